@@ -1,0 +1,284 @@
+//! What can go wrong: [`Error`] for making and using a pool, [`TaskError`] for what becomes of one
+//! task.
+//!
+//! Messages are fragments that read after "failed to …", and name the remedy where there is one.
+
+use std::fmt;
+use std::io;
+use std::time::Duration;
+
+/// Why a pool could not be made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// [`init`](crate::init) has not run in this process.
+    #[error(
+        "procpool::init() was not called in this process: make it the first line of `main`; in a test binary, add `procpool::test_support!();` at its top level"
+    )]
+    NotInitialized,
+    /// An option has a value that can't be used.
+    #[error("the option `{option}` cannot be {value}: {remedy}")]
+    Option {
+        /// The builder's method.
+        option: &'static str,
+        /// What it was set to.
+        value: String,
+        /// What to do about it.
+        remedy: &'static str,
+    },
+    /// There are not enough file descriptors for all workers.
+    #[error(
+        "{workers} workers need {needed} open files, those that are open now included, and the limit is {limit}: raise it (`ulimit -n {needed}`), or have fewer workers"
+    )]
+    OpenFiles {
+        /// How many workers were asked for.
+        workers: usize,
+        /// How many open files that takes.
+        needed: u64,
+        /// How many this process may have.
+        limit: u64,
+    },
+    /// No worker could be started.
+    #[error("the first worker could not be started: {0}")]
+    Start(#[from] StartError),
+    /// The system refused something that the pool itself needs.
+    #[error("the pool could not be set up: {what}: {source}")]
+    System {
+        /// What was asked for.
+        what: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// Why one worker could not be made ready.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The system would not start a process.
+    #[error("the process could not be started: {0}")]
+    Spawn(String),
+    /// The process ended before it had reported.
+    #[error("it {0} before the handshake: is `procpool::init()` the first line of main?")]
+    Died(DeathCause),
+    /// The process had not reported, or its initializer not returned, in time.
+    #[error(
+        "it was not ready after {0:?}: is `procpool::init()` the first line of main, and `start_timeout` long enough for the initializer?"
+    )]
+    TimedOut(Duration),
+    /// What reported is not a copy of this program.
+    #[error("what reported is not a copy of this program: {0}")]
+    Stranger(String),
+    /// The initializer panicked, or the worker died in it.
+    #[error("its initializer failed: {0}")]
+    Initializer(String),
+    /// The pool was terminated meanwhile.
+    #[error("the pool was terminated")]
+    Terminated,
+}
+
+/// How a worker ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DeathCause {
+    /// It exited with this code.
+    Exited(i32),
+    /// It was killed by this signal; the flag says whether it dumped core.
+    Signaled(i32, bool),
+    /// It needed more memory than it was allowed.
+    OutOfMemory,
+    /// What it sent could not be understood, so it was killed.
+    Misbehaved,
+    /// Somebody else collected its exit status: the host program waits for any child, or ignores
+    /// SIGCHLD.
+    Unknown,
+}
+
+impl fmt::Display for DeathCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Exited(code) => write!(f, "exited with code {code}"),
+            Self::Signaled(signal, dumped) => {
+                match crate::os::process::signal_name(signal) {
+                    Some(name) => write!(f, "was killed by {name}")?,
+                    None => write!(f, "was killed by signal {signal}")?,
+                }
+                f.write_str(if dumped { " (core dumped)" } else { "" })
+            }
+            Self::OutOfMemory => f.write_str("ran out of memory"),
+            Self::Misbehaved => f.write_str("sent what cannot be understood and was killed"),
+            Self::Unknown => {
+                f.write_str("ended in a way that is not known, since another part of this program collected its exit status")
+            }
+        }
+    }
+}
+
+/// Whether a failed task has run, the first thing to know before running it again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum DidRun {
+    /// It was never started.
+    No,
+    /// It was started and may have had any part of its effects.
+    Maybe,
+    /// It ran to its end, or to its panic.
+    Yes,
+}
+
+/// What became of a task that has no answer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TaskError {
+    inner: Box<Inner>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+struct Inner {
+    kind: TaskErrorKind,
+    id: u64,
+    pid: Option<u32>,
+    attempt: u32,
+    did_it_run: DidRun,
+}
+
+impl TaskError {
+    pub(crate) fn new(
+        kind: TaskErrorKind,
+        id: u64,
+        pid: Option<u32>,
+        attempt: u32,
+        did_it_run: DidRun,
+    ) -> Self {
+        Self { inner: Box::new(Inner { kind, id, pid, attempt, did_it_run }) }
+    }
+
+    /// What happened.
+    pub fn kind(&self) -> &TaskErrorKind {
+        &self.inner.kind
+    }
+
+    /// The task's position in the input; for single calls, its number among the pool's.
+    pub fn id(&self) -> u64 {
+        self.inner.id
+    }
+
+    /// The worker that it was given to, if it was.
+    pub fn pid(&self) -> Option<u32> {
+        self.inner.pid
+    }
+
+    /// Which attempt this was, from 1.
+    pub fn attempt(&self) -> u32 {
+        self.inner.attempt
+    }
+
+    /// Whether the task has run.
+    pub fn did_it_run(&self) -> DidRun {
+        self.inner.did_it_run
+    }
+}
+
+impl fmt::Display for TaskError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "task {}", self.id())?;
+        if let Some(pid) = self.pid() {
+            write!(f, " (PID {pid}")?;
+            if self.attempt() > 1 {
+                write!(f, ", attempt {}", self.attempt())?;
+            }
+            f.write_str(")")?;
+        }
+        write!(f, ": {}", self.kind())
+    }
+}
+
+impl std::error::Error for TaskError {}
+
+/// The ways in which a task can end without an answer.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TaskErrorKind {
+    /// It panicked. The worker goes on.
+    #[error("panicked{}: {message}", at(.location))]
+    Panicked {
+        /// The panic's message.
+        message: String,
+        /// `file:line:column`, where it is known.
+        location: Option<String>,
+        /// The stack; empty where `RUST_BACKTRACE=0`.
+        backtrace: String,
+    },
+    /// Its worker died while it ran. Another takes the worker's place.
+    #[error("its worker {cause} while running it{}", output(.last_output))]
+    Died {
+        /// How the worker ended.
+        cause: DeathCause,
+        /// The last lines that it wrote to standard error, where that is captured.
+        last_output: Option<String>,
+    },
+    /// It ran for longer than its time limit, and its worker was killed.
+    #[error("was stopped after its time limit of {after:?}")]
+    TimedOut {
+        /// The limit.
+        after: Duration,
+    },
+    /// It was cancelled.
+    #[error("was cancelled")]
+    Cancelled,
+    /// The pool was closed before the task was submitted, or terminated before it was done.
+    #[error("the pool is closed")]
+    Closed,
+    /// A value could not be encoded.
+    #[error("its {} could not be encoded: {reason}", value(.side))]
+    Encode {
+        /// Which value.
+        side: Side,
+        /// Names the type.
+        reason: String,
+    },
+    /// A value could not be decoded.
+    #[error("its {} could not be decoded: {reason}", value(.side))]
+    Decode {
+        /// Which value.
+        side: Side,
+        /// Names the type.
+        reason: String,
+    },
+    /// The function can't be called in a worker.
+    #[error("{reason}")]
+    Function {
+        /// Why.
+        reason: String,
+    },
+    /// No worker could be made ready to run it.
+    #[error("no worker could be made ready in {attempts} attempts; the last one: {cause}")]
+    Initializer {
+        /// What became of the last attempt.
+        cause: StartError,
+        /// How many attempts there were.
+        attempts: u32,
+    },
+}
+
+/// Where a value was encoded or decoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// An argument: encoded in the parent, decoded in the worker.
+    Argument,
+    /// A result: encoded in the worker, decoded in the parent.
+    Result,
+}
+
+fn value(side: &Side) -> &'static str {
+    match side {
+        Side::Argument => "argument",
+        Side::Result => "result",
+    }
+}
+
+fn at(location: &Option<String>) -> String {
+    location.as_ref().map_or_else(String::new, |location| format!(" at {location}"))
+}
+
+fn output(last: &Option<String>) -> String {
+    last.as_ref().map_or_else(String::new, |last| format!("; its last output: {}", last.trim_end()))
+}

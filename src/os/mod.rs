@@ -1,0 +1,6 @@
+//! What is asked of the operating system: starting, watching and killing processes, and looking at
+//! them. Everything here is Linux's.
+
+pub(crate) mod observe;
+pub(crate) mod process;
+pub(crate) mod signals;

@@ -1,0 +1,175 @@
+//! Tasks on their way to a worker: [`Batch`] is a run of items of one job, and [`Pace`] says how
+//! many of them are worth sending at once.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use procpool_worker::protocol::take_item;
+
+use super::job::{Arrival, Content, Job, Origin};
+use super::scheduler::Counters;
+use crate::error::{DidRun, TaskErrorKind};
+
+/// Consecutive items of one job, with their encoded arguments. An item is in exactly one place: in
+/// a queued batch, in the running chunk of one worker, or settled in the job's ledger.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    pub(crate) job: Arc<Job>,
+    /// Id of the first item.
+    pub(crate) first: u64,
+    pub(crate) items: u32,
+    /// Which attempt this is, from 1.
+    pub(crate) attempt: u32,
+    /// How many workers have died on it before any of its items was begun.
+    pub(crate) losses: u32,
+    pub(crate) queued: Instant,
+    arguments: Arguments,
+}
+
+/// A part of a shared buffer, so that a batch can be split without copying.
+#[derive(Debug, Clone)]
+struct Arguments {
+    bytes: Arc<[u8]>,
+    start: usize,
+    end: usize,
+}
+
+impl Batch {
+    /// `arguments` holds `items` arguments, each with its length before it.
+    pub(crate) fn new(job: Arc<Job>, first: u64, items: u32, arguments: &[u8]) -> Self {
+        let arguments = Arguments { bytes: arguments.into(), start: 0, end: arguments.len() };
+        Self { job, first, items, attempt: 1, losses: 0, queued: Instant::now(), arguments }
+    }
+
+    /// The encoded arguments.
+    pub(crate) fn arguments(&self) -> &[u8] {
+        &self.arguments.bytes[self.arguments.start..self.arguments.end]
+    }
+
+    /// Takes off the first `items`; there must be more than that.
+    pub(crate) fn split_front(&mut self, items: u32) -> Self {
+        debug_assert!(items < self.items);
+        let mut rest = self.arguments();
+        for _ in 0..items {
+            rest = take_item(rest).expect("arguments are as they were encoded here").1;
+        }
+        let middle = self.arguments.end - rest.len();
+        let front = Self {
+            job: Arc::clone(&self.job),
+            items,
+            arguments: Arguments { end: middle, ..self.arguments.clone() },
+            ..*self
+        };
+        self.first += u64::from(items);
+        self.items -= items;
+        self.arguments.start = middle;
+        front
+    }
+
+    /// Where its outcomes come from, when it was sent at `sent` to this worker.
+    pub(crate) fn origin(&self, pid: u32, slot: usize, sent: Instant) -> Origin {
+        let queued = sent.saturating_duration_since(self.queued);
+        Origin { pid, slot, attempt: self.attempt, queued }
+    }
+
+    /// Ends its items as failed in this way.
+    pub(crate) fn fail(
+        &self,
+        kind: TaskErrorKind,
+        did_it_run: DidRun,
+        origin: Origin,
+        elapsed: Duration,
+        counters: &Counters,
+    ) {
+        let content = Content::Failed(kind, did_it_run, elapsed);
+        let (first, items) = (self.first, self.items);
+        if self.job.deliver(Arrival { first, items, origin, content }) {
+            counters.failed.fetch_add(items.into(), Relaxed);
+        }
+    }
+
+    /// How many of the first items take up to `limit` bytes, and how many those are.
+    pub(crate) fn fitting(&self, items: u32, limit: usize) -> u32 {
+        if items == self.items && self.arguments().len() <= limit {
+            return items;
+        }
+        let all = self.arguments();
+        let mut rest = all;
+        let mut count = 0;
+        while count < items {
+            let Some((_, next)) = take_item(rest) else { break };
+            if all.len() - next.len() > limit {
+                break;
+            }
+            rest = next;
+            count += 1;
+        }
+        count
+    }
+}
+
+/// Takes the last `items` off a run of batches, in order.
+pub(crate) fn split_back(batches: &mut VecDeque<Batch>, mut items: u32) -> Vec<Batch> {
+    let mut taken = Vec::new();
+    while items > 0 {
+        let Some(mut last) = batches.pop_back() else { break };
+        if last.items > items {
+            batches.push_back(last.split_front(last.items - items));
+        }
+        items -= last.items;
+        taken.push(last);
+    }
+    taken.reverse();
+    taken
+}
+
+/// How long an item of a function takes, as measured by the workers.
+#[derive(Debug, Default)]
+pub(crate) struct Pace {
+    /// Nanoseconds per item: a moving average, zero as long as nothing is known.
+    nanos: AtomicU64,
+    /// How many items have been measured.
+    seen: AtomicU64,
+}
+
+impl Pace {
+    /// How long a chunk should take, in nanoseconds. Sending one and waking up for its answer costs
+    /// 10 to 20 µs, so that this loses one or two per cent; results are not seen any earlier than a
+    /// chunk's end or its first millisecond, whichever is first, so that it isn't felt either.
+    pub(crate) const CHUNK: u64 = 1_000_000;
+
+    /// The most items in a chunk that is sized here.
+    const MOST: u32 = 1 << 16;
+
+    /// Takes note that `items` took `nanos` together.
+    pub(crate) fn observe(&self, items: u64, nanos: u64) {
+        if items == 0 {
+            return;
+        }
+        let each = (nanos / items).max(1);
+        let before = self.nanos.load(Relaxed);
+        // Up at once, down slowly: a chunk that is too long holds results back, one that is too
+        // short costs a little.
+        let next = if before == 0 || each > before { each } else { (before * 3 + each) / 4 };
+        self.nanos.store(next, Relaxed);
+        self.seen.fetch_add(items, Relaxed);
+    }
+
+    /// How many items to send at once: one to begin with, and never many more than have been
+    /// measured, since the first ones need not be like the others.
+    pub(crate) fn chunk(&self) -> u32 {
+        let (nanos, seen) = (self.nanos.load(Relaxed), self.seen.load(Relaxed));
+        if nanos == 0 {
+            return 1;
+        }
+        let worth = (Self::CHUNK / nanos).clamp(1, Self::MOST.into());
+        worth.min(4 * seen) as u32
+    }
+
+    /// Nanoseconds per item, zero if not known.
+    pub(crate) fn nanos(&self) -> u64 {
+        self.nanos.load(Relaxed)
+    }
+}

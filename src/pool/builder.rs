@@ -1,0 +1,350 @@
+//! How a pool is set up.
+
+use std::ffi::OsString;
+use std::num::NonZero;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use procpool_worker::function::Call;
+use procpool_worker::{codec, serve, transport};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::chunk::inline_limit;
+use super::options::TaskOptions;
+use super::scheduler::Shared;
+use super::supervisor::{self, Orders};
+use super::{Pool, driver};
+use crate::entry;
+use crate::error::Error;
+use crate::os::process::{Launch, Output};
+use crate::os::signals;
+
+/// The stack of a pool's own threads in bytes. They run no code of the user's.
+const STACK: usize = 256 << 10;
+
+/// File descriptors that a pool takes for itself, or for a moment while a worker starts.
+const SPARE_FDS: u64 = 12;
+
+/// Sets up a [`Pool`]; made by [`Pool::builder`].
+///
+/// ```no_run
+/// # fn main() -> Result<(), procpool::Error> {
+/// use std::time::Duration;
+///
+/// let pool = procpool::Pool::builder()
+///     .workers(4)
+///     .name("parsers")
+///     .retries(1)
+///     .task_timeout(Duration::from_secs(5))
+///     .build()?;
+/// # Ok(())
+/// # }
+/// ```
+#[must_use = "a builder does nothing until `build` is called"]
+pub struct PoolBuilder {
+    /// 0: as many as this process may use CPUs.
+    workers: usize,
+    /// "procpool".
+    name: String,
+    initializer: Option<InitializerSetup>,
+    options: TaskOptions,
+    /// `None`: grows with what the tasks need.
+    window: Option<u64>,
+    /// 30 s.
+    start_timeout: Duration,
+    env: Vec<(OsString, OsString)>,
+    env_per_worker: Option<EnvPerWorker>,
+    current_dir: Option<PathBuf>,
+    output: Output,
+}
+
+type EnvPerWorker = Arc<dyn Fn(usize) -> Vec<(OsString, OsString)> + Send + Sync>;
+type InitializerSetup = Result<Initializer, Error>;
+
+impl std::fmt::Debug for PoolBuilder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PoolBuilder")
+            .field("workers", &self.workers)
+            .field("name", &self.name)
+            .field("options", &self.options)
+            .field("window", &self.window)
+            .field("start_timeout", &self.start_timeout)
+            .field("env", &self.env)
+            .field("current_dir", &self.current_dir)
+            .field("output", &self.output)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A pool's set-up, as it stays.
+pub(crate) struct Config {
+    pub(crate) workers: usize,
+    pub(crate) name: String,
+    pub(crate) initializer: Option<Initializer>,
+    pub(crate) window: Option<u64>,
+    pub(crate) start_timeout: Duration,
+    pub(crate) env_per_worker: Option<EnvPerWorker>,
+    pub(crate) launch: Launch,
+}
+
+impl std::fmt::Debug for Config {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Config").field("workers", &self.workers).finish_non_exhaustive()
+    }
+}
+
+/// What each worker calls before its first task.
+#[derive(Debug)]
+pub(crate) struct Initializer {
+    pub(crate) call: Call,
+    /// With its length before it.
+    pub(crate) argument: Vec<u8>,
+}
+
+impl PoolBuilder {
+    pub(super) fn new() -> Self {
+        Self {
+            workers: 0,
+            name: "procpool".to_owned(),
+            initializer: None,
+            options: TaskOptions::default(),
+            window: None,
+            start_timeout: Duration::from_secs(30),
+            env: Vec::new(),
+            env_per_worker: None,
+            current_dir: None,
+            output: Output::Inherit,
+        }
+    }
+
+    /// How many workers there are. 0, as if it were not set: as many as this process may use CPUs,
+    /// by its affinity and its cgroup's quota.
+    pub fn workers(mut self, workers: usize) -> Self {
+        self.workers = workers;
+        self
+    }
+
+    /// What the workers are called in `ps` and `top`: this name and their slot.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self
+    }
+
+    /// Has each worker call `f` with `argument` before its first task, also each that takes the
+    /// place of one that has died. What it returns is kept for the worker's tasks; see
+    /// [`with_state`](crate::with_state).
+    ///
+    /// A worker whose initializer panics or dies is not used; after several attempts, with growing
+    /// pauses, the tasks that wait for a worker fail with
+    /// [`TaskErrorKind::Initializer`](crate::TaskErrorKind::Initializer).
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// struct Model { weights: Vec<f64> }
+    ///
+    /// fn load(path: String) -> Model {
+    ///     Model { weights: vec![path.len() as f64] }
+    /// }
+    ///
+    /// fn predict(x: f64) -> f64 {
+    ///     procpool::with_state(|model: &mut Model| model.weights[0] * x).unwrap()
+    /// }
+    ///
+    /// let pool = procpool::Pool::builder().initializer(load, "model.bin".to_owned()).build()?;
+    /// println!("{:?}", pool.map(predict, [1.0, 2.0])?);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn initializer<A, S>(mut self, f: fn(A) -> S, argument: A) -> Self
+    where
+        A: Serialize + DeserializeOwned,
+        S: 'static,
+    {
+        let option = |value: String, remedy| Error::Option { option: "initializer", value, remedy };
+        self.initializer = Some((|| {
+            let call = serve::name_initializer(f).map_err(|error| {
+                option(error.to_string(), "pass a function of this program itself")
+            })?;
+            let mut bytes = Vec::new();
+            procpool_worker::protocol::put_item(&mut bytes, &argument).map_err(
+                |error: codec::CodecError| {
+                    option(error.to_string(), "pass an argument that can be encoded")
+                },
+            )?;
+            Ok(Initializer { call, argument: bytes })
+        })());
+        self
+    }
+
+    /// Kills the worker of a task that runs for longer than this; the task fails with
+    /// [`TaskErrorKind::TimedOut`](crate::TaskErrorKind::TimedOut).
+    pub fn task_timeout(mut self, limit: Duration) -> Self {
+        self.options.timeout = Some(limit);
+        self
+    }
+
+    /// Runs a task again, up to this many times, after its worker died or its time ran out; never
+    /// after a panic. Not set: never, since a task that has begun may have had effects.
+    pub fn retries(mut self, times: u32) -> Self {
+        self.options.retries = Some(times);
+        self
+    }
+
+    /// Sends so many items to a worker at once. Not set: as many as take about a millisecond, as
+    /// measured.
+    pub fn chunk_size(mut self, items: usize) -> Self {
+        self.options = self.options.chunk_size(items);
+        self
+    }
+
+    /// How many items of an input may have been read without their results having been taken. Not
+    /// set: a few chunks for each worker.
+    pub fn window(mut self, items: usize) -> Self {
+        self.window = Some(items as u64);
+        self
+    }
+
+    /// How long a worker may take from its start to the end of its initializer. Not set: 30 s.
+    pub fn start_timeout(mut self, limit: Duration) -> Self {
+        self.start_timeout = limit;
+        self
+    }
+
+    /// Sets a variable in the workers' environment.
+    pub fn env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
+        self.env.push((name.into(), value.into()));
+        self
+    }
+
+    /// Sets variables in the environment of each worker, by its slot: for example one device each.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), procpool::Error> {
+    /// let pool = procpool::Pool::builder()
+    ///     .workers(2)
+    ///     .env_per_worker(|slot| vec![("CUDA_VISIBLE_DEVICES".into(), slot.to_string().into())])
+    ///     .build()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn env_per_worker(
+        mut self,
+        env: impl Fn(usize) -> Vec<(OsString, OsString)> + Send + Sync + 'static,
+    ) -> Self {
+        self.env_per_worker = Some(Arc::new(env));
+        self
+    }
+
+    /// Where the workers start. Not set: where this process is.
+    pub fn current_dir(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.current_dir = Some(dir.into());
+        self
+    }
+
+    /// Where the workers' standard output and standard error go. Not set: to where this process's
+    /// go.
+    pub fn output(mut self, output: Output) -> Self {
+        self.output = output;
+        self
+    }
+
+    /// Starts the workers, and returns as soon as the first of them has been heard of.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotInitialized`] where [`init`](crate::init) has not been called, [`Error::Option`]
+    /// for an option that can't be used, [`Error::Start`] when the first worker can't be started,
+    /// and [`Error::System`] when the system refuses a thread or a file descriptor.
+    pub fn build(self) -> Result<Pool, Error> {
+        if !entry::is_initialized() {
+            return Err(Error::NotInitialized);
+        }
+        let (workers, config, options) = self.resolve()?;
+        let system = |what| move |source| Error::System { what, source };
+        check_open_files(workers)?;
+        let frame = transport::max_frame().map_err(|error| Error::System {
+            what: "a socket",
+            source: std::io::Error::other(error.to_string()),
+        })?;
+        let orders = Orders::new().map_err(system("an event descriptor"))?;
+        let (reader, cord) = std::io::pipe().map_err(system("a pipe"))?;
+        let config = config(reader.into());
+        let slots = config.workers;
+        let shared = Arc::new(Shared::new(config, orders, inline_limit(frame)));
+        for slot in 0..slots {
+            shared.orders.spawn(slot, std::time::Instant::now());
+        }
+        let pool = Pool::of(Arc::clone(&shared), options, cord.into());
+        let start = |name: String, run: Box<dyn FnOnce(&Shared) + Send>| {
+            let shared = Arc::clone(&shared);
+            let thread = std::thread::Builder::new().name(name).stack_size(STACK);
+            signals::blocked(|| thread.spawn(move || run(&shared)))
+                .map(|thread| pool.keep(thread))
+                .map_err(system("a thread"))
+        };
+        start("procpool-supervisor".to_owned(), Box::new(supervisor::supervise))
+            .inspect_err(|_| shared.drivers_missing(slots))?;
+        for slot in 0..slots {
+            let drive = Box::new(move |shared: &Shared| driver::drive(shared, slot));
+            start(format!("procpool-{slot}"), drive)
+                .inspect_err(|_| shared.drivers_missing(slots - slot))?;
+        }
+        shared.wait_first_start()?;
+        Ok(pool)
+    }
+
+    /// Checks the options and fills in what was left open; the worker's end of the cord is the last
+    /// that is missing.
+    fn resolve(self) -> Result<(usize, impl FnOnce(OwnedFd) -> Config, TaskOptions), Error> {
+        /// More slots than this are surely a mistake: each takes a process and a thread.
+        const MOST: usize = 4096;
+        let refuse = |option, value: String, remedy| Err(Error::Option { option, value, remedy });
+        if self.workers > MOST {
+            return refuse("workers", self.workers.to_string(), "use at most 4096");
+        }
+        if self.window == Some(0) {
+            return refuse("window", "0".to_owned(), "use at least 1, or leave it unset");
+        }
+        if self.start_timeout.is_zero() {
+            return refuse("start_timeout", "0 s".to_owned(), "no process starts in no time");
+        }
+        if self.options.timeout.is_some_and(|limit| limit.is_zero()) {
+            return refuse("task_timeout", "0 s".to_owned(), "leave it unset for no limit");
+        }
+        let initializer = self.initializer.transpose()?;
+        let workers = match self.workers {
+            0 => std::thread::available_parallelism().map_or(1, NonZero::get),
+            workers => workers,
+        };
+        let config = move |cord| Config {
+            workers,
+            name: self.name,
+            initializer,
+            window: self.window,
+            start_timeout: self.start_timeout,
+            env_per_worker: self.env_per_worker,
+            launch: Launch {
+                env: self.env,
+                current_dir: self.current_dir,
+                output: self.output,
+                cord,
+            },
+        };
+        Ok((workers, config, self.options))
+    }
+}
+
+/// Refuses more workers than there are file descriptors for: found out one by one, it would be in
+/// the middle of a handshake.
+fn check_open_files(workers: usize) -> Result<(), Error> {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let open = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count) as u64;
+    let needed = open + supervisor::FDS_PER_WORKER * workers as u64 + SPARE_FDS;
+    match limit {
+        Some(limit) if needed > limit => Err(Error::OpenFiles { workers, needed, limit }),
+        _ => Ok(()),
+    }
+}

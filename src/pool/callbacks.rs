@@ -1,0 +1,51 @@
+//! Where callbacks run: on a thread of their own, which is started with the first one. A callback
+//! may take its time, use the pool, or panic, and no worker waits for it.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::os::signals;
+
+/// Something to be called once.
+pub(crate) type Callback = Box<dyn FnOnce() + Send>;
+
+/// The way to the callbacks' thread. The thread ends when the last clone is dropped and everything
+/// that was sent has been called.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Callbacks {
+    sender: Arc<Mutex<Option<Sender<Callback>>>>,
+}
+
+impl Callbacks {
+    /// Has `callback` called soon.
+    pub(crate) fn call(&self, callback: Callback) {
+        let mut sender = self.sender.lock().unwrap_or_else(PoisonError::into_inner);
+        let unsent = match sender.as_ref() {
+            Some(sender) => sender.send(callback).err().map(|error| error.0),
+            None => Some(callback),
+        };
+        let Some(callback) = unsent else { return };
+        let (new, receiver) = channel::<Callback>();
+        let thread = std::thread::Builder::new().name("procpool-callbacks".to_owned());
+        let started = signals::blocked(|| {
+            thread.spawn(move || {
+                for callback in receiver {
+                    // The panic has been reported by the program's own hook.
+                    let _ = catch_unwind(AssertUnwindSafe(callback));
+                }
+            })
+        });
+        match started {
+            Ok(_) => {
+                let _ = new.send(callback);
+                *sender = Some(new);
+            }
+            // Without a thread, better here than never.
+            Err(_) => {
+                drop(sender);
+                let _ = catch_unwind(AssertUnwindSafe(callback));
+            }
+        }
+    }
+}

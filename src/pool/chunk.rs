@@ -1,0 +1,377 @@
+//! One chunk on its way through a worker: [`Chunk`] is what is known of it while it runs, seen by
+//! the thread that drives the worker, by one that takes items back, and by the supervisor.
+//!
+//! [`run`] sends the frame, delivers what is committed as it is told of it, and at the end accounts
+//! for every item: delivered, or given back as never begun, or named as the one that was running
+//! when the worker was lost.
+
+use std::collections::VecDeque;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use procpool_worker::codec;
+use procpool_worker::lane::{CAPACITY, Lane};
+use procpool_worker::protocol::{self, Reply, Request, SPAN_HEAD};
+use procpool_worker::transport::{Region, TransportError};
+
+use super::batch::{Batch, split_back};
+use super::job::{Arrival, Content, Origin};
+use super::records::{self, Records};
+use super::scheduler::Counters;
+use super::worker::{Doom, Process, Worker};
+use crate::error::{DeathCause, DidRun, Side, TaskErrorKind};
+
+/// A chunk that a worker runs.
+#[derive(Debug)]
+pub(crate) struct Chunk {
+    pub(crate) process: Arc<Process>,
+    pub(crate) lane: Arc<Lane>,
+    /// What is not delivered, in order.
+    batches: VecDeque<Batch>,
+    /// How many items it has, those that were delivered included.
+    items: u32,
+    delivered: u32,
+    /// How many bytes of the lane's results have been read.
+    read: usize,
+    sent: Instant,
+    /// The time limit of each item.
+    pub(crate) limit: Option<Duration>,
+    /// The item that was last seen running, and since when.
+    seen: (u32, Instant),
+}
+
+/// Where a slot's chunk is kept while it runs.
+pub(crate) type Running = Mutex<Option<Chunk>>;
+
+/// What is left of a chunk whose worker is lost.
+#[derive(Debug)]
+pub(crate) struct Loss {
+    /// The item that was running, as a batch of one.
+    pub(crate) victim: Option<Batch>,
+    /// What had not been begun.
+    pub(crate) rest: Vec<Batch>,
+    /// When the chunk was sent.
+    pub(crate) sent: Instant,
+    /// How long the victim had run.
+    pub(crate) elapsed: Duration,
+}
+
+/// The largest body that travels in a frame; what is larger goes through shared memory.
+pub(crate) fn inline_limit(max_frame: usize) -> usize {
+    // A request before the body takes a few bytes.
+    max_frame.min(192 << 10) - 64
+}
+
+impl Chunk {
+    /// Of at least one batch. All batches have the same limit. From here on items can be taken
+    /// back, although the worker has yet to be sent its frame.
+    pub(crate) fn new(worker: &Worker, batches: VecDeque<Batch>) -> Self {
+        let now = Instant::now();
+        let items = batches.iter().map(|batch| batch.items).sum();
+        worker.lane.open(items);
+        let limit = batches.front().and_then(|batch| batch.job.options.timeout);
+        Self {
+            process: Arc::clone(&worker.process),
+            lane: Arc::clone(&worker.lane),
+            items,
+            batches,
+            delivered: 0,
+            read: 0,
+            sent: now,
+            limit,
+            seen: (0, now),
+        }
+    }
+
+    pub(crate) fn items(&self) -> u32 {
+        self.items
+    }
+
+    /// How many items are not delivered.
+    pub(crate) fn open(&self) -> u32 {
+        self.items - self.delivered
+    }
+
+    /// Whether it is worth taking items back for another worker, and how many.
+    pub(crate) fn surplus(&self) -> u32 {
+        // Sending a chunk takes about this long: less than that is done sooner where it is.
+        const WORTHWHILE: u64 = 100_000;
+        let unstarted = self.lane.unstarted();
+        let nanos = self.batches.back().map_or(0, |batch| batch.job.pace.nanos());
+        let running = procpool_worker::harden::now().saturating_sub(self.lane.begun());
+        let soon = u64::from(unstarted).saturating_mul(nanos) < WORTHWHILE;
+        if unstarted == 0 || (soon && running < WORTHWHILE) { 0 } else { unstarted.div_ceil(2) }
+    }
+
+    /// Takes back up to `max` items that are not begun, from the end.
+    pub(crate) fn take_back(&mut self, max: u32) -> Vec<Batch> {
+        let range = self.lane.take_back(max.min(self.items - self.delivered));
+        // A worker gone wild may have made the claim say anything.
+        if range.end != self.items || range.start < self.delivered || range.is_empty() {
+            return Vec::new();
+        }
+        self.items = range.start;
+        split_back(&mut self.batches, range.end - range.start)
+    }
+
+    /// The item that runs, as the worker says.
+    fn running(&self) -> Option<u32> {
+        let (started, committed) = (self.lane.started(), self.lane.progress().items);
+        (started > committed && started <= self.items).then(|| started - 1)
+    }
+
+    /// Ends the worker if its item has run for longer than the limit; gives what it then won't
+    /// begin, and when to look again.
+    pub(crate) fn enforce(&mut self) -> (Vec<Batch>, Option<Instant>) {
+        let Some(limit) = self.limit else { return (Vec::new(), None) };
+        let now = Instant::now();
+        let Some(item) = self.running() else { return (Vec::new(), Some(now + limit)) };
+        if self.seen.0 != item + 1 {
+            self.seen = (item + 1, now);
+        }
+        let begun = Duration::from_nanos(self.lane.begun());
+        let clock = Duration::from_nanos(procpool_worker::harden::now());
+        // What the worker says of its beginning is believed as long as it makes the wait shorter.
+        let ran = clock.saturating_sub(begun).max(now - self.seen.1);
+        if ran < limit {
+            return (Vec::new(), Some(now + (limit - ran)));
+        }
+        // First that it can't begin another: that one would be ended without having deserved it.
+        let rest = self.take_back(u32::MAX);
+        if self.running() == Some(item) {
+            self.process.kill(Doom::TimedOut { item, after: limit });
+        }
+        (rest, Some(now + limit))
+    }
+
+    /// Ends the worker if the item that it runs is one that `is_target` picks.
+    pub(crate) fn cancel(&mut self, is_target: impl Fn(&Batch) -> bool) -> Vec<Batch> {
+        if !self.batches.iter().any(&is_target) {
+            return Vec::new();
+        }
+        let rest = self.take_back(u32::MAX);
+        let Some(item) = self.running() else { return rest };
+        let mut position = self.delivered;
+        for batch in &self.batches {
+            if (position..position + batch.items).contains(&item) && is_target(batch) {
+                self.process.kill(Doom::Cancelled { item });
+            }
+            position += batch.items;
+        }
+        rest
+    }
+
+    /// Writes the frame. A body that is too large for one is given as a region.
+    fn encode(&self, worker: &mut Worker, limit: usize) -> Result<Option<Region>, TransportError> {
+        let size: usize =
+            self.batches.iter().map(|batch| batch.arguments().len() + SPAN_HEAD).sum();
+        let in_region = size > limit;
+        let sequence = worker.sequence;
+        let request = Request::Chunk { sequence, in_region, limited: self.limit.is_some() };
+        worker.frame.clear();
+        codec::encode(&request, &mut worker.frame)
+            .map_err(|error| TransportError::Malformed(error.to_string()))?;
+        let put = |body: &mut Vec<u8>| {
+            for batch in &self.batches {
+                // One that can't be called was refused when it was submitted.
+                if let Ok(call) = batch.job.call {
+                    protocol::put_span(body, call, batch.items, batch.arguments());
+                }
+            }
+        };
+        if !in_region {
+            put(&mut worker.frame);
+            return Ok(None);
+        }
+        let mut body = Vec::with_capacity(size);
+        put(&mut body);
+        Region::copy_of(&body).map(Some)
+    }
+
+    /// Delivers what the worker has committed. With `all`, also items whose time is not known yet.
+    /// An error means that the lane holds nonsense.
+    fn harvest(&mut self, worker: &Worker, counters: &Counters, all: bool) -> Result<(), Nonsense> {
+        let progress = self.lane.progress();
+        let bytes = progress.bytes as usize;
+        if progress.items < self.delivered
+            || progress.items > self.items
+            || bytes < self.read
+            || bytes > CAPACITY
+        {
+            return Err(Nonsense);
+        }
+        let mut buffer = Vec::new();
+        self.lane.copy_results(self.read..bytes, &mut buffer);
+        let survey = records::survey(&buffer).ok_or(Nonsense)?;
+        if survey.items != progress.items - self.delivered {
+            return Err(Nonsense);
+        }
+        if !all && survey.timed < survey.items {
+            // In the middle of a block: its time will be known soon.
+            return Ok(());
+        }
+        let regions = (0..survey.regions).map(|_| worker.results.take());
+        let regions = regions.collect::<Result<VecDeque<_>, _>>().map_err(|_| Nonsense)?;
+        self.read = bytes;
+        counters.done.fetch_add(survey.answers.into(), Relaxed);
+        counters.failed.fetch_add((survey.items - survey.answers).into(), Relaxed);
+        counters.slots[self.process.slot].fetch_add(survey.items.into(), Relaxed);
+        if let Some(batch) = self.batches.front() {
+            // Where several functions share a chunk it isn't known which of them took the time.
+            let is_one = self.batches.iter().all(|other| other.job.call == batch.job.call);
+            if is_one || survey.items == 1 {
+                batch.job.pace.observe(survey.timed.into(), survey.nanos);
+            }
+        }
+        self.distribute(Records::new(buffer, regions), survey.items);
+        Ok(())
+    }
+
+    fn distribute(&mut self, mut records: Records, mut items: u32) {
+        self.delivered += items;
+        while items > 0 {
+            let Some(mut batch) = self.batches.pop_front() else { return };
+            if batch.items > items {
+                let front = batch.split_front(items);
+                self.batches.push_front(std::mem::replace(&mut batch, front));
+            }
+            let content = if batch.items == items {
+                std::mem::take(&mut records)
+            } else {
+                records.split_front(batch.items)
+            };
+            items -= batch.items;
+            let origin = self.origin(&batch);
+            let (first, count) = (batch.first, batch.items);
+            let content = Content::Records(content);
+            batch.job.deliver(Arrival { first, items: count, origin, content });
+        }
+    }
+
+    fn origin(&self, batch: &Batch) -> Origin {
+        batch.origin(self.process.pid(), self.process.slot, self.sent)
+    }
+
+    /// Fails what is left, none of which was sent.
+    fn refuse(&mut self, kind: &TaskErrorKind, counters: &Counters) {
+        for batch in std::mem::take(&mut self.batches) {
+            batch.fail(kind.clone(), DidRun::No, self.origin(&batch), Duration::ZERO, counters);
+        }
+        self.items = self.delivered;
+    }
+
+    /// Accounts for what is left when the worker is lost. What a lane says that holds nonsense is
+    /// not believed: then the first item that is left is the one to be named.
+    fn into_loss(mut self, is_sane: bool) -> Loss {
+        let begun = !is_sane || self.running() == Some(self.delivered);
+        let begun = begun && !self.batches.is_empty();
+        let victim = begun.then(|| match self.batches.front_mut() {
+            Some(first) if first.items > 1 => Some(first.split_front(1)),
+            _ => self.batches.pop_front(),
+        });
+        let ran = procpool_worker::harden::now().saturating_sub(self.lane.begun());
+        let elapsed = Duration::from_nanos(ran).min(self.sent.elapsed());
+        Loss { victim: victim.flatten(), rest: self.batches.into(), sent: self.sent, elapsed }
+    }
+}
+
+/// The lane holds what no sane worker writes.
+#[derive(Debug)]
+struct Nonsense;
+
+/// Runs the chunk that lies in `running` on `worker`, to the end of one of them.
+pub(crate) fn run(
+    worker: &mut Worker,
+    running: &Running,
+    inline_limit: usize,
+    counters: &Counters,
+) -> Result<(), Loss> {
+    let outcome = drive(worker, running, inline_limit, counters);
+    let is_lost = outcome.is_err() || worker.process.doomed().is_some();
+    if is_lost {
+        // Whatever is wrong with it, it must not be used again; and before anything is said of what
+        // it has done, it must be certain that it does nothing more.
+        if !matches!(outcome, Err(TransportError::PeerGone)) {
+            worker.process.doom(Doom::Malformed);
+        }
+        worker.process.child.kill();
+        worker.process.wait_death();
+    }
+    let chunk = running.lock().unwrap_or_else(PoisonError::into_inner).take();
+    match chunk {
+        Some(mut chunk) if is_lost => {
+            let is_sane = chunk.harvest(worker, counters, true).is_ok();
+            Err(chunk.into_loss(is_sane))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Talks to the worker until the chunk is done: then all of its items are delivered, or taken back.
+fn drive(
+    worker: &mut Worker,
+    running: &Running,
+    inline_limit: usize,
+    counters: &Counters,
+) -> Result<(), TransportError> {
+    let lock = || running.lock().unwrap_or_else(PoisonError::into_inner);
+    let harvest = |worker: &Worker, all: bool, room: bool| match lock().as_mut() {
+        Some(chunk) => chunk.harvest(worker, counters, all).map(|()| {
+            if room {
+                chunk.lane.empty();
+                chunk.read = 0;
+            }
+        }),
+        None => Err(Nonsense),
+    };
+    worker.sequence = worker.sequence.wrapping_add(1);
+    let sequence = worker.sequence;
+    if let Some(chunk) = lock().as_mut() {
+        match chunk.encode(worker, inline_limit) {
+            Ok(None) => {}
+            Ok(Some(region)) => worker.send_region(&region)?,
+            Err(error) => {
+                let reason = format!("it could not be put into shared memory: {error}");
+                let kind = TaskErrorKind::Encode { side: Side::Argument, reason };
+                chunk.refuse(&kind, counters);
+                return Ok(());
+            }
+        }
+    }
+    worker.send_frame()?;
+    loop {
+        match worker.recv()? {
+            Reply::Done { sequence: of } if of == sequence => {
+                harvest(worker, true, false)?;
+                let is_complete = lock().as_ref().is_none_or(|chunk| chunk.batches.is_empty());
+                return if is_complete { Ok(()) } else { Err(Nonsense.into()) };
+            }
+            Reply::Progress { sequence: of } if of == sequence => harvest(worker, false, false)?,
+            Reply::Yield { sequence: of } if of == sequence => {
+                harvest(worker, true, true)?;
+                worker.send(&Request::Resume)?;
+            }
+            Reply::Obituary => return Err(TransportError::PeerGone),
+            other => return Err(TransportError::Malformed(format!("an unexpected {other:?}"))),
+        }
+    }
+}
+
+impl From<Nonsense> for TransportError {
+    fn from(_: Nonsense) -> Self {
+        Self::Malformed("its lane holds nonsense".to_owned())
+    }
+}
+
+/// What to say of the item that was running when its worker was lost.
+pub(crate) fn verdict(process: &Process) -> TaskErrorKind {
+    match process.doomed() {
+        Some(Doom::TimedOut { after, .. }) => TaskErrorKind::TimedOut { after },
+        Some(Doom::Cancelled { .. }) => TaskErrorKind::Cancelled,
+        Some(Doom::Malformed) => {
+            TaskErrorKind::Died { cause: DeathCause::Misbehaved, last_output: None }
+        }
+        _ => TaskErrorKind::Died { cause: process.wait_death(), last_output: None },
+    }
+}

@@ -1,0 +1,67 @@
+//! One thread per slot: greets the slot's worker, gives it chunks, and waits for its replies. A
+//! worker that hangs blocks its own driver and nobody else.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, PoisonError};
+
+use super::batch::{Batch, Pace};
+use super::chunk::{self, Chunk};
+use super::job::Job;
+use super::options::TaskOptions;
+use super::scheduler::{Counters, Shared, Step};
+use super::worker::{Doom, Newborn, Worker};
+use crate::error::StartError;
+
+/// A driver's thread.
+pub(crate) fn drive(shared: &Shared, slot: usize) {
+    loop {
+        match shared.next_step(slot) {
+            Step::Greet(newborn) => match greet(shared, slot, newborn) {
+                Ok(worker) => shared.ready(slot, worker),
+                Err(cause) => shared.start_failed(slot, cause, true),
+            },
+            Step::Run { worker, is_crowded } => shared.run(slot, worker, is_crowded),
+            Step::Quit(worker) => {
+                if let Some(worker) = worker {
+                    // Its channel ends with `worker`, and so does it.
+                    worker.process.doom(Doom::Retired);
+                }
+                break;
+            }
+        }
+    }
+    shared.driver_ended();
+}
+
+/// Makes a process that has just been started a worker that is ready.
+fn greet(shared: &Shared, slot: usize, newborn: Newborn) -> Result<Worker, StartError> {
+    let mut worker = newborn.greet(&format!("{}/{slot}", shared.config.name))?;
+    shared.greeted();
+    let Some(initializer) = &shared.config.initializer else { return Ok(worker) };
+    // The initializer is run as any task is, so that it fails as any task does.
+    let job = Job::new(Ok(initializer.call), TaskOptions::default(), Arc::new(Pace::default()), 0);
+    job.enter(1);
+    let batch = Batch::new(Arc::clone(&job), 0, 1, &initializer.argument);
+    let running = &shared.slots[slot].running;
+    *running.lock().unwrap_or_else(PoisonError::into_inner) =
+        Some(Chunk::new(&worker, VecDeque::from([batch])));
+    // It is no task, so it doesn't count as one.
+    let counters = Counters::new(shared.slots.len());
+    if chunk::run(&mut worker, running, shared.inline_limit, &counters).is_err() {
+        return Err(match worker.process.doomed() {
+            Some(Doom::StartTimedOut(limit)) => StartError::TimedOut(limit),
+            _ if shared.is_terminated() => StartError::Terminated,
+            _ => StartError::Initializer(format!("the worker {}", worker.process.wait_death())),
+        });
+    }
+    match job.take_arrival().and_then(|mut arrival| arrival.next::<()>(&job)) {
+        Some(outcome) => match outcome.result {
+            Ok(()) => Ok(worker),
+            Err(error) => {
+                worker.process.child.kill();
+                Err(StartError::Initializer(error.kind().to_string()))
+            }
+        },
+        None => Err(StartError::Initializer("it gave no answer".to_owned())),
+    }
+}

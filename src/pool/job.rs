@@ -1,0 +1,293 @@
+//! A job: what one call of the API asked for, as one item or many, and the place where its outcomes
+//! arrive. Drivers deliver here, handles and iterators take from here; the [`Ledger`] in the middle
+//! lets each item through once.
+
+use std::collections::VecDeque;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
+use std::time::{Duration, Instant};
+
+use procpool_worker::codec;
+use procpool_worker::function::{Call, ForeignFunction};
+use procpool_worker::lane::Record;
+use procpool_worker::panics::{self, PanicReport};
+use serde::de::DeserializeOwned;
+
+use super::batch::Pace;
+use super::ledger::Ledger;
+use super::options::TaskOptions;
+use super::records::{RawOutcome, Records};
+use crate::error::{DidRun, Side, TaskError, TaskErrorKind};
+
+/// What one call asked for.
+#[derive(Debug)]
+pub(crate) struct Job {
+    pub(crate) call: Result<Call, ForeignFunction>,
+    pub(crate) options: TaskOptions,
+    pub(crate) pace: Arc<Pace>,
+    /// What is added to an item's number in the ledger to make its id.
+    pub(crate) offset: u64,
+    /// Nothing of it is to be started any more.
+    pub(crate) cancelled: AtomicBool,
+    state: Mutex<State>,
+    arrived: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    ledger: Ledger,
+    arrivals: VecDeque<Arrival>,
+    waker: Option<Waker>,
+    /// Called when the last item is settled.
+    when_done: Option<Box<dyn FnOnce() + Send>>,
+}
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("State").field("ledger", &self.ledger).finish_non_exhaustive()
+    }
+}
+
+/// Outcomes of consecutive items, as they were delivered.
+#[derive(Debug)]
+pub(crate) struct Arrival {
+    /// Number of the first item.
+    pub(crate) first: u64,
+    pub(crate) items: u32,
+    pub(crate) origin: Origin,
+    pub(crate) content: Content,
+}
+
+/// Where outcomes come from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Origin {
+    /// Zero where no worker was involved.
+    pub(crate) pid: u32,
+    pub(crate) slot: usize,
+    pub(crate) attempt: u32,
+    /// How long the items waited before they were sent to the worker.
+    pub(crate) queued: Duration,
+}
+
+impl Origin {
+    /// No worker was involved.
+    pub(crate) const NONE: Self = Self { pid: 0, slot: 0, attempt: 0, queued: Duration::ZERO };
+}
+
+#[derive(Debug)]
+pub(crate) enum Content {
+    /// As the worker wrote them.
+    Records(Records),
+    /// All of them failed in this way.
+    Failed(TaskErrorKind, DidRun, Duration),
+}
+
+/// An item's outcome with all that is known about it; see [`Report`](super::Report).
+#[derive(Debug)]
+pub(crate) struct Outcome<R> {
+    pub(crate) number: u64,
+    pub(crate) elapsed: Duration,
+    pub(crate) result: Result<R, TaskError>,
+}
+
+impl Job {
+    pub(crate) fn new(
+        call: Result<Call, ForeignFunction>,
+        options: TaskOptions,
+        pace: Arc<Pace>,
+        offset: u64,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            call,
+            options,
+            pace,
+            offset,
+            cancelled: AtomicBool::new(false),
+            state: Mutex::default(),
+            arrived: Condvar::new(),
+        })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Enters new items and gives the first one's number.
+    pub(crate) fn enter(&self, items: u64) -> u64 {
+        self.state().ledger.enter(items)
+    }
+
+    /// Settles the items of an arrival; false if that had been done before, and then nothing has
+    /// happened.
+    pub(crate) fn deliver(&self, arrival: Arrival) -> bool {
+        let mut state = self.state();
+        let ids = arrival.first..arrival.first + u64::from(arrival.items);
+        let settled = state.ledger.settle(ids);
+        // An item is in one place only, so it is all of these or none.
+        debug_assert!(settled == 0 || settled == u64::from(arrival.items));
+        if settled == 0 {
+            return false;
+        }
+        state.arrivals.push_back(arrival);
+        self.announce(state);
+        true
+    }
+
+    fn announce(&self, mut state: MutexGuard<'_, State>) {
+        let waker = state.waker.take();
+        let when_done = if state.ledger.open() == 0 { state.when_done.take() } else { None };
+        drop(state);
+        self.arrived.notify_all();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        if let Some(when_done) = when_done {
+            when_done();
+        }
+    }
+
+    /// Whether every item that was entered is settled.
+    pub(crate) fn is_done(&self) -> bool {
+        self.state().ledger.open() == 0
+    }
+
+    /// As [`is_done`](Self::is_done); if not, `waker` is woken at the next arrival.
+    pub(crate) fn poll_done(&self, waker: &Waker) -> bool {
+        let mut state = self.state();
+        if state.ledger.open() > 0 {
+            state.waker = Some(waker.clone());
+        }
+        state.ledger.open() == 0
+    }
+
+    /// Has `callback` called once everything is settled: now, if it is.
+    pub(crate) fn when_done(&self, callback: Box<dyn FnOnce() + Send>) {
+        let mut state = self.state();
+        state.when_done = Some(callback);
+        if state.ledger.open() == 0 {
+            self.announce(state);
+        }
+    }
+
+    /// Waits until everything is settled; false if `deadline` comes before.
+    pub(crate) fn wait(&self, deadline: Option<Instant>) -> bool {
+        let mut state = self.state();
+        while state.ledger.open() > 0 {
+            state = match deadline {
+                None => self.arrived.wait(state).unwrap_or_else(PoisonError::into_inner),
+                Some(deadline) => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        return false;
+                    }
+                    let waited = self.arrived.wait_timeout(state, left);
+                    waited.unwrap_or_else(PoisonError::into_inner).0
+                }
+            };
+        }
+        true
+    }
+
+    /// Waits for the next arrival; none when nothing is open and all has been taken.
+    pub(crate) fn wait_arrival(&self) -> Option<Arrival> {
+        let mut state = self.state();
+        loop {
+            if let Some(arrival) = state.arrivals.pop_front() {
+                return Some(arrival);
+            }
+            if state.ledger.open() == 0 {
+                return None;
+            }
+            state = self.arrived.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// The next arrival, if there is one.
+    pub(crate) fn take_arrival(&self) -> Option<Arrival> {
+        self.state().arrivals.pop_front()
+    }
+}
+
+impl Arrival {
+    /// The next item's outcome, decoded.
+    pub(crate) fn next<R: DeserializeOwned>(&mut self, job: &Job) -> Option<Outcome<R>> {
+        if self.items == 0 {
+            return None;
+        }
+        let number = self.first;
+        self.first += 1;
+        self.items -= 1;
+        let origin = self.origin;
+        let fail = |kind, did_it_run| {
+            let pid = (origin.pid != 0).then_some(origin.pid);
+            TaskError::new(kind, job.offset + number, pid, origin.attempt, did_it_run)
+        };
+        let (result, elapsed) = match &mut self.content {
+            Content::Failed(kind, did_it_run, elapsed) => {
+                (Err(fail(kind.clone(), *did_it_run)), *elapsed)
+            }
+            Content::Records(records) => match records.next() {
+                Some(raw) => {
+                    let elapsed = raw.elapsed;
+                    (decode(raw).map_err(|(kind, did_it_run)| fail(kind, did_it_run)), elapsed)
+                }
+                // Not reached: an arrival is made of as many records as it has items.
+                None => (Err(fail(garbled("is missing".to_owned()), DidRun::Yes)), Duration::ZERO),
+            },
+        };
+        Some(Outcome { number, elapsed, result })
+    }
+}
+
+fn garbled(reason: String) -> TaskErrorKind {
+    TaskErrorKind::Decode { side: Side::Result, reason }
+}
+
+fn decode<R: DeserializeOwned>(raw: RawOutcome<'_>) -> Result<R, (TaskErrorKind, DidRun)> {
+    let text = || String::from_utf8_lossy(raw.payload).into_owned();
+    let failed = match (raw.kind, raw.region) {
+        (Record::Value, _) => match contained(|| codec::decode(raw.payload)) {
+            Ok(value) => return Ok(value),
+            Err(reason) => garbled(reason),
+        },
+        (Record::Region, Some(region)) => {
+            // SAFETY: the region is mapped for its length for as long as it lives.
+            match contained(|| unsafe { codec::decode_shared(region.as_ptr(), region.len()) }) {
+                Ok(value) => return Ok(value),
+                Err(reason) => garbled(reason),
+            }
+        }
+        (Record::Panicked, _) => match codec::decode::<PanicReport>(raw.payload) {
+            Ok(PanicReport { message, location, backtrace }) => {
+                TaskErrorKind::Panicked { message, location, backtrace }
+            }
+            // A report that was cut because it was longer than the lane.
+            Err(_) => TaskErrorKind::Panicked {
+                message: text(),
+                location: None,
+                backtrace: String::new(),
+            },
+        },
+        (Record::Unencodable, _) => TaskErrorKind::Encode { side: Side::Result, reason: text() },
+        (Record::Undecodable, _) => {
+            let kind = TaskErrorKind::Decode { side: Side::Argument, reason: text() };
+            return Err((kind, DidRun::No));
+        }
+        // Not reached: a time is no outcome, and there are as many regions as marks.
+        (Record::Region | Record::Time, _) => garbled("is missing".to_owned()),
+    };
+    Err((failed, DidRun::Yes))
+}
+
+/// Decoding runs the user's `Deserialize`, which may panic: that is this task's error.
+fn contained<R>(decode: impl FnOnce() -> Result<R, codec::CodecError>) -> Result<R, String> {
+    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(decode)) {
+        Ok(decoded) => decoded.map_err(|error| error.to_string()),
+        Err(payload) => Err(format!(
+            "`{}`: `Deserialize` panicked: {}",
+            std::any::type_name::<R>(),
+            panics::message(&*payload)
+        )),
+    }
+}

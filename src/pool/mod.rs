@@ -1,0 +1,449 @@
+//! The pool of worker processes.
+//!
+//! ```text
+//!  caller                     parent process                          │        worker process
+//!  ──────                     ──────────────                          │        ──────────────
+//!  map(f, xs) ─► encode ─► queue ─► driver k (one thread per worker) ─┼─ frame ─► serve loop
+//!  stream, task          scheduler        driver, chunk               │            │ for each item of the chunk:
+//!                                     │        ▲                      │            │   claim · decode · call f
+//!                                     │        └───────── reply ◄─────┼────────────┤   under catch_unwind · encode
+//!  results in order ◄─ job ◄──────────┘                               │            │   into the lane · commit
+//!                       ▲                                             │
+//!                       └── supervisor: spawns, reaps, deadlines; ◄───┼── pidfd
+//!                           one thread that lives as long as the pool
+//! ```
+//!
+//! | file | owns |
+//! |---|---|
+//! | `builder`, `options` | what can be set |
+//! | `task`, `stream` | the callers' ends: encoding what goes in, decoding what comes out |
+//! | `job`, `ledger` | where outcomes arrive, each item's once |
+//! | `batch` | items on their way, and how many are worth sending at once |
+//! | `scheduler` | the queue, the slots, and who gets what |
+//! | `driver`, `chunk` | one worker's turn: a frame, its replies, and what is left when it dies |
+//! | `records` | what a worker wrote into its lane |
+//! | `worker` | the handle on one process |
+//! | `supervisor` | starting processes and seeing to their end |
+//! | `callbacks` | the thread that callbacks run on |
+//!
+//! An item is in exactly one place at any time: in the queue, in the running chunk of one worker, or
+//! settled. It is moved under a lock, and settled in its job's ledger, which lets it through once.
+
+mod batch;
+mod builder;
+mod callbacks;
+mod chunk;
+mod driver;
+mod job;
+mod ledger;
+mod options;
+mod records;
+mod scheduler;
+mod stream;
+mod supervisor;
+mod task;
+mod worker;
+
+use std::os::fd::OwnedFd;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use procpool_worker::serve;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+pub use self::builder::PoolBuilder;
+pub use self::options::TaskOptions;
+pub use self::stream::{Reports, Results};
+pub use self::task::Task;
+
+use self::batch::Batch;
+use self::job::{Job, Origin, Outcome};
+use self::scheduler::Shared;
+use self::stream::Order;
+use crate::error::{Error, TaskError};
+use crate::os::observe;
+
+/// A pool of worker processes.
+///
+/// A clone is another handle on the same pool; when the last one is dropped, the pool is
+/// [terminated](Self::terminate). A pool can be used from many threads at once.
+///
+/// Functions are plain `fn(A) -> R`; a closure that captures nothing is one. Several arguments travel
+/// as a tuple. If `R` is itself a `Result`, an `Err` in it is an answer like any other.
+///
+/// ```no_run
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let pool = procpool::Pool::new(4)?;
+/// assert_eq!(pool.map(|x: u32| x * x, 0..5)?, [0, 1, 4, 9, 16]);
+/// assert_eq!(pool.apply(|(a, b)| a + b, (1, 2))?, 3);
+/// # Ok(())
+/// # }
+/// ```
+///
+/// What can't be sent doesn't compile: a closure that captures,
+///
+/// ```compile_fail,E0308
+/// # let pool = procpool::Pool::new(4).unwrap();
+/// let factor = 3;
+/// pool.apply(|x: u32| x * factor, 1);
+/// ```
+///
+/// and an argument or a result without serde.
+///
+/// ```compile_fail,E0277
+/// # let pool = procpool::Pool::new(4).unwrap();
+/// struct Opaque;
+/// pool.apply(|x: Opaque| 1, Opaque);
+/// ```
+///
+/// ```compile_fail,E0277
+/// # let pool = procpool::Pool::new(4).unwrap();
+/// pool.apply(|x: u32| std::thread::current(), 1);
+/// ```
+#[derive(Debug, Clone)]
+pub struct Pool {
+    inner: Arc<Inner>,
+    options: TaskOptions,
+}
+
+#[derive(Debug)]
+struct Inner {
+    shared: Arc<Shared>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    /// While this is open, the workers live; see `procpool_worker::harden`.
+    _cord: OwnedFd,
+}
+
+/// An answer or a failure, with all that is known about it.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Report<R> {
+    /// The position in the input; for single calls, the number among the pool's.
+    pub id: u64,
+    /// The worker that it was given to; 0 if it never came to that.
+    pub pid: u32,
+    /// The worker's slot, from 0.
+    pub worker: usize,
+    /// Which attempt this was, from 1; 0 if there was none.
+    pub attempt: u32,
+    /// How long it waited before it was sent to the worker.
+    pub queued: Duration,
+    /// How long it ran. Items that take less than some microseconds are timed several at once, and
+    /// share the time.
+    pub elapsed: Duration,
+    /// The answer.
+    pub result: Result<R, TaskError>,
+}
+
+impl<R> Report<R> {
+    fn new(outcome: Outcome<R>, origin: Origin, job: &Job) -> Self {
+        Self {
+            id: job.offset + outcome.number,
+            pid: origin.pid,
+            worker: origin.slot,
+            attempt: origin.attempt,
+            queued: origin.queued,
+            elapsed: outcome.elapsed,
+            result: outcome.result,
+        }
+    }
+}
+
+/// One of a pool's workers, from [`Pool::workers`].
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct WorkerInfo {
+    /// Which of the pool's places it has, from 0.
+    pub slot: usize,
+    /// Its PID; where there is no process at the moment, the last one's.
+    pub pid: u32,
+    /// What it is at.
+    pub state: WorkerState,
+    /// How many tasks have ended in this slot.
+    pub tasks_done: u64,
+    /// How many times a new process has taken the place of one that was lost.
+    pub restarts: u64,
+    /// Its resident memory in bytes, if it could be looked at.
+    pub memory: Option<u64>,
+    /// The CPU time that it has used, if it could be looked at.
+    pub cpu: Option<Duration>,
+}
+
+/// What a worker is at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum WorkerState {
+    /// There is none at the moment.
+    Absent,
+    /// It has been started and is not ready yet.
+    Starting,
+    /// It is ready and has nothing to do.
+    Idle,
+    /// It runs tasks.
+    Busy,
+}
+
+/// How much a pool has done and has to do, in tasks; from [`Pool::stats`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Wait for a worker.
+    pub queued: u64,
+    /// Have been sent to a worker.
+    pub running: u64,
+    /// Have been answered.
+    pub done: u64,
+    /// Have ended without an answer.
+    pub failed: u64,
+    /// Attempts that were followed by another.
+    pub retried: u64,
+    /// Workers that have taken the place of one that was lost.
+    pub restarts: u64,
+}
+
+impl Pool {
+    /// A pool of so many workers; 0: as many as this process may use CPUs.
+    ///
+    /// # Errors
+    ///
+    /// As [`PoolBuilder::build`].
+    pub fn new(workers: usize) -> Result<Self, Error> {
+        Self::builder().workers(workers).build()
+    }
+
+    /// Sets up a pool.
+    pub fn builder() -> PoolBuilder {
+        PoolBuilder::new()
+    }
+
+    fn of(shared: Arc<Shared>, options: TaskOptions, cord: OwnedFd) -> Self {
+        let inner = Inner { shared, threads: Mutex::default(), _cord: cord };
+        Self { inner: Arc::new(inner), options }
+    }
+
+    fn keep(&self, thread: JoinHandle<()>) {
+        self.inner.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
+    }
+
+    fn shared(&self) -> &Arc<Shared> {
+        &self.inner.shared
+    }
+
+    /// A handle on the same workers whose tasks have other options; what they leave open stays as it
+    /// is.
+    #[must_use]
+    pub fn with(&self, options: TaskOptions) -> Self {
+        Self { inner: Arc::clone(&self.inner), options: options.or(&self.options) }
+    }
+
+    /// Calls `f` with `argument` in a worker and waits for its result.
+    ///
+    /// # Errors
+    ///
+    /// What became of the task, if it has no answer.
+    pub fn apply<A, R>(&self, f: fn(A) -> R, argument: A) -> Result<R, TaskError>
+    where
+        A: Serialize + DeserializeOwned,
+        R: Serialize + DeserializeOwned,
+    {
+        let job = self.single(f);
+        if let Some(batch) = self.encode_one(&job, &argument)
+            && let Err(batch) = self.shared().run_here(batch)
+        {
+            self.shared().submit(batch);
+        }
+        job.wait(None);
+        task::collect_one(&job).result
+    }
+
+    /// Calls `f` with `argument` in a worker. Never waits.
+    pub fn apply_async<A, R>(&self, f: fn(A) -> R, argument: A) -> Task<R>
+    where
+        A: Serialize + DeserializeOwned,
+        R: Serialize + DeserializeOwned,
+    {
+        let job = self.single(f);
+        if let Some(batch) = self.encode_one(&job, &argument) {
+            self.shared().submit(batch);
+        }
+        Task::of_one(Arc::clone(self.shared()), job)
+    }
+
+    /// Calls `f` with each item in the workers, and waits for all results, in the items' order.
+    ///
+    /// # Errors
+    ///
+    /// The failure of the first item, by position, that has no answer. All items are run all the
+    /// same; [`imap`](Self::imap) gives the others' results.
+    pub fn map<A, R, I>(&self, f: fn(A) -> R, items: I) -> Result<Vec<R>, TaskError>
+    where
+        A: Serialize + DeserializeOwned,
+        R: Serialize + DeserializeOwned,
+        I: IntoIterator<Item = A>,
+    {
+        stream::collect(Arc::clone(self.shared()), self.many(f), items.into_iter())
+    }
+
+    /// Calls `f` with each item in the workers. All items are read and encoded before this returns;
+    /// it never waits for a worker.
+    pub fn map_async<A, R, I>(&self, f: fn(A) -> R, items: I) -> Task<Vec<R>>
+    where
+        A: Serialize + DeserializeOwned,
+        R: Serialize + DeserializeOwned,
+        I: IntoIterator<Item = A>,
+    {
+        let job = self.many(f);
+        stream::feed_all(self.shared(), &job, items.into_iter());
+        Task::of_many(Arc::clone(self.shared()), job)
+    }
+
+    /// Calls `f` with each item in the workers, and gives the results as an iterator, in the items'
+    /// order. The items are read as results are taken, a bounded window ahead: the input may be
+    /// endless.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let pool = procpool::Pool::new(4)?;
+    /// for square in pool.imap(|x: u64| x * x, 0..).take(3) {
+    ///     println!("{}", square?);
+    /// }
+    /// for report in pool.imap(|x: u64| x * x, 0..3).reports() {
+    ///     println!("{}: {:?} from PID {}", report.id, report.result, report.pid);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn imap<A, R, I>(&self, f: fn(A) -> R, items: I) -> Results<I::IntoIter, R>
+    where
+        A: Serialize + DeserializeOwned,
+        R: Serialize + DeserializeOwned,
+        I: IntoIterator<Item = A>,
+    {
+        let job = self.many(f);
+        Results::new(Arc::clone(self.shared()), job, items.into_iter(), Order::Input)
+    }
+
+    /// As [`imap`](Self::imap), but gives each result as soon as it is there.
+    pub fn imap_unordered<A, R, I>(&self, f: fn(A) -> R, items: I) -> Results<I::IntoIter, R>
+    where
+        A: Serialize + DeserializeOwned,
+        R: Serialize + DeserializeOwned,
+        I: IntoIterator<Item = A>,
+    {
+        let job = self.many(f);
+        Results::new(Arc::clone(self.shared()), job, items.into_iter(), Order::Completion)
+    }
+
+    /// Accepts nothing more. What was submitted before is done; then the workers end.
+    pub fn close(&self) {
+        self.shared().close();
+    }
+
+    /// [Closes](Self::close) the pool, and waits until all that was submitted is done and the workers
+    /// have ended.
+    pub fn join(&self) {
+        self.close();
+        self.shared().wait_end();
+        self.inner.join_threads();
+    }
+
+    /// Ends everything now: workers are killed, and every task that has no result ends with
+    /// [`TaskErrorKind::Closed`](crate::TaskErrorKind::Closed).
+    pub fn terminate(&self) {
+        self.shared().terminate();
+        self.inner.join_threads();
+    }
+
+    /// The workers, with what they use at the moment.
+    pub fn workers(&self) -> Vec<WorkerInfo> {
+        let mut workers = self.shared().workers();
+        let pids: Vec<u32> =
+            workers.iter().map(|worker| worker.pid).filter(|pid| *pid != 0).collect();
+        let usage = observe::usage(&pids);
+        for worker in &mut workers {
+            if let Some(usage) = usage.get(&worker.pid) {
+                worker.memory = Some(usage.memory);
+                worker.cpu = Some(Duration::from_millis(usage.cpu_millis));
+            }
+        }
+        workers
+    }
+
+    /// What the pool has done and has to do.
+    pub fn stats(&self) -> Stats {
+        let (queued, running) = self.shared().load();
+        let counters = &self.shared().counters;
+        Stats {
+            queued,
+            running,
+            done: counters.done.load(Relaxed),
+            failed: counters.failed.load(Relaxed),
+            retried: counters.retried.load(Relaxed),
+            restarts: counters.restarts.load(Relaxed),
+        }
+    }
+
+    /// A job for one call.
+    fn single<A, R>(&self, f: fn(A) -> R) -> Arc<Job>
+    where
+        A: DeserializeOwned,
+        R: Serialize,
+    {
+        let number = self.shared().counters.singles.fetch_add(1, Relaxed);
+        self.job(f, number)
+    }
+
+    /// A job for many items.
+    fn many<A, R>(&self, f: fn(A) -> R) -> Arc<Job>
+    where
+        A: DeserializeOwned,
+        R: Serialize,
+    {
+        self.job(f, 0)
+    }
+
+    fn job<A, R>(&self, f: fn(A) -> R, offset: u64) -> Arc<Job>
+    where
+        A: DeserializeOwned,
+        R: Serialize,
+    {
+        let call = serve::name(f);
+        let pace = call.map_or_else(|_| Arc::default(), |call| self.shared().pace(call));
+        Job::new(call, self.options.clone(), pace, offset)
+    }
+
+    /// The only batch of a job for one call; none if the argument could not be encoded, which is
+    /// then the task's outcome.
+    fn encode_one<A: Serialize>(&self, job: &Arc<Job>, argument: &A) -> Option<Batch> {
+        let mut buffer = Vec::new();
+        match stream::encode_item(&mut buffer, argument) {
+            Ok(()) => Some(Batch::new(Arc::clone(job), job.enter(1), 1, &buffer)),
+            Err(reason) => {
+                stream::fail_unencoded(self.shared(), job, reason);
+                None
+            }
+        }
+    }
+}
+
+impl Inner {
+    fn join_threads(&self) {
+        let threads =
+            std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        for thread in threads {
+            // A panic there has been reported by the program's own hook.
+            let _ = thread.join();
+        }
+        self.shared.wait_end();
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.shared.terminate();
+        self.join_threads();
+    }
+}

@@ -1,0 +1,801 @@
+//! Who gets what: the queue, the slots, and the moves between them. One lock guards both, and is
+//! held for moments; what takes time (talking to a worker, starting one) happens outside of it.
+//!
+//! Locks are taken in this order: [`Central`], then a slot's [`Running`], then a job's own.
+//!
+//! A slot is a seat for one worker at a time:
+//!
+//! ```text
+//!            supervisor starts a process         driver greets it
+//!   Vacant ───────────────────────────► Spawned ─────────────────► Busy ◄──► Idle
+//!     ▲                                                              │         │
+//!     └───────────── the worker dies or is retired ◄─────────────────┴─────────┘
+//! ```
+//!
+//! The [`Worker`] itself is a token that moves: it sits in the seat while it is idle, and whoever
+//! takes it out (the slot's driver, or a caller of `apply`) brings it back or reports it lost.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use procpool_worker::function::Call;
+use procpool_worker::protocol::SPAN_HEAD;
+
+use super::batch::{Batch, Pace};
+use super::builder::Config;
+use super::callbacks::Callbacks;
+use super::chunk::{self, Chunk, Loss, Running};
+use super::job::Origin;
+use super::supervisor;
+use super::worker::{Newborn, Worker};
+use super::{WorkerInfo, WorkerState};
+use crate::error::{DidRun, StartError, TaskErrorKind};
+
+/// How many times in a row a worker may fail to become ready before the tasks that wait for one are
+/// told so. With the pauses between them this takes about a second and a half: long enough for a
+/// passing shortage, short enough to wait for.
+const START_ATTEMPTS: u32 = 8;
+
+/// How many workers in a row may die on a batch before they have begun any of it.
+const MAX_LOSSES: u32 = 8;
+
+/// How often an idle driver looks whether a chunk elsewhere has become slow.
+const WATCH: Duration = Duration::from_millis(1);
+
+/// The most single calls that travel together.
+const MAX_BATCHES: usize = 4096;
+
+/// What the pool's threads share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) config: Config,
+    central: Mutex<Central>,
+    pub(crate) slots: Box<[Slot]>,
+    /// Notified when a worker becomes ready or fails to, and when a driver ends.
+    changed: Condvar,
+    pub(crate) orders: supervisor::Orders,
+    pub(crate) callbacks: Callbacks,
+    pub(crate) counters: Counters,
+    /// The largest chunk body that travels in a frame.
+    pub(crate) inline_limit: usize,
+}
+
+/// One slot's part that has its own lock.
+#[derive(Debug, Default)]
+pub(crate) struct Slot {
+    /// Wakes the slot's driver.
+    call: Condvar,
+    pub(crate) running: Running,
+}
+
+/// What has happened so far, in tasks.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) done: AtomicU64,
+    pub(crate) failed: AtomicU64,
+    pub(crate) retried: AtomicU64,
+    pub(crate) restarts: AtomicU64,
+    /// Outcomes by slot.
+    pub(crate) slots: Box<[AtomicU64]>,
+    /// Numbers the pool's single calls.
+    pub(crate) singles: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Central {
+    phase: Phase,
+    queue: VecDeque<Batch>,
+    queued: u64,
+    seats: Vec<Seat>,
+    /// Slots with an idle worker whose driver sleeps; the last is the one to call first, since its
+    /// worker's memory is the warmest.
+    idle: Vec<usize>,
+    /// How many workers are out of their seats.
+    busy: usize,
+    /// How many drivers are at work at all.
+    drivers: usize,
+    /// How many chunks of more than one item are running.
+    crowded: usize,
+    /// The driver that looks out for slow chunks.
+    watcher: Option<usize>,
+    /// What is known of each function's speed.
+    paces: HashMap<Call, Arc<Pace>>,
+    /// Set when waiting tasks were told that no worker can be made ready; a new task clears it and
+    /// is worth new attempts.
+    given_up: bool,
+    /// The first start's outcome, for whoever builds the pool.
+    first_start: Option<Result<(), StartError>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Open,
+    /// Nothing more is accepted.
+    Closed,
+    /// Nothing more is done.
+    Terminated,
+}
+
+#[derive(Debug)]
+struct Seat {
+    state: SeatState,
+    /// PID of the worker, or of the last one.
+    pid: u32,
+    /// How many times in a row a worker could not be made ready here.
+    failures: u32,
+    /// How many processes have been started here.
+    starts: u64,
+}
+
+#[derive(Debug)]
+enum SeatState {
+    /// The supervisor has been asked to start a process, or will be.
+    Vacant,
+    /// The driver is to greet it.
+    Spawned(Newborn),
+    /// The driver or a caller has the worker. If it has died meanwhile, its successor waits here.
+    Busy(Option<Newborn>),
+    Idle(Worker),
+}
+
+/// What a driver does next.
+#[derive(Debug)]
+pub(crate) enum Step {
+    Greet(Newborn),
+    /// The chunk lies in the slot's [`Running`]; `is_crowded` says whether it counts as such.
+    Run {
+        worker: Worker,
+        is_crowded: bool,
+    },
+    Quit(Option<Worker>),
+}
+
+impl Counters {
+    pub(crate) fn new(slots: usize) -> Self {
+        Self { slots: (0..slots).map(|_| AtomicU64::new(0)).collect(), ..Self::default() }
+    }
+}
+
+impl Shared {
+    pub(crate) fn new(config: Config, orders: supervisor::Orders, inline_limit: usize) -> Self {
+        let slots = config.workers;
+        let seat = |_| Seat { state: SeatState::Vacant, pid: 0, failures: 0, starts: 0 };
+        let central = Central {
+            phase: Phase::Open,
+            queue: VecDeque::new(),
+            queued: 0,
+            seats: (0..slots).map(seat).collect(),
+            idle: Vec::with_capacity(slots),
+            busy: 0,
+            drivers: slots,
+            crowded: 0,
+            watcher: None,
+            paces: HashMap::new(),
+            given_up: false,
+            first_start: None,
+        };
+        let counters = Counters::new(slots);
+        Self {
+            callbacks: Callbacks::default(),
+            config,
+            central: Mutex::new(central),
+            slots: (0..slots).map(|_| Slot::default()).collect(),
+            changed: Condvar::new(),
+            orders,
+            counters,
+            inline_limit,
+        }
+    }
+
+    fn central(&self) -> MutexGuard<'_, Central> {
+        self.central.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    // ── from the callers ──
+
+    /// What is known of a function's speed.
+    pub(crate) fn pace(&self, call: Call) -> Arc<Pace> {
+        Arc::clone(self.central().paces.entry(call).or_default())
+    }
+
+    /// Whether anything is still accepted.
+    pub(crate) fn is_open(&self) -> bool {
+        self.central().phase == Phase::Open
+    }
+
+    /// Queues a batch. A pool that is closed settles it at once.
+    pub(crate) fn submit(&self, batch: Batch) {
+        let mut central = self.central();
+        if central.phase != Phase::Open || batch.job.call.is_err() {
+            drop(central);
+            return self.refuse(&batch);
+        }
+        central.queued += u64::from(batch.items);
+        central.queue.push_back(batch);
+        self.revive(&mut central);
+        self.call_one(&mut central);
+    }
+
+    /// Ends a batch that will not be run any more.
+    fn refuse(&self, batch: &Batch) {
+        let kind = match batch.job.call {
+            Ok(_) => TaskErrorKind::Closed,
+            Err(error) => TaskErrorKind::Function { reason: error.to_string() },
+        };
+        batch.fail(kind, DidRun::No, Origin::NONE, Duration::ZERO, &self.counters);
+    }
+
+    /// Runs a batch on this thread, if there is a worker with nothing to do and nothing is queued
+    /// before it; gives it back otherwise. It saves two changes of thread.
+    pub(crate) fn run_here(&self, batch: Batch) -> Result<(), Batch> {
+        let mut central = self.central();
+        let is_open = central.phase == Phase::Open && batch.job.call.is_ok();
+        if !is_open || !central.queue.is_empty() {
+            return Err(batch);
+        }
+        let Some((slot, worker)) = central.take_idle() else { return Err(batch) };
+        let is_crowded = self.start_chunk(&mut central, slot, &worker, VecDeque::from([batch]));
+        drop(central);
+        self.run(slot, worker, is_crowded);
+        Ok(())
+    }
+
+    /// How many items it makes sense to have waiting for a function of this pace.
+    pub(crate) fn window(&self, pace: &Pace) -> u64 {
+        // Enough that a driver always finds a full chunk, and that one slow item doesn't soon stop
+        // the others; few enough that an input is not read far ahead of its use.
+        const LEAST: u64 = 32;
+        let each = u64::from(pace.chunk()).saturating_mul(4).max(LEAST);
+        each.saturating_mul(self.config.workers as u64)
+    }
+
+    /// Takes out of the queue what `is_target` picks, and ends what of it is running.
+    pub(crate) fn cancel(&self, is_target: impl Fn(&Batch) -> bool) {
+        let mut central = self.central();
+        let (cancelled, kept) =
+            std::mem::take(&mut central.queue).into_iter().partition(&is_target);
+        central.queue = kept;
+        let mut cancelled: VecDeque<Batch> = cancelled;
+        central.queued -= cancelled.iter().map(|batch| u64::from(batch.items)).sum::<u64>();
+        for slot in &self.slots {
+            let mut running = slot.running.lock().unwrap_or_else(PoisonError::into_inner);
+            let taken = running.as_mut().map_or_else(Vec::new, |chunk| chunk.cancel(&is_target));
+            drop(running);
+            let (ours, others): (Vec<_>, Vec<_>) = taken.into_iter().partition(&is_target);
+            cancelled.extend(ours);
+            self.requeue(&mut central, others);
+        }
+        drop(central);
+        for batch in cancelled {
+            let kind = TaskErrorKind::Cancelled;
+            batch.fail(kind, DidRun::No, Origin::NONE, Duration::ZERO, &self.counters);
+        }
+    }
+
+    /// Accepts nothing more.
+    pub(crate) fn close(&self) {
+        let mut central = self.central();
+        if central.phase == Phase::Open {
+            central.phase = Phase::Closed;
+        }
+        self.call_all();
+    }
+
+    /// Ends everything: what is queued is settled here, what is running when its worker is dead.
+    pub(crate) fn terminate(&self) {
+        let mut central = self.central();
+        central.phase = Phase::Terminated;
+        central.queued = 0;
+        let queue = std::mem::take(&mut central.queue);
+        self.call_all();
+        drop(central);
+        self.orders.ring();
+        for batch in queue {
+            self.refuse(&batch);
+        }
+    }
+
+    /// Waits until the drivers have ended.
+    pub(crate) fn wait_end(&self) {
+        let mut central = self.central();
+        while central.drivers > 0 {
+            central = self.changed.wait(central).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Waits until all workers have been started and one of them has been heard of, or a first start
+    /// has failed.
+    pub(crate) fn wait_first_start(&self) -> Result<(), StartError> {
+        let mut central = self.central();
+        loop {
+            match &central.first_start {
+                Some(Err(error)) => return Err(error.clone()),
+                Some(Ok(())) if central.seats.iter().all(|seat| seat.starts > 0) => return Ok(()),
+                _ => {}
+            }
+            central = self.changed.wait(central).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    // ── from the drivers ──
+
+    /// Waits until there is something to do for a slot's driver.
+    pub(crate) fn next_step(&self, slot: usize) -> Step {
+        let mut central = self.central();
+        loop {
+            let seat = &mut central.seats[slot].state;
+            match std::mem::replace(seat, SeatState::Vacant) {
+                SeatState::Spawned(newborn) => {
+                    *seat = SeatState::Busy(None);
+                    central.busy += 1;
+                    return Step::Greet(newborn);
+                }
+                SeatState::Idle(worker) => {
+                    central.idle.retain(|idle| *idle != slot);
+                    if central.is_over() {
+                        return Step::Quit(Some(worker));
+                    }
+                    let mut batches = self.next_batches(&mut central);
+                    if batches.is_empty() && central.watcher.is_none_or(|watcher| watcher == slot) {
+                        batches = self.take_back(slot).into();
+                    }
+                    if !batches.is_empty() {
+                        central.watcher.take_if(|watcher| *watcher == slot);
+                        central.seats[slot].state = SeatState::Busy(None);
+                        let is_crowded = self.start_chunk(&mut central, slot, &worker, batches);
+                        return Step::Run { worker, is_crowded };
+                    }
+                    central.seats[slot].state = SeatState::Idle(worker);
+                    central.idle.push(slot);
+                }
+                other => {
+                    *seat = other;
+                    if central.is_over() && !matches!(central.seats[slot].state, SeatState::Busy(_))
+                    {
+                        return Step::Quit(None);
+                    }
+                }
+            }
+            central = self.sleep(central, slot);
+        }
+    }
+
+    /// Sleeps until called; one idle driver looks out for chunks that have become slow meanwhile.
+    fn sleep<'a>(
+        &self,
+        mut central: MutexGuard<'a, Central>,
+        slot: usize,
+    ) -> MutexGuard<'a, Central> {
+        let call = &self.slots[slot].call;
+        let is_idle = matches!(central.seats[slot].state, SeatState::Idle(_));
+        if is_idle && central.crowded > 0 && central.watcher.is_none_or(|other| other == slot) {
+            central.watcher = Some(slot);
+            return call.wait_timeout(central, WATCH).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        central.watcher.take_if(|watcher| *watcher == slot);
+        call.wait(central).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes items back from the worker that has the most of them waiting.
+    fn take_back(&self, thief: usize) -> Vec<Batch> {
+        let surplus = |slot: &Slot| {
+            let running = slot.running.try_lock().ok()?;
+            running.as_ref().map(Chunk::surplus).filter(|surplus| *surplus > 0)
+        };
+        let others = self.slots.iter().enumerate().filter(|(slot, _)| *slot != thief);
+        let most = others.filter_map(|(_, slot)| Some((surplus(slot)?, slot)));
+        let Some((surplus, victim)) = most.max_by_key(|(surplus, _)| *surplus) else {
+            return Vec::new();
+        };
+        let mut running = victim.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.as_mut().map_or_else(Vec::new, |chunk| chunk.take_back(surplus))
+    }
+
+    /// The next chunk's batches, from the front of the queue.
+    fn next_batches(&self, central: &mut Central) -> VecDeque<Batch> {
+        let mut chunk: VecDeque<Batch> = VecDeque::new();
+        let (mut items, mut nanos, mut bytes) = (0u32, 0, 0);
+        // What is queued is shared out, so that all are done at about the same time.
+        let share = central.queued.div_ceil(self.config.workers as u64);
+        let share = u32::try_from(share).unwrap_or(u32::MAX);
+        while let Some(first) = central.queue.front() {
+            let job = &first.job;
+            // A time limit and a chunk size are a chunk's: jobs that differ don't share one.
+            let is_other = chunk.front().is_some_and(|front| {
+                let front = &front.job.options;
+                front.timeout != job.options.timeout || front.chunk_size != job.options.chunk_size
+            });
+            let size = job.options.chunk_size.unwrap_or_else(|| job.pace.chunk().min(share));
+            let wanted = size.saturating_sub(items).min(first.items);
+            if is_other || wanted == 0 || nanos >= Pace::CHUNK || chunk.len() >= MAX_BATCHES {
+                break;
+            }
+            let fitting = match first.fitting(wanted, self.inline_limit.saturating_sub(bytes)) {
+                // An item that is larger than a frame goes by itself.
+                0 if chunk.is_empty() => 1,
+                0 => break,
+                fitting => fitting,
+            };
+            let pace = job.pace.nanos();
+            let Some(mut batch) = central.queue.pop_front() else { break };
+            if fitting < batch.items {
+                let front = batch.split_front(fitting);
+                central.queue.push_front(std::mem::replace(&mut batch, front));
+            }
+            central.queued -= u64::from(batch.items);
+            items += batch.items;
+            nanos += u64::from(batch.items) * pace;
+            bytes += batch.arguments().len() + SPAN_HEAD;
+            chunk.push_back(batch);
+        }
+        chunk
+    }
+
+    /// Makes batches the slot's chunk; whether it has more than one item.
+    fn start_chunk(
+        &self,
+        central: &mut Central,
+        slot: usize,
+        worker: &Worker,
+        batches: VecDeque<Batch>,
+    ) -> bool {
+        central.busy += 1;
+        worker.process.set_used();
+        let chunk = Chunk::new(worker, batches);
+        let is_crowded = chunk.items() > 1;
+        if is_crowded {
+            central.crowded += 1;
+            if central.queue.is_empty() && central.watcher.is_none() {
+                self.call_one(central);
+            }
+        } else if !central.queue.is_empty() {
+            self.call_one(central);
+        }
+        let limit = chunk.limit;
+        *self.slots[slot].running.lock().unwrap_or_else(PoisonError::into_inner) = Some(chunk);
+        if let Some(limit) = limit {
+            self.orders.look_by(Instant::now() + limit);
+        }
+        is_crowded
+    }
+
+    /// Runs the chunk in a slot's [`Running`] and brings the worker back.
+    pub(crate) fn run(&self, slot: usize, mut worker: Worker, was_crowded: bool) {
+        let running = &self.slots[slot].running;
+        let outcome = chunk::run(&mut worker, running, self.inline_limit, &self.counters);
+        let outcome = outcome.map_err(|loss| self.mourn(&worker, loss));
+        let mut central = self.central();
+        central.crowded -= usize::from(was_crowded);
+        match outcome {
+            Ok(()) => self.seat(central, slot, worker),
+            Err(again) => {
+                self.requeue(&mut central, again);
+                self.vacate(central, slot);
+            }
+        }
+    }
+
+    /// Puts an idle worker into its seat.
+    fn seat(&self, mut central: MutexGuard<'_, Central>, slot: usize, worker: Worker) {
+        central.busy -= 1;
+        let seat = &mut central.seats[slot].state;
+        match std::mem::replace(seat, SeatState::Vacant) {
+            // It has died since; its successor is there.
+            SeatState::Busy(Some(newborn)) => {
+                *seat = SeatState::Spawned(newborn);
+                self.slots[slot].call.notify_one();
+            }
+            _ if worker.process.is_ending() => self.order(&mut central, slot),
+            _ => {
+                *seat = SeatState::Idle(worker);
+                central.idle.push(slot);
+                if !central.queue.is_empty() {
+                    self.call_one(&mut central);
+                }
+            }
+        }
+        self.call_if_over(&central);
+    }
+
+    /// Leaves the seat of a worker that is lost to its successor.
+    fn vacate(&self, mut central: MutexGuard<'_, Central>, slot: usize) {
+        central.busy -= 1;
+        let seat = &mut central.seats[slot].state;
+        match std::mem::replace(seat, SeatState::Vacant) {
+            SeatState::Busy(Some(newborn)) => *seat = SeatState::Spawned(newborn),
+            _ => self.order(&mut central, slot),
+        }
+        self.slots[slot].call.notify_one();
+        self.call_if_over(&central);
+    }
+
+    /// Ends or retries the item that was running on a lost worker; gives what is to be queued again.
+    fn mourn(&self, worker: &Worker, loss: Loss) -> Vec<Batch> {
+        let is_terminated = self.central().phase == Phase::Terminated;
+        let process = &worker.process;
+        let mut again = Vec::new();
+        let Loss { victim, mut rest, sent, elapsed } = loss;
+        if let Some(mut batch) = victim {
+            let kind = match chunk::verdict(process) {
+                TaskErrorKind::Died { .. } if is_terminated => TaskErrorKind::Closed,
+                kind => kind,
+            };
+            let retries = batch.job.options.retries.unwrap_or(0);
+            let may_retry = !matches!(kind, TaskErrorKind::Cancelled | TaskErrorKind::Closed);
+            if may_retry && batch.attempt <= retries && !batch.job.cancelled.load(Relaxed) {
+                batch.attempt += 1;
+                self.counters.retried.fetch_add(1, Relaxed);
+                again.push(batch);
+            } else {
+                let origin = batch.origin(process.pid(), process.slot, sent);
+                batch.fail(kind, DidRun::Maybe, origin, elapsed, &self.counters);
+            }
+        } else if let Some(first) = rest.first_mut() {
+            first.losses += 1;
+        }
+        again.extend(rest);
+        again.retain(|batch| {
+            let kind = if is_terminated {
+                TaskErrorKind::Closed
+            } else if batch.job.cancelled.load(Relaxed) {
+                TaskErrorKind::Cancelled
+            } else if batch.losses > MAX_LOSSES {
+                chunk::verdict(process)
+            } else {
+                return true;
+            };
+            let origin = batch.origin(process.pid(), process.slot, sent);
+            batch.fail(kind, DidRun::No, origin, Duration::ZERO, &self.counters);
+            false
+        });
+        again
+    }
+
+    /// Puts batches back to the front of the queue, in order.
+    pub(crate) fn requeue_front(&self, batches: Vec<Batch>) {
+        let mut central = self.central();
+        self.requeue(&mut central, batches);
+    }
+
+    fn requeue(&self, central: &mut Central, batches: Vec<Batch>) {
+        for batch in batches.into_iter().rev() {
+            if central.phase == Phase::Terminated {
+                self.refuse(&batch);
+                continue;
+            }
+            central.queued += u64::from(batch.items);
+            central.queue.push_front(batch);
+        }
+        if !central.queue.is_empty() {
+            self.call_one(central);
+        }
+    }
+
+    /// A worker has been greeted; what is left is its initializer.
+    pub(crate) fn greeted(&self) {
+        self.central().first_start.get_or_insert(Ok(()));
+        self.changed.notify_all();
+    }
+
+    /// Brings in a worker that is ready.
+    pub(crate) fn ready(&self, slot: usize, worker: Worker) {
+        worker.process.set_ready();
+        let mut central = self.central();
+        central.seats[slot].failures = 0;
+        central.given_up = false;
+        self.seat(central, slot, worker);
+        self.changed.notify_all();
+    }
+
+    /// A worker could not be made ready: tries again after a pause, and tells the waiting tasks
+    /// when that has been in vain too often.
+    pub(crate) fn start_failed(&self, slot: usize, cause: StartError, was_greeting: bool) {
+        let mut central = self.central();
+        central.busy -= usize::from(was_greeting);
+        central.seats[slot].failures += 1;
+        // Without a process, the slot's last worker may still be being mourned.
+        if was_greeting || !matches!(central.seats[slot].state, SeatState::Busy(_)) {
+            central.seats[slot].state = SeatState::Vacant;
+        }
+        let failures = central.seats[slot].failures;
+        // An initializer's failure is the tasks' to learn; whatever comes before it is the
+        // builder's.
+        if !matches!(cause, StartError::Initializer(_)) {
+            central.first_start.get_or_insert(Err(cause.clone()));
+        }
+        let mut told = VecDeque::new();
+        let is_hopeless = central.seats.iter().all(|seat| seat.failures > 0);
+        if failures >= START_ATTEMPTS && is_hopeless {
+            central.given_up = true;
+            central.queued = 0;
+            told = std::mem::take(&mut central.queue);
+        }
+        self.order(&mut central, slot);
+        self.call_if_over(&central);
+        drop(central);
+        self.changed.notify_all();
+        for batch in told {
+            let (cause, attempts) = (cause.clone(), failures);
+            let kind = TaskErrorKind::Initializer { cause, attempts };
+            batch.fail(kind, DidRun::No, Origin::NONE, Duration::ZERO, &self.counters);
+        }
+    }
+
+    /// So many drivers could not be started.
+    pub(crate) fn drivers_missing(&self, drivers: usize) {
+        self.central().drivers -= drivers;
+        self.changed.notify_all();
+    }
+
+    /// A driver has ended.
+    pub(crate) fn driver_ended(&self) {
+        self.central().drivers -= 1;
+        self.changed.notify_all();
+        self.orders.ring();
+    }
+
+    // ── from the supervisor ──
+
+    /// Whether a worker that has died is to have a successor.
+    pub(crate) fn wants_successor(&self) -> bool {
+        let central = self.central();
+        !central.is_over() && !central.given_up
+    }
+
+    /// A process has been started for a slot.
+    pub(crate) fn spawned(&self, slot: usize, newborn: Newborn) {
+        let mut central = self.central();
+        let seat = &mut central.seats[slot];
+        seat.pid = newborn.process.pid();
+        seat.starts += 1;
+        if seat.starts > 1 {
+            self.counters.restarts.fetch_add(1, Relaxed);
+        }
+        match &mut seat.state {
+            SeatState::Busy(successor) => *successor = Some(newborn),
+            // An idle worker that has died goes unmourned.
+            state => *state = SeatState::Spawned(newborn),
+        }
+        let is_last = seat.starts == 1 && slot + 1 == central.seats.len();
+        central.idle.retain(|idle| *idle != slot);
+        self.slots[slot].call.notify_one();
+        if is_last {
+            self.changed.notify_all();
+        }
+    }
+
+    /// Whether all is done: no driver is left to need a process.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.central().drivers == 0
+    }
+
+    pub(crate) fn is_terminated(&self) -> bool {
+        self.central().phase == Phase::Terminated
+    }
+
+    /// What is known of the slots' workers, without what the system would have to be asked for.
+    pub(crate) fn workers(&self) -> Vec<WorkerInfo> {
+        let central = self.central();
+        let info = |(slot, seat): (usize, &Seat)| WorkerInfo {
+            slot,
+            pid: seat.pid,
+            state: match &seat.state {
+                SeatState::Vacant => WorkerState::Absent,
+                SeatState::Spawned(_) => WorkerState::Starting,
+                SeatState::Busy(_) => {
+                    let running = &self.slots[slot].running;
+                    let running = running.lock().unwrap_or_else(PoisonError::into_inner);
+                    match running.as_ref().map(|chunk| chunk.process.was_ready()) {
+                        Some(true) => WorkerState::Busy,
+                        _ => WorkerState::Starting,
+                    }
+                }
+                SeatState::Idle(_) => WorkerState::Idle,
+            },
+            tasks_done: self.counters.slots[slot].load(Relaxed),
+            restarts: seat.starts.saturating_sub(1),
+            memory: None,
+            cpu: None,
+        };
+        central.seats.iter().enumerate().map(info).collect()
+    }
+
+    /// How many tasks wait, and how many have been sent to a worker and are not delivered.
+    pub(crate) fn load(&self) -> (u64, u64) {
+        let queued = self.central().queued;
+        let open = |slot: &Slot| {
+            let running = slot.running.lock().unwrap_or_else(PoisonError::into_inner);
+            running.as_ref().map_or(0, |chunk| u64::from(chunk.open()))
+        };
+        (queued, self.slots.iter().map(open).sum())
+    }
+
+    /// Looks at the time limits of what is running; gives when to look again.
+    pub(crate) fn enforce_limits(&self) -> Option<Instant> {
+        let mut next: Option<Instant> = None;
+        for slot in &self.slots {
+            let mut running = slot.running.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(chunk) = running.as_mut() else { continue };
+            let (rest, again) = chunk.enforce();
+            drop(running);
+            next = match (next, again) {
+                (Some(next), Some(again)) => Some(next.min(again)),
+                (next, again) => next.or(again),
+            };
+            if !rest.is_empty() {
+                self.requeue_front(rest);
+            }
+        }
+        next
+    }
+
+    // ── among themselves ──
+
+    /// Asks the supervisor for a process, after a pause that grows with the failures.
+    fn order(&self, central: &mut Central, slot: usize) {
+        if central.is_over() || central.given_up {
+            return;
+        }
+        let pause = match central.seats[slot].failures {
+            0 | 1 => Duration::ZERO,
+            n => Duration::from_millis(10 << (n - 2).min(8)),
+        };
+        self.orders.spawn(slot, Instant::now() + pause);
+    }
+
+    /// Makes new attempts after having given up.
+    fn revive(&self, central: &mut Central) {
+        if !std::mem::take(&mut central.given_up) {
+            return;
+        }
+        for slot in 0..central.seats.len() {
+            central.seats[slot].failures = 0;
+            if matches!(central.seats[slot].state, SeatState::Vacant) {
+                self.order(central, slot);
+            }
+        }
+    }
+
+    /// Wakes the driver of one idle worker.
+    fn call_one(&self, central: &mut Central) {
+        if let Some(slot) = central.idle.pop() {
+            self.slots[slot].call.notify_one();
+        }
+    }
+
+    fn call_all(&self) {
+        for slot in &self.slots {
+            slot.call.notify_one();
+        }
+    }
+
+    fn call_if_over(&self, central: &Central) {
+        if central.is_over() {
+            self.call_all();
+        }
+    }
+}
+
+impl Central {
+    /// Whether the drivers are to end.
+    fn is_over(&self) -> bool {
+        match self.phase {
+            Phase::Open => false,
+            Phase::Closed => self.queue.is_empty() && self.busy == 0,
+            Phase::Terminated => true,
+        }
+    }
+
+    fn take_idle(&mut self) -> Option<(usize, Worker)> {
+        while let Some(slot) = self.idle.pop() {
+            let seat = &mut self.seats[slot].state;
+            match std::mem::replace(seat, SeatState::Busy(None)) {
+                SeatState::Idle(worker) => return Some((slot, worker)),
+                other => *seat = other,
+            }
+        }
+        None
+    }
+}

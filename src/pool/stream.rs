@@ -1,0 +1,358 @@
+//! Many items through a pool: [`Feed`] reads the input as it is needed, [`Results`] gives the
+//! outcomes as an iterator, and [`collect`] makes a vector of them.
+//!
+//! Everything happens on the caller's thread, inside of `next`: the input need not be `Send`, it is
+//! never read by surprise, and a consumer that stops asking stops everything.
+
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use procpool_worker::protocol::put_item;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::Report;
+use super::batch::Batch;
+use super::job::{Arrival, Content, Job, Origin, Outcome};
+use super::scheduler::Shared;
+use crate::error::{DidRun, Side, TaskError, TaskErrorKind};
+
+/// The most bytes of arguments in one batch: what a frame carries, with some room.
+const BATCH_BYTES: usize = 128 << 10;
+
+/// The most bytes of arguments that wait, as long as each worker has something.
+const WINDOW_BYTES: usize = 64 << 20;
+
+/// The items of one job on their way from an iterator into the queue.
+#[derive(Debug)]
+struct Feed<I> {
+    input: I,
+    job: Arc<Job>,
+    pool: Arc<Shared>,
+    /// How many items have been read, and how many of their outcomes have been taken.
+    read: u64,
+    taken: u64,
+    /// Bytes of arguments whose batches may still be waiting, by the batch's end.
+    waiting: BTreeMap<u64, usize>,
+    /// The input has ended: of itself, or by a panic.
+    ended: Option<Result<(), Box<dyn Any + Send>>>,
+    buffer: Vec<u8>,
+}
+
+impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
+    fn new(pool: Arc<Shared>, job: Arc<Job>, input: I) -> Self {
+        Self {
+            input,
+            job,
+            pool,
+            read: 0,
+            taken: 0,
+            waiting: BTreeMap::new(),
+            ended: None,
+            buffer: Vec::new(),
+        }
+    }
+
+    /// Reads until the window is full or the input ends.
+    fn fill(&mut self) {
+        if self.ended.is_some() {
+            return;
+        }
+        let window = self.pool.config.window.unwrap_or_else(|| self.pool.window(&self.job.pace));
+        let open = self.read - self.taken;
+        // Refilled when a quarter is free, so that batches are worth the while.
+        if open > window - window / 4 {
+            return;
+        }
+        let each = u64::from(self.job.pace.chunk()).max(8);
+        while self.ended.is_none() && self.read - self.taken < window {
+            let bytes: usize = self.waiting.values().sum();
+            let workers = self.pool.config.workers as u64;
+            if bytes > WINDOW_BYTES && self.read - self.taken >= 2 * workers {
+                break;
+            }
+            let room = window - (self.read - self.taken);
+            self.read_batch(room.min(each));
+        }
+    }
+
+    fn read_batch(&mut self, most: u64) {
+        // A pool that is closed refuses what follows: one item of it is enough to say so, where the
+        // input may be endless.
+        let is_open = self.pool.is_open();
+        let most = if is_open { most } else { 1 };
+        self.buffer.clear();
+        let mut items = 0;
+        let mut unencoded = None;
+        while u64::from(items) < most && self.buffer.len() < BATCH_BYTES {
+            let next = catch_unwind(AssertUnwindSafe(|| {
+                let item = self.input.next()?;
+                Some(encode_item(&mut self.buffer, &item))
+            }));
+            match next {
+                Ok(Some(Ok(()))) => items += 1,
+                Ok(Some(Err(reason))) => {
+                    unencoded = Some(reason);
+                    break;
+                }
+                Ok(None) => {
+                    self.ended = Some(Ok(()));
+                    break;
+                }
+                Err(payload) => {
+                    self.ended = Some(Err(payload));
+                    break;
+                }
+            }
+        }
+        if items > 0 {
+            self.read += u64::from(items);
+            let first = self.job.enter(items.into());
+            self.waiting.insert(first + u64::from(items), self.buffer.len());
+            self.pool.submit(Batch::new(Arc::clone(&self.job), first, items, &self.buffer));
+        }
+        if let Some(reason) = unencoded {
+            self.read += 1;
+            fail_unencoded(&self.pool, &self.job, reason);
+        }
+        if !is_open && self.ended.is_none() {
+            self.ended = Some(Ok(()));
+        }
+    }
+
+    /// Takes note that all items before `end` have been settled.
+    fn take(&mut self, items: u64, settled_end: u64) {
+        self.taken += items;
+        while let Some(first) = self.waiting.first_entry() {
+            if *first.key() > settled_end {
+                break;
+            }
+            first.remove();
+        }
+    }
+}
+
+/// Encodes one argument; its `Serialize` may panic.
+pub(super) fn encode_item<A: Serialize>(buffer: &mut Vec<u8>, item: &A) -> Result<(), String> {
+    let start = buffer.len();
+    match catch_unwind(AssertUnwindSafe(|| put_item(buffer, item))) {
+        Ok(encoded) => encoded.map_err(|error| error.to_string()),
+        Err(payload) => {
+            buffer.truncate(start);
+            let message = procpool_worker::panics::message(&*payload);
+            Err(format!("`{}`: `Serialize` panicked: {message}", std::any::type_name::<A>()))
+        }
+    }
+}
+
+/// Enters an item and ends it at once, since its argument could not be encoded.
+pub(super) fn fail_unencoded(pool: &Shared, job: &Job, reason: String) {
+    let first = job.enter(1);
+    let kind = TaskErrorKind::Encode { side: Side::Argument, reason };
+    let content = Content::Failed(kind, DidRun::No, Duration::ZERO);
+    pool.counters.failed.fetch_add(1, Relaxed);
+    job.deliver(Arrival { first, items: 1, origin: Origin::NONE, content });
+}
+
+/// Sends all of an input's items at once, for a job that is to be waited for later.
+pub(super) fn feed_all<A, I>(pool: &Arc<Shared>, job: &Arc<Job>, input: I)
+where
+    A: Serialize,
+    I: Iterator<Item = A>,
+{
+    /// Enough for a batch to be worth its handling, few enough that it is soon under way.
+    const EACH: u64 = 1024;
+    let mut feed = Feed::new(Arc::clone(pool), Arc::clone(job), input);
+    while feed.ended.is_none() {
+        feed.read_batch(EACH);
+    }
+    if let Some(Err(payload)) = feed.ended {
+        resume_unwind(payload);
+    }
+}
+
+/// All outcomes in input order.
+pub(super) fn collect<A, R, I>(
+    pool: Arc<Shared>,
+    job: Arc<Job>,
+    input: I,
+) -> Result<Vec<R>, TaskError>
+where
+    A: Serialize,
+    R: DeserializeOwned,
+    I: Iterator<Item = A>,
+{
+    let (least, _) = input.size_hint();
+    let mut results = Vec::with_capacity(least.min(1 << 20));
+    let mut failure: Option<TaskError> = None;
+    // The window bounds what is sent ahead, not what has come back: one slow item must not stop the
+    // others, since all are wanted before any is given.
+    let mut feed = Feed::new(pool, Arc::clone(&job), input);
+    let mut early = BTreeMap::new();
+    let mut next = 0;
+    loop {
+        feed.fill();
+        let Some(arrival) = job.wait_arrival() else {
+            match feed.ended.take() {
+                None => continue,
+                Some(Ok(())) => break,
+                Some(Err(payload)) => resume_unwind(payload),
+            }
+        };
+        let items = u64::from(arrival.items);
+        feed.take(items, arrival.first + items);
+        early.insert(arrival.first, arrival);
+        while let Some(mut arrival) = early.remove(&next) {
+            next += u64::from(arrival.items);
+            while let Some(outcome) = arrival.next(&job) {
+                match outcome.result {
+                    Ok(result) if failure.is_none() => results.push(result),
+                    Ok(_) => {}
+                    Err(error) => failure = failure.or(Some(error)),
+                }
+            }
+        }
+    }
+    match failure {
+        None => Ok(results),
+        Some(error) => Err(error),
+    }
+}
+
+/// In which order [`Results`] come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Order {
+    Input,
+    Completion,
+}
+
+/// Results as an iterator, from [`Pool::imap`](super::Pool::imap) in the input's order, from
+/// [`Pool::imap_unordered`](super::Pool::imap_unordered) as they come.
+///
+/// The input is read as results are taken, a bounded window ahead. Where reading it panics, the
+/// earlier results come first, then the panic goes on. Dropping the iterator cancels what is left.
+pub struct Results<I: Iterator, R> {
+    feed: Feed<I>,
+    order: Order,
+    current: Option<Arrival>,
+    /// What has come before its turn.
+    early: BTreeMap<u64, Arrival>,
+    /// The number whose turn it is.
+    next: u64,
+    result: std::marker::PhantomData<fn() -> R>,
+}
+
+impl<I: Iterator, R> std::fmt::Debug for Results<I, R> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Results")
+            .field("order", &self.order)
+            .field("read", &self.feed.read)
+            .field("taken", &self.feed.taken)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<A, R, I> Results<I, R>
+where
+    A: Serialize,
+    R: DeserializeOwned,
+    I: Iterator<Item = A>,
+{
+    pub(super) fn new(pool: Arc<Shared>, job: Arc<Job>, input: I, order: Order) -> Self {
+        Self {
+            feed: Feed::new(pool, job, input),
+            order,
+            current: None,
+            early: BTreeMap::new(),
+            next: 0,
+            result: std::marker::PhantomData,
+        }
+    }
+
+    /// The same, with each result's id, PID, times and attempt.
+    pub fn reports(self) -> Reports<I, R> {
+        Reports { results: self }
+    }
+
+    fn next_outcome(&mut self) -> Option<(Outcome<R>, Origin)> {
+        loop {
+            if let Some(arrival) = &mut self.current {
+                let origin = arrival.origin;
+                if let Some(outcome) = arrival.next(&self.feed.job) {
+                    self.next = self.next.max(outcome.number + 1);
+                    self.feed.take(1, outcome.number + 1);
+                    return Some((outcome, origin));
+                }
+            }
+            self.feed.fill();
+            self.current = match self.order {
+                Order::Input => self.early.remove(&self.next),
+                Order::Completion => None,
+            };
+            if self.current.is_some() {
+                continue;
+            }
+            match self.feed.job.wait_arrival() {
+                Some(arrival) if self.order == Order::Completion => self.current = Some(arrival),
+                Some(arrival) => drop(self.early.insert(arrival.first, arrival)),
+                None => match self.feed.ended.take() {
+                    None => {}
+                    Some(ended) => {
+                        self.feed.ended = Some(Ok(()));
+                        match ended {
+                            Ok(()) => return None,
+                            Err(payload) => resume_unwind(payload),
+                        }
+                    }
+                },
+            }
+        }
+    }
+}
+
+impl<A, R, I> Iterator for Results<I, R>
+where
+    A: Serialize,
+    R: DeserializeOwned,
+    I: Iterator<Item = A>,
+{
+    type Item = Result<R, TaskError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.next_outcome().map(|(outcome, _)| outcome.result)
+    }
+}
+
+impl<I: Iterator, R> Drop for Results<I, R> {
+    fn drop(&mut self) {
+        let job = &self.feed.job;
+        if !job.is_done() {
+            job.cancelled.store(true, Relaxed);
+            self.feed.pool.cancel(|batch| Arc::ptr_eq(&batch.job, job));
+        }
+    }
+}
+
+/// Results with all that is known of them, as an iterator; from [`Results::reports`].
+#[derive(Debug)]
+pub struct Reports<I: Iterator, R> {
+    results: Results<I, R>,
+}
+
+impl<A, R, I> Iterator for Reports<I, R>
+where
+    A: Serialize,
+    R: DeserializeOwned,
+    I: Iterator<Item = A>,
+{
+    type Item = Report<R>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let (outcome, origin) = self.results.next_outcome()?;
+        Some(Report::new(outcome, origin, &self.results.feed.job))
+    }
+}

@@ -1,0 +1,305 @@
+//! The one thread that starts processes and sees to their end. It lives as long as the pool, since
+//! the death of the thread that started a process is announced to it as its parent's death.
+//!
+//! It owns the pidfds, the limits on starting and retiring, and the time limits of tasks. It never
+//! talks to a worker and never waits for one.
+
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use procpool_worker::harden::now;
+use procpool_worker::protocol::Marker;
+use procpool_worker::transport::Bootstrap;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+
+use super::scheduler::Shared;
+use super::worker::{Doom, Newborn, Process};
+use crate::error::StartError;
+use crate::os::process::Child;
+
+/// How many file descriptors a worker takes in this process: two for frames, one to wake their
+/// reader, two for regions, one for the lane, one for the process.
+pub(crate) const FDS_PER_WORKER: u64 = 7;
+
+/// How long a worker that has been told to go may take before it is killed.
+const RETIRE_GRACE: Duration = Duration::from_secs(2);
+
+/// So many workers in a row may die without having been given a task before the next one is started
+/// with a pause: something kills them as soon as they are there, and it would be a storm.
+const UNUSED_DEATHS: u32 = 3;
+
+/// What the supervisor is asked for.
+#[derive(Debug)]
+pub(crate) struct Orders {
+    spawns: Mutex<Vec<(usize, Instant)>>,
+    bell: OwnedFd,
+    /// When the supervisor will next look at the time limits, on the monotonic clock.
+    next_look: AtomicU64,
+}
+
+impl Orders {
+    pub(crate) fn new() -> std::io::Result<Self> {
+        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+        Ok(Self {
+            spawns: Mutex::default(),
+            bell: eventfd(0, flags)?,
+            next_look: AtomicU64::new(u64::MAX),
+        })
+    }
+
+    /// Asks for a process, not before `at`.
+    pub(crate) fn spawn(&self, slot: usize, at: Instant) {
+        self.spawns.lock().unwrap_or_else(PoisonError::into_inner).push((slot, at));
+        self.ring();
+    }
+
+    /// Asks for a look at the time limits at `at`, if none is planned before.
+    pub(crate) fn look_by(&self, at: Instant) {
+        let left = at.saturating_duration_since(Instant::now());
+        let at = now().saturating_add(left.as_nanos() as u64);
+        if self.next_look.fetch_min(at, Ordering::AcqRel) > at {
+            self.ring();
+        }
+    }
+
+    /// Wakes the supervisor.
+    pub(crate) fn ring(&self) {
+        let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
+    }
+
+    fn silence(&self) {
+        let _ = rustix::io::read(&self.bell, &mut [0; 8]);
+    }
+}
+
+/// A process that has not ended.
+#[derive(Debug)]
+struct Charge {
+    process: Arc<Process>,
+    started: Instant,
+    /// When it was told to go, if it was.
+    retired: Option<Instant>,
+}
+
+/// The supervisor's thread.
+pub(crate) fn supervise(shared: &Shared) {
+    let mut supervisor = Supervisor {
+        shared,
+        charges: Vec::new(),
+        spawns: Vec::new(),
+        unused: vec![0; shared.slots.len()],
+        nonce: seed(),
+        reserve: shared.config.launch.cord.try_clone().ok(),
+    };
+    while supervisor.turn() {}
+}
+
+struct Supervisor<'a> {
+    shared: &'a Shared,
+    charges: Vec<Charge>,
+    /// Processes to be started.
+    spawns: Vec<(usize, Instant)>,
+    /// By slot, how many workers in a row have died without having been given a task.
+    unused: Vec<u32>,
+    nonce: u64,
+    /// Given up for a moment where the last descriptor is needed to end a wait.
+    reserve: Option<OwnedFd>,
+}
+
+impl Supervisor<'_> {
+    /// Does what is due, then sleeps until something happens; false when all is over.
+    fn turn(&mut self) -> bool {
+        let orders = &self.shared.orders;
+        orders.silence();
+        let new =
+            std::mem::take(&mut *orders.spawns.lock().unwrap_or_else(PoisonError::into_inner));
+        for (slot, at) in new {
+            // A slot has one process at a time, and one order.
+            self.spawns.retain(|(other, _)| *other != slot);
+            self.spawns.push((slot, at));
+        }
+        if self.shared.is_terminated() {
+            self.spawns.clear();
+            for charge in &self.charges {
+                charge.process.child.kill();
+            }
+        }
+        if self.shared.has_ended() && self.charges.is_empty() {
+            return false;
+        }
+        let mut wake = self.spawn_due();
+        wake = earliest(wake, self.end_overdue());
+        wake = earliest(wake, self.enforce_limits());
+        self.sleep(wake);
+        true
+    }
+
+    /// Starts what is due; gives when the next one is.
+    fn spawn_due(&mut self) -> Option<Instant> {
+        let now = Instant::now();
+        let mut wake = None;
+        for (slot, at) in std::mem::take(&mut self.spawns) {
+            if at > now {
+                self.spawns.push((slot, at));
+                wake = earliest(wake, Some(at));
+            } else if self.charges.iter().any(|charge| charge.process.slot == slot) {
+                // The one that failed has still to end, which will be noticed.
+                self.spawns.push((slot, at));
+            } else if self.shared.wants_successor() {
+                self.start(slot);
+            }
+        }
+        wake
+    }
+
+    fn start(&mut self, slot: usize) {
+        self.spawns.retain(|(other, _)| *other != slot);
+        match self.try_start(slot) {
+            Ok(newborn) => {
+                self.charges.push(Charge {
+                    process: Arc::clone(&newborn.process),
+                    started: Instant::now(),
+                    retired: None,
+                });
+                self.shared.spawned(slot, newborn);
+            }
+            Err(reason) => self.shared.start_failed(slot, StartError::Spawn(reason), false),
+        }
+    }
+
+    fn try_start(&mut self, slot: usize) -> Result<Newborn, String> {
+        let config = &self.shared.config;
+        let hint = |error: &dyn std::fmt::Display, code: Option<i32>| match code {
+            Some(libc::EMFILE) => format!(
+                "{error}: this process has reached its limit of open files (`ulimit -n`), of which a worker takes {FDS_PER_WORKER}"
+            ),
+            Some(libc::ENFILE) => {
+                format!("{error}: the system has reached its limit of open files")
+            }
+            Some(libc::EAGAIN) => {
+                format!("{error}: the limit of processes (`ulimit -u`) is reached")
+            }
+            _ => error.to_string(),
+        };
+        // ipc-channel takes it as a bug when there is no descriptor for a region it receives, so
+        // that there are enough of them is found out first.
+        let spare: Result<Vec<OwnedFd>, _> =
+            (0..10).map(|_| config.launch.cord.try_clone()).collect();
+        drop(spare.map_err(|error| hint(&error, error.raw_os_error()))?);
+        let (bootstrap, name) = Bootstrap::new().map_err(|error| {
+            let code = match &error {
+                procpool_worker::transport::TransportError::Io(error) => error.raw_os_error(),
+                _ => None,
+            };
+            hint(&error, code)
+        })?;
+        self.nonce = self.nonce.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(now() | 1);
+        let marker =
+            Marker { nonce: self.nonce, parent: std::process::id(), bootstrap: name.clone() };
+        let env = config.env_per_worker.as_ref().map_or_else(Vec::new, |env| env(slot));
+        let title = format!("{}/{slot}", config.name);
+        let child = Child::start(&config.launch, env, &title, &marker)
+            .map_err(|error| hint(&error, error.raw_os_error()))?;
+        let process = Process::new(slot, child, name);
+        Ok(Newborn { process, bootstrap, nonce: self.nonce })
+    }
+
+    /// Kills what takes too long to become ready or to go; gives when to look again.
+    fn end_overdue(&mut self) -> Option<Instant> {
+        let now = Instant::now();
+        let limit = self.shared.config.start_timeout;
+        let mut wake = None;
+        for charge in &mut self.charges {
+            let (deadline, doom) = match charge.process.doomed() {
+                Some(Doom::Retired) => {
+                    let since = *charge.retired.get_or_insert(now);
+                    (since + RETIRE_GRACE, Doom::Retired)
+                }
+                _ if charge.process.was_ready() => continue,
+                _ => (charge.started + limit, Doom::StartTimedOut(limit)),
+            };
+            if deadline > now {
+                wake = earliest(wake, Some(deadline));
+            } else {
+                charge.process.kill(doom);
+            }
+        }
+        wake
+    }
+
+    fn enforce_limits(&self) -> Option<Instant> {
+        let orders = &self.shared.orders;
+        let planned = orders.next_look.load(Ordering::Acquire);
+        if planned == u64::MAX {
+            return None;
+        }
+        let left = Duration::from_nanos(planned.saturating_sub(now()));
+        if !left.is_zero() {
+            return Some(Instant::now() + left);
+        }
+        orders.next_look.store(u64::MAX, Ordering::Release);
+        let again = self.shared.enforce_limits()?;
+        orders.look_by(again);
+        Some(again)
+    }
+
+    /// Sleeps until `wake`, an order, or the end of a process, and sees to those that have ended.
+    fn sleep(&mut self, wake: Option<Instant>) {
+        let left = wake.map(|wake| wake.saturating_duration_since(Instant::now()));
+        let left = left.map(|left| Timespec {
+            tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: left.subsec_nanos().into(),
+        });
+        let bell = PollFd::new(&self.shared.orders.bell, PollFlags::IN);
+        let mut fds: Vec<_> = std::iter::once(bell)
+            .chain(self.charges.iter().map(|charge| {
+                PollFd::from_borrowed_fd(charge.process.child.pidfd(), PollFlags::IN)
+            }))
+            .collect();
+        if poll(&mut fds, left.as_ref()).is_err() {
+            return;
+        }
+        let has_ended: Vec<bool> = fds[1..].iter().map(|fd| !fd.revents().is_empty()).collect();
+        let mut has_ended = has_ended.into_iter();
+        let ended: Vec<Charge> =
+            self.charges.extract_if(.., |_| has_ended.next() == Some(true)).collect();
+        for charge in ended {
+            self.see_off(&charge);
+        }
+    }
+
+    /// Starts the successor of a worker that has died, and only then announces the death.
+    fn see_off(&mut self, charge: &Charge) {
+        let process = &charge.process;
+        // Whoever was to greet it learns of the death by that, and orders the next attempt.
+        if process.end() && self.shared.wants_successor() {
+            let unused = &mut self.unused[process.slot];
+            *unused = if process.was_used() { 0 } else { *unused + 1 };
+            match unused.checked_sub(UNUSED_DEATHS) {
+                None => self.start(process.slot),
+                Some(more) => {
+                    let pause = Duration::from_millis(10 << more.min(7));
+                    self.spawns.push((process.slot, Instant::now() + pause));
+                }
+            }
+        }
+        self.reserve = None;
+        process.bury();
+        self.reserve = self.shared.config.launch.cord.try_clone().ok();
+    }
+}
+
+fn earliest(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
+    }
+}
+
+/// Where this pool's nonces begin. They tell starts apart; they are no secret.
+fn seed() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(std::process::id())
+}

@@ -1,0 +1,176 @@
+//! The handle on something that was submitted: [`Task`].
+
+use std::future::Future;
+use std::marker::PhantomData;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use serde::de::DeserializeOwned;
+
+use super::Report;
+use super::job::{Arrival, Job};
+use super::scheduler::Shared;
+use crate::error::TaskError;
+
+/// Something that was submitted: one call ([`Pool::apply_async`](super::Pool::apply_async)), or one
+/// over many items ([`Pool::map_async`](super::Pool::map_async), where `R` is a `Vec`).
+///
+/// It is a [`Future`] too, which needs no particular runtime. A task whose handle is dropped goes
+/// on; nobody learns of its result then.
+///
+/// ```no_run
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let pool = procpool::Pool::new(2)?;
+/// let task = pool.apply_async(|n: u64| (1..=n).product::<u64>(), 20);
+/// println!("meanwhile…");
+/// println!("20! = {}", task.get()?);
+/// # Ok(())
+/// # }
+/// ```
+#[must_use = "the result is lost with the handle; use `drop` where that is meant"]
+pub struct Task<R> {
+    job: Arc<Job>,
+    pool: Arc<Shared>,
+    /// Makes the result of what has arrived.
+    collect: fn(&Job) -> Report<R>,
+    result: PhantomData<fn() -> R>,
+}
+
+impl<R> std::fmt::Debug for Task<R> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Task")
+            .field("id", &self.job.offset)
+            .field("is_ready", &self.is_ready())
+            .finish_non_exhaustive()
+    }
+}
+
+impl<R> Task<R> {
+    /// Waits for the result.
+    ///
+    /// # Errors
+    ///
+    /// What became of the task, if it has no answer; of many, the first by position.
+    pub fn get(self) -> Result<R, TaskError> {
+        self.report().result
+    }
+
+    /// Waits for the result, for at most `limit`; `None` means that there is none yet. The task goes
+    /// on and can be asked again. Once the result has been given, there is no other.
+    pub fn get_timeout(&mut self, limit: Duration) -> Option<Result<R, TaskError>> {
+        // A limit that can't be added to the time is none.
+        let deadline = Instant::now().checked_add(limit);
+        self.job.wait(deadline).then(|| (self.collect)(&self.job).result)
+    }
+
+    /// Whether the result is there.
+    pub fn is_ready(&self) -> bool {
+        self.job.is_done()
+    }
+
+    /// Ends it with [`TaskErrorKind::Cancelled`](crate::TaskErrorKind::Cancelled): what is queued is
+    /// never started, what is running is ended with its worker, what is done stays done.
+    pub fn cancel(&self) {
+        self.job.cancelled.store(true, Relaxed);
+        self.pool.cancel(|batch| Arc::ptr_eq(&batch.job, &self.job));
+    }
+
+    /// Waits for the result and gives it with its PID, times and attempt. Of many items, the times
+    /// are sums and the rest is the first item's.
+    pub fn report(self) -> Report<R> {
+        self.job.wait(None);
+        (self.collect)(&self.job)
+    }
+
+    /// Has `callback` called with the result, once, on a thread that the pool has for this. A
+    /// callback may use the pool; if it panics, that is printed and harms nothing.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let pool = procpool::Pool::new(2)?;
+    /// pool.apply_async(|x: u32| x + 1, 41).on_done(|result| println!("{result:?}"));
+    /// pool.join();
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn on_done(self, callback: impl FnOnce(Result<R, TaskError>) + Send + 'static)
+    where
+        R: 'static,
+    {
+        let (job, collect) = (Arc::clone(&self.job), self.collect);
+        let callbacks = self.pool.callbacks.clone();
+        self.job.when_done(Box::new(move || {
+            callbacks.call(Box::new(move || callback(collect(&job).result)));
+        }));
+    }
+}
+
+impl<R: DeserializeOwned> Task<R> {
+    /// Of a job with one item.
+    pub(super) fn of_one(pool: Arc<Shared>, job: Arc<Job>) -> Self {
+        Self { job, pool, collect: collect_one, result: PhantomData }
+    }
+}
+
+impl<R: DeserializeOwned> Task<Vec<R>> {
+    /// Of a job with any number of items.
+    pub(super) fn of_many(pool: Arc<Shared>, job: Arc<Job>) -> Self {
+        Self { job, pool, collect: collect_many, result: PhantomData }
+    }
+}
+
+impl<R> Future for Task<R> {
+    type Output = Result<R, TaskError>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        if self.job.poll_done(context.waker()) {
+            Poll::Ready((self.collect)(&self.job).result)
+        } else {
+            Poll::Pending
+        }
+    }
+}
+
+/// The outcome of a job with one item.
+pub(super) fn collect_one<R: DeserializeOwned>(job: &Job) -> Report<R> {
+    let next = job.take_arrival().and_then(|mut arrival| {
+        let origin = arrival.origin;
+        Some(Report::new(arrival.next(job)?, origin, job))
+    });
+    next.expect("a task's result is taken once, after the task is done")
+}
+
+/// The outcomes of a job with many items, in order.
+fn collect_many<R: DeserializeOwned>(job: &Job) -> Report<Vec<R>> {
+    let mut arrivals: Vec<Arrival> = std::iter::from_fn(|| job.take_arrival()).collect();
+    arrivals.sort_unstable_by_key(|arrival| arrival.first);
+    let items: usize = arrivals.iter().map(|arrival| arrival.items as usize).sum();
+    let mut report = Report {
+        id: job.offset,
+        pid: 0,
+        worker: 0,
+        attempt: 0,
+        queued: Duration::ZERO,
+        elapsed: Duration::ZERO,
+        result: Ok(Vec::with_capacity(items)),
+    };
+    for mut arrival in arrivals {
+        let origin = arrival.origin;
+        if report.pid == 0 {
+            (report.pid, report.worker, report.attempt) = (origin.pid, origin.slot, origin.attempt);
+        }
+        report.queued += origin.queued;
+        while let Some(outcome) = arrival.next::<R>(job) {
+            report.elapsed += outcome.elapsed;
+            match (&mut report.result, outcome.result) {
+                (Ok(results), Ok(result)) => results.push(result),
+                (Ok(_), Err(error)) => report.result = Err(error),
+                (Err(_), _) => {}
+            }
+        }
+    }
+    report
+}

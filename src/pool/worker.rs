@@ -1,0 +1,297 @@
+//! The parent's handle on one worker process: [`Worker`] is whoever's turn it is to talk to it,
+//! [`Process`] is what everybody else may know of it.
+
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use procpool_worker::codec;
+use procpool_worker::function::Identity;
+use procpool_worker::lane::Lane;
+use procpool_worker::protocol::{Reply, Request, Setup, VERSION};
+use procpool_worker::transport::{
+    Bootstrap, FrameReceiver, FrameSender, RegionReceiver, RegionSender, TransportError, interrupt,
+};
+
+use crate::error::{DeathCause, StartError};
+use crate::os::process::Child;
+
+/// One worker process, from its start to its end.
+#[derive(Debug)]
+pub(crate) struct Process {
+    pub(crate) slot: usize,
+    pub(crate) child: Child,
+    /// Whether it has been given a task.
+    used: AtomicBool,
+    fate: Mutex<Fate>,
+    sealed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Fate {
+    /// Wakes whoever waits for the process: first its bootstrap's name, later its reply channel.
+    wake: Option<Wake>,
+    /// Why it was killed or told to go, if it was.
+    doom: Option<Doom>,
+    death: Option<DeathCause>,
+    /// Whether it has ever been ready.
+    ready: bool,
+    /// Whether its end has been noticed.
+    ending: bool,
+}
+
+#[derive(Debug)]
+enum Wake {
+    Bootstrap(String),
+    Replies(FrameSender),
+}
+
+/// Why the pool ends a worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Doom {
+    /// It was not ready in time.
+    StartTimedOut(Duration),
+    /// The item with this number in its chunk ran for longer than its limit.
+    TimedOut { item: u32, after: Duration },
+    /// The item with this number in its chunk was cancelled.
+    Cancelled { item: u32 },
+    /// It broke the protocol.
+    Malformed,
+    /// There is nothing more for it to do.
+    Retired,
+}
+
+impl Process {
+    pub(crate) fn new(slot: usize, child: Child, bootstrap: String) -> Arc<Self> {
+        let fate = Fate { wake: Some(Wake::Bootstrap(bootstrap)), ..Fate::default() };
+        Arc::new(Self {
+            slot,
+            child,
+            used: AtomicBool::new(false),
+            fate: Mutex::new(fate),
+            sealed: Condvar::new(),
+        })
+    }
+
+    fn fate(&self) -> MutexGuard<'_, Fate> {
+        self.fate.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.pid()
+    }
+
+    /// Kills it for this reason, unless another came first.
+    pub(crate) fn kill(&self, doom: Doom) {
+        self.fate().doom.get_or_insert(doom);
+        self.child.kill();
+    }
+
+    /// Notes why it is to end, without doing anything about it.
+    pub(crate) fn doom(&self, doom: Doom) {
+        self.fate().doom.get_or_insert(doom);
+    }
+
+    /// Why it is to end, if it is.
+    pub(crate) fn doomed(&self) -> Option<Doom> {
+        self.fate().doom
+    }
+
+    /// Marks it as having been given a task.
+    pub(crate) fn set_used(&self) {
+        self.used.store(true, Relaxed);
+    }
+
+    /// Whether it has been given a task.
+    pub(crate) fn was_used(&self) -> bool {
+        self.used.load(Relaxed)
+    }
+
+    /// Marks it as ready, after its initializer.
+    pub(crate) fn set_ready(&self) {
+        self.fate().ready = true;
+    }
+
+    /// Whether it has ever been ready.
+    pub(crate) fn was_ready(&self) -> bool {
+        self.fate().ready
+    }
+
+    /// Marks it as ended, from which on it has no use; whether it was ready before.
+    pub(crate) fn end(&self) -> bool {
+        let mut fate = self.fate();
+        fate.ending = true;
+        fate.ready
+    }
+
+    /// Whether its end has been noticed.
+    pub(crate) fn is_ending(&self) -> bool {
+        self.fate().ending
+    }
+
+    /// Collects how it ended, then wakes whoever waits for it.
+    pub(crate) fn bury(&self) {
+        let cause = self.child.reap();
+        let wake = {
+            let mut fate = self.fate();
+            fate.death = Some(cause);
+            fate.wake.take()
+        };
+        self.sealed.notify_all();
+        match wake {
+            Some(Wake::Bootstrap(name)) => {
+                // It takes a descriptor, and there may be none for a moment.
+                for _ in 0..1000 {
+                    match interrupt(&name) {
+                        Err(TransportError::Io(error)) if is_out_of_files(&error) => {
+                            std::thread::sleep(Duration::from_millis(1));
+                        }
+                        _ => break,
+                    }
+                }
+            }
+            Some(Wake::Replies(sender)) => {
+                if let Ok(frame) = codec::encode_to_vec(&Reply::Obituary) {
+                    let _ = sender.send(&frame);
+                }
+            }
+            None => {}
+        }
+    }
+
+    /// From now on a wait is for replies. False when it is already dead.
+    fn wake_by(&self, replies: FrameSender) -> bool {
+        let mut fate = self.fate();
+        fate.wake = Some(Wake::Replies(replies));
+        fate.death.is_none()
+    }
+
+    /// Waits for the end of a process that is known to be ending.
+    pub(crate) fn wait_death(&self) -> DeathCause {
+        let mut fate = self.fate();
+        loop {
+            match fate.death {
+                Some(cause) => return cause,
+                None => fate = self.sealed.wait(fate).unwrap_or_else(PoisonError::into_inner),
+            }
+        }
+    }
+}
+
+/// ipc-channel goes on with what it takes for a socket, so that the error is not always EMFILE.
+fn is_out_of_files(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::EBADF))
+}
+
+/// A process that has been started and not been heard of.
+#[derive(Debug)]
+pub(crate) struct Newborn {
+    pub(crate) process: Arc<Process>,
+    pub(crate) bootstrap: Bootstrap,
+    pub(crate) nonce: u64,
+}
+
+/// The right to talk to a worker: whoever has it may send it a frame, and must wait for its reply
+/// before handing it on.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    pub(crate) process: Arc<Process>,
+    pub(crate) lane: Arc<Lane>,
+    requests: FrameSender,
+    arguments: RegionSender,
+    replies: FrameReceiver,
+    pub(crate) results: RegionReceiver,
+    /// Number of the last chunk.
+    pub(crate) sequence: u32,
+    /// The frame that is being made, kept for its room.
+    pub(crate) frame: Vec<u8>,
+}
+
+impl Newborn {
+    /// Waits until the process reports, and checks that it is what was started.
+    pub(crate) fn greet(self, name: &str) -> Result<Worker, StartError> {
+        let Self { process, bootstrap, nonce } = self;
+        // How it ended says more than that it can't be heard.
+        let died = |process: &Process| match process.doomed() {
+            Some(Doom::StartTimedOut(limit)) => StartError::TimedOut(limit),
+            _ => StartError::Died(process.wait_death()),
+        };
+        let stranger = |what: String| {
+            process.kill(Doom::Malformed);
+            StartError::Stranger(what)
+        };
+        let hello = match bootstrap.accept() {
+            Ok(hello) => hello,
+            Err(TransportError::PeerGone) => {
+                process.child.kill();
+                return Err(died(&process));
+            }
+            Err(error) => return Err(stranger(error.to_string())),
+        };
+        let greeting = &hello.greeting;
+        if greeting.version != VERSION {
+            return Err(stranger(format!(
+                "it speaks version {} of the protocol",
+                greeting.version
+            )));
+        }
+        if greeting.identity != Identity::own() {
+            return Err(stranger("its executable is another".to_owned()));
+        }
+        if greeting.nonce != nonce || greeting.pid != process.pid() {
+            return Err(stranger(format!("PID {} answers for {}", greeting.pid, process.pid())));
+        }
+        let lane = match Lane::new(hello.lane) {
+            Ok(lane) => Arc::new(lane),
+            Err(region) => return Err(stranger(format!("its lane has {} bytes", region.len()))),
+        };
+        if !process.wake_by(hello.waker) {
+            return Err(died(&process));
+        }
+        let mut worker = Worker {
+            process,
+            lane,
+            requests: hello.requests,
+            arguments: hello.arguments,
+            replies: hello.replies,
+            results: hello.results,
+            sequence: 0,
+            frame: Vec::new(),
+        };
+        let setup = Request::Setup(Setup { name: name.to_owned() });
+        if worker.send(&setup).is_err() {
+            worker.process.child.kill();
+            return Err(died(&worker.process));
+        }
+        Ok(worker)
+    }
+}
+
+impl Worker {
+    /// Sends a request that is a frame by itself.
+    pub(crate) fn send(&mut self, request: &Request) -> Result<(), TransportError> {
+        self.frame.clear();
+        codec::encode(request, &mut self.frame)
+            .map_err(|error| TransportError::Malformed(error.to_string()))?;
+        self.requests.send(&self.frame)
+    }
+
+    /// Sends the frame that was made in `self.frame`.
+    pub(crate) fn send_frame(&self) -> Result<(), TransportError> {
+        self.requests.send(&self.frame)
+    }
+
+    /// Sends the region that the next frame speaks of.
+    pub(crate) fn send_region(
+        &self,
+        region: &procpool_worker::transport::Region,
+    ) -> Result<(), TransportError> {
+        self.arguments.send(region)
+    }
+
+    /// Waits for a reply; a wait for a process that dies is ended by [`Process::bury`].
+    pub(crate) fn recv(&self) -> Result<Reply, TransportError> {
+        let frame = self.replies.recv()?;
+        codec::decode(&frame).map_err(|error| TransportError::Malformed(error.to_string()))
+    }
+}

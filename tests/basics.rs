@@ -1,0 +1,276 @@
+//! What every pool must do: each answer once, in the right place, whatever the sizes.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::{HashMap, HashSet};
+use std::sync::mpsc::channel;
+use std::time::Duration;
+
+use procpool::{Pool, TaskErrorKind, TaskOptions};
+
+procpool::test_support!();
+
+const SOON: Duration = Duration::from_secs(20);
+
+fn square(x: u64) -> u64 {
+    x * x
+}
+
+fn sleepy(millis: u64) -> u64 {
+    std::thread::sleep(Duration::from_millis(millis));
+    millis
+}
+
+#[test]
+fn apply_returns_f_of_x() {
+    let pool = Pool::new(2).unwrap();
+    assert_eq!(pool.apply(square, 7), Ok(49));
+    assert_eq!(
+        pool.apply(|(a, b): (String, u8)| format!("{a}{b}"), ("x".to_owned(), 1)).unwrap(),
+        "x1"
+    );
+    assert_eq!(pool.apply(|()| (), ()), Ok(()));
+}
+
+#[test]
+fn a_task_runs_in_another_process() {
+    let pool = Pool::new(2).unwrap();
+    let pid = pool.apply(|()| std::process::id(), ()).unwrap();
+    assert_ne!(pid, std::process::id());
+    assert!(pool.workers().iter().any(|worker| worker.pid == pid));
+}
+
+#[test]
+fn map_keeps_input_order_whatever_finishes_first() {
+    let pool = Pool::new(4).unwrap();
+    let delays = [30, 1, 20, 0, 10, 5];
+    assert_eq!(pool.map(sleepy, delays).unwrap(), delays);
+    let many: Vec<u64> = (0..20_000).collect();
+    let squares: Vec<u64> = many.iter().map(|x| x * x).collect();
+    assert_eq!(pool.map(square, many.iter().copied()).unwrap(), squares);
+    assert_eq!(pool.map_async(square, many).get().unwrap(), squares);
+}
+
+#[test]
+fn imap_keeps_input_order_and_imap_unordered_yields_each_exactly_once() {
+    let pool = Pool::new(4).unwrap();
+    let squares: Vec<u64> = (0..5000).map(square).collect();
+    let ordered: Result<Vec<u64>, _> = pool.imap(square, 0..5000).collect();
+    assert_eq!(ordered.unwrap(), squares);
+    let unordered: Result<Vec<u64>, _> = pool.imap_unordered(square, 0..5000).collect();
+    let mut unordered = unordered.unwrap();
+    unordered.sort_unstable();
+    assert_eq!(unordered, squares);
+}
+
+#[test]
+fn empty_input_gives_an_empty_answer_at_once_in_every_form() {
+    let pool = Pool::new(2).unwrap();
+    let none = || std::iter::empty::<u64>();
+    assert_eq!(pool.map(square, none()).unwrap(), []);
+    assert_eq!(pool.map_async(square, none()).get().unwrap(), []);
+    assert_eq!(pool.imap(square, none()).count(), 0);
+    assert_eq!(pool.imap_unordered(square, none()).count(), 0);
+}
+
+#[test]
+fn any_chunk_size_gives_the_same_answer() {
+    let pool = Pool::new(3).unwrap();
+    let expected: Vec<u64> = (0..100).map(square).collect();
+    for size in [1, 7, 100, 1000, usize::MAX] {
+        let pool = pool.with(TaskOptions::new().chunk_size(size));
+        assert_eq!(pool.map(square, 0..100).unwrap(), expected, "chunk size {size}");
+        let streamed: Result<Vec<_>, _> = pool.imap(square, 0..100).collect();
+        assert_eq!(streamed.unwrap(), expected, "chunk size {size}");
+    }
+}
+
+#[test]
+fn sixty_four_workers_on_few_cpus_work() {
+    let pool = Pool::new(64).unwrap();
+    let pids: HashSet<u32> =
+        pool.imap(sleepy, [20; 256]).reports().map(|report| report.pid).collect();
+    assert!(pids.len() > 32, "{} workers took part", pids.len());
+    assert_eq!(pool.map(square, 0..1000).unwrap(), (0..1000).map(square).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_timed_out_wait_leaves_the_task_going() {
+    let pool = Pool::new(1).unwrap();
+    let mut task = pool.apply_async(sleepy, 200);
+    assert_eq!(task.get_timeout(Duration::from_millis(1)), None);
+    assert!(!task.is_ready());
+    assert_eq!(task.get_timeout(SOON), Some(Ok(200)));
+    assert!(pool.apply_async(sleepy, 0).get_timeout(Duration::MAX).is_some());
+}
+
+#[test]
+fn a_callback_runs_once_and_its_panic_harms_nothing() {
+    let pool = Pool::new(2).unwrap();
+    let (sender, receiver) = channel();
+    for x in 0..10 {
+        let sender = sender.clone();
+        pool.apply_async(square, x).on_done(move |result| {
+            sender.send(result.unwrap()).unwrap();
+            assert!(x != 3, "a callback that panics");
+        });
+    }
+    let mut seen: Vec<u64> = (0..10).map(|_| receiver.recv_timeout(SOON).unwrap()).collect();
+    seen.sort_unstable();
+    assert_eq!(seen, (0..10).map(square).collect::<Vec<_>>());
+    drop(sender);
+    assert!(receiver.recv_timeout(SOON).is_err(), "each is called once");
+    assert_eq!(pool.apply(square, 5), Ok(25));
+}
+
+#[test]
+fn a_callback_may_use_the_pool() {
+    let pool = Pool::new(1).unwrap();
+    let (sender, receiver) = channel();
+    let again = pool.clone();
+    pool.apply_async(square, 3).on_done(move |result| {
+        sender.send(again.apply(square, result.unwrap()).unwrap()).unwrap();
+    });
+    assert_eq!(receiver.recv_timeout(SOON).unwrap(), 81);
+}
+
+#[test]
+fn submitting_after_close_or_terminate_is_refused_with_its_own_error() {
+    for terminate in [false, true] {
+        let pool = Pool::new(1).unwrap();
+        if terminate {
+            pool.terminate()
+        } else {
+            pool.close()
+        }
+        assert_eq!(pool.apply(square, 1).unwrap_err().kind(), &TaskErrorKind::Closed);
+        assert_eq!(pool.apply_async(square, 1).get().unwrap_err().kind(), &TaskErrorKind::Closed);
+        assert_eq!(pool.map(square, 0..9).unwrap_err().kind(), &TaskErrorKind::Closed);
+        assert_eq!(pool.map_async(square, 0..9).get().unwrap_err().kind(), &TaskErrorKind::Closed);
+        assert!(pool.imap(square, 0..9).all(|result| result.is_err()));
+        pool.join();
+    }
+}
+
+#[test]
+fn many_threads_submit_at_once_and_all_is_delivered() {
+    let pool = Pool::new(3).unwrap();
+    std::thread::scope(|scope| {
+        for thread in 0..8u64 {
+            let pool = pool.clone();
+            scope.spawn(move || {
+                let tasks: Vec<_> =
+                    (0..500).map(|x| pool.apply_async(square, thread * 1000 + x)).collect();
+                for (x, task) in tasks.into_iter().enumerate() {
+                    assert_eq!(task.get(), Ok(square(thread * 1000 + x as u64)));
+                    if x % 50 == 0 {
+                        assert_eq!(pool.apply(square, 9), Ok(81));
+                        assert_eq!(pool.map(square, 0..10).unwrap().len(), 10);
+                    }
+                }
+            });
+        }
+    });
+    let stats = pool.stats();
+    assert_eq!((stats.queued, stats.running, stats.failed), (0, 0, 0));
+    assert_eq!(stats.done, 8 * (500 + 10 * 11));
+}
+
+#[test]
+fn results_that_are_results_are_answers() {
+    let pool = Pool::new(1).unwrap();
+    let parse = |text: String| text.parse::<i32>().map_err(|error| error.to_string());
+    assert_eq!(pool.apply(parse, "12".to_owned()), Ok(Ok(12)));
+    assert!(pool.apply(parse, "x".to_owned()).unwrap().is_err());
+}
+
+#[test]
+fn generic_functions_and_those_of_other_crates_can_be_sent() {
+    fn twice<T: Clone>(value: T) -> (T, T) {
+        (value.clone(), value)
+    }
+    let pool = Pool::new(1).unwrap();
+    assert_eq!(pool.apply(twice::<u8>, 1), Ok((1, 1)));
+    assert_eq!(pool.apply(twice::<String>, "a".to_owned()).unwrap().1, "a");
+    assert_eq!(pool.apply(f64::sqrt, 9.0), Ok(3.0));
+}
+
+#[test]
+fn a_report_says_who_when_and_which() {
+    let pool = Pool::new(2).unwrap();
+    let reports: Vec<_> = pool.imap(sleepy, [15, 0, 15]).reports().collect();
+    let pids: HashMap<usize, u32> =
+        pool.workers().iter().map(|worker| (worker.slot, worker.pid)).collect();
+    for (id, report) in reports.iter().enumerate() {
+        assert_eq!(report.id, id as u64);
+        assert_eq!(report.attempt, 1);
+        assert_eq!(pids[&report.worker], report.pid);
+    }
+    assert!(reports[0].elapsed >= Duration::from_millis(15), "{:?}", reports[0].elapsed);
+    assert!(reports[1].elapsed < Duration::from_millis(15), "{:?}", reports[1].elapsed);
+    let report = pool.apply_async(sleepy, 1).report();
+    assert_eq!((report.id, report.result), (0, Ok(1)));
+}
+
+#[test]
+fn a_task_is_a_future() {
+    use std::future::Future;
+    use std::pin::pin;
+    use std::task::{Context, Poll, Wake, Waker};
+
+    struct Unpark(std::thread::Thread);
+    impl Wake for Unpark {
+        fn wake(self: std::sync::Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let pool = Pool::new(1).unwrap();
+    let mut task = pin!(pool.apply_async(sleepy, 20));
+    let waker = Waker::from(std::sync::Arc::new(Unpark(std::thread::current())));
+    let result = loop {
+        match task.as_mut().poll(&mut Context::from_waker(&waker)) {
+            Poll::Ready(result) => break result,
+            Poll::Pending => std::thread::park_timeout(SOON),
+        }
+    };
+    assert_eq!(result, Ok(20));
+}
+
+#[test]
+fn the_initializer_runs_in_each_worker_before_its_first_task() {
+    fn start(base: u64) -> u64 {
+        base
+    }
+    fn add(x: u64) -> u64 {
+        procpool::with_state(|base: &mut u64| *base + x).unwrap()
+    }
+    let pool = Pool::builder().workers(3).initializer(start, 100).build().unwrap();
+    assert_eq!(pool.map(add, 0..50).unwrap(), (100..150).collect::<Vec<_>>());
+}
+
+#[test]
+fn environment_and_directory_are_as_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let pool = Pool::builder()
+        .workers(2)
+        .env("PROCPOOL_TEST_A", "all")
+        .env_per_worker(|slot| vec![("PROCPOOL_TEST_B".into(), slot.to_string().into())])
+        .current_dir(dir.path())
+        .build()
+        .unwrap();
+    let look = |()| {
+        let var = |name| std::env::var(name).unwrap_or_default();
+        let dir = std::env::current_dir().unwrap().to_string_lossy().into_owned();
+        (
+            var("PROCPOOL_TEST_A"),
+            var("PROCPOOL_TEST_B"),
+            dir,
+            std::env::vars().any(|v| v.0 == "PROCPOOL_WORKER"),
+        )
+    };
+    for report in pool.imap(look, [(); 8]).reports() {
+        let (all, own, cwd, marked) = report.result.unwrap();
+        assert_eq!((all.as_str(), own), ("all", report.worker.to_string()));
+        assert_eq!(cwd, dir.path().canonicalize().unwrap().to_string_lossy());
+        assert!(!marked, "what a task starts must not take itself for a worker");
+    }
+}

@@ -1,0 +1,282 @@
+//! Beginnings and ends: of pools, of workers with their parent, of what they started.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use procpool::{Error, Pool, StartError, TaskErrorKind};
+use support::{SideEffects, is_alive, kill, sleepy, square, wait_until};
+
+procpool::test_support!();
+
+/// How long a test waits for what has to happen within 100 ms, which it measures.
+const PROMPT: Duration = Duration::from_millis(100);
+
+fn forever(effects: SideEffects) {
+    effects.note(u64::from(std::process::id()));
+    std::thread::sleep(Duration::from_secs(3600));
+}
+
+#[test]
+fn drop_ends_running_tasks() {
+    let effects = SideEffects::new();
+    let pool = Pool::new(2).unwrap();
+    let tasks: Vec<_> = (0..4).map(|_| pool.apply_async(forever, effects.clone())).collect();
+    let pids: Vec<u32> = pool.workers().iter().map(|worker| worker.pid).collect();
+    wait_until("both run", || pids.iter().all(|pid| effects.count((*pid).into()) == 1));
+    drop(pool);
+    assert!(pids.iter().all(|pid| !is_alive(*pid)));
+    for task in tasks {
+        assert_eq!(task.get().unwrap_err().kind(), &TaskErrorKind::Closed);
+    }
+}
+
+#[test]
+fn terminate_with_ten_thousand_pending_takes_under_a_second_and_resolves_every_handle() {
+    let pool = Pool::new(2).unwrap();
+    let tasks: Vec<_> = (0..10_000).map(|_| pool.apply_async(sleepy, 1000)).collect();
+    let waiting = pool.apply_async(sleepy, 1000);
+    let waiter = std::thread::spawn(move || waiting.get());
+    let start = Instant::now();
+    pool.terminate();
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    assert!(waiter.join().unwrap().is_err());
+    for task in tasks {
+        assert_eq!(task.get().unwrap_err().kind(), &TaskErrorKind::Closed);
+    }
+}
+
+#[test]
+fn close_join_and_terminate_may_be_called_twice_and_from_two_threads() {
+    let pool = Pool::new(2).unwrap();
+    let task = pool.apply_async(sleepy, 50);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                pool.close();
+                pool.close();
+                pool.join();
+                pool.join();
+                pool.terminate();
+                pool.terminate();
+            });
+        }
+    });
+    assert_eq!(task.get(), Ok(50));
+    assert!(pool.workers().iter().all(|worker| !is_alive(worker.pid)));
+}
+
+#[test]
+fn join_waits_for_all_that_was_submitted() {
+    let effects = SideEffects::new();
+    let pool = Pool::new(2).unwrap();
+    for _ in 0..50 {
+        drop(pool.apply_async(|effects: SideEffects| effects.note(0), effects.clone()));
+    }
+    pool.join();
+    assert_eq!(effects.count(0), 50);
+}
+
+#[test]
+fn the_thread_that_built_the_pool_ends_and_the_pool_lives_on() {
+    let pool = std::thread::spawn(|| Pool::new(2).unwrap()).join().unwrap();
+    let pids: Vec<u32> = pool.workers().iter().map(|worker| worker.pid).collect();
+    assert_eq!(pool.map(square, 0..100).unwrap().len(), 100);
+    assert_eq!(pool.workers().iter().map(|worker| worker.pid).collect::<Vec<_>>(), pids);
+}
+
+#[test]
+fn a_pool_inside_a_task_works_and_ends_with_its_worker() {
+    fn nested(n: u64) -> (Vec<u64>, Vec<u32>) {
+        let pool = Pool::new(2).unwrap();
+        let squares = pool.map(square, 0..n).unwrap();
+        let pids = pool.workers().iter().map(|worker| worker.pid).collect();
+        (squares, pids)
+    }
+    fn nested_forever(effects: SideEffects) {
+        let pool = Pool::new(1).unwrap();
+        pool.apply(forever, effects).unwrap();
+    }
+    let pool = Pool::new(2).unwrap();
+    let (squares, pids) = pool.apply(nested, 5).unwrap();
+    assert_eq!(squares, [0, 1, 4, 9, 16]);
+    assert!(pids.iter().all(|pid| !is_alive(*pid)));
+    let effects = SideEffects::new();
+    let task = pool.apply_async(nested_forever, effects.clone());
+    let mut inner = None;
+    wait_until("the inner task runs", || {
+        inner = effects.noted().first().copied();
+        inner.is_some()
+    });
+    pool.terminate();
+    assert!(task.get().is_err());
+    wait_until("the inner worker is gone", || !is_alive(inner.unwrap() as u32));
+}
+
+#[test]
+fn the_host_programs_own_children_are_left_alone() {
+    let mut child = Command::new("sleep").arg("3600").spawn().unwrap();
+    let mut done = Command::new("true").spawn().unwrap();
+    let pool = Pool::new(2).unwrap();
+    assert!(pool.apply(|()| -> () { std::process::exit(1) }, ()).is_err());
+    drop(pool);
+    assert!(child.try_wait().unwrap().is_none());
+    assert!(done.wait().unwrap().success());
+    child.kill().unwrap();
+    assert!(!child.wait().unwrap().success());
+}
+
+/// Starts the helper program, a parent with a pool; gives it and the PIDs that it prints.
+fn parent(args: &[&str]) -> (Child, Vec<u32>) {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_procpool-test-parent"))
+        .args(args)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let pids = line.split_whitespace().map(|pid| pid.parse().unwrap()).collect();
+    (child, pids)
+}
+
+#[test]
+fn when_the_parent_is_killed_workers_and_what_they_started_are_gone_within_100_ms() {
+    for how in ["idle", "busy", "stopped", "children"] {
+        let (mut child, pids) = parent(&[how]);
+        assert!(pids.len() >= 2 && pids.iter().all(|pid| is_alive(*pid)), "{how}: {pids:?}");
+        kill(child.id(), libc::SIGKILL);
+        child.wait().unwrap();
+        let start = Instant::now();
+        wait_until("all are gone", || pids.iter().all(|pid| !is_alive(*pid)));
+        assert!(start.elapsed() < PROMPT, "{how}: {:?}", start.elapsed());
+    }
+}
+
+#[test]
+fn what_a_task_started_ends_with_its_worker() {
+    let start = |()| {
+        let child = Command::new("sleep").arg("3600").spawn().unwrap();
+        child.id()
+    };
+    let pool = Pool::new(1).unwrap();
+    let grandchild = pool.apply(start, ()).unwrap();
+    assert!(is_alive(grandchild), "as long as the worker lives, so does it");
+    kill(pool.workers()[0].pid, libc::SIGKILL);
+    wait_until("it is gone", || !is_alive(grandchild));
+    let grandchild = pool.apply(start, ()).unwrap();
+    pool.terminate();
+    wait_until("it is gone", || !is_alive(grandchild));
+}
+
+#[test]
+fn a_child_that_keeps_the_channel_open_does_not_hide_its_workers_death() {
+    let fork = |()| {
+        // SAFETY: the child only sleeps, then ends without running anything of Rust's.
+        unsafe {
+            if libc::fork() == 0 {
+                libc::sleep(3600);
+                libc::_exit(0);
+            }
+            libc::raise(libc::SIGKILL);
+        }
+    };
+    let pool = Pool::new(1).unwrap();
+    let start = Instant::now();
+    assert!(pool.apply(fork, ()).is_err());
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    assert_eq!(pool.apply(square, 3), Ok(9));
+}
+
+#[test]
+fn a_stopped_worker_does_not_keep_the_pool_from_ending() {
+    let pool = Pool::new(2).unwrap();
+    kill(pool.workers()[0].pid, libc::SIGSTOP);
+    let start = Instant::now();
+    pool.join();
+    pool.terminate();
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+}
+
+#[test]
+fn a_forgotten_init_is_an_error_and_never_a_fork_bomb() {
+    let (mut child, _) = parent(&["no-init"]);
+    assert!(child.wait().unwrap().success());
+    let (mut child, _) = parent(&["late-init"]);
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn a_worker_that_does_not_report_is_given_up_after_the_start_timeout() {
+    let hangs = |()| -> () { std::thread::sleep(Duration::from_secs(3600)) };
+    let limit = Duration::from_millis(50);
+    let pool =
+        Pool::builder().workers(1).initializer(hangs, ()).start_timeout(limit).build().unwrap();
+    let error = pool.apply(square, 1).unwrap_err();
+    let TaskErrorKind::Initializer { cause, .. } = error.kind() else { panic!("{error:?}") };
+    assert_eq!(cause, &StartError::TimedOut(limit));
+}
+
+#[test]
+fn a_low_limit_of_open_files_is_an_error_that_names_it() {
+    let (mut child, _) = parent(&["few-files"]);
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn options_that_cannot_be_are_refused_with_the_remedy() {
+    let error = Pool::builder().window(0).build().unwrap_err();
+    assert!(matches!(error, Error::Option { option: "window", .. }), "{error}");
+    let error = Pool::builder().task_timeout(Duration::ZERO).build().unwrap_err();
+    assert!(error.to_string().contains("leave it unset"), "{error}");
+    let error = Pool::builder().current_dir("/does/not/exist").build().unwrap_err();
+    assert!(matches!(error, Error::Start(StartError::Spawn(_))), "{error}");
+}
+
+/// What a pool might leave behind: descriptors, threads, children, temporary files.
+fn left_behind() -> [usize; 4] {
+    let count = |dir: &str| std::fs::read_dir(dir).unwrap().count();
+    let children = std::fs::read_dir("/proc/self/task").unwrap().map(|task| {
+        let children = task.unwrap().path().join("children");
+        std::fs::read_to_string(children).map_or(0, |pids| pids.split_whitespace().count())
+    });
+    let temporary = std::fs::read_dir(std::env::temp_dir()).unwrap().count();
+    [count("/proc/self/fd"), count("/proc/self/task"), children.sum(), temporary]
+}
+
+#[test]
+fn pools_made_and_dropped_leave_nothing_behind() {
+    // Other tests' pools must not be counted, so this one runs in a process and a directory of its
+    // own.
+    let dir = tempfile::tempdir().unwrap();
+    let status = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "leaves_nothing_behind", "--ignored", "--test-threads=1"])
+        .env("TMPDIR", dir.path())
+        .status()
+        .unwrap();
+    assert!(status.success());
+}
+
+#[test]
+#[ignore = "run by `pools_made_and_dropped_leave_nothing_behind`, alone in its process"]
+fn leaves_nothing_behind() {
+    let round = || {
+        let pool = Pool::new(2).unwrap();
+        assert_eq!(pool.apply(square, 2), Ok(4));
+        assert!(pool.apply(|()| -> () { std::process::abort() }, ()).is_err());
+    };
+    round();
+    let before = left_behind();
+    for _ in 0..100 {
+        round();
+    }
+    // A thread that has been joined may still be listed for a moment, before as well as after.
+    let is_back = || left_behind().iter().zip(before).all(|(after, before)| *after <= before);
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while !is_back() && Instant::now() < deadline {
+        std::thread::yield_now();
+    }
+    assert!(is_back(), "{:?} after {before:?}", left_behind());
+}

@@ -1,0 +1,77 @@
+//! A parent with a pool, for the tests of what happens when it ends or is set up wrongly. Prints the
+//! PIDs of its workers and of what they started, then waits to be killed.
+
+use std::process::Command;
+use std::time::Duration;
+
+use procpool::{Error, Pool, StartError};
+
+fn main() {
+    let how = std::env::args().nth(1).unwrap_or_default();
+    match how.as_str() {
+        // A worker that gets here instead of serving would build a pool of its own.
+        "no-init" => {
+            assert!(matches!(Pool::new(2), Err(Error::NotInitialized)));
+            return println!();
+        }
+        // A program that reads its arguments before it becomes a worker.
+        "late-init" => {
+            procpool::init();
+            let error = Pool::builder().workers(2).env("LATE", "1").build().map(drop);
+            let Err(Error::Start(StartError::Died(_))) = &error else { panic!("{error:?}") };
+            let text = error.map_or_else(|error| error.to_string(), |()| String::new());
+            assert!(text.contains("exited with code 2 before the handshake"), "{text}");
+            assert!(text.contains("first line of main"), "{text}");
+            return println!();
+        }
+        worker if worker.starts_with("--procpool-worker") && std::env::var_os("LATE").is_some() => {
+            std::process::exit(2);
+        }
+        _ => procpool::init(),
+    }
+    if how == "few-files" {
+        few_files();
+        return println!();
+    }
+    let pool = Pool::new(2).expect("a pool");
+    let mut pids: Vec<u32> = pool.workers().iter().map(|worker| worker.pid).collect();
+    let forever = |()| std::thread::sleep(Duration::from_secs(3600));
+    match how.as_str() {
+        "busy" => {
+            let spin = |()| -> () { while std::hint::black_box(true) {} };
+            drop([pool.apply_async(spin, ()), pool.apply_async(forever, ())]);
+        }
+        "stopped" => {
+            for pid in &pids {
+                // SAFETY: a plain system call.
+                unsafe { libc::kill(pid.cast_signed(), libc::SIGSTOP) };
+            }
+        }
+        "children" => {
+            let start = |()| {
+                let sleeping = Command::new("sleep").arg("3600").spawn();
+                sleeping.map_or(0, |child| child.id())
+            };
+            pids.push(pool.apply(start, ()).expect("a child"));
+        }
+        _ => drop(pool.map(|x: u32| x, 0..10)),
+    }
+    println!("{}", pids.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "));
+    std::thread::sleep(Duration::from_secs(3600));
+}
+
+/// With too few descriptors for all of its workers, a pool says so.
+fn few_files() {
+    let limit = libc::rlimit { rlim_cur: 64, rlim_max: 64 };
+    // SAFETY: a plain system call on local data.
+    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) }, 0);
+    let error = Pool::new(64).map(drop);
+    let Err(error) = error else { panic!("64 workers with 64 descriptors") };
+    let text = error.to_string();
+    assert!(text.contains("64 workers") && text.contains("ulimit -n"), "{text}");
+    // With a few more than enough, it works.
+    assert_eq!(
+        Pool::new(6).and_then(|pool| Ok(pool.map(|x: u32| x, 0..9))).map(|r| r.is_ok()).ok(),
+        Some(true)
+    );
+}

@@ -1,0 +1,78 @@
+//! What several test files need: effects that outlive a worker, and bounded waits.
+#![allow(dead_code, unreachable_pub)]
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+pub const SOON: Duration = Duration::from_secs(30);
+
+pub fn square(x: u64) -> u64 {
+    x * x
+}
+
+pub fn sleepy(millis: u64) -> u64 {
+    std::thread::sleep(Duration::from_millis(millis));
+    millis
+}
+
+/// Waits until `condition` holds; fails the test if that takes too long.
+#[track_caller]
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + SOON;
+    while !condition() {
+        assert!(Instant::now() < deadline, "in vain: {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+pub fn kill(pid: u32, signal: i32) {
+    assert_ne!(pid, 0, "that would be this process's own group");
+    // SAFETY: a plain system call.
+    unsafe { libc::kill(pid.cast_signed(), signal) };
+}
+
+/// Whether a process exists and is not a zombie.
+pub fn is_alive(pid: u32) -> bool {
+    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
+    let state = stat.rsplit(") ").next().and_then(|rest| rest.chars().next());
+    !matches!(state, Some('Z' | 'X'))
+}
+
+/// Counts what tasks have done, in files, which a killed worker leaves behind.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SideEffects {
+    path: PathBuf,
+    #[serde(skip)]
+    _dir: Option<Arc<tempfile::TempDir>>,
+}
+
+impl SideEffects {
+    pub fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        Self { path: dir.path().to_owned(), _dir: Some(Arc::new(dir)) }
+    }
+
+    /// Adds one to what `x` has done.
+    pub fn note(&self, x: u64) {
+        let path = self.path.join(x.to_string());
+        OpenOptions::new().create(true).append(true).open(path).unwrap().write_all(b".").unwrap();
+    }
+
+    /// How often `x` was noted.
+    pub fn count(&self, x: u64) -> usize {
+        fs::metadata(self.path.join(x.to_string())).map_or(0, |file| file.len() as usize)
+    }
+
+    /// What was noted at all.
+    pub fn noted(&self) -> Vec<u64> {
+        let name = |entry: std::io::Result<fs::DirEntry>| {
+            entry.unwrap().file_name().to_str().unwrap().parse().unwrap()
+        };
+        fs::read_dir(&self.path).unwrap().map(name).collect()
+    }
+}

@@ -1,0 +1,124 @@
+//! Making a fresh process a safe worker: it dies with its parent, and takes with it whatever its
+//! tasks have started; it holds no file descriptor by accident; no terminal stops it.
+//!
+//! The setting-up is done here, by the worker itself, and not between fork and exec: with anything
+//! to do there the parent could not use `posix_spawn`, whose cost doesn't grow with its memory.
+//!
+//! # Dying with the parent
+//!
+//! Two cords, since each alone can fail:
+//!
+//! - The worker's standard input is a pipe whose other end only the parent holds (one for all of a
+//!   pool's workers). The worker asks
+//!   the kernel to send its whole process group SIGKILL when that end closes (`F_SETSIG`,
+//!   `F_SETOWN`, `O_ASYNC`; fcntl(2)). That reaches busy and stopped workers, and what their tasks
+//!   have started, at the moment of the parent's death, and needs nobody alive to do it.
+//! - The parent's death signal (`PR_SET_PDEATHSIG`) kills the group too, through a handler. It is
+//!   for a parent that has been forked without exec, so that its copy holds the pipe open. The
+//!   signal can't be SIGKILL: that could end the worker, and with it the first cord, before the
+//!   pipe is closed, and what its tasks have started would live on.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::process::{Pid, Signal};
+
+/// Nothing on Linux sends it, and by default it ends the process.
+const PARENT_DIED: libc::c_int = libc::SIGSTKFLT;
+
+/// `fcntl`'s command that chooses the signal; libc has no name for it here.
+const F_SETSIG: libc::c_int = 10;
+
+/// Descriptors that must survive a task which closes all the low ones are put above these.
+const HIGH_FD: i32 = 512;
+
+/// Prepares this process, which has just started. `parent` is who started it.
+///
+/// # Errors
+///
+/// When the parent is already gone, or the system refuses what can't be done without.
+pub fn harden(parent: u32) -> io::Result<()> {
+    close_strays();
+    reset_signals();
+    let death = Signal::from_named_raw(PARENT_DIED);
+    rustix::process::set_parent_process_death_signal(death)?;
+    hold_cord()?;
+    // Whoever died before the cords were tied is not announced by them.
+    if rustix::process::getppid().map(Pid::as_raw_pid) != i32::try_from(parent).ok() {
+        return Err(io::Error::other("the parent is gone"));
+    }
+    Ok(())
+}
+
+/// Closes what was inherited by accident: the parent's other threads open files at any time, and
+/// not all of them are closed by exec.
+fn close_strays() {
+    // SAFETY: nothing in this process has opened a file yet that it will use: this is the first
+    // that runs in it.
+    unsafe { libc::close_range(3, libc::c_uint::MAX, 0) };
+}
+
+/// A process inherits which signals are blocked and ignored, and Rust's runtime has not set SIGPIPE
+/// where a worker is entered before main.
+fn reset_signals() {
+    // SAFETY: plain system calls on local data; the handler only makes a system call itself, which
+    // is allowed in one.
+    unsafe {
+        let mut none = std::mem::zeroed();
+        libc::sigemptyset(&mut none);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &none, std::ptr::null_mut());
+        // A worker is in a process group of its own, in the background: a terminal that is set to
+        // stop background output would stop it at its first line.
+        libc::signal(libc::SIGTTOU, libc::SIG_IGN);
+        libc::signal(libc::SIGPIPE, libc::SIG_IGN);
+        let handler = parent_died as extern "C" fn(libc::c_int);
+        libc::signal(PARENT_DIED, handler as libc::sighandler_t);
+    }
+}
+
+extern "C" fn parent_died(_signal: libc::c_int) {
+    // SAFETY: kill is allowed in a signal handler. Zero is the own process group.
+    unsafe { libc::kill(0, libc::SIGKILL) };
+}
+
+/// Ties the cord that standard input is, then makes standard input empty.
+fn hold_cord() -> io::Result<()> {
+    // Opened anew, because who is to be signalled is a property of the open pipe, and the one that
+    // was inherited is shared with the parent's other workers.
+    let cord = rustix::fs::open(
+        "/proc/self/fd/0",
+        OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
+    // A low limit of open files may leave no room up there; then it stays where it is.
+    let cord = rustix::io::fcntl_dupfd_cloexec(&cord, HIGH_FD).unwrap_or(cord);
+    rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
+    // SAFETY: plain system calls on a descriptor that is open.
+    let tied = unsafe {
+        let fd = cord.as_raw_fd();
+        libc::fcntl(fd, libc::F_SETOWN, -libc::getpgrp()) != -1
+            && libc::fcntl(fd, F_SETSIG, libc::SIGKILL) != -1
+            && libc::fcntl(fd, libc::F_SETFL, libc::O_NONBLOCK | libc::O_ASYNC) != -1
+    };
+    // It is held until the process ends.
+    std::mem::forget(cord);
+    if tied { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Nanoseconds of the monotonic clock, which is one for all processes.
+pub fn now() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: writes to a local.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time) };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// Names this thread, which is the process's main one, so that `ps` and `top` show it.
+pub fn set_name(name: &str) {
+    let name: Vec<u8> = name.bytes().filter(|byte| *byte != 0).take(15).collect();
+    if let Ok(name) = std::ffi::CString::new(name) {
+        let _ = rustix::thread::set_name(&name);
+    }
+}

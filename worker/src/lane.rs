@@ -1,0 +1,298 @@
+//! The lane: the small shared region through which a chunk's progress can be seen and changed while
+//! the worker runs it, so that a chunk is invisible except in speed.
+//!
+//! The parent opens the lane for a chunk of `n` items and sends the frame. From then on:
+//!
+//! - **claim** is one word, `front..end`: the items that are not started. The worker takes items
+//!   from the front, the parent may take items back from the end, each by compare-and-swap, so that
+//!   an item is had by exactly one of them.
+//! - **started** counts the items that the worker has begun; **begun** is when the last block of
+//!   them began (nanoseconds of `CLOCK_MONOTONIC`, which is one clock for all processes).
+//! - **committed** is one word, so that its halves always agree: how many items are finished, and
+//!   how many bytes of results are valid.
+//! - the **results** follow, encoded straight into the region as [records](Record).
+//!
+//! When a worker dies, `committed` says what is to be delivered, `started` says whether the item
+//! after it was running, and whatever lies behind was never begun.
+//!
+//! To the parent the region is hostile once a worker has crashed: everything it reads is checked
+//! ([`Progress`] against the chunk, lengths against the region), results are copied out before they
+//! are looked at, and no reference into the region is ever made, only atomics and raw copies.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use crate::codec::Sink;
+use crate::transport::Region;
+
+/// Size of a lane in bytes. Large enough that a chunk of tiny results is worth its frame, small
+/// enough that touching all of it when a worker starts costs little (about 30 µs).
+pub const LANE_BYTES: usize = 256 << 10;
+
+// Each word that one side writes and the other reads often has a cache line of its own.
+const CLAIM: usize = 0;
+const COMMITTED: usize = 64;
+const STARTED: usize = 128;
+const BEGUN: usize = 136;
+const RESULTS: usize = 4096;
+
+/// Room for results in bytes.
+pub const CAPACITY: usize = LANE_BYTES - RESULTS;
+
+/// Every record starts with one word: its kind in the low bits, its payload's length above.
+pub const RECORD_HEAD: usize = size_of::<u32>();
+
+/// What is written after the results of each block: see [`Record::Time`].
+pub const TIME_RECORD: usize = RECORD_HEAD + size_of::<u64>();
+
+const KIND_BITS: u32 = 3;
+
+/// What a record holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Record {
+    /// An item's encoded result.
+    Value = 0,
+    /// An item's panic, an encoded [`PanicReport`](crate::panics::PanicReport).
+    Panicked = 1,
+    /// An item's argument could not be decoded; the text says why.
+    Undecodable = 2,
+    /// An item's result could not be encoded; the text says why.
+    Unencodable = 3,
+    /// An item's result that is too large for the lane: it was sent as a region of its own, just
+    /// before this was committed.
+    Region = 4,
+    /// How long the items since the last such record took together, in nanoseconds. Not an item.
+    Time = 5,
+}
+
+impl Record {
+    /// Reads a record's head: the kind and the payload's length.
+    pub fn parse(head: [u8; RECORD_HEAD]) -> Option<(Self, usize)> {
+        let head = u32::from_le_bytes(head);
+        let kind = match head & ((1 << KIND_BITS) - 1) {
+            0 => Self::Value,
+            1 => Self::Panicked,
+            2 => Self::Undecodable,
+            3 => Self::Unencodable,
+            4 => Self::Region,
+            5 => Self::Time,
+            _ => return None,
+        };
+        Some((kind, (head >> KIND_BITS) as usize))
+    }
+
+    /// A record's head. A payload in a lane is always shorter than the lane.
+    pub fn head(self, len: usize) -> [u8; RECORD_HEAD] {
+        debug_assert!(len <= LANE_BYTES);
+        ((len as u32) << KIND_BITS | self as u32).to_le_bytes()
+    }
+
+    /// Whether the record is the outcome of an item.
+    pub fn is_outcome(self) -> bool {
+        self != Self::Time
+    }
+}
+
+/// How far a chunk is, as its worker says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// Items finished since the chunk began.
+    pub items: u32,
+    /// Bytes of results that are valid.
+    pub bytes: u32,
+}
+
+/// One shared region, seen from either side.
+#[derive(Debug)]
+pub struct Lane {
+    base: *mut u8,
+    region: Region,
+}
+
+// SAFETY: `base` points into the mapping that `region` owns for as long as the lane lives. The words
+// are only touched as atomics; who may touch the results when is said at each method.
+unsafe impl Send for Lane {}
+// SAFETY: as above.
+unsafe impl Sync for Lane {}
+
+impl Lane {
+    /// Sees a region as a lane, or gives it back if it is too small for one.
+    ///
+    /// # Errors
+    ///
+    /// The region, when its size is not that of a lane.
+    pub fn new(mut region: Region) -> Result<Self, Region> {
+        if region.len() != LANE_BYTES {
+            return Err(region);
+        }
+        Ok(Self { base: region.base(), region })
+    }
+
+    /// The region, to be sent to the peer.
+    pub fn region(&self) -> &Region {
+        &self.region
+    }
+
+    fn word(&self, at: usize) -> &AtomicU64 {
+        // SAFETY: `at` is one of the offsets above, inside the region and aligned since the region
+        // is mapped at a page; the peer too touches it as an atomic only.
+        unsafe { AtomicU64::from_ptr(self.base.add(at).cast()) }
+    }
+
+    fn started_word(&self) -> &AtomicU32 {
+        // SAFETY: as in `word`.
+        unsafe { AtomicU32::from_ptr(self.base.add(STARTED).cast()) }
+    }
+
+    // The parent's side.
+
+    /// Prepares for a chunk of `items`. The worker must be waiting for a frame.
+    pub fn open(&self, items: u32) {
+        self.word(COMMITTED).store(0, Ordering::Relaxed);
+        self.started_word().store(0, Ordering::Relaxed);
+        self.word(CLAIM).store(pack(0, items), Ordering::Release);
+    }
+
+    /// Takes back up to `max` items that are not started, from the end; gives their range.
+    pub fn take_back(&self, max: u32) -> Range<u32> {
+        let mut taken = 0..0;
+        let _ = self.word(CLAIM).fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
+            let (front, end) = unpack(word);
+            let from = front.max(end.saturating_sub(max));
+            taken = from..end;
+            (from < end).then(|| pack(front, from))
+        });
+        if taken.is_empty() { 0..0 } else { taken }
+    }
+
+    /// How many items are not started.
+    pub fn unstarted(&self) -> u32 {
+        let (front, end) = unpack(self.word(CLAIM).load(Ordering::Acquire));
+        end.saturating_sub(front)
+    }
+
+    /// What the worker has committed. Not to be trusted.
+    pub fn progress(&self) -> Progress {
+        let (items, bytes) = unpack(self.word(COMMITTED).load(Ordering::Acquire));
+        Progress { items, bytes }
+    }
+
+    /// How many items the worker says it has begun. Not to be trusted.
+    pub fn started(&self) -> u32 {
+        self.started_word().load(Ordering::Acquire)
+    }
+
+    /// When the running block of items began, in nanoseconds of the monotonic clock. Not to be
+    /// trusted.
+    pub fn begun(&self) -> u64 {
+        self.word(BEGUN).load(Ordering::Acquire)
+    }
+
+    /// Copies committed results to the end of `to`. A range outside of the region copies nothing.
+    pub fn copy_results(&self, range: Range<usize>, to: &mut Vec<u8>) {
+        if range.start > range.end || range.end > CAPACITY {
+            return;
+        }
+        to.reserve(range.len());
+        // SAFETY: the range lies inside the results and `to` has room for it. The worker doesn't
+        // write below what it has committed until the parent resumes it; should it do so all the
+        // same, the copy holds garbage, which its reader expects.
+        unsafe {
+            let from = self.base.add(RESULTS + range.start);
+            std::ptr::copy_nonoverlapping(from, to.as_mut_ptr().add(to.len()), range.len());
+            to.set_len(to.len() + range.len());
+        }
+    }
+
+    /// Makes all room free again: the worker, which waits to be resumed, starts at the front.
+    pub fn empty(&self) {
+        let (items, _) = unpack(self.word(COMMITTED).load(Ordering::Acquire));
+        self.word(COMMITTED).store(pack(items, 0), Ordering::Release);
+    }
+
+    // The worker's side.
+
+    /// Claims up to `block` items from the front.
+    pub fn claim(&self, block: u32) -> Range<u32> {
+        let mut claimed = 0..0;
+        let _ = self.word(CLAIM).fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
+            let (front, end) = unpack(word);
+            claimed = front..end.min(front.saturating_add(block));
+            (front < end).then(|| pack(claimed.end, end))
+        });
+        if claimed.is_empty() { 0..0 } else { claimed }
+    }
+
+    /// Says that a block of items begins at `now`.
+    pub fn begin(&self, now: u64) {
+        self.word(BEGUN).store(now, Ordering::Release);
+    }
+
+    /// Says that items up to but not including `items` have begun.
+    pub fn start(&self, items: u32) {
+        self.started_word().store(items, Ordering::Release);
+    }
+
+    /// Says that `progress` is finished and valid.
+    pub fn commit(&self, progress: Progress) {
+        self.word(COMMITTED).store(pack(progress.items, progress.bytes), Ordering::Release);
+    }
+
+    /// A place to write results at, from byte `at` on, keeping `spare` bytes of the end free.
+    pub fn writer(&self, at: usize, spare: usize) -> LaneWriter<'_> {
+        let room = CAPACITY.saturating_sub(spare);
+        LaneWriter { lane: self, start: at, at: at.min(room), room, spilled: Vec::new() }
+    }
+
+    /// Writes `bytes` at byte `at` of the results, if they fit.
+    pub fn write(&self, at: usize, bytes: &[u8]) {
+        assert!(at + bytes.len() <= CAPACITY, "results are only written where there is room");
+        // SAFETY: inside the region, as was just checked; what is not committed is the worker's.
+        unsafe {
+            let to = self.base.add(RESULTS + at);
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len());
+        }
+    }
+}
+
+fn pack(low: u32, high: u32) -> u64 {
+    u64::from(high) << 32 | u64::from(low)
+}
+
+fn unpack(word: u64) -> (u32, u32) {
+    (word as u32, (word >> 32) as u32)
+}
+
+/// Writes one value into the lane, or, as soon as it is found not to fit, onto the heap.
+#[derive(Debug)]
+pub struct LaneWriter<'a> {
+    lane: &'a Lane,
+    start: usize,
+    at: usize,
+    room: usize,
+    spilled: Vec<u8>,
+}
+
+impl LaneWriter<'_> {
+    /// The end of what was written, or all of the value if it didn't fit.
+    pub fn finish(self) -> Result<usize, Vec<u8>> {
+        if self.spilled.is_empty() { Ok(self.at) } else { Err(self.spilled) }
+    }
+}
+
+impl Sink for LaneWriter<'_> {
+    #[inline]
+    fn put(&mut self, bytes: &[u8]) {
+        if self.spilled.is_empty() && bytes.len() <= self.room - self.at {
+            self.lane.write(self.at, bytes);
+            self.at += bytes.len();
+            return;
+        }
+        if self.spilled.is_empty() {
+            self.lane.copy_results(self.start..self.at, &mut self.spilled);
+            self.at = self.room;
+        }
+        self.spilled.extend_from_slice(bytes);
+    }
+}

@@ -1,0 +1,29 @@
+//! What runs inside a procpool worker process, and the language that parent and worker speak.
+//!
+//! This crate is the child's half of [`procpool`](https://docs.rs/procpool). It is kept apart and
+//! small so that it can be read in one sitting, and so that the compiler keeps the child's code
+//! from reaching the scheduler. Nothing here is a public contract: use the crate `procpool`.
+//!
+//! One call passes the files in this order:
+//!
+//! | file | owns |
+//! |---|---|
+//! | [`function`] | naming a `fn(A) -> R` so that another copy of the same image can call it |
+//! | [`codec`] | values to bytes and back (the only file that knows bincode) |
+//! | [`protocol`] | the frames that travel, and the marker that makes a process a worker |
+//! | [`transport`] | moving frames and regions (the only file that knows ipc-channel) |
+//! | [`lane`] | the shared region: who has claimed which item, what is committed, the results |
+//! | [`serve`] | the worker's loop: claim, decode, call, encode, commit |
+//! | [`state`] | what a worker's initializer made, for its tasks |
+//! | [`panics`] | turning a panic into a report |
+//! | [`harden`] | making a fresh process a safe worker (signals, file descriptors, dying with the parent) |
+
+pub mod codec;
+pub mod function;
+pub mod harden;
+pub mod lane;
+pub mod panics;
+pub mod protocol;
+pub mod serve;
+pub mod state;
+pub mod transport;

@@ -1,0 +1,85 @@
+//! Turning a panic into a report: what was said, where, and the way there.
+//!
+//! A hook notes each panic of the serving thread instead of printing it, since the report travels
+//! to whoever asked for the task. Panics of threads that a task started go to the hook that was
+//! there before, as they would in any program.
+
+use std::any::Any;
+use std::backtrace::Backtrace;
+use std::cell::{Cell, RefCell};
+
+use serde::{Deserialize, Serialize};
+
+/// A panic, as it travels to the parent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PanicReport {
+    /// The panic's message.
+    pub message: String,
+    /// `file:line:column`, where it is known.
+    pub location: Option<String>,
+    /// The stack at the panic; empty where it was turned off.
+    pub backtrace: String,
+}
+
+thread_local! {
+    static SERVING: Cell<bool> = const { Cell::new(false) };
+    static NOTED: RefCell<Option<PanicReport>> = const { RefCell::new(None) };
+}
+
+/// What is to be done with a report in a program built with `panic = "abort"`, where the hook is
+/// the last that runs.
+pub type LastWords = fn(PanicReport);
+
+/// Makes this thread's panics be noted for [`take`], and calls `last_words` where a panic is the
+/// end of the process.
+pub fn install(last_words: LastWords) {
+    SERVING.set(true);
+    let before = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        if !SERVING.get() {
+            return before(info);
+        }
+        let report = PanicReport {
+            message: message(info.payload()),
+            location: info.location().map(ToString::to_string),
+            backtrace: backtrace(),
+        };
+        if cfg!(panic = "abort") {
+            last_words(report);
+        } else {
+            NOTED.set(Some(report));
+        }
+    }));
+}
+
+/// The report of the panic that was just caught with this payload.
+pub fn take(payload: &(dyn Any + Send)) -> PanicReport {
+    // A task may have put a hook of its own in the place of ours, or used `resume_unwind`, which
+    // calls none: then the payload is all there is.
+    NOTED.take().unwrap_or_else(|| PanicReport {
+        message: message(payload),
+        location: None,
+        backtrace: String::new(),
+    })
+}
+
+/// The text of a panic's payload.
+pub fn message(payload: &(dyn Any + Send)) -> String {
+    payload
+        .downcast_ref::<&str>()
+        .map(ToString::to_string)
+        .or_else(|| payload.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "a panic whose payload is not text".to_owned())
+}
+
+/// The stack, unless `RUST_LIB_BACKTRACE=0` or `RUST_BACKTRACE=0` says that it isn't wanted.
+///
+/// Taken without being asked for: the process it happened in may be gone by the time somebody
+/// looks. Resolving the names costs about a millisecond, and more for the first.
+fn backtrace() -> String {
+    let off = |name| std::env::var_os(name).map(|value| value == "0");
+    if off("RUST_LIB_BACKTRACE").or_else(|| off("RUST_BACKTRACE")) == Some(true) {
+        return String::new();
+    }
+    Backtrace::force_capture().to_string()
+}

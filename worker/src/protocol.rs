@@ -1,0 +1,241 @@
+//! The frames that travel between parent and worker, and the marker that makes a process a worker.
+//!
+//! Parent and worker speak in lockstep: the parent sends one [`Request`] and waits for the [`Reply`]
+//! that ends it ([`Reply::Progress`] may come before, as often as the worker likes, since the parent
+//! is reading). Lockstep can't deadlock, and one frame in flight never fills a socket's buffer.
+//!
+//! A chunk's frame is self-contained: a [`Request::Chunk`], then for each span a [`Span`] and its
+//! arguments, each of them a length and the encoded bytes. Where that would be more than one frame
+//! carries, the same bytes lie in a region which was sent just before.
+
+use std::ffi::OsString;
+
+use serde::{Deserialize, Serialize};
+
+use crate::codec;
+use crate::function::{Call, Identity};
+
+/// Changes with every change of what is said here.
+pub const VERSION: u32 = 1;
+
+/// The environment variable that makes a process a worker. It is consumed: what a task starts does
+/// not inherit it.
+pub const MARKER: &str = "PROCPOOL_WORKER";
+
+/// What the marker says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Marker {
+    /// Tells this start from all others.
+    pub nonce: u64,
+    /// The parent's PID.
+    pub parent: u32,
+    /// Where to report.
+    pub bootstrap: String,
+}
+
+impl Marker {
+    /// As it stands in the environment.
+    pub fn to_env(&self) -> OsString {
+        format!("{VERSION}:{:016x}:{}:{}", self.nonce, self.parent, self.bootstrap).into()
+    }
+
+    /// From the environment.
+    pub fn from_env(value: &str) -> Option<Self> {
+        let mut parts = value.splitn(4, ':');
+        let version: u32 = parts.next()?.parse().ok()?;
+        let nonce = u64::from_str_radix(parts.next()?, 16).ok()?;
+        let parent = parts.next()?.parse().ok()?;
+        let bootstrap = parts.next()?.to_owned();
+        (version == VERSION).then_some(Self { nonce, parent, bootstrap })
+    }
+}
+
+/// The handshake's facts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Greeting {
+    /// [`VERSION`] of the worker.
+    pub version: u32,
+    /// The image that it runs.
+    pub identity: Identity,
+    /// From its marker.
+    pub nonce: u64,
+    /// Its own PID.
+    pub pid: u32,
+}
+
+/// What the parent asks.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Request {
+    /// The first, and the only one without a reply: who the worker is.
+    Setup(Setup),
+    /// Run a chunk; what follows the request in the frame (or in the region that was sent before)
+    /// is its [body](put_span).
+    Chunk {
+        /// Tells this chunk from the worker's others.
+        sequence: u32,
+        /// Whether the body lies in a region.
+        in_region: bool,
+        /// Whether each item has a time limit, so that each must be claimed and timed by itself.
+        limited: bool,
+    },
+    /// After a [`Reply::Yield`]: what was in the lane has been taken out; go on.
+    Resume,
+}
+
+/// Who a worker is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Setup {
+    /// Shown by `ps` and `top` as the process's name.
+    pub name: String,
+}
+
+/// What the worker answers.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply {
+    /// To [`Request::Chunk`] or [`Request::Resume`]: nothing is left in the claim, all that was
+    /// claimed is committed.
+    Done {
+        /// Of the chunk.
+        sequence: u32,
+    },
+    /// The lane is full: take out what is committed, then send [`Request::Resume`].
+    Yield {
+        /// Of the chunk.
+        sequence: u32,
+    },
+    /// More has been committed; nothing is waited for.
+    Progress {
+        /// Of the chunk.
+        sequence: u32,
+    },
+    /// Never said by a worker: the parent says it to itself, through the same channel, to wake
+    /// whoever waits for the reply of a worker that has died.
+    Obituary,
+}
+
+/// The head of a span: items of one chunk that are calls of one function.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    /// What to call.
+    pub call: Call,
+    /// How many items.
+    pub items: u32,
+    /// How many bytes their arguments take.
+    pub bytes: u64,
+}
+
+/// Length of a span's head in bytes.
+pub const SPAN_HEAD: usize = 28;
+
+/// Length in bytes of what stands before each argument.
+pub const ITEM_HEAD: usize = size_of::<u32>();
+
+/// Appends a span to a chunk's body. `arguments` holds `items` arguments, each with its length
+/// before it (see [`put_item`]).
+pub fn put_span(body: &mut Vec<u8>, call: Call, items: u32, arguments: &[u8]) {
+    body.extend_from_slice(&call.function.to_le_bytes());
+    body.extend_from_slice(&call.trampoline.to_le_bytes());
+    body.extend_from_slice(&items.to_le_bytes());
+    body.extend_from_slice(&(arguments.len() as u64).to_le_bytes());
+    body.extend_from_slice(arguments);
+}
+
+/// Appends one argument to a span's arguments.
+///
+/// # Errors
+///
+/// When it can't be encoded or is longer than 4 GiB; `arguments` is then as it was.
+pub fn put_item<A: Serialize>(
+    arguments: &mut Vec<u8>,
+    argument: &A,
+) -> Result<(), codec::CodecError> {
+    let start = arguments.len();
+    arguments.extend_from_slice(&[0; ITEM_HEAD]);
+    let outcome = codec::encode(argument, arguments).and_then(|()| {
+        let len = arguments.len() - start - ITEM_HEAD;
+        u32::try_from(len).map_err(|_| codec::CodecError {
+            type_name: std::any::type_name::<A>(),
+            reason: format!("{len} bytes encoded; one argument may take up to {} bytes", u32::MAX),
+        })
+    });
+    match outcome {
+        Ok(len) => arguments[start..start + ITEM_HEAD].copy_from_slice(&len.to_le_bytes()),
+        Err(_) => arguments.truncate(start),
+    }
+    outcome.map(drop)
+}
+
+/// Splits the first span's head off a body.
+pub fn take_span(body: &[u8]) -> Option<(Span, &[u8])> {
+    let (head, rest) = body.split_at_checked(SPAN_HEAD)?;
+    let word = |at: usize| head[at..].first_chunk().map(|bytes| u64::from_le_bytes(*bytes));
+    let call = Call { function: word(0)?, trampoline: word(8)? };
+    let items = u32::from_le_bytes(*head[16..].first_chunk()?);
+    let bytes = word(20)?;
+    (usize::try_from(bytes).ok()? <= rest.len()).then_some((Span { call, items, bytes }, rest))
+}
+
+/// Splits the first argument off a span's arguments.
+#[inline]
+pub fn take_item(arguments: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (head, rest) = arguments.split_first_chunk::<ITEM_HEAD>()?;
+    rest.split_at_checked(u32::from_le_bytes(*head) as usize)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_marker_is_read_as_it_was_written() {
+        let marker = Marker { nonce: 7, parent: 42, bootstrap: "/tmp/a:b".to_owned() };
+        let env = marker.to_env().into_string().unwrap();
+        assert_eq!(Marker::from_env(&env), Some(marker));
+        assert_eq!(Marker::from_env("0:7:42:/tmp"), None);
+        assert_eq!(Marker::from_env(""), None);
+    }
+
+    proptest! {
+        #[test]
+        fn a_body_is_read_as_it_was_written(spans in any::<Vec<(u64, u64, Vec<String>)>>()) {
+            let mut body = Vec::new();
+            for (function, trampoline, items) in &spans {
+                let mut arguments = Vec::new();
+                for item in items {
+                    put_item(&mut arguments, item).unwrap();
+                }
+                let call = Call { function: *function, trampoline: *trampoline };
+                put_span(&mut body, call, items.len() as u32, &arguments);
+            }
+            let mut body = &body[..];
+            for (function, trampoline, items) in &spans {
+                let (span, rest) = take_span(body).unwrap();
+                prop_assert_eq!(span.call, Call { function: *function, trampoline: *trampoline });
+                prop_assert_eq!(span.items as usize, items.len());
+                let (mut arguments, rest) = rest.split_at(span.bytes as usize);
+                for item in items {
+                    let (argument, rest) = take_item(arguments).unwrap();
+                    prop_assert_eq!(&codec::decode::<String>(argument).unwrap(), item);
+                    arguments = rest;
+                }
+                prop_assert!(arguments.is_empty());
+                body = rest;
+            }
+            prop_assert!(body.is_empty());
+        }
+
+        #[test]
+        fn hostile_frames_are_refused_and_no_harm(frame in any::<Vec<u8>>()) {
+            let _ = codec::decode::<Reply>(&frame);
+            let _ = codec::decode_prefix::<Request>(&frame);
+            if let Some((span, rest)) = take_span(&frame) {
+                prop_assert!(span.bytes as usize <= rest.len());
+            }
+            if let Some((item, rest)) = take_item(&frame) {
+                prop_assert_eq!(item.len() + rest.len() + ITEM_HEAD, frame.len());
+            }
+        }
+    }
+}

@@ -1,0 +1,523 @@
+//! The worker's loop: claim an item, decode its argument, call the function, encode the result into
+//! the lane, commit.
+//!
+//! The loop over a chunk's items lives in a trampoline ([`trampoline`]), which is compiled for the
+//! argument and result types, so that the call is the only indirect one, and a plain number's
+//! decoding and encoding come down to a load and a store. All that is the same for all types is in
+//! [`Run`].
+//!
+//! Items are claimed in blocks: one at a time as long as an item takes a few microseconds or more,
+//! so that the parent can take back everything that isn't running; up to [`MAX_BLOCK`] of the tiny
+//! ones, where a compare-and-swap and a look at the clock would cost more than the call.
+
+use std::any::type_name;
+use std::io::Write as _;
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::codec::{self, CodecError};
+use crate::function::{Call, ForeignFunction, Identity};
+use crate::harden::{self, now};
+use crate::lane::{CAPACITY, LANE_BYTES, Lane, Progress, RECORD_HEAD, Record, TIME_RECORD};
+use crate::panics::{self, PanicReport};
+use crate::protocol::{self, Greeting, Marker, Reply, Request, VERSION};
+use crate::state;
+use crate::transport::{
+    self, FrameReceiver, FrameSender, Hello, Region, RegionReceiver, RegionSender, TransportError,
+};
+
+/// The most items that are claimed at once. So many tiny items may wait behind one that turns out
+/// slow, so it is small; at 16 the claim's cost is already lost beside the items'.
+const MAX_BLOCK: u32 = 16;
+
+/// A block that takes less is doubled the next time: the clock is read once a block, which costs
+/// about 25 ns.
+const SHORT_BLOCK: u64 = 2_000;
+
+/// A block that takes more makes the next one a single item.
+const LONG_BLOCK: u64 = 20_000;
+
+/// How often the parent is told that more is committed, while a chunk runs for long.
+const PROGRESS_EVERY: u64 = 1_000_000;
+
+/// Exit code of a worker that could not begin. The parent finds the cause on standard error.
+const EXIT_UNFIT: i32 = 70;
+
+/// Serves as the worker that `marker` makes this process, and ends the process.
+pub fn run(marker: &Marker) -> ! {
+    let code = match enter(marker) {
+        Ok(mut worker) => worker.serve(),
+        Err(error) => {
+            eprintln!("procpool worker {}: cannot start: {error}", std::process::id());
+            EXIT_UNFIT
+        }
+    };
+    let _ = std::io::stdout().flush();
+    std::process::exit(code)
+}
+
+/// Hardens the process and reports to the parent.
+fn enter(marker: &Marker) -> Result<Worker, TransportError> {
+    harden::harden(marker.parent)?;
+    let (requests, from_parent) = transport::frames()?;
+    let (arguments, regions_in) = transport::regions()?;
+    let (to_parent, replies) = transport::frames()?;
+    let (regions_out, results) = transport::regions()?;
+    let lane = Lane::new(Region::zeroed(LANE_BYTES)?)
+        .map_err(|region| TransportError::Malformed(format!("a lane of {} bytes", region.len())))?;
+    let greeting = Greeting {
+        version: VERSION,
+        identity: Identity::own(),
+        nonce: marker.nonce,
+        pid: std::process::id(),
+    };
+    let hello = Hello {
+        greeting,
+        requests,
+        arguments,
+        replies,
+        waker: to_parent.clone(),
+        results,
+        lane: lane.region().clone(),
+    };
+    transport::greet(&marker.bootstrap, hello)?;
+    panics::install(Run::last_words);
+    let link = Link { from_parent, regions_in, to_parent, regions_out };
+    Ok(Worker { link, lane, block: 1 })
+}
+
+/// The worker's ends of its channels.
+#[derive(Debug)]
+struct Link {
+    from_parent: FrameReceiver,
+    regions_in: RegionReceiver,
+    to_parent: FrameSender,
+    regions_out: RegionSender,
+}
+
+impl Link {
+    fn reply(&self, reply: &Reply) -> Result<(), TransportError> {
+        let mut frame = Vec::with_capacity(16);
+        codec::encode(reply, &mut frame)
+            .map_err(|error| TransportError::Malformed(error.to_string()))?;
+        self.to_parent.send(&frame)
+    }
+}
+
+struct Worker {
+    link: Link,
+    lane: Lane,
+    /// Size of the next block.
+    block: u32,
+}
+
+impl Worker {
+    /// Answers requests until the parent closes the channel; gives the exit code.
+    fn serve(&mut self) -> i32 {
+        loop {
+            match self.answer_one() {
+                Ok(()) => {}
+                Err(TransportError::PeerGone) => return 0,
+                Err(error) => {
+                    eprintln!("procpool worker {}: {error}", std::process::id());
+                    return EXIT_UNFIT;
+                }
+            }
+        }
+    }
+
+    fn answer_one(&mut self) -> Result<(), TransportError> {
+        let frame = self.link.from_parent.recv()?;
+        let malformed = |error: CodecError| TransportError::Malformed(error.to_string());
+        let (request, body) = codec::decode_prefix::<Request>(&frame).map_err(malformed)?;
+        match request {
+            Request::Setup(setup) => {
+                harden::set_name(&setup.name);
+                Ok(())
+            }
+            Request::Chunk { sequence, in_region, limited } => {
+                let region = in_region.then(|| self.link.regions_in.take()).transpose()?;
+                let body = match &region {
+                    // SAFETY: the region was made for this chunk, and the parent doesn't write to
+                    // it any more once it has been sent.
+                    Some(region) => unsafe {
+                        std::slice::from_raw_parts(region.as_ptr(), region.len())
+                    },
+                    None => body,
+                };
+                self.run_chunk(sequence, limited, body)?;
+                // What the tasks printed must be seen when their results are.
+                let _ = std::io::stdout().flush();
+                self.link.reply(&Reply::Done { sequence })
+            }
+            Request::Resume => {
+                Err(TransportError::Malformed("resumed where nothing was yielded".to_owned()))
+            }
+        }
+    }
+
+    fn run_chunk(
+        &mut self,
+        sequence: u32,
+        limited: bool,
+        mut body: &[u8],
+    ) -> Result<(), TransportError> {
+        let begun = now();
+        let mut run = Run {
+            lane: &self.lane,
+            link: &self.link,
+            sequence,
+            limited,
+            arguments: &[],
+            span: 0..0,
+            claimed: 0..0,
+            block: if limited { 1 } else { self.block },
+            block_begun: begun,
+            reported: begun,
+            progress: Progress { items: 0, bytes: 0 },
+            stage: Stage::Between,
+            types: ("", ""),
+            failed: None,
+        };
+        while !body.is_empty() {
+            let broken = || TransportError::Malformed("a chunk's body is cut short".to_owned());
+            let (span, rest) = protocol::take_span(body).ok_or_else(broken)?;
+            let (arguments, rest) = rest.split_at(span.bytes as usize);
+            body = rest;
+            let (function, trampoline) = span
+                .call
+                .resolve()
+                .map_err(|error| TransportError::Malformed(error.to_string()))?;
+            run.arguments = arguments;
+            run.span = run.span.end..run.span.end.saturating_add(span.items);
+            // SAFETY: `resolve` gives the pair that `Call::new` was given in the parent.
+            unsafe { trampoline(function, &mut run) };
+            if let Some(error) = run.failed.take() {
+                return Err(error);
+            }
+        }
+        self.block = run.block;
+        Ok(())
+    }
+}
+
+/// Names `function`, so that a worker can call it with an argument `A` and send back an `R`.
+///
+/// # Errors
+///
+/// When it is not in the executable's own image.
+pub fn name<A, R>(function: fn(A) -> R) -> Result<Call, ForeignFunction>
+where
+    A: DeserializeOwned,
+    R: Serialize,
+{
+    Call::new(function as *const (), trampoline::<A, R>)
+}
+
+/// Names an initializer: its result is kept in the worker, to be reached with [`state::with`].
+///
+/// # Errors
+///
+/// When it is not in the executable's own image.
+pub fn name_initializer<A, S>(function: fn(A) -> S) -> Result<Call, ForeignFunction>
+where
+    A: DeserializeOwned,
+    S: 'static,
+{
+    Call::new(function as *const (), initializer_trampoline::<A, S>)
+}
+
+/// Runs the items of one span with a `fn(A) -> R`.
+///
+/// # Safety
+///
+/// `function` is a `fn(A) -> R`.
+unsafe fn trampoline<A, R>(function: *const (), run: &mut Run<'_>)
+where
+    A: DeserializeOwned,
+    R: Serialize,
+{
+    // SAFETY: as promised by the caller.
+    run.items(unsafe { std::mem::transmute::<*const (), fn(A) -> R>(function) });
+}
+
+/// Runs a `fn(A) -> S` and keeps its result as the worker's state.
+///
+/// # Safety
+///
+/// `function` is a `fn(A) -> S`.
+unsafe fn initializer_trampoline<A, S>(function: *const (), run: &mut Run<'_>)
+where
+    A: DeserializeOwned,
+    S: 'static,
+{
+    // SAFETY: as promised by the caller.
+    let function = unsafe { std::mem::transmute::<*const (), fn(A) -> S>(function) };
+    run.items(|argument: A| state::put(function(argument)));
+}
+
+/// What the running item is at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// No item runs: the last one is committed.
+    Between,
+    Decoding,
+    Calling,
+    Encoding,
+}
+
+/// A chunk as it is run.
+#[derive(Debug)]
+pub struct Run<'a> {
+    lane: &'a Lane,
+    link: &'a Link,
+    sequence: u32,
+    limited: bool,
+    /// The current span's arguments that are not used yet.
+    arguments: &'a [u8],
+    /// The current span's items, counted through the chunk.
+    span: Range<u32>,
+    /// Claimed and not started.
+    claimed: Range<u32>,
+    block: u32,
+    block_begun: u64,
+    /// When the parent last heard of us.
+    reported: u64,
+    progress: Progress,
+    stage: Stage,
+    /// Names of the current span's argument and result types.
+    types: (&'static str, &'static str),
+    /// The channel broke: nothing more is run.
+    failed: Option<TransportError>,
+}
+
+thread_local! {
+    /// The chunk that runs on this thread, for [`Run::last_words`].
+    static RUNNING: std::cell::Cell<*mut ()> = const { std::cell::Cell::new(std::ptr::null_mut()) };
+}
+
+/// Room that is kept free at the lane's end, so that a time and the mark of a region always fit.
+const SPARE: usize = RECORD_HEAD + TIME_RECORD;
+
+impl<'a> Run<'a> {
+    /// Runs the current span's items, as far as they can be claimed, with `function`.
+    #[inline]
+    fn items<A, R>(&mut self, mut function: impl FnMut(A) -> R)
+    where
+        A: DeserializeOwned,
+        R: Serialize,
+    {
+        if cfg!(panic = "abort") {
+            RUNNING.set(std::ptr::from_mut(self).cast());
+        }
+        self.types = (type_name::<A>(), type_name::<R>());
+        // One net for as many items as don't panic: setting it up for each would cost a nanosecond
+        // or two, and the stage tells which item a panic belongs to.
+        while let Err(payload) = catch_unwind(AssertUnwindSafe(|| {
+            while let Some(argument) = self.next() {
+                match codec::decode::<A>(argument) {
+                    Ok(argument) => {
+                        self.stage = Stage::Calling;
+                        let result = function(argument);
+                        self.stage = Stage::Encoding;
+                        self.finish(&result);
+                    }
+                    Err(error) => self.finish_text(Record::Undecodable, &error.to_string()),
+                }
+            }
+        })) {
+            self.finish_panicked(panics::take(&*payload));
+        }
+        RUNNING.set(std::ptr::null_mut());
+    }
+
+    /// The next item's argument, marked as started; none when the span or the claim is used up.
+    #[inline]
+    fn next(&mut self) -> Option<&'a [u8]> {
+        if self.claimed.is_empty() && !self.claim() {
+            return None;
+        }
+        let item = self.claimed.start;
+        if item >= self.span.end || self.failed.is_some() {
+            return None;
+        }
+        let Some((argument, rest)) = protocol::take_item(self.arguments) else {
+            self.failed = Some(TransportError::Malformed("an argument is cut short".to_owned()));
+            return None;
+        };
+        self.claimed.start = item + 1;
+        self.arguments = rest;
+        self.lane.start(item + 1);
+        self.stage = Stage::Decoding;
+        Some(argument)
+    }
+
+    fn claim(&mut self) -> bool {
+        let block = self.block;
+        self.claimed = self.lane.claim(block);
+        self.lane.begin(self.block_begun);
+        !self.claimed.is_empty()
+    }
+
+    /// Writes the item's result and commits it.
+    #[inline]
+    fn finish<R: Serialize>(&mut self, result: &R) {
+        let at = self.progress.bytes as usize;
+        // A lane without room for a head is emptied first.
+        if at + RECORD_HEAD + SPARE > CAPACITY {
+            return self.finish_large(result);
+        }
+        let mut writer = self.lane.writer(at + RECORD_HEAD, SPARE);
+        match codec::encode(result, &mut writer) {
+            Ok(()) => match writer.finish() {
+                Ok(end) => self.commit(Record::Value, end),
+                Err(spilled) => self.finish_spilled(&spilled),
+            },
+            Err(error) => self.finish_text(Record::Unencodable, &error.to_string()),
+        }
+    }
+
+    #[cold]
+    fn finish_large<R: Serialize>(&mut self, result: &R) {
+        match codec::encode_to_vec(result) {
+            Ok(bytes) => self.finish_spilled(&bytes),
+            Err(error) => self.finish_text(Record::Unencodable, &error.to_string()),
+        }
+    }
+
+    /// Commits a result that didn't fit into what room was left: after the lane has been emptied,
+    /// or in a region of its own.
+    #[cold]
+    fn finish_spilled(&mut self, bytes: &[u8]) {
+        if bytes.len() + RECORD_HEAD + SPARE <= CAPACITY {
+            self.make_room();
+            return self.finish_bytes(Record::Value, bytes);
+        }
+        if self.progress.bytes as usize + RECORD_HEAD + SPARE > CAPACITY {
+            self.make_room();
+        }
+        let sent = Region::copy_of(bytes).and_then(|region| self.link.regions_out.send(&region));
+        match sent {
+            Ok(()) => {
+                self.finish_bytes(Record::Region, &[]);
+                self.make_room();
+            }
+            Err(TransportError::PeerGone) => self.failed = Some(TransportError::PeerGone),
+            Err(error) => {
+                let text = format!(
+                    "the result of {} bytes could not be put into shared memory: {error}",
+                    bytes.len()
+                );
+                self.finish_text(Record::Unencodable, &text);
+            }
+        }
+    }
+
+    fn finish_text(&mut self, kind: Record, text: &str) {
+        self.finish_bytes(kind, text.as_bytes());
+    }
+
+    #[cold]
+    fn finish_panicked(&mut self, report: PanicReport) {
+        let text = |type_name: &str, what: &str| match &report.location {
+            Some(at) => format!("`{type_name}`: `{what}` panicked at {at}: {}", report.message),
+            None => format!("`{type_name}`: `{what}` panicked: {}", report.message),
+        };
+        let (argument, result) = self.types;
+        match self.stage {
+            // Dropping the result panicked, after it was committed: nobody waits for that.
+            Stage::Between => {}
+            Stage::Decoding => {
+                self.finish_text(Record::Undecodable, &text(argument, "Deserialize"))
+            }
+            Stage::Encoding => self.finish_text(Record::Unencodable, &text(result, "Serialize")),
+            Stage::Calling => {
+                let bytes = codec::encode_to_vec(&report).unwrap_or_default();
+                self.finish_bytes(Record::Panicked, &bytes);
+            }
+        }
+    }
+
+    /// Writes a record that surely fits into an empty lane, if need be by cutting it.
+    fn finish_bytes(&mut self, kind: Record, bytes: &[u8]) {
+        const LONGEST: usize = CAPACITY - RECORD_HEAD - SPARE;
+        let bytes = &bytes[..bytes.len().min(LONGEST)];
+        if self.progress.bytes as usize + RECORD_HEAD + bytes.len() + SPARE > CAPACITY {
+            self.make_room();
+        }
+        let start = self.progress.bytes as usize + RECORD_HEAD;
+        self.lane.write(start, bytes);
+        self.commit(kind, start + bytes.len());
+    }
+
+    /// Commits the item whose payload ends at `end`.
+    #[inline]
+    fn commit(&mut self, kind: Record, end: usize) {
+        let at = self.progress.bytes as usize;
+        self.lane.write(at, &kind.head(end - at - RECORD_HEAD));
+        self.progress.bytes = end as u32;
+        self.progress.items += 1;
+        if self.claimed.is_empty() {
+            return self.commit_block();
+        }
+        self.lane.commit(self.progress);
+        self.stage = Stage::Between;
+    }
+
+    /// Commits a block's last item together with the time that the block took.
+    fn commit_block(&mut self) {
+        let now = now();
+        let took = now.saturating_sub(self.block_begun);
+        let at = self.progress.bytes as usize;
+        self.lane.write(at, &Record::Time.head(size_of::<u64>()));
+        self.lane.write(at + RECORD_HEAD, &took.to_le_bytes());
+        self.progress.bytes += TIME_RECORD as u32;
+        self.lane.commit(self.progress);
+        self.stage = Stage::Between;
+        self.block_begun = now;
+        if took > LONG_BLOCK || self.limited {
+            self.block = 1;
+        } else if took < SHORT_BLOCK {
+            self.block = (self.block * 2).min(MAX_BLOCK);
+        }
+        if now.saturating_sub(self.reported) > PROGRESS_EVERY && self.lane.unstarted() > 0 {
+            self.reported = now;
+            let told = self.link.reply(&Reply::Progress { sequence: self.sequence });
+            self.failed = self.failed.take().or(told.err());
+        }
+    }
+
+    /// Waits until the parent has taken out what is committed.
+    fn make_room(&mut self) {
+        if self.progress.bytes == 0 || self.failed.is_some() {
+            return;
+        }
+        let resumed = self
+            .link
+            .reply(&Reply::Yield { sequence: self.sequence })
+            .and_then(|()| self.link.from_parent.recv())
+            .and_then(|frame| match codec::decode::<Request>(&frame) {
+                Ok(Request::Resume) => Ok(()),
+                _ => Err(TransportError::Malformed("expected to be resumed".to_owned())),
+            });
+        self.failed = resumed.err();
+        self.progress.bytes = 0;
+        self.reported = now();
+        if self.stage == Stage::Between {
+            self.block_begun = self.reported;
+        }
+    }
+
+    /// In a program built with `panic = "abort"`: commits the panic, since the process ends next.
+    fn last_words(report: PanicReport) {
+        let run = RUNNING.get().cast::<Run<'_>>();
+        if !run.is_null() {
+            // SAFETY: set by `items` on this thread for the time in which its `Run` lives;
+            // the panic has interrupted it for good, so nobody else uses it.
+            unsafe { &mut *run }.finish_panicked(report);
+        }
+    }
+}
