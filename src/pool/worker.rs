@@ -143,7 +143,7 @@ impl Process {
                 // It takes a descriptor, and there may be none for a moment.
                 for _ in 0..1000 {
                     match interrupt(&name) {
-                        Err(TransportError::Io(error)) if is_out_of_files(&error) => {
+                        Err(error) if is_out_of_files(&error) => {
                             std::thread::sleep(Duration::from_millis(1));
                         }
                         _ => break,
@@ -178,9 +178,8 @@ impl Process {
     }
 }
 
-/// ipc-channel goes on with what it takes for a socket, so that the error is not always EMFILE.
 fn is_out_of_files(error: &std::io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::EBADF))
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
 }
 
 /// A process that has been started and not been heard of.

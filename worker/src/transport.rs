@@ -16,6 +16,7 @@ use ipc_channel::ipc::{
     IpcSharedMemory,
 };
 use ipc_channel::{IpcError, TryRecvError};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use serde::{Deserialize, Serialize};
 
 use crate::panics;
@@ -301,14 +302,19 @@ pub fn greet(name: &str, hello: Hello) -> Result<(), TransportError> {
     })
 }
 
-/// Ends the wait of a [`Bootstrap::accept`] whose worker will never report.
+/// Ends the wait of a [`Bootstrap::accept`] whose worker will never report: its next message is the
+/// end of a connection.
 ///
 /// # Errors
 ///
-/// When nobody waits there any more.
-pub fn interrupt(name: &str) -> Result<(), TransportError> {
-    call(|| {
-        IpcSender::<Hello>::connect(name.to_owned())?;
-        Ok(())
-    })
+/// When nobody waits there any more, or there is no file descriptor to connect with.
+pub fn interrupt(name: &str) -> io::Result<()> {
+    // Not by ipc-channel, whose sender never closes its socket if it can't be connected.
+    let socket = rustix::net::socket_with(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
+    Ok(rustix::net::connect(&socket, &SocketAddrUnix::new(name)?)?)
 }
