@@ -19,6 +19,7 @@ pub use entry::init;
 pub use error::{DeathCause, DidRun, Error, Side, StartError, TaskError, TaskErrorKind};
 pub use os::process::Output;
 pub use pool::{
-    Pool, PoolBuilder, Report, Reports, Results, Stats, Task, TaskOptions, WorkerInfo, WorkerState,
+    Event, EventKind, Limits, Pool, PoolBuilder, Report, Reports, Results, Stats, Task,
+    TaskOptions, WorkerInfo, WorkerState, log_to_stderr,
 };
 pub use procpool_worker::state::with as with_state;

@@ -1,4 +1,5 @@
-//! Looking at processes: the only file that knows sysinfo.
+//! Looking at processes: the only file that knows sysinfo. What is looked at many times a second is
+//! read from /proc directly.
 
 use std::collections::HashMap;
 
@@ -25,4 +26,18 @@ pub(crate) fn usage(pids: &[u32]) -> HashMap<u32, Usage> {
         Some((pid.as_u32(), usage))
     };
     pids.iter().filter_map(usage).collect()
+}
+
+/// A process's resident memory in bytes.
+pub(crate) fn resident(pid: u32) -> Option<u64> {
+    let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
+    let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
+    Some(pages * rustix::param::page_size() as u64)
+}
+
+/// How many processes the kernel has killed for want of memory since it started, in all cgroups.
+pub(crate) fn oom_kills() -> u64 {
+    let vmstat = std::fs::read_to_string("/proc/vmstat").unwrap_or_default();
+    let count = vmstat.lines().find_map(|line| line.strip_prefix("oom_kill ")?.parse().ok());
+    count.unwrap_or(0)
 }

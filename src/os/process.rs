@@ -6,12 +6,14 @@
 
 use std::ffi::OsString;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use procpool_worker::protocol::{MARKER, Marker};
+use rustix::fs::{MemfdFlags, OFlags};
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process_group, pidfd_open,
     pidfd_send_signal, waitid,
@@ -28,6 +30,9 @@ pub enum Output {
     Inherit,
     /// To nowhere.
     Null,
+    /// Into the report of the task that was running, each apart from its neighbours'
+    /// ([`Report::output`](crate::Report::output)).
+    Capture,
 }
 
 /// How a worker process is started.
@@ -58,6 +63,7 @@ impl Child {
         env: impl IntoIterator<Item = (OsString, OsString)>,
         title: &str,
         marker: &Marker,
+        capture: Option<&OwnedFd>,
     ) -> io::Result<Self> {
         // This process's own file, even if another has been put in its place since.
         let mut command = Command::new("/proc/self/exe");
@@ -75,8 +81,14 @@ impl Child {
         if let Some(dir) = &launch.current_dir {
             command.current_dir(dir);
         }
-        if launch.output == Output::Null {
-            command.stdout(Stdio::null()).stderr(Stdio::null());
+        match (launch.output, capture) {
+            (_, Some(file)) => {
+                command.stdout(Stdio::from(file.try_clone()?)).stderr(file.try_clone()?);
+            }
+            (Output::Null, None) => {
+                command.stdout(Stdio::null()).stderr(Stdio::null());
+            }
+            (Output::Inherit | Output::Capture, None) => {}
         }
         // No `pre_exec`: with one, std forks, which beside a parent of 1 GiB takes 46 ms.
         let child = command.spawn()?;
@@ -107,6 +119,12 @@ impl Child {
         let _ = pidfd_send_signal(&self.pidfd, signal);
     }
 
+    /// Sends a signal to the process and to what it has started. It must not have been waited for,
+    /// or its number may be another's.
+    pub(crate) fn signal_group(&self, signal: Signal) {
+        let _ = kill_process_group(self.pid, signal);
+    }
+
     /// Kills the process itself. What it has started is killed by [`reap`](Self::reap).
     pub(crate) fn kill(&self) {
         self.signal(Signal::KILL);
@@ -129,6 +147,51 @@ impl Child {
             (None, Some(signal)) => DeathCause::Signaled(signal, status.dumped()),
             (None, None) => DeathCause::Unknown,
         }
+    }
+}
+
+/// A file in memory that output is captured in, shared with the process whose output it is.
+#[derive(Debug)]
+pub(crate) struct CaptureFile(OwnedFd);
+
+impl CaptureFile {
+    pub(crate) fn new() -> io::Result<Self> {
+        let file = rustix::fs::memfd_create(c"procpool-output", MemfdFlags::CLOEXEC)?;
+        // So that it can be emptied here while it is written there.
+        rustix::fs::fcntl_setfl(&file, OFlags::APPEND)?;
+        Ok(Self(file))
+    }
+
+    pub(crate) fn file(&self) -> &OwnedFd {
+        &self.0
+    }
+
+    /// Forgets what has been written.
+    pub(crate) fn clear(&self) {
+        let _ = rustix::fs::ftruncate(&self.0, 0);
+    }
+
+    /// How much has been written.
+    pub(crate) fn len(&self) -> u64 {
+        rustix::fs::fstat(&self.0).map_or(0, |file| file.st_size.cast_unsigned())
+    }
+
+    /// What was written there, as far as it exists.
+    pub(crate) fn read(&self, range: Range<u64>) -> Vec<u8> {
+        let end = range.end.min(self.len());
+        let len = end.saturating_sub(range.start);
+        let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
+        let mut read = 0;
+        while read < bytes.len() {
+            match rustix::io::pread(&self.0, &mut bytes[read..], range.start + read as u64) {
+                Ok(0) => break,
+                Ok(n) => read += n,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(_) => break,
+            }
+        }
+        bytes.truncate(read);
+        bytes
     }
 }
 

@@ -4,13 +4,12 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use procpool_worker::protocol::take_item;
 
-use super::job::{Arrival, Content, Job, Origin};
+use super::job::{Arrival, Content, Failure, Job, Origin};
 use super::scheduler::Counters;
-use crate::error::{DidRun, TaskErrorKind};
 
 /// Consecutive items of one job, with their encoded arguments. An item is in exactly one place: in
 /// a queued batch, in the running chunk of one worker, or settled in the job's ledger.
@@ -75,15 +74,8 @@ impl Batch {
     }
 
     /// Ends its items as failed in this way.
-    pub(crate) fn fail(
-        &self,
-        kind: TaskErrorKind,
-        did_it_run: DidRun,
-        origin: Origin,
-        elapsed: Duration,
-        counters: &Counters,
-    ) {
-        let content = Content::Failed(kind, did_it_run, elapsed);
+    pub(crate) fn fail(&self, failure: Failure, origin: Origin, counters: &Counters) {
+        let content = Content::Failed(failure);
         let (first, items) = (self.first, self.items);
         if self.job.deliver(Arrival { first, items, origin, content }) {
             counters.failed.fetch_add(items.into(), Relaxed);

@@ -8,11 +8,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use procpool_worker::function::Call;
+use procpool_worker::protocol::Setup;
 use procpool_worker::{codec, serve, transport};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::chunk::inline_limit;
+use super::events::{Event, Observer, Observers};
 use super::options::TaskOptions;
 use super::scheduler::Shared;
 use super::supervisor::{self, Orders};
@@ -24,6 +26,9 @@ use crate::os::signals;
 
 /// The stack of a pool's own threads in bytes. They run no code of the user's.
 const STACK: usize = 256 << 10;
+
+/// A worker takes this much memory in bytes at the least, with what is shared.
+const LEAST_MEMORY: u64 = 8 << 20;
 
 /// File descriptors that a pool takes for itself, or for a moment while a worker starts.
 const SPARE_FDS: u64 = 12;
@@ -59,6 +64,17 @@ pub struct PoolBuilder {
     env_per_worker: Option<EnvPerWorker>,
     current_dir: Option<PathBuf>,
     output: Output,
+    /// Zero: killed at once.
+    kill_grace: Duration,
+    max_tasks: Option<u64>,
+    max_memory: Option<u64>,
+    idle_timeout: Option<Duration>,
+    /// 1.
+    min_workers: usize,
+    limits: Limits,
+    nice: i32,
+    pin_cpus: bool,
+    observers: Vec<Observer>,
 }
 
 type EnvPerWorker = Arc<dyn Fn(usize) -> Vec<(OsString, OsString)> + Send + Sync>;
@@ -88,6 +104,29 @@ pub(crate) struct Config {
     pub(crate) start_timeout: Duration,
     pub(crate) env_per_worker: Option<EnvPerWorker>,
     pub(crate) launch: Launch,
+    pub(crate) kill_grace: Duration,
+    pub(crate) max_tasks: Option<u64>,
+    pub(crate) max_memory: Option<u64>,
+    pub(crate) idle_timeout: Option<Duration>,
+    pub(crate) min_workers: usize,
+    limits: Limits,
+    nice: i32,
+    /// The CPUs that workers are kept to, one each in turn.
+    cpus: Vec<u32>,
+    pub(crate) observers: Observers,
+}
+
+impl Config {
+    /// What a slot's worker is told of itself.
+    pub(crate) fn setup(&self, slot: usize) -> Setup {
+        Setup {
+            name: format!("{}/{slot}", self.name),
+            limits: self.limits.resources.clone(),
+            nice: self.nice,
+            cpu: (!self.cpus.is_empty()).then(|| self.cpus[slot % self.cpus.len()]),
+            capture: self.launch.output == Output::Capture,
+        }
+    }
 }
 
 impl std::fmt::Debug for Config {
@@ -117,6 +156,15 @@ impl PoolBuilder {
             env_per_worker: None,
             current_dir: None,
             output: Output::Inherit,
+            kill_grace: Duration::ZERO,
+            max_tasks: None,
+            max_memory: None,
+            idle_timeout: None,
+            min_workers: 1,
+            limits: Limits::default(),
+            nice: 0,
+            pin_cpus: false,
+            observers: Vec::new(),
         }
     }
 
@@ -251,6 +299,74 @@ impl PoolBuilder {
         self
     }
 
+    /// Asks a worker to end (SIGTERM) when its task's time is up or the task is cancelled, and kills
+    /// it only after this. Not set: it is killed at once.
+    pub fn kill_grace(mut self, grace: Duration) -> Self {
+        self.kill_grace = grace;
+        self
+    }
+
+    /// Replaces a worker after so many tasks, for code that leaks. Tasks are counted, not chunks.
+    pub fn max_tasks_per_worker(mut self, tasks: u64) -> Self {
+        self.max_tasks = Some(tasks);
+        self
+    }
+
+    /// Kills a worker whose resident memory is larger than this, in bytes. It is looked at every
+    /// 10 ms while tasks run; the task that runs then fails as
+    /// [`DeathCause::OutOfMemory`](crate::DeathCause::OutOfMemory).
+    pub fn max_memory_per_worker(mut self, bytes: u64) -> Self {
+        self.max_memory = Some(bytes);
+        self
+    }
+
+    /// Lets workers go that have had nothing to do for this long, down to
+    /// [`min_workers`](Self::min_workers); they are started again when there is work for them.
+    pub fn idle_timeout(mut self, limit: Duration) -> Self {
+        self.idle_timeout = Some(limit);
+        self
+    }
+
+    /// How many workers stay, however idle. Not set: 1. Means nothing without
+    /// [`idle_timeout`](Self::idle_timeout).
+    pub fn min_workers(mut self, workers: usize) -> Self {
+        self.min_workers = workers;
+        self
+    }
+
+    /// Limits what each worker may use.
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// Adds to the workers' niceness: with 19, they run when nobody else wants to.
+    pub fn nice(mut self, nice: i32) -> Self {
+        self.nice = nice;
+        self
+    }
+
+    /// Keeps each worker to one CPU of those that this process may use, in turn.
+    pub fn pin_cpus(mut self, pin: bool) -> Self {
+        self.pin_cpus = pin;
+        self
+    }
+
+    /// Has `callback` called with everything that happens to workers and tasks, in the order in
+    /// which it happens to each of them. It is called on the thread that callbacks are called on; if
+    /// it panics, that is printed and harms nothing. May be set several times.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), procpool::Error> {
+    /// let pool = procpool::Pool::builder().on_event(|event| eprintln!("{event}")).build()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn on_event(mut self, callback: impl Fn(&Event) + Send + Sync + 'static) -> Self {
+        self.observers.push(Arc::new(callback));
+        self
+    }
+
     /// Starts the workers, and returns as soon as the first of them has been heard of.
     ///
     /// # Errors
@@ -314,7 +430,18 @@ impl PoolBuilder {
         if self.options.timeout.is_some_and(|limit| limit.is_zero()) {
             return refuse("task_timeout", "0 s".to_owned(), "leave it unset for no limit");
         }
+        if self.max_tasks == Some(0) {
+            return refuse("max_tasks_per_worker", "0".to_owned(), "use at least 1");
+        }
+        if self.max_memory.is_some_and(|bytes| bytes < LEAST_MEMORY) {
+            let value = format!("{} bytes", self.max_memory.unwrap_or(0));
+            return refuse("max_memory_per_worker", value, "a worker takes some 10 MiB by itself");
+        }
+        if !(-20..=19).contains(&self.nice) {
+            return refuse("nice", self.nice.to_string(), "use -20 to 19");
+        }
         let initializer = self.initializer.transpose()?;
+        let cpus = if self.pin_cpus { allowed_cpus() } else { Vec::new() };
         let workers = match self.workers {
             0 => std::thread::available_parallelism().map_or(1, NonZero::get),
             workers => workers,
@@ -332,6 +459,15 @@ impl PoolBuilder {
                 output: self.output,
                 cord,
             },
+            kill_grace: self.kill_grace,
+            max_tasks: self.max_tasks,
+            max_memory: self.max_memory,
+            idle_timeout: self.idle_timeout,
+            min_workers: self.min_workers,
+            limits: self.limits,
+            nice: self.nice,
+            cpus,
+            observers: Observers::new(self.observers),
         };
         Ok((workers, config, self.options))
     }
@@ -346,5 +482,69 @@ fn check_open_files(workers: usize) -> Result<(), Error> {
     match limit {
         Some(limit) if needed > limit => Err(Error::OpenFiles { workers, needed, limit }),
         _ => Ok(()),
+    }
+}
+
+/// The CPUs that this process may use.
+fn allowed_cpus() -> Vec<u32> {
+    let allowed = rustix::thread::sched_getaffinity(None);
+    let cpus = 0..rustix::thread::CpuSet::MAX_CPU;
+    allowed.map_or_else(
+        |_| Vec::new(),
+        |allowed| cpus.filter(|cpu| allowed.is_set(*cpu)).map(|cpu| cpu as u32).collect(),
+    )
+}
+
+/// What a worker may use, beyond its memory, for [`PoolBuilder::limits`]: limits that the kernel
+/// keeps (setrlimit(2)). They are inherited by what its tasks start.
+///
+/// ```no_run
+/// # fn main() -> Result<(), procpool::Error> {
+/// use std::time::Duration;
+///
+/// let limits = procpool::Limits::new().cpu_time(Duration::from_secs(60)).open_files(256).core_size(0);
+/// let pool = procpool::Pool::builder().limits(limits).build()?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Limits {
+    resources: Vec<(u32, u64, u64)>,
+}
+
+impl Limits {
+    /// None.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn set(mut self, resource: libc::__rlimit_resource_t, soft: u64, hard: u64) -> Self {
+        self.resources.retain(|(other, ..)| *other != resource);
+        self.resources.push((resource, soft, hard));
+        self
+    }
+
+    /// CPU time of each worker over its whole life, rounded up to seconds. A worker that has used it
+    /// up is killed by SIGXCPU, one that ignores that by SIGKILL a second later.
+    pub fn cpu_time(self, limit: Duration) -> Self {
+        let seconds = limit.as_secs() + u64::from(limit.subsec_nanos() > 0);
+        self.set(libc::RLIMIT_CPU, seconds, seconds + 1)
+    }
+
+    /// How many files a worker may have open. It needs about ten for itself.
+    pub fn open_files(self, files: u64) -> Self {
+        self.set(libc::RLIMIT_NOFILE, files, files)
+    }
+
+    /// Size of the core file that a crash leaves, in bytes; 0 for none.
+    pub fn core_size(self, bytes: u64) -> Self {
+        self.set(libc::RLIMIT_CORE, bytes, bytes)
+    }
+
+    /// Size of a worker's address space, in bytes. An allocation beyond it fails, and the task with
+    /// [`DeathCause::OutOfMemory`](crate::DeathCause::OutOfMemory) where the program aborts at that,
+    /// as Rust does.
+    pub fn address_space(self, bytes: u64) -> Self {
+        self.set(libc::RLIMIT_AS, bytes, bytes)
     }
 }

@@ -7,6 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::os::signals;
 
+const THREAD: &str = "procpool-callbacks";
+
 /// Something to be called once.
 pub(crate) type Callback = Box<dyn FnOnce() + Send>;
 
@@ -27,15 +29,8 @@ impl Callbacks {
         };
         let Some(callback) = unsent else { return };
         let (new, receiver) = channel::<Callback>();
-        let thread = std::thread::Builder::new().name("procpool-callbacks".to_owned());
-        let started = signals::blocked(|| {
-            thread.spawn(move || {
-                for callback in receiver {
-                    // The panic has been reported by the program's own hook.
-                    let _ = catch_unwind(AssertUnwindSafe(callback));
-                }
-            })
-        });
+        let thread = std::thread::Builder::new().name(THREAD.to_owned());
+        let started = signals::blocked(|| thread.spawn(move || receiver.into_iter().for_each(run)));
         match started {
             Ok(_) => {
                 let _ = new.send(callback);
@@ -44,8 +39,24 @@ impl Callbacks {
             // Without a thread, better here than never.
             Err(_) => {
                 drop(sender);
-                let _ = catch_unwind(AssertUnwindSafe(callback));
+                run(callback);
             }
         }
     }
+
+    /// Waits until everything that was sent has been called; not where a callback does so itself.
+    pub(crate) fn wait(&self) {
+        let is_used = self.sender.lock().unwrap_or_else(PoisonError::into_inner).is_some();
+        if !is_used || std::thread::current().name() == Some(THREAD) {
+            return;
+        }
+        let (done, waiter) = channel();
+        self.call(Box::new(move || done.send(()).unwrap_or(())));
+        let _ = waiter.recv();
+    }
+}
+
+/// A panic is printed by the program's own hook; here it is only kept from doing harm.
+fn run(callback: Callback) {
+    let _ = catch_unwind(AssertUnwindSafe(callback));
 }

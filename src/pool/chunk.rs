@@ -11,16 +11,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use procpool_worker::codec;
-use procpool_worker::lane::{CAPACITY, Lane};
+use procpool_worker::lane::{CAPACITY, Lane, Note};
 use procpool_worker::protocol::{self, Reply, Request, SPAN_HEAD};
 use procpool_worker::transport::{Region, TransportError};
 
 use super::batch::{Batch, split_back};
-use super::job::{Arrival, Content, Origin};
+use super::events::{EventKind, Observers};
+use super::job::{self, Arrival, Content, Failure, Origin};
 use super::records::{self, Records};
 use super::scheduler::Counters;
 use super::worker::{Doom, Process, Worker};
-use crate::error::{DeathCause, DidRun, Side, TaskErrorKind};
+use crate::error::{DeathCause, Side, TaskErrorKind};
 
 /// A chunk that a worker runs.
 #[derive(Debug)]
@@ -39,7 +40,14 @@ pub(crate) struct Chunk {
     pub(crate) limit: Option<Duration>,
     /// The item that was last seen running, and since when.
     seen: (u32, Instant),
+    /// The item that was running when the pool was suspended, and for how long it was.
+    suspended: (Option<u32>, Duration),
+    /// How much of the captured output has been delivered.
+    printed: u64,
 }
+
+/// How much of a dead worker's output is kept, in bytes.
+const LAST_OUTPUT: u64 = 64 << 10;
 
 /// Where a slot's chunk is kept while it runs.
 pub(crate) type Running = Mutex<Option<Chunk>>;
@@ -55,6 +63,10 @@ pub(crate) struct Loss {
     pub(crate) sent: Instant,
     /// How long the victim had run.
     pub(crate) elapsed: Duration,
+    /// What the victim had printed, where that is captured.
+    pub(crate) output: Vec<u8>,
+    /// What the worker has left about its end.
+    note: Option<Note>,
 }
 
 /// The largest body that travels in a frame; what is larger goes through shared memory.
@@ -70,6 +82,9 @@ impl Chunk {
         let now = Instant::now();
         let items = batches.iter().map(|batch| batch.items).sum();
         worker.lane.open(items);
+        if let Some(capture) = &worker.process.capture {
+            capture.clear();
+        }
         let limit = batches.front().and_then(|batch| batch.job.options.timeout);
         Self {
             process: Arc::clone(&worker.process),
@@ -81,6 +96,8 @@ impl Chunk {
             sent: now,
             limit,
             seen: (0, now),
+            suspended: (None, Duration::ZERO),
+            printed: 0,
         }
     }
 
@@ -121,6 +138,13 @@ impl Chunk {
         (started > committed && started <= self.items).then(|| started - 1)
     }
 
+    /// Takes note that the worker was stopped for so long.
+    pub(crate) fn forgive(&mut self, pause: Duration) {
+        let item = self.running();
+        let before = if self.suspended.0 == item { self.suspended.1 } else { Duration::ZERO };
+        self.suspended = (item, before + pause);
+    }
+
     /// Ends the worker if its item has run for longer than the limit; gives what it then won't
     /// begin, and when to look again.
     pub(crate) fn enforce(&mut self) -> (Vec<Batch>, Option<Instant>) {
@@ -134,15 +158,24 @@ impl Chunk {
         let clock = Duration::from_nanos(procpool_worker::harden::now());
         // What the worker says of its beginning is believed as long as it makes the wait shorter.
         let ran = clock.saturating_sub(begun).max(now - self.seen.1);
+        let (suspended, pause) = self.suspended;
+        let ran = if suspended == Some(item) { ran.saturating_sub(pause) } else { ran };
         if ran < limit {
             return (Vec::new(), Some(now + (limit - ran)));
         }
         // First that it can't begin another: that one would be ended without having deserved it.
         let rest = self.take_back(u32::MAX);
         if self.running() == Some(item) {
-            self.process.kill(Doom::TimedOut { item, after: limit });
+            self.process.end_softly(Doom::TimedOut(limit));
         }
         (rest, Some(now + limit))
+    }
+
+    /// Ends the worker, which uses too much memory; gives what it then won't begin.
+    pub(crate) fn end_for_memory(&mut self) -> Vec<Batch> {
+        let rest = self.take_back(u32::MAX);
+        self.process.kill(Doom::OutOfMemory);
+        rest
     }
 
     /// Ends the worker if the item that it runs is one that `is_target` picks.
@@ -155,7 +188,7 @@ impl Chunk {
         let mut position = self.delivered;
         for batch in &self.batches {
             if (position..position + batch.items).contains(&item) && is_target(batch) {
-                self.process.kill(Doom::Cancelled { item });
+                self.process.end_softly(Doom::Cancelled);
             }
             position += batch.items;
         }
@@ -191,7 +224,7 @@ impl Chunk {
 
     /// Delivers what the worker has committed. With `all`, also items whose time is not known yet.
     /// An error means that the lane holds nonsense.
-    fn harvest(&mut self, worker: &Worker, counters: &Counters, all: bool) -> Result<(), Nonsense> {
+    fn harvest(&mut self, worker: &Worker, teller: &Teller<'_>, all: bool) -> Result<(), Nonsense> {
         let progress = self.lane.progress();
         let bytes = progress.bytes as usize;
         if progress.items < self.delivered
@@ -213,7 +246,9 @@ impl Chunk {
         }
         let regions = (0..survey.regions).map(|_| worker.results.take());
         let regions = regions.collect::<Result<VecDeque<_>, _>>().map_err(|_| Nonsense)?;
+        let outputs = self.outputs(&buffer);
         self.read = bytes;
+        let counters = teller.counters;
         counters.done.fetch_add(survey.answers.into(), Relaxed);
         counters.failed.fetch_add((survey.items - survey.answers).into(), Relaxed);
         counters.slots[self.process.slot].fetch_add(survey.items.into(), Relaxed);
@@ -224,8 +259,48 @@ impl Chunk {
                 batch.job.pace.observe(survey.timed.into(), survey.nanos);
             }
         }
-        self.distribute(Records::new(buffer, regions), survey.items);
+        if let Some(observers) = teller.observers.filter(|observers| observers.listen()) {
+            self.tell_finished(&buffer, observers);
+        }
+        self.distribute(Records::new(buffer, regions, outputs), survey.items);
         Ok(())
+    }
+
+    /// What is said of its being sent to the worker.
+    pub(crate) fn assignment(&self) -> Option<EventKind> {
+        let first = self.batches.front()?;
+        Some(EventKind::Assigned {
+            slot: self.process.slot,
+            pid: self.process.pid(),
+            id: first.job.offset + first.first,
+            tasks: self.items - self.delivered,
+            label: first.job.options.label.as_deref().map(str::to_owned),
+        })
+    }
+
+    /// Tells of each item in these records.
+    fn tell_finished(&self, records: &[u8], observers: &Observers) {
+        let mut records = Records::new(records.to_vec(), VecDeque::new(), VecDeque::new());
+        for batch in &self.batches {
+            for id in (batch.job.offset + batch.first..).take(batch.items as usize) {
+                let Some(raw) = records.next() else { return };
+                let elapsed = raw.elapsed;
+                let error = job::failure(raw).map(|(kind, _)| kind.to_string());
+                let (slot, pid, attempt) = (self.process.slot, self.process.pid(), batch.attempt);
+                observers.tell(|| EventKind::Finished { slot, pid, id, attempt, elapsed, error });
+            }
+        }
+    }
+
+    /// What the items of these records have printed.
+    fn outputs(&mut self, records: &[u8]) -> VecDeque<Vec<u8>> {
+        let Some(capture) = &self.process.capture else { return VecDeque::new() };
+        let mut outputs = VecDeque::new();
+        for end in records::output_ends(records) {
+            outputs.push_back(capture.read(self.printed..end));
+            self.printed = self.printed.max(end);
+        }
+        outputs
     }
 
     fn distribute(&mut self, mut records: Records, mut items: u32) {
@@ -256,7 +331,7 @@ impl Chunk {
     /// Fails what is left, none of which was sent.
     fn refuse(&mut self, kind: &TaskErrorKind, counters: &Counters) {
         for batch in std::mem::take(&mut self.batches) {
-            batch.fail(kind.clone(), DidRun::No, self.origin(&batch), Duration::ZERO, counters);
+            batch.fail(Failure::unstarted(kind.clone()), self.origin(&batch), counters);
         }
         self.items = self.delivered;
     }
@@ -272,8 +347,21 @@ impl Chunk {
         });
         let ran = procpool_worker::harden::now().saturating_sub(self.lane.begun());
         let elapsed = Duration::from_nanos(ran).min(self.sent.elapsed());
-        Loss { victim: victim.flatten(), rest: self.batches.into(), sent: self.sent, elapsed }
+        let output = self.process.capture.as_ref().map_or_else(Vec::new, |capture| {
+            let end = capture.len();
+            capture.read(self.printed.max(end.saturating_sub(LAST_OUTPUT))..end)
+        });
+        let note = self.lane.note();
+        let (victim, rest) = (victim.flatten(), self.batches.into());
+        Loss { victim, rest, sent: self.sent, elapsed, output, note }
     }
+}
+
+/// Who is to learn what becomes of a chunk's items, besides those who wait for them.
+#[derive(Debug)]
+struct Teller<'a> {
+    counters: &'a Counters,
+    observers: Option<&'a Observers>,
 }
 
 /// The lane holds what no sane worker writes.
@@ -286,8 +374,11 @@ pub(crate) fn run(
     running: &Running,
     inline_limit: usize,
     counters: &Counters,
+    observers: Option<&Observers>,
 ) -> Result<(), Loss> {
-    let outcome = drive(worker, running, inline_limit, counters);
+    let teller = Teller { counters, observers };
+    let outcome = drive(worker, running, inline_limit, &teller);
+    // Somebody may have decided to end it just as it finished.
     let is_lost = outcome.is_err() || worker.process.doomed().is_some();
     if is_lost {
         // Whatever is wrong with it, it must not be used again; and before anything is said of what
@@ -299,9 +390,10 @@ pub(crate) fn run(
         worker.process.wait_death();
     }
     let chunk = running.lock().unwrap_or_else(PoisonError::into_inner).take();
+    worker.tasks += chunk.as_ref().map_or(0, |chunk| u64::from(chunk.delivered));
     match chunk {
         Some(mut chunk) if is_lost => {
-            let is_sane = chunk.harvest(worker, counters, true).is_ok();
+            let is_sane = chunk.harvest(worker, &teller, true).is_ok();
             Err(chunk.into_loss(is_sane))
         }
         _ => Ok(()),
@@ -313,11 +405,11 @@ fn drive(
     worker: &mut Worker,
     running: &Running,
     inline_limit: usize,
-    counters: &Counters,
+    teller: &Teller<'_>,
 ) -> Result<(), TransportError> {
     let lock = || running.lock().unwrap_or_else(PoisonError::into_inner);
     let harvest = |worker: &Worker, all: bool, room: bool| match lock().as_mut() {
-        Some(chunk) => chunk.harvest(worker, counters, all).map(|()| {
+        Some(chunk) => chunk.harvest(worker, teller, all).map(|()| {
             if room {
                 chunk.lane.empty();
                 chunk.read = 0;
@@ -334,7 +426,7 @@ fn drive(
             Err(error) => {
                 let reason = format!("it could not be put into shared memory: {error}");
                 let kind = TaskErrorKind::Encode { side: Side::Argument, reason };
-                chunk.refuse(&kind, counters);
+                chunk.refuse(&kind, teller.counters);
                 return Ok(());
             }
         }
@@ -364,14 +456,29 @@ impl From<Nonsense> for TransportError {
     }
 }
 
-/// What to say of the item that was running when its worker was lost.
-pub(crate) fn verdict(process: &Process) -> TaskErrorKind {
-    match process.doomed() {
-        Some(Doom::TimedOut { after, .. }) => TaskErrorKind::TimedOut { after },
-        Some(Doom::Cancelled { .. }) => TaskErrorKind::Cancelled,
-        Some(Doom::Malformed) => {
-            TaskErrorKind::Died { cause: DeathCause::Misbehaved, last_output: None }
-        }
-        _ => TaskErrorKind::Died { cause: process.wait_death(), last_output: None },
+impl Loss {
+    /// What to say of the item that was running.
+    pub(crate) fn verdict(&self, process: &Process) -> TaskErrorKind {
+        let cause = match process.doomed() {
+            Some(Doom::TimedOut(after)) => return TaskErrorKind::TimedOut { after },
+            Some(Doom::Cancelled) => return TaskErrorKind::Cancelled,
+            Some(Doom::OutOfMemory) => DeathCause::OutOfMemory,
+            Some(Doom::Malformed) => DeathCause::Misbehaved,
+            Some(Doom::StartTimedOut(_) | Doom::Retired) | None => match process.wait_death() {
+                DeathCause::Signaled(..) if self.note == Some(Note::OutOfMemory) => {
+                    DeathCause::OutOfMemory
+                }
+                cause => cause,
+            },
+        };
+        TaskErrorKind::Died { cause, last_output: self.last_lines() }
+    }
+
+    fn last_lines(&self) -> Option<String> {
+        const LINES: usize = 10;
+        let text = String::from_utf8_lossy(&self.output);
+        let text = text.trim_end();
+        let start = text.rmatch_indices('\n').nth(LINES - 1).map_or(0, |(at, _)| at + 1);
+        (!text.is_empty()).then(|| text[start..].to_owned())
     }
 }

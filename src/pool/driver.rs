@@ -23,8 +23,7 @@ pub(crate) fn drive(shared: &Shared, slot: usize) {
             Step::Run { worker, is_crowded } => shared.run(slot, worker, is_crowded),
             Step::Quit(worker) => {
                 if let Some(worker) = worker {
-                    // Its channel ends with `worker`, and so does it.
-                    worker.process.doom(Doom::Retired);
+                    worker.retire();
                 }
                 break;
             }
@@ -35,7 +34,7 @@ pub(crate) fn drive(shared: &Shared, slot: usize) {
 
 /// Makes a process that has just been started a worker that is ready.
 fn greet(shared: &Shared, slot: usize, newborn: Newborn) -> Result<Worker, StartError> {
-    let mut worker = newborn.greet(&format!("{}/{slot}", shared.config.name))?;
+    let mut worker = newborn.greet(shared.config.setup(slot))?;
     shared.greeted();
     let Some(initializer) = &shared.config.initializer else { return Ok(worker) };
     // The initializer is run as any task is, so that it fails as any task does.
@@ -47,7 +46,7 @@ fn greet(shared: &Shared, slot: usize, newborn: Newborn) -> Result<Worker, Start
         Some(Chunk::new(&worker, VecDeque::from([batch])));
     // It is no task, so it doesn't count as one.
     let counters = Counters::new(shared.slots.len());
-    if chunk::run(&mut worker, running, shared.inline_limit, &counters).is_err() {
+    if chunk::run(&mut worker, running, shared.inline_limit, &counters, None).is_err() {
         return Err(match worker.process.doomed() {
             Some(Doom::StartTimedOut(limit)) => StartError::TimedOut(limit),
             _ if shared.is_terminated() => StartError::Terminated,
@@ -56,7 +55,10 @@ fn greet(shared: &Shared, slot: usize, newborn: Newborn) -> Result<Worker, Start
     }
     match job.take_arrival().and_then(|mut arrival| arrival.next::<()>(&job)) {
         Some(outcome) => match outcome.result {
-            Ok(()) => Ok(worker),
+            Ok(()) => {
+                worker.tasks = 0;
+                Ok(worker)
+            }
             Err(error) => {
                 worker.process.child.kill();
                 Err(StartError::Initializer(error.kind().to_string()))

@@ -80,7 +80,24 @@ pub(crate) enum Content {
     /// As the worker wrote them.
     Records(Records),
     /// All of them failed in this way.
-    Failed(TaskErrorKind, DidRun, Duration),
+    Failed(Failure),
+}
+
+/// How items ended without an answer.
+#[derive(Debug, Clone)]
+pub(crate) struct Failure {
+    pub(crate) kind: TaskErrorKind,
+    pub(crate) did_it_run: DidRun,
+    pub(crate) elapsed: Duration,
+    /// What was printed, where that is captured.
+    pub(crate) output: Vec<u8>,
+}
+
+impl Failure {
+    /// Before anything was begun.
+    pub(crate) fn unstarted(kind: TaskErrorKind) -> Self {
+        Self { kind, did_it_run: DidRun::No, elapsed: Duration::ZERO, output: Vec::new() }
+    }
 }
 
 /// An item's outcome with all that is known about it; see [`Report`](super::Report).
@@ -88,6 +105,7 @@ pub(crate) enum Content {
 pub(crate) struct Outcome<R> {
     pub(crate) number: u64,
     pub(crate) elapsed: Duration,
+    pub(crate) output: Vec<u8>,
     pub(crate) result: Result<R, TaskError>,
 }
 
@@ -223,20 +241,24 @@ impl Arrival {
             let pid = (origin.pid != 0).then_some(origin.pid);
             TaskError::new(kind, job.offset + number, pid, origin.attempt, did_it_run)
         };
-        let (result, elapsed) = match &mut self.content {
-            Content::Failed(kind, did_it_run, elapsed) => {
-                (Err(fail(kind.clone(), *did_it_run)), *elapsed)
+        let (result, elapsed, output) = match &mut self.content {
+            Content::Failed(Failure { kind, did_it_run, elapsed, output }) => {
+                (Err(fail(kind.clone(), *did_it_run)), *elapsed, std::mem::take(output))
             }
             Content::Records(records) => match records.next() {
-                Some(raw) => {
-                    let elapsed = raw.elapsed;
-                    (decode(raw).map_err(|(kind, did_it_run)| fail(kind, did_it_run)), elapsed)
+                Some(mut raw) => {
+                    let (elapsed, output) = (raw.elapsed, std::mem::take(&mut raw.output));
+                    let result = decode(raw).map_err(|(kind, did_it_run)| fail(kind, did_it_run));
+                    (result, elapsed, output)
                 }
                 // Not reached: an arrival is made of as many records as it has items.
-                None => (Err(fail(garbled("is missing".to_owned()), DidRun::Yes)), Duration::ZERO),
+                None => {
+                    let missing = fail(garbled("is missing".to_owned()), DidRun::Yes);
+                    (Err(missing), Duration::ZERO, Vec::new())
+                }
             },
         };
-        Some(Outcome { number, elapsed, result })
+        Some(Outcome { number, elapsed, output, result })
     }
 }
 
@@ -244,40 +266,41 @@ fn garbled(reason: String) -> TaskErrorKind {
     TaskErrorKind::Decode { side: Side::Result, reason }
 }
 
-fn decode<R: DeserializeOwned>(raw: RawOutcome<'_>) -> Result<R, (TaskErrorKind, DidRun)> {
-    let text = || String::from_utf8_lossy(raw.payload).into_owned();
-    let failed = match (raw.kind, raw.region) {
-        (Record::Value, _) => match contained(|| codec::decode(raw.payload)) {
-            Ok(value) => return Ok(value),
-            Err(reason) => garbled(reason),
-        },
+fn decode<R: DeserializeOwned>(mut raw: RawOutcome<'_>) -> Result<R, (TaskErrorKind, DidRun)> {
+    let decoded = match (raw.kind, raw.region.take()) {
+        (Record::Value, _) => contained(|| codec::decode(raw.payload)),
         (Record::Region, Some(region)) => {
             // SAFETY: the region is mapped for its length for as long as it lives.
-            match contained(|| unsafe { codec::decode_shared(region.as_ptr(), region.len()) }) {
-                Ok(value) => return Ok(value),
-                Err(reason) => garbled(reason),
-            }
+            contained(|| unsafe { codec::decode_shared(region.as_ptr(), region.len()) })
         }
-        (Record::Panicked, _) => match codec::decode::<PanicReport>(raw.payload) {
-            Ok(PanicReport { message, location, backtrace }) => {
-                TaskErrorKind::Panicked { message, location, backtrace }
-            }
-            // A report that was cut because it was longer than the lane.
-            Err(_) => TaskErrorKind::Panicked {
+        // An answer without its value is not reached: there are as many regions as marks.
+        _ => return Err(failure(raw).unwrap_or((garbled("is missing".to_owned()), DidRun::Yes))),
+    };
+    decoded.map_err(|reason| (garbled(reason), DidRun::Yes))
+}
+
+/// What went wrong, if the outcome is not an answer.
+pub(crate) fn failure(raw: RawOutcome<'_>) -> Option<(TaskErrorKind, DidRun)> {
+    let text = || String::from_utf8_lossy(raw.payload).into_owned();
+    Some(match raw.kind {
+        Record::Value | Record::Region | Record::Time | Record::Output => return None,
+        Record::Panicked => {
+            // A report that was longer than the lane was cut, and can't be read.
+            let report = codec::decode(raw.payload).unwrap_or_else(|_| PanicReport {
                 message: text(),
                 location: None,
                 backtrace: String::new(),
-            },
-        },
-        (Record::Unencodable, _) => TaskErrorKind::Encode { side: Side::Result, reason: text() },
-        (Record::Undecodable, _) => {
-            let kind = TaskErrorKind::Decode { side: Side::Argument, reason: text() };
-            return Err((kind, DidRun::No));
+            });
+            let PanicReport { message, location, backtrace } = report;
+            (TaskErrorKind::Panicked { message, location, backtrace }, DidRun::Yes)
         }
-        // Not reached: a time is no outcome, and there are as many regions as marks.
-        (Record::Region | Record::Time, _) => garbled("is missing".to_owned()),
-    };
-    Err((failed, DidRun::Yes))
+        Record::Unencodable => {
+            (TaskErrorKind::Encode { side: Side::Result, reason: text() }, DidRun::Yes)
+        }
+        Record::Undecodable => {
+            (TaskErrorKind::Decode { side: Side::Argument, reason: text() }, DidRun::No)
+        }
+    })
 }
 
 /// Decoding runs the user's `Deserialize`, which may panic: that is this task's error.

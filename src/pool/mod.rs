@@ -24,6 +24,7 @@
 //! | `records` | what a worker wrote into its lane |
 //! | `worker` | the handle on one process |
 //! | `supervisor` | starting processes and seeing to their end |
+//! | `events` | telling what happens |
 //! | `callbacks` | the thread that callbacks run on |
 //!
 //! An item is in exactly one place at any time: in the queue, in the running chunk of one worker, or
@@ -34,6 +35,7 @@ mod builder;
 mod callbacks;
 mod chunk;
 mod driver;
+mod events;
 mod job;
 mod ledger;
 mod options;
@@ -54,7 +56,8 @@ use procpool_worker::serve;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-pub use self::builder::PoolBuilder;
+pub use self::builder::{Limits, PoolBuilder};
+pub use self::events::{Event, EventKind, log_to_stderr};
 pub use self::options::TaskOptions;
 pub use self::stream::{Reports, Results};
 pub use self::task::Task;
@@ -134,6 +137,9 @@ pub struct Report<R> {
     /// How long it ran. Items that take less than some microseconds are timed several at once, and
     /// share the time.
     pub elapsed: Duration,
+    /// What it printed, in whatever language, where that is captured
+    /// ([`Output::Capture`](crate::Output::Capture)); of a task whose worker died, the last of it.
+    pub output: Vec<u8>,
     /// The answer.
     pub result: Result<R, TaskError>,
 }
@@ -147,6 +153,7 @@ impl<R> Report<R> {
             attempt: origin.attempt,
             queued: origin.queued,
             elapsed: outcome.elapsed,
+            output: outcome.output,
             result: outcome.result,
         }
     }
@@ -342,12 +349,13 @@ impl Pool {
         self.shared().close();
     }
 
-    /// [Closes](Self::close) the pool, and waits until all that was submitted is done and the workers
-    /// have ended.
+    /// [Closes](Self::close) the pool, and waits until all that was submitted is done, the workers
+    /// have ended, and the callbacks have been called.
     pub fn join(&self) {
         self.close();
         self.shared().wait_end();
         self.inner.join_threads();
+        self.shared().config.observers.callbacks.wait();
     }
 
     /// Ends everything now: workers are killed, and every task that has no result ends with
@@ -355,6 +363,17 @@ impl Pool {
     pub fn terminate(&self) {
         self.shared().terminate();
         self.inner.join_threads();
+    }
+
+    /// Stops all workers and what they have started (SIGSTOP), until [`resume`](Self::resume). The
+    /// time between does not count for time limits. Tasks may be submitted meanwhile.
+    pub fn suspend(&self) {
+        self.shared().suspend(true);
+    }
+
+    /// Lets the workers go on after [`suspend`](Self::suspend).
+    pub fn resume(&self) {
+        self.shared().suspend(false);
     }
 
     /// The workers, with what they use at the moment.

@@ -17,6 +17,8 @@ pub(crate) struct Records {
     at: usize,
     /// One for each [`Record::Region`], in order.
     regions: VecDeque<Region>,
+    /// One for each [`Record::Output`], in order.
+    outputs: VecDeque<Vec<u8>>,
     /// Items until the next time record, and what each of them took.
     timed: u32,
     each: Duration,
@@ -29,6 +31,8 @@ pub(crate) struct RawOutcome<'a> {
     pub(crate) payload: &'a [u8],
     pub(crate) region: Option<Region>,
     pub(crate) elapsed: Duration,
+    /// What it printed, where that is captured.
+    pub(crate) output: Vec<u8>,
 }
 
 /// What [`survey`] finds.
@@ -53,7 +57,7 @@ fn split(bytes: &[u8]) -> Option<(Record, &[u8], &[u8])> {
     Some((kind, payload, rest))
 }
 
-fn time(payload: &[u8]) -> Option<u64> {
+fn number(payload: &[u8]) -> Option<u64> {
     payload.try_into().ok().map(u64::from_le_bytes)
 }
 
@@ -66,7 +70,11 @@ pub(crate) fn survey(mut bytes: &[u8]) -> Option<Survey> {
         match kind {
             Record::Time => {
                 survey.timed = survey.items;
-                survey.nanos = survey.nanos.saturating_add(time(payload)?);
+                survey.nanos = survey.nanos.saturating_add(number(payload)?);
+                continue;
+            }
+            Record::Output => {
+                number(payload)?;
                 continue;
             }
             Record::Region => {
@@ -81,10 +89,26 @@ pub(crate) fn survey(mut bytes: &[u8]) -> Option<Survey> {
     Some(survey)
 }
 
+/// Where each item's output ends, of those that tell it.
+pub(crate) fn output_ends(mut bytes: &[u8]) -> Vec<u64> {
+    let mut ends = Vec::new();
+    while let Some((kind, payload, rest)) = split(bytes) {
+        bytes = rest;
+        if kind == Record::Output {
+            ends.extend(number(payload));
+        }
+    }
+    ends
+}
+
 impl Records {
     /// Of bytes that [`survey`] has passed.
-    pub(crate) fn new(bytes: Vec<u8>, regions: VecDeque<Region>) -> Self {
-        Self { bytes, regions, ..Self::default() }
+    pub(crate) fn new(
+        bytes: Vec<u8>,
+        regions: VecDeque<Region>,
+        outputs: VecDeque<Vec<u8>>,
+    ) -> Self {
+        Self { bytes, regions, outputs, ..Self::default() }
     }
 
     /// The next item's outcome.
@@ -92,19 +116,22 @@ impl Records {
         loop {
             let (kind, payload, rest) = split(&self.bytes[self.at..])?;
             let (len, next) = (payload.len(), self.bytes.len() - rest.len());
-            if kind == Record::Time {
+            if !kind.is_outcome() {
                 self.at = next;
                 self.timed = 0;
                 continue;
             }
+            let has_output = matches!(split(rest), Some((Record::Output, ..)));
             if self.timed == 0 {
                 self.look_ahead();
             }
             self.timed = self.timed.saturating_sub(1);
             self.at = next;
             let region = (kind == Record::Region).then(|| self.regions.pop_front()).flatten();
+            let output = if has_output { self.outputs.pop_front() } else { None };
+            let (elapsed, output) = (self.each, output.unwrap_or_default());
             let payload = &self.bytes[next - len..next];
-            return Some(RawOutcome { kind, payload, region, elapsed: self.each });
+            return Some(RawOutcome { kind, payload, region, elapsed, output });
         }
     }
 
@@ -115,11 +142,11 @@ impl Records {
         self.each = Duration::ZERO;
         while let Some((kind, payload, next)) = split(rest) {
             if kind == Record::Time {
-                let nanos = time(payload).unwrap_or(0);
+                let nanos = number(payload).unwrap_or(0);
                 self.each = Duration::from_nanos(nanos / u64::from(items).max(1));
                 break;
             }
-            items += 1;
+            items += u32::from(kind.is_outcome());
             rest = next;
         }
         self.timed = items;
@@ -134,6 +161,11 @@ impl Records {
             front.bytes.extend_from_slice(&kind.head(raw.payload.len()));
             front.bytes.extend_from_slice(raw.payload);
             front.regions.extend(raw.region);
+            if !raw.output.is_empty() {
+                front.bytes.extend_from_slice(&Record::Output.head(size_of::<u64>()));
+                front.bytes.extend_from_slice(&[0; size_of::<u64>()]);
+                front.outputs.push_back(raw.output);
+            }
             front.bytes.extend_from_slice(&Record::Time.head(size_of::<u64>()));
             front.bytes.extend_from_slice(&(elapsed.as_nanos() as u64).to_le_bytes());
         }
@@ -161,7 +193,7 @@ mod tests {
         push(&mut bytes, Record::Value, b"three");
         let expected = Survey { items: 3, answers: 2, regions: 0, timed: 2, nanos: 3000 };
         assert_eq!(survey(&bytes), Some(expected));
-        let mut records = Records::new(bytes, VecDeque::new());
+        let mut records = Records::new(bytes, VecDeque::new(), VecDeque::new());
         let mut front = records.split_front(1);
         let first = front.next().unwrap();
         assert_eq!((first.payload, first.elapsed), (&b"one"[..], Duration::from_nanos(1500)));
@@ -178,7 +210,7 @@ mod tests {
         #[test]
         fn hostile_bytes_are_refused_or_read_to_the_end(bytes in any::<Vec<u8>>()) {
             let surveyed = survey(&bytes);
-            let mut records = Records::new(bytes, VecDeque::new());
+            let mut records = Records::new(bytes, VecDeque::new(), VecDeque::new());
             let mut items = 0;
             while records.next().is_some() {
                 items += 1;

@@ -22,14 +22,15 @@ use std::time::{Duration, Instant};
 
 use procpool_worker::function::Call;
 use procpool_worker::protocol::SPAN_HEAD;
+use rustix::process::Signal;
 
 use super::batch::{Batch, Pace};
 use super::builder::Config;
-use super::callbacks::Callbacks;
 use super::chunk::{self, Chunk, Loss, Running};
-use super::job::Origin;
+use super::events::EventKind;
+use super::job::{Failure, Origin};
 use super::supervisor;
-use super::worker::{Newborn, Worker};
+use super::worker::{Doom, Newborn, Process, Worker};
 use super::{WorkerInfo, WorkerState};
 use crate::error::{DidRun, StartError, TaskErrorKind};
 
@@ -56,10 +57,11 @@ pub(crate) struct Shared {
     /// Notified when a worker becomes ready or fails to, and when a driver ends.
     changed: Condvar,
     pub(crate) orders: supervisor::Orders,
-    pub(crate) callbacks: Callbacks,
     pub(crate) counters: Counters,
     /// The largest chunk body that travels in a frame.
     pub(crate) inline_limit: usize,
+    /// Since when the workers are stopped, if they are.
+    suspended: Mutex<Option<Instant>>,
 }
 
 /// One slot's part that has its own lock.
@@ -98,6 +100,8 @@ struct Central {
     drivers: usize,
     /// How many chunks of more than one item are running.
     crowded: usize,
+    /// How many seats rest.
+    resting: usize,
     /// The driver that looks out for slow chunks.
     watcher: Option<usize>,
     /// What is known of each function's speed.
@@ -127,6 +131,8 @@ struct Seat {
     failures: u32,
     /// How many processes have been started here.
     starts: u64,
+    /// Since when its worker is idle, if it is.
+    idle_since: Instant,
 }
 
 #[derive(Debug)]
@@ -138,6 +144,11 @@ enum SeatState {
     /// The driver or a caller has the worker. If it has died meanwhile, its successor waits here.
     Busy(Option<Newborn>),
     Idle(Worker),
+    /// The worker has been through all the tasks that one may be; it goes when its successor is
+    /// there.
+    Leaving(Worker),
+    /// The worker was let go for want of work; another is started when there is some.
+    Resting,
 }
 
 /// What a driver does next.
@@ -161,7 +172,9 @@ impl Counters {
 impl Shared {
     pub(crate) fn new(config: Config, orders: supervisor::Orders, inline_limit: usize) -> Self {
         let slots = config.workers;
-        let seat = |_| Seat { state: SeatState::Vacant, pid: 0, failures: 0, starts: 0 };
+        let now = Instant::now();
+        let seat =
+            |_| Seat { state: SeatState::Vacant, pid: 0, failures: 0, starts: 0, idle_since: now };
         let central = Central {
             phase: Phase::Open,
             queue: VecDeque::new(),
@@ -171,6 +184,7 @@ impl Shared {
             busy: 0,
             drivers: slots,
             crowded: 0,
+            resting: 0,
             watcher: None,
             paces: HashMap::new(),
             given_up: false,
@@ -178,7 +192,6 @@ impl Shared {
         };
         let counters = Counters::new(slots);
         Self {
-            callbacks: Callbacks::default(),
             config,
             central: Mutex::new(central),
             slots: (0..slots).map(|_| Slot::default()).collect(),
@@ -186,6 +199,7 @@ impl Shared {
             orders,
             counters,
             inline_limit,
+            suspended: Mutex::default(),
         }
     }
 
@@ -224,7 +238,7 @@ impl Shared {
             Ok(_) => TaskErrorKind::Closed,
             Err(error) => TaskErrorKind::Function { reason: error.to_string() },
         };
-        batch.fail(kind, DidRun::No, Origin::NONE, Duration::ZERO, &self.counters);
+        batch.fail(Failure::unstarted(kind), Origin::NONE, &self.counters);
     }
 
     /// Runs a batch on this thread, if there is a worker with nothing to do and nothing is queued
@@ -269,8 +283,8 @@ impl Shared {
         }
         drop(central);
         for batch in cancelled {
-            let kind = TaskErrorKind::Cancelled;
-            batch.fail(kind, DidRun::No, Origin::NONE, Duration::ZERO, &self.counters);
+            let failure = Failure::unstarted(TaskErrorKind::Cancelled);
+            batch.fail(failure, Origin::NONE, &self.counters);
         }
     }
 
@@ -325,6 +339,7 @@ impl Shared {
     pub(crate) fn next_step(&self, slot: usize) -> Step {
         let mut central = self.central();
         loop {
+            let is_over = central.is_over();
             let seat = &mut central.seats[slot].state;
             match std::mem::replace(seat, SeatState::Vacant) {
                 SeatState::Spawned(newborn) => {
@@ -334,12 +349,13 @@ impl Shared {
                 }
                 SeatState::Idle(worker) => {
                     central.idle.retain(|idle| *idle != slot);
-                    if central.is_over() {
+                    if is_over {
                         return Step::Quit(Some(worker));
                     }
-                    let mut batches = self.next_batches(&mut central);
+                    let allowed = self.allowance(&worker);
+                    let mut batches = self.next_batches(&mut central, allowed);
                     if batches.is_empty() && central.watcher.is_none_or(|watcher| watcher == slot) {
-                        batches = self.take_back(slot).into();
+                        batches = self.take_back(slot, allowed).into();
                     }
                     if !batches.is_empty() {
                         central.watcher.take_if(|watcher| *watcher == slot);
@@ -350,10 +366,12 @@ impl Shared {
                     central.seats[slot].state = SeatState::Idle(worker);
                     central.idle.push(slot);
                 }
+                SeatState::Leaving(worker) if is_over => {
+                    return Step::Quit(Some(worker));
+                }
                 other => {
                     *seat = other;
-                    if central.is_over() && !matches!(central.seats[slot].state, SeatState::Busy(_))
-                    {
+                    if is_over && !matches!(central.seats[slot].state, SeatState::Busy(_)) {
                         return Step::Quit(None);
                     }
                 }
@@ -379,7 +397,7 @@ impl Shared {
     }
 
     /// Takes items back from the worker that has the most of them waiting.
-    fn take_back(&self, thief: usize) -> Vec<Batch> {
+    fn take_back(&self, thief: usize, allowed: u32) -> Vec<Batch> {
         let surplus = |slot: &Slot| {
             let running = slot.running.try_lock().ok()?;
             running.as_ref().map(Chunk::surplus).filter(|surplus| *surplus > 0)
@@ -390,11 +408,17 @@ impl Shared {
             return Vec::new();
         };
         let mut running = victim.running.lock().unwrap_or_else(PoisonError::into_inner);
-        running.as_mut().map_or_else(Vec::new, |chunk| chunk.take_back(surplus))
+        running.as_mut().map_or_else(Vec::new, |chunk| chunk.take_back(surplus.min(allowed)))
+    }
+
+    /// How many tasks a worker may still be given.
+    fn allowance(&self, worker: &Worker) -> u32 {
+        let left = self.config.max_tasks.map_or(u64::MAX, |most| most - worker.tasks.min(most));
+        u32::try_from(left).unwrap_or(u32::MAX)
     }
 
     /// The next chunk's batches, from the front of the queue.
-    fn next_batches(&self, central: &mut Central) -> VecDeque<Batch> {
+    fn next_batches(&self, central: &mut Central, allowed: u32) -> VecDeque<Batch> {
         let mut chunk: VecDeque<Batch> = VecDeque::new();
         let (mut items, mut nanos, mut bytes) = (0u32, 0, 0);
         // What is queued is shared out, so that all are done at about the same time.
@@ -408,7 +432,7 @@ impl Shared {
                 front.timeout != job.options.timeout || front.chunk_size != job.options.chunk_size
             });
             let size = job.options.chunk_size.unwrap_or_else(|| job.pace.chunk().min(share));
-            let wanted = size.saturating_sub(items).min(first.items);
+            let wanted = size.min(allowed).saturating_sub(items).min(first.items);
             if is_other || wanted == 0 || nanos >= Pace::CHUNK || chunk.len() >= MAX_BATCHES {
                 break;
             }
@@ -454,7 +478,7 @@ impl Shared {
             self.call_one(central);
         }
         let limit = chunk.limit;
-        *self.slots[slot].running.lock().unwrap_or_else(PoisonError::into_inner) = Some(chunk);
+        *self.running(slot) = Some(chunk);
         if let Some(limit) = limit {
             self.orders.look_by(Instant::now() + limit);
         }
@@ -464,7 +488,10 @@ impl Shared {
     /// Runs the chunk in a slot's [`Running`] and brings the worker back.
     pub(crate) fn run(&self, slot: usize, mut worker: Worker, was_crowded: bool) {
         let running = &self.slots[slot].running;
-        let outcome = chunk::run(&mut worker, running, self.inline_limit, &self.counters);
+        self.tell_assigned(slot);
+        let observers = &self.config.observers;
+        let limit = self.inline_limit;
+        let outcome = chunk::run(&mut worker, running, limit, &self.counters, Some(observers));
         let outcome = outcome.map_err(|loss| self.mourn(&worker, loss));
         let mut central = self.central();
         central.crowded -= usize::from(was_crowded);
@@ -474,6 +501,16 @@ impl Shared {
                 self.requeue(&mut central, again);
                 self.vacate(central, slot);
             }
+        }
+    }
+
+    fn tell_assigned(&self, slot: usize) {
+        if !self.config.observers.listen() {
+            return;
+        }
+        let kind = self.running(slot).as_ref().and_then(Chunk::assignment);
+        if let Some(kind) = kind {
+            self.config.observers.tell(|| kind);
         }
     }
 
@@ -488,8 +525,14 @@ impl Shared {
                 self.slots[slot].call.notify_one();
             }
             _ if worker.process.is_ending() => self.order(&mut central, slot),
+            _ if self.config.max_tasks.is_some_and(|most| worker.tasks >= most) => {
+                worker.process.set_leaving();
+                *seat = SeatState::Leaving(worker);
+                self.order(&mut central, slot);
+            }
             _ => {
                 *seat = SeatState::Idle(worker);
+                central.seats[slot].idle_since = Instant::now();
                 central.idle.push(slot);
                 if !central.queue.is_empty() {
                     self.call_one(&mut central);
@@ -512,42 +555,53 @@ impl Shared {
     }
 
     /// Ends or retries the item that was running on a lost worker; gives what is to be queued again.
-    fn mourn(&self, worker: &Worker, loss: Loss) -> Vec<Batch> {
-        let is_terminated = self.central().phase == Phase::Terminated;
+    fn mourn(&self, worker: &Worker, mut loss: Loss) -> Vec<Batch> {
+        let is_terminated = self.is_terminated();
         let process = &worker.process;
+        let origin = |batch: &Batch, sent| batch.origin(process.pid(), process.slot, sent);
         let mut again = Vec::new();
-        let Loss { victim, mut rest, sent, elapsed } = loss;
-        if let Some(mut batch) = victim {
-            let kind = match chunk::verdict(process) {
+        if let Some(mut batch) = loss.victim.take() {
+            let kind = match loss.verdict(process) {
                 TaskErrorKind::Died { .. } if is_terminated => TaskErrorKind::Closed,
                 kind => kind,
             };
             let retries = batch.job.options.retries.unwrap_or(0);
             let may_retry = !matches!(kind, TaskErrorKind::Cancelled | TaskErrorKind::Closed);
             if may_retry && batch.attempt <= retries && !batch.job.cancelled.load(Relaxed) {
+                let id = batch.job.offset + batch.first;
+                self.config.observers.retried(id, batch.attempt, &kind);
                 batch.attempt += 1;
                 self.counters.retried.fetch_add(1, Relaxed);
                 again.push(batch);
             } else {
-                let origin = batch.origin(process.pid(), process.slot, sent);
-                batch.fail(kind, DidRun::Maybe, origin, elapsed, &self.counters);
+                let origin = origin(&batch, loss.sent);
+                self.config.observers.tell(|| EventKind::Finished {
+                    slot: origin.slot,
+                    pid: origin.pid,
+                    id: batch.job.offset + batch.first,
+                    attempt: origin.attempt,
+                    elapsed: loss.elapsed,
+                    error: Some(kind.to_string()),
+                });
+                let (elapsed, output) = (loss.elapsed, std::mem::take(&mut loss.output));
+                let failure = Failure { kind, did_it_run: DidRun::Maybe, elapsed, output };
+                batch.fail(failure, origin, &self.counters);
             }
-        } else if let Some(first) = rest.first_mut() {
+        } else if let Some(first) = loss.rest.first_mut() {
             first.losses += 1;
         }
-        again.extend(rest);
+        again.extend(std::mem::take(&mut loss.rest));
         again.retain(|batch| {
             let kind = if is_terminated {
                 TaskErrorKind::Closed
             } else if batch.job.cancelled.load(Relaxed) {
                 TaskErrorKind::Cancelled
             } else if batch.losses > MAX_LOSSES {
-                chunk::verdict(process)
+                loss.verdict(process)
             } else {
                 return true;
             };
-            let origin = batch.origin(process.pid(), process.slot, sent);
-            batch.fail(kind, DidRun::No, origin, Duration::ZERO, &self.counters);
+            batch.fail(Failure::unstarted(kind), origin(batch, loss.sent), &self.counters);
             false
         });
         again
@@ -582,6 +636,8 @@ impl Shared {
     /// Brings in a worker that is ready.
     pub(crate) fn ready(&self, slot: usize, worker: Worker) {
         worker.process.set_ready();
+        let pid = worker.process.pid();
+        self.config.observers.tell(|| EventKind::Ready { slot, pid });
         let mut central = self.central();
         central.seats[slot].failures = 0;
         central.given_up = false;
@@ -605,6 +661,11 @@ impl Shared {
         if !matches!(cause, StartError::Initializer(_)) {
             central.first_start.get_or_insert(Err(cause.clone()));
         }
+        self.config.observers.tell(|| EventKind::StartFailed {
+            slot,
+            failures,
+            cause: cause.to_string(),
+        });
         let mut told = VecDeque::new();
         let is_hopeless = central.seats.iter().all(|seat| seat.failures > 0);
         if failures >= START_ATTEMPTS && is_hopeless {
@@ -619,7 +680,7 @@ impl Shared {
         for batch in told {
             let (cause, attempts) = (cause.clone(), failures);
             let kind = TaskErrorKind::Initializer { cause, attempts };
-            batch.fail(kind, DidRun::No, Origin::NONE, Duration::ZERO, &self.counters);
+            batch.fail(Failure::unstarted(kind), Origin::NONE, &self.counters);
         }
     }
 
@@ -631,7 +692,13 @@ impl Shared {
 
     /// A driver has ended.
     pub(crate) fn driver_ended(&self) {
-        self.central().drivers -= 1;
+        let mut central = self.central();
+        central.drivers -= 1;
+        let is_drained = central.drivers == 0 && central.phase == Phase::Closed;
+        drop(central);
+        if is_drained {
+            self.config.observers.tell(|| EventKind::Drained);
+        }
         self.changed.notify_all();
         self.orders.ring();
     }
@@ -646,17 +713,26 @@ impl Shared {
 
     /// A process has been started for a slot.
     pub(crate) fn spawned(&self, slot: usize, newborn: Newborn) {
+        let pid = newborn.process.pid();
         let mut central = self.central();
         let seat = &mut central.seats[slot];
-        seat.pid = newborn.process.pid();
+        seat.pid = pid;
         seat.starts += 1;
+        let replaces = seat.starts > 1;
+        self.config.observers.tell(|| EventKind::Spawned { slot, pid, replaces });
         if seat.starts > 1 {
             self.counters.restarts.fetch_add(1, Relaxed);
         }
         match &mut seat.state {
             SeatState::Busy(successor) => *successor = Some(newborn),
-            // An idle worker that has died goes unmourned.
-            state => *state = SeatState::Spawned(newborn),
+            // An idle worker that has died goes unmourned, one that leaves is let go.
+            state => {
+                if let SeatState::Leaving(worker) =
+                    std::mem::replace(state, SeatState::Spawned(newborn))
+                {
+                    worker.retire();
+                }
+            }
         }
         let is_last = seat.starts == 1 && slot + 1 == central.seats.len();
         central.idle.retain(|idle| *idle != slot);
@@ -675,6 +751,66 @@ impl Shared {
         self.central().phase == Phase::Terminated
     }
 
+    /// Lets workers go that have been idle for long; gives when to look again.
+    pub(crate) fn retire_idle(&self) -> Option<Instant> {
+        let limit = self.config.idle_timeout?;
+        let mut central = self.central();
+        let now = Instant::now();
+        for slot in 0..central.seats.len() {
+            let live = central.seats.len() - central.resting;
+            let seat = &mut central.seats[slot];
+            if live <= self.config.min_workers || now < seat.idle_since + limit {
+                continue;
+            }
+            match std::mem::replace(&mut seat.state, SeatState::Resting) {
+                SeatState::Idle(worker) => {
+                    worker.process.set_leaving();
+                    worker.retire();
+                    central.resting += 1;
+                    central.idle.retain(|idle| *idle != slot);
+                }
+                other => seat.state = other,
+            }
+        }
+        // Often enough that nobody stays much longer, and not for each that becomes idle.
+        Some(now + (limit / 4).max(Duration::from_millis(5)))
+    }
+
+    /// Ends a worker that uses more memory than it may.
+    pub(crate) fn end_for_memory(&self, process: &Arc<Process>) {
+        let mut running = self.running(process.slot);
+        let chunk = running.as_mut().filter(|chunk| Arc::ptr_eq(&chunk.process, process));
+        let Some(chunk) = chunk else { return process.kill(Doom::OutOfMemory) };
+        let rest = chunk.end_for_memory();
+        drop(running);
+        self.requeue_front(rest);
+    }
+
+    /// Stops all workers and what they have started, or lets them go on; the time between does not
+    /// count for time limits.
+    pub(crate) fn suspend(&self, stop: bool) {
+        let mut suspended = self.suspended.lock().unwrap_or_else(PoisonError::into_inner);
+        let since = match (stop, suspended.take()) {
+            (true, since) => {
+                *suspended = since.or_else(|| Some(Instant::now()));
+                None
+            }
+            (false, since) => since,
+        };
+        let signal = if stop { Signal::STOP } else { Signal::CONT };
+        for slot in 0..self.slots.len() {
+            let mut running = self.running(slot);
+            if let (Some(chunk), Some(since)) = (running.as_mut(), since) {
+                chunk.forgive(since.elapsed());
+            }
+        }
+        self.orders.signal(signal);
+    }
+
+    fn running(&self, slot: usize) -> MutexGuard<'_, Option<Chunk>> {
+        self.slots[slot].running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// What is known of the slots' workers, without what the system would have to be asked for.
     pub(crate) fn workers(&self) -> Vec<WorkerInfo> {
         let central = self.central();
@@ -682,7 +818,7 @@ impl Shared {
             slot,
             pid: seat.pid,
             state: match &seat.state {
-                SeatState::Vacant => WorkerState::Absent,
+                SeatState::Vacant | SeatState::Resting => WorkerState::Absent,
                 SeatState::Spawned(_) => WorkerState::Starting,
                 SeatState::Busy(_) => {
                     let running = &self.slots[slot].running;
@@ -692,7 +828,7 @@ impl Shared {
                         _ => WorkerState::Starting,
                     }
                 }
-                SeatState::Idle(_) => WorkerState::Idle,
+                SeatState::Idle(_) | SeatState::Leaving(_) => WorkerState::Idle,
             },
             tasks_done: self.counters.slots[slot].load(Relaxed),
             restarts: seat.starts.saturating_sub(1),
@@ -714,6 +850,9 @@ impl Shared {
 
     /// Looks at the time limits of what is running; gives when to look again.
     pub(crate) fn enforce_limits(&self) -> Option<Instant> {
+        if self.suspended.lock().unwrap_or_else(PoisonError::into_inner).is_some() {
+            return Some(Instant::now() + Duration::from_millis(100));
+        }
         let mut next: Option<Instant> = None;
         for slot in &self.slots {
             let mut running = slot.running.lock().unwrap_or_else(PoisonError::into_inner);
@@ -758,10 +897,18 @@ impl Shared {
         }
     }
 
-    /// Wakes the driver of one idle worker.
+    /// Wakes the driver of one idle worker; where there is none, has one started of those that were
+    /// let go.
     fn call_one(&self, central: &mut Central) {
         if let Some(slot) = central.idle.pop() {
             self.slots[slot].call.notify_one();
+        } else if central.resting > 0
+            && let Some(slot) =
+                central.seats.iter().position(|seat| matches!(seat.state, SeatState::Resting))
+        {
+            central.resting -= 1;
+            central.seats[slot].state = SeatState::Vacant;
+            self.order(central, slot);
         }
     }
 

@@ -9,7 +9,6 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
 
 use procpool_worker::protocol::put_item;
 use serde::Serialize;
@@ -17,9 +16,9 @@ use serde::de::DeserializeOwned;
 
 use super::Report;
 use super::batch::Batch;
-use super::job::{Arrival, Content, Job, Origin, Outcome};
+use super::job::{Arrival, Content, Failure, Job, Origin, Outcome};
 use super::scheduler::Shared;
-use crate::error::{DidRun, Side, TaskError, TaskErrorKind};
+use crate::error::{Side, TaskError, TaskErrorKind};
 
 /// The most bytes of arguments in one batch: what a frame carries, with some room.
 const BATCH_BYTES: usize = 128 << 10;
@@ -153,7 +152,7 @@ pub(super) fn encode_item<A: Serialize>(buffer: &mut Vec<u8>, item: &A) -> Resul
 pub(super) fn fail_unencoded(pool: &Shared, job: &Job, reason: String) {
     let first = job.enter(1);
     let kind = TaskErrorKind::Encode { side: Side::Argument, reason };
-    let content = Content::Failed(kind, DidRun::No, Duration::ZERO);
+    let content = Content::Failed(Failure::unstarted(kind));
     pool.counters.failed.fetch_add(1, Relaxed);
     job.deliver(Arrival { first, items: 1, origin: Origin::NONE, content });
 }

@@ -13,15 +13,18 @@ use procpool_worker::harden::now;
 use procpool_worker::protocol::Marker;
 use procpool_worker::transport::Bootstrap;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::process::Signal;
 
+use super::events::EventKind;
 use super::scheduler::Shared;
 use super::worker::{Doom, Newborn, Process};
-use crate::error::StartError;
-use crate::os::process::Child;
+use crate::error::{DeathCause, StartError};
+use crate::os::observe;
+use crate::os::process::{CaptureFile, Child, Output};
 
 /// How many file descriptors a worker takes in this process: two for frames, one to wake their
-/// reader, two for regions, one for the lane, one for the process.
-pub(crate) const FDS_PER_WORKER: u64 = 7;
+/// reader, two for regions, one for the lane, one for the process, one for captured output.
+pub(crate) const FDS_PER_WORKER: u64 = 8;
 
 /// How long a worker that has been told to go may take before it is killed.
 const RETIRE_GRACE: Duration = Duration::from_secs(2);
@@ -34,6 +37,7 @@ const UNUSED_DEATHS: u32 = 3;
 #[derive(Debug)]
 pub(crate) struct Orders {
     spawns: Mutex<Vec<(usize, Instant)>>,
+    signals: Mutex<Vec<Signal>>,
     bell: OwnedFd,
     /// When the supervisor will next look at the time limits, on the monotonic clock.
     next_look: AtomicU64,
@@ -44,6 +48,7 @@ impl Orders {
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         Ok(Self {
             spawns: Mutex::default(),
+            signals: Mutex::default(),
             bell: eventfd(0, flags)?,
             next_look: AtomicU64::new(u64::MAX),
         })
@@ -62,6 +67,12 @@ impl Orders {
         if self.next_look.fetch_min(at, Ordering::AcqRel) > at {
             self.ring();
         }
+    }
+
+    /// Has a signal sent to all workers and to what they have started.
+    pub(crate) fn signal(&self, signal: Signal) {
+        self.signals.lock().unwrap_or_else(PoisonError::into_inner).push(signal);
+        self.ring();
     }
 
     /// Wakes the supervisor.
@@ -83,6 +94,13 @@ struct Charge {
     retired: Option<Instant>,
 }
 
+impl Charge {
+    /// Whether no other process may be started for this slot.
+    fn holds(&self, slot: usize) -> bool {
+        self.process.slot == slot && !self.process.is_leaving()
+    }
+}
+
 /// The supervisor's thread.
 pub(crate) fn supervise(shared: &Shared) {
     let mut supervisor = Supervisor {
@@ -92,6 +110,8 @@ pub(crate) fn supervise(shared: &Shared) {
         unused: vec![0; shared.slots.len()],
         nonce: seed(),
         reserve: shared.config.launch.cord.try_clone().ok(),
+        next_watch: Instant::now(),
+        oom_kills: observe::oom_kills(),
     };
     while supervisor.turn() {}
 }
@@ -106,6 +126,10 @@ struct Supervisor<'a> {
     nonce: u64,
     /// Given up for a moment where the last descriptor is needed to end a wait.
     reserve: Option<OwnedFd>,
+    /// When the workers' memory is looked at next.
+    next_watch: Instant,
+    /// How many processes the kernel has killed for want of memory.
+    oom_kills: u64,
 }
 
 impl Supervisor<'_> {
@@ -120,6 +144,11 @@ impl Supervisor<'_> {
             self.spawns.retain(|(other, _)| *other != slot);
             self.spawns.push((slot, at));
         }
+        let signals =
+            std::mem::take(&mut *orders.signals.lock().unwrap_or_else(PoisonError::into_inner));
+        for signal in signals {
+            self.charges.iter().for_each(|charge| charge.process.child.signal_group(signal));
+        }
         if self.shared.is_terminated() {
             self.spawns.clear();
             for charge in &self.charges {
@@ -130,8 +159,10 @@ impl Supervisor<'_> {
             return false;
         }
         let mut wake = self.spawn_due();
-        wake = earliest(wake, self.end_overdue());
         wake = earliest(wake, self.enforce_limits());
+        wake = earliest(wake, self.watch_memory());
+        wake = earliest(wake, self.shared.retire_idle());
+        wake = earliest(wake, self.end_overdue());
         self.sleep(wake);
         true
     }
@@ -144,7 +175,7 @@ impl Supervisor<'_> {
             if at > now {
                 self.spawns.push((slot, at));
                 wake = earliest(wake, Some(at));
-            } else if self.charges.iter().any(|charge| charge.process.slot == slot) {
+            } else if self.charges.iter().any(|charge| charge.holds(slot)) {
                 // The one that failed has still to end, which will be noticed.
                 self.spawns.push((slot, at));
             } else if self.shared.wants_successor() {
@@ -200,9 +231,12 @@ impl Supervisor<'_> {
             Marker { nonce: self.nonce, parent: std::process::id(), bootstrap: name.clone() };
         let env = config.env_per_worker.as_ref().map_or_else(Vec::new, |env| env(slot));
         let title = format!("{}/{slot}", config.name);
-        let child = Child::start(&config.launch, env, &title, &marker)
-            .map_err(|error| hint(&error, error.raw_os_error()))?;
-        let process = Process::new(slot, child, name);
+        let io = |error: std::io::Error| hint(&error, error.raw_os_error());
+        let capture = config.launch.output == Output::Capture;
+        let capture = capture.then(CaptureFile::new).transpose().map_err(io)?;
+        let file = capture.as_ref().map(CaptureFile::file);
+        let child = Child::start(&config.launch, env, &title, &marker, file).map_err(io)?;
+        let process = Process::new(slot, child, name, capture, config.kill_grace);
         Ok(Newborn { process, bootstrap, nonce: self.nonce })
     }
 
@@ -213,6 +247,10 @@ impl Supervisor<'_> {
         let mut wake = None;
         for charge in &mut self.charges {
             let (deadline, doom) = match charge.process.doomed() {
+                _ if charge.process.kill_at().is_some() => {
+                    let at = charge.process.kill_at().unwrap_or(now);
+                    (at, Doom::Retired)
+                }
                 Some(Doom::Retired) => {
                     let since = *charge.retired.get_or_insert(now);
                     (since + RETIRE_GRACE, Doom::Retired)
@@ -245,6 +283,26 @@ impl Supervisor<'_> {
         Some(again)
     }
 
+    /// Ends workers that use more memory than they may; gives when to look again.
+    fn watch_memory(&mut self) -> Option<Instant> {
+        const OFTEN: Duration = Duration::from_millis(10);
+        let most = self.shared.config.max_memory?;
+        let now = Instant::now();
+        if now < self.next_watch {
+            return Some(self.next_watch);
+        }
+        for charge in &self.charges {
+            let process = &charge.process;
+            if process.doomed().is_none()
+                && observe::resident(process.pid()).is_some_and(|memory| memory > most)
+            {
+                self.shared.end_for_memory(process);
+            }
+        }
+        self.next_watch = now + OFTEN;
+        Some(self.next_watch)
+    }
+
     /// Sleeps until `wake`, an order, or the end of a process, and sees to those that have ended.
     fn sleep(&mut self, wake: Option<Instant>) {
         let left = wake.map(|wake| wake.saturating_duration_since(Instant::now()));
@@ -273,8 +331,10 @@ impl Supervisor<'_> {
     /// Starts the successor of a worker that has died, and only then announces the death.
     fn see_off(&mut self, charge: &Charge) {
         let process = &charge.process;
-        // Whoever was to greet it learns of the death by that, and orders the next attempt.
-        if process.end() && self.shared.wants_successor() {
+        // Whoever was to greet it learns of the death by that, and orders the next attempt; for one
+        // that is leaving, the order has been given.
+        let was_ready = process.end();
+        if was_ready && !process.is_leaving() && self.shared.wants_successor() {
             let unused = &mut self.unused[process.slot];
             *unused = if process.was_used() { 0 } else { *unused + 1 };
             match unused.checked_sub(UNUSED_DEATHS) {
@@ -285,9 +345,30 @@ impl Supervisor<'_> {
                 }
             }
         }
+        let cause = match process.child.reap() {
+            DeathCause::Signaled(libc::SIGKILL, _) if self.kernel_killed(process) => {
+                DeathCause::OutOfMemory
+            }
+            cause => cause,
+        };
+        let observers = &self.shared.config.observers;
+        let (slot, pid) = (process.slot, process.pid());
+        match process.doomed() {
+            Some(Doom::Retired) => observers.tell(|| EventKind::Retired { slot, pid }),
+            _ if was_ready && !self.shared.is_terminated() => observers.lost(slot, pid, cause),
+            _ => {}
+        }
         self.reserve = None;
-        process.bury();
+        process.bury(cause);
         self.reserve = self.shared.config.launch.cord.try_clone().ok();
+    }
+
+    /// Whether a process that was killed by somebody else was so by the kernel, for want of memory:
+    /// as far as that can be known, when such a kill has been counted since the last one.
+    fn kernel_killed(&mut self, process: &Process) -> bool {
+        let kills = observe::oom_kills();
+        let before = std::mem::replace(&mut self.oom_kills, kills);
+        process.doomed().is_none() && kills > before
     }
 }
 

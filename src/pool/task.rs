@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::marker::PhantomData;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -11,6 +12,7 @@ use std::time::{Duration, Instant};
 use serde::de::DeserializeOwned;
 
 use super::Report;
+use super::events::EventKind;
 use super::job::{Arrival, Job};
 use super::scheduler::Shared;
 use crate::error::TaskError;
@@ -101,9 +103,16 @@ impl<R> Task<R> {
         R: 'static,
     {
         let (job, collect) = (Arc::clone(&self.job), self.collect);
-        let callbacks = self.pool.callbacks.clone();
+        let observers = self.pool.config.observers.clone();
         self.job.when_done(Box::new(move || {
-            callbacks.call(Box::new(move || callback(collect(&job).result)));
+            let callbacks = observers.callbacks.clone();
+            callbacks.call(Box::new(move || {
+                let call = AssertUnwindSafe(|| callback(collect(&job).result));
+                if let Err(payload) = catch_unwind(call) {
+                    let message = procpool_worker::panics::message(&*payload);
+                    observers.tell(|| EventKind::CallbackPanicked { message });
+                }
+            }));
         }));
     }
 }
@@ -155,6 +164,7 @@ fn collect_many<R: DeserializeOwned>(job: &Job) -> Report<Vec<R>> {
         attempt: 0,
         queued: Duration::ZERO,
         elapsed: Duration::ZERO,
+        output: Vec::new(),
         result: Ok(Vec::with_capacity(items)),
     };
     for mut arrival in arrivals {
@@ -165,6 +175,7 @@ fn collect_many<R: DeserializeOwned>(job: &Job) -> Report<Vec<R>> {
         report.queued += origin.queued;
         while let Some(outcome) = arrival.next::<R>(job) {
             report.elapsed += outcome.elapsed;
+            report.output.extend(outcome.output);
             match (&mut report.result, outcome.result) {
                 (Ok(results), Ok(result)) => results.push(result),
                 (Ok(_), Err(error)) => report.result = Err(error),

@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use procpool_worker::codec;
 use procpool_worker::function::Identity;
@@ -12,15 +12,22 @@ use procpool_worker::protocol::{Reply, Request, Setup, VERSION};
 use procpool_worker::transport::{
     Bootstrap, FrameReceiver, FrameSender, RegionReceiver, RegionSender, TransportError, interrupt,
 };
+use rustix::process::Signal;
 
 use crate::error::{DeathCause, StartError};
-use crate::os::process::Child;
+use crate::os::process::{CaptureFile, Child};
 
 /// One worker process, from its start to its end.
 #[derive(Debug)]
 pub(crate) struct Process {
     pub(crate) slot: usize,
     pub(crate) child: Child,
+    /// What it prints, where that is captured.
+    pub(crate) capture: Option<CaptureFile>,
+    /// How long it is asked to end before it is made to.
+    grace: Duration,
+    /// Whether another is to take its place although it lives.
+    leaving: AtomicBool,
     /// Whether it has been given a task.
     used: AtomicBool,
     fate: Mutex<Fate>,
@@ -33,6 +40,8 @@ struct Fate {
     wake: Option<Wake>,
     /// Why it was killed or told to go, if it was.
     doom: Option<Doom>,
+    /// When it is made to end, after having been asked.
+    kill_at: Option<Instant>,
     death: Option<DeathCause>,
     /// Whether it has ever been ready.
     ready: bool,
@@ -51,10 +60,12 @@ enum Wake {
 pub(crate) enum Doom {
     /// It was not ready in time.
     StartTimedOut(Duration),
-    /// The item with this number in its chunk ran for longer than its limit.
-    TimedOut { item: u32, after: Duration },
-    /// The item with this number in its chunk was cancelled.
-    Cancelled { item: u32 },
+    /// The item that it runs has done so for longer than its limit.
+    TimedOut(Duration),
+    /// The item that it runs was cancelled.
+    Cancelled,
+    /// It uses more memory than it may.
+    OutOfMemory,
     /// It broke the protocol.
     Malformed,
     /// There is nothing more for it to do.
@@ -62,11 +73,20 @@ pub(crate) enum Doom {
 }
 
 impl Process {
-    pub(crate) fn new(slot: usize, child: Child, bootstrap: String) -> Arc<Self> {
+    pub(crate) fn new(
+        slot: usize,
+        child: Child,
+        bootstrap: String,
+        capture: Option<CaptureFile>,
+        grace: Duration,
+    ) -> Arc<Self> {
         let fate = Fate { wake: Some(Wake::Bootstrap(bootstrap)), ..Fate::default() };
         Arc::new(Self {
             slot,
             child,
+            capture,
+            grace,
+            leaving: AtomicBool::new(false),
             used: AtomicBool::new(false),
             fate: Mutex::new(fate),
             sealed: Condvar::new(),
@@ -85,6 +105,32 @@ impl Process {
     pub(crate) fn kill(&self, doom: Doom) {
         self.fate().doom.get_or_insert(doom);
         self.child.kill();
+    }
+
+    /// Asks it to end for this reason, unless another came first; after the grace that the pool
+    /// gives, the supervisor makes it.
+    pub(crate) fn end_softly(&self, doom: Doom) {
+        if self.grace.is_zero() {
+            return self.kill(doom);
+        }
+        let mut fate = self.fate();
+        fate.doom.get_or_insert(doom);
+        fate.kill_at.get_or_insert(Instant::now() + self.grace);
+        self.child.signal_group(Signal::TERM);
+    }
+
+    /// When it is to be made to end, after having been asked.
+    pub(crate) fn kill_at(&self) -> Option<Instant> {
+        self.fate().kill_at
+    }
+
+    /// Lets another take its place while it lives.
+    pub(crate) fn set_leaving(&self) {
+        self.leaving.store(true, Relaxed);
+    }
+
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.leaving.load(Relaxed)
     }
 
     /// Notes why it is to end, without doing anything about it.
@@ -129,9 +175,8 @@ impl Process {
         self.fate().ending
     }
 
-    /// Collects how it ended, then wakes whoever waits for it.
-    pub(crate) fn bury(&self) {
-        let cause = self.child.reap();
+    /// Says how it ended, then wakes whoever waits for that.
+    pub(crate) fn bury(&self, cause: DeathCause) {
         let wake = {
             let mut fate = self.fate();
             fate.death = Some(cause);
@@ -202,13 +247,15 @@ pub(crate) struct Worker {
     pub(crate) results: RegionReceiver,
     /// Number of the last chunk.
     pub(crate) sequence: u32,
+    /// How many tasks it has been through.
+    pub(crate) tasks: u64,
     /// The frame that is being made, kept for its room.
     pub(crate) frame: Vec<u8>,
 }
 
 impl Newborn {
     /// Waits until the process reports, and checks that it is what was started.
-    pub(crate) fn greet(self, name: &str) -> Result<Worker, StartError> {
+    pub(crate) fn greet(self, setup: Setup) -> Result<Worker, StartError> {
         let Self { process, bootstrap, nonce } = self;
         // How it ended says more than that it can't be heard.
         let died = |process: &Process| match process.doomed() {
@@ -255,10 +302,10 @@ impl Newborn {
             replies: hello.replies,
             results: hello.results,
             sequence: 0,
+            tasks: 0,
             frame: Vec::new(),
         };
-        let setup = Request::Setup(Setup { name: name.to_owned() });
-        if worker.send(&setup).is_err() {
+        if worker.send(&Request::Setup(setup)).is_err() {
             worker.process.child.kill();
             return Err(died(&worker.process));
         }
@@ -267,6 +314,11 @@ impl Newborn {
 }
 
 impl Worker {
+    /// Lets it go: its channel ends, and so does it.
+    pub(crate) fn retire(self) {
+        self.process.doom(Doom::Retired);
+    }
+
     /// Sends a request that is a frame by itself.
     pub(crate) fn send(&mut self, request: &Request) -> Result<(), TransportError> {
         self.frame.clear();

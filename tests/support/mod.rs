@@ -57,15 +57,20 @@ impl SideEffects {
         Self { path: dir.path().to_owned(), _dir: Some(Arc::new(dir)) }
     }
 
+    /// The file in which `x` is noted.
+    pub fn file(&self, x: u64) -> PathBuf {
+        self.path.join(x.to_string())
+    }
+
     /// Adds one to what `x` has done.
     pub fn note(&self, x: u64) {
-        let path = self.path.join(x.to_string());
+        let path = self.file(x);
         OpenOptions::new().create(true).append(true).open(path).unwrap().write_all(b".").unwrap();
     }
 
     /// How often `x` was noted.
     pub fn count(&self, x: u64) -> usize {
-        fs::metadata(self.path.join(x.to_string())).map_or(0, |file| file.len() as usize)
+        fs::metadata(self.file(x)).map_or(0, |file| file.len() as usize)
     }
 
     /// What was noted at all.

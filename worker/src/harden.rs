@@ -19,11 +19,15 @@
 //!   pipe is closed, and what its tasks have started would live on.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Write as _};
 use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, Signal};
+
+use crate::lane::{Lane, Note};
+use crate::protocol::Setup;
 
 /// Nothing on Linux sends it, and by default it ends the process.
 const PARENT_DIED: libc::c_int = libc::SIGSTKFLT;
@@ -107,6 +111,75 @@ fn hold_cord() -> io::Result<()> {
     if tied { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Does to this process what its pool asks for.
+///
+/// # Errors
+///
+/// When the system refuses one of them.
+pub fn apply(setup: &Setup) -> io::Result<()> {
+    set_name(&setup.name);
+    // The kernel is to take a worker before the program that can replace it. A worker may be more
+    // willing than its parent, not less, so this is allowed; where it isn't, nothing is lost.
+    let _ = std::fs::read_to_string("/proc/self/oom_score_adj").map(|own| {
+        let score = own.trim().parse().unwrap_or(0).max(OOM_SCORE);
+        std::fs::write("/proc/self/oom_score_adj", score.to_string())
+    });
+    for (resource, soft, hard) in &setup.limits {
+        let limit = libc::rlimit { rlim_cur: *soft, rlim_max: *hard };
+        // SAFETY: a plain system call on local data.
+        if unsafe { libc::setrlimit(*resource, &limit) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    if setup.nice != 0 {
+        rustix::process::nice(setup.nice)?;
+    }
+    if let Some(cpu) = setup.cpu {
+        let mut cpus = rustix::thread::CpuSet::new();
+        cpus.set(cpu as usize);
+        rustix::thread::sched_setaffinity(None, &cpus)?;
+    }
+    Ok(())
+}
+
+/// How willing a worker is to be killed when the system is out of memory (`oom_score_adj`, of up to
+/// 1000).
+const OOM_SCORE: i32 = 500;
+
+/// Where [`note_abort`] leaves its note.
+static NOTE: AtomicPtr<u64> = AtomicPtr::new(std::ptr::null_mut());
+
+/// Has an abort that follows on refused memory noted in the lane, from where the parent can tell it
+/// from other aborts. `lane` must never be unmapped.
+pub fn note_refused_memory(lane: &Lane) {
+    NOTE.store(lane.note_word(), Ordering::Release);
+    let handler = note_abort as extern "C" fn(libc::c_int);
+    // SAFETY: a plain system call; what the handler does is allowed in one.
+    unsafe { libc::signal(libc::SIGABRT, handler as libc::sighandler_t) };
+}
+
+/// Runs on the thread that aborts. A refused allocation leaves its trace in that thread's errno: all
+/// that Rust and C++ do between that and the abort is to print a line. After this has returned,
+/// `abort` goes on.
+extern "C" fn note_abort(_signal: libc::c_int) {
+    let note = NOTE.load(Ordering::Acquire);
+    // SAFETY: errno is the thread's own; the word lies in the lane, which is never unmapped.
+    unsafe {
+        if *libc::__errno_location() == libc::ENOMEM && !note.is_null() {
+            AtomicU64::from_ptr(note).store(Note::OutOfMemory as u64, Ordering::Release);
+        }
+    }
+}
+
+/// How much this process has printed into the file that its output is captured in. Flushes what
+/// Rust and C have buffered.
+pub fn printed() -> u64 {
+    let _ = std::io::stdout().flush();
+    // SAFETY: flushes C's own streams.
+    unsafe { libc::fflush(std::ptr::null_mut()) };
+    rustix::fs::fstat(std::io::stdout()).map_or(0, |file| file.st_size.cast_unsigned())
+}
+
 /// Nanoseconds of the monotonic clock, which is one for all processes.
 pub fn now() -> u64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
@@ -116,7 +189,7 @@ pub fn now() -> u64 {
 }
 
 /// Names this thread, which is the process's main one, so that `ps` and `top` show it.
-pub fn set_name(name: &str) {
+fn set_name(name: &str) {
     let name: Vec<u8> = name.bytes().filter(|byte| *byte != 0).take(15).collect();
     if let Ok(name) = std::ffi::CString::new(name) {
         let _ = rustix::thread::set_name(&name);

@@ -10,6 +10,7 @@
 //!   them began (nanoseconds of `CLOCK_MONOTONIC`, which is one clock for all processes).
 //! - **committed** is one word, so that its halves always agree: how many items are finished, and
 //!   how many bytes of results are valid.
+//! - **note** is what a worker may leave about its own end; see [`Note`].
 //! - the **results** follow, encoded straight into the region as [records](Record).
 //!
 //! When a worker dies, `committed` says what is to be delivered, `started` says whether the item
@@ -34,6 +35,7 @@ const CLAIM: usize = 0;
 const COMMITTED: usize = 64;
 const STARTED: usize = 128;
 const BEGUN: usize = 136;
+const NOTE: usize = 144;
 const RESULTS: usize = 4096;
 
 /// Room for results in bytes.
@@ -64,6 +66,16 @@ pub enum Record {
     Region = 4,
     /// How long the items since the last such record took together, in nanoseconds. Not an item.
     Time = 5,
+    /// Where the output of the item before ends in the file that it is captured in. Not an item.
+    Output = 6,
+}
+
+/// What a worker leaves about its own end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Note {
+    /// It aborts after memory was refused to it.
+    OutOfMemory = 1,
 }
 
 impl Record {
@@ -77,6 +89,7 @@ impl Record {
             3 => Self::Unencodable,
             4 => Self::Region,
             5 => Self::Time,
+            6 => Self::Output,
             _ => return None,
         };
         Some((kind, (head >> KIND_BITS) as usize))
@@ -90,7 +103,7 @@ impl Record {
 
     /// Whether the record is the outcome of an item.
     pub fn is_outcome(self) -> bool {
-        self != Self::Time
+        !matches!(self, Self::Time | Self::Output)
     }
 }
 
@@ -189,6 +202,14 @@ impl Lane {
         self.word(BEGUN).load(Ordering::Acquire)
     }
 
+    /// What the worker has noted about its end. Not to be trusted.
+    pub fn note(&self) -> Option<Note> {
+        match self.word(NOTE).load(Ordering::Acquire) as u32 {
+            note if note == Note::OutOfMemory as u32 => Some(Note::OutOfMemory),
+            _ => None,
+        }
+    }
+
     /// Copies committed results to the end of `to`. A range outside of the region copies nothing.
     pub fn copy_results(&self, range: Range<usize>, to: &mut Vec<u8>) {
         if range.start > range.end || range.end > CAPACITY {
@@ -212,6 +233,11 @@ impl Lane {
     }
 
     // The worker's side.
+
+    /// Where a [`Note`] is left: valid as long as the lane is.
+    pub fn note_word(&self) -> *mut u64 {
+        self.word(NOTE).as_ptr()
+    }
 
     /// Claims up to `block` items from the front.
     pub fn claim(&self, block: u32) -> Range<u32> {

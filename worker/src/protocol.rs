@@ -82,11 +82,20 @@ pub enum Request {
     Resume,
 }
 
-/// Who a worker is.
+/// Who a worker is, and what it is to do to itself before it begins.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Setup {
     /// Shown by `ps` and `top` as the process's name.
     pub name: String,
+    /// Resources (numbered as by setrlimit) and how much of each it may use, softly and at most.
+    pub limits: Vec<(u32, u64, u64)>,
+    /// What is added to its niceness.
+    pub nice: i32,
+    /// The CPU that it is to keep to.
+    pub cpu: Option<u32>,
+    /// Whether standard output and standard error are a file whose growth is to be told of item by
+    /// item.
+    pub capture: bool,
 }
 
 /// What the worker answers.

@@ -86,7 +86,10 @@ fn enter(marker: &Marker) -> Result<Worker, TransportError> {
     transport::greet(&marker.bootstrap, hello)?;
     panics::install(Run::last_words);
     let link = Link { from_parent, regions_in, to_parent, regions_out };
-    Ok(Worker { link, lane, block: 1 })
+    // The worker's lane lives as long as the process.
+    let lane = Box::leak(Box::new(lane));
+    harden::note_refused_memory(lane);
+    Ok(Worker { link, lane, block: 1, capture: false })
 }
 
 /// The worker's ends of its channels.
@@ -109,9 +112,11 @@ impl Link {
 
 struct Worker {
     link: Link,
-    lane: Lane,
+    lane: &'static Lane,
     /// Size of the next block.
     block: u32,
+    /// Whether output is captured.
+    capture: bool,
 }
 
 impl Worker {
@@ -135,7 +140,8 @@ impl Worker {
         let (request, body) = codec::decode_prefix::<Request>(&frame).map_err(malformed)?;
         match request {
             Request::Setup(setup) => {
-                harden::set_name(&setup.name);
+                harden::apply(&setup)?;
+                self.capture = setup.capture;
                 Ok(())
             }
             Request::Chunk { sequence, in_region, limited } => {
@@ -166,15 +172,18 @@ impl Worker {
         mut body: &[u8],
     ) -> Result<(), TransportError> {
         let begun = now();
+        // What has a time limit, or whose output is to be told from its neighbours', goes alone.
+        let singly = limited || self.capture;
         let mut run = Run {
-            lane: &self.lane,
+            lane: self.lane,
             link: &self.link,
             sequence,
-            limited,
+            singly,
+            capture: self.capture,
             arguments: &[],
             span: 0..0,
             claimed: 0..0,
-            block: if limited { 1 } else { self.block },
+            block: if singly { 1 } else { self.block },
             block_begun: begun,
             reported: begun,
             progress: Progress { items: 0, bytes: 0 },
@@ -275,7 +284,10 @@ pub struct Run<'a> {
     lane: &'a Lane,
     link: &'a Link,
     sequence: u32,
-    limited: bool,
+    /// Whether items are claimed one at a time.
+    singly: bool,
+    /// Whether the end of each item's output is told.
+    capture: bool,
     /// The current span's arguments that are not used yet.
     arguments: &'a [u8],
     /// The current span's items, counted through the chunk.
@@ -299,8 +311,9 @@ thread_local! {
     static RUNNING: std::cell::Cell<*mut ()> = const { std::cell::Cell::new(std::ptr::null_mut()) };
 }
 
-/// Room that is kept free at the lane's end, so that a time and the mark of a region always fit.
-const SPARE: usize = RECORD_HEAD + TIME_RECORD;
+/// Room that is kept free at the lane's end, so that an item's time, the size of its output and the
+/// mark of a region always fit.
+const SPARE: usize = RECORD_HEAD + 2 * TIME_RECORD;
 
 impl<'a> Run<'a> {
     /// Runs the current span's items, as far as they can be claimed, with `function`.
@@ -471,14 +484,14 @@ impl<'a> Run<'a> {
     fn commit_block(&mut self) {
         let now = now();
         let took = now.saturating_sub(self.block_begun);
-        let at = self.progress.bytes as usize;
-        self.lane.write(at, &Record::Time.head(size_of::<u64>()));
-        self.lane.write(at + RECORD_HEAD, &took.to_le_bytes());
-        self.progress.bytes += TIME_RECORD as u32;
+        if self.capture {
+            self.put_number(Record::Output, harden::printed());
+        }
+        self.put_number(Record::Time, took);
         self.lane.commit(self.progress);
         self.stage = Stage::Between;
         self.block_begun = now;
-        if took > LONG_BLOCK || self.limited {
+        if took > LONG_BLOCK || self.singly {
             self.block = 1;
         } else if took < SHORT_BLOCK {
             self.block = (self.block * 2).min(MAX_BLOCK);
@@ -488,6 +501,13 @@ impl<'a> Run<'a> {
             let told = self.link.reply(&Reply::Progress { sequence: self.sequence });
             self.failed = self.failed.take().or(told.err());
         }
+    }
+
+    fn put_number(&mut self, kind: Record, number: u64) {
+        let at = self.progress.bytes as usize;
+        self.lane.write(at, &kind.head(size_of::<u64>()));
+        self.lane.write(at + RECORD_HEAD, &number.to_le_bytes());
+        self.progress.bytes += TIME_RECORD as u32;
     }
 
     /// Waits until the parent has taken out what is committed.

@@ -1,0 +1,230 @@
+//! Memory, recycling, what workers may use, what they print, and what is told of all that.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use procpool::{DeathCause, EventKind, Limits, Output, Pool, TaskErrorKind};
+use support::{SideEffects, is_alive, kill, sleepy, square, wait_until};
+
+procpool::test_support!();
+
+fn cause(error: &procpool::TaskError) -> DeathCause {
+    match error.kind() {
+        TaskErrorKind::Died { cause, .. } => *cause,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Takes memory without end, in steps of 1 MiB.
+fn leak(_: u64) -> u64 {
+    let mut kept = Vec::new();
+    loop {
+        kept.push(vec![1u8; 1 << 20]);
+        if kept.len().is_multiple_of(16) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+#[test]
+fn a_worker_over_its_memory_is_killed_and_its_task_is_out_of_memory() {
+    let pool = Pool::builder().workers(2).max_memory_per_worker(200 << 20).build().unwrap();
+    let good = pool.map_async(square, 0..1000);
+    assert_eq!(cause(&pool.apply(leak, 0).unwrap_err()), DeathCause::OutOfMemory);
+    assert_eq!(good.get().unwrap().len(), 1000);
+    assert_eq!(pool.apply(square, 3), Ok(9));
+}
+
+#[test]
+fn an_allocation_that_fails_under_a_limit_is_told_apart_from_other_aborts() {
+    let limits = Limits::new().address_space(1 << 30);
+    let pool = Pool::builder().workers(1).limits(limits).output(Output::Null).build().unwrap();
+    assert_eq!(cause(&pool.apply(leak, 0).unwrap_err()), DeathCause::OutOfMemory);
+    let abort = |()| -> () { std::process::abort() };
+    let cause = cause(&pool.apply(abort, ()).unwrap_err());
+    assert!(matches!(cause, DeathCause::Signaled(libc::SIGABRT, _)), "{cause:?}");
+}
+
+#[test]
+fn a_worker_retires_after_its_tasks_and_never_runs_more() {
+    let pool = Pool::builder().workers(2).max_tasks_per_worker(10).build().unwrap();
+    let pid = |x: u64| (x, std::process::id());
+    let reports: Vec<_> = pool.imap(pid, 0..200).reports().collect();
+    let mut tasks: HashMap<u32, u64> = HashMap::new();
+    for (x, report) in reports.iter().enumerate() {
+        let (answer, pid) = *report.result.as_ref().unwrap();
+        assert_eq!((answer, pid), (x as u64, report.pid));
+        *tasks.entry(pid).or_default() += 1;
+    }
+    assert!(tasks.values().all(|tasks| *tasks <= 10), "{tasks:?}");
+    assert!(tasks.len() >= 20, "{tasks:?}");
+    assert_eq!(pool.stats().failed, 0);
+}
+
+#[test]
+fn idle_workers_go_and_come_back_when_there_is_work() {
+    let pool = Pool::builder()
+        .workers(4)
+        .idle_timeout(Duration::from_millis(20))
+        .min_workers(1)
+        .build()
+        .unwrap();
+    let live = |pool: &Pool| pool.workers().iter().filter(|worker| is_alive(worker.pid)).count();
+    assert_eq!(pool.map(sleepy, [5; 40]).unwrap().len(), 40);
+    wait_until("all but one have gone", || live(&pool) == 1);
+    let pids: HashSet<u32> =
+        pool.imap(sleepy, [50; 20]).reports().map(|report| report.pid).collect();
+    assert!(pids.len() > 1, "{pids:?}");
+    wait_until("they go again", || live(&pool) == 1);
+    assert_eq!(pool.stats().failed, 0);
+    pool.join();
+}
+
+#[test]
+fn limits_niceness_and_cpus_are_set_in_the_worker() {
+    let limits = Limits::new().open_files(99).core_size(0).cpu_time(Duration::from_secs(77));
+    let pool = Pool::builder().workers(2).limits(limits).nice(5).pin_cpus(true).build().unwrap();
+    let look = |()| {
+        let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+        let nice: i32 =
+            stat.rsplit(") ").next().unwrap().split(' ').nth(16).unwrap().parse().unwrap();
+        let limits = std::fs::read_to_string("/proc/self/limits").unwrap();
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let cpus = status.lines().find(|line| line.starts_with("Cpus_allowed_list")).unwrap();
+        let score = std::fs::read_to_string("/proc/self/oom_score_adj").unwrap();
+        (nice, limits, cpus.to_owned(), score.trim().parse::<i32>().unwrap())
+    };
+    let own = std::fs::read_to_string("/proc/self/oom_score_adj").unwrap();
+    let (nice, limits, cpus, score) = pool.apply(look, ()).unwrap();
+    assert_eq!(nice, 5);
+    let line = |name: &str| limits.lines().find(|line| line.starts_with(name)).unwrap().to_owned();
+    assert!(line("Max open files").contains(" 99 "), "{limits}");
+    assert!(line("Max core file size").contains(" 0 "), "{limits}");
+    assert!(line("Max cpu time").contains(" 77 "), "{limits}");
+    assert!(cpus.rsplit('\t').next().unwrap().parse::<u32>().is_ok(), "one CPU: {cpus}");
+    assert!(score > own.trim().parse().unwrap(), "the kernel takes a worker first");
+}
+
+#[test]
+fn a_worker_over_its_cpu_time_is_ended_by_the_kernel() {
+    let limits = Limits::new().cpu_time(Duration::from_secs(1));
+    let pool = Pool::builder().workers(1).limits(limits).build().unwrap();
+    let spin = |()| -> () { while std::hint::black_box(true) {} };
+    let cause = cause(&pool.apply(spin, ()).unwrap_err());
+    assert!(matches!(cause, DeathCause::Signaled(libc::SIGXCPU, _)), "{cause:?}");
+}
+
+#[test]
+fn what_a_task_prints_in_any_language_comes_back_in_its_report() {
+    fn print(x: u64) -> u64 {
+        println!("rust {x}");
+        // SAFETY: a format with its argument; all of C's streams.
+        unsafe {
+            libc::printf(c"c %d\n".as_ptr(), x as libc::c_int);
+            libc::fflush(std::ptr::null_mut());
+        }
+        let program = std::process::Command::new("echo").arg(format!("program {x}")).status();
+        assert!(program.unwrap().success());
+        eprint!("no newline {x}");
+        x
+    }
+    let pool = Pool::builder().workers(2).output(Output::Capture).build().unwrap();
+    for (x, report) in pool.imap(print, 0..30).reports().enumerate() {
+        let text = String::from_utf8(report.output).unwrap();
+        let mut lines: Vec<&str> = text.lines().collect();
+        lines.sort_unstable();
+        let mut expected = [
+            format!("rust {x}"),
+            format!("c {x}"),
+            format!("program {x}"),
+            format!("no newline {x}"),
+        ];
+        expected.sort_unstable();
+        assert_eq!(lines, expected);
+    }
+    assert_eq!(pool.apply_async(square, 3).report().output, b"", "nobody else's is added");
+    let megabytes = |()| print!("{}", "x".repeat(5 << 20));
+    assert_eq!(pool.apply_async(megabytes, ()).report().output.len(), 5 << 20);
+}
+
+#[test]
+fn the_last_lines_of_a_worker_that_dies_come_with_the_error() {
+    let pool = Pool::builder().workers(1).output(Output::Capture).build().unwrap();
+    let die = |()| -> () {
+        for line in 0..100 {
+            eprintln!("line {line}");
+        }
+        std::process::abort()
+    };
+    let error = pool.apply(die, ()).unwrap_err();
+    let TaskErrorKind::Died { last_output: Some(last), .. } = error.kind() else {
+        panic!("{error:?}")
+    };
+    assert!(last.ends_with("line 99") && !last.contains("line 50"), "{last}");
+    assert!(error.to_string().contains("line 99"), "{error}");
+}
+
+#[test]
+fn events_tell_what_happens_to_workers_and_tasks() {
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let teller = Arc::clone(&told);
+    let pool = Pool::builder()
+        .workers(1)
+        .retries(1)
+        .on_event(move |event| teller.lock().unwrap().push(event.clone()))
+        .on_event(|_| panic!("a listener that panics"))
+        .build()
+        .unwrap();
+    let effects = SideEffects::new();
+    fn once((effects, x): (SideEffects, u64)) -> u64 {
+        effects.note(x);
+        if x == 1 && effects.count(x) == 1 {
+            std::process::exit(4);
+        }
+        assert!(x != 2, "two");
+        x
+    }
+    let results: Vec<_> = pool.imap(once, (0..3).map(|x| (effects.clone(), x))).collect();
+    assert!(results[0].is_ok() && results[1].is_ok() && results[2].is_err());
+    kill(pool.workers()[0].pid, libc::SIGKILL);
+    wait_until("it is replaced", || pool.stats().restarts == 2);
+    pool.join();
+    let events = told.lock().unwrap();
+    let names: Vec<&str> = events
+        .iter()
+        .map(|event| match &event.kind {
+            EventKind::Spawned { replaces: false, .. } => "spawned",
+            EventKind::Spawned { .. } => "respawned",
+            EventKind::Ready { .. } => "ready",
+            EventKind::Assigned { .. } => "assigned",
+            EventKind::Finished { error: None, .. } => "answered",
+            EventKind::Finished { .. } => "failed",
+            EventKind::Retried { .. } => "retried",
+            EventKind::Lost { .. } => "lost",
+            EventKind::Retired { .. } => "retired",
+            EventKind::Drained => "drained",
+            _ => "other",
+        })
+        .collect();
+    let count = |name: &str| names.iter().filter(|other| **other == name).count();
+    assert_eq!(names[0], "spawned");
+    assert_eq!((count("spawned"), count("respawned"), count("lost")), (1, 2, 2), "{names:?}");
+    assert_eq!((count("answered"), count("failed"), count("retried")), (2, 1, 1), "{names:?}");
+    assert_eq!((count("retired"), count("drained")), (1, 1), "{names:?}");
+    assert!(events.windows(2).all(|pair| pair[0].time <= pair[1].time), "in order");
+    assert!(events.iter().any(|event| event.to_string().contains("exited with code 4")));
+}
+
+#[test]
+fn a_pool_in_which_nothing_is_wrong_leaves_no_trace_of_a_task_in_the_next() {
+    let pool = Pool::new(1).unwrap();
+    static CHANGED: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+    let change = |()| CHANGED.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+    assert_eq!(pool.apply(change, ()), Ok(0));
+    assert_eq!(pool.apply(change, ()), Ok(1), "in the worker it stays");
+    assert_eq!(CHANGED.load(std::sync::atomic::Ordering::SeqCst), 0, "here nothing has changed");
+}
