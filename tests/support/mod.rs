@@ -43,6 +43,20 @@ pub fn is_alive(pid: u32) -> bool {
     !matches!(state, Some('Z' | 'X'))
 }
 
+/// What a pool might leave behind: descriptors, threads, children, temporary files, and mappings of
+/// shared memory.
+pub fn left_behind() -> [usize; 5] {
+    let count = |dir: &str| fs::read_dir(dir).unwrap().count();
+    let children = fs::read_dir("/proc/self/task").unwrap().map(|task| {
+        let children = task.unwrap().path().join("children");
+        fs::read_to_string(children).map_or(0, |pids| pids.split_whitespace().count())
+    });
+    let maps = fs::read_to_string("/proc/self/maps").unwrap();
+    let shared = maps.lines().filter(|line| line.contains("memfd:")).count();
+    let temporary = fs::read_dir(std::env::temp_dir()).unwrap().count();
+    [count("/proc/self/fd"), count("/proc/self/task"), children.sum(), temporary, shared]
+}
+
 /// Counts what tasks have done, in files, which a killed worker leaves behind.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SideEffects {

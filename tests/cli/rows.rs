@@ -1,0 +1,130 @@
+//! What is shown of each result, in each format, and the summary.
+
+use std::collections::HashSet;
+
+use crate::support::{procpool, run, wait};
+
+#[test]
+fn without_any_argument_it_shows_the_squares_of_0_to_4_with_their_pids() {
+    let ended = run(&["run", "--procs", "4"]);
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    let lines: Vec<Vec<&str>> =
+        ended.text().lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(lines[0], ["id", "pid", "time", "x", "result"]);
+    for x in 0..5_usize {
+        let line = &lines[x + 1];
+        assert_eq!(line[0], x.to_string());
+        assert!(line[1].parse::<u32>().unwrap() > 0);
+        assert_eq!(line[line.len() - 2..], [x.to_string(), (x * x).to_string()]);
+    }
+}
+
+#[test]
+fn columns_stand_under_their_headings() {
+    let ended = run(&["run", "--quiet", "0..12", "-7"]);
+    let widths: HashSet<usize> = ended.text().lines().map(|line| line.chars().count()).collect();
+    assert_eq!(widths.len(), 1, "{}", ended.text());
+}
+
+#[test]
+fn each_row_has_the_pid_of_one_of_the_workers() {
+    let ended = run(&["run", "--procs", "4", "--task", "pi", "-n", "64", "--format", "json"]);
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    let rows = ended.json();
+    let pids: HashSet<u64> = rows.iter().map(|row| row["pid"].as_u64().unwrap()).collect();
+    assert!((1..=4).contains(&pids.len()), "{pids:?}");
+    for pid in pids {
+        assert!(ended.stderr.contains(&pid.to_string()), "the summary knows {pid}");
+    }
+}
+
+#[test]
+fn rows_come_in_the_order_of_the_inputs() {
+    let ended = run(&["run", "--procs", "3", "--format", "csv", "0..5000"]);
+    for (x, row) in ended.csv().iter().enumerate() {
+        assert_eq!(&row[0], x.to_string().as_bytes());
+        assert_eq!(&row[5], x.to_string().as_bytes());
+        assert_eq!(&row[6], (x * x).to_string().as_bytes());
+    }
+    assert_eq!(ended.csv().len(), 5000);
+}
+
+#[test]
+fn unordered_rows_come_each_exactly_once() {
+    let ended = run(&["run", "--procs", "3", "--format", "csv", "--unordered", "0..5000"]);
+    let mut seen = HashSet::new();
+    for row in &ended.csv() {
+        let x: u64 = std::str::from_utf8(&row[5]).unwrap().parse().unwrap();
+        assert_eq!(&row[0], x.to_string().as_bytes());
+        assert_eq!(&row[6], (x * x).to_string().as_bytes());
+        assert!(seen.insert(x));
+    }
+    assert_eq!(seen.len(), 5000);
+}
+
+#[test]
+fn a_result_has_an_id_a_pid_a_time_and_an_attempt() {
+    let ended = run(&["run", "--procs", "1", "--format", "json", "3"]);
+    let rows = ended.json();
+    assert_eq!(rows.len(), 1);
+    let row = &rows[0];
+    assert_eq!((&row["id"], &row["worker"], &row["attempt"]), (&0.into(), &0.into(), &1.into()));
+    assert_eq!((&row["input"], &row["result"]), (&"3".into(), &9.into()));
+    assert!(row["seconds"].as_f64().unwrap() >= 0.0);
+}
+
+#[test]
+fn the_summary_belongs_to_the_table_and_not_between_rows_for_a_program() {
+    let table = run(&["run", "--procs", "2"]);
+    assert!(table.text().contains("5 tasks in") && table.stderr.is_empty(), "{table:?}");
+    assert!(table.text().contains("memory"));
+    for format in ["json", "csv"] {
+        let rows = run(&["run", "--procs", "2", "--format", format]);
+        assert!(rows.stderr.contains("5 tasks in"), "{rows:?}");
+        assert!(!rows.text().contains("tasks"), "{rows:?}");
+    }
+}
+
+#[test]
+fn quiet_leaves_the_rows_alone() {
+    for (format, lines) in [("table", 6), ("json", 5), ("csv", 6)] {
+        let ended = run(&["run", "--procs", "2", "--quiet", "--format", format]);
+        assert_eq!(ended.text().lines().count(), lines, "{ended:?}");
+        assert!(ended.stderr.is_empty(), "{ended:?}");
+    }
+}
+
+#[test]
+fn the_number_of_workers_is_chosen_by_option_then_by_environment() {
+    let workers = |arguments: &[&str], environment: &str| {
+        let mut command = procpool(arguments);
+        let ended = wait(command.env("PROCPOOL_PROCS", environment).spawn().unwrap());
+        assert_eq!(ended.code, Some(0), "{ended:?}");
+        // Between the headings and the total, a line for each worker.
+        let summary = ended.text().lines().skip_while(|line| !line.contains("memory"));
+        summary.skip(1).take_while(|line| !line.contains("total")).count()
+    };
+    assert_eq!(workers(&["run"], "3"), 3);
+    assert_eq!(workers(&["run", "--procs", "2"], "3"), 2);
+    assert!(workers(&["run"], "") >= 1);
+}
+
+#[test]
+fn the_list_of_tasks_names_them_all_in_every_format() {
+    let names = ["square", "sqrt", "pi", "parzen", "sha256", "wordcount", "image", "plot"];
+    let json = run(&["tasks", "--format", "json"]).json();
+    assert_eq!(json.iter().map(|task| task["name"].as_str().unwrap()).collect::<Vec<_>>(), names);
+    assert_eq!(run(&["tasks", "--format", "csv"]).csv().len(), names.len());
+    let table = run(&["tasks"]);
+    assert!(names.iter().all(|name| table.text().contains(name)), "{}", table.text());
+}
+
+#[test]
+fn help_shows_examples_and_exit_codes() {
+    let help = run(&["run", "--help"]);
+    assert_eq!(help.code, Some(0));
+    for part in ["Examples:", "Exit codes:", "--procs", "[env: PROCPOOL_PROCS=]"] {
+        assert!(help.text().contains(part), "{part}");
+    }
+    assert_eq!(run(&["--version"]).text(), concat!("procpool ", env!("CARGO_PKG_VERSION"), "\n"));
+}
