@@ -66,8 +66,8 @@ fn imap_keeps_input_order_and_imap_unordered_yields_each_exactly_once() {
 fn empty_input_gives_an_empty_answer_at_once_in_every_form() {
     let pool = Pool::new(2).unwrap();
     let none = || std::iter::empty::<u64>();
-    assert_eq!(pool.map(square, none()).unwrap(), []);
-    assert_eq!(pool.map_async(square, none()).get().unwrap(), []);
+    assert!(pool.map(square, none()).unwrap().is_empty());
+    assert!(pool.map_async(square, none()).get().unwrap().is_empty());
     assert_eq!(pool.imap(square, none()).count(), 0);
     assert_eq!(pool.imap_unordered(square, none()).count(), 0);
 }

@@ -2,15 +2,16 @@
 
 use std::f64::consts::PI;
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, File};
+use std::io::Read;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::support::{procpool, run, wait};
 
-/// Real files of all kinds: sources, and what the compiler has made of them.
-fn files() -> Vec<PathBuf> {
+/// Real files of all kinds: sources, and a piece of what the compiler has made of them.
+fn files(dir: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     for dir in ["src", "src/tasks", "src/cli", "tests/cli"] {
@@ -21,7 +22,12 @@ fn files() -> Vec<PathBuf> {
             }
         }
     }
-    files.push(env!("CARGO_BIN_EXE_procpool").into());
+    let piece = dir.join("piece of a program");
+    let mut content = Vec::new();
+    let program = File::open(env!("CARGO_BIN_EXE_procpool")).unwrap();
+    program.take(1 << 20).read_to_end(&mut content).unwrap();
+    fs::write(&piece, content).unwrap();
+    files.push(piece);
     files.sort();
     assert!(files.len() > 30);
     files
@@ -40,7 +46,8 @@ fn run_over(task: &str, files: &[PathBuf]) -> Vec<csv::ByteRecord> {
 
 #[test]
 fn sha256_is_what_sha256sum_says() {
-    let files = files();
+    let dir = tempfile::tempdir().unwrap();
+    let files = files(dir.path());
     let rows = run_over("sha256", &files);
     let expected = Command::new("sha256sum").arg("--zero").args(&files).output().unwrap();
     let expected = expected.stdout.split(|byte| *byte == 0).filter(|line| !line.is_empty());
@@ -52,7 +59,8 @@ fn sha256_is_what_sha256sum_says() {
 
 #[test]
 fn wordcount_is_what_wc_says_in_any_locale() {
-    let files = files();
+    let dir = tempfile::tempdir().unwrap();
+    let files = files(dir.path());
     for locale in ["C", "C.UTF-8"] {
         let mut command = procpool(&["run", "--format", "csv", "--task", "wordcount"]);
         let ended = wait(command.args(&files).env("LC_ALL", locale).spawn().unwrap());

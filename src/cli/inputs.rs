@@ -1,0 +1,311 @@
+//! Where inputs come from and how they stream: one at a time, so that a million lines never sit in
+//! memory.
+//!
+//! A line or an argument is one input, or none (a blank line), or many: a range of numbers is
+//! counted through and never written out.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader};
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use crate::tasks::{Bytes, Input, Takes};
+
+/// Where inputs come from.
+pub(super) struct Source {
+    texts: Texts,
+    /// Where the same lines can be read once more.
+    again: Option<PathBuf>,
+    /// Reading it may have to wait for whoever writes it.
+    live: bool,
+}
+
+enum Texts {
+    /// All of them, as arguments are.
+    Given(std::vec::IntoIter<Bytes>),
+    /// One per line of something that is read as it's needed.
+    Lines { name: String, reader: Box<dyn BufRead + Send> },
+}
+
+impl Source {
+    pub(super) fn given(texts: impl IntoIterator<Item = Bytes>) -> Self {
+        let texts: Vec<_> = texts.into_iter().collect();
+        Self { texts: Texts::Given(texts.into_iter()), again: None, live: false }
+    }
+
+    /// Lines of a file, which are there to be read.
+    pub(super) fn file(name: impl Into<String>, reader: impl BufRead + Send + 'static) -> Self {
+        let texts = Texts::Lines { name: name.into(), reader: Box::new(reader) };
+        Self { texts, again: None, live: false }
+    }
+
+    /// Lines of a pipe or a terminal, which come when they come.
+    pub(super) fn live(name: impl Into<String>, reader: impl BufRead + Send + 'static) -> Self {
+        Self { live: true, ..Self::file(name, reader) }
+    }
+
+    /// The lines are those of a file that can be read again, for counting them.
+    pub(super) fn readable_again_at(self, path: PathBuf) -> Self {
+        Self { again: Some(path), ..self }
+    }
+
+    /// Whether reading may have to wait for whoever writes.
+    pub(super) fn is_live(&self) -> bool {
+        self.live
+    }
+
+    /// How many inputs there will be, where that can be known beforehand. A file is read for it.
+    pub(super) fn count(&self, takes: Takes) -> Option<u64> {
+        match (&self.texts, &self.again) {
+            (Texts::Given(texts), _) => Some(
+                texts.as_slice().iter().map(|text| Expanded::of(text.clone(), takes).len()).sum(),
+            ),
+            (Texts::Lines { .. }, Some(path)) => {
+                let mut reader = BufReader::new(File::open(path).ok()?);
+                let mut count: u64 = 0;
+                while let Some(line) = read_line(&mut reader).ok()? {
+                    count = count.saturating_add(Expanded::of(line, takes).len());
+                }
+                Some(count)
+            }
+            (Texts::Lines { .. }, None) => None,
+        }
+    }
+
+    /// The inputs in order, and a handle to ask how their reading went and to stop it.
+    pub(super) fn stream(self, takes: Takes) -> (Inputs, Feed) {
+        let feed = Feed::default();
+        (Inputs { texts: self.texts, takes, range: None, feed: feed.clone() }, feed)
+    }
+}
+
+impl fmt::Debug for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Source").field("again", &self.again).finish_non_exhaustive()
+    }
+}
+
+/// Inputs one after the other.
+pub(super) struct Inputs {
+    texts: Texts,
+    takes: Takes,
+    /// What is left of a range that was begun.
+    range: Option<RangeInclusive<i64>>,
+    feed: Feed,
+}
+
+impl Iterator for Inputs {
+    type Item = Input;
+
+    fn next(&mut self) -> Option<Input> {
+        loop {
+            if self.feed.stopped() {
+                return None;
+            }
+            if let Some(number) = self.range.as_mut().and_then(Iterator::next) {
+                return Some(Input::Number(number));
+            }
+            match Expanded::of(self.next_text()?, self.takes) {
+                Expanded::Nothing => {}
+                Expanded::One(input) => return Some(input),
+                Expanded::Range(range) => self.range = Some(range),
+            }
+        }
+    }
+}
+
+impl Inputs {
+    fn next_text(&mut self) -> Option<Bytes> {
+        match &mut self.texts {
+            Texts::Given(texts) => texts.next(),
+            Texts::Lines { name, reader } => read_line(reader).unwrap_or_else(|error| {
+                self.feed.break_off(format!("failed to read on in {name}: {error}"));
+                None
+            }),
+        }
+    }
+}
+
+/// What the rest of the program knows of the inputs while the pool pulls them.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Feed(Arc<FeedState>);
+
+#[derive(Debug, Default)]
+struct FeedState {
+    stopped: AtomicBool,
+    trouble: OnceLock<String>,
+}
+
+impl Feed {
+    /// No more inputs from now on.
+    pub(super) fn stop(&self) {
+        self.0.stopped.store(true, Ordering::Relaxed);
+    }
+
+    /// Why the inputs ended before their end, if they did.
+    pub(super) fn trouble(&self) -> Option<&str> {
+        self.0.trouble.get().map(String::as_str)
+    }
+
+    fn stopped(&self) -> bool {
+        self.0.stopped.load(Ordering::Relaxed)
+    }
+
+    fn break_off(&self, trouble: String) {
+        let _ = self.0.trouble.set(trouble); // the first one is the cause
+        self.stop();
+    }
+}
+
+/// What a line or an argument stands for.
+#[derive(Debug, PartialEq)]
+enum Expanded {
+    Nothing,
+    One(Input),
+    Range(RangeInclusive<i64>),
+}
+
+impl Expanded {
+    fn of(text: Bytes, takes: Takes) -> Self {
+        match takes {
+            // The name of a file may be made of spaces, but not of nothing.
+            Takes::Files if text.as_slice().is_empty() => Self::Nothing,
+            Takes::Files => Self::One(Input::Text(text)),
+            Takes::Numbers if text.as_slice().trim_ascii().is_empty() => Self::Nothing,
+            Takes::Numbers => match range(&text.to_text()) {
+                Some(range) => Self::Range(range),
+                None => Self::One(Input::Text(text)),
+            },
+        }
+    }
+
+    fn len(&self) -> u64 {
+        match self {
+            Self::Nothing => 0,
+            Self::One(_) => 1,
+            Self::Range(range) if range.is_empty() => 0,
+            Self::Range(range) => range.end().abs_diff(*range.start()).saturating_add(1),
+        }
+    }
+}
+
+/// `a..b` or `a..=b`, as Rust has them. One that runs backwards is no range: as an input it will be
+/// refused by name, where an empty range would be passed over in silence.
+fn range(text: &str) -> Option<RangeInclusive<i64>> {
+    let (start, end) = text.trim().split_once("..")?;
+    let (end, inclusive) = match end.strip_prefix('=') {
+        Some(end) => (end, true),
+        None => (end, false),
+    };
+    let (start, end) = (i64::from_str(start).ok()?, i64::from_str(end).ok()?);
+    match inclusive {
+        _ if start > end => None,
+        true => Some(start..=end),
+        false if start == end => Some(RangeInclusive::new(1, 0)),
+        false => Some(start..=end - 1),
+    }
+}
+
+/// The next line without its end, which may be that of Windows; none at the end of the file.
+fn read_line(reader: &mut impl BufRead) -> io::Result<Option<Bytes>> {
+    let mut line = Vec::new();
+    if reader.read_until(b'\n', &mut line)? == 0 {
+        return Ok(None);
+    }
+    if line.last() == Some(&b'\n') {
+        line.pop();
+    }
+    if line.last() == Some(&b'\r') {
+        line.pop();
+    }
+    line.shrink_to_fit(); // it waits for its result, among many
+    Ok(Some(line.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn texts(source: Source, takes: Takes) -> Vec<String> {
+        source.stream(takes).0.map(|input| input.to_text().into_owned()).collect()
+    }
+
+    #[test]
+    fn a_line_is_an_input_whatever_its_end() {
+        let lines = || Source::file("", &b"a b\r\n\n\r\n c\nlast"[..]);
+        assert_eq!(texts(lines(), Takes::Files), ["a b", " c", "last"]);
+        let blank = || Source::file("", &b" \n\t\r\n"[..]);
+        assert_eq!(texts(blank(), Takes::Files), [" ", "\t"]);
+        assert!(texts(blank(), Takes::Numbers).is_empty());
+    }
+
+    #[test]
+    fn names_that_are_no_text_come_through_byte_for_byte() {
+        let (mut inputs, _) = Source::file("", &b"\xff\xfe,\"\n"[..]).stream(Takes::Files);
+        assert_eq!(inputs.next(), Some(Input::Text(b"\xff\xfe,\"".to_vec().into())));
+    }
+
+    #[test]
+    fn a_range_is_counted_through() {
+        let given = |text: &str| Source::given([Bytes::from(text)]);
+        assert_eq!(texts(given("2..5"), Takes::Numbers), ["2", "3", "4"]);
+        assert_eq!(texts(given(" -1..=1 "), Takes::Numbers), ["-1", "0", "1"]);
+        assert!(texts(given("7..7"), Takes::Numbers).is_empty());
+        assert_eq!(texts(given("7..=7"), Takes::Numbers), ["7"]);
+        // Not ranges, and so left to the task to refuse; nor is the name of a file one.
+        assert_eq!(texts(given("5..0"), Takes::Numbers), ["5..0"]);
+        assert_eq!(texts(given("0..x"), Takes::Numbers), ["0..x"]);
+        assert_eq!(texts(given("0..5"), Takes::Files), ["0..5"]);
+    }
+
+    #[test]
+    fn a_range_of_everything_is_as_cheap_as_a_short_one() {
+        let all = || Source::given([Bytes::from("-9223372036854775808..=9223372036854775807")]);
+        assert_eq!(all().count(Takes::Numbers), Some(u64::MAX));
+        assert_eq!(all().stream(Takes::Numbers).0.next(), Some(Input::Number(i64::MIN)));
+    }
+
+    #[test]
+    fn what_can_be_counted_beforehand_is() {
+        let given = Source::given(["0..5", "", "9"].map(Bytes::from));
+        assert_eq!(given.count(Takes::Numbers), Some(6));
+        assert_eq!(texts(given, Takes::Numbers).len(), 6);
+        assert_eq!(Source::file("", &b"1\n"[..]).count(Takes::Numbers), None);
+
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("list");
+        std::fs::write(&path, "0..5\n\n7\n").unwrap();
+        let file = BufReader::new(File::open(&path).unwrap());
+        let source = Source::file("", file).readable_again_at(path);
+        assert_eq!(source.count(Takes::Numbers), Some(6));
+        assert_eq!(texts(source, Takes::Numbers).len(), 6, "counting took nothing away");
+    }
+
+    #[test]
+    fn a_feed_that_is_stopped_gives_no_more() {
+        let (mut inputs, feed) = Source::given([Bytes::from("0..5")]).stream(Takes::Numbers);
+        assert!(inputs.next().is_some());
+        feed.stop();
+        assert_eq!(inputs.next(), None);
+        assert_eq!(feed.trouble(), None);
+    }
+
+    #[test]
+    fn a_reader_that_fails_ends_the_inputs_with_its_reason() {
+        struct Broken;
+        impl io::Read for Broken {
+            fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+                Err(io::Error::other("unplugged"))
+            }
+        }
+        let (mut inputs, feed) =
+            Source::file("the disk", BufReader::new(Broken)).stream(Takes::Files);
+        assert_eq!(inputs.next(), None);
+        assert_eq!(feed.trouble(), Some("failed to read on in the disk: unplugged"));
+    }
+}

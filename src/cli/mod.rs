@@ -1,0 +1,79 @@
+//! The command line: what is typed, what is done about it, and what the terminal shows.
+//!
+//! One file per verb (`run`, `tasks`). Arguments come in two stages: `args` holds them as they were
+//! typed, `plan` makes of them what will be done, with every default and conflict resolved before
+//! the first process starts. A run flows through these rooms:
+//!
+//! ```text
+//!   plan ─► inputs ─► jobs ─► pool ─► collect ─► events ─► run ─► order, render ─► screen
+//!           one at    id and          threads    bounded,  the only one             stdout,
+//!           a time    input           that wait  signals   that decides             flushed
+//!                     kept            for it     too                                when idle
+//! ```
+//!
+//! Rows of results go to standard output and everything else to standard error, so that a pipe gets
+//! rows only (but for the table, where the summary belongs to the page). A closed pipe is a clean
+//! end. The exit codes are in `exit`. Tasks are in `crate::tasks` and know nothing of this module.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::Parser;
+
+mod args;
+mod collect;
+mod exit;
+mod humane;
+mod inputs;
+mod interrupt;
+mod jobs;
+mod mailbox;
+mod order;
+mod plan;
+mod progress;
+mod render;
+mod run;
+mod screen;
+mod summary;
+mod tasks;
+
+use args::{Cli, Verb};
+use exit::{Exit, Usage};
+
+/// Does what the arguments of this process ask for.
+pub fn main() -> ExitCode {
+    let exit = match Cli::try_parse() {
+        Ok(Cli { verb: Verb::Run(args) }) => report(run::run(args)),
+        Ok(Cli { verb: Verb::Tasks(args) }) => report(tasks::run(&args)),
+        Err(help_or_error) => {
+            let _ = help_or_error.print(); // to a terminal that is gone, perhaps
+            if help_or_error.use_stderr() { Exit::WrongUsage } else { Exit::AllWell }
+        }
+    };
+    exit.into()
+}
+
+/// Says what went wrong, and finds the exit code for it.
+fn report(outcome: anyhow::Result<Exit>) -> Exit {
+    let error = match outcome {
+        Ok(exit) => return exit,
+        Err(error) if is_closed_pipe(&error) => return Exit::AllWell,
+        Err(error) => error,
+    };
+    let mut stderr = io::stderr().lock();
+    // Not eprintln!, which panics where standard error is closed.
+    let _ = writeln!(stderr, "error: {error:#}");
+    if error.is::<Usage>() {
+        let _ = writeln!(stderr, "\nFor more information, try 'procpool run --help'.");
+        return Exit::WrongUsage;
+    }
+    Exit::SomeFailed
+}
+
+/// Whoever read our output has seen enough.
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .any(|cause| cause.kind() == io::ErrorKind::BrokenPipe)
+}

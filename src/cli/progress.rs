@@ -1,0 +1,61 @@
+//! The progress bar on standard error: how far, how fast, how long still. indicatif's only home.
+
+use std::fmt;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
+
+use super::humane;
+
+/// Often enough to look alive, seldom enough for a slow line.
+const REDRAWS_PER_SECOND: u8 = 10;
+
+#[derive(Default)]
+pub(super) struct Progress {
+    /// None where nothing is to be seen.
+    bar: Option<ProgressBar>,
+    failed: u64,
+}
+
+impl Progress {
+    /// A bar for that many tasks, or a count where nobody knows how many there will be.
+    pub(super) fn shown(total: Option<u64>) -> Self {
+        const BAR: &str = "{wide_bar:.green} {human_pos}/{human_len} · {rate}/s · {eta} left{msg}";
+        const COUNT: &str = "{spinner:.green} {human_pos} done · {rate}/s · {elapsed}{msg}";
+        let target = ProgressDrawTarget::stderr_with_hz(REDRAWS_PER_SECOND);
+        let bar = ProgressBar::with_draw_target(total, target);
+        let style = ProgressStyle::with_template(if total.is_some() { BAR } else { COUNT });
+        if let Ok(style) = style {
+            let rate = |state: &ProgressState, text: &mut dyn fmt::Write| {
+                let _ = text.write_str(&humane::rate(state.per_sec())); // to memory
+            };
+            bar.set_style(style.progress_chars("━╸─").with_key("rate", rate));
+        }
+        bar.enable_steady_tick(Duration::from_secs(1) / REDRAWS_PER_SECOND.into());
+        Self { bar: Some(bar), failed: 0 }
+    }
+
+    /// One more is done, and that many have failed so far.
+    pub(super) fn advance(&mut self, failed: u64) {
+        let Some(bar) = &self.bar else { return };
+        bar.inc(1);
+        if failed != self.failed {
+            self.failed = failed;
+            bar.set_message(format!(" · {failed} failed"));
+        }
+    }
+
+    /// Does something to the terminal that the bar must not get in the way of.
+    pub(super) fn aside<R>(&self, act: impl FnOnce() -> R) -> R {
+        match &self.bar {
+            Some(bar) => bar.suspend(act),
+            None => act(),
+        }
+    }
+
+    pub(super) fn finish(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+}

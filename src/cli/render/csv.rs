@@ -1,0 +1,65 @@
+//! Comma-separated values with a header: the same fields in every row, empty where there is nothing
+//! to say. Names of files come through byte for byte, quoted where they have to be.
+
+use csv::WriterBuilder;
+
+use super::{Render, Row};
+use crate::tasks::{Column, Task, Value};
+
+pub(super) struct Csv {
+    columns: &'static [Column],
+    /// The fields of a row while they are put together; kept for the next row.
+    fields: csv::ByteRecord,
+}
+
+impl Csv {
+    pub(super) fn new(task: &Task) -> Self {
+        Self { columns: task.columns, fields: csv::ByteRecord::new() }
+    }
+
+    fn write(&mut self, page: &mut Vec<u8>) {
+        // It writes to the page directly, so it needs hardly any buffer of its own.
+        let mut writer = WriterBuilder::new().buffer_capacity(256).from_writer(page);
+        let _ = writer.write_byte_record(&self.fields); // writing to memory can't fail
+        let _ = writer.flush();
+        self.fields.clear();
+    }
+}
+
+impl Render for Csv {
+    fn header(&mut self, page: &mut Vec<u8>) {
+        for name in ["id", "pid", "worker", "attempt", "seconds", "input"] {
+            self.fields.push_field(name.as_bytes());
+        }
+        for column in self.columns {
+            self.fields.push_field(column.name.as_bytes());
+        }
+        self.fields.push_field(b"error");
+        self.write(page);
+    }
+
+    fn row(&mut self, row: &Row, page: &mut Vec<u8>) {
+        self.fields.push_field(row.id.to_string().as_bytes());
+        self.fields.push_field(row.pid.to_string().as_bytes());
+        self.fields.push_field(row.worker.to_string().as_bytes());
+        self.fields.push_field(row.attempt.to_string().as_bytes());
+        let (seconds, nanos) = (row.elapsed.as_secs(), row.elapsed.subsec_nanos());
+        self.fields.push_field(format!("{seconds}.{nanos:09}").as_bytes());
+        self.fields.push_field(&row.input.to_bytes());
+        let values = row.outcome.as_deref().unwrap_or_default();
+        for index in 0..self.columns.len() {
+            match values.get(index) {
+                None => self.fields.push_field(b""),
+                Some(Value::Whole(number)) => self.fields.push_field(number.to_string().as_bytes()),
+                // As many digits as it takes to read the same number back.
+                Some(Value::Real(number)) => {
+                    self.fields.push_field(format!("{number:?}").as_bytes())
+                }
+                Some(Value::Text(text)) => self.fields.push_field(text.as_slice()),
+            }
+        }
+        let error = row.outcome.as_ref().err().map_or("", String::as_str);
+        self.fields.push_field(error.as_bytes());
+        self.write(page);
+    }
+}

@@ -1,0 +1,169 @@
+//! Rows of results in one of three forms, one file each.
+
+use std::time::Duration;
+
+mod csv;
+mod json;
+mod table;
+
+use super::args::Format;
+use crate::Report;
+use crate::tasks::{Input, Output, Task};
+
+/// What became of one input.
+pub(super) struct Row {
+    pub(super) id: u64,
+    pub(super) pid: u32,
+    pub(super) worker: usize,
+    pub(super) attempt: u32,
+    pub(super) queued: Duration,
+    pub(super) elapsed: Duration,
+    pub(super) input: Input,
+    pub(super) outcome: Result<Output, String>,
+}
+
+impl Row {
+    /// What a report says of its input.
+    pub(super) fn new(report: Report<Result<Output, String>>, input: Input) -> Self {
+        Self {
+            id: report.id,
+            pid: report.pid,
+            worker: report.worker,
+            attempt: report.attempt,
+            queued: report.queued,
+            elapsed: report.elapsed,
+            input,
+            outcome: match report.result {
+                Ok(answer) => answer,
+                Err(error) => Err(error.to_string()),
+            },
+        }
+    }
+}
+
+/// A form of output.
+pub(super) trait Render {
+    /// What stands before the first row.
+    fn header(&mut self, page: &mut Vec<u8>);
+
+    /// Writes one row, its end of line included.
+    fn row(&mut self, row: &Row, page: &mut Vec<u8>);
+}
+
+/// The form that was asked for, for the values that the task gives.
+pub(super) fn renderer(format: Format, task: &'static Task) -> Box<dyn Render> {
+    match format {
+        Format::Table => Box::new(table::Table::new(task)),
+        Format::Json => Box::new(json::Json::new(task)),
+        Format::Csv => Box::new(csv::Csv::new(task)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::tasks::find;
+
+    fn row(id: u64, input: Input, outcome: Result<Output, String>) -> Row {
+        Row {
+            id,
+            pid: 4711,
+            worker: 1,
+            attempt: 1,
+            queued: Duration::from_micros(3),
+            elapsed: Duration::from_micros(1500),
+            input,
+            outcome,
+        }
+    }
+
+    fn rendered(format: Format, task: &str, rows: &[Row]) -> Vec<u8> {
+        let mut page = Vec::new();
+        let mut renderer = renderer(format, find(task).unwrap());
+        renderer.header(&mut page);
+        rows.iter().for_each(|row| renderer.row(row, &mut page));
+        page
+    }
+
+    fn text(page: Vec<u8>) -> String {
+        String::from_utf8(page).unwrap()
+    }
+
+    fn squares() -> [Row; 2] {
+        [
+            row(0, Input::from(12), Ok(vec![144u64.into()])),
+            row(1, Input::from("x"), Err("not a number:\nsorry".into())),
+        ]
+    }
+
+    #[test]
+    fn a_table_has_aligned_columns_and_one_line_per_row() {
+        assert_eq!(
+            text(rendered(Format::Table, "square", &squares())),
+            "     id      pid       time           x          result\n\
+             \x20     0     4711    1.50 ms          12             144\n\
+             \x20     1     4711    1.50 ms           x  error: not a number:\\nsorry\n"
+        );
+    }
+
+    #[test]
+    fn in_a_table_long_names_stand_last() {
+        let digest = "0".repeat(64);
+        let rows = [
+            row(0, Input::from("a\tb"), Ok(vec![digest.clone().into()])),
+            row(1, Input::from("gone"), Err("failed to read \"gone\"".into())),
+            row(2, Input::from("c"), Err("the worker died".into())),
+        ];
+        let table = text(rendered(Format::Table, "sha256", &rows));
+        let lines: Vec<_> = table.lines().collect();
+        assert!(lines[1].ends_with(&format!("{digest}  a\\tb")), "{table}");
+        assert!(lines[2].ends_with("1.50 ms  error: failed to read \"gone\""), "{table}");
+        assert!(lines[3].ends_with("1.50 ms  c  error: the worker died"), "{table}");
+    }
+
+    #[test]
+    fn json_is_one_object_a_line() {
+        let json = text(rendered(Format::Json, "square", &squares()));
+        let rows: Vec<serde_json::Value> =
+            json.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(rows.len(), 2);
+        assert_eq!((&rows[0]["id"], &rows[0]["pid"]), (&0.into(), &4711.into()));
+        assert_eq!((&rows[0]["input"], &rows[0]["result"]), (&"12".into(), &144.into()));
+        assert_eq!(rows[0]["seconds"], 0.0015);
+        assert_eq!(rows[1]["error"], "not a number:\nsorry");
+        assert!(rows[0].get("error").is_none() && rows[1].get("result").is_none());
+
+        let counts = [row(0, Input::from("f"), Ok([1u64, 2, 3].map(Into::into).into()))];
+        let counts: serde_json::Value =
+            serde_json::from_str(&text(rendered(Format::Json, "wordcount", &counts))).unwrap();
+        assert_eq!(counts["result"], serde_json::json!({"lines": 1, "words": 2, "bytes": 3}));
+    }
+
+    #[test]
+    fn a_name_that_is_no_text_can_be_had_back_from_json_and_csv() {
+        let name = b"a\xff,\"\n";
+        let row = [row(0, Input::Text(name.to_vec().into()), Ok(vec!["d".to_owned().into()]))];
+        let json: serde_json::Value =
+            serde_json::from_str(&text(rendered(Format::Json, "sha256", &row))).unwrap();
+        assert_eq!(
+            (&json["input"], &json["input_hex"]),
+            (&"a\u{fffd},\"\n".into(), &"61ff2c220a".into())
+        );
+
+        let csv = rendered(Format::Csv, "sha256", &row);
+        let mut reader = ::csv::Reader::from_reader(csv.as_slice());
+        let record = reader.byte_records().next().unwrap().unwrap();
+        assert_eq!(&record[5], name);
+    }
+
+    #[test]
+    fn csv_has_a_field_for_each_value_and_one_for_the_error() {
+        assert_eq!(
+            text(rendered(Format::Csv, "square", &squares())),
+            "id,pid,worker,attempt,seconds,input,result,error\n\
+             0,4711,1,1,0.001500000,12,144,\n\
+             1,4711,1,1,0.001500000,x,,\"not a number:\nsorry\"\n"
+        );
+    }
+}
