@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
 use procpool_worker::protocol::take_item;
+use procpool_worker::transport::Region;
 
 use super::job::{Arrival, Content, Failure, Job, Origin};
 use super::scheduler::Counters;
@@ -24,46 +25,81 @@ pub(crate) struct Batch {
     /// How many workers have died on it before any of its items was begun.
     pub(crate) losses: u32,
     pub(crate) queued: Instant,
+    /// How many bytes each argument takes, if all take the same; 0 otherwise.
+    pub(crate) width: u32,
     arguments: Arguments,
 }
 
-/// A part of a shared buffer, so that a batch can be split without copying.
+/// Encoded arguments: a part of a shared buffer, so that a batch can be split without copying; or
+/// one large argument's elements, in the region that they travel in.
 #[derive(Debug, Clone)]
-struct Arguments {
-    bytes: Arc<[u8]>,
-    start: usize,
-    end: usize,
+enum Arguments {
+    Bytes { bytes: Arc<[u8]>, start: usize, end: usize },
+    Elements(Arc<Region>),
 }
 
 impl Batch {
-    /// `arguments` holds `items` arguments, each with its length before it.
-    pub(crate) fn new(job: Arc<Job>, first: u64, items: u32, arguments: &[u8]) -> Self {
-        let arguments = Arguments { bytes: arguments.into(), start: 0, end: arguments.len() };
-        Self { job, first, items, attempt: 1, losses: 0, queued: Instant::now(), arguments }
+    /// `arguments` holds `items` arguments as [`put_item`](procpool_worker::protocol::put_item) puts
+    /// them, each of `width` bytes or, if that is zero, with its length before it.
+    pub(crate) fn new(job: Arc<Job>, first: u64, items: u32, width: u32, arguments: &[u8]) -> Self {
+        let arguments =
+            Arguments::Bytes { bytes: arguments.into(), start: 0, end: arguments.len() };
+        Self::with(job, first, items, width, arguments)
     }
 
-    /// The encoded arguments.
+    /// One item whose argument's elements are in `region`.
+    pub(crate) fn of_elements(job: Arc<Job>, first: u64, region: Region) -> Self {
+        Self::with(job, first, 1, 0, Arguments::Elements(Arc::new(region)))
+    }
+
+    fn with(job: Arc<Job>, first: u64, items: u32, width: u32, arguments: Arguments) -> Self {
+        let queued = Instant::now();
+        Self { job, first, items, attempt: 1, losses: 0, queued, width, arguments }
+    }
+
+    /// The encoded arguments; empty where they are in a region.
     pub(crate) fn arguments(&self) -> &[u8] {
-        &self.arguments.bytes[self.arguments.start..self.arguments.end]
+        match &self.arguments {
+            Arguments::Bytes { bytes, start, end } => &bytes[*start..*end],
+            Arguments::Elements(_) => &[],
+        }
+    }
+
+    /// The region in which the only item's elements are.
+    pub(crate) fn elements(&self) -> Option<&Region> {
+        match &self.arguments {
+            Arguments::Bytes { .. } => None,
+            Arguments::Elements(region) => Some(region),
+        }
+    }
+
+    /// Bytes in the first `items` arguments.
+    fn extent(&self, items: u32) -> usize {
+        if self.width > 0 {
+            return items as usize * self.width as usize;
+        }
+        let all = self.arguments();
+        let mut rest = all;
+        for _ in 0..items {
+            rest = take_item(rest, 0).expect("arguments are as they were encoded here").1;
+        }
+        all.len() - rest.len()
     }
 
     /// Takes off the first `items`; there must be more than that.
     pub(crate) fn split_front(&mut self, items: u32) -> Self {
         debug_assert!(items < self.items);
-        let mut rest = self.arguments();
-        for _ in 0..items {
-            rest = take_item(rest).expect("arguments are as they were encoded here").1;
+        let extent = self.extent(items);
+        let mut front =
+            Self { job: Arc::clone(&self.job), items, arguments: self.arguments.clone(), ..*self };
+        if let (Arguments::Bytes { end, .. }, Arguments::Bytes { start, .. }) =
+            (&mut front.arguments, &mut self.arguments)
+        {
+            *start += extent;
+            *end = *start;
         }
-        let middle = self.arguments.end - rest.len();
-        let front = Self {
-            job: Arc::clone(&self.job),
-            items,
-            arguments: Arguments { end: middle, ..self.arguments.clone() },
-            ..*self
-        };
         self.first += u64::from(items);
         self.items -= items;
-        self.arguments.start = middle;
         front
     }
 
@@ -77,26 +113,29 @@ impl Batch {
     pub(crate) fn fail(&self, failure: Failure, origin: Origin, counters: &Counters) {
         let content = Content::Failed(failure);
         let (first, items) = (self.first, self.items);
-        if self.job.deliver(Arrival { first, items, origin, content }) {
-            counters.failed.fetch_add(items.into(), Relaxed);
+        // Counted first: who has seen the failure is to find it counted.
+        counters.failed.fetch_add(items.into(), Relaxed);
+        if !self.job.deliver(Arrival { first, items, origin, content }) {
+            counters.failed.fetch_sub(items.into(), Relaxed);
         }
     }
 
-    /// How many of the first items take up to `limit` bytes, and how many those are.
+    /// How many of the first `items` take up to `limit` bytes.
     pub(crate) fn fitting(&self, items: u32, limit: usize) -> u32 {
+        if self.elements().is_some() {
+            return 0;
+        }
         if items == self.items && self.arguments().len() <= limit {
             return items;
         }
-        let all = self.arguments();
-        let mut rest = all;
-        let mut count = 0;
+        if self.width > 0 {
+            return items.min((limit / self.width as usize) as u32);
+        }
+        let (mut rest, mut left, mut count) = (self.arguments(), limit, 0);
         while count < items {
-            let Some((_, next)) = take_item(rest) else { break };
-            if all.len() - next.len() > limit {
-                break;
-            }
-            rest = next;
-            count += 1;
+            let Some((_, next)) = take_item(rest, 0) else { break };
+            let Some(after) = left.checked_sub(rest.len() - next.len()) else { break };
+            (rest, left, count) = (next, after, count + 1);
         }
         count
     }

@@ -139,8 +139,9 @@ impl std::fmt::Debug for Config {
 #[derive(Debug)]
 pub(crate) struct Initializer {
     pub(crate) call: Call,
-    /// With its length before it.
     pub(crate) argument: Vec<u8>,
+    /// As in [`Batch`](super::batch::Batch).
+    pub(crate) width: u32,
 }
 
 impl PoolBuilder {
@@ -222,7 +223,8 @@ impl PoolBuilder {
                     option(error.to_string(), "pass an argument that can be encoded")
                 },
             )?;
-            Ok(Initializer { call, argument: bytes })
+            let width = procpool_worker::protocol::item_width::<A>();
+            Ok(Initializer { call, argument: bytes, width })
         })());
         self
     }

@@ -5,6 +5,7 @@
 //! for every item: delivered, or given back as never begun, or named as the one that was running
 //! when the worker was lost.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use procpool_worker::codec;
 use procpool_worker::lane::{CAPACITY, Lane, Note};
-use procpool_worker::protocol::{self, Reply, Request, SPAN_HEAD};
+use procpool_worker::protocol::{self, Body, Reply, Request, SPAN_HEAD};
 use procpool_worker::transport::{Region, TransportError};
 
 use super::batch::{Batch, split_back};
@@ -196,12 +197,22 @@ impl Chunk {
     }
 
     /// Writes the frame. A body that is too large for one is given as a region.
-    fn encode(&self, worker: &mut Worker, limit: usize) -> Result<Option<Region>, TransportError> {
+    fn encode(
+        &self,
+        worker: &mut Worker,
+        limit: usize,
+    ) -> Result<Option<Cow<'_, Region>>, TransportError> {
         let size: usize =
             self.batches.iter().map(|batch| batch.arguments().len() + SPAN_HEAD).sum();
-        let in_region = size > limit;
+        // Such a batch is always alone: it fits into no frame.
+        let elements = self.batches.front().and_then(Batch::elements);
+        let place = match elements {
+            Some(_) => Body::Elements,
+            None if size > limit => Body::Region,
+            None => Body::Frame,
+        };
         let sequence = worker.sequence;
-        let request = Request::Chunk { sequence, in_region, limited: self.limit.is_some() };
+        let request = Request::Chunk { sequence, body: place, limited: self.limit.is_some() };
         worker.frame.clear();
         codec::encode(&request, &mut worker.frame)
             .map_err(|error| TransportError::Malformed(error.to_string()))?;
@@ -209,17 +220,18 @@ impl Chunk {
             for batch in &self.batches {
                 // One that can't be called was refused when it was submitted.
                 if let Ok(call) = batch.job.call {
-                    protocol::put_span(body, call, batch.items, batch.arguments());
+                    let Batch { items, width, .. } = *batch;
+                    protocol::put_span(body, call, items, width, batch.arguments());
                 }
             }
         };
-        if !in_region {
-            put(&mut worker.frame);
-            return Ok(None);
+        if place == Body::Region {
+            let mut body = Vec::with_capacity(size);
+            put(&mut body);
+            return Region::copy_of(&body).map(|region| Some(Cow::Owned(region)));
         }
-        let mut body = Vec::with_capacity(size);
-        put(&mut body);
-        Region::copy_of(&body).map(Some)
+        put(&mut worker.frame);
+        Ok(elements.map(Cow::Borrowed))
     }
 
     /// Delivers what the worker has committed. With `all`, also items whose time is not known yet.

@@ -40,7 +40,7 @@ fn greet(shared: &Shared, slot: usize, newborn: Newborn) -> Result<Worker, Start
     // The initializer is run as any task is, so that it fails as any task does.
     let job = Job::new(Ok(initializer.call), TaskOptions::default(), Arc::new(Pace::default()), 0);
     job.enter(1);
-    let batch = Batch::new(Arc::clone(&job), 0, 1, &initializer.argument);
+    let batch = Batch::new(Arc::clone(&job), 0, 1, initializer.width, &initializer.argument);
     let running = &shared.slots[slot].running;
     *running.lock().unwrap_or_else(PoisonError::into_inner) =
         Some(Chunk::new(&worker, VecDeque::from([batch])));

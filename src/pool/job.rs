@@ -8,10 +8,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use procpool_worker::codec;
 use procpool_worker::function::{Call, ForeignFunction};
 use procpool_worker::lane::Record;
 use procpool_worker::panics::{self, PanicReport};
+use procpool_worker::{codec, plain};
 use serde::de::DeserializeOwned;
 
 use super::batch::Pace;
@@ -221,6 +221,11 @@ impl Job {
         }
     }
 
+    /// Whether something has arrived and not been taken.
+    pub(crate) fn has_arrivals(&self) -> bool {
+        !self.state().arrivals.is_empty()
+    }
+
     /// The next arrival, if there is one.
     pub(crate) fn take_arrival(&self) -> Option<Arrival> {
         self.state().arrivals.pop_front()
@@ -262,6 +267,27 @@ impl Arrival {
     }
 }
 
+impl Arrival {
+    /// Adds all outcomes to `results`, up to the first that is not an answer.
+    pub(crate) fn drain<R: DeserializeOwned>(
+        mut self,
+        job: &Job,
+        results: &mut Vec<R>,
+    ) -> Result<(), TaskError> {
+        while self.items > 0 {
+            if let Content::Records(records) = &mut self.content
+                && let Some(taken) = records.drain_numbers(self.items, results)
+            {
+                self.first += u64::from(taken);
+                self.items -= taken;
+            } else if let Some(outcome) = self.next(job) {
+                results.push(outcome.result?);
+            }
+        }
+        Ok(())
+    }
+}
+
 fn garbled(reason: String) -> TaskErrorKind {
     TaskErrorKind::Decode { side: Side::Result, reason }
 }
@@ -269,8 +295,12 @@ fn garbled(reason: String) -> TaskErrorKind {
 fn decode<R: DeserializeOwned>(mut raw: RawOutcome<'_>) -> Result<R, (TaskErrorKind, DidRun)> {
     let decoded = match (raw.kind, raw.region.take()) {
         (Record::Value, _) => contained(|| codec::decode(raw.payload)),
-        (Record::Region, Some(region)) => {
+        (Record::Region, Some(region)) if raw.payload == [1] => {
             // SAFETY: the region is mapped for its length for as long as it lives.
+            contained(|| unsafe { plain::from_elements(region.as_ptr(), region.len()) })
+        }
+        (Record::Region, Some(region)) => {
+            // SAFETY: as for the elements.
             contained(|| unsafe { codec::decode_shared(region.as_ptr(), region.len()) })
         }
         // An answer without its value is not reached: there are as many regions as marks.
@@ -283,7 +313,9 @@ fn decode<R: DeserializeOwned>(mut raw: RawOutcome<'_>) -> Result<R, (TaskErrorK
 pub(crate) fn failure(raw: RawOutcome<'_>) -> Option<(TaskErrorKind, DidRun)> {
     let text = || String::from_utf8_lossy(raw.payload).into_owned();
     Some(match raw.kind {
-        Record::Value | Record::Region | Record::Time | Record::Output => return None,
+        Record::Value | Record::Numbers | Record::Region | Record::Time | Record::Output => {
+            return None;
+        }
         Record::Panicked => {
             // A report that was longer than the lane was cut, and can't be read.
             let report = codec::decode(raw.payload).unwrap_or_else(|_| PanicReport {

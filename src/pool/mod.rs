@@ -62,7 +62,6 @@ pub use self::options::TaskOptions;
 pub use self::stream::{Reports, Results};
 pub use self::task::Task;
 
-use self::batch::Batch;
 use self::job::{Job, Origin, Outcome};
 use self::scheduler::Shared;
 use self::stream::Order;
@@ -257,7 +256,7 @@ impl Pool {
         R: Serialize + DeserializeOwned,
     {
         let job = self.single(f);
-        if let Some(batch) = self.encode_one(&job, &argument)
+        if let Some(batch) = stream::encode_one(self.shared(), &job, &argument)
             && let Err(batch) = self.shared().run_here(batch)
         {
             self.shared().submit(batch);
@@ -273,7 +272,7 @@ impl Pool {
         R: Serialize + DeserializeOwned,
     {
         let job = self.single(f);
-        if let Some(batch) = self.encode_one(&job, &argument) {
+        if let Some(batch) = stream::encode_one(self.shared(), &job, &argument) {
             self.shared().submit(batch);
         }
         Task::of_one(Arc::clone(self.shared()), job)
@@ -432,19 +431,6 @@ impl Pool {
         let call = serve::name(f);
         let pace = call.map_or_else(|_| Arc::default(), |call| self.shared().pace(call));
         Job::new(call, self.options.clone(), pace, offset)
-    }
-
-    /// The only batch of a job for one call; none if the argument could not be encoded, which is
-    /// then the task's outcome.
-    fn encode_one<A: Serialize>(&self, job: &Arc<Job>, argument: &A) -> Option<Batch> {
-        let mut buffer = Vec::new();
-        match stream::encode_item(&mut buffer, argument) {
-            Ok(()) => Some(Batch::new(Arc::clone(job), job.enter(1), 1, &buffer)),
-            Err(reason) => {
-                stream::fail_unencoded(self.shared(), job, reason);
-                None
-            }
-        }
     }
 }
 

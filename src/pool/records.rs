@@ -5,9 +5,11 @@
 //! they enter; what a payload means is only found out where it is decoded.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::time::Duration;
 
 use procpool_worker::lane::{RECORD_HEAD, Record};
+use procpool_worker::plain;
 use procpool_worker::transport::Region;
 
 /// The outcomes of consecutive items, as their worker wrote them.
@@ -19,6 +21,9 @@ pub(crate) struct Records {
     regions: VecDeque<Region>,
     /// One for each [`Record::Output`], in order.
     outputs: VecDeque<Vec<u8>>,
+    /// The run of numbers that is being read: where the rest of it lies, and how wide each is.
+    run: Range<usize>,
+    width: usize,
     /// Items until the next time record, and what each of them took.
     timed: u32,
     each: Duration,
@@ -33,6 +38,18 @@ pub(crate) struct RawOutcome<'a> {
     pub(crate) elapsed: Duration,
     /// What it printed, where that is captured.
     pub(crate) output: Vec<u8>,
+}
+
+/// What [`Records::next_piece`] gives.
+#[derive(Debug)]
+pub(crate) enum Piece<'a> {
+    /// Answers that are plain numbers of this width.
+    Numbers {
+        bytes: &'a [u8],
+        width: usize,
+        elapsed: Duration,
+    },
+    One(RawOutcome<'a>),
 }
 
 /// What [`survey`] finds.
@@ -53,12 +70,40 @@ pub(crate) struct Survey {
 fn split(bytes: &[u8]) -> Option<(Record, &[u8], &[u8])> {
     let (head, rest) = bytes.split_first_chunk::<RECORD_HEAD>()?;
     let (kind, len) = Record::parse(*head)?;
+    // Of a worker that died in a run of numbers, the rest of the run is missing.
+    let len = if kind == Record::Numbers { len.min(rest.len()) } else { len };
     let (payload, rest) = rest.split_at_checked(len)?;
     Some((kind, payload, rest))
 }
 
+/// The width of a run's numbers, and their bytes.
+fn numbers(payload: &[u8]) -> Option<(usize, &[u8])> {
+    let (width, numbers) = payload.split_first()?;
+    let width = usize::from(*width);
+    (width > 0 && numbers.len().is_multiple_of(width)).then_some((width, numbers))
+}
+
 fn number(payload: &[u8]) -> Option<u64> {
     payload.try_into().ok().map(u64::from_le_bytes)
+}
+
+/// How many outcomes a record holds.
+fn outcomes(kind: Record, payload: &[u8]) -> Option<u32> {
+    Some(match kind {
+        Record::Time | Record::Output => {
+            number(payload)?;
+            0
+        }
+        Record::Numbers => {
+            let (width, numbers) = numbers(payload)?;
+            u32::try_from(numbers.len() / width).ok()?
+        }
+        Record::Value
+        | Record::Region
+        | Record::Panicked
+        | Record::Undecodable
+        | Record::Unencodable => 1,
+    })
 }
 
 /// Checks that `bytes` are records, and counts them.
@@ -67,24 +112,20 @@ pub(crate) fn survey(mut bytes: &[u8]) -> Option<Survey> {
     while !bytes.is_empty() {
         let (kind, payload, rest) = split(bytes)?;
         bytes = rest;
+        let items = outcomes(kind, payload)?;
+        survey.items += items;
         match kind {
             Record::Time => {
                 survey.timed = survey.items;
                 survey.nanos = survey.nanos.saturating_add(number(payload)?);
-                continue;
-            }
-            Record::Output => {
-                number(payload)?;
-                continue;
             }
             Record::Region => {
                 survey.regions += 1;
                 survey.answers += 1;
             }
-            Record::Value => survey.answers += 1,
-            Record::Panicked | Record::Undecodable | Record::Unencodable => {}
+            Record::Value | Record::Numbers => survey.answers += items,
+            Record::Panicked | Record::Undecodable | Record::Unencodable | Record::Output => {}
         }
-        survey.items += 1;
     }
     Some(survey)
 }
@@ -113,25 +154,79 @@ impl Records {
 
     /// The next item's outcome.
     pub(crate) fn next(&mut self) -> Option<RawOutcome<'_>> {
-        loop {
+        Some(match self.next_piece(1)? {
+            Piece::One(raw) => raw,
+            Piece::Numbers { bytes, elapsed, .. } => RawOutcome {
+                kind: Record::Value,
+                payload: bytes,
+                region: None,
+                elapsed,
+                output: Vec::new(),
+            },
+        })
+    }
+
+    /// The next item's outcome, or those of up to `most` items together where they are numbers.
+    pub(crate) fn next_piece(&mut self, most: u32) -> Option<Piece<'_>> {
+        while self.run.is_empty() {
             let (kind, payload, rest) = split(&self.bytes[self.at..])?;
             let (len, next) = (payload.len(), self.bytes.len() - rest.len());
-            if !kind.is_outcome() {
+            if outcomes(kind, payload)? == 0 {
                 self.at = next;
                 self.timed = 0;
                 continue;
             }
-            let has_output = matches!(split(rest), Some((Record::Output, ..)));
             if self.timed == 0 {
                 self.look_ahead();
             }
-            self.timed = self.timed.saturating_sub(1);
             self.at = next;
+            if kind == Record::Numbers {
+                self.width = usize::from(self.bytes[next - len]);
+                self.run = next - len + 1..next;
+                continue;
+            }
+            let rest = &self.bytes[next..];
+            let has_output = matches!(split(rest), Some((Record::Output, ..)));
+            self.timed = self.timed.saturating_sub(1);
             let region = (kind == Record::Region).then(|| self.regions.pop_front()).flatten();
             let output = if has_output { self.outputs.pop_front() } else { None };
-            let (elapsed, output) = (self.each, output.unwrap_or_default());
-            let payload = &self.bytes[next - len..next];
-            return Some(RawOutcome { kind, payload, region, elapsed, output });
+            return Some(Piece::One(RawOutcome {
+                kind,
+                payload: &self.bytes[next - len..next],
+                region,
+                elapsed: self.each,
+                output: output.unwrap_or_default(),
+            }));
+        }
+        let count = (self.run.len() / self.width).min(most as usize);
+        let start = self.run.start;
+        self.run.start += count * self.width;
+        self.timed = self.timed.saturating_sub(count as u32);
+        let bytes = &self.bytes[start..self.run.start];
+        Some(Piece::Numbers { bytes, width: self.width, elapsed: self.each })
+    }
+
+    /// Adds up to `most` answers to `results` at once, if those that come next are numbers and so is
+    /// `R`; gives how many.
+    pub(crate) fn drain_numbers<R>(&mut self, most: u32, results: &mut Vec<R>) -> Option<u32> {
+        let wanted = plain::width::<R>()?;
+        if self.run.is_empty() {
+            let (kind, payload, _) = split(&self.bytes[self.at..])?;
+            if kind == Record::Time {
+                self.at += RECORD_HEAD + payload.len();
+                self.timed = 0;
+            }
+            let (kind, payload, _) = split(&self.bytes[self.at..])?;
+            if kind != Record::Numbers || payload.first() != Some(&(wanted as u8)) {
+                return None;
+            }
+        }
+        match self.next_piece(most)? {
+            Piece::Numbers { bytes, width, .. } if width == wanted => {
+                let taken = (bytes.len() / width) as u32;
+                plain::extend_numbers(results, bytes).then_some(taken)
+            }
+            _ => None,
         }
     }
 
@@ -146,31 +241,44 @@ impl Records {
                 self.each = Duration::from_nanos(nanos / u64::from(items).max(1));
                 break;
             }
-            items += u32::from(kind.is_outcome());
+            items += outcomes(kind, payload).unwrap_or(0);
             rest = next;
         }
         self.timed = items;
     }
 
     /// Takes the first `items` off, as records of their own.
-    pub(crate) fn split_front(&mut self, items: u32) -> Self {
+    pub(crate) fn split_front(&mut self, mut items: u32) -> Self {
         let mut front = Self::default();
-        for _ in 0..items {
-            let Some(raw) = self.next() else { break };
-            let (kind, elapsed) = (raw.kind, raw.elapsed);
-            front.bytes.extend_from_slice(&kind.head(raw.payload.len()));
-            front.bytes.extend_from_slice(raw.payload);
-            front.regions.extend(raw.region);
-            if !raw.output.is_empty() {
-                front.bytes.extend_from_slice(&Record::Output.head(size_of::<u64>()));
-                front.bytes.extend_from_slice(&[0; size_of::<u64>()]);
-                front.outputs.push_back(raw.output);
-            }
-            front.bytes.extend_from_slice(&Record::Time.head(size_of::<u64>()));
-            front.bytes.extend_from_slice(&(elapsed.as_nanos() as u64).to_le_bytes());
+        while items > 0 {
+            let Some(piece) = self.next_piece(items) else { break };
+            let (taken, elapsed) = match piece {
+                Piece::Numbers { bytes, width, elapsed } => {
+                    put(&mut front.bytes, Record::Numbers, &[&[width as u8], bytes]);
+                    ((bytes.len() / width) as u32, elapsed)
+                }
+                Piece::One(raw) => {
+                    put(&mut front.bytes, raw.kind, &[raw.payload]);
+                    front.regions.extend(raw.region);
+                    if !raw.output.is_empty() {
+                        put(&mut front.bytes, Record::Output, &[&0u64.to_le_bytes()]);
+                        front.outputs.push_back(raw.output);
+                    }
+                    (1, raw.elapsed)
+                }
+            };
+            let nanos = elapsed.as_nanos() as u64 * u64::from(taken);
+            put(&mut front.bytes, Record::Time, &[&nanos.to_le_bytes()]);
+            items -= taken;
         }
         front
     }
+}
+
+fn put(bytes: &mut Vec<u8>, kind: Record, payload: &[&[u8]]) {
+    let len = payload.iter().map(|part| part.len()).sum();
+    bytes.extend_from_slice(&kind.head(len));
+    payload.iter().for_each(|part| bytes.extend_from_slice(part));
 }
 
 #[cfg(test)]
@@ -179,18 +287,13 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn push(bytes: &mut Vec<u8>, kind: Record, payload: &[u8]) {
-        bytes.extend_from_slice(&kind.head(payload.len()));
-        bytes.extend_from_slice(payload);
-    }
-
     #[test]
     fn a_blocks_time_is_shared_by_its_items() {
         let mut bytes = Vec::new();
-        push(&mut bytes, Record::Value, b"one");
-        push(&mut bytes, Record::Panicked, b"two");
-        push(&mut bytes, Record::Time, &3000u64.to_le_bytes());
-        push(&mut bytes, Record::Value, b"three");
+        put(&mut bytes, Record::Value, &[b"one"]);
+        put(&mut bytes, Record::Panicked, &[b"two"]);
+        put(&mut bytes, Record::Time, &[&3000u64.to_le_bytes()]);
+        put(&mut bytes, Record::Value, &[b"three"]);
         let expected = Survey { items: 3, answers: 2, regions: 0, timed: 2, nanos: 3000 };
         assert_eq!(survey(&bytes), Some(expected));
         let mut records = Records::new(bytes, VecDeque::new(), VecDeque::new());
@@ -204,6 +307,32 @@ mod tests {
         let third = records.next().unwrap();
         assert_eq!((third.payload, third.elapsed), (&b"three"[..], Duration::ZERO));
         assert!(records.next().is_none());
+    }
+
+    #[test]
+    fn a_run_of_numbers_is_read_one_by_one_or_together_and_may_be_cut_short() {
+        let mut bytes = Vec::new();
+        put(&mut bytes, Record::Numbers, &[&[2], &[1, 0, 2, 0, 3, 0]]);
+        put(&mut bytes, Record::Time, &[&600u64.to_le_bytes()]);
+        put(&mut bytes, Record::Numbers, &[&[2], &[4, 0, 5, 0, 6, 0]]);
+        bytes.truncate(bytes.len() - 2);
+        let expected = Survey { items: 5, answers: 5, regions: 0, timed: 3, nanos: 600 };
+        assert_eq!(survey(&bytes), Some(expected));
+        let mut records = Records::new(bytes.clone(), VecDeque::new(), VecDeque::new());
+        let mut front = records.split_front(2);
+        assert_eq!(front.next().unwrap().payload, [1, 0]);
+        let second = front.next().unwrap();
+        assert_eq!((second.payload, second.elapsed), (&[2, 0][..], Duration::from_nanos(200)));
+        assert!(front.next().is_none());
+        let third = records.next().unwrap();
+        assert_eq!((third.payload, third.elapsed), (&[3, 0][..], Duration::from_nanos(200)));
+        let Some(Piece::Numbers { bytes: rest, width: 2, .. }) = records.next_piece(9) else {
+            panic!("numbers")
+        };
+        assert_eq!(rest, [4, 0, 5, 0]);
+        assert!(records.next().is_none());
+        bytes.pop();
+        assert_eq!(survey(&bytes), None, "half a number is none");
     }
 
     proptest! {

@@ -9,8 +9,11 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
 
-use procpool_worker::protocol::put_item;
+use procpool_worker::plain;
+use procpool_worker::protocol::{item_width, put_item};
+use procpool_worker::transport::{Region, TransportError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -22,6 +25,16 @@ use crate::error::{Side, TaskError, TaskErrorKind};
 
 /// The most bytes of arguments in one batch: what a frame carries, with some room.
 const BATCH_BYTES: usize = 128 << 10;
+
+/// From how many bytes on a vector of plain numbers or a string goes through shared memory by itself,
+/// without being encoded first: about where that is cheaper than a frame.
+const ELEMENTS_FROM: usize = 128 << 10;
+
+/// As long as a batch has fewer items than this, the clock is looked at for each.
+const FEW: u32 = 64;
+
+/// How long the reading of a few items may take before they are sent.
+const SLOW: Duration = Duration::from_millis(1);
 
 /// The most bytes of arguments that wait, as long as each worker has something.
 const WINDOW_BYTES: usize = 64 << 20;
@@ -68,9 +81,13 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
             return;
         }
         let each = u64::from(self.job.pace.chunk()).max(8);
+        let workers = self.pool.config.workers as u64;
         while self.ended.is_none() && self.read - self.taken < window {
+            if self.read > 0 && self.job.has_arrivals() {
+                // Where reading is slow, what is there already is not to wait for it.
+                break;
+            }
             let bytes: usize = self.waiting.values().sum();
-            let workers = self.pool.config.workers as u64;
             if bytes > WINDOW_BYTES && self.read - self.taken >= 2 * workers {
                 break;
             }
@@ -79,44 +96,67 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
         }
     }
 
+    /// Reads up to `most` items and sends them.
     fn read_batch(&mut self, most: u64) {
         // A pool that is closed refuses what follows: one item of it is enough to say so, where the
         // input may be endless.
         let is_open = self.pool.is_open();
         let most = if is_open { most } else { 1 };
         self.buffer.clear();
+        let began = Instant::now();
         let mut items = 0;
-        let mut unencoded = None;
-        while u64::from(items) < most && self.buffer.len() < BATCH_BYTES {
-            let next = catch_unwind(AssertUnwindSafe(|| {
-                let item = self.input.next()?;
-                Some(encode_item(&mut self.buffer, &item))
-            }));
-            match next {
-                Ok(Some(Ok(()))) => items += 1,
-                Ok(Some(Err(reason))) => {
-                    unencoded = Some(reason);
-                    break;
+        // Where the last argument begins, while it is being encoded.
+        let mut encoding = None;
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            while u64::from(items) < most && self.buffer.len() < BATCH_BYTES {
+                let Some(item) = self.input.next() else { return Read::End };
+                if let Some(elements) = plain::elements(&item)
+                    && elements.len() > ELEMENTS_FROM
+                {
+                    return Read::Elements(Region::copy_of(elements));
                 }
-                Ok(None) => {
-                    self.ended = Some(Ok(()));
-                    break;
+                encoding = Some(self.buffer.len());
+                if let Err(error) = put_item(&mut self.buffer, &item) {
+                    return Read::Unencoded(error.to_string());
                 }
-                Err(payload) => {
-                    self.ended = Some(Err(payload));
+                encoding = None;
+                items += 1;
+                // Reading may be slow: then what has been read is not to wait.
+                if items < FEW && began.elapsed() > SLOW {
                     break;
                 }
             }
-        }
+            Read::More
+        }));
+        let outcome = match (outcome, encoding) {
+            (Ok(outcome), _) => outcome,
+            (Err(payload), None) => Read::Panicked(payload),
+            (Err(payload), Some(start)) => {
+                self.buffer.truncate(start);
+                Read::Unencoded(serialize_panicked::<A>(&*payload))
+            }
+        };
         if items > 0 {
             self.read += u64::from(items);
             let first = self.job.enter(items.into());
             self.waiting.insert(first + u64::from(items), self.buffer.len());
-            self.pool.submit(Batch::new(Arc::clone(&self.job), first, items, &self.buffer));
+            let (job, width) = (Arc::clone(&self.job), item_width::<A>());
+            self.pool.submit(Batch::new(job, first, items, width, &self.buffer));
         }
-        if let Some(reason) = unencoded {
-            self.read += 1;
-            fail_unencoded(&self.pool, &self.job, reason);
+        match outcome {
+            Read::More => {}
+            Read::End => self.ended = Some(Ok(())),
+            Read::Panicked(payload) => self.ended = Some(Err(payload)),
+            Read::Unencoded(reason) => {
+                self.read += 1;
+                fail_unencoded(&self.pool, &self.job, reason);
+            }
+            Read::Elements(region) => {
+                self.read += 1;
+                if let Some(bytes) = submit_elements(&self.pool, &self.job, region) {
+                    self.waiting.insert(self.read, bytes);
+                }
+            }
         }
         if !is_open && self.ended.is_none() {
             self.ended = Some(Ok(()));
@@ -135,17 +175,77 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
     }
 }
 
-/// Encodes one argument; its `Serialize` may panic.
-pub(super) fn encode_item<A: Serialize>(buffer: &mut Vec<u8>, item: &A) -> Result<(), String> {
-    let start = buffer.len();
-    match catch_unwind(AssertUnwindSafe(|| put_item(buffer, item))) {
-        Ok(encoded) => encoded.map_err(|error| error.to_string()),
-        Err(payload) => {
-            buffer.truncate(start);
-            let message = procpool_worker::panics::message(&*payload);
-            Err(format!("`{}`: `Serialize` panicked: {message}", std::any::type_name::<A>()))
+/// What reading a batch has come to.
+enum Read {
+    /// The batch is full.
+    More,
+    /// The input has ended.
+    End,
+    /// Reading the input has panicked.
+    Panicked(Box<dyn Any + Send>),
+    /// The next item can't be encoded.
+    Unencoded(String),
+    /// The next item is large and goes by itself.
+    Elements(Result<Region, TransportError>),
+}
+
+fn serialize_panicked<A>(payload: &(dyn Any + Send)) -> String {
+    let message = procpool_worker::panics::message(payload);
+    format!("`{}`: `Serialize` panicked: {message}", std::any::type_name::<A>())
+}
+
+/// Encodes the argument of a job for one call and enters it; none if it could not be encoded, which
+/// is then the task's outcome.
+pub(super) fn encode_one<A: Serialize>(
+    pool: &Shared,
+    job: &Arc<Job>,
+    argument: &A,
+) -> Option<Batch> {
+    let region = plain::elements(argument).filter(|elements| elements.len() > ELEMENTS_FROM);
+    if let Some(elements) = region {
+        return match Region::copy_of(elements) {
+            Ok(region) => Some(Batch::of_elements(Arc::clone(job), job.enter(1), region)),
+            Err(error) => {
+                fail_unencoded(pool, job, unshared(&error));
+                None
+            }
+        };
+    }
+    let mut buffer = Vec::with_capacity(64);
+    let encoded = catch_unwind(AssertUnwindSafe(|| put_item(&mut buffer, argument)));
+    let reason = match encoded {
+        Ok(Ok(())) => {
+            let width = item_width::<A>();
+            return Some(Batch::new(Arc::clone(job), job.enter(1), 1, width, &buffer));
+        }
+        Ok(Err(error)) => error.to_string(),
+        Err(payload) => serialize_panicked::<A>(&*payload),
+    };
+    fail_unencoded(pool, job, reason);
+    None
+}
+
+/// Enters and sends an item whose elements are in a region; gives how many bytes those are.
+fn submit_elements(
+    pool: &Shared,
+    job: &Arc<Job>,
+    region: Result<Region, TransportError>,
+) -> Option<usize> {
+    match region {
+        Ok(region) => {
+            let bytes = region.len();
+            pool.submit(Batch::of_elements(Arc::clone(job), job.enter(1), region));
+            Some(bytes)
+        }
+        Err(error) => {
+            fail_unencoded(pool, job, unshared(&error));
+            None
         }
     }
+}
+
+fn unshared(error: &TransportError) -> String {
+    format!("it could not be put into shared memory: {error}")
 }
 
 /// Enters an item and ends it at once, since its argument could not be encoded.
@@ -205,14 +305,10 @@ where
         let items = u64::from(arrival.items);
         feed.take(items, arrival.first + items);
         early.insert(arrival.first, arrival);
-        while let Some(mut arrival) = early.remove(&next) {
+        while let Some(arrival) = early.remove(&next) {
             next += u64::from(arrival.items);
-            while let Some(outcome) = arrival.next(&job) {
-                match outcome.result {
-                    Ok(result) if failure.is_none() => results.push(result),
-                    Ok(_) => {}
-                    Err(error) => failure = failure.or(Some(error)),
-                }
+            if failure.is_none() {
+                failure = arrival.drain(&job, &mut results).err();
             }
         }
     }

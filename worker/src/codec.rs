@@ -10,12 +10,11 @@
 //! Decoding trusts nothing: a length that the input cannot hold is refused before memory is asked
 //! for, and bytes left over are an error.
 
-use std::any::TypeId;
-use std::mem::size_of;
-
 use bincode::config::{Configuration, Fixint, Limit, LittleEndian};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+
+use crate::plain;
 
 /// Where encoded bytes go.
 pub trait Sink {
@@ -40,7 +39,7 @@ pub struct CodecError {
 }
 
 impl CodecError {
-    fn new<T: ?Sized>(reason: impl ToString) -> Self {
+    pub(crate) fn new<T: ?Sized>(reason: impl ToString) -> Self {
         Self { type_name: std::any::type_name::<T>(), reason: reason.to_string() }
     }
 }
@@ -51,7 +50,7 @@ impl CodecError {
 ///
 /// When the value's own `Serialize` refuses. The sink may hold part of the value then.
 pub fn encode<T: Serialize>(value: &T, sink: &mut impl Sink) -> Result<(), CodecError> {
-    if put_plain(value, sink) {
+    if plain::put(value, sink) {
         return Ok(());
     }
     bincode::serde::encode_into_writer(value, Writer(sink), config::<0>().with_no_limit())
@@ -76,7 +75,7 @@ pub fn encode_to_vec<T: Serialize>(value: &T) -> Result<Vec<u8>, CodecError> {
 /// When the bytes are not such a value, claim more than they hold, or something is left over.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
     // SAFETY: a slice is valid for its length.
-    if let Some(value) = unsafe { take_plain(bytes.as_ptr(), bytes.len()) } {
+    if let Some(value) = unsafe { plain::take(bytes.as_ptr(), bytes.len()) } {
         return value;
     }
     let (value, rest) = decode_prefix(bytes)?;
@@ -122,7 +121,7 @@ pub unsafe fn decode_shared<T: DeserializeOwned>(
     len: usize,
 ) -> Result<T, CodecError> {
     // SAFETY: as promised by the caller.
-    if let Some(value) = unsafe { take_plain(from, len) } {
+    if let Some(value) = unsafe { plain::take(from, len) } {
         return value;
     }
     let mut copy = Vec::<u8>::with_capacity(len);
@@ -145,142 +144,6 @@ impl<S: Sink> bincode::enc::write::Writer for Writer<'_, S> {
         self.0.put(bytes);
         Ok(())
     }
-}
-
-/// A number whose encoding equals its memory. Every bit pattern of such a type is a value, which is
-/// why `bool` and `char` are not among them.
-trait Number: Copy {}
-
-/// Runs one of three blocks if `$T` is a type whose encoding equals its memory: a number, a `Vec`
-/// of numbers (both with `$N` standing for the number's type), or a `String`. Which of them it is
-/// is known after monomorphisation, so no test is left at run time.
-macro_rules! if_plain {
-    ($T:ty, $N:ident, number $number:block vector $vector:block text $text:block) => {
-        if cfg!(all(target_endian = "little", target_pointer_width = "64")) {
-            let id = typeid::of::<$T>();
-            if_plain!(@each id, $N, $number, $vector,
-                u8 u16 u32 u64 u128 usize i8 i16 i32 i64 i128 isize f32 f64);
-            if id == TypeId::of::<String>() $text
-        }
-    };
-    (@each $id:ident, $N:ident, $number:block, $vector:block, $($type:ty)*) => {$({
-        #[allow(dead_code)]
-        type $N = $type;
-        if $id == TypeId::of::<$type>() $number
-        if $id == TypeId::of::<Vec<$type>>() $vector
-    })*};
-}
-
-macro_rules! numbers { ($($type:ty)*) => {$( impl Number for $type {} )*} }
-numbers!(u8 u16 u32 u64 u128 usize i8 i16 i32 i64 i128 isize f32 f64);
-
-/// Appends `value` in bulk if its type allows that.
-#[inline(always)]
-fn put_plain<T>(value: &T, sink: &mut impl Sink) -> bool {
-    if_plain!(T, N,
-        number {
-            sink.put(bytes_of(std::slice::from_ref(cast_ref::<T, N>(value))));
-            return true;
-        }
-        vector {
-            let elements = cast_ref::<T, Vec<N>>(value);
-            sink.put(&(elements.len() as u64).to_le_bytes());
-            sink.put(bytes_of(elements));
-            return true;
-        }
-        text {
-            let text = cast_ref::<T, String>(value);
-            sink.put(&(text.len() as u64).to_le_bytes());
-            sink.put(text.as_bytes());
-            return true;
-        }
-    );
-    false
-}
-
-/// Reads a value in bulk if its type allows that.
-///
-/// # Safety
-///
-/// `from` is valid for reads of `len` bytes, which another process may be writing meanwhile.
-#[inline(always)]
-unsafe fn take_plain<T>(from: *const u8, len: usize) -> Option<Result<T, CodecError>> {
-    if_plain!(T, N,
-        number {
-            let wanted = size_of::<N>();
-            if len != wanted {
-                let reason = format_args!("{len} bytes where {wanted} were expected");
-                return Some(Err(CodecError::new::<T>(reason)));
-            }
-            // SAFETY: `from` holds the number's bytes, by the caller's promise, and any bytes are one.
-            let number = unsafe { from.cast::<N>().read_unaligned() };
-            return Some(Ok(cast::<N, T>(number)));
-        }
-        vector {
-            // SAFETY: as promised by the caller.
-            let elements = unsafe { take_elements::<T, N>(from, len) };
-            return Some(elements.map(cast::<Vec<N>, T>));
-        }
-        text {
-            // SAFETY: as promised by the caller.
-            let text = unsafe { take_elements::<T, u8>(from, len) }
-                .and_then(|bytes| String::from_utf8(bytes).map_err(CodecError::new::<T>));
-            return Some(text.map(cast::<String, T>));
-        }
-    );
-    None
-}
-
-/// Reads a length and as many numbers, which must take up all of `len`; `T` is named in the error.
-///
-/// # Safety
-///
-/// `from` is valid for reads of `len` bytes.
-unsafe fn take_elements<T, N: Number>(from: *const u8, len: usize) -> Result<Vec<N>, CodecError> {
-    const HEAD: usize = size_of::<u64>();
-    if len < HEAD {
-        let reason = format_args!("{len} bytes where {HEAD} were expected");
-        return Err(CodecError::new::<T>(reason));
-    }
-    let (body, width) = (len - HEAD, size_of::<N>());
-    // SAFETY: the eight bytes are inside `len`.
-    let claimed = u64::from_le(unsafe { from.cast::<u64>().read_unaligned() });
-    if u64::try_from(body / width) != Ok(claimed) || body % width != 0 {
-        let reason =
-            format_args!("claims {claimed} elements of {width} bytes, but {body} bytes follow");
-        return Err(CodecError::new::<T>(reason));
-    }
-    let count = body / width;
-    let mut elements = Vec::<N>::with_capacity(count);
-    // SAFETY: `body` bytes follow the head, the vector was allocated for them, and any bytes are
-    // numbers.
-    unsafe {
-        std::ptr::copy_nonoverlapping(from.add(HEAD), elements.as_mut_ptr().cast(), body);
-        elements.set_len(count);
-    }
-    Ok(elements)
-}
-
-fn bytes_of<N: Number>(numbers: &[N]) -> &[u8] {
-    // SAFETY: numbers have no padding, so all of the slice's bytes are initialised.
-    unsafe { std::slice::from_raw_parts(numbers.as_ptr().cast(), size_of_val(numbers)) }
-}
-
-/// A reference to a `T`, which must be a `U`, as such.
-#[inline(always)]
-fn cast_ref<T, U: 'static>(value: &T) -> &U {
-    assert!(typeid::of::<T>() == TypeId::of::<U>());
-    // SAFETY: a reference to a type, as a reference to the same type.
-    unsafe { &*std::ptr::from_ref(value).cast() }
-}
-
-/// A `U`, which must be a `T`, as such.
-#[inline(always)]
-fn cast<U: 'static, T>(value: U) -> T {
-    assert!(typeid::of::<T>() == TypeId::of::<U>());
-    let value = std::mem::ManuallyDrop::new(value);
-    // SAFETY: one type, and `value` is neither used nor dropped after this.
-    unsafe { std::mem::transmute_copy(&*value) }
 }
 
 #[cfg(test)]

@@ -62,10 +62,15 @@ pub enum Record {
     /// An item's result could not be encoded; the text says why.
     Unencodable = 3,
     /// An item's result that is too large for the lane: it was sent as a region of its own, just
-    /// before this was committed.
+    /// before this was committed. One byte says whether the region holds the value's encoding (0) or
+    /// its bare [elements](crate::plain::elements) (1).
     Region = 4,
     /// How long the items since the last such record took together, in nanoseconds. Not an item.
     Time = 5,
+    /// The results of a block of items that are plain numbers, one after the other without heads of
+    /// their own; how wide they are, who decodes them knows. The head says how many bytes they take
+    /// when the block is done: of a worker that died in it there may be fewer.
+    Numbers = 7,
     /// Where the output of the item before ends in the file that it is captured in. Not an item.
     Output = 6,
 }
@@ -90,6 +95,7 @@ impl Record {
             4 => Self::Region,
             5 => Self::Time,
             6 => Self::Output,
+            7 => Self::Numbers,
             _ => return None,
         };
         Some((kind, (head >> KIND_BITS) as usize))

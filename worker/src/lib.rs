@@ -10,6 +10,7 @@
 //! |---|---|
 //! | [`function`] | naming a `fn(A) -> R` so that another copy of the same image can call it |
 //! | [`codec`] | values to bytes and back (the only file that knows bincode) |
+//! | [`plain`] | the types that are moved in bulk |
 //! | [`protocol`] | the frames that travel, and the marker that makes a process a worker |
 //! | [`transport`] | moving frames and regions (the only file that knows ipc-channel) |
 //! | [`lane`] | the shared region: who has claimed which item, what is committed, the results |
@@ -23,6 +24,7 @@ pub mod function;
 pub mod harden;
 pub mod lane;
 pub mod panics;
+pub mod plain;
 pub mod protocol;
 pub mod serve;
 pub mod state;

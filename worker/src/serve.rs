@@ -23,11 +23,11 @@ use crate::function::{Call, ForeignFunction, Identity};
 use crate::harden::{self, now};
 use crate::lane::{CAPACITY, LANE_BYTES, Lane, Progress, RECORD_HEAD, Record, TIME_RECORD};
 use crate::panics::{self, PanicReport};
-use crate::protocol::{self, Greeting, Marker, Reply, Request, VERSION};
-use crate::state;
+use crate::protocol::{self, Body, Greeting, Marker, Reply, Request, VERSION};
 use crate::transport::{
     self, FrameReceiver, FrameSender, Hello, Region, RegionReceiver, RegionSender, TransportError,
 };
+use crate::{plain, state};
 
 /// The most items that are claimed at once. So many tiny items may wait behind one that turns out
 /// slow, so it is small; at 16 the claim's cost is already lost beside the items'.
@@ -144,17 +144,19 @@ impl Worker {
                 self.capture = setup.capture;
                 Ok(())
             }
-            Request::Chunk { sequence, in_region, limited } => {
-                let region = in_region.then(|| self.link.regions_in.take()).transpose()?;
-                let body = match &region {
+            Request::Chunk { sequence, body: place, limited } => {
+                let is_elsewhere = place != Body::Frame;
+                let region = is_elsewhere.then(|| self.link.regions_in.take()).transpose()?;
+                let bytes = region.as_ref().map_or(&[][..], |region| {
                     // SAFETY: the region was made for this chunk, and the parent doesn't write to
                     // it any more once it has been sent.
-                    Some(region) => unsafe {
-                        std::slice::from_raw_parts(region.as_ptr(), region.len())
-                    },
-                    None => body,
-                };
-                self.run_chunk(sequence, limited, body)?;
+                    unsafe { std::slice::from_raw_parts(region.as_ptr(), region.len()) }
+                });
+                match place {
+                    Body::Frame => self.run_chunk(sequence, limited, body, None)?,
+                    Body::Region => self.run_chunk(sequence, limited, bytes, None)?,
+                    Body::Elements => self.run_chunk(sequence, limited, body, Some(bytes))?,
+                }
                 // What the tasks printed must be seen when their results are.
                 let _ = std::io::stdout().flush();
                 self.link.reply(&Reply::Done { sequence })
@@ -170,6 +172,7 @@ impl Worker {
         sequence: u32,
         limited: bool,
         mut body: &[u8],
+        elements: Option<&[u8]>,
     ) -> Result<(), TransportError> {
         let begun = now();
         // What has a time limit, or whose output is to be told from its neighbours', goes alone.
@@ -181,6 +184,9 @@ impl Worker {
             singly,
             capture: self.capture,
             arguments: &[],
+            width: 0,
+            elements,
+            numbers: None,
             span: 0..0,
             claimed: 0..0,
             block: if singly { 1 } else { self.block },
@@ -201,6 +207,7 @@ impl Worker {
                 .resolve()
                 .map_err(|error| TransportError::Malformed(error.to_string()))?;
             run.arguments = arguments;
+            run.width = span.width;
             run.span = run.span.end..run.span.end.saturating_add(span.items);
             // SAFETY: `resolve` gives the pair that `Call::new` was given in the parent.
             unsafe { trampoline(function, &mut run) };
@@ -290,6 +297,12 @@ pub struct Run<'a> {
     capture: bool,
     /// The current span's arguments that are not used yet.
     arguments: &'a [u8],
+    /// How many bytes each of them takes, if all take the same.
+    width: u32,
+    /// The only item's argument, where it came as elements.
+    elements: Option<&'a [u8]>,
+    /// Where the run of plain numbers began that is being written, if one is.
+    numbers: Option<usize>,
     /// The current span's items, counted through the chunk.
     span: Range<u32>,
     /// Claimed and not started.
@@ -331,7 +344,7 @@ impl<'a> Run<'a> {
         // or two, and the stage tells which item a panic belongs to.
         while let Err(payload) = catch_unwind(AssertUnwindSafe(|| {
             while let Some(argument) = self.next() {
-                match codec::decode::<A>(argument) {
+                match self.decode::<A>(argument) {
                     Ok(argument) => {
                         self.stage = Stage::Calling;
                         let result = function(argument);
@@ -347,6 +360,15 @@ impl<'a> Run<'a> {
         RUNNING.set(std::ptr::null_mut());
     }
 
+    #[inline(always)]
+    fn decode<A: DeserializeOwned>(&self, argument: &[u8]) -> Result<A, CodecError> {
+        match self.elements {
+            None => codec::decode(argument),
+            // SAFETY: a slice is valid for its length.
+            Some(bytes) => unsafe { plain::from_elements(bytes.as_ptr(), bytes.len()) },
+        }
+    }
+
     /// The next item's argument, marked as started; none when the span or the claim is used up.
     #[inline]
     fn next(&mut self) -> Option<&'a [u8]> {
@@ -357,7 +379,13 @@ impl<'a> Run<'a> {
         if item >= self.span.end || self.failed.is_some() {
             return None;
         }
-        let Some((argument, rest)) = protocol::take_item(self.arguments) else {
+        let Some((argument, rest)) = protocol::take_item(self.arguments, self.width) else {
+            if self.elements.is_some() {
+                self.claimed.start = item + 1;
+                self.lane.start(item + 1);
+                self.stage = Stage::Decoding;
+                return Some(&[]);
+            }
             self.failed = Some(TransportError::Malformed("an argument is cut short".to_owned()));
             return None;
         };
@@ -378,7 +406,15 @@ impl<'a> Run<'a> {
     /// Writes the item's result and commits it.
     #[inline]
     fn finish<R: Serialize>(&mut self, result: &R) {
+        if let Some(width) = plain::width::<R>().filter(|_| !self.capture) {
+            return self.finish_number(result, width);
+        }
         let at = self.progress.bytes as usize;
+        if let Some(elements) = plain::elements(result)
+            && elements.len() > CAPACITY
+        {
+            return self.finish_in_region(elements, 1);
+        }
         // A lane without room for a head is emptied first.
         if at + RECORD_HEAD + SPARE > CAPACITY {
             return self.finish_large(result);
@@ -390,6 +426,48 @@ impl<'a> Run<'a> {
                 Err(spilled) => self.finish_spilled(&spilled),
             },
             Err(error) => self.finish_text(Record::Unencodable, &error.to_string()),
+        }
+    }
+
+    /// Writes a plain number into the block's run of them and commits it. Not where output is
+    /// captured: there, more is told of each item than fits between two numbers.
+    #[inline]
+    fn finish_number<R: Serialize>(&mut self, number: &R, width: usize) {
+        if self.numbers.is_none() {
+            self.begin_numbers(width);
+        }
+        let at = self.progress.bytes as usize;
+        let mut writer = self.lane.writer(at, 0);
+        // Plain numbers can be encoded, and room for the whole run was made.
+        let _ = codec::encode(number, &mut writer);
+        self.progress.bytes += width as u32;
+        self.progress.items += 1;
+        if self.claimed.is_empty() {
+            self.numbers = None;
+            return self.commit_block();
+        }
+        self.lane.commit(self.progress);
+        self.stage = Stage::Between;
+    }
+
+    /// Begins a run for what is left of the block, the running item included.
+    fn begin_numbers(&mut self, width: usize) {
+        let len = 1 + (self.claimed.len() + 1) * width;
+        if self.progress.bytes as usize + RECORD_HEAD + len + SPARE > CAPACITY {
+            self.make_room();
+        }
+        let at = self.progress.bytes as usize;
+        self.lane.write(at, &Record::Numbers.head(len));
+        self.lane.write(at + RECORD_HEAD, &[width as u8]);
+        self.progress.bytes += RECORD_HEAD as u32 + 1;
+        self.numbers = Some(at);
+    }
+
+    /// Ends a run of numbers before the block's end, since another record follows.
+    fn end_numbers(&mut self) {
+        if let Some(at) = self.numbers.take() {
+            let len = self.progress.bytes as usize - at - RECORD_HEAD;
+            self.lane.write(at, &Record::Numbers.head(len));
         }
     }
 
@@ -409,13 +487,16 @@ impl<'a> Run<'a> {
             self.make_room();
             return self.finish_bytes(Record::Value, bytes);
         }
-        if self.progress.bytes as usize + RECORD_HEAD + SPARE > CAPACITY {
-            self.make_room();
-        }
+        self.finish_in_region(bytes, 0);
+    }
+
+    /// Commits a result that travels in a region of its own: its encoding (0) or its elements (1).
+    #[cold]
+    fn finish_in_region(&mut self, bytes: &[u8], form: u8) {
         let sent = Region::copy_of(bytes).and_then(|region| self.link.regions_out.send(&region));
         match sent {
             Ok(()) => {
-                self.finish_bytes(Record::Region, &[]);
+                self.finish_bytes(Record::Region, &[form]);
                 self.make_room();
             }
             Err(TransportError::PeerGone) => self.failed = Some(TransportError::PeerGone),
@@ -458,6 +539,7 @@ impl<'a> Run<'a> {
     fn finish_bytes(&mut self, kind: Record, bytes: &[u8]) {
         const LONGEST: usize = CAPACITY - RECORD_HEAD - SPARE;
         let bytes = &bytes[..bytes.len().min(LONGEST)];
+        self.end_numbers();
         if self.progress.bytes as usize + RECORD_HEAD + bytes.len() + SPARE > CAPACITY {
             self.make_room();
         }

@@ -1,0 +1,217 @@
+//! Plain types: numbers, `Vec`s of numbers, and `String`s, whose encoding equals their memory on a
+//! little-endian machine, so that they can be moved in bulk. This file owns all knowledge of which
+//! those are; [`codec`](crate::codec) falls back to bincode for everything else, and the format is
+//! the same either way.
+//!
+//! Which of them a type is, is known after monomorphisation: no test is left at run time.
+
+use std::any::TypeId;
+
+use crate::codec::{CodecError, Sink};
+
+/// A number whose encoding equals its memory. Every bit pattern of such a type is a value, which is
+/// why `bool` and `char` are not among them.
+trait Number: Copy {}
+
+/// Runs one of three blocks if `$T` is a type whose encoding equals its memory: a number, a `Vec`
+/// of numbers (both with `$N` standing for the number's type), or a `String`. Which of them it is
+/// is known after monomorphisation, so no test is left at run time.
+macro_rules! if_plain {
+    ($T:ty, $N:ident, number $number:block vector $vector:block text $text:block) => {
+        if cfg!(all(target_endian = "little", target_pointer_width = "64")) {
+            let id = typeid::of::<$T>();
+            if_plain!(@each id, $N, $number, $vector,
+                u8 u16 u32 u64 u128 usize i8 i16 i32 i64 i128 isize f32 f64);
+            if id == TypeId::of::<String>() $text
+        }
+    };
+    (@each $id:ident, $N:ident, $number:block, $vector:block, $($type:ty)*) => {$({
+        #[allow(dead_code)]
+        type $N = $type;
+        if $id == TypeId::of::<$type>() $number
+        if $id == TypeId::of::<Vec<$type>>() $vector
+    })*};
+}
+
+macro_rules! numbers { ($($type:ty)*) => {$( impl Number for $type {} )*} }
+numbers!(u8 u16 u32 u64 u128 usize i8 i16 i32 i64 i128 isize f32 f64);
+
+/// How many bytes each value of `T` takes, where that is the same for all: a plain number's width.
+#[inline(always)]
+pub fn width<T>() -> Option<usize> {
+    if_plain!(T, N, number { return Some(size_of::<N>()); } vector {} text {});
+    None
+}
+
+/// Reads plain numbers that stand one after the other to the end of `to`; false, and nothing is
+/// done, if `T` is no plain number or the bytes are not a whole number of them.
+#[inline(always)]
+pub fn extend_numbers<T>(to: &mut Vec<T>, bytes: &[u8]) -> bool {
+    let Some(width) = width::<T>().filter(|width| bytes.len().is_multiple_of(*width)) else {
+        return false;
+    };
+    let count = bytes.len() / width;
+    to.reserve(count);
+    // SAFETY: room for `count` values of `width` bytes, which is the size of `T`, has just been
+    // made, and any bytes are a plain number.
+    unsafe {
+        let end = to.as_mut_ptr().add(to.len());
+        std::ptr::copy_nonoverlapping(bytes.as_ptr(), end.cast(), bytes.len());
+        to.set_len(to.len() + count);
+    }
+    true
+}
+
+/// The elements of a large vector of plain numbers (or of a string) as they lie in memory, so that
+/// they can be moved without being copied into an encoding first.
+pub fn elements<T>(value: &T) -> Option<&[u8]> {
+    if_plain!(T, N,
+        number {}
+        vector { return Some(bytes_of(cast_ref::<T, Vec<N>>(value))); }
+        text { return Some(cast_ref::<T, String>(value).as_bytes()); }
+    );
+    None
+}
+
+/// Makes a value of what [`elements`] gave. The memory may be written by another process meanwhile.
+///
+/// # Errors
+///
+/// When `T` has no such elements, or the bytes are not a whole number of them.
+///
+/// # Safety
+///
+/// `from` is valid for reads of `len` bytes.
+pub unsafe fn from_elements<T>(from: *const u8, len: usize) -> Result<T, CodecError> {
+    if_plain!(T, N,
+        number {}
+        vector {
+            if len.is_multiple_of(size_of::<N>()) {
+                // SAFETY: as promised by the caller.
+                return Ok(cast::<Vec<N>, T>(unsafe { copy_elements(from, len / size_of::<N>()) }));
+            }
+        }
+        text {
+            // SAFETY: as promised by the caller.
+            let bytes = unsafe { copy_elements::<u8>(from, len) };
+            return String::from_utf8(bytes).map(cast::<String, T>).map_err(CodecError::new::<T>);
+        }
+    );
+    Err(CodecError::new::<T>(format_args!("{len} bytes are not its elements")))
+}
+
+/// Appends `value` in bulk if its type allows that.
+#[inline(always)]
+pub(crate) fn put<T>(value: &T, sink: &mut impl Sink) -> bool {
+    if_plain!(T, N,
+        number {
+            sink.put(bytes_of(std::slice::from_ref(cast_ref::<T, N>(value))));
+            return true;
+        }
+        vector {
+            let elements = cast_ref::<T, Vec<N>>(value);
+            sink.put(&(elements.len() as u64).to_le_bytes());
+            sink.put(bytes_of(elements));
+            return true;
+        }
+        text {
+            let text = cast_ref::<T, String>(value);
+            sink.put(&(text.len() as u64).to_le_bytes());
+            sink.put(text.as_bytes());
+            return true;
+        }
+    );
+    false
+}
+
+/// Reads a value in bulk if its type allows that.
+///
+/// # Safety
+///
+/// `from` is valid for reads of `len` bytes, which another process may be writing meanwhile.
+#[inline(always)]
+pub(crate) unsafe fn take<T>(from: *const u8, len: usize) -> Option<Result<T, CodecError>> {
+    if_plain!(T, N,
+        number {
+            let wanted = size_of::<N>();
+            if len != wanted {
+                let reason = format_args!("{len} bytes where {wanted} were expected");
+                return Some(Err(CodecError::new::<T>(reason)));
+            }
+            // SAFETY: `from` holds the number's bytes, by the caller's promise, and any bytes are one.
+            let number = unsafe { from.cast::<N>().read_unaligned() };
+            return Some(Ok(cast::<N, T>(number)));
+        }
+        vector {
+            // SAFETY: as promised by the caller.
+            let elements = unsafe { take_elements::<T, N>(from, len) };
+            return Some(elements.map(cast::<Vec<N>, T>));
+        }
+        text {
+            // SAFETY: as promised by the caller.
+            let text = unsafe { take_elements::<T, u8>(from, len) }
+                .and_then(|bytes| String::from_utf8(bytes).map_err(CodecError::new::<T>));
+            return Some(text.map(cast::<String, T>));
+        }
+    );
+    None
+}
+
+/// Reads a length and as many numbers, which must take up all of `len`; `T` is named in the error.
+///
+/// # Safety
+///
+/// `from` is valid for reads of `len` bytes.
+unsafe fn take_elements<T, N: Number>(from: *const u8, len: usize) -> Result<Vec<N>, CodecError> {
+    const HEAD: usize = size_of::<u64>();
+    if len < HEAD {
+        let reason = format_args!("{len} bytes where {HEAD} were expected");
+        return Err(CodecError::new::<T>(reason));
+    }
+    let (body, width) = (len - HEAD, size_of::<N>());
+    // SAFETY: the eight bytes are inside `len`.
+    let claimed = u64::from_le(unsafe { from.cast::<u64>().read_unaligned() });
+    if u64::try_from(body / width) != Ok(claimed) || body % width != 0 {
+        let reason =
+            format_args!("claims {claimed} elements of {width} bytes, but {body} bytes follow");
+        return Err(CodecError::new::<T>(reason));
+    }
+    // SAFETY: `body` bytes follow the head.
+    Ok(unsafe { copy_elements(from.add(HEAD), body / width) })
+}
+
+/// # Safety
+///
+/// `count` numbers' bytes can be read at `from`.
+unsafe fn copy_elements<N: Number>(from: *const u8, count: usize) -> Vec<N> {
+    let mut elements = Vec::<N>::with_capacity(count);
+    // SAFETY: the vector was allocated for `count` numbers, and any bytes are numbers.
+    unsafe {
+        let to = elements.as_mut_ptr().cast();
+        std::ptr::copy_nonoverlapping(from, to, count * size_of::<N>());
+        elements.set_len(count);
+    }
+    elements
+}
+
+fn bytes_of<N: Number>(numbers: &[N]) -> &[u8] {
+    // SAFETY: numbers have no padding, so all of the slice's bytes are initialised.
+    unsafe { std::slice::from_raw_parts(numbers.as_ptr().cast(), size_of_val(numbers)) }
+}
+
+/// A reference to a `T`, which must be a `U`, as such.
+#[inline(always)]
+fn cast_ref<T, U: 'static>(value: &T) -> &U {
+    assert!(typeid::of::<T>() == TypeId::of::<U>());
+    // SAFETY: a reference to a type, as a reference to the same type.
+    unsafe { &*std::ptr::from_ref(value).cast() }
+}
+
+/// A `U`, which must be a `T`, as such.
+#[inline(always)]
+fn cast<U: 'static, T>(value: U) -> T {
+    assert!(typeid::of::<T>() == TypeId::of::<U>());
+    let value = std::mem::ManuallyDrop::new(value);
+    // SAFETY: one type, and `value` is neither used nor dropped after this.
+    unsafe { std::mem::transmute_copy(&*value) }
+}
