@@ -23,3 +23,10 @@ pub use pool::{
     TaskOptions, WorkerInfo, WorkerState, log_to_stderr,
 };
 pub use procpool_worker::state::with as with_state;
+
+/// Reads bytes as if a worker had sent them; for fuzzing.
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub fn read_hostile(bytes: &[u8]) {
+    pool::read_hostile(bytes);
+}

@@ -62,6 +62,9 @@ pub use self::options::TaskOptions;
 pub use self::stream::{Reports, Results};
 pub use self::task::Task;
 
+#[cfg(fuzzing)]
+pub(crate) use self::records::read_hostile;
+
 use self::job::{Job, Origin, Outcome};
 use self::scheduler::Shared;
 use self::stream::Order;

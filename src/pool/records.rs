@@ -281,6 +281,40 @@ fn put(bytes: &mut Vec<u8>, kind: Record, payload: &[&[u8]]) {
     payload.iter().for_each(|part| bytes.extend_from_slice(part));
 }
 
+/// Does with bytes from a worker all that the parent does: as a frame, and as what lies in a lane.
+/// For fuzzing; the test below goes through the same seeds.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn read_hostile(bytes: &[u8]) {
+    use super::job::{Arrival, Content, Job, Origin};
+    use procpool_worker::codec;
+    use procpool_worker::protocol::Reply;
+
+    let _ = codec::decode::<Reply>(bytes);
+    let _ = output_ends(bytes);
+    let Some(survey) = survey(bytes) else { return };
+    let records = || Records::new(bytes.to_vec(), VecDeque::new(), VecDeque::new());
+    let mut rest = records();
+    let mut front = rest.split_front(survey.items / 2);
+    let count = |records: &mut Records| std::iter::from_fn(|| records.next().map(drop)).count();
+    assert_eq!(count(&mut front) + count(&mut rest), survey.items as usize);
+    let call = procpool_worker::function::Call { function: 0, trampoline: 0 };
+    let job = Job::new(Ok(call), Default::default(), Default::default(), 0);
+    let arrival = || {
+        let content = Content::Records(records());
+        Arrival { first: 0, items: survey.items, origin: Origin::NONE, content }
+    };
+    fn read<R: serde::de::DeserializeOwned>(mut arrival: Arrival, job: &Job, items: u32) {
+        let count = std::iter::from_fn(|| arrival.next::<R>(job).map(drop)).count();
+        assert_eq!(count, items as usize);
+    }
+    read::<u64>(arrival(), &job, survey.items);
+    read::<(String, Option<Vec<u8>>)>(arrival(), &job, survey.items);
+    read::<std::collections::BTreeMap<u8, Vec<char>>>(arrival(), &job, survey.items);
+    let _ = arrival().drain::<u16>(&job, &mut Vec::new());
+    let _ = arrival().drain::<f64>(&job, &mut Vec::new());
+    let _ = arrival().drain::<Vec<u32>>(&job, &mut Vec::new());
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -335,7 +369,32 @@ mod tests {
         assert_eq!(survey(&bytes), None, "half a number is none");
     }
 
+    #[test]
+    fn the_fuzzers_seeds_are_read_without_harm() {
+        let seeds = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/seeds/worker_output");
+        let mut read = 0;
+        for seed in std::fs::read_dir(seeds).unwrap() {
+            let seed = std::fs::read(seed.unwrap().path()).unwrap();
+            (0..=seed.len()).for_each(|len| read_hostile(&seed[..len]));
+            read += 1;
+        }
+        assert!(read > 4, "{read} seeds");
+    }
+
     proptest! {
+        #[test]
+        fn bytes_that_look_like_records_are_read_without_harm(
+            records in prop::collection::vec((0u32..8, any::<Vec<u8>>(), -2i32..3), 0..12)
+        ) {
+            let mut bytes = Vec::new();
+            for (kind, payload, lie) in records {
+                let len = (payload.len() as u32).saturating_add_signed(lie);
+                bytes.extend_from_slice(&(len << 3 | kind).to_le_bytes());
+                bytes.extend_from_slice(&payload);
+            }
+            read_hostile(&bytes);
+        }
+
         #[test]
         fn hostile_bytes_are_refused_or_read_to_the_end(bytes in any::<Vec<u8>>()) {
             let surveyed = survey(&bytes);

@@ -328,3 +328,171 @@ impl Sink for LaneWriter<'_> {
         self.spilled.extend_from_slice(bytes);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn lane(items: u32) -> Lane {
+        let lane = Lane::new(Region::zeroed(LANE_BYTES).unwrap()).unwrap();
+        lane.open(items);
+        lane
+    }
+
+    /// A worker that runs a chunk in its smallest steps, as `serve` does.
+    #[derive(Debug, Clone, Default)]
+    struct Worker {
+        claimed: Range<u32>,
+        running: bool,
+        committed: u32,
+        done: bool,
+    }
+
+    impl Worker {
+        fn step(&mut self, lane: &Lane, block: u32) {
+            if self.running {
+                self.committed += 1;
+                self.running = false;
+                lane.commit(Progress { items: self.committed, bytes: 0 });
+            } else if self.claimed.is_empty() {
+                self.claimed = lane.claim(block);
+                self.done = self.claimed.is_empty();
+            } else {
+                self.claimed.start += 1;
+                self.running = true;
+                lane.start(self.claimed.start);
+            }
+        }
+    }
+
+    /// What somebody does next: the worker a step, the parent taking back so many, or a kill.
+    #[derive(Debug, Clone, Copy)]
+    enum Move {
+        Step,
+        TakeBack(u32),
+        Kill,
+    }
+
+    /// Plays `moves` from the start, and gives the worker, what was taken back, and the lane.
+    fn play(items: u32, block: u32, moves: &[Move]) -> (Worker, Vec<Range<u32>>, Lane) {
+        let (lane, mut worker, mut taken) = (lane(items), Worker::default(), Vec::new());
+        for next in moves {
+            match next {
+                Move::Step => worker.step(&lane, block),
+                Move::TakeBack(max) => taken.push(lane.take_back(*max)),
+                Move::Kill => {}
+            }
+        }
+        (worker, taken, lane)
+    }
+
+    /// At the end, each item is in one place: committed, the one that was running, taken back, or
+    /// never begun.
+    fn check(items: u32, (worker, taken, lane): &(Worker, Vec<Range<u32>>, Lane), moves: &[Move]) {
+        let (started, committed) = (lane.started(), lane.progress().items);
+        let left = items - taken.iter().map(|range| range.end - range.start).sum::<u32>();
+        let mut end = items;
+        for range in taken.iter().filter(|range| !range.is_empty()) {
+            assert_eq!(range.end, end, "taken from the end, once: {moves:?}");
+            end = range.start;
+        }
+        assert_eq!(end, left, "{moves:?}");
+        assert!(committed <= started && started <= left, "nothing taken back was begun: {moves:?}");
+        assert!(started - committed <= 1, "one item runs at a time: {moves:?}");
+        assert_eq!(worker.committed, committed);
+        if worker.done {
+            assert_eq!(committed, left, "all that was not taken back is done: {moves:?}");
+        }
+    }
+
+    /// Every order in which a worker's steps, two takings back and a kill at any moment can happen.
+    #[test]
+    fn in_every_interleaving_each_item_is_in_exactly_one_place() {
+        fn explore(items: u32, block: u32, moves: &mut Vec<Move>, takes: u32, seen: &mut u64) {
+            let state = play(items, block, moves);
+            check(items, &state, moves);
+            *seen += 1;
+            if state.0.done {
+                return;
+            }
+            let mut choices = vec![Move::Step, Move::Kill];
+            if takes > 0 {
+                choices.extend([1, 2, u32::MAX].map(Move::TakeBack));
+            }
+            for choice in choices {
+                moves.push(choice);
+                match choice {
+                    // The worker does nothing more; the parent may still take back.
+                    Move::Kill => {
+                        for max in [0, 1, u32::MAX] {
+                            moves.push(Move::TakeBack(max));
+                            check(items, &play(items, block, moves), moves);
+                            moves.pop();
+                        }
+                    }
+                    Move::TakeBack(_) => explore(items, block, moves, takes - 1, seen),
+                    Move::Step => explore(items, block, moves, takes, seen),
+                }
+                moves.pop();
+            }
+        }
+        let mut seen = 0;
+        for items in 0..=3 {
+            for block in 1..=2 {
+                explore(items, block, &mut Vec::new(), 2, &mut seen);
+            }
+        }
+        assert!(seen > 1000, "{seen} states");
+    }
+
+    #[test]
+    fn claimed_and_taken_back_at_once_an_item_is_had_by_one() {
+        let lane = lane(100_000);
+        let (claimed, taken) = std::thread::scope(|scope| {
+            let worker = scope.spawn(|| {
+                let mut items = 0;
+                loop {
+                    let block = lane.claim(7);
+                    if block.is_empty() {
+                        return items;
+                    }
+                    items += block.len();
+                }
+            });
+            let parent = scope.spawn(|| {
+                let mut items = 0;
+                while lane.unstarted() > 0 {
+                    items += lane.take_back(5).len();
+                }
+                items
+            });
+            (worker.join().unwrap(), parent.join().unwrap())
+        });
+        assert_eq!(claimed + taken, 100_000);
+    }
+
+    #[test]
+    fn a_value_that_does_not_fit_is_spilled_whole() {
+        let lane = lane(1);
+        let mut writer = lane.writer(CAPACITY - 10, 2);
+        writer.put(b"1234567");
+        assert_eq!(writer.finish(), Ok(CAPACITY - 3));
+        let mut writer = lane.writer(CAPACITY - 10, 2);
+        writer.put(b"1234567");
+        writer.put(b"89");
+        writer.put(b"0");
+        assert_eq!(writer.finish(), Err(b"1234567890".to_vec()));
+    }
+
+    #[test]
+    fn reading_outside_of_the_results_gives_nothing() {
+        let lane = lane(1);
+        let mut to = Vec::new();
+        lane.copy_results(0..CAPACITY + 1, &mut to);
+        #[allow(clippy::reversed_empty_ranges)]
+        lane.copy_results(5..4, &mut to);
+        assert!(to.is_empty());
+        assert!(Record::parse(u32::MAX.to_le_bytes()).is_some_and(|(_, len)| len > LANE_BYTES));
+    }
+}
