@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use procpool_worker::codec;
 use procpool_worker::lane::{CAPACITY, Lane, Note};
-use procpool_worker::protocol::{self, Body, Reply, Request, SPAN_HEAD};
+use procpool_worker::protocol::{Body, Reply, Request, SPAN_HEAD, Span};
 use procpool_worker::transport::{Region, TransportError};
 
 use super::batch::{Batch, split_back};
@@ -217,12 +217,21 @@ impl Chunk {
         codec::encode(&request, &mut worker.frame)
             .map_err(|error| TransportError::Malformed(error.to_string()))?;
         let put = |body: &mut Vec<u8>| {
-            for batch in &self.batches {
+            let mut batches = self.batches.iter().peekable();
+            while let Some(first) = batches.peek() {
                 // One that can't be called was refused when it was submitted.
-                if let Ok(call) = batch.job.call {
-                    let Batch { items, width, .. } = *batch;
-                    protocol::put_span(body, call, items, width, batch.arguments());
+                let (Ok(call), width) = (first.job.call, first.width) else { break };
+                let mut span = Span { call, items: 0, width, bytes: 0 };
+                // Single calls of one function travel as one span.
+                let alike = |other: &&Batch| other.job.call == Ok(call) && other.width == width;
+                let head = body.len();
+                body.extend_from_slice(&span.head());
+                while let Some(batch) = batches.next_if(alike) {
+                    body.extend_from_slice(batch.arguments());
+                    span.items += batch.items;
                 }
+                span.bytes = (body.len() - head - SPAN_HEAD) as u64;
+                body[head..head + SPAN_HEAD].copy_from_slice(&span.head());
             }
         };
         if place == Body::Region {

@@ -38,6 +38,9 @@ pub(crate) struct Job {
 struct State {
     ledger: Ledger,
     arrivals: VecDeque<Arrival>,
+    /// How many threads wait for an arrival: a notification costs a system call, also where nobody
+    /// waits.
+    waiting: u32,
     waker: Option<Waker>,
     /// Called when the last item is settled.
     when_done: Option<Box<dyn FnOnce() + Send>>,
@@ -155,8 +158,11 @@ impl Job {
     fn announce(&self, mut state: MutexGuard<'_, State>) {
         let waker = state.waker.take();
         let when_done = if state.ledger.open() == 0 { state.when_done.take() } else { None };
+        let is_awaited = state.waiting > 0;
         drop(state);
-        self.arrived.notify_all();
+        if is_awaited {
+            self.arrived.notify_all();
+        }
         if let Some(waker) = waker {
             waker.wake();
         }
@@ -192,17 +198,11 @@ impl Job {
     pub(crate) fn wait(&self, deadline: Option<Instant>) -> bool {
         let mut state = self.state();
         while state.ledger.open() > 0 {
-            state = match deadline {
-                None => self.arrived.wait(state).unwrap_or_else(PoisonError::into_inner),
-                Some(deadline) => {
-                    let left = deadline.saturating_duration_since(Instant::now());
-                    if left.is_zero() {
-                        return false;
-                    }
-                    let waited = self.arrived.wait_timeout(state, left);
-                    waited.unwrap_or_else(PoisonError::into_inner).0
-                }
-            };
+            let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) {
+                return false;
+            }
+            state = self.sleep(state, left);
         }
         true
     }
@@ -217,8 +217,26 @@ impl Job {
             if state.ledger.open() == 0 {
                 return None;
             }
-            state = self.arrived.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self.sleep(state, None);
         }
+    }
+
+    /// Waits for an arrival, or until the time is over.
+    fn sleep<'a>(
+        &self,
+        mut state: MutexGuard<'a, State>,
+        limit: Option<Duration>,
+    ) -> MutexGuard<'a, State> {
+        state.waiting += 1;
+        let mut state = match limit {
+            None => self.arrived.wait(state).unwrap_or_else(PoisonError::into_inner),
+            Some(limit) => {
+                let waited = self.arrived.wait_timeout(state, limit);
+                waited.unwrap_or_else(PoisonError::into_inner).0
+            }
+        };
+        state.waiting -= 1;
+        state
     }
 
     /// Whether something has arrived and not been taken.

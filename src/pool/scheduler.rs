@@ -17,7 +17,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use procpool_worker::function::Call;
@@ -62,6 +62,8 @@ pub(crate) struct Shared {
     pub(crate) inline_limit: usize,
     /// Since when the workers are stopped, if they are.
     suspended: Mutex<Option<Instant>>,
+    /// What is known of each function's speed.
+    paces: RwLock<HashMap<Call, Arc<Pace>>>,
 }
 
 /// One slot's part that has its own lock.
@@ -104,8 +106,6 @@ struct Central {
     resting: usize,
     /// The driver that looks out for slow chunks.
     watcher: Option<usize>,
-    /// What is known of each function's speed.
-    paces: HashMap<Call, Arc<Pace>>,
     /// Set when waiting tasks were told that no worker can be made ready; a new task clears it and
     /// is worth new attempts.
     given_up: bool,
@@ -186,7 +186,6 @@ impl Shared {
             crowded: 0,
             resting: 0,
             watcher: None,
-            paces: HashMap::new(),
             given_up: false,
             first_start: None,
         };
@@ -200,6 +199,7 @@ impl Shared {
             counters,
             inline_limit,
             suspended: Mutex::default(),
+            paces: RwLock::default(),
         }
     }
 
@@ -211,7 +211,11 @@ impl Shared {
 
     /// What is known of a function's speed.
     pub(crate) fn pace(&self, call: Call) -> Arc<Pace> {
-        Arc::clone(self.central().paces.entry(call).or_default())
+        if let Some(pace) = self.paces.read().unwrap_or_else(PoisonError::into_inner).get(&call) {
+            return Arc::clone(pace);
+        }
+        let mut paces = self.paces.write().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(paces.entry(call).or_default())
     }
 
     /// Whether anything is still accepted.

@@ -23,6 +23,7 @@ pub trait Sink {
 }
 
 impl Sink for Vec<u8> {
+    #[inline]
     fn put(&mut self, bytes: &[u8]) {
         self.extend_from_slice(bytes);
     }
@@ -49,6 +50,7 @@ impl CodecError {
 /// # Errors
 ///
 /// When the value's own `Serialize` refuses. The sink may hold part of the value then.
+#[inline]
 pub fn encode<T: Serialize>(value: &T, sink: &mut impl Sink) -> Result<(), CodecError> {
     if plain::put(value, sink) {
         return Ok(());
@@ -73,6 +75,7 @@ pub fn encode_to_vec<T: Serialize>(value: &T) -> Result<Vec<u8>, CodecError> {
 /// # Errors
 ///
 /// When the bytes are not such a value, claim more than they hold, or something is left over.
+#[inline]
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
     // SAFETY: a slice is valid for its length.
     if let Some(value) = unsafe { plain::take(bytes.as_ptr(), bytes.len()) } {

@@ -153,12 +153,14 @@ impl Lane {
         &self.region
     }
 
+    #[inline]
     fn word(&self, at: usize) -> &AtomicU64 {
         // SAFETY: `at` is one of the offsets above, inside the region and aligned since the region
         // is mapped at a page; the peer too touches it as an atomic only.
         unsafe { AtomicU64::from_ptr(self.base.add(at).cast()) }
     }
 
+    #[inline]
     fn started_word(&self) -> &AtomicU32 {
         // SAFETY: as in `word`.
         unsafe { AtomicU32::from_ptr(self.base.add(STARTED).cast()) }
@@ -262,22 +264,26 @@ impl Lane {
     }
 
     /// Says that items up to but not including `items` have begun.
+    #[inline]
     pub fn start(&self, items: u32) {
         self.started_word().store(items, Ordering::Release);
     }
 
     /// Says that `progress` is finished and valid.
+    #[inline]
     pub fn commit(&self, progress: Progress) {
         self.word(COMMITTED).store(pack(progress.items, progress.bytes), Ordering::Release);
     }
 
     /// A place to write results at, from byte `at` on, keeping `spare` bytes of the end free.
+    #[inline]
     pub fn writer(&self, at: usize, spare: usize) -> LaneWriter<'_> {
         let room = CAPACITY.saturating_sub(spare);
         LaneWriter { lane: self, start: at, at: at.min(room), room, spilled: Vec::new() }
     }
 
     /// Writes `bytes` at byte `at` of the results, if they fit.
+    #[inline]
     pub fn write(&self, at: usize, bytes: &[u8]) {
         assert!(at + bytes.len() <= CAPACITY, "results are only written where there is room");
         // SAFETY: inside the region, as was just checked; what is not committed is the worker's.
@@ -288,6 +294,7 @@ impl Lane {
     }
 }
 
+#[inline]
 fn pack(low: u32, high: u32) -> u64 {
     u64::from(high) << 32 | u64::from(low)
 }
@@ -308,6 +315,7 @@ pub struct LaneWriter<'a> {
 
 impl LaneWriter<'_> {
     /// The end of what was written, or all of the value if it didn't fit.
+    #[inline]
     pub fn finish(self) -> Result<usize, Vec<u8>> {
         if self.spilled.is_empty() { Ok(self.at) } else { Err(self.spilled) }
     }

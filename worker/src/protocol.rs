@@ -71,7 +71,7 @@ pub enum Request {
     /// The first, and the only one without a reply: who the worker is.
     Setup(Setup),
     /// Run a chunk; what follows the request in the frame (or lies in the region that was sent
-    /// before) is its [body](put_span).
+    /// before) is its body: spans, each a [head](Span::head) and arguments.
     Chunk {
         /// Tells this chunk from the worker's others.
         sequence: u32,
@@ -154,15 +154,17 @@ pub const SPAN_HEAD: usize = 32;
 /// Length in bytes of what stands before each argument.
 pub const ITEM_HEAD: usize = size_of::<u32>();
 
-/// Appends a span to a chunk's body. `arguments` holds `items` arguments, as [`put_item`] has put
-/// them.
-pub fn put_span(body: &mut Vec<u8>, call: Call, items: u32, width: u32, arguments: &[u8]) {
-    body.extend_from_slice(&call.function.to_le_bytes());
-    body.extend_from_slice(&call.trampoline.to_le_bytes());
-    body.extend_from_slice(&items.to_le_bytes());
-    body.extend_from_slice(&width.to_le_bytes());
-    body.extend_from_slice(&(arguments.len() as u64).to_le_bytes());
-    body.extend_from_slice(arguments);
+impl Span {
+    /// The head as it stands in a chunk's body, before the arguments as [`put_item`] has put them.
+    pub fn head(&self) -> [u8; SPAN_HEAD] {
+        let mut head = [0; SPAN_HEAD];
+        head[..8].copy_from_slice(&self.call.function.to_le_bytes());
+        head[8..16].copy_from_slice(&self.call.trampoline.to_le_bytes());
+        head[16..20].copy_from_slice(&self.items.to_le_bytes());
+        head[20..24].copy_from_slice(&self.width.to_le_bytes());
+        head[24..].copy_from_slice(&self.bytes.to_le_bytes());
+        head
+    }
 }
 
 /// How many bytes each argument of type `A` takes in a span; 0 where each has its length before it.
@@ -247,7 +249,9 @@ mod tests {
                     put_item(&mut arguments, item).unwrap();
                 }
                 let call = Call { function: *function, trampoline: *trampoline };
-                put_span(&mut body, call, items.len() as u32, 0, &arguments);
+                let (items, bytes) = (items.len() as u32, arguments.len() as u64);
+                body.extend_from_slice(&Span { call, items, width: 0, bytes }.head());
+                body.extend_from_slice(&arguments);
             }
             let mut body = &body[..];
             for (function, trampoline, items) in &spans {
