@@ -52,12 +52,11 @@ pub(crate) fn is_initialized() -> bool {
 /// ```
 /// procpool::test_support!();
 ///
-/// # fn main() {}
-/// #[test]
 /// fn squares() {
 ///     let pool = procpool::Pool::new(2).unwrap();
 ///     assert_eq!(pool.apply(|x: u32| x * x, 7), Ok(49));
 /// }
+/// # fn main() {}
 /// ```
 #[macro_export]
 macro_rules! test_support {

@@ -1,5 +1,119 @@
 //! `multiprocessing.Pool` for Rust: a pool of worker processes that one task's crash, hang or leak
 //! cannot bring down.
+//!
+//! A pool starts copies of this program as workers, sends them calls, and gives back the results: in
+//! order, or as they come, each with the PID of the worker that made it. If a worker is lost, the one task
+//! that was running in it fails with an error that says why; its neighbours get their answers, and
+//! another worker takes its place.
+//!
+//! Threads are simpler and cheaper where no task can go wrong. Processes are for what can: C libraries,
+//! unbounded recursion, code that aborts, loops or leaks, anything with global state.
+//!
+//! # A first program
+//!
+//! ```no_run
+//! fn divide_100_by(x: i32) -> i32 {
+//!     if x == 0 { std::process::abort() } else { 100 / x }
+//! }
+//!
+//! fn main() -> Result<(), procpool::Error> {
+//!     procpool::init();
+//!     let pool = procpool::Pool::new(4)?;
+//!     for result in pool.imap(divide_100_by, [1, 2, 0, 5]) {
+//!         match result {
+//!             Ok(y) => println!("{y}"),
+//!             Err(error) => println!("{error}"),
+//!         }
+//!     }
+//!     Ok(())
+//! }
+//! ```
+//!
+//! It prints 100, 50, `task 2 (PID 4711): its worker was killed by SIGABRT while running it`, and 20.
+//!
+//! [`init`] comes first in `main`. A worker is a copy of the program, so it begins like it: `init` makes
+//! it a worker and doesn't return there, and returns at once everywhere else. What comes before it is
+//! done in each worker too. A pool in a process that has not called it is [`Error::NotInitialized`].
+//!
+//! # What can be sent
+//!
+//! A function is a plain `fn(A) -> R`: any function that is linked into the executable, generic ones
+//! included, and any closure that captures nothing. There is nothing to register. It is named by its place
+//! in the program's image, which is the same in every worker.
+//!
+//! Arguments and results have serde's `Serialize` and `DeserializeOwned`. Several arguments travel as a
+//! tuple. What can't be sent doesn't compile; see [`Pool`] for how that looks. If `R` is itself a
+//! `Result`, an `Err` in it is an answer like any other.
+//!
+//! # How calls are named
+//!
+//! Names are those of Python's `multiprocessing`.
+//!
+//! | call | gives | in order | waits |
+//! |---|---|---|---|
+//! | [`apply`](Pool::apply) | `Result<R, TaskError>` | | yes |
+//! | [`apply_async`](Pool::apply_async) | [`Task<R>`](Task) | | no |
+//! | [`map`](Pool::map) | `Result<Vec<R>, TaskError>` | yes | yes |
+//! | [`map_async`](Pool::map_async) | [`Task<Vec<R>>`](Task) | yes | no |
+//! | [`imap`](Pool::imap) | iterator of `Result<R, TaskError>` | yes | for the next |
+//! | [`imap_unordered`](Pool::imap_unordered) | iterator of `Result<R, TaskError>` | as they come | for the next |
+//!
+//! A [`Task`] can be waited for, with a limit or without, asked whether it is ready, cancelled, given a
+//! callback, or awaited as a `Future` under any runtime. The iterators read their input a bounded window
+//! ahead of what has been taken, so that it may be endless; dropping one cancels what is left.
+//! [`reports`](Results::reports) gives each result with its id, PID, attempt and times, as a [`Report`].
+//!
+//! [`Pool::builder`] sets what holds for a pool: the number of workers, an initializer whose value tasks
+//! reach by [`with_state`], time limits, retries, limits on memory and other resources, when workers are
+//! replaced, environment, output, and who is told of each [`Event`]. [`Pool::with`] gives a handle on
+//! the same workers whose tasks have other [`TaskOptions`].
+//!
+//! [`close`](Pool::close) accepts nothing more, [`join`](Pool::join) waits for what was submitted,
+//! [`terminate`](Pool::terminate) ends it now. A pool that is dropped is terminated.
+//!
+//! # What errors mean
+//!
+//! [`Error`] is why a pool could not be made. [`TaskError`] is what became of one task that has no answer:
+//!
+//! | kind | what happened | did it run | the worker |
+//! |---|---|---|---|
+//! | [`Panicked`](TaskErrorKind::Panicked) | with message, location and backtrace | yes | goes on |
+//! | [`Died`](TaskErrorKind::Died) | its worker crashed, exited or was killed | maybe | is replaced |
+//! | [`TimedOut`](TaskErrorKind::TimedOut) | it ran for longer than its limit | maybe | is replaced |
+//! | [`Cancelled`](TaskErrorKind::Cancelled) | by [`Task::cancel`], or with its iterator | no, or maybe | is replaced if it ran |
+//! | [`Closed`](TaskErrorKind::Closed) | the pool was closed or terminated | no, or maybe | |
+//! | [`Encode`](TaskErrorKind::Encode), [`Decode`](TaskErrorKind::Decode) | a value could not be sent; names the type | argument: no; result: yes | goes on |
+//! | [`Function`](TaskErrorKind::Function) | it is in another shared object | no | |
+//! | [`Initializer`](TaskErrorKind::Initializer) | no worker could be made ready | no | |
+//!
+//! "Maybe" ([`DidRun::Maybe`]) means that any part of the task's effects may be there. Only with
+//! [`retries`](PoolBuilder::retries) is such a task run again, after a death or a time limit, never after
+//! a panic. Items that waited behind one that crashed, in the same chunk, are run elsewhere, which is no
+//! attempt; those that had finished are delivered.
+//!
+//! # Testing
+//!
+//! A worker of a test binary would run the tests instead of serving. One line, at the top level of each
+//! test binary, makes `#[test]` functions able to have pools, under `cargo test` and under nextest:
+//!
+//! ```
+//! procpool::test_support!();
+//! # fn main() {}
+//! ```
+//!
+//! # Limits
+//!
+//! - Linux, on 64-bit machines.
+//! - The wall is against accidents, not against an attacker: a worker has its parent's user, files and
+//!   network, and one that is hostile can harm its parent. What a task has done outside of its process is
+//!   not undone.
+//! - What a task changes in its own process (globals, environment, working directory) stays so for the
+//!   tasks after it in the same worker.
+//! - Descendants of a worker are killed with it, unless they have made a session or process group of
+//!   their own.
+//! - An encoded argument may take up to 4 GiB.
+//! - A worker's standard input is empty; its output goes where the parent's goes, unless
+//!   [`output`](PoolBuilder::output) says otherwise.
 
 #[cfg(not(target_os = "linux"))]
 compile_error!("procpool needs Linux: pidfds, parent death signals and /proc/self/exe");

@@ -156,6 +156,7 @@ fn when_the_parent_is_killed_workers_and_what_they_started_are_gone_within_100_m
 }
 
 #[test]
+#[allow(clippy::zombie_processes, reason = "that nobody waits for it is the point")]
 fn what_a_task_started_ends_with_its_worker() {
     let start = |()| {
         let child = Command::new("sleep").arg("3600").spawn().unwrap();

@@ -396,7 +396,7 @@ pub(crate) fn run(
     inline_limit: usize,
     counters: &Counters,
     observers: Option<&Observers>,
-) -> Result<(), Loss> {
+) -> Result<(), Box<Loss>> {
     let teller = Teller { counters, observers };
     let outcome = drive(worker, running, inline_limit, &teller);
     // Somebody may have decided to end it just as it finished.
@@ -415,7 +415,7 @@ pub(crate) fn run(
     match chunk {
         Some(mut chunk) if is_lost => {
             let is_sane = chunk.harvest(worker, &teller, true).is_ok();
-            Err(chunk.into_loss(is_sane))
+            Err(Box::new(chunk.into_loss(is_sane)))
         }
         _ => Ok(()),
     }

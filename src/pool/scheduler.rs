@@ -496,7 +496,7 @@ impl Shared {
         let observers = &self.config.observers;
         let limit = self.inline_limit;
         let outcome = chunk::run(&mut worker, running, limit, &self.counters, Some(observers));
-        let outcome = outcome.map_err(|loss| self.mourn(&worker, loss));
+        let outcome = outcome.map_err(|loss| self.mourn(&worker, *loss));
         let mut central = self.central();
         central.crowded -= usize::from(was_crowded);
         match outcome {

@@ -5,6 +5,9 @@
 //! - `rows`: what is shown of each result, in each format, and the summary.
 //! - `inputs`: where inputs come from, and that they stream.
 //! - `endings`: exit codes, errors, closed pipes, Ctrl-C.
+//! - `limits`: what one input may take, what becomes of what tasks print, and the log.
+//! - `signals`: what ends a run early, and what stops it for a while.
+//! - `isolate`: the wall, shown.
 //! - `tasks`: the built-in tasks give the answers of the tools that people know.
 
 #![cfg(feature = "cli")]
@@ -12,6 +15,9 @@
 
 mod endings;
 mod inputs;
+mod isolate;
+mod limits;
 mod rows;
+mod signals;
 mod support;
 mod tasks;

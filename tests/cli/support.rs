@@ -1,11 +1,11 @@
 //! Starts the binary and waits for it, but never for ever.
 
 use std::ffi::OsStr;
-use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -77,17 +77,27 @@ pub(crate) fn wait(child: Child) -> Ended {
     }
 }
 
-/// The lines that a run writes, as it writes them.
-pub(crate) fn lines_of(stdout: ChildStdout) -> Receiver<String> {
+/// The lines that a run writes to either of its outputs, as it writes them.
+pub(crate) fn lines_of(output: impl Read + Send + 'static) -> Receiver<String> {
     let (sender, receiver) = mpsc::channel();
     thread::spawn(move || {
-        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+        for line in BufReader::new(output).lines().map_while(Result::ok) {
             if sender.send(line).is_err() {
                 return;
             }
         }
     });
     receiver
+}
+
+/// Waits until it holds; fails the test if that takes too long.
+#[track_caller]
+pub(crate) fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + LIMIT;
+    while !holds() {
+        assert!(Instant::now() < deadline, "in vain: {what}");
+        thread::sleep(Duration::from_millis(1));
+    }
 }
 
 pub(crate) fn signal(pid: u32, signal: Signal) {

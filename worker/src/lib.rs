@@ -19,6 +19,9 @@
 //! | [`panics`] | turning a panic into a report |
 //! | [`harden`] | making a fresh process a safe worker (signals, file descriptors, dying with the parent) |
 
+// The headers explain how things are done, and name what does them.
+#![allow(rustdoc::private_intra_doc_links)]
+
 pub mod codec;
 pub mod function;
 pub mod harden;

@@ -1,0 +1,172 @@
+//! What one input may take, what becomes of what tasks print, and the log.
+
+use std::collections::HashSet;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::support::{Ended, lines_of, procpool, run, signal, wait, wait_until};
+
+/// Points that no machine gets through.
+const ENDLESS: &str = "1000000000000000";
+
+#[test]
+fn an_input_that_takes_too_long_fails_alone() {
+    let mut arguments = vec!["run", "--procs", "2", "--timeout", "300ms", "--format", "json"];
+    arguments.extend(["--task", "sqrt", "4", "9", "0..50"]);
+    let quick = run(&arguments);
+    assert_eq!(quick.code, Some(0), "{quick:?}");
+    let slow = run(&["run", "--task", "pi", "--points", ENDLESS, "--timeout", "0.2", "1", "2"]);
+    assert_eq!(slow.code, Some(1), "{slow:?}");
+    assert_eq!(slow.text().matches("after its time limit of 200ms").count(), 2, "{slow:?}");
+}
+
+#[test]
+fn an_input_is_tried_again_and_the_attempt_is_shown() {
+    let mut arguments = vec!["run", "--task", "pi", "--points", ENDLESS, "--timeout", "100ms"];
+    arguments.extend(["--retries", "2", "7"]);
+    let table = run(&arguments);
+    assert_eq!(table.code, Some(1));
+    assert!(table.text().contains("(attempt 3)"), "{table:?}");
+    arguments.extend(["--format", "json"]);
+    assert_eq!(run(&arguments).json()[0]["attempt"], 3);
+    assert!(!run(&["run"]).text().contains("attempt"), "the first one goes without saying");
+}
+
+#[test]
+fn an_input_that_takes_too_much_memory_fails_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let picture = |name: &str, side| {
+        let path = dir.path().join(name);
+        image::RgbImage::new(side, side).save(&path).unwrap();
+        path.into_os_string().into_string().unwrap()
+    };
+    let (small, large) = (picture("small.png", 10), picture("large.png", 8000));
+    let out = dir.path().join("out").into_os_string().into_string().unwrap();
+    let mut arguments = vec!["run", "--procs", "2", "--task", "image", "--out", &out];
+    arguments.extend(["--format", "json", "--memory", "64M", &small, &large, &small]);
+    let ended = run(&arguments);
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    let rows = ended.json();
+    assert!(rows[1]["error"].as_str().unwrap().contains("ran out of memory"), "{}", rows[1]);
+    assert!(rows[0].get("result").is_some(), "{}", rows[0]);
+}
+
+#[test]
+fn a_worker_is_replaced_after_so_many_inputs() {
+    let arguments = ["run", "--procs", "2", "--max-tasks", "5", "--format", "json", "0..50"];
+    let rows = run(&arguments).json();
+    let pids: HashSet<u64> = rows.iter().map(|row| row["pid"].as_u64().unwrap()).collect();
+    assert!((rows.len(), pids.len() >= 10) == (50, true), "{pids:?}");
+}
+
+#[test]
+fn workers_are_as_nice_as_they_are_told_to_be() {
+    let mut arguments = vec!["run", "--procs", "1", "--nice", "7", "--log", "-"];
+    arguments.extend(["--task", "pi", "--points", ENDLESS, "1"]);
+    let mut child = procpool(&arguments).spawn().unwrap();
+    let log = lines_of(child.stderr.take().unwrap());
+    let ready = log.iter().find(|line| line.ends_with("ready")).unwrap();
+    let pid: u32 = ready.split("PID ").nth(1).unwrap().split(')').next().unwrap().parse().unwrap();
+    wait_until("it is nice", || {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        stat.rsplit(") ").next().unwrap().split(' ').nth(16) == Some("7")
+    });
+    signal(child.id(), rustix::process::Signal::KILL);
+    wait(child);
+}
+
+/// Has a plot written to where standard output goes, in the worker: as good as printing it.
+fn printing(dir: &Path, more: &[&str]) -> Ended {
+    let out = dir.join("out");
+    let _ = fs::remove_dir_all(&out);
+    fs::create_dir(&out).unwrap();
+    symlink("/dev/stdout", out.join(".scatter-0003.svg.part")).unwrap();
+    let out = out.into_os_string().into_string().unwrap();
+    let arguments = ["run", "--procs", "2", "--quiet", "--task", "plot", "--out", &out, "3", "4"];
+    run(&[&arguments, more].concat())
+}
+
+#[test]
+fn what_a_task_prints_is_shown_with_its_result() {
+    let dir = tempfile::tempdir().unwrap();
+    let table = printing(dir.path(), &["--output", "capture"]);
+    let lines: Vec<&str> = table.text().lines().collect();
+    assert!(lines[2].contains("│ <svg") && lines.last().unwrap().contains(" 4 "), "{table:?}");
+
+    let rows = printing(dir.path(), &["--output", "capture", "--format", "json"]).json();
+    assert!(rows[0]["output"].as_str().unwrap().ends_with("</svg>\n"), "{}", rows[0]);
+    assert_eq!(rows[1]["output"], "");
+
+    let csv = printing(dir.path(), &["--output", "capture", "--format", "csv"]);
+    assert!(csv.text().lines().next().unwrap().ends_with(",error,output"), "{csv:?}");
+    let rows = csv.csv();
+    assert!(rows[0].iter().next_back().unwrap().starts_with(b"<svg"));
+    assert_eq!(rows[1].iter().next_back(), Some(&b""[..]));
+}
+
+#[test]
+fn what_a_task_prints_goes_where_it_is_told_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let inherited = printing(dir.path(), &["--format", "json"]);
+    assert!(inherited.text().contains("<svg"), "{inherited:?}");
+    let nothing = printing(dir.path(), &["--format", "json", "--output", "null"]);
+    assert_eq!(nothing.json().len(), 2);
+    assert!(nothing.json()[0].get("output").is_none(), "{nothing:?}");
+}
+
+#[test]
+fn the_log_has_a_line_of_json_for_each_event() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("log").into_os_string().into_string().unwrap();
+    let ended = run(&["run", "--procs", "2", "--log", &file, "0..20", "x"]);
+    assert_eq!(ended.code, Some(1));
+    let log = fs::read_to_string(file).unwrap();
+    let events: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let of = |name: &str| events.iter().filter(|event| event["event"] == name).collect::<Vec<_>>();
+    assert_eq!((of("spawned").len(), of("drained").len()), (2, 1), "{log}");
+    let finished = of("finished");
+    let ids: HashSet<u64> = finished.iter().map(|event| event["id"].as_u64().unwrap()).collect();
+    assert_eq!((finished.len(), ids.len()), (21, 21), "{log}");
+    assert!(finished.iter().all(|event| event["elapsed"].as_f64() >= Some(0.0)), "{log}");
+    assert!(events.iter().all(|event| event["time"].as_f64() > Some(0.0)), "in seconds: {log}");
+}
+
+#[test]
+fn the_log_for_people_goes_to_standard_error() {
+    let ended = run(&["run", "--procs", "1", "--log", "-", "3"]);
+    assert_eq!(ended.code, Some(0));
+    for what in ["spawned", "ready", "finished task 0", "drained"] {
+        assert!(ended.stderr.contains(what), "{what}: {}", ended.stderr);
+    }
+}
+
+#[test]
+fn a_log_that_cannot_be_written_is_said() {
+    let nowhere = run(&["run", "--log", "/nowhere/log"]);
+    assert_eq!((nowhere.code, nowhere.stdout.len()), (Some(2), 0), "{nowhere:?}");
+    assert!(nowhere.stderr.contains("check --log"), "{nowhere:?}");
+    let full = run(&["run", "--log", "/dev/full"]);
+    assert_eq!(full.code, Some(1), "the rows are there all the same: {full:?}");
+    assert!(full.text().contains("5 tasks in") && full.stderr.contains("failed to write the log"));
+}
+
+#[test]
+fn limits_that_make_no_sense_are_exit_code_2_with_the_remedy() {
+    let cases: [(&[&str], &str); 7] = [
+        (&["--timeout", "soon"], "500ms"),
+        (&["--timeout", "0"], "leave it out"),
+        (&["--memory", "5"], "at least 16M"),
+        (&["--memory", "much"], "200M"),
+        (&["--max-tasks", "0"], "--max-tasks"),
+        (&["--nice", "20"], "-20..=19"),
+        (&["--output", "file"], "possible values: inherit"),
+    ];
+    for (arguments, remedy) in cases {
+        let ended = run(&[&["run"], arguments].concat());
+        assert_eq!(ended.code, Some(2), "{arguments:?}: {ended:?}");
+        assert!(ended.stderr.contains(remedy), "{arguments:?}: {}", ended.stderr);
+    }
+}

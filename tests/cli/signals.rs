@@ -1,0 +1,149 @@
+//! Ctrl-C, SIGTERM and SIGHUP end a run, Ctrl-Z stops it for a while: real signals to the real
+//! command.
+
+use std::fs;
+use std::process::{Command, Stdio};
+
+use rustix::process::Signal;
+
+use crate::support::{LIMIT, lines_of, procpool, signal, wait, wait_until};
+
+/// A long run of short tasks.
+const LONG: [&str; 8] =
+    ["run", "--procs=2", "--task=pi", "--points=20000", "--format=csv", "--quiet", "-n", "9999999"];
+
+/// A run whose only task never ends.
+const ENDLESS: [&str; 6] =
+    ["run", "--procs=2", "--task=pi", "--points=1000000000000000", "--format=csv", "1"];
+
+/// The PIDs of a process's children.
+fn children(pid: u32) -> Vec<u32> {
+    let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
+    let children = tasks.flatten().map(|task| fs::read_to_string(task.path().join("children")));
+    let children: Vec<String> = children.flatten().collect();
+    children
+        .iter()
+        .flat_map(|pids| pids.split_whitespace())
+        .map(|pid| pid.parse().unwrap())
+        .collect()
+}
+
+/// The letter that stands for what a process is at; none where there is none.
+fn state(pid: u32) -> Option<char> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit(") ").next()?.chars().next()
+}
+
+fn are_gone(pids: &[u32]) -> bool {
+    pids.iter().all(|pid| matches!(state(*pid), None | Some('Z' | 'X')))
+}
+
+#[test]
+fn a_signal_to_end_finishes_what_was_begun_and_says_so_in_one_line() {
+    for (which, code) in [(Signal::INT, 130), (Signal::TERM, 143), (Signal::HUP, 129)] {
+        let mut child = procpool(&LONG).spawn().unwrap();
+        let rows = lines_of(child.stdout.take().unwrap());
+        assert!(rows.recv_timeout(LIMIT).unwrap().starts_with("id,"));
+        rows.recv_timeout(LIMIT).unwrap();
+        let workers = children(child.id());
+        signal(child.id(), which);
+        let ended = wait(child);
+        assert_eq!(ended.code, Some(code), "{ended:?}");
+        assert_eq!(ended.stderr.lines().count(), 1, "{ended:?}");
+        assert!(ended.stderr.starts_with("interrupted: "), "{ended:?}");
+        for (id, row) in (1..).zip(rows) {
+            assert!(row.starts_with(&format!("{id},")) && row.ends_with(','), "no gap: {row}");
+            assert!(id < 5_000_000, "no more was begun");
+        }
+        assert!(workers.len() == 2 && are_gone(&workers), "{workers:?}");
+    }
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    for (first, second, code) in [
+        (Signal::INT, Signal::INT, 130),
+        (Signal::TERM, Signal::INT, 130),
+        (Signal::INT, Signal::TERM, 143),
+    ] {
+        let mut child = procpool(&ENDLESS).spawn().unwrap();
+        let rows = lines_of(child.stdout.take().unwrap());
+        rows.recv_timeout(LIMIT).unwrap(); // the header: it's running
+        wait_until("both workers are there", || children(child.id()).len() == 2);
+        let workers = children(child.id());
+        let said = lines_of(child.stderr.take().unwrap());
+        signal(child.id(), first);
+        assert!(said.recv_timeout(LIMIT).unwrap().starts_with("interrupted: "));
+        assert_eq!(
+            state(child.id()).map(|state| state != 'Z'),
+            Some(true),
+            "it waits for the task"
+        );
+        signal(child.id(), second);
+        assert_eq!(wait(child).code, Some(code));
+        wait_until("the workers are gone", || are_gone(&workers));
+    }
+}
+
+#[test]
+fn a_hangup_that_was_ignored_is_ignored() {
+    // As `nohup` does it.
+    let mut child = Command::new("sh")
+        .args(["-c", "trap '' HUP; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_procpool")])
+        .args(["run", "--procs=2", "--format=csv", "--quiet", "--input=-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let stdin = child.stdin.take();
+    let rows = lines_of(child.stdout.take().unwrap());
+    rows.recv_timeout(LIMIT).unwrap(); // the header: it's running
+    signal(child.id(), Signal::HUP);
+    drop(stdin);
+    let ended = wait(child);
+    assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));
+}
+
+#[test]
+fn a_terminal_that_is_gone_does_not_hide_why_it_ended() {
+    let mut child = procpool(&LONG).spawn().unwrap();
+    let rows = lines_of(child.stdout.take().unwrap());
+    rows.recv_timeout(LIMIT).unwrap();
+    drop(child.stderr.take());
+    signal(child.id(), Signal::HUP);
+    drop(rows);
+    let code = wait(child).code;
+    // Whichever it notices first: the reader that is gone, or the signal.
+    assert!(matches!(code, Some(129 | 0)), "{code:?}");
+}
+
+#[test]
+fn ctrl_z_stops_the_workers_too_and_fg_lets_all_go_on() {
+    let arguments = [
+        "run",
+        "--procs=2",
+        "--task=pi",
+        "--points=200000",
+        "--format=csv",
+        "--quiet",
+        "-n",
+        "300",
+    ];
+    let mut child = procpool(&arguments).spawn().unwrap();
+    let rows = lines_of(child.stdout.take().unwrap());
+    for _ in 0..3 {
+        rows.recv_timeout(LIMIT).unwrap();
+    }
+    for _ in 0..2 {
+        wait_until("both workers are there", || children(child.id()).len() == 2);
+        let all = [vec![child.id()], children(child.id())].concat();
+        signal(child.id(), Signal::TSTP);
+        wait_until("all are stopped", || all.iter().all(|pid| state(*pid) == Some('T')));
+        signal(child.id(), Signal::CONT);
+        wait_until("all go on", || all.iter().all(|pid| state(*pid) != Some('T')));
+    }
+    let ended = wait(child);
+    assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));
+    assert_eq!(rows.iter().count(), 300 + 1 - 3);
+}
