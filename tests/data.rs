@@ -4,7 +4,7 @@
 mod support;
 
 use procpool::Pool;
-use support::{SideEffects, kill, wait_until};
+use support::{SideEffects, alone, kill, wait_until};
 
 procpool::test_support!();
 
@@ -90,6 +90,12 @@ fn structured_data_passes() {
 
 #[test]
 fn shared_memory_is_freed_when_either_side_is_done_or_killed() {
+    alone("shared_memory_is_freed_when_either_side_is_done_or_killed_alone");
+}
+
+#[test]
+#[ignore = "run by the one before, alone"]
+fn shared_memory_is_freed_when_either_side_is_done_or_killed_alone() {
     let pool = Pool::new(1).unwrap();
     pool.apply(echo, pattern(1000)).unwrap();
     let before = mapped_shared();

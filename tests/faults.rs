@@ -300,7 +300,7 @@ fn what_cannot_be_encoded_or_decoded_is_that_tasks_error_and_the_stream_stays_in
 fn a_task_may_close_all_low_file_descriptors() {
     let close = |()| {
         // SAFETY: plain system calls; what used the descriptors finds them closed.
-        (0..256).map(|fd| unsafe { libc::close(fd) }).count()
+        (0..256).filter(|fd| unsafe { libc::close(*fd) } <= 0).count()
     };
     let pool = Pool::new(2).unwrap();
     assert_eq!(pool.apply(close, ()), Ok(256), "it was committed before the channel was missed");

@@ -227,6 +227,13 @@ fn a_low_limit_of_open_files_is_an_error_that_names_it() {
 }
 
 #[test]
+fn a_panic_costs_one_task_also_where_it_aborts() {
+    let (mut child, _) = parent(&["panics"]);
+    assert!(child.wait().unwrap().success());
+    // The same program, built so that a panic is the end of the process, is run by `.ci/run`.
+}
+
+#[test]
 fn options_that_cannot_be_are_refused_with_the_remedy() {
     let error = Pool::builder().window(0).build().unwrap_err();
     assert!(matches!(error, Error::Option { option: "window", .. }), "{error}");

@@ -4,12 +4,11 @@
 
 mod support;
 
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use procpool::{DidRun, Pool, TaskErrorKind, TaskOptions, WorkerState};
-use support::{SideEffects, kill, left_behind, square, wait_until};
+use support::{SideEffects, alone, kill, left_behind, square, wait_until};
 
 procpool::test_support!();
 
@@ -88,18 +87,6 @@ fn without_retries_each_task_runs_at_most_once_whatever_is_killed() {
             }
         }
     }
-}
-
-/// Runs an ignored test of this file alone in a process, with a temporary directory of its own, so
-/// that other tests' pools are not counted.
-fn alone(test: &str) {
-    let dir = tempfile::tempdir().unwrap();
-    let status = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", test, "--ignored", "--test-threads=1"])
-        .env("TMPDIR", dir.path())
-        .status()
-        .unwrap();
-    assert!(status.success());
 }
 
 /// Does `round` so many times; descriptors, threads, children, temporary files and shared memory

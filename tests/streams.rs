@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use procpool::Pool;
-use support::{SideEffects, sleepy, square, wait_until};
+use support::{SideEffects, alone, sleepy, square, wait_until};
 
 procpool::test_support!();
 
@@ -86,6 +86,12 @@ fn when_the_consumer_stops_after_one_item_close_and_join_return() {
 
 #[test]
 fn a_slow_consumer_bounds_the_memory() {
+    alone("a_slow_consumer_bounds_the_memory_alone");
+}
+
+#[test]
+#[ignore = "run by the one before, alone"]
+fn a_slow_consumer_bounds_the_memory_alone() {
     let pool = Pool::new(2).unwrap();
     let before = resident();
     let large = |_: u64| vec![1u8; 1 << 20];
@@ -126,6 +132,12 @@ fn dropping_an_iterator_frees_everything_and_cancels_the_rest() {
 
 #[test]
 fn a_hundred_thousand_tiny_tasks_leave_memory_flat() {
+    alone("a_hundred_thousand_tiny_tasks_leave_memory_flat_alone");
+}
+
+#[test]
+#[ignore = "run by the one before, alone"]
+fn a_hundred_thousand_tiny_tasks_leave_memory_flat_alone() {
     let pool = Pool::new(2).unwrap();
     let run = || {
         for (x, result) in (0..100_000).zip(pool.imap(square, 0..)) {

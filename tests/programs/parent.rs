@@ -33,6 +33,10 @@ fn main() {
         few_files();
         return println!();
     }
+    if how == "panics" {
+        panics();
+        return println!();
+    }
     let pool = Pool::new(2).expect("a pool");
     let mut pids: Vec<u32> = pool.workers().iter().map(|worker| worker.pid).collect();
     let forever = |()| std::thread::sleep(Duration::from_secs(3600));
@@ -71,4 +75,30 @@ fn few_files() {
     assert!(text.contains("64 workers") && text.contains("ulimit -n"), "{text}");
     let pool = Pool::new(3).expect("three workers with 64 descriptors");
     assert_eq!(pool.map(|x: u32| x, 0..3).expect("answers"), [0, 1, 2]);
+}
+
+/// A panic costs one task and says what it was, also where it ends the process that it happens in.
+fn panics() {
+    let pool = Pool::new(2).expect("a pool");
+    let results: Vec<_> = pool
+        .imap(
+            |x: u32| {
+                assert!(x != 5, "five is {x}");
+                x
+            },
+            0..100,
+        )
+        .collect();
+    for (x, result) in (0..).zip(results) {
+        match result {
+            Ok(answer) => assert_eq!(answer, x),
+            Err(error) => {
+                assert_eq!((x, error.id()), (5, 5));
+                let text = error.to_string();
+                assert!(text.contains("parent.rs:") && text.contains("five is 5"), "{text}");
+            }
+        }
+    }
+    let restarts = pool.stats().restarts;
+    assert_eq!(restarts, u64::from(cfg!(panic = "abort")), "a worker is lost only by an abort");
 }

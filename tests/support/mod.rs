@@ -43,6 +43,18 @@ pub fn is_alive(pid: u32) -> bool {
     !matches!(state, Some('Z' | 'X'))
 }
 
+/// Runs an ignored test of this file alone in a process, with a temporary directory of its own:
+/// for what is measured of the whole process, of which other tests are a part.
+pub fn alone(test: &str) {
+    let dir = tempfile::tempdir().unwrap();
+    let status = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--ignored", "--test-threads=1"])
+        .env("TMPDIR", dir.path())
+        .status()
+        .unwrap();
+    assert!(status.success());
+}
+
 /// What a pool might leave behind: descriptors, threads, children, temporary files, and mappings of
 /// shared memory.
 pub fn left_behind() -> [usize; 5] {
