@@ -1,12 +1,16 @@
 //! The arguments as they are typed. Nothing is decided here; that is `plan`.
 
 use std::ffi::OsString;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use super::compare::CompareArgs;
+use super::isolate::Case;
+use super::units;
 use crate::tasks::{self, FileFormat};
 
 const EXAMPLES: &str = "\
@@ -16,6 +20,7 @@ Examples:
   procpool run --task sqrt 10..5000000 --quiet    the square roots of a range
   find . -type f | procpool run --task sha256 --format csv
   procpool run --task image *.png --out turned --to webp
+  procpool isolate                                what a crash or a hang costs, shown
   procpool tasks                                  what can be run by name";
 
 const RUN_EXAMPLES: &str = "\
@@ -29,7 +34,12 @@ Output:
   json and csv.
 
 Exit codes:
-  0 all well · 1 a task failed (the others are done all the same) · 2 wrong usage · 130 interrupted
+  0 all well · 1 a task failed (the others are done all the same) · 2 wrong usage
+  130 interrupted by Ctrl-C · 143 by SIGTERM · 129 by SIGHUP
+
+Signals:
+  Ctrl-C, SIGTERM and SIGHUP: what has been begun is finished, then the run ends; twice: it ends at
+  once. Ctrl-Z stops the workers too, and fg lets them go on.
 
 Examples:
   procpool run --procs 4
@@ -40,6 +50,20 @@ Examples:
   procpool run --task wordcount *.txt --format json | jq .result.words
   procpool run --task image photos/*.jpg --out turned --to webp
   procpool run --task plot --count 64 --out plots --to png";
+
+const ISOLATE_EXAMPLES: &str = "\
+In each case eight healthy tasks are under way beside one that goes wrong: once in a pool, once in
+a process of threads (a child of this command, so that it can be seen dying). All that is shown was
+observed just then.
+
+Exit codes:
+  0 every case was contained: the neighbours' answers came and are right, nothing of theirs was
+  changed, and the pool answers on · 1 one was not · 2 wrong usage
+
+Examples:
+  procpool isolate
+  procpool isolate --case segfault --case leak
+  procpool isolate --format json | jq -c '[.case, .contained, .threads.ended]'";
 
 /// A pool of worker processes: one task's crash, hang or leak cannot bring down the others.
 #[derive(Debug, Parser)]
@@ -52,9 +76,13 @@ pub(super) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(super) enum Verb {
     /// Run a built-in task over inputs, in a pool; every result with its id and PID
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// List the built-in tasks
     Tasks(TasksArgs),
+    /// Measure what processes cost here beside threads, and draw it
+    Compare(CompareArgs),
+    /// Show what a crash, a leak or a hang costs: here, and among threads
+    Isolate(IsolateArgs),
 }
 
 #[derive(Debug, Args)]
@@ -91,6 +119,9 @@ pub(super) struct RunArgs {
     pub(super) task_options: TaskOptions,
 
     #[command(flatten)]
+    pub(super) limits: LimitArgs,
+
+    #[command(flatten)]
     pub(super) output: OutputArgs,
 }
 
@@ -116,6 +147,31 @@ pub(super) struct TaskOptions {
 }
 
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Limits")]
+pub(super) struct LimitArgs {
+    /// The longest that one input may take: 10, 1.5, 500ms, 2s, 1m; then its worker is killed
+    #[arg(long, value_name = "DURATION", value_parser = units::duration)]
+    pub(super) timeout: Option<Duration>,
+
+    /// How often an input is tried again after its worker died or its time ran out
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(super) retries: u32,
+
+    /// The most memory that a worker may take: 200M, 1G; one that takes more is killed
+    #[arg(long, value_name = "SIZE", value_parser = units::memory)]
+    pub(super) memory: Option<u64>,
+
+    /// After so many inputs a worker is replaced by a new one
+    #[arg(long, value_name = "N")]
+    pub(super) max_tasks: Option<NonZeroU64>,
+
+    /// Add to the workers' niceness, up to 19: then they run when nobody else wants to
+    #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true)]
+    #[arg(value_parser = clap::value_parser!(i32).range(-20..=19))]
+    pub(super) nice: i32,
+}
+
+#[derive(Debug, Args)]
 #[command(next_help_heading = "Output")]
 pub(super) struct OutputArgs {
     /// Show each result as it comes, not in the order of the inputs
@@ -125,6 +181,14 @@ pub(super) struct OutputArgs {
     /// How to write the results; json is one object a line
     #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t = Format::Table)]
     pub(super) format: Format,
+
+    /// What becomes of what tasks print
+    #[arg(long, value_enum, value_name = "WHERE", default_value_t = Prints::Inherit)]
+    pub(super) output: Prints,
+
+    /// Write what happens in the pool to a file, as JSON lines; '-' is standard error, for people
+    #[arg(long, value_name = "FILE")]
+    pub(super) log: Option<PathBuf>,
 
     /// A progress bar on standard error; auto is when that is a terminal
     #[arg(long, value_enum, value_name = "WHEN", default_value_t = Progress::Auto)]
@@ -142,6 +206,31 @@ pub(super) struct TasksArgs {
     pub(super) format: Format,
 }
 
+#[derive(Debug, Args)]
+#[command(after_help = ISOLATE_EXAMPLES)]
+pub(super) struct IsolateArgs {
+    /// What is to go wrong; without it, everything in turn
+    #[arg(short, long, value_enum, value_name = "NAME")]
+    pub(super) case: Vec<Case>,
+
+    /// How to write what was seen; json is one object a case
+    #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t = Sight::Table)]
+    pub(super) format: Sight,
+
+    /// In the child process: do it among threads, in sight of who holds this file
+    #[arg(long, value_name = "FILE", hide = true, requires = "case")]
+    pub(super) threads_child: Option<PathBuf>,
+}
+
+/// How what was seen is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Sight {
+    /// For people
+    Table,
+    /// One JSON object a line
+    Json,
+}
+
 /// How rows are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Format {
@@ -151,6 +240,17 @@ pub(super) enum Format {
     Json,
     /// Comma-separated values with a header
     Csv,
+}
+
+/// What becomes of what tasks print.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Prints {
+    /// It goes where this command's own output goes
+    Inherit,
+    /// Nothing
+    Null,
+    /// It is shown with the result of the input that it belongs to
+    Capture,
 }
 
 /// When progress is shown.

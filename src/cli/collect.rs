@@ -16,7 +16,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use super::inputs::Inputs;
+use super::exit::Exit;
+use super::inputs::{Feed, Inputs};
 use super::jobs::{JobMaker, UnderWay};
 use super::mailbox::{Mailbox, Taken};
 use super::render::Row;
@@ -27,8 +28,8 @@ use crate::tasks::{Input, Job, Output};
 pub(super) enum Event {
     /// A task ended, well or not.
     Row(Row),
-    /// Ctrl-C.
-    Interrupted,
+    /// Somebody wants it to end, in this way.
+    Interrupted(Exit),
 }
 
 /// Events on their way to whoever shows them. It is closed at the end of all collectors.
@@ -60,6 +61,8 @@ pub(super) struct Collector {
 #[derive(Default)]
 pub(super) struct Threads {
     collectors: Vec<JoinHandle<()>>,
+    /// Inputs that were read from a pipe, for the collectors.
+    read: Option<Arc<Mailbox<Input>>>,
     /// One for each input of a pipe that may be read; returned when its result is shown.
     tickets: Option<Arc<Mailbox<()>>>,
 }
@@ -84,11 +87,11 @@ impl Collector {
             let mut jobs = jobs;
             self.run(0, inputs.map(move |input| jobs.make(input)), unordered);
         };
-        Ok(Threads { collectors: vec![spawn("collector", collect)?], tickets: None })
+        Ok(Threads { collectors: vec![spawn("collector", collect)?], ..Threads::default() })
     }
 
     /// Collects the results of inputs that come when they come. The rows come as the tasks end.
-    pub(super) fn live(self, inputs: Inputs, jobs: JobMaker) -> Result<Threads> {
+    pub(super) fn live(self, inputs: Inputs, jobs: JobMaker, feed: Feed) -> Result<Threads> {
         let tickets = Arc::new(Mailbox::new(AHEAD));
         for _ in 0..AHEAD {
             tickets.put_at_once(());
@@ -98,8 +101,12 @@ impl Collector {
             let reader = Reader { tickets: Arc::clone(&tickets), read: Arc::clone(&read) };
             move || reader.run(inputs) // not waited for: it may sit in a read that never ends
         })?;
-        let queue = Arc::new(Mutex::new(Queue { read, taken: VecDeque::new(), jobs }));
-        let mut threads = Threads { collectors: Vec::new(), tickets: Some(tickets) };
+        let mut threads = Threads {
+            collectors: Vec::new(),
+            read: Some(Arc::clone(&read)),
+            tickets: Some(tickets),
+        };
+        let queue = Arc::new(Mutex::new(Queue { read, taken: VecDeque::new(), jobs, feed }));
         for _ in 0..self.pool.workers().len() {
             let (collector, queue) = (self.clone(), Arc::clone(&queue));
             threads.collectors.push(spawn("collector", move || {
@@ -136,6 +143,13 @@ impl Threads {
     pub(super) fn shown(&self) {
         if let Some(tickets) = &self.tickets {
             tickets.put_at_once(());
+        }
+    }
+
+    /// Wakes those that wait for inputs, of which there will be no more.
+    pub(super) fn end_wait(&self) {
+        if let Some(read) = &self.read {
+            read.close();
         }
     }
 
@@ -184,12 +198,16 @@ struct Queue {
     /// Those of them that were taken from the mailbox together.
     taken: VecDeque<Input>,
     jobs: JobMaker,
+    feed: Feed,
 }
 
 impl Queue {
     /// Whether there is a next input within that time, or ever.
     fn wait(&mut self, patience: Option<Duration>) -> bool {
-        !self.taken.is_empty() || self.read.take(&mut self.taken, patience) == Taken::Some
+        let some =
+            !self.taken.is_empty() || self.read.take(&mut self.taken, patience) == Taken::Some;
+        // What was read and is not sent yet is not begun.
+        some && !self.feed.stopped()
     }
 }
 
@@ -217,12 +235,12 @@ impl Iterator for Burst<'_> {
 
     fn next(&mut self) -> Option<Job> {
         let queue = self.queue.as_mut()?;
-        if queue.taken.is_empty() {
-            let start = Instant::now();
-            if !queue.wait(Some(self.patience)) {
-                self.queue = None;
-                return None;
-            }
+        let start = queue.taken.is_empty().then(Instant::now);
+        if !queue.wait(Some(self.patience)) {
+            self.queue = None;
+            return None;
+        }
+        if let Some(start) = start {
             self.patience = self.patience.saturating_sub(start.elapsed());
         }
         let input = queue.taken.pop_front()?;

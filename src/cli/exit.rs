@@ -11,18 +11,31 @@ pub(super) enum Exit {
     SomeFailed,
     /// 2: the arguments make no sense; nothing was started.
     WrongUsage,
-    /// 130: Ctrl-C, as shells have it (128 and the number of the signal).
+    /// 130: Ctrl-C (SIGINT), as shells have it: 128 and the number of the signal.
     Interrupted,
+    /// 143: SIGTERM.
+    Terminated,
+    /// 129: SIGHUP, the terminal is gone.
+    HungUp,
+}
+
+impl Exit {
+    /// The code that the process ends with.
+    pub(super) fn code(self) -> u8 {
+        match self {
+            Self::AllWell => 0,
+            Self::SomeFailed => 1,
+            Self::WrongUsage => 2,
+            Self::Interrupted => 130,
+            Self::Terminated => 143,
+            Self::HungUp => 129,
+        }
+    }
 }
 
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
-        Self::from(match exit {
-            Exit::AllWell => 0,
-            Exit::SomeFailed => 1,
-            Exit::WrongUsage => 2,
-            Exit::Interrupted => 130,
-        })
+        Self::from(exit.code())
     }
 }
 

@@ -151,7 +151,7 @@ impl Feed {
         self.0.trouble.get().map(String::as_str)
     }
 
-    fn stopped(&self) -> bool {
+    pub(super) fn stopped(&self) -> bool {
         self.0.stopped.load(Ordering::Relaxed)
     }
 

@@ -1,6 +1,6 @@
 //! The command line: what is typed, what is done about it, and what the terminal shows.
 //!
-//! One file per verb (`run`, `tasks`). Arguments come in two stages: `args` holds them as they were
+//! One file per verb (`run`, `tasks`, `isolate`). Arguments come in two stages: `args` holds them as they were
 //! typed, `plan` makes of them what will be done, with every default and conflict resolved before
 //! the first process starts. A run flows through these rooms:
 //!
@@ -22,11 +22,14 @@ use clap::Parser;
 
 mod args;
 mod collect;
+mod compare;
 mod exit;
 mod humane;
 mod inputs;
 mod interrupt;
+mod isolate;
 mod jobs;
+mod log;
 mod mailbox;
 mod order;
 mod plan;
@@ -36,15 +39,19 @@ mod run;
 mod screen;
 mod summary;
 mod tasks;
+mod units;
 
 use args::{Cli, Verb};
 use exit::{Exit, Usage};
 
 /// Does what the arguments of this process ask for.
 pub fn main() -> ExitCode {
+    compare::serve_if_copy();
     let exit = match Cli::try_parse() {
-        Ok(Cli { verb: Verb::Run(args) }) => report(run::run(args)),
+        Ok(Cli { verb: Verb::Run(args) }) => report(run::run(*args)),
         Ok(Cli { verb: Verb::Tasks(args) }) => report(tasks::run(&args)),
+        Ok(Cli { verb: Verb::Isolate(args) }) => report(isolate::run(args)),
+        Ok(Cli { verb: Verb::Compare(args) }) => report(compare::run(args)),
         Err(help_or_error) => {
             let _ = help_or_error.print(); // to a terminal that is gone, perhaps
             if help_or_error.use_stderr() { Exit::WrongUsage } else { Exit::AllWell }

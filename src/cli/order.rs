@@ -20,6 +20,13 @@ impl<T> Order<T> {
         Self { next: None, early: BTreeMap::new() }
     }
 
+    /// Gives what came before its turn to `show`, in order, and lets through from now on what comes:
+    /// some numbers will never come.
+    pub(super) fn release<E>(&mut self, show: impl FnMut(T) -> Result<(), E>) -> Result<(), E> {
+        self.next = None;
+        std::mem::take(&mut self.early).into_values().try_for_each(show)
+    }
+
     /// Takes one in, and gives each whose turn it is now to `show`.
     pub(super) fn pass<E>(
         &mut self,

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
-use super::args::{Format, Progress, RunArgs, TaskOptions};
+use super::args::{Format, LimitArgs, Prints, Progress, RunArgs, TaskOptions};
 use super::exit::Usage;
 use super::inputs::Source;
 use crate::tasks::{self, Bytes, Params, Takes, Task};
@@ -26,10 +26,20 @@ pub(super) struct RunPlan {
     /// 0 is left to the pool, which knows how many CPUs it may use.
     pub(super) workers: usize,
     pub(super) chunk_size: Option<usize>,
+    pub(super) limits: LimitArgs,
+    pub(super) prints: Prints,
+    pub(super) log: LogTo,
     pub(super) unordered: bool,
     pub(super) format: Format,
     pub(super) progress: bool,
     pub(super) summary: bool,
+}
+
+/// Where the pool's events are written.
+pub(super) enum LogTo {
+    Nowhere,
+    Stderr,
+    File(PathBuf),
 }
 
 impl RunPlan {
@@ -39,6 +49,11 @@ impl RunPlan {
         let params = params(task, args.task_options)?;
         let source = source(task, args.inputs, args.input, args.count)?;
         let output = args.output;
+        let log = match output.log {
+            None => LogTo::Nowhere,
+            Some(file) if file == Path::new("-") => LogTo::Stderr,
+            Some(file) => LogTo::File(file),
+        };
         Ok(Self {
             task,
             params,
@@ -49,8 +64,13 @@ impl RunPlan {
             format: output.format,
             progress: output.progress == Progress::Auto
                 && !output.quiet
+                // They would write over each other.
+                && !matches!(log, LogTo::Stderr)
                 && io::stderr().is_terminal(),
             summary: !output.quiet,
+            limits: args.limits,
+            prints: output.output,
+            log,
         })
     }
 }
@@ -166,7 +186,7 @@ mod tests {
     fn plan(arguments: &str) -> Result<RunPlan> {
         let words = ["procpool", "run"].into_iter().chain(arguments.split_whitespace());
         let Verb::Run(args) = Cli::try_parse_from(words).unwrap().verb else { panic!() };
-        RunPlan::resolve(args)
+        RunPlan::resolve(*args)
     }
 
     fn refused(arguments: &str) -> String {

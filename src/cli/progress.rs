@@ -20,7 +20,10 @@ pub(super) struct Progress {
 impl Progress {
     /// A bar for that many tasks, or a count where nobody knows how many there will be.
     pub(super) fn shown(total: Option<u64>) -> Self {
-        const BAR: &str = "{wide_bar:.green} {human_pos}/{human_len} · {rate}/s · {eta} left{msg}";
+        // As wide as the terminal, and back to its edge: the "^C" that a terminal shows for Ctrl-C
+        // would otherwise begin a line of its own, and the bar could not be wiped out any more.
+        const BAR: &str =
+            "{wide_bar:.green} {human_pos}/{human_len} · {rate}/s · {eta} left{msg}\r";
         const COUNT: &str = "{spinner:.green} {human_pos} done · {rate}/s · {elapsed}{msg}";
         let target = ProgressDrawTarget::stderr_with_hz(REDRAWS_PER_SECOND);
         let bar = ProgressBar::with_draw_target(total, target);

@@ -316,7 +316,8 @@ impl PoolBuilder {
 
     /// Kills a worker whose resident memory is larger than this, in bytes. It is looked at every
     /// 10 ms while tasks run; the task that runs then fails as
-    /// [`DeathCause::OutOfMemory`](crate::DeathCause::OutOfMemory).
+    /// [`DeathCause::OutOfMemory`](crate::DeathCause::OutOfMemory). A panic's backtrace needs as much
+    /// as the program's debug information takes; `RUST_BACKTRACE=0` does without.
     pub fn max_memory_per_worker(mut self, bytes: u64) -> Self {
         self.max_memory = Some(bytes);
         self

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::callbacks::Callbacks;
 use crate::error::{DeathCause, TaskErrorKind};
@@ -16,7 +16,8 @@ use crate::error::{DeathCause, TaskErrorKind};
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Event {
-    /// When: since the pool was made.
+    /// When: since the pool was made. Serialised as seconds.
+    #[serde(serialize_with = "seconds")]
     pub time: Duration,
     /// What.
     #[serde(flatten)]
@@ -76,7 +77,8 @@ pub enum EventKind {
         id: u64,
         /// Which attempt this was, from 1.
         attempt: u32,
-        /// How long it ran.
+        /// How long it ran. Serialised as seconds.
+        #[serde(serialize_with = "seconds")]
         elapsed: Duration,
         /// What went wrong, if it has no answer.
         error: Option<String>,
@@ -113,6 +115,10 @@ pub enum EventKind {
         /// What it said.
         message: String,
     },
+}
+
+fn seconds<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64(time.as_secs_f64())
 }
 
 impl fmt::Display for Event {

@@ -367,6 +367,12 @@ impl Pool {
         self.inner.join_threads();
     }
 
+    /// Cancels what has not been begun; what is running is left to finish. For a program that is to
+    /// end soon and in order: nothing is killed, and every task still has its one outcome.
+    pub fn cancel_queued(&self) {
+        self.shared().cancel_queued();
+    }
+
     /// Stops all workers and what they have started (SIGSTOP), until [`resume`](Self::resume). The
     /// time between does not count for time limits. Tasks may be submitted meanwhile.
     pub fn suspend(&self) {

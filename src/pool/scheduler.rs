@@ -292,6 +292,24 @@ impl Shared {
         }
     }
 
+    /// Cancels everything that has not been begun.
+    pub(crate) fn cancel_queued(&self) {
+        let mut central = self.central();
+        let mut cancelled: Vec<Batch> = std::mem::take(&mut central.queue).into();
+        central.queued = 0;
+        for slot in 0..self.slots.len() {
+            let mut running = self.running(slot);
+            cancelled
+                .extend(running.as_mut().into_iter().flat_map(|chunk| chunk.take_back(u32::MAX)));
+        }
+        self.call_if_over(&central);
+        drop(central);
+        for batch in cancelled {
+            let failure = Failure::unstarted(TaskErrorKind::Cancelled);
+            batch.fail(failure, Origin::NONE, &self.counters);
+        }
+    }
+
     /// Accepts nothing more.
     pub(crate) fn close(&self) {
         let mut central = self.central();
@@ -696,13 +714,7 @@ impl Shared {
 
     /// A driver has ended.
     pub(crate) fn driver_ended(&self) {
-        let mut central = self.central();
-        central.drivers -= 1;
-        let is_drained = central.drivers == 0 && central.phase == Phase::Closed;
-        drop(central);
-        if is_drained {
-            self.config.observers.tell(|| EventKind::Drained);
-        }
+        self.central().drivers -= 1;
         self.changed.notify_all();
         self.orders.ring();
     }
@@ -749,6 +761,11 @@ impl Shared {
     /// Whether all is done: no driver is left to need a process.
     pub(crate) fn has_ended(&self) -> bool {
         self.central().drivers == 0
+    }
+
+    /// Whether the workers are stopped.
+    pub(crate) fn is_suspended(&self) -> bool {
+        self.suspended.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
     pub(crate) fn is_terminated(&self) -> bool {
@@ -854,7 +871,7 @@ impl Shared {
 
     /// Looks at the time limits of what is running; gives when to look again.
     pub(crate) fn enforce_limits(&self) -> Option<Instant> {
-        if self.suspended.lock().unwrap_or_else(PoisonError::into_inner).is_some() {
+        if self.is_suspended() {
             return Some(Instant::now() + Duration::from_millis(100));
         }
         let mut next: Option<Instant> = None;

@@ -6,7 +6,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use procpool_worker::harden::now;
@@ -38,6 +38,7 @@ const UNUSED_DEATHS: u32 = 3;
 pub(crate) struct Orders {
     spawns: Mutex<Vec<(usize, Instant)>>,
     signals: Mutex<Vec<Signal>>,
+    signaled: Condvar,
     bell: OwnedFd,
     /// When the supervisor will next look at the time limits, on the monotonic clock.
     next_look: AtomicU64,
@@ -49,6 +50,7 @@ impl Orders {
         Ok(Self {
             spawns: Mutex::default(),
             signals: Mutex::default(),
+            signaled: Condvar::new(),
             bell: eventfd(0, flags)?,
             next_look: AtomicU64::new(u64::MAX),
         })
@@ -69,10 +71,15 @@ impl Orders {
         }
     }
 
-    /// Has a signal sent to all workers and to what they have started.
+    /// Sends a signal to all workers and to what they have started; returns when that is done.
     pub(crate) fn signal(&self, signal: Signal) {
-        self.signals.lock().unwrap_or_else(PoisonError::into_inner).push(signal);
+        let mut signals = self.signals.lock().unwrap_or_else(PoisonError::into_inner);
+        signals.push(signal);
         self.ring();
+        // A pool that ends meanwhile sends nothing more.
+        let sent = |signals: &mut Vec<Signal>| !signals.is_empty();
+        let limit = Duration::from_secs(1);
+        drop(self.signaled.wait_timeout_while(signals, limit, sent));
     }
 
     /// Wakes the supervisor.
@@ -114,6 +121,9 @@ pub(crate) fn supervise(shared: &Shared) {
         oom_kills: observe::oom_kills(),
     };
     while supervisor.turn() {}
+    if !shared.is_terminated() {
+        shared.config.observers.tell(|| EventKind::Drained);
+    }
 }
 
 struct Supervisor<'a> {
@@ -144,11 +154,12 @@ impl Supervisor<'_> {
             self.spawns.retain(|(other, _)| *other != slot);
             self.spawns.push((slot, at));
         }
-        let signals =
-            std::mem::take(&mut *orders.signals.lock().unwrap_or_else(PoisonError::into_inner));
-        for signal in signals {
+        let mut signals = orders.signals.lock().unwrap_or_else(PoisonError::into_inner);
+        for signal in signals.drain(..) {
             self.charges.iter().for_each(|charge| charge.process.child.signal_group(signal));
         }
+        drop(signals);
+        orders.signaled.notify_all();
         if self.shared.is_terminated() {
             self.spawns.clear();
             for charge in &self.charges {
@@ -170,6 +181,10 @@ impl Supervisor<'_> {
     /// Starts what is due; gives when the next one is.
     fn spawn_due(&mut self) -> Option<Instant> {
         let now = Instant::now();
+        if self.shared.is_suspended() && !self.spawns.is_empty() {
+            // It would not be stopped as the others are.
+            return Some(now + Duration::from_millis(50));
+        }
         let mut wake = None;
         for (slot, at) in std::mem::take(&mut self.spawns) {
             if at > now {

@@ -8,13 +8,15 @@ use crate::tasks::{Column, Task, Value};
 
 pub(super) struct Csv {
     columns: &'static [Column],
+    /// Whether there is a field for what tasks print.
+    capture: bool,
     /// The fields of a row while they are put together; kept for the next row.
     fields: csv::ByteRecord,
 }
 
 impl Csv {
-    pub(super) fn new(task: &Task) -> Self {
-        Self { columns: task.columns, fields: csv::ByteRecord::new() }
+    pub(super) fn new(task: &Task, capture: bool) -> Self {
+        Self { columns: task.columns, capture, fields: csv::ByteRecord::new() }
     }
 
     fn write(&mut self, page: &mut Vec<u8>) {
@@ -35,6 +37,9 @@ impl Render for Csv {
             self.fields.push_field(column.name.as_bytes());
         }
         self.fields.push_field(b"error");
+        if self.capture {
+            self.fields.push_field(b"output");
+        }
         self.write(page);
     }
 
@@ -60,6 +65,9 @@ impl Render for Csv {
         }
         let error = row.outcome.as_ref().err().map_or("", String::as_str);
         self.fields.push_field(error.as_bytes());
+        if self.capture {
+            self.fields.push_field(&row.printed);
+        }
         self.write(page);
     }
 }

@@ -11,11 +11,13 @@ use crate::tasks::{Column, Output, Task, Value};
 
 pub(super) struct Json {
     columns: &'static [Column],
+    /// Whether there is a field for what tasks print.
+    capture: bool,
 }
 
 impl Json {
-    pub(super) fn new(task: &Task) -> Self {
-        Self { columns: task.columns }
+    pub(super) fn new(task: &Task, capture: bool) -> Self {
+        Self { columns: task.columns, capture }
     }
 }
 
@@ -38,6 +40,7 @@ impl Render for Json {
                 .ok()
                 .map(|values| Answer { values, columns: self.columns }),
             error: row.outcome.as_ref().err(),
+            output: self.capture.then(|| String::from_utf8_lossy(&row.printed)),
         };
         let start = page.len();
         if serde_json::to_writer(&mut *page, &object).is_err() {
@@ -66,6 +69,9 @@ struct Object<'a> {
     result: Option<Answer<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<&'a String>,
+    /// What the task printed, where that is captured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    output: Option<Cow<'a, str>>,
 }
 
 struct Answer<'a> {

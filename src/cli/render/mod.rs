@@ -7,8 +7,8 @@ mod json;
 mod table;
 
 use super::args::Format;
-use crate::Report;
 use crate::tasks::{Input, Output, Task};
+use crate::{Report, TaskError, TaskErrorKind};
 
 /// What became of one input.
 pub(super) struct Row {
@@ -19,13 +19,22 @@ pub(super) struct Row {
     pub(super) queued: Duration,
     pub(super) elapsed: Duration,
     pub(super) input: Input,
+    /// What the task printed, where that is captured.
+    pub(super) printed: Vec<u8>,
     pub(super) outcome: Result<Output, String>,
+    /// It was never begun, because the run was interrupted before.
+    pub(super) cancelled: bool,
 }
 
 impl Row {
     /// What a report says of its input.
     pub(super) fn new(report: Report<Result<Output, String>>, input: Input) -> Self {
+        let cancelled = matches!(
+            report.result.as_ref().map_err(TaskError::kind),
+            Err(TaskErrorKind::Cancelled)
+        );
         Self {
+            cancelled,
             id: report.id,
             pid: report.pid,
             worker: report.worker,
@@ -33,11 +42,22 @@ impl Row {
             queued: report.queued,
             elapsed: report.elapsed,
             input,
+            printed: report.output,
             outcome: match report.result {
                 Ok(answer) => answer,
-                Err(error) => Err(error.to_string()),
+                Err(error) => Err(said(error.kind())),
             },
         }
+    }
+}
+
+/// What happened to a task, without what the row says anyhow: its id, its worker and what it printed.
+fn said(kind: &TaskErrorKind) -> String {
+    match kind {
+        TaskErrorKind::Died { cause, .. } => {
+            TaskErrorKind::Died { cause: *cause, last_output: None }.to_string()
+        }
+        kind => kind.to_string(),
     }
 }
 
@@ -50,12 +70,13 @@ pub(super) trait Render {
     fn row(&mut self, row: &Row, page: &mut Vec<u8>);
 }
 
-/// The form that was asked for, for the values that the task gives.
-pub(super) fn renderer(format: Format, task: &'static Task) -> Box<dyn Render> {
+/// The form that was asked for, for the values that the task gives; with what tasks print, if that
+/// is captured.
+pub(super) fn renderer(format: Format, task: &'static Task, capture: bool) -> Box<dyn Render> {
     match format {
         Format::Table => Box::new(table::Table::new(task)),
-        Format::Json => Box::new(json::Json::new(task)),
-        Format::Csv => Box::new(csv::Csv::new(task)),
+        Format::Json => Box::new(json::Json::new(task, capture)),
+        Format::Csv => Box::new(csv::Csv::new(task, capture)),
     }
 }
 
@@ -74,13 +95,16 @@ mod tests {
             queued: Duration::from_micros(3),
             elapsed: Duration::from_micros(1500),
             input,
+            printed: Vec::new(),
             outcome,
+            cancelled: false,
         }
     }
 
     fn rendered(format: Format, task: &str, rows: &[Row]) -> Vec<u8> {
         let mut page = Vec::new();
-        let mut renderer = renderer(format, find(task).unwrap());
+        let capture = rows.iter().any(|row| !row.printed.is_empty());
+        let mut renderer = renderer(format, find(task).unwrap(), capture);
         renderer.header(&mut page);
         rows.iter().for_each(|row| renderer.row(row, &mut page));
         page
@@ -155,6 +179,32 @@ mod tests {
         let mut reader = ::csv::Reader::from_reader(csv.as_slice());
         let record = reader.byte_records().next().unwrap().unwrap();
         assert_eq!(&record[5], name);
+    }
+
+    #[test]
+    fn what_a_task_printed_stands_with_its_result() {
+        let mut rows = squares();
+        rows[0].printed = b"one\n\x1b[2Jtwo".to_vec();
+        rows[1].attempt = 3;
+        let table = text(rendered(Format::Table, "square", &rows));
+        let lines: Vec<_> = table.lines().collect();
+        assert!(lines[1].ends_with("144"), "{table}");
+        assert_eq!(lines[2..4], ["         │ one", "         │ \\u{1b}[2Jtwo"], "{table}");
+        assert!(lines[4].ends_with("sorry (attempt 3)"), "{table}");
+
+        let json = text(rendered(Format::Json, "square", &rows));
+        let json: Vec<serde_json::Value> =
+            json.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(
+            (&json[0]["output"], &json[1]["output"]),
+            (&"one\n\x1b[2Jtwo".into(), &"".into())
+        );
+
+        let csv = rendered(Format::Csv, "square", &rows);
+        let mut reader = ::csv::Reader::from_reader(csv.as_slice());
+        assert_eq!(reader.headers().unwrap().iter().next_back(), Some("output"));
+        let record = reader.byte_records().next().unwrap().unwrap();
+        assert_eq!(&record[8], b"one\n\x1b[2Jtwo");
     }
 
     #[test]

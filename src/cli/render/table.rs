@@ -76,7 +76,14 @@ impl Render for Table {
                 write(page, format_args!("  error: {}", humane::one_line(error)));
             }
         }
+        if row.attempt > 1 {
+            write(page, format_args!(" (attempt {})", row.attempt));
+        }
         end(page);
+        for line in String::from_utf8_lossy(&row.printed).lines() {
+            write(page, format_args!("{:>7}  │ {}", "", humane::one_line(line)));
+            end(page);
+        }
     }
 }
 

@@ -1,0 +1,148 @@
+//! Taking turns, and what comes of it: the median of some repetitions, with the least and the
+//! greatest beside it.
+
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+/// How much is measured.
+pub(super) struct Effort {
+    pub(super) quick: bool,
+    pub(super) repetitions: usize,
+}
+
+impl Effort {
+    pub(super) fn new(quick: bool, repetitions: Option<usize>) -> Self {
+        Self { quick, repetitions: repetitions.unwrap_or(if quick { 3 } else { 7 }) }
+    }
+
+    /// One of two amounts.
+    pub(super) fn of<T>(&self, full: T, quick: T) -> T {
+        if self.quick { quick } else { full }
+    }
+}
+
+/// One figure, repetition by repetition.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(super) struct Spread {
+    pub(super) median: f64,
+    pub(super) least: f64,
+    pub(super) greatest: f64,
+    pub(super) values: Vec<f64>,
+}
+
+impl Spread {
+    pub(super) fn of(values: Vec<f64>) -> Self {
+        let least = values.iter().copied().fold(f64::INFINITY, f64::min);
+        let greatest = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        Self { median: median(&values), least, greatest, values }
+    }
+
+    /// This figure by that one, repetition by repetition.
+    pub(super) fn over(&self, other: &Self) -> Self {
+        Self::of(self.values.iter().zip(&other.values).map(|(this, that)| this / that).collect())
+    }
+
+    /// What `f` makes of each repetition.
+    pub(super) fn map(&self, f: impl Fn(f64) -> f64) -> Self {
+        Self::of(self.values.iter().map(|value| f(*value)).collect())
+    }
+}
+
+/// One who takes part; a turn gives a figure.
+pub(super) type Turn<'a> = Box<dyn FnMut() -> Result<f64> + 'a>;
+
+/// Lets all take their turn, so many times, forwards and backwards alternately. The first round
+/// warms up and does not count.
+pub(super) fn take_turns<const N: usize>(
+    repetitions: usize,
+    mut turns: [Turn<'_>; N],
+) -> Result<[Spread; N]> {
+    let mut values = [const { Vec::new() }; N];
+    for round in 0..=repetitions {
+        for step in 0..N {
+            let place = if round % 2 == 0 { step } else { N - 1 - step };
+            let value = turns[place]()?;
+            if round > 0 {
+                values[place].push(value);
+            }
+        }
+    }
+    Ok(values.map(Spread::of))
+}
+
+/// Seconds that this takes. What it gives is dropped after that.
+pub(super) fn seconds<R>(work: impl FnOnce() -> R) -> (f64, R) {
+    let start = Instant::now();
+    let result = std::hint::black_box(work());
+    (start.elapsed().as_secs_f64(), result)
+}
+
+/// Seconds of each of so many calls, in order of length.
+pub(super) fn sorted_calls<R>(
+    calls: usize,
+    mut call: impl FnMut() -> Result<R>,
+) -> Result<Vec<f64>> {
+    let mut times = Vec::with_capacity(calls);
+    for _ in 0..calls {
+        let (time, result) = seconds(&mut call);
+        result.context("a call that was to be timed failed")?;
+        times.push(time);
+    }
+    times.sort_by(f64::total_cmp);
+    Ok(times)
+}
+
+/// The value that this share of them does not exceed.
+pub(super) fn percentile(sorted: &[f64], share: f64) -> f64 {
+    let place = (sorted.len() as f64 * share).ceil() as usize;
+    sorted.get(place.saturating_sub(1)).copied().unwrap_or(f64::NAN)
+}
+
+/// The middle one, or the mean of the two in the middle; not a number where there are none.
+pub(super) fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    match sorted.len() {
+        0 => f64::NAN,
+        n if n % 2 == 1 => sorted[n / 2],
+        n => f64::midpoint(sorted[n / 2 - 1], sorted[n / 2]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_spread_has_the_middle_and_both_ends() {
+        let spread = Spread::of(vec![3.0, 1.0, 10.0]);
+        assert_eq!((spread.median, spread.least, spread.greatest), (3.0, 1.0, 10.0));
+        assert_eq!(Spread::of(vec![1.0, 2.0]).median, 1.5);
+        let ratio = spread.over(&Spread::of(vec![1.0, 1.0, 2.0]));
+        assert_eq!(ratio.values, [3.0, 1.0, 5.0]);
+    }
+
+    #[test]
+    fn a_percentile_is_one_of_the_values() {
+        let hundred: Vec<f64> = (1..=100).map(f64::from).collect();
+        assert_eq!([0.5, 0.99, 1.0].map(|share| percentile(&hundred, share)), [50.0, 99.0, 100.0]);
+        assert_eq!(percentile(&[7.0], 0.99), 7.0);
+    }
+
+    #[test]
+    fn the_first_round_does_not_count_and_nobody_is_always_first() {
+        let order = std::cell::RefCell::new(Vec::new());
+        let turn = |who: f64| -> Turn<'_> {
+            let order = &order;
+            Box::new(move || {
+                order.borrow_mut().push(who);
+                Ok(who)
+            })
+        };
+        let spreads = take_turns(2, [turn(1.0), turn(2.0)]).unwrap();
+        assert_eq!(*order.borrow(), [1.0, 2.0, 2.0, 1.0, 1.0, 2.0]);
+        assert_eq!(spreads[1].values, [2.0, 2.0]);
+    }
+}

@@ -1,0 +1,79 @@
+//! Durations and sizes as people type them.
+
+use std::time::Duration;
+
+/// A longer time than this is as good as none.
+const LONGEST: f64 = 1e9;
+
+/// The least memory that a limit makes sense for: a worker takes some of that by itself.
+const LEAST_MEMORY: u64 = 16 << 20;
+
+/// `10`, `1.5`, `500ms`, `2s`, `1m`, `2h`; without a unit, seconds.
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    const FORM: &str = "give seconds, or a number with a unit: 10, 1.5, 500ms, 2s, 1m, 2h";
+    let (number, unit) = split(text).ok_or(FORM)?;
+    let seconds = match unit {
+        "ms" => number / 1e3,
+        "" | "s" => number,
+        "m" | "min" => number * 60.0,
+        "h" => number * 3600.0,
+        _ => return Err(FORM.to_owned()),
+    };
+    if seconds < 1e-3 {
+        return Err("nothing is done in less than 1ms; leave it out for no limit".to_owned());
+    }
+    Ok(Duration::from_secs_f64(seconds.min(LONGEST)))
+}
+
+/// `200M`, `1.5G`, `64MiB`, in units of 1024; without a unit, bytes.
+pub(super) fn memory(text: &str) -> Result<u64, String> {
+    const FORM: &str = "give a number with a unit: 200M, 1G, 1.5GiB";
+    let (number, unit) = split(text).ok_or(FORM)?;
+    let unit = unit.to_ascii_lowercase();
+    let unit = unit.strip_suffix("ib").or(unit.strip_suffix('b')).unwrap_or(&unit);
+    let shift = ["", "k", "m", "g", "t"].iter().position(|known| *known == unit).ok_or(FORM)?;
+    let bytes = (number * f64::from(1u32 << 10).powi(shift as i32)) as u64;
+    if bytes < LEAST_MEMORY {
+        return Err("a worker takes some 10M by itself; give at least 16M".to_owned());
+    }
+    Ok(bytes)
+}
+
+/// A number that isn't negative, and what stands after it.
+fn split(text: &str) -> Option<(f64, &str)> {
+    let text = text.trim();
+    let end = text.find(|character: char| !character.is_ascii_digit() && character != '.');
+    let (number, unit) = text.split_at(end.unwrap_or(text.len()));
+    Some((number.parse().ok()?, unit.trim_start()))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn durations_are_seconds_or_have_a_unit() {
+        let millis = |text| duration(text).unwrap().as_millis();
+        assert_eq!(
+            ["10", "1.5", "500ms", "2s", "1m", "1 h"].map(millis),
+            [10_000, 1_500, 500, 2_000, 60_000, 3_600_000]
+        );
+        assert!(duration("99999999999999999999h").is_ok(), "as good as none");
+        for text in ["", "s", "-1", "1d", "1.2.3", "ten", "nan", "inf"] {
+            assert!(duration(text).unwrap_err().contains("500ms"), "{text}");
+        }
+        assert!(duration("0").unwrap_err().contains("leave it out"));
+    }
+
+    #[test]
+    fn sizes_are_bytes_or_have_a_unit_of_1024() {
+        let mebibytes = |text| memory(text).unwrap() >> 20;
+        let sizes = ["200M", "1g", "1.5GiB", "64 MB", "33554432"].map(mebibytes);
+        assert_eq!(sizes, [200, 1024, 1536, 64, 32]);
+        for text in ["", "M", "-5M", "1X", "much"] {
+            assert!(memory(text).unwrap_err().contains("200M"), "{text}");
+        }
+        assert!(memory("200").unwrap_err().contains("at least"));
+    }
+}
