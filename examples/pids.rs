@@ -1,0 +1,41 @@
+//! Who did what: each result with its id, the worker's PID, the attempt and the time it took. One
+//! task takes its worker down at the first attempt, and is run again in another.
+//!
+//! ```text
+//! $ cargo run --example pids --no-default-features
+//! id  result     PID  attempt  elapsed
+//!  0       0   32034        1  20.2ms
+//!  1       1   32035        1  20.1ms
+//!  2       4   32034        1  20.1ms
+//!  3       9   32036        2  20.2ms
+//!  4      16   32034        1  20.1ms
+//!  5      25   32034        1  20.1ms
+//! ```
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use procpool::Pool;
+
+/// The square of `x`. Whoever comes to 3 first, before `mark` exists, doesn't survive it.
+fn square((x, mark): (u64, PathBuf)) -> u64 {
+    std::thread::sleep(Duration::from_millis(20));
+    if x == 3 && File::create_new(mark).is_ok() {
+        std::process::abort();
+    }
+    x * x
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    procpool::init();
+    let mark = std::env::temp_dir().join(format!("procpool-pids-{}", std::process::id()));
+    let pool = Pool::builder().workers(2).retries(1).build()?;
+    println!("id  result     PID  attempt  elapsed");
+    for report in pool.imap(square, (0..6).map(|x| (x, mark.clone()))).reports() {
+        let (id, pid, attempt) = (report.id, report.pid, report.attempt);
+        println!("{id:>2}  {:>6}  {pid:>6}  {attempt:>7}  {:.1?}", report.result?, report.elapsed);
+    }
+    std::fs::remove_file(mark)?;
+    Ok(())
+}
