@@ -1,6 +1,7 @@
 //! Ctrl-C, SIGTERM and SIGHUP end a run, Ctrl-Z stops it for a while: real signals to the real
 //! command.
 
+use std::collections::HashSet;
 use std::fs;
 use std::process::{Command, Stdio};
 
@@ -51,10 +52,14 @@ fn a_signal_to_end_finishes_what_was_begun_and_says_so_in_one_line() {
         assert_eq!(ended.code, Some(code), "{ended:?}");
         assert_eq!(ended.stderr.lines().count(), 1, "{ended:?}");
         assert!(ended.stderr.starts_with("interrupted: "), "{ended:?}");
-        for (id, row) in (1..).zip(rows) {
-            assert!(row.starts_with(&format!("{id},")) && row.ends_with(','), "no gap: {row}");
-            assert!(id < 5_000_000, "no more was begun");
+        // What was cancelled before it was begun leaves a gap, and what was running behind it comes.
+        let mut ids = HashSet::new();
+        for row in rows {
+            let id: u64 = row.split(',').next().unwrap().parse().unwrap();
+            assert!(row.ends_with(','), "answered: {row}");
+            assert!(ids.insert(id), "once: {row}");
         }
+        assert!(ids.len() < 5_000_000, "no more was begun");
         assert!(workers.len() == 2 && are_gone(&workers), "{workers:?}");
     }
 }
