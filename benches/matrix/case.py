@@ -1,0 +1,172 @@
+"""One case: a program in a session of its own, watched until it ends or has to be ended.
+
+Owns the time limits, what is done to the program from outside, and the clean-up. What it
+gives, `Seen`, are facts; whether they are right is for `rows.py`.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Optional
+
+import processes
+
+# A program that has told all may take so long to end.
+TO_END = 5.0
+# What it leaves behind may take so long to go.
+TO_VANISH = 0.5
+# So long is waited after each Ctrl-C, and this often is it pressed.
+AFTER_CTRL_C = 3.0
+MOST_CTRL_C = 3
+# After the parent was killed; what is alive then is taken to live on.
+AFTER_KILL = 2.0
+
+
+@dataclass
+class Seen:
+    """What became of one case."""
+
+    facts: Dict[str, Any] = field(default_factory=dict)
+    # By itself, within its time.
+    ended: bool = False
+    status: Optional[int] = None
+    seconds: float = 0.0
+    # Processes that a program which ended by itself left behind.
+    left_behind: int = 0
+    # Processes that were there in spite of SIGKILL: never.
+    survivors: int = 0
+    stderr: List[str] = field(default_factory=list)
+
+
+class Running:
+    """A case's program while it runs."""
+
+    def __init__(self, command: List[str], directory: Path) -> None:
+        self.output = directory / "stdout"
+        self.errors = directory / "stderr"
+        # Files, not pipes: something that lives on would keep a pipe open.
+        with open(self.output, "wb") as output, open(self.errors, "wb") as errors:
+            self.child = subprocess.Popen(
+                command,
+                cwd=directory,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=errors,
+                start_new_session=True,
+            )
+        self.pid = self.child.pid
+
+    def facts(self) -> Dict[str, Any]:
+        facts: Dict[str, Any] = {}
+        for line in self.output.read_text(errors="replace").splitlines(keepends=True):
+            # The last line may be half of one.
+            if line.startswith("{") and line.endswith("}\n"):
+                facts.update(json.loads(line))
+        return facts
+
+    def wait(self, until: Callable[[], bool], limit: float) -> bool:
+        """Waits for a condition or the program's end; gives whether the condition holds."""
+        deadline = time.monotonic() + limit
+        while not until():
+            if self.has_ended() or time.monotonic() > deadline:
+                return until()
+            time.sleep(0.005)
+        return True
+
+    def has_ended(self) -> bool:
+        return self.child.poll() is not None
+
+    def family(self) -> List[processes.Process]:
+        return processes.of_case(self.pid, others=set())
+
+
+def run(command: List[str], limit: float, act: Optional[str] = None) -> Seen:
+    """Runs the case; `act` is what is to be done to it once it says that it is ready."""
+    with tempfile.TemporaryDirectory(prefix="matrix-") as directory:
+        # Resolved: the programs of a case find what they share by relative paths.
+        running = Running(command, Path(directory).resolve())
+        try:
+            return watch(running, limit, act)
+        finally:
+            clean_up(running)
+
+
+def watch(running: Running, limit: float, act: Optional[str]) -> Seen:
+    start = time.monotonic()
+    seen = Seen()
+    if act is not None:
+        if running.wait(lambda: "ready" in running.facts(), limit):
+            seen.facts = ACTS[act](running)
+    else:
+        running.wait(lambda: "done" in running.facts(), limit)
+        running.wait(running.has_ended, TO_END if "done" in running.facts() else 0)
+        seen.ended = running.has_ended()
+        if seen.ended:
+            left = processes.wait_gone(running.family(), TO_VANISH)
+            # Whoever was about to go may have started others meanwhile.
+            seen.left_behind = len(left and running.family())
+    seen.seconds = time.monotonic() - start
+    seen.facts = {**running.facts(), **seen.facts}
+    seen.stderr = running.errors.read_text(errors="replace").splitlines()
+    clean_up(running)
+    seen.status = running.child.returncode
+    seen.survivors = len(running.family())
+    return seen
+
+
+def clean_up(running: Running) -> None:
+    """Kills whatever there is, several times over: it may start others while it dies."""
+    for _ in range(20):
+        family = running.family()
+        if not family:
+            break
+        processes.kill(family)
+        processes.wait_gone(family, 1)
+    running.child.wait()
+    processes.bury_orphans(others={running.pid})
+
+
+def kill_parent(running: Running) -> Dict[str, Any]:
+    """Kills the program alone, and sees how long its workers live."""
+    family = [process for process in running.family() if process.pid != running.pid]
+    os.kill(running.pid, signal.SIGKILL)
+    start = time.monotonic()
+    running.child.wait()
+    left = processes.wait_gone(family, AFTER_KILL)
+    elapsed = time.monotonic() - start
+    return {
+        "children": len(family),
+        "live_on": len(left and running.family()),
+        "gone_ms": None if left else 1000 * elapsed,
+    }
+
+
+def press_ctrl_c(running: Running) -> Dict[str, Any]:
+    """Does what a terminal does: signals the whole foreground process group."""
+    # Until the program is in its map, and the workers are in their tasks.
+    time.sleep(0.8)
+    for presses in range(1, MOST_CTRL_C + 1):
+        start = time.monotonic()
+        try:
+            os.killpg(running.pid, signal.SIGINT)
+        except ProcessLookupError:
+            break
+        deadline = start + AFTER_CTRL_C
+        while time.monotonic() < deadline:
+            if running.has_ended() and not running.family():
+                elapsed = 1000 * (time.monotonic() - start)
+                status = running.child.returncode
+                return {"presses": presses, "gone_ms": elapsed, "ended_with": status}
+            time.sleep(0.005)
+    return {"presses": None, "live_on": len(running.family())}
+
+
+ACTS: Dict[str, Callable[[Running], Dict[str, Any]]] = {
+    "kill-parent": kill_parent,
+    "ctrl-c": press_ctrl_c,
+}

@@ -1,0 +1,1 @@
+"""The pools that procpool is compared with, one adapter each."""

@@ -1,0 +1,144 @@
+//! Whole loads: one whose items differ, and two that are pure work.
+
+use std::time::Duration;
+
+use procpool::Pool;
+use procpool::tasks::{parzen, pi};
+use rayon::prelude::*;
+use serde_json::json;
+
+use crate::measure::{Contender, Effort, Field, Outcome, seconds, take_turns};
+use crate::peers::Peers;
+use crate::report::{Bound, Row, Unit};
+
+const SLOW: f64 = 0.5;
+const FAST: f64 = 0.01;
+const SLOW_ITEMS: usize = 6;
+const ITEMS: usize = 64;
+
+fn sleep(seconds: f64) {
+    std::thread::sleep(Duration::from_secs_f64(seconds));
+}
+
+pub(crate) fn skewed(peers: &mut Peers, effort: &Effort) -> Outcome<Row> {
+    let Peers { pool, mp_pool, cores, .. } = peers;
+    let mut last = vec![FAST; ITEMS - SLOW_ITEMS];
+    last.extend([SLOW; SLOW_ITEMS]);
+    let shuffled = shuffled(&last);
+    let ideal = ideal(&last, *cores);
+    let turn = |load: &Vec<f64>| {
+        let (time, done) = seconds(|| pool.map(sleep, load.clone()));
+        done?;
+        Ok(time)
+    };
+    let mut contenders = vec![
+        Contender::new("procpool, shuffled", || turn(&shuffled)),
+        Contender::new("procpool, slow ones last", || turn(&last)),
+    ];
+    if let Some(python) = mp_pool {
+        let order = json!({"seconds": shuffled});
+        contenders
+            .push(Contender::new("Pool, shuffled", move || python.seconds("sleep", order.clone())));
+    }
+    let mut field = take_turns(effort.long_repetitions, contenders)?;
+    let share = |field: &Field, who: &str| -> Vec<f64> {
+        field.values(who).iter().map(|time| time / ideal).collect()
+    };
+    let (mixed, late) =
+        (share(&field, "procpool, shuffled"), share(&field, "procpool, slow ones last"));
+    field.0.extend(Field::of([("ideal".to_owned(), vec![ideal])]).0);
+    let bound = Bound::AtMost(1.05);
+    let what = format!("a skewed load on {cores} workers, default chunking");
+    Ok(Row::new(what, Unit::Seconds, field)
+        .goal("≤ 1.05 × ideal, shuffled", bound, Unit::Times, mixed)
+        .goal("≤ 1.05 × ideal, slow ones last", bound, Unit::Times, late)
+        .note(
+            "6 items of 0.5 s and 58 of 10 ms, which sleep; ideal: the longest first, each to the \
+             worker that is free first.",
+        ))
+}
+
+/// The same order on every machine: a linear congruence walks through all places.
+fn shuffled(load: &[f64]) -> Vec<f64> {
+    (0..load.len()).map(|place| load[(place * 29 + 17) % load.len()]).collect()
+}
+
+/// The longest first, each to the worker that is free first.
+fn ideal(load: &[f64], workers: usize) -> f64 {
+    let mut ends = vec![0.0f64; workers];
+    let mut longest_first = load.to_vec();
+    longest_first.sort_by(|a, b| b.total_cmp(a));
+    for item in longest_first {
+        ends.sort_by(f64::total_cmp);
+        ends[0] += item;
+    }
+    ends.into_iter().fold(0.0, f64::max)
+}
+
+/// How many estimates of π, and how many windows, one turn has: about a second of work each.
+const ESTIMATES: u64 = 400;
+const WINDOWS: u64 = 6_000;
+
+fn estimate(seed: u64) -> u64 {
+    pi::inside(seed, pi::POINTS)
+}
+
+fn window(number: u64) -> u64 {
+    let width = 0.1 + (number % 12) as f64 / 10.0;
+    let points = parzen::gaussian(parzen::SEED, parzen::POINTS);
+    parzen::count_in_window(points, [0.0, 0.0], width)
+}
+
+pub(crate) fn efficiency(peers: &mut Peers, effort: &Effort) -> Outcome<Row> {
+    let Peers { pool, cores, .. } = peers;
+    let repetitions = effort.repetitions.min(7);
+    let pi = pure_work(pool, repetitions, "pi", estimate, ESTIMATES)?;
+    let parzen = pure_work(pool, repetitions, "Parzen", window, WINDOWS)?;
+    let efficiency = |field: &Field, task: &str, who: &str| -> Vec<f64> {
+        let speed_up = field.ratio(&format!("{task}, serial"), &format!("{task}, {who}"));
+        speed_up.iter().map(|speed_up| speed_up / *cores as f64).collect()
+    };
+    let mut row = Row::new(
+        format!("Monte Carlo π and Parzen windows on {cores} cores"),
+        Unit::Seconds,
+        Field(pi.0.iter().chain(&parzen.0).cloned().collect()),
+    );
+    for (field, task) in [(&pi, "pi"), (&parzen, "Parzen")] {
+        let own = efficiency(field, task, "procpool");
+        let threads = crate::measure::median(&efficiency(field, task, "rayon"));
+        let text = format!("efficiency ≥ 0.95, {task}");
+        row = row
+            .goal(text, Bound::AtLeast(0.95), Unit::Share, own)
+            .note(format!("{task}: rayon's efficiency in the same run is {threads:.3}."));
+    }
+    Ok(row.note(format!(
+        "{ESTIMATES} estimates of {} points and {WINDOWS} windows over {} points, against a plain \
+         loop.",
+        pi::POINTS,
+        parzen::POINTS
+    )))
+}
+
+fn pure_work(
+    pool: &Pool,
+    repetitions: usize,
+    task: &str,
+    work: fn(u64) -> u64,
+    items: u64,
+) -> Outcome<Field> {
+    let serial = || Ok(seconds(|| (0..items).map(work).collect::<Vec<_>>()).0);
+    let processes = || {
+        let (time, done) = seconds(|| pool.map(work, 0..items));
+        done?;
+        Ok(time)
+    };
+    let threads = || Ok(seconds(|| (0..items).into_par_iter().map(work).collect::<Vec<_>>()).0);
+    take_turns(
+        repetitions,
+        vec![
+            Contender::new(&format!("{task}, serial"), serial),
+            Contender::new(&format!("{task}, procpool"), processes),
+            Contender::new(&format!("{task}, rayon"), threads),
+        ],
+    )
+}

@@ -1,0 +1,189 @@
+//! procpool beside its peers, on the same work in one run: `cargo bench --bench peers`.
+//!
+//! ```text
+//! cargo bench --bench peers -- [--quick] [--only ROW,…] [--format markdown|json]
+//!     [--wait SECONDS] [--list]
+//! ```
+//!
+//! Peers are procspawn, rayon, an ipc-channel by itself and, where there is a python3,
+//! `multiprocessing.Pool` and `ProcessPoolExecutor`. They take turns within each repetition, so that
+//! whatever else the machine does meets all of them, and what is judged are ratios within a
+//! repetition: their median, with the least and the greatest beside it.
+//!
+//! | file | rows |
+//! |---|---|
+//! | `calls` | one call, many single calls |
+//! | `maps` | square roots of a range |
+//! | `payload` | 64 MiB in and out |
+//! | `lives` | start, crash, memory |
+//! | `crowds` | ten million items, 256 workers |
+//! | `loads` | skewed load, π, Parzen windows |
+//!
+//! `peers` has the contenders, `python` and `peers.py` those in Python, `measure` the taking of turns,
+//! `report` the table, `machine` what it was measured on, and `watchdog` sees to it that no run hangs.
+
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod calls;
+mod crowds;
+mod lives;
+mod loads;
+mod machine;
+mod maps;
+mod measure;
+mod payload;
+mod peers;
+mod python;
+mod report;
+mod watchdog;
+
+use std::panic::{self, AssertUnwindSafe};
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use measure::{Effort, Outcome};
+use peers::Peers;
+use report::{Format, Report, Row};
+
+/// The rows, in the order of the goals: what `--only` calls them, and what measures them.
+const ROWS: [(&str, Measure); 13] = [
+    ("apply", calls::apply),
+    ("apply_async", calls::apply_async),
+    ("map-5m", maps::five_million),
+    ("map-10k", maps::ten_thousand),
+    ("bytes", payload::bytes),
+    ("floats", payload::floats),
+    ("start", lives::start),
+    ("crash", lives::crash),
+    ("memory", lives::memory),
+    ("stream", crowds::stream),
+    ("workers", crowds::workers),
+    ("skewed", loads::skewed),
+    ("efficiency", loads::efficiency),
+];
+
+type Measure = fn(&mut Peers, &Effort) -> Outcome<Row>;
+
+fn main() -> ExitCode {
+    // Copies of this program come back through here: workers of procpool, of procspawn, and our own.
+    procpool::init();
+    procspawn::init();
+    peers::serve_if_copy();
+
+    let options = match Options::parse(std::env::args().skip(1)) {
+        Ok(Some(options)) => options,
+        Ok(None) => return ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    match run(&options) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whether every row could be measured; a goal that is not met is no failure of the bench.
+fn run(options: &Options) -> Outcome<bool> {
+    let effort = if options.quick { Effort::quick() } else { Effort::full() };
+    let mut peers = Peers::start()?;
+    let report = Report::new(machine::Machine::look(&peers), effort.name);
+    let report = Arc::new(Mutex::new(report));
+    let mut all_measured = true;
+    for (name, measure) in ROWS.iter().filter(|(name, _)| options.wants(name)) {
+        let before = wait_for_quiet(peers.cores, options.wait);
+        eprintln!("measuring {name}; {:.0} % of the cores are to be had", before * 100.0);
+        let watchdog = watchdog::guard(name, effort.limit, {
+            let (report, format) = (Arc::clone(&report), options.format);
+            move || report.lock().unwrap().print(format)
+        });
+        // Some peers panic where they fail.
+        let measured = panic::catch_unwind(AssertUnwindSafe(|| measure(&mut peers, &effort)));
+        match measured.unwrap_or_else(|_| Err("it panicked".into())) {
+            Ok(mut row) => {
+                row.share = [before, machine::share_of_cores(peers.cores)];
+                report.lock().unwrap().rows.push(row);
+            }
+            Err(error) => {
+                eprintln!("{name} could not be measured: {error}");
+                all_measured = false;
+            }
+        }
+        drop(watchdog);
+    }
+    report.lock().unwrap().print(options.format);
+    Ok(all_measured)
+}
+
+/// Waits until nobody else works here, but no longer than so long. Gives the share of the cores
+/// that was to be had last.
+fn wait_for_quiet(cores: usize, longest: Duration) -> f64 {
+    const QUIET: f64 = 0.97;
+    let start = Instant::now();
+    loop {
+        let share = machine::share_of_cores(cores);
+        if share >= QUIET || start.elapsed() >= longest {
+            return share;
+        }
+        std::thread::sleep(Duration::from_millis(500));
+    }
+}
+
+struct Options {
+    /// How long each row may wait for the machine to be quiet.
+    wait: Duration,
+    quick: bool,
+    only: Vec<String>,
+    format: Format,
+}
+
+impl Options {
+    /// None: what was asked for has been printed.
+    fn parse(mut args: impl Iterator<Item = String>) -> Result<Option<Self>, String> {
+        let mut options =
+            Self { wait: Duration::ZERO, quick: false, only: Vec::new(), format: Format::Markdown };
+        let mut is_bench = false;
+        while let Some(arg) = args.next() {
+            let mut value = || args.next().ok_or(format!("{arg} needs a value"));
+            match arg.as_str() {
+                "--bench" => is_bench = true, // cargo's word that it isn't a test
+                "--quick" => options.quick = true,
+                "--only" => options.only.extend(value()?.split(',').map(str::to_owned)),
+                "--format" => options.format = Format::named(&value()?)?,
+                "--wait" => {
+                    let seconds = value()?.parse().map_err(|_| "--wait needs whole seconds")?;
+                    options.wait = Duration::from_secs(seconds);
+                }
+                "--list" => {
+                    ROWS.iter().for_each(|(name, _)| println!("{name}"));
+                    return Ok(None);
+                }
+                _ => {
+                    return Err(format!(
+                        "there is no {arg}; there are --quick, --only ROW,…, --format \
+                         markdown|json, --wait SECONDS and --list"
+                    ));
+                }
+            }
+        }
+        if !is_bench {
+            println!("nothing to test: cargo bench --bench peers");
+            return Ok(None);
+        }
+        let known = |name: &String| ROWS.iter().any(|(row, _)| row == name);
+        match options.only.iter().find(|name| !known(name)) {
+            Some(name) => Err(format!("there is no row {name}; --list has them all")),
+            None => Ok(Some(options)),
+        }
+    }
+
+    fn wants(&self, row: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|name| name == row)
+    }
+}
