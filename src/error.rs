@@ -221,6 +221,9 @@ pub enum TaskErrorKind {
         /// The limit.
         after: Duration,
     },
+    /// Its result has been taken before, and there is one only.
+    #[error("has given its result before")]
+    Taken,
     /// It was cancelled.
     #[error("was cancelled")]
     Cancelled,

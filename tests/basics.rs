@@ -104,6 +104,48 @@ fn a_timed_out_wait_leaves_the_task_going() {
 }
 
 #[test]
+fn a_result_is_given_once_and_asking_again_says_so() {
+    let pool = Pool::new(1).unwrap();
+    let mut one = pool.apply_async(square, 3);
+    assert_eq!(one.get_timeout(SOON), Some(Ok(9)));
+    assert_eq!(one.get_timeout(SOON).unwrap().unwrap_err().kind(), &TaskErrorKind::Taken);
+    assert_eq!(one.get().unwrap_err().kind(), &TaskErrorKind::Taken);
+    let mut many = pool.map_async(square, 0..3);
+    assert_eq!(many.get_timeout(SOON), Some(Ok(vec![0, 1, 4])));
+    assert_eq!(many.get().unwrap_err().kind(), &TaskErrorKind::Taken);
+}
+
+#[test]
+fn limits_of_time_may_be_as_long_as_can_be() {
+    let long = Duration::MAX;
+    let pool = Pool::builder()
+        .workers(2)
+        .task_timeout(long)
+        .start_timeout(long)
+        .idle_timeout(long)
+        .kill_grace(long)
+        .build()
+        .unwrap();
+    assert_eq!(pool.map(square, 0..100).unwrap().len(), 100);
+    pool.join();
+}
+
+#[test]
+fn a_chunk_size_that_was_asked_for_is_kept() {
+    let sizes = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let seen = std::sync::Arc::clone(&sizes);
+    let listen = move |event: &procpool::Event| {
+        if let procpool::EventKind::Assigned { tasks, .. } = event.kind {
+            seen.lock().unwrap().push(tasks);
+        }
+    };
+    let pool = Pool::builder().workers(1).chunk_size(50).on_event(listen).build().unwrap();
+    assert_eq!(pool.map(sleepy, [1; 200]).unwrap().len(), 200);
+    pool.join();
+    assert_eq!(*sizes.lock().unwrap(), [50; 4]);
+}
+
+#[test]
 fn a_callback_runs_once_and_its_panic_harms_nothing() {
     let pool = Pool::new(2).unwrap();
     let (sender, receiver) = channel();

@@ -70,6 +70,18 @@ fn close_join_and_terminate_may_be_called_twice_and_from_two_threads() {
 }
 
 #[test]
+fn join_is_prompt_also_where_workers_have_just_died() {
+    for _ in 0..20 {
+        let pool = Pool::new(2).unwrap();
+        assert_eq!(pool.map(square, 0..4).unwrap().len(), 4);
+        let start = Instant::now();
+        pool.workers().iter().for_each(|worker| kill(worker.pid, libc::SIGKILL));
+        pool.join();
+        assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    }
+}
+
+#[test]
 fn join_waits_for_all_that_was_submitted() {
     let effects = SideEffects::new();
     let pool = Pool::new(2).unwrap();

@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """One bad task among eight healthy ones: what each pool does. See README.md.
 
-Exits with 0 if all of procpool's rows are right, 1 if one is not, 2 for wrong usage.
+Exits with 0 if all of procpool's rows are right, 1 if one is not, 2 if it could not be run.
 """
 
 import argparse
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import List
@@ -79,7 +80,12 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     processes.become_subreaper()
     before = os.getloadavg()[0]
-    cells = run(args)
+    try:
+        cells = run(args)
+    except (subprocess.CalledProcessError, OSError) as error:
+        # Not a verdict on any row.
+        print(f"matrix: {error}", file=sys.stderr)
+        return 2
     load = f"load average {before:.1f} before, {os.getloadavg()[0]:.1f} after"
     print(f"matrix: {os.cpu_count()} CPUs, {load}", file=sys.stderr)
     print(table.as_json(cells) if args.format == "json" else table.markdown(cells))

@@ -204,3 +204,102 @@ impl Pace {
         self.nanos.load(Relaxed)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use procpool_worker::function::Call;
+    use procpool_worker::protocol::put_item;
+    use proptest::prelude::*;
+
+    /// A batch of texts, whose arguments have lengths before them, or of numbers, which have none.
+    fn batch(texts: &[String], numbers: bool) -> Batch {
+        let mut arguments = Vec::new();
+        for text in texts {
+            if numbers {
+                put_item(&mut arguments, &(text.len() as u32)).unwrap();
+            } else {
+                put_item(&mut arguments, text).unwrap();
+            }
+        }
+        let call = Call { function: 0, trampoline: 0 };
+        let job = Job::new(Ok(call), Default::default(), Default::default(), 0);
+        let width = if numbers { 4 } else { 0 };
+        Batch::new(job, 100, texts.len() as u32, width, &arguments)
+    }
+
+    /// Ids and arguments of all items of a run of batches, in order.
+    fn items<'a>(batches: impl IntoIterator<Item = &'a Batch>) -> Vec<(u64, Vec<u8>)> {
+        let mut items = Vec::new();
+        for batch in batches {
+            let mut rest = batch.arguments();
+            for id in (batch.first..).take(batch.items as usize) {
+                let (argument, next) = take_item(rest, batch.width).unwrap();
+                items.push((id, argument.to_vec()));
+                rest = next;
+            }
+            assert!(rest.is_empty(), "a batch holds its own arguments and no others");
+        }
+        items
+    }
+
+    proptest! {
+        #[test]
+        fn however_batches_are_split_each_item_stays_what_and_where_it_was(
+            texts in prop::collection::vec(".{0,6}", 1..40),
+            numbers in any::<bool>(),
+            cuts in prop::collection::vec((any::<bool>(), 1u32..12), 0..12),
+        ) {
+            let whole = batch(&texts, numbers);
+            let expected = items([&whole]);
+            let (mut front, mut middle, mut back) = (Vec::new(), VecDeque::from([whole]), Vec::new());
+            for (from_the_front, count) in cuts {
+                if from_the_front {
+                    if let Some(first) = middle.front_mut().filter(|first| first.items > count) {
+                        front.push(first.split_front(count));
+                    }
+                } else {
+                    let taken = split_back(&mut middle, count);
+                    prop_assert!(taken.iter().map(|batch| batch.items).sum::<u32>() <= count);
+                    back.splice(0..0, taken);
+                }
+            }
+            prop_assert_eq!(items(front.iter().chain(&middle).chain(&back)), expected);
+        }
+
+        #[test]
+        fn what_is_said_to_fit_does_and_no_less_is_said(
+            texts in prop::collection::vec(".{0,6}", 1..40),
+            numbers in any::<bool>(),
+            wanted in 1u32..50,
+            limit in 0usize..400,
+        ) {
+            let mut batch = batch(&texts, numbers);
+            let wanted = wanted.min(batch.items);
+            let fitting = batch.fitting(wanted, limit);
+            prop_assert!(fitting <= wanted);
+            prop_assert!(batch.extent(fitting) <= limit);
+            prop_assert!(fitting == wanted || batch.extent(fitting + 1) > limit);
+            if fitting > 0 && fitting < batch.items {
+                prop_assert!(batch.split_front(fitting).arguments().len() <= limit);
+            }
+        }
+
+        #[test]
+        fn a_chunk_starts_at_one_item_and_never_outgrows_what_was_measured(
+            observations in prop::collection::vec((1u64..5000, 0u64..10_000_000_000), 0..30)
+        ) {
+            let pace = Pace::default();
+            prop_assert_eq!(pace.chunk(), 1);
+            let mut seen = 0;
+            for (items, nanos) in observations {
+                pace.observe(items, nanos);
+                seen += items;
+                let chunk = u64::from(pace.chunk());
+                prop_assert!(chunk >= 1 && chunk <= 4 * seen && chunk <= Pace::MOST.into());
+                prop_assert!(chunk == 1 || chunk * pace.nanos() <= Pace::CHUNK);
+            }
+        }
+    }
+}

@@ -151,7 +151,7 @@ impl Chunk {
     pub(crate) fn enforce(&mut self) -> (Vec<Batch>, Option<Instant>) {
         let Some(limit) = self.limit else { return (Vec::new(), None) };
         let now = Instant::now();
-        let Some(item) = self.running() else { return (Vec::new(), Some(now + limit)) };
+        let Some(item) = self.running() else { return (Vec::new(), now.checked_add(limit)) };
         if self.seen.0 != item + 1 {
             self.seen = (item + 1, now);
         }
@@ -162,14 +162,14 @@ impl Chunk {
         let (suspended, pause) = self.suspended;
         let ran = if suspended == Some(item) { ran.saturating_sub(pause) } else { ran };
         if ran < limit {
-            return (Vec::new(), Some(now + (limit - ran)));
+            return (Vec::new(), now.checked_add(limit - ran));
         }
         // First that it can't begin another: that one would be ended without having deserved it.
         let rest = self.take_back(u32::MAX);
         if self.running() == Some(item) {
             self.process.end_softly(Doom::TimedOut(limit));
         }
-        (rest, Some(now + limit))
+        (rest, now.checked_add(limit))
     }
 
     /// Ends the worker, which uses too much memory; gives what it then won't begin.

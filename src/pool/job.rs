@@ -28,6 +28,8 @@ pub(crate) struct Job {
     pub(crate) pace: Arc<Pace>,
     /// What is added to an item's number in the ledger to make its id.
     pub(crate) offset: u64,
+    /// Its result has been asked for, which can be given once.
+    pub(crate) taken: AtomicBool,
     /// Nothing of it is to be started any more.
     pub(crate) cancelled: AtomicBool,
     state: Mutex<State>,
@@ -124,6 +126,7 @@ impl Job {
             options,
             pace,
             offset,
+            taken: AtomicBool::new(false),
             cancelled: AtomicBool::new(false),
             state: Mutex::default(),
             arrived: Condvar::new(),

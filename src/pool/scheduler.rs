@@ -28,7 +28,7 @@ use super::batch::{Batch, Pace};
 use super::builder::Config;
 use super::chunk::{self, Chunk, Loss, Running};
 use super::events::EventKind;
-use super::job::{Failure, Origin};
+use super::job::{Failure, Job, Origin};
 use super::supervisor;
 use super::worker::{Doom, Newborn, Process, Worker};
 use super::{WorkerInfo, WorkerState};
@@ -260,13 +260,17 @@ impl Shared {
         Ok(())
     }
 
-    /// How many items it makes sense to have waiting for a function of this pace.
-    pub(crate) fn window(&self, pace: &Pace) -> u64 {
+    /// How many items of a job it makes sense to have waiting.
+    pub(crate) fn window(&self, job: &Job) -> u64 {
         // Enough that a driver always finds a full chunk, and that one slow item doesn't soon stop
         // the others; few enough that an input is not read far ahead of its use.
         const LEAST: u64 = 32;
-        let each = u64::from(pace.chunk()).saturating_mul(4).max(LEAST);
-        each.saturating_mul(self.config.workers as u64)
+        const MOST: u64 = 1 << 20;
+        let chunk = match job.options.chunk_size {
+            Some(size) => 2 * u64::from(size),
+            None => 4 * u64::from(job.pace.chunk()),
+        };
+        chunk.clamp(LEAST, MOST) * self.config.workers as u64
     }
 
     /// Takes out of the queue what `is_target` picks, and ends what of it is running.
@@ -455,7 +459,8 @@ impl Shared {
             });
             let size = job.options.chunk_size.unwrap_or_else(|| job.pace.chunk().min(share));
             let wanted = size.min(allowed).saturating_sub(items).min(first.items);
-            if is_other || wanted == 0 || nanos >= Pace::CHUNK || chunk.len() >= MAX_BATCHES {
+            let is_long = job.options.chunk_size.is_none() && nanos >= Pace::CHUNK;
+            if is_other || wanted == 0 || is_long || chunk.len() >= MAX_BATCHES {
                 break;
             }
             let fitting = match first.fitting(wanted, self.inline_limit.saturating_sub(bytes)) {
@@ -501,8 +506,8 @@ impl Shared {
         }
         let limit = chunk.limit;
         *self.running(slot) = Some(chunk);
-        if let Some(limit) = limit {
-            self.orders.look_by(Instant::now() + limit);
+        if let Some(at) = limit.and_then(|limit| Instant::now().checked_add(limit)) {
+            self.orders.look_by(at);
         }
         is_crowded
     }
@@ -630,11 +635,6 @@ impl Shared {
     }
 
     /// Puts batches back to the front of the queue, in order.
-    pub(crate) fn requeue_front(&self, batches: Vec<Batch>) {
-        let mut central = self.central();
-        self.requeue(&mut central, batches);
-    }
-
     fn requeue(&self, central: &mut Central, batches: Vec<Batch>) {
         for batch in batches.into_iter().rev() {
             if central.phase == Phase::Terminated {
@@ -679,9 +679,13 @@ impl Shared {
         }
         let failures = central.seats[slot].failures;
         // An initializer's failure is the tasks' to learn; whatever comes before it is the
-        // builder's.
+        // builder's, and so is a worker that can't be started beside others that could.
         if !matches!(cause, StartError::Initializer(_)) {
-            central.first_start.get_or_insert(Err(cause.clone()));
+            if central.seats[slot].starts == 0 {
+                central.first_start = Some(Err(cause.clone()));
+            } else {
+                central.first_start.get_or_insert(Err(cause.clone()));
+            }
         }
         self.config.observers.tell(|| EventKind::StartFailed {
             slot,
@@ -780,7 +784,9 @@ impl Shared {
         for slot in 0..central.seats.len() {
             let live = central.seats.len() - central.resting;
             let seat = &mut central.seats[slot];
-            if live <= self.config.min_workers || now < seat.idle_since + limit {
+            if live <= self.config.min_workers
+                || seat.idle_since.checked_add(limit).is_none_or(|at| now < at)
+            {
                 continue;
             }
             match std::mem::replace(&mut seat.state, SeatState::Resting) {
@@ -794,17 +800,18 @@ impl Shared {
             }
         }
         // Often enough that nobody stays much longer, and not for each that becomes idle.
-        Some(now + (limit / 4).max(Duration::from_millis(5)))
+        now.checked_add((limit / 4).max(Duration::from_millis(5)))
     }
 
     /// Ends a worker that uses more memory than it may.
     pub(crate) fn end_for_memory(&self, process: &Arc<Process>) {
+        let mut central = self.central();
         let mut running = self.running(process.slot);
         let chunk = running.as_mut().filter(|chunk| Arc::ptr_eq(&chunk.process, process));
         let Some(chunk) = chunk else { return process.kill(Doom::OutOfMemory) };
         let rest = chunk.end_for_memory();
         drop(running);
-        self.requeue_front(rest);
+        self.requeue(&mut central, rest);
     }
 
     /// Stops all workers and what they have started, or lets them go on; the time between does not
@@ -875,8 +882,11 @@ impl Shared {
             return Some(Instant::now() + Duration::from_millis(100));
         }
         let mut next: Option<Instant> = None;
-        for slot in &self.slots {
-            let mut running = slot.running.lock().unwrap_or_else(PoisonError::into_inner);
+        // Held throughout: what is taken back must not be nowhere while somebody looks whether all
+        // is done.
+        let mut central = self.central();
+        for slot in 0..self.slots.len() {
+            let mut running = self.running(slot);
             let Some(chunk) = running.as_mut() else { continue };
             let (rest, again) = chunk.enforce();
             drop(running);
@@ -885,7 +895,7 @@ impl Shared {
                 (next, again) => next.or(again),
             };
             if !rest.is_empty() {
-                self.requeue_front(rest);
+                self.requeue(&mut central, rest);
             }
         }
         next

@@ -74,13 +74,14 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
         if self.ended.is_some() {
             return;
         }
-        let window = self.pool.config.window.unwrap_or_else(|| self.pool.window(&self.job.pace));
+        let window = self.pool.config.window.unwrap_or_else(|| self.pool.window(&self.job));
         let open = self.read - self.taken;
         // Refilled when a quarter is free, so that batches are worth the while.
         if open > window - window / 4 {
             return;
         }
-        let each = u64::from(self.job.pace.chunk()).max(8);
+        let each = self.job.options.chunk_size.unwrap_or_else(|| self.job.pace.chunk().max(8));
+        let each = u64::from(each);
         let workers = self.pool.config.workers as u64;
         while self.ended.is_none() && self.read - self.taken < window {
             if self.read > 0 && self.job.has_arrivals() {

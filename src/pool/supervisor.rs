@@ -65,7 +65,7 @@ impl Orders {
     /// Asks for a look at the time limits at `at`, if none is planned before.
     pub(crate) fn look_by(&self, at: Instant) {
         let left = at.saturating_duration_since(Instant::now());
-        let at = now().saturating_add(left.as_nanos() as u64);
+        let at = now().saturating_add(u64::try_from(left.as_nanos()).unwrap_or(u64::MAX));
         if self.next_look.fetch_min(at, Ordering::AcqRel) > at {
             self.ring();
         }
@@ -166,8 +166,13 @@ impl Supervisor<'_> {
                 charge.process.child.kill();
             }
         }
-        if self.shared.has_ended() && self.charges.is_empty() {
-            return false;
+        if self.shared.has_ended() {
+            if self.charges.is_empty() {
+                return false;
+            }
+            // Nobody is left to greet one that was started meanwhile.
+            let is_left = |charge: &&Charge| charge.process.doomed() != Some(Doom::Retired);
+            self.charges.iter().filter(is_left).for_each(|charge| charge.process.child.kill());
         }
         let mut wake = self.spawn_due();
         wake = earliest(wake, self.enforce_limits());
@@ -271,7 +276,10 @@ impl Supervisor<'_> {
                     (since + RETIRE_GRACE, Doom::Retired)
                 }
                 _ if charge.process.was_ready() => continue,
-                _ => (charge.started + limit, Doom::StartTimedOut(limit)),
+                _ => match charge.started.checked_add(limit) {
+                    Some(deadline) => (deadline, Doom::StartTimedOut(limit)),
+                    None => continue,
+                },
             };
             if deadline > now {
                 wake = earliest(wake, Some(deadline));

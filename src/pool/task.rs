@@ -15,7 +15,7 @@ use super::Report;
 use super::events::EventKind;
 use super::job::{Arrival, Job};
 use super::scheduler::Shared;
-use crate::error::TaskError;
+use crate::error::{DidRun, TaskError, TaskErrorKind};
 
 /// Something that was submitted: one call ([`Pool::apply_async`](super::Pool::apply_async)), or one
 /// over many items ([`Pool::map_async`](super::Pool::map_async), where `R` is a `Vec`).
@@ -61,11 +61,17 @@ impl<R> Task<R> {
     }
 
     /// Waits for the result, for at most `limit`; `None` means that there is none yet. The task goes
-    /// on and can be asked again. Once the result has been given, there is no other.
+    /// on and can be asked again. Once the result has been given, there is no other: then this gives
+    /// [`TaskErrorKind::Taken`].
     pub fn get_timeout(&mut self, limit: Duration) -> Option<Result<R, TaskError>> {
         // A limit that can't be added to the time is none.
         let deadline = Instant::now().checked_add(limit);
-        self.job.wait(deadline).then(|| (self.collect)(&self.job).result)
+        self.job.wait(deadline).then(|| self.take().result)
+    }
+
+    /// The result of a task that is done, once.
+    fn take(&self) -> Report<R> {
+        take(&self.job, self.collect)
     }
 
     /// Whether the result is there.
@@ -73,7 +79,7 @@ impl<R> Task<R> {
         self.job.is_done()
     }
 
-    /// Ends it with [`TaskErrorKind::Cancelled`](crate::TaskErrorKind::Cancelled): what is queued is
+    /// Ends it with [`TaskErrorKind::Cancelled`]: what is queued is
     /// never started, what is running is ended with its worker, what is done stays done.
     pub fn cancel(&self) {
         self.job.cancelled.store(true, Relaxed);
@@ -84,7 +90,7 @@ impl<R> Task<R> {
     /// are sums and the rest is the first item's.
     pub fn report(self) -> Report<R> {
         self.job.wait(None);
-        (self.collect)(&self.job)
+        self.take()
     }
 
     /// Has `callback` called with the result, once, on a thread that the pool has for this. A
@@ -107,7 +113,7 @@ impl<R> Task<R> {
         self.job.when_done(Box::new(move || {
             let callbacks = observers.callbacks.clone();
             callbacks.call(Box::new(move || {
-                let call = AssertUnwindSafe(|| callback(collect(&job).result));
+                let call = AssertUnwindSafe(|| callback(take(&job, collect).result));
                 if let Err(payload) = catch_unwind(call) {
                     let message = procpool_worker::panics::message(&*payload);
                     observers.tell(|| EventKind::CallbackPanicked { message });
@@ -136,10 +142,28 @@ impl<R> Future for Task<R> {
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         if self.job.poll_done(context.waker()) {
-            Poll::Ready((self.collect)(&self.job).result)
+            Poll::Ready(self.take().result)
         } else {
             Poll::Pending
         }
+    }
+}
+
+/// What has arrived, made a result by `collect`; the second time, an error that says so.
+fn take<R>(job: &Job, collect: fn(&Job) -> Report<R>) -> Report<R> {
+    if !job.taken.swap(true, Relaxed) {
+        return collect(job);
+    }
+    let error = TaskError::new(TaskErrorKind::Taken, job.offset, None, 0, DidRun::Yes);
+    Report {
+        id: job.offset,
+        pid: 0,
+        worker: 0,
+        attempt: 0,
+        queued: Duration::ZERO,
+        elapsed: Duration::ZERO,
+        output: Vec::new(),
+        result: Err(error),
     }
 }
 

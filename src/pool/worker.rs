@@ -115,7 +115,7 @@ impl Process {
         }
         let mut fate = self.fate();
         fate.doom.get_or_insert(doom);
-        fate.kill_at.get_or_insert(Instant::now() + self.grace);
+        fate.kill_at = fate.kill_at.or_else(|| Instant::now().checked_add(self.grace));
         self.child.signal_group(Signal::TERM);
     }
 

@@ -4,7 +4,7 @@
 use std::process::Command;
 use std::time::Duration;
 
-use procpool::{Error, Pool, StartError};
+use procpool::{Error, Pool, StartError, WorkerState};
 
 fn main() {
     let how = std::env::args().nth(1).unwrap_or_default();
@@ -38,6 +38,10 @@ fn main() {
         return println!();
     }
     let pool = Pool::new(2).expect("a pool");
+    // One that is stopped or loses its parent before it has reported is not what is tested here.
+    while pool.workers().iter().any(|worker| worker.state != WorkerState::Idle) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
     let mut pids: Vec<u32> = pool.workers().iter().map(|worker| worker.pid).collect();
     let forever = |()| std::thread::sleep(Duration::from_secs(3600));
     match how.as_str() {
