@@ -17,11 +17,14 @@
 //!   for a parent that has been forked without exec, so that its copy holds the pipe open. The
 //!   signal can't be SIGKILL: that could end the worker, and with it the first cord, before the
 //!   pipe is closed, and what its tasks have started would live on.
+//!
+//! A worker that sees its channel close before either is pulled exits by itself; it then takes its
+//! group with it ([`leave_with_group`]).
 
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::fd::AsRawFd;
-use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, Signal};
@@ -79,6 +82,7 @@ fn reset_signals() {
         libc::signal(libc::SIGPIPE, libc::SIG_IGN);
         let handler = parent_died as extern "C" fn(libc::c_int);
         libc::signal(PARENT_DIED, handler as libc::sighandler_t);
+        libc::atexit(at_exit);
     }
 }
 
@@ -109,6 +113,23 @@ fn hold_cord() -> io::Result<()> {
     // It is held until the process ends.
     std::mem::forget(cord);
     if tied { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Whether the worker ends because the parent's channel has.
+static LEAVING: AtomicBool = AtomicBool::new(false);
+
+/// Has this process take its group with it when it exits. A parent that dies closes the channel, as
+/// one that lets a worker go does; the worker may then be gone before either cord is pulled, and
+/// what its tasks have started would live on.
+pub fn leave_with_group() {
+    LEAVING.store(true, Ordering::Release);
+}
+
+/// Registered before anything else, so that it runs after all that others have registered.
+extern "C" fn at_exit() {
+    if LEAVING.load(Ordering::Acquire) {
+        parent_died(0);
+    }
 }
 
 /// Does to this process what its pool asks for.

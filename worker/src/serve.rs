@@ -125,7 +125,10 @@ impl Worker {
         loop {
             match self.answer_one() {
                 Ok(()) => {}
-                Err(TransportError::PeerGone) => return 0,
+                Err(TransportError::PeerGone) => {
+                    harden::leave_with_group();
+                    return 0;
+                }
                 Err(error) => {
                     eprintln!("procpool worker {}: {error}", std::process::id());
                     return EXIT_UNFIT;
