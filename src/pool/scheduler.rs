@@ -273,16 +273,18 @@ impl Shared {
         chunk.clamp(LEAST, MOST) * self.config.workers as u64
     }
 
-    /// Takes out of the queue what `is_target` picks, and ends what of it is running.
-    pub(crate) fn cancel(&self, is_target: impl Fn(&Batch) -> bool) {
+    /// Takes a job out of the queue, and ends what of it is running.
+    pub(crate) fn cancel(&self, job: &Arc<Job>) {
+        job.cancelled.store(true, Relaxed);
+        let is_target = |batch: &Batch| Arc::ptr_eq(&batch.job, job);
         let mut central = self.central();
         let (cancelled, kept) =
             std::mem::take(&mut central.queue).into_iter().partition(&is_target);
         central.queue = kept;
         let mut cancelled: VecDeque<Batch> = cancelled;
         central.queued -= cancelled.iter().map(|batch| u64::from(batch.items)).sum::<u64>();
-        for slot in &self.slots {
-            let mut running = slot.running.lock().unwrap_or_else(PoisonError::into_inner);
+        for slot in 0..self.slots.len() {
+            let mut running = self.running(slot);
             let taken = running.as_mut().map_or_else(Vec::new, |chunk| chunk.cancel(&is_target));
             drop(running);
             let (ours, others): (Vec<_>, Vec<_>) = taken.into_iter().partition(&is_target);
@@ -832,6 +834,8 @@ impl Shared {
                 chunk.forgive(since.elapsed());
             }
         }
+        // Let go first: the supervisor looks at it, and it is the supervisor that is waited for.
+        drop(suspended);
         self.orders.signal(signal);
     }
 

@@ -427,8 +427,7 @@ impl<I: Iterator, R> Drop for Results<I, R> {
     fn drop(&mut self) {
         let job = &self.feed.job;
         if !job.is_done() {
-            job.cancelled.store(true, Relaxed);
-            self.feed.pool.cancel(|batch| Arc::ptr_eq(&batch.job, job));
+            self.feed.pool.cancel(job);
         }
     }
 }

@@ -82,8 +82,7 @@ impl<R> Task<R> {
     /// Ends it with [`TaskErrorKind::Cancelled`]: what is queued is
     /// never started, what is running is ended with its worker, what is done stays done.
     pub fn cancel(&self) {
-        self.job.cancelled.store(true, Relaxed);
-        self.pool.cancel(|batch| Arc::ptr_eq(&batch.job, &self.job));
+        self.pool.cancel(&self.job);
     }
 
     /// Waits for the result and gives it with its PID, times and attempt. Of many items, the times
@@ -155,6 +154,11 @@ fn take<R>(job: &Job, collect: fn(&Job) -> Report<R>) -> Report<R> {
         return collect(job);
     }
     let error = TaskError::new(TaskErrorKind::Taken, job.offset, None, 0, DidRun::Yes);
+    bare(job, Err(error))
+}
+
+/// A report in which no worker has a part yet.
+fn bare<R>(job: &Job, result: Result<R, TaskError>) -> Report<R> {
     Report {
         id: job.offset,
         pid: 0,
@@ -163,7 +167,7 @@ fn take<R>(job: &Job, collect: fn(&Job) -> Report<R>) -> Report<R> {
         queued: Duration::ZERO,
         elapsed: Duration::ZERO,
         output: Vec::new(),
-        result: Err(error),
+        result,
     }
 }
 
@@ -181,16 +185,7 @@ fn collect_many<R: DeserializeOwned>(job: &Job) -> Report<Vec<R>> {
     let mut arrivals: Vec<Arrival> = std::iter::from_fn(|| job.take_arrival()).collect();
     arrivals.sort_unstable_by_key(|arrival| arrival.first);
     let items: usize = arrivals.iter().map(|arrival| arrival.items as usize).sum();
-    let mut report = Report {
-        id: job.offset,
-        pid: 0,
-        worker: 0,
-        attempt: 0,
-        queued: Duration::ZERO,
-        elapsed: Duration::ZERO,
-        output: Vec::new(),
-        result: Ok(Vec::with_capacity(items)),
-    };
+    let mut report = bare(job, Ok(Vec::with_capacity(items)));
     for mut arrival in arrivals {
         let origin = arrival.origin;
         if report.pid == 0 {
