@@ -285,7 +285,7 @@ impl Shared {
         central.queued -= cancelled.iter().map(|batch| u64::from(batch.items)).sum::<u64>();
         for slot in 0..self.slots.len() {
             let mut running = self.running(slot);
-            let taken = running.as_mut().map_or_else(Vec::new, |chunk| chunk.cancel(&is_target));
+            let taken = running.as_mut().map_or_else(Vec::new, |chunk| chunk.cancel(is_target));
             drop(running);
             let (ours, others): (Vec<_>, Vec<_>) = taken.into_iter().partition(&is_target);
             cancelled.extend(ours);
