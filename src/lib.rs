@@ -71,6 +71,9 @@
 //! [`close`](Pool::close) accepts nothing more, [`join`](Pool::join) waits for what was submitted,
 //! [`terminate`](Pool::terminate) ends it now. A pool that is dropped is terminated.
 //!
+//! For one call, [`Process::spawn`] starts a process that ends with it, and has an exit status to be
+//! asked for.
+//!
 //! # What errors mean
 //!
 //! [`Error`] is why a pool could not be made. [`TaskError`] is what became of one task that has no answer:
@@ -133,8 +136,8 @@ pub use entry::init;
 pub use error::{DeathCause, DidRun, Error, Side, StartError, TaskError, TaskErrorKind};
 pub use os::process::Output;
 pub use pool::{
-    Event, EventKind, Limits, Pool, PoolBuilder, Report, Reports, Results, Stats, Task,
-    TaskOptions, WorkerInfo, WorkerState, log_to_stderr,
+    Event, EventKind, Limits, Pool, PoolBuilder, Process, ProcessBuilder, Report, Reports, Results,
+    Stats, Task, TaskOptions, WorkerInfo, WorkerState, log_to_stderr,
 };
 pub use procpool_worker::state::with as with_state;
 

@@ -74,6 +74,8 @@ pub struct PoolBuilder {
     limits: Limits,
     nice: i32,
     pin_cpus: bool,
+    /// Whether another worker takes the place of one that is lost.
+    replaces: bool,
     observers: Vec<Observer>,
 }
 
@@ -109,6 +111,7 @@ pub(crate) struct Config {
     pub(crate) max_memory: Option<u64>,
     pub(crate) idle_timeout: Option<Duration>,
     pub(crate) min_workers: usize,
+    pub(crate) replaces: bool,
     limits: Limits,
     nice: i32,
     /// The CPUs that workers are kept to, one each in turn.
@@ -117,10 +120,15 @@ pub(crate) struct Config {
 }
 
 impl Config {
+    /// What a slot's worker is called.
+    pub(crate) fn title(&self, slot: usize) -> String {
+        if self.replaces { format!("{}/{slot}", self.name) } else { self.name.clone() }
+    }
+
     /// What a slot's worker is told of itself.
     pub(crate) fn setup(&self, slot: usize) -> Setup {
         Setup {
-            name: format!("{}/{slot}", self.name),
+            name: self.title(slot),
             limits: self.limits.resources.clone(),
             nice: self.nice,
             cpu: (!self.cpus.is_empty()).then(|| self.cpus[slot % self.cpus.len()]),
@@ -165,6 +173,7 @@ impl PoolBuilder {
             limits: Limits::default(),
             nice: 0,
             pin_cpus: false,
+            replaces: true,
             observers: Vec::new(),
         }
     }
@@ -370,6 +379,12 @@ impl PoolBuilder {
         self
     }
 
+    /// One worker, which nothing takes the place of.
+    pub(super) fn single(mut self) -> Self {
+        (self.workers, self.replaces) = (1, false);
+        self
+    }
+
     /// Starts the workers, and returns as soon as the first of them has been heard of.
     ///
     /// # Errors
@@ -467,6 +482,7 @@ impl PoolBuilder {
             max_memory: self.max_memory,
             idle_timeout: self.idle_timeout,
             min_workers: self.min_workers,
+            replaces: self.replaces,
             limits: self.limits,
             nice: self.nice,
             cpus,

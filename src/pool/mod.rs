@@ -16,6 +16,7 @@
 //! | file | owns |
 //! |---|---|
 //! | `builder`, `options` | what can be set |
+//! | `process` | a pool of one worker for one call |
 //! | `task`, `stream` | the callers' ends: encoding what goes in, decoding what comes out |
 //! | `job`, `ledger` | where outcomes arrive, each item's once |
 //! | `batch` | items on their way, and how many are worth sending at once |
@@ -39,6 +40,7 @@ mod events;
 mod job;
 mod ledger;
 mod options;
+mod process;
 mod records;
 mod scheduler;
 mod stream;
@@ -59,6 +61,7 @@ use serde::de::DeserializeOwned;
 pub use self::builder::{Limits, PoolBuilder};
 pub use self::events::{Event, EventKind, log_to_stderr};
 pub use self::options::TaskOptions;
+pub use self::process::{Process, ProcessBuilder};
 pub use self::stream::{Reports, Results};
 pub use self::task::Task;
 

@@ -125,8 +125,8 @@ enum Phase {
 #[derive(Debug)]
 struct Seat {
     state: SeatState,
-    /// PID of the worker, or of the last one.
-    pid: u32,
+    /// The worker's process, or the last one's.
+    process: Option<Arc<Process>>,
     /// How many times in a row a worker could not be made ready here.
     failures: u32,
     /// How many processes have been started here.
@@ -173,8 +173,13 @@ impl Shared {
     pub(crate) fn new(config: Config, orders: supervisor::Orders, inline_limit: usize) -> Self {
         let slots = config.workers;
         let now = Instant::now();
-        let seat =
-            |_| Seat { state: SeatState::Vacant, pid: 0, failures: 0, starts: 0, idle_since: now };
+        let seat = |_| Seat {
+            state: SeatState::Vacant,
+            process: None,
+            failures: 0,
+            starts: 0,
+            idle_since: now,
+        };
         let central = Central {
             phase: Phase::Open,
             queue: VecDeque::new(),
@@ -553,7 +558,10 @@ impl Shared {
                 *seat = SeatState::Spawned(newborn);
                 self.slots[slot].call.notify_one();
             }
-            _ if worker.process.is_ending() => self.order(&mut central, slot),
+            // Where nobody takes its place, its end is found out by whoever is to use it.
+            _ if worker.process.is_ending() && self.config.replaces => {
+                self.order(&mut central, slot);
+            }
             _ if self.config.max_tasks.is_some_and(|most| worker.tasks >= most) => {
                 worker.process.set_leaving();
                 *seat = SeatState::Leaving(worker);
@@ -589,6 +597,7 @@ impl Shared {
         let process = &worker.process;
         let origin = |batch: &Batch, sent| batch.origin(process.pid(), process.slot, sent);
         let mut again = Vec::new();
+        let most_losses = if self.config.replaces { MAX_LOSSES } else { 0 };
         if let Some(mut batch) = loss.victim.take() {
             let kind = match loss.verdict(process) {
                 TaskErrorKind::Died { .. } if is_terminated => TaskErrorKind::Closed,
@@ -625,7 +634,7 @@ impl Shared {
                 TaskErrorKind::Closed
             } else if batch.job.cancelled.load(Relaxed) {
                 TaskErrorKind::Cancelled
-            } else if batch.losses > MAX_LOSSES {
+            } else if batch.losses > most_losses {
                 loss.verdict(process)
             } else {
                 return true;
@@ -729,8 +738,12 @@ impl Shared {
 
     /// Whether a worker that has died is to have a successor.
     pub(crate) fn wants_successor(&self) -> bool {
-        let central = self.central();
-        !central.is_over() && !central.given_up
+        self.may_start(&self.central())
+    }
+
+    /// A slot's process, or its last one.
+    pub(crate) fn process(&self, slot: usize) -> Option<Arc<Process>> {
+        self.central().seats[slot].process.clone()
     }
 
     /// A process has been started for a slot.
@@ -738,7 +751,7 @@ impl Shared {
         let pid = newborn.process.pid();
         let mut central = self.central();
         let seat = &mut central.seats[slot];
-        seat.pid = pid;
+        seat.process = Some(Arc::clone(&newborn.process));
         seat.starts += 1;
         let replaces = seat.starts > 1;
         self.config.observers.tell(|| EventKind::Spawned { slot, pid, replaces });
@@ -848,7 +861,7 @@ impl Shared {
         let central = self.central();
         let info = |(slot, seat): (usize, &Seat)| WorkerInfo {
             slot,
-            pid: seat.pid,
+            pid: seat.process.as_ref().map_or(0, |process| process.pid()),
             state: match &seat.state {
                 SeatState::Vacant | SeatState::Resting => WorkerState::Absent,
                 SeatState::Spawned(_) => WorkerState::Starting,
@@ -907,9 +920,16 @@ impl Shared {
 
     // ── among themselves ──
 
+    /// Whether another process is of use.
+    fn may_start(&self, central: &Central) -> bool {
+        let is_due =
+            self.config.replaces || central.seats.iter().all(|seat| seat.process.is_none());
+        is_due && !central.is_over() && !central.given_up
+    }
+
     /// Asks the supervisor for a process, after a pause that grows with the failures.
     fn order(&self, central: &mut Central, slot: usize) {
-        if central.is_over() || central.given_up {
+        if !self.may_start(central) {
             return;
         }
         let pause = match central.seats[slot].failures {

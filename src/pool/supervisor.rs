@@ -250,7 +250,7 @@ impl Supervisor<'_> {
         let marker =
             Marker { nonce: self.nonce, parent: std::process::id(), bootstrap: name.clone() };
         let env = config.env_per_worker.as_ref().map_or_else(Vec::new, |env| env(slot));
-        let title = format!("{}/{slot}", config.name);
+        let title = config.title(slot);
         let io = |error: std::io::Error| hint(&error, error.raw_os_error());
         let capture = config.launch.output == Output::Capture;
         let capture = capture.then(CaptureFile::new).transpose().map_err(io)?;

@@ -88,6 +88,11 @@ impl<R> Task<R> {
     /// Waits for the result and gives it with its PID, times and attempt. Of many items, the times
     /// are sums and the rest is the first item's.
     pub fn report(self) -> Report<R> {
+        self.wait_report()
+    }
+
+    /// As [`report`](Self::report), of a handle that is still needed.
+    pub(super) fn wait_report(&self) -> Report<R> {
         self.job.wait(None);
         self.take()
     }

@@ -211,6 +211,11 @@ impl Process {
         fate.death.is_none()
     }
 
+    /// How it ended, if it has.
+    pub(crate) fn death(&self) -> Option<DeathCause> {
+        self.fate().death
+    }
+
     /// Waits for the end of a process that is known to be ending.
     pub(crate) fn wait_death(&self) -> DeathCause {
         let mut fate = self.fate();
@@ -220,6 +225,13 @@ impl Process {
                 None => fate = self.sealed.wait(fate).unwrap_or_else(PoisonError::into_inner),
             }
         }
+    }
+
+    /// Waits for its end, for at most `limit`; whether it has come.
+    pub(crate) fn wait_death_timeout(&self, limit: Duration) -> bool {
+        let lives = |fate: &mut Fate| fate.death.is_none();
+        let waited = self.sealed.wait_timeout_while(self.fate(), limit, lives);
+        waited.unwrap_or_else(PoisonError::into_inner).0.death.is_some()
     }
 }
 

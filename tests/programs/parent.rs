@@ -4,7 +4,7 @@
 use std::process::Command;
 use std::time::Duration;
 
-use procpool::{Error, Pool, StartError, WorkerState};
+use procpool::{Error, Pool, Process, StartError, WorkerState};
 
 fn main() {
     let how = std::env::args().nth(1).unwrap_or_default();
@@ -12,6 +12,7 @@ fn main() {
         // A worker that gets here instead of serving would build a pool of its own.
         "no-init" => {
             assert!(matches!(Pool::new(2), Err(Error::NotInitialized)));
+            assert!(matches!(Process::spawn(|()| (), ()), Err(Error::NotInitialized)));
             return println!();
         }
         // A program that reads its arguments before it becomes a worker.
@@ -61,6 +62,11 @@ fn main() {
                 sleeping.map_or(0, |child| child.id())
             };
             pids.push(pool.apply(start, ()).expect("a child"));
+        }
+        "process" => {
+            let process = Process::spawn(forever, ()).expect("a process");
+            pids.push(process.pid());
+            std::mem::forget(process);
         }
         _ => drop(pool.map(|x: u32| x, 0..10)),
     }

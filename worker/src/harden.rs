@@ -80,6 +80,8 @@ fn reset_signals() {
         // stop background output would stop it at its first line.
         libc::signal(libc::SIGTTOU, libc::SIG_IGN);
         libc::signal(libc::SIGPIPE, libc::SIG_IGN);
+        // A worker is asked to end by it, also where the program has been told to ignore it.
+        libc::signal(libc::SIGTERM, libc::SIG_DFL);
         let handler = parent_died as extern "C" fn(libc::c_int);
         libc::signal(PARENT_DIED, handler as libc::sighandler_t);
         libc::atexit(at_exit);
@@ -127,8 +129,20 @@ pub fn leave_with_group() {
 
 /// Registered before anything else, so that it runs after all that others have registered.
 extern "C" fn at_exit() {
-    if LEAVING.load(Ordering::Acquire) {
-        parent_died(0);
+    if !LEAVING.load(Ordering::Acquire) {
+        return;
+    }
+    // SAFETY: plain system calls.
+    unsafe {
+        // Out of the group first, so that the process still ends by its own exit code; in another's
+        // group, the death signal must end nobody but itself.
+        libc::signal(PARENT_DIED, libc::SIG_DFL);
+        let parents = libc::getpgid(libc::getppid());
+        if parents > 0 && libc::setpgid(0, parents) == 0 {
+            libc::kill(-libc::getpid(), libc::SIGKILL);
+        } else {
+            parent_died(0);
+        }
     }
 }
 

@@ -89,7 +89,7 @@ fn enter(marker: &Marker) -> Result<Worker, TransportError> {
     // The worker's lane lives as long as the process.
     let lane = Box::leak(Box::new(lane));
     harden::note_refused_memory(lane);
-    Ok(Worker { link, lane, block: 1, capture: false })
+    Ok(Worker { link, lane, block: 1, capture: false, code: 0 })
 }
 
 /// The worker's ends of its channels.
@@ -117,6 +117,8 @@ struct Worker {
     block: u32,
     /// Whether output is captured.
     capture: bool,
+    /// With what it exits: 1 if an item of the last chunk has no answer.
+    code: i32,
 }
 
 impl Worker {
@@ -127,7 +129,7 @@ impl Worker {
                 Ok(()) => {}
                 Err(TransportError::PeerGone) => {
                     harden::leave_with_group();
-                    return 0;
+                    return self.code;
                 }
                 Err(error) => {
                     eprintln!("procpool worker {}: {error}", std::process::id());
@@ -198,6 +200,7 @@ impl Worker {
             progress: Progress { items: 0, bytes: 0 },
             stage: Stage::Between,
             types: ("", ""),
+            unanswered: false,
             failed: None,
         };
         while !body.is_empty() {
@@ -219,6 +222,7 @@ impl Worker {
             }
         }
         self.block = run.block;
+        self.code = i32::from(run.unanswered);
         Ok(())
     }
 }
@@ -318,6 +322,8 @@ pub struct Run<'a> {
     stage: Stage,
     /// Names of the current span's argument and result types.
     types: (&'static str, &'static str),
+    /// An item has no answer.
+    unanswered: bool,
     /// The channel broke: nothing more is run.
     failed: Option<TransportError>,
 }
@@ -542,6 +548,7 @@ impl<'a> Run<'a> {
     fn finish_bytes(&mut self, kind: Record, bytes: &[u8]) {
         const LONGEST: usize = CAPACITY - RECORD_HEAD - SPARE;
         let bytes = &bytes[..bytes.len().min(LONGEST)];
+        self.unanswered |= !matches!(kind, Record::Value | Record::Region);
         self.end_numbers();
         if self.progress.bytes as usize + RECORD_HEAD + bytes.len() + SPARE > CAPACITY {
             self.make_room();
