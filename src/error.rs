@@ -41,6 +41,14 @@ pub enum Error {
     /// No worker could be started.
     #[error("the first worker could not be started: {0}")]
     Start(#[from] StartError),
+    /// Memory to be shared between processes could not be had.
+    #[error("{bytes} bytes of shared memory could not be had: {source}")]
+    SharedMemory {
+        /// How much was asked for.
+        bytes: usize,
+        /// What the system said.
+        source: io::Error,
+    },
     /// The system refused something that the pool itself needs.
     #[error("the pool could not be set up: {what}: {source}")]
     System {

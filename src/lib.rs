@@ -128,6 +128,7 @@ mod entry;
 mod error;
 mod os;
 mod pool;
+mod shared;
 #[cfg(feature = "cli")]
 #[doc(hidden)]
 pub mod tasks;
@@ -140,6 +141,7 @@ pub use pool::{
     Stats, Task, TaskOptions, WorkerInfo, WorkerState, log_to_stderr,
 };
 pub use procpool_worker::state::with as with_state;
+pub use shared::SharedSlice;
 
 /// Reads bytes as if a worker had sent them; for fuzzing.
 #[cfg(fuzzing)]

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
+use procpool_worker::attach::Attachments;
 use procpool_worker::protocol::take_item;
 use procpool_worker::transport::Region;
 
@@ -28,6 +29,8 @@ pub(crate) struct Batch {
     /// How many bytes each argument takes, if all take the same; 0 otherwise.
     pub(crate) width: u32,
     arguments: Arguments,
+    /// What the arguments point to.
+    attachments: Attachments,
 }
 
 /// Encoded arguments: a part of a shared buffer, so that a batch can be split without copying; or
@@ -41,20 +44,34 @@ enum Arguments {
 impl Batch {
     /// `arguments` holds `items` arguments as [`put_item`](procpool_worker::protocol::put_item) puts
     /// them, each of `width` bytes or, if that is zero, with its length before it.
-    pub(crate) fn new(job: Arc<Job>, first: u64, items: u32, width: u32, arguments: &[u8]) -> Self {
+    pub(crate) fn new(
+        job: Arc<Job>,
+        first: u64,
+        items: u32,
+        width: u32,
+        arguments: &[u8],
+        attachments: Attachments,
+    ) -> Self {
         let arguments =
             Arguments::Bytes { bytes: arguments.into(), start: 0, end: arguments.len() };
-        Self::with(job, first, items, width, arguments)
+        Self::with(job, first, items, width, arguments, attachments)
     }
 
     /// One item whose argument's elements are in `region`.
     pub(crate) fn of_elements(job: Arc<Job>, first: u64, region: Region) -> Self {
-        Self::with(job, first, 1, 0, Arguments::Elements(Arc::new(region)))
+        Self::with(job, first, 1, 0, Arguments::Elements(Arc::new(region)), Attachments::default())
     }
 
-    fn with(job: Arc<Job>, first: u64, items: u32, width: u32, arguments: Arguments) -> Self {
+    fn with(
+        job: Arc<Job>,
+        first: u64,
+        items: u32,
+        width: u32,
+        arguments: Arguments,
+        attachments: Attachments,
+    ) -> Self {
         let queued = Instant::now();
-        Self { job, first, items, attempt: 1, losses: 0, queued, width, arguments }
+        Self { job, first, items, attempt: 1, losses: 0, queued, width, arguments, attachments }
     }
 
     /// The encoded arguments; empty where they are in a region.
@@ -90,8 +107,13 @@ impl Batch {
     pub(crate) fn split_front(&mut self, items: u32) -> Self {
         debug_assert!(items < self.items);
         let extent = self.extent(items);
-        let mut front =
-            Self { job: Arc::clone(&self.job), items, arguments: self.arguments.clone(), ..*self };
+        let mut front = Self {
+            job: Arc::clone(&self.job),
+            items,
+            arguments: self.arguments.clone(),
+            attachments: self.attachments.clone(),
+            ..*self
+        };
         if let (Arguments::Bytes { end, .. }, Arguments::Bytes { start, .. }) =
             (&mut front.arguments, &mut self.arguments)
         {
@@ -218,15 +240,16 @@ mod tests {
         let mut arguments = Vec::new();
         for text in texts {
             if numbers {
-                put_item(&mut arguments, &(text.len() as u32)).unwrap();
+                put_item(&mut arguments, &mut Attachments::default(), &(text.len() as u32))
+                    .unwrap();
             } else {
-                put_item(&mut arguments, text).unwrap();
+                put_item(&mut arguments, &mut Attachments::default(), text).unwrap();
             }
         }
         let call = Call { function: 0, trampoline: 0 };
         let job = Job::new(Ok(call), Default::default(), Default::default(), 0);
         let width = if numbers { 4 } else { 0 };
-        Batch::new(job, 100, texts.len() as u32, width, &arguments)
+        Batch::new(job, 100, texts.len() as u32, width, &arguments, Attachments::default())
     }
 
     /// Ids and arguments of all items of a run of batches, in order.

@@ -7,9 +7,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use procpool_worker::attach::Attachments;
 use procpool_worker::function::Call;
-use procpool_worker::protocol::Setup;
-use procpool_worker::{codec, serve, transport};
+use procpool_worker::protocol::{self, Setup};
+use procpool_worker::{serve, transport};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -148,6 +149,8 @@ impl std::fmt::Debug for Config {
 pub(crate) struct Initializer {
     pub(crate) call: Call,
     pub(crate) argument: Vec<u8>,
+    /// What the argument points to.
+    pub(crate) attachments: Attachments,
     /// As in [`Batch`](super::batch::Batch).
     pub(crate) width: u32,
 }
@@ -226,14 +229,12 @@ impl PoolBuilder {
             let call = serve::name_initializer(f).map_err(|error| {
                 option(error.to_string(), "pass a function of this program itself")
             })?;
-            let mut bytes = Vec::new();
-            procpool_worker::protocol::put_item(&mut bytes, &argument).map_err(
-                |error: codec::CodecError| {
-                    option(error.to_string(), "pass an argument that can be encoded")
-                },
-            )?;
-            let width = procpool_worker::protocol::item_width::<A>();
-            Ok(Initializer { call, argument: bytes, width })
+            let (mut bytes, mut attachments) = (Vec::new(), Attachments::default());
+            protocol::put_item(&mut bytes, &mut attachments, &argument).map_err(|error| {
+                option(error.to_string(), "pass an argument that can be encoded")
+            })?;
+            let width = protocol::item_width::<A>();
+            Ok(Initializer { call, argument: bytes, attachments, width })
         })());
         self
     }

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, PoisonError};
 
 use super::batch::{Batch, Pace};
+use super::builder::Initializer;
 use super::chunk::{self, Chunk};
 use super::job::Job;
 use super::options::TaskOptions;
@@ -40,7 +41,8 @@ fn greet(shared: &Shared, slot: usize, newborn: Newborn) -> Result<Worker, Start
     // The initializer is run as any task is, so that it fails as any task does.
     let job = Job::new(Ok(initializer.call), TaskOptions::default(), Arc::new(Pace::default()), 0);
     job.enter(1);
-    let batch = Batch::new(Arc::clone(&job), 0, 1, initializer.width, &initializer.argument);
+    let Initializer { argument, attachments, width, .. } = initializer;
+    let batch = Batch::new(Arc::clone(&job), 0, 1, *width, argument, attachments.clone());
     let running = &shared.slots[slot].running;
     *running.lock().unwrap_or_else(PoisonError::into_inner) =
         Some(Chunk::new(&worker, VecDeque::from([batch])));

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
+use procpool_worker::attach::Attachments;
 use procpool_worker::plain;
 use procpool_worker::protocol::{item_width, put_item};
 use procpool_worker::transport::{Region, TransportError};
@@ -53,6 +54,8 @@ struct Feed<I> {
     /// The input has ended: of itself, or by a panic.
     ended: Option<Result<(), Box<dyn Any + Send>>>,
     buffer: Vec<u8>,
+    /// What the arguments in the buffer point to.
+    attachments: Attachments,
 }
 
 impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
@@ -66,6 +69,7 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
             waiting: BTreeMap::new(),
             ended: None,
             buffer: Vec::new(),
+            attachments: Attachments::default(),
         }
     }
 
@@ -104,6 +108,7 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
         let is_open = self.pool.is_open();
         let most = if is_open { most } else { 1 };
         self.buffer.clear();
+        self.attachments = Attachments::default();
         let began = Instant::now();
         let mut items = 0;
         // Where the last argument begins, while it is being encoded.
@@ -117,7 +122,7 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
                     return Read::Elements(Region::copy_of(elements));
                 }
                 encoding = Some(self.buffer.len());
-                if let Err(error) = put_item(&mut self.buffer, &item) {
+                if let Err(error) = put_item(&mut self.buffer, &mut self.attachments, &item) {
                     return Read::Unencoded(error.to_string());
                 }
                 encoding = None;
@@ -142,7 +147,8 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
             let first = self.job.enter(items.into());
             self.waiting.insert(first + u64::from(items), self.buffer.len());
             let (job, width) = (Arc::clone(&self.job), item_width::<A>());
-            self.pool.submit(Batch::new(job, first, items, width, &self.buffer));
+            let attachments = std::mem::take(&mut self.attachments);
+            self.pool.submit(Batch::new(job, first, items, width, &self.buffer, attachments));
         }
         match outcome {
             Read::More => {}
@@ -212,12 +218,14 @@ pub(super) fn encode_one<A: Serialize>(
             }
         };
     }
-    let mut buffer = Vec::with_capacity(64);
-    let encoded = catch_unwind(AssertUnwindSafe(|| put_item(&mut buffer, argument)));
+    let (mut buffer, mut attachments) = (Vec::with_capacity(64), Attachments::default());
+    let encoded =
+        catch_unwind(AssertUnwindSafe(|| put_item(&mut buffer, &mut attachments, argument)));
     let reason = match encoded {
         Ok(Ok(())) => {
             let width = item_width::<A>();
-            return Some(Batch::new(Arc::clone(job), job.enter(1), 1, width, &buffer));
+            let (job, first) = (Arc::clone(job), job.enter(1));
+            return Some(Batch::new(job, first, 1, width, &buffer, attachments));
         }
         Ok(Err(error)) => error.to_string(),
         Err(payload) => serialize_panicked::<A>(&*payload),

@@ -10,6 +10,7 @@
 //! |---|---|
 //! | [`function`] | naming a `fn(A) -> R` so that another copy of the same image can call it |
 //! | [`codec`] | values to bytes and back (the only file that knows bincode) |
+//! | [`attach`] | keeping what encoded arguments point to |
 //! | [`plain`] | the types that are moved in bulk |
 //! | [`protocol`] | the frames that travel, and the marker that makes a process a worker |
 //! | [`transport`] | moving frames and regions (the only file that knows ipc-channel) |
@@ -22,6 +23,7 @@
 // The headers explain how things are done, and name what does them.
 #![allow(rustdoc::private_intra_doc_links)]
 
+pub mod attach;
 pub mod codec;
 pub mod function;
 pub mod harden;

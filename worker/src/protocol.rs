@@ -13,6 +13,7 @@ use std::ffi::OsString;
 
 use serde::{Deserialize, Serialize};
 
+use crate::attach::Attachments;
 use crate::codec;
 use crate::function::{Call, Identity};
 use crate::plain;
@@ -173,7 +174,7 @@ pub fn item_width<A>() -> u32 {
     plain::width::<A>().unwrap_or(0) as u32
 }
 
-/// Appends one argument to a span's arguments.
+/// Appends one argument to a span's arguments, and what it points to to `attachments`.
 ///
 /// # Errors
 ///
@@ -181,6 +182,7 @@ pub fn item_width<A>() -> u32 {
 #[inline]
 pub fn put_item<A: Serialize>(
     arguments: &mut Vec<u8>,
+    attachments: &mut Attachments,
     argument: &A,
 ) -> Result<(), codec::CodecError> {
     if item_width::<A>() > 0 {
@@ -188,7 +190,7 @@ pub fn put_item<A: Serialize>(
     }
     let start = arguments.len();
     arguments.extend_from_slice(&[0; ITEM_HEAD]);
-    let outcome = codec::encode(argument, arguments).and_then(|()| {
+    let outcome = attachments.collect(|| codec::encode(argument, arguments)).and_then(|()| {
         let len = arguments.len() - start - ITEM_HEAD;
         u32::try_from(len).map_err(|_| codec::CodecError {
             type_name: std::any::type_name::<A>(),
@@ -246,7 +248,7 @@ mod tests {
             for (function, trampoline, items) in &spans {
                 let mut arguments = Vec::new();
                 for item in items {
-                    put_item(&mut arguments, item).unwrap();
+                    put_item(&mut arguments, &mut Attachments::default(), item).unwrap();
                 }
                 let call = Call { function: *function, trampoline: *trampoline };
                 let (items, bytes) = (items.len() as u32, arguments.len() as u64);

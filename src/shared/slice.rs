@@ -1,0 +1,145 @@
+//! A slice that is made once, and read by many processes.
+
+use std::fmt;
+use std::io;
+use std::marker::PhantomData;
+use std::ops::Deref;
+use std::sync::Arc;
+
+use bytemuck::Pod;
+use serde::de::Error as _;
+use serde::ser::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::error::Error;
+use crate::os::handle::Handle;
+use crate::os::memory::SharedMemory;
+
+/// Numbers, or other plain data, that many processes read and none can write.
+///
+/// It is made once, and lies in memory once however many have it. What travels in an argument is a
+/// handle of a few bytes; a worker maps the memory the first time, and keeps it mapped as long as it
+/// is used. A clone is another handle on the same memory, which is freed with the last one in any
+/// process, whatever way that ends.
+///
+/// The elements are any type that is [`Pod`].
+///
+/// ```no_run
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use procpool::{Pool, SharedSlice};
+///
+/// fn sum_of_part((samples, part): (SharedSlice<f64>, usize)) -> f64 {
+///     samples.chunks(1000).nth(part).map_or(0.0, |part| part.iter().sum())
+/// }
+///
+/// let pool = Pool::new(4)?;
+/// let samples = SharedSlice::new(vec![0.5; 10_000])?;
+/// let sums = pool.map(sum_of_part, (0..10).map(|part| (samples.clone(), part)))?;
+/// assert_eq!(sums, [500.0; 10]);
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Sending it
+///
+/// It can be anywhere inside an argument: of a task, of an initializer, of a process. The pool keeps it
+/// alive there until the task is done. It can't be sent in a result: that is
+/// [`TaskErrorKind::Encode`](crate::TaskErrorKind::Encode).
+///
+/// # Limits
+///
+/// What a worker has read of it counts as its memory where that is
+/// [limited](crate::PoolBuilder::max_memory_per_worker).
+pub struct SharedSlice<T> {
+    memory: Arc<SharedMemory>,
+    elements: PhantomData<Arc<[T]>>,
+}
+
+impl<T: Pod> SharedSlice<T> {
+    /// A copy of `elements`, which may be a slice, a vector or an array.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::SharedMemory`] when the system has no memory or no file descriptor for it.
+    pub fn new(elements: impl AsRef<[T]>) -> Result<Self, Error> {
+        let bytes = bytemuck::cast_slice(elements.as_ref());
+        Self::of(SharedMemory::copy_of(bytes), bytes.len())
+    }
+
+    /// `len` elements, written in place by `fill`, which finds zeros.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), procpool::Error> {
+    /// let squares = procpool::SharedSlice::build(5, |squares: &mut [u64]| {
+    ///     for (x, square) in (0..).zip(squares) {
+    ///         *square = x * x;
+    ///     }
+    /// })?;
+    /// assert_eq!(*squares, [0, 1, 4, 9, 16]);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new).
+    pub fn build(len: usize, fill: impl FnOnce(&mut [T])) -> Result<Self, Error> {
+        // More than can be is refused by the system.
+        let bytes = len.saturating_mul(size_of::<T>());
+        let fill = |bytes: &mut [u8]| fill(bytemuck::cast_slice_mut(bytes));
+        Self::of(SharedMemory::built(bytes, fill), bytes)
+    }
+
+    fn of(memory: io::Result<SharedMemory>, bytes: usize) -> Result<Self, Error> {
+        const { Self::FITS };
+        let memory = memory.map_err(|source| Error::SharedMemory { bytes, source })?;
+        Ok(Self { memory: Arc::new(memory), elements: PhantomData })
+    }
+
+    /// Elements can be counted, and memory begins at a page's border.
+    const FITS: () = assert!(size_of::<T>() > 0 && align_of::<T>() <= 4096);
+}
+
+impl<T: Pod> Deref for SharedSlice<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        const { Self::FITS };
+        let len = self.memory.len() / size_of::<T>();
+        // SAFETY: the memory starts at a page's border, holds so many elements, which may be any
+        // bytes, and is sealed: no process can write it or make it shorter.
+        unsafe { std::slice::from_raw_parts(self.memory.start().cast(), len) }
+    }
+}
+
+impl<T: Pod> AsRef<[T]> for SharedSlice<T> {
+    fn as_ref(&self) -> &[T] {
+        self
+    }
+}
+
+impl<T> Clone for SharedSlice<T> {
+    fn clone(&self) -> Self {
+        Self { memory: Arc::clone(&self.memory), elements: PhantomData }
+    }
+}
+
+impl<T: Pod + fmt::Debug> fmt::Debug for SharedSlice<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.iter()).finish()
+    }
+}
+
+impl<T> Serialize for SharedSlice<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.memory.handle().map_err(S::Error::custom)?.serialize(serializer)
+    }
+}
+
+impl<'de, T> Deserialize<'de> for SharedSlice<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let handle = Handle::deserialize(deserializer)?;
+        let memory = SharedMemory::open(handle, true).map_err(D::Error::custom)?;
+        Ok(Self { memory, elements: PhantomData })
+    }
+}

@@ -1,0 +1,102 @@
+//! What encoded arguments point to: shared memory and the ends of channels aren't in the bytes, which
+//! only say where this process has them open. They must be kept for as long as the bytes may still
+//! be decoded.
+//!
+//! Whoever encodes an argument collects what is [attached](attach) meanwhile, and keeps it beside the
+//! bytes. Where nobody collects (a result, a message, another format), attaching is an error.
+
+use std::any::Any;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+/// What encoded bytes point to. A clone is cheap.
+#[derive(Clone, Default)]
+pub struct Attachments(Option<Arc<ByAddress>>);
+
+/// Each object once.
+type ByAddress = BTreeMap<usize, Arc<dyn Any + Send + Sync>>;
+
+/// A handle was encoded where nobody keeps what it points to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "it can only be sent in an argument (of a task, an initializer or a process): a result, a message in a channel or a file can't keep it alive"
+)]
+pub struct Unattached;
+
+thread_local! {
+    /// What the encoding that runs on this thread has attached so far.
+    static COLLECTED: RefCell<Option<Attachments>> = const { RefCell::new(None) };
+}
+
+impl Attachments {
+    /// Runs `encode`, and adds what it attaches.
+    pub fn collect<R>(&mut self, encode: impl FnOnce() -> R) -> R {
+        struct Restore<'a> {
+            to: &'a mut Attachments,
+            outer: Option<Attachments>,
+        }
+        impl Drop for Restore<'_> {
+            fn drop(&mut self) {
+                *self.to = COLLECTED.replace(self.outer.take()).unwrap_or_default();
+            }
+        }
+        let outer = COLLECTED.replace(Some(std::mem::take(self)));
+        let _restore = Restore { to: self, outer };
+        encode()
+    }
+
+    /// Whether nothing was attached.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_none()
+    }
+}
+
+impl fmt::Debug for Attachments {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Attachments({})", self.0.as_ref().map_or(0, |objects| objects.len()))
+    }
+}
+
+/// Keeps `object` for as long as the bytes that are being encoded on this thread.
+///
+/// # Errors
+///
+/// When nobody [collects](Attachments::collect).
+pub fn attach(object: &Arc<impl Any + Send + Sync>) -> Result<(), Unattached> {
+    COLLECTED.with_borrow_mut(|collected| {
+        let objects = collected.as_mut().ok_or(Unattached)?.0.get_or_insert_default();
+        let address = Arc::as_ptr(object).addr();
+        Arc::make_mut(objects).entry(address).or_insert_with(|| Arc::clone(object) as _);
+        Ok(())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn what_is_attached_is_kept_once_until_its_collection_is_dropped() {
+        let (object, inner) = (Arc::new(1), Arc::new(2));
+        let mut attachments = Attachments::default();
+        attachments.collect(|| {
+            attach(&object).unwrap();
+            attach(&object).unwrap();
+            Attachments::default().collect(|| attach(&inner).unwrap());
+        });
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            attachments.collect(|| panic!("in the middle"))
+        }));
+        assert!(panicked.is_err());
+        assert_eq!((Arc::strong_count(&object), Arc::strong_count(&inner)), (2, 1));
+        let copy = attachments.clone();
+        drop(attachments);
+        assert_eq!(Arc::strong_count(&object), 2);
+        drop(copy);
+        assert_eq!(Arc::strong_count(&object), 1);
+        assert_eq!(attach(&object), Err(Unattached));
+    }
+}
