@@ -20,21 +20,33 @@ Examples:
   procpool run --task sqrt 10..5000000 --quiet    the square roots of a range
   find . -type f | procpool run --task sha256 --format csv
   procpool run --task image *.png --out turned --to webp
+  procpool run --timeout 1m -- gzip -k {} ::: *.log     any program, one input a job
   procpool isolate                                what a crash or a hang costs, shown
   procpool tasks                                  what can be run by name";
 
 const RUN_EXAMPLES: &str = "\
 Inputs:
-  Given as arguments, or one per line by --input FILE; '-' is standard input.
-  A range such as 0..5 or 0..=4 stands for the whole numbers in it. Blank lines are skipped.
-  Without any, tasks over files read standard input, and tasks over numbers have defaults.
+  Given as arguments (of a command: after :::), or one per line by --input FILE; '-' is standard
+  input. Blank lines are skipped. For tasks, a range such as 0..5 or 0..=4 stands for the whole
+  numbers in it. Without any, commands and tasks over files read standard input, and tasks over
+  numbers have defaults.
+
+Commands:
+  What stands after -- is run for each input, without a shell in between: an input is one argument,
+  whatever spaces, quotes or newlines are in it. In the command
+    {}  the input             {/}   its base name       {#}  the job's number, from 1
+    {.} without its extension {//}  its directory       {%}  the worker's number, from 1
+  and without any of these the input is appended. A job's standard input is empty, and what it
+  leaves running is ended with it. A job that doesn't exit with 0 has failed.
 
 Output:
-  Results go to standard output. The summary follows a table, and goes to standard error with
-  json and csv.
+  Of commands, what each job prints is shown when it has ended, on the output that it printed it
+  to; --format gives rows instead. Results of tasks are rows on standard output. The summary
+  follows a table, and goes to standard error otherwise.
 
 Exit codes:
-  0 all well · 1 a task failed (the others are done all the same) · 2 wrong usage
+  0 all well · 1 a job failed (the others are done all the same; see --halt and --exit-count)
+  2 wrong usage · 126 the command can't be executed · 127 there is no such command
   130 interrupted by Ctrl-C · 143 by SIGTERM · 129 by SIGHUP
 
 Signals:
@@ -45,11 +57,12 @@ Examples:
   procpool run --procs 4
   procpool run --task pi --count 64 --unordered
   procpool run --task sqrt 10..5000000 --format csv > roots.csv
-  procpool run --task parzen 0.1 0.2 0.5 1 --points 100000
-  find . -type f | procpool run --procs 4 --task sha256 --input - --format csv
   procpool run --task wordcount *.txt --format json | jq .result.words
   procpool run --task image photos/*.jpg --out turned --to webp
-  procpool run --task plot --count 64 --out plots --to png";
+  procpool run -- gzip -k {} ::: *.log
+  find . -name '*.wav' -print0 | procpool run -0 --timeout 300% --retries 1 -- flac -s {}
+  procpool run --shell --keep-order -- 'grep -c error {} | sort' ::: *.log
+  procpool run --journal done.jsonl --resume --input urls.txt -- curl -sSfO {}";
 
 const ISOLATE_EXAMPLES: &str = "\
 In each case eight healthy tasks are under way beside one that goes wrong: once in a pool, once in
@@ -75,7 +88,7 @@ pub(super) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Verb {
-    /// Run a built-in task over inputs, in a pool; every result with its id and PID
+    /// Run a command or a built-in task over inputs, in a pool
     Run(Box<RunArgs>),
     /// List the built-in tasks
     Tasks(TasksArgs),
@@ -87,26 +100,36 @@ pub(super) enum Verb {
 
 #[derive(Debug, Args)]
 #[command(after_help = RUN_EXAMPLES)]
+#[command(override_usage = "procpool run [OPTIONS] [INPUT]...
+       procpool run [OPTIONS] -- COMMAND [ARG]... [::: INPUT...]")]
 pub(super) struct RunArgs {
     /// What to work on: numbers, ranges of them, or files, as the task has it
     #[arg(value_name = "INPUT", allow_negative_numbers = true)]
     pub(super) inputs: Vec<OsString>,
+
+    /// The program to run for each input, its arguments, and after ::: the inputs
+    #[arg(value_name = "COMMAND", last = true)]
+    pub(super) command: Vec<OsString>,
 
     /// How many worker processes; 0 is as many as there are CPUs for this process
     #[arg(short, long, value_name = "N", env = "PROCPOOL_PROCS", default_value_t = 0)]
     #[arg(value_parser = procs)]
     pub(super) procs: usize,
 
-    /// What to do with each input; 'procpool tasks' says more
-    #[arg(short, long, value_name = "NAME", default_value = tasks::ALL[0].name)]
+    /// What to do with each input, without a command; 'procpool tasks' says more [default: square]
+    #[arg(short, long, value_name = "NAME", conflicts_with = "command")]
     #[arg(value_parser = PossibleValuesParser::new(tasks::ALL.iter().map(|task| task.name)))]
-    pub(super) task: String,
+    pub(super) task: Option<String>,
 
     /// Read the inputs from a file, one per line; '-' is standard input
     #[arg(short, long, value_name = "FILE", conflicts_with_all = ["inputs", "count"])]
     pub(super) input: Option<PathBuf>,
 
-    /// The inputs 0..N, for tasks over numbers
+    /// Inputs that are read end with a NUL, not with a line, as from find -print0
+    #[arg(short = '0', long, conflicts_with_all = ["inputs", "count"])]
+    pub(super) null: bool,
+
+    /// The inputs 0..N, for commands and for tasks over numbers
     #[arg(short = 'n', long, value_name = "N", conflicts_with = "inputs")]
     #[arg(value_parser = clap::value_parser!(i64).range(0..))]
     pub(super) count: Option<i64>,
@@ -115,6 +138,13 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "N")]
     pub(super) chunk_size: Option<NonZeroUsize>,
 
+    /// Print what would be run, a line each, and run nothing
+    #[arg(long)]
+    pub(super) dry_run: bool,
+
+    #[command(flatten)]
+    pub(super) command_options: CommandOptions,
+
     #[command(flatten)]
     pub(super) task_options: TaskOptions,
 
@@ -122,7 +152,42 @@ pub(super) struct RunArgs {
     pub(super) limits: LimitArgs,
 
     #[command(flatten)]
+    pub(super) journal: JournalArgs,
+
+    #[command(flatten)]
     pub(super) output: OutputArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Options of commands")]
+pub(super) struct CommandOptions {
+    /// Have /bin/sh read the command, for pipes and redirections; inputs are quoted
+    #[arg(long, requires = "command")]
+    pub(super) shell: bool,
+
+    /// Begin each line that a job prints with its input and a tab
+    #[arg(long, requires = "command")]
+    pub(super) tag: bool,
+
+    /// Show what jobs print line by line as they print it, not job by job
+    #[arg(long, requires = "command", conflicts_with_all = ["keep_order", "output", "format"])]
+    pub(super) line_buffer: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Journal")]
+pub(super) struct JournalArgs {
+    /// Write a line of JSON for each job that has ended; it's on the disk before the job is shown
+    #[arg(long, value_name = "FILE")]
+    pub(super) journal: Option<PathBuf>,
+
+    /// Leave out what has succeeded according to the journal, and go on with the rest
+    #[arg(long, requires = "journal")]
+    pub(super) resume: bool,
+
+    /// Do what has failed according to the journal, and nothing else
+    #[arg(long, requires = "journal", conflicts_with = "resume")]
+    pub(super) retry_failed: bool,
 }
 
 #[derive(Debug, Args)]
@@ -149,15 +214,19 @@ pub(super) struct TaskOptions {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Limits")]
 pub(super) struct LimitArgs {
-    /// The longest that one input may take: 10, 1.5, 500ms, 2s, 1m; then its worker is killed
-    #[arg(long, value_name = "DURATION", value_parser = units::duration)]
-    pub(super) timeout: Option<Duration>,
+    /// The longest that one input may take: 10, 1.5, 500ms, 2s, 1m; for commands also 300%, of the
+    /// median so far. A worker that takes longer is killed, a command is asked to end half a second
+    /// before
+    #[arg(long, value_name = "DURATION", value_parser = units::time_limit)]
+    pub(super) timeout: Option<TimeLimit>,
 
-    /// How often an input is tried again after its worker died or its time ran out
+    /// How often an input is tried again after its worker died or its time ran out; a command,
+    /// after any failure
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(super) retries: u32,
 
-    /// The most memory that a worker may take: 200M, 1G; one that takes more is killed
+    /// The most memory that a worker, or all processes of a command, may take: 200M, 1G; what takes
+    /// more is killed
     #[arg(long, value_name = "SIZE", value_parser = units::memory)]
     pub(super) memory: Option<u64>,
 
@@ -169,22 +238,88 @@ pub(super) struct LimitArgs {
     #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true)]
     #[arg(value_parser = clap::value_parser!(i32).range(-20..=19))]
     pub(super) nice: i32,
+
+    /// End the run early: soon,fail=3 begins no more after three have failed, now,fail=10% kills
+    /// what runs too once a tenth have failed, of three at least
+    #[arg(long, value_name = "WHEN", value_parser = halt)]
+    pub(super) halt: Option<Halt>,
+}
+
+/// How long an input may take.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum TimeLimit {
+    Fixed(Duration),
+    /// So many times the median of those that have succeeded.
+    OfMedian(f64),
+}
+
+/// When a run is to end before its inputs do.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Halt {
+    /// Kills what runs, rather than waiting for it.
+    pub(super) now: bool,
+    pub(super) failures: Failures,
+}
+
+/// How many failures are too many.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Failures {
+    Count(u64),
+    /// A share of those that have ended, between 0 and 1.
+    Share(f64),
+}
+
+impl Halt {
+    /// Whether that many failures of that many that have ended are too many.
+    pub(super) fn is_due(&self, failed: u64, ended: u64) -> bool {
+        /// The first to fail is a share of everything.
+        const LEAST: u64 = 3;
+        match self.failures {
+            Failures::Count(count) => failed >= count,
+            Failures::Share(share) => failed >= LEAST && failed as f64 >= share * ended as f64,
+        }
+    }
+}
+
+fn halt(text: &str) -> Result<Halt, String> {
+    let parse = || {
+        let (when, failures) = text.split_once(",fail=")?;
+        let now = match when {
+            "now" => true,
+            "soon" => false,
+            _ => return None,
+        };
+        let failures = match failures.strip_suffix('%') {
+            Some(percent) => {
+                let percent =
+                    percent.parse().ok().filter(|it| (f64::MIN_POSITIVE..=100.0).contains(it));
+                Failures::Share(percent? / 100.0)
+            }
+            None => Failures::Count(failures.parse().ok().filter(|count| *count > 0)?),
+        };
+        Some(Halt { now, failures })
+    };
+    parse().ok_or_else(|| "give now or soon and how many: now,fail=1, soon,fail=10%".to_owned())
 }
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Output")]
 pub(super) struct OutputArgs {
-    /// Show each result as it comes, not in the order of the inputs
+    /// Show each result as it comes, not in the order of the inputs; so it is for commands anyhow
     #[arg(short, long)]
     pub(super) unordered: bool,
 
-    /// How to write the results; json is one object a line
-    #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t = Format::Table)]
-    pub(super) format: Format,
+    /// Show results in the order of the inputs; so it is for tasks anyhow
+    #[arg(short, long, conflicts_with = "unordered")]
+    pub(super) keep_order: bool,
 
-    /// What becomes of what tasks print
-    #[arg(long, value_enum, value_name = "WHERE", default_value_t = Prints::Inherit)]
-    pub(super) output: Prints,
+    /// How to write the results; json is one object a line [default: plain for commands, or table]
+    #[arg(short, long, value_enum, value_name = "FORMAT")]
+    pub(super) format: Option<Format>,
+
+    /// What becomes of what jobs print [default: capture for commands, or inherit]
+    #[arg(long, value_enum, value_name = "WHERE")]
+    pub(super) output: Option<Prints>,
 
     /// Write what happens in the pool to a file, as JSON lines; '-' is standard error, for people
     #[arg(long, value_name = "FILE")]
@@ -194,16 +329,20 @@ pub(super) struct OutputArgs {
     #[arg(long, value_enum, value_name = "WHEN", default_value_t = Progress::Auto)]
     pub(super) progress: Progress,
 
-    /// The results alone: no summary, no progress
+    /// The results alone: no summary, no progress, nothing about failures
     #[arg(short, long)]
     pub(super) quiet: bool,
+
+    /// Exit with the number of jobs that failed, or with 101 where that is over 100
+    #[arg(long)]
+    pub(super) exit_count: bool,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct TasksArgs {
     /// How to write the list; json is one object a line
-    #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t = Format::Table)]
-    pub(super) format: Format,
+    #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t = ListFormat::Table)]
+    pub(super) format: ListFormat,
 }
 
 #[derive(Debug, Args)]
@@ -234,6 +373,8 @@ pub(super) enum Sight {
 /// How rows are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Format {
+    /// What the jobs of a command print, and nothing else
+    Plain,
     /// Aligned columns, to be looked at
     Table,
     /// One JSON object a line
@@ -242,14 +383,25 @@ pub(super) enum Format {
     Csv,
 }
 
-/// What becomes of what tasks print.
+/// How the list of tasks is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum ListFormat {
+    /// For people
+    Table,
+    /// One JSON object a line
+    Json,
+    /// Comma-separated values with a header
+    Csv,
+}
+
+/// What becomes of what jobs print.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Prints {
     /// It goes where this command's own output goes
     Inherit,
     /// Nothing
     Null,
-    /// It is shown with the result of the input that it belongs to
+    /// It is shown with the result of the job that it belongs to
     Capture,
 }
 

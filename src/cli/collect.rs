@@ -18,16 +18,16 @@ use anyhow::{Context, Result};
 
 use super::exit::Exit;
 use super::inputs::{Feed, Inputs};
-use super::jobs::{JobMaker, UnderWay};
+use super::jobs::{JobMaker, Kept, UnderWay, Work};
 use super::mailbox::{Mailbox, Taken};
 use super::render::Row;
 use crate::Pool;
-use crate::tasks::{Input, Job, Output};
+use crate::tasks::Input;
 
 /// What happens in a run.
 pub(super) enum Event {
-    /// A task ended, well or not.
-    Row(Row),
+    /// A job ended, well or not.
+    Row(Box<Row>),
     /// Somebody wants it to end, in this way.
     Interrupted(Exit),
 }
@@ -50,10 +50,9 @@ const AHEAD: usize = 16 * 1024;
 const PATIENCE: Duration = Duration::from_millis(2);
 
 /// What all the threads need.
-#[derive(Clone)]
-pub(super) struct Collector {
+pub(super) struct Collector<W: Work> {
     pool: Pool,
-    task: fn(Job) -> Result<Output, String>,
+    task: fn(W::Job) -> W::Answer,
     events: Arc<ClosedAtEnd>,
 }
 
@@ -67,12 +66,14 @@ pub(super) struct Threads {
     tickets: Option<Arc<Mailbox<()>>>,
 }
 
-impl Collector {
-    pub(super) fn new(
-        pool: Pool,
-        task: fn(Job) -> Result<Output, String>,
-        events: Arc<Events>,
-    ) -> Self {
+impl<W: Work> Clone for Collector<W> {
+    fn clone(&self) -> Self {
+        Self { pool: self.pool.clone(), task: self.task, events: Arc::clone(&self.events) }
+    }
+}
+
+impl<W: Work> Collector<W> {
+    pub(super) fn new(pool: Pool, task: fn(W::Job) -> W::Answer, events: Arc<Events>) -> Self {
         Self { pool, task, events: Arc::new(ClosedAtEnd(events)) }
     }
 
@@ -80,18 +81,18 @@ impl Collector {
     pub(super) fn at_hand(
         self,
         inputs: Inputs,
-        jobs: JobMaker,
+        jobs: JobMaker<W>,
         unordered: bool,
     ) -> Result<Threads> {
         let collect = move || {
             let mut jobs = jobs;
-            self.run(0, inputs.map(move |input| jobs.make(input)), unordered);
+            self.run(0, inputs.filter_map(move |input| jobs.make(input)), unordered);
         };
         Ok(Threads { collectors: vec![spawn("collector", collect)?], ..Threads::default() })
     }
 
     /// Collects the results of inputs that come when they come. The rows come as the tasks end.
-    pub(super) fn live(self, inputs: Inputs, jobs: JobMaker, feed: Feed) -> Result<Threads> {
+    pub(super) fn live(self, inputs: Inputs, jobs: JobMaker<W>, feed: Feed) -> Result<Threads> {
         let tickets = Arc::new(Mailbox::new(AHEAD));
         for _ in 0..AHEAD {
             tickets.put_at_once(());
@@ -104,9 +105,10 @@ impl Collector {
         let mut threads = Threads {
             collectors: Vec::new(),
             read: Some(Arc::clone(&read)),
-            tickets: Some(tickets),
+            tickets: Some(Arc::clone(&tickets)),
         };
-        let queue = Arc::new(Mutex::new(Queue { read, taken: VecDeque::new(), jobs, feed }));
+        let queue = Queue { read, taken: VecDeque::new(), tickets, jobs, feed };
+        let queue = Arc::new(Mutex::new(queue));
         for _ in 0..self.pool.workers().len() {
             let (collector, queue) = (self.clone(), Arc::clone(&queue));
             threads.collectors.push(spawn("collector", move || {
@@ -122,13 +124,18 @@ impl Collector {
 
     /// Runs these jobs, whose positions count from `first_id`, to the end. False if nobody listens
     /// any more; then what was left of them is cancelled.
-    fn run(&self, first_id: u64, jobs: impl Iterator<Item = Job>, unordered: bool) -> bool {
+    fn run(
+        &self,
+        first_id: u64,
+        jobs: impl Iterator<Item = (W::Job, Kept)>,
+        unordered: bool,
+    ) -> bool {
         let under_way = UnderWay::default();
         let jobs = under_way.keeping(jobs);
         let send = |mut report: crate::Report<_>| {
-            let input = under_way.take(report.id);
+            let kept = under_way.take(report.id);
             report.id += first_id;
-            self.events.0.put(Event::Row(Row::new(report, input)))
+            self.events.0.put(Event::Row(Box::new(W::row(report, kept))))
         };
         if unordered {
             self.pool.imap_unordered(self.task, jobs).reports().all(send)
@@ -193,15 +200,16 @@ impl Drop for Reader {
 
 /// Inputs that were read from a pipe. Whoever has it locked makes jobs of them; so the inputs of a
 /// burst follow each other.
-struct Queue {
+struct Queue<W> {
     read: Arc<Mailbox<Input>>,
     /// Those of them that were taken from the mailbox together.
     taken: VecDeque<Input>,
-    jobs: JobMaker,
+    tickets: Arc<Mailbox<()>>,
+    jobs: JobMaker<W>,
     feed: Feed,
 }
 
-impl Queue {
+impl<W> Queue<W> {
     /// Whether there is a next input within that time, or ever.
     fn wait(&mut self, patience: Option<Duration>) -> bool {
         let some =
@@ -212,16 +220,16 @@ impl Queue {
 }
 
 /// The jobs that can be had without much waiting.
-struct Burst<'a> {
+struct Burst<'a, W> {
     patience: Duration,
     /// Let go at the end, for the next burst.
-    queue: Option<MutexGuard<'a, Queue>>,
+    queue: Option<MutexGuard<'a, Queue<W>>>,
 }
 
-impl<'a> Burst<'a> {
+impl<'a, W: Work> Burst<'a, W> {
     /// Waits for an input, and gives its position and the burst that begins with it; none at the
     /// end of inputs.
-    fn wait(queue: &'a Mutex<Queue>) -> Option<(u64, Self)> {
+    fn wait(queue: &'a Mutex<Queue<W>>) -> Option<(u64, Self)> {
         // What panicked elsewhere did so between two jobs, or the thread that joins it will say so.
         let mut queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
         let there_is_one = queue.wait(None);
@@ -230,21 +238,28 @@ impl<'a> Burst<'a> {
     }
 }
 
-impl Iterator for Burst<'_> {
-    type Item = Job;
+impl<W: Work> Iterator for Burst<'_, W> {
+    type Item = (W::Job, Kept);
 
-    fn next(&mut self) -> Option<Job> {
-        let queue = self.queue.as_mut()?;
-        let start = queue.taken.is_empty().then(Instant::now);
-        if !queue.wait(Some(self.patience)) {
-            self.queue = None;
-            return None;
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            let queue = self.queue.as_mut()?;
+            let start = queue.taken.is_empty().then(Instant::now);
+            if !queue.wait(Some(self.patience)) {
+                self.queue = None;
+                return None;
+            }
+            if let Some(start) = start {
+                self.patience = self.patience.saturating_sub(start.elapsed());
+            }
+            let input = queue.taken.pop_front()?;
+            let made = queue.jobs.make(input);
+            if made.is_some() {
+                return made;
+            }
+            // One that is left out is never shown: there is room for another.
+            queue.tickets.put_at_once(());
         }
-        if let Some(start) = start {
-            self.patience = self.patience.saturating_sub(start.elapsed());
-        }
-        let input = queue.taken.pop_front()?;
-        Some(queue.jobs.make(input))
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+use crate::tasks::command::NoProgram;
+
 /// The end of a run, as the process that started it sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Exit {
@@ -9,8 +11,14 @@ pub(super) enum Exit {
     AllWell,
     /// 1: a task failed (the others are done all the same), or the run could not be made.
     SomeFailed,
+    /// With `--exit-count`: how many failed, up to 100; 101 are more than that.
+    Failed(u8),
     /// 2: the arguments make no sense; nothing was started.
     WrongUsage,
+    /// 126: the command can't be executed; nothing was started.
+    NotExecutable,
+    /// 127: there is no such command; nothing was started.
+    NotFound,
     /// 130: Ctrl-C (SIGINT), as shells have it: 128 and the number of the signal.
     Interrupted,
     /// 143: SIGTERM.
@@ -25,10 +33,33 @@ impl Exit {
         match self {
             Self::AllWell => 0,
             Self::SomeFailed => 1,
+            Self::Failed(count) => count,
             Self::WrongUsage => 2,
+            Self::NotExecutable => 126,
+            Self::NotFound => 127,
             Self::Interrupted => 130,
             Self::Terminated => 143,
             Self::HungUp => 129,
+        }
+    }
+}
+
+impl Exit {
+    /// That of a run in which so many jobs failed, which are counted if that was asked for.
+    pub(super) fn of_failed(failed: u64, count: bool) -> Self {
+        match failed {
+            0 => Self::AllWell,
+            _ if !count => Self::SomeFailed,
+            failed => Self::Failed(failed.min(101) as u8),
+        }
+    }
+}
+
+impl From<&NoProgram> for Exit {
+    fn from(error: &NoProgram) -> Self {
+        match error {
+            NoProgram::NotFound(_) => Self::NotFound,
+            NoProgram::NotExecutable(_) => Self::NotExecutable,
         }
     }
 }

@@ -43,6 +43,11 @@ pub(super) fn rate(per_second: f64) -> String {
     if per_second < 99.95 { three_digits(per_second) } else { grouped(per_second.round() as u64) }
 }
 
+/// How many times as much.
+pub(super) fn factor(times: f64) -> String {
+    three_digits(times)
+}
+
 /// Digits in threes: 1,234,567.
 pub(super) fn grouped(number: u64) -> String {
     let digits = number.to_string();

@@ -22,6 +22,8 @@ pub(super) struct Source {
     again: Option<PathBuf>,
     /// Reading it may have to wait for whoever writes it.
     live: bool,
+    /// What a line ends with: a line feed, or NUL.
+    end: u8,
 }
 
 enum Texts {
@@ -34,13 +36,13 @@ enum Texts {
 impl Source {
     pub(super) fn given(texts: impl IntoIterator<Item = Bytes>) -> Self {
         let texts: Vec<_> = texts.into_iter().collect();
-        Self { texts: Texts::Given(texts.into_iter()), again: None, live: false }
+        Self { texts: Texts::Given(texts.into_iter()), again: None, live: false, end: b'\n' }
     }
 
     /// Lines of a file, which are there to be read.
     pub(super) fn file(name: impl Into<String>, reader: impl BufRead + Send + 'static) -> Self {
         let texts = Texts::Lines { name: name.into(), reader: Box::new(reader) };
-        Self { texts, again: None, live: false }
+        Self { texts, again: None, live: false, end: b'\n' }
     }
 
     /// Lines of a pipe or a terminal, which come when they come.
@@ -51,6 +53,11 @@ impl Source {
     /// The lines are those of a file that can be read again, for counting them.
     pub(super) fn readable_again_at(self, path: PathBuf) -> Self {
         Self { again: Some(path), ..self }
+    }
+
+    /// What a line ends with is not a line feed.
+    pub(super) fn ending_with(self, end: u8) -> Self {
+        Self { end, ..self }
     }
 
     /// Whether reading may have to wait for whoever writes.
@@ -67,7 +74,7 @@ impl Source {
             (Texts::Lines { .. }, Some(path)) => {
                 let mut reader = BufReader::new(File::open(path).ok()?);
                 let mut count: u64 = 0;
-                while let Some(line) = read_line(&mut reader).ok()? {
+                while let Some(line) = read_line(&mut reader, self.end).ok()? {
                     count = count.saturating_add(Expanded::of(line, takes).len());
                 }
                 Some(count)
@@ -79,7 +86,8 @@ impl Source {
     /// The inputs in order, and a handle to ask how their reading went and to stop it.
     pub(super) fn stream(self, takes: Takes) -> (Inputs, Feed) {
         let feed = Feed::default();
-        (Inputs { texts: self.texts, takes, range: None, feed: feed.clone() }, feed)
+        let Self { texts, end, .. } = self;
+        (Inputs { texts, end, takes, range: None, feed: feed.clone() }, feed)
     }
 }
 
@@ -92,6 +100,7 @@ impl fmt::Debug for Source {
 /// Inputs one after the other.
 pub(super) struct Inputs {
     texts: Texts,
+    end: u8,
     takes: Takes,
     /// What is left of a range that was begun.
     range: Option<RangeInclusive<i64>>,
@@ -122,7 +131,7 @@ impl Inputs {
     fn next_text(&mut self) -> Option<Bytes> {
         match &mut self.texts {
             Texts::Given(texts) => texts.next(),
-            Texts::Lines { name, reader } => read_line(reader).unwrap_or_else(|error| {
+            Texts::Lines { name, reader } => read_line(reader, self.end).unwrap_or_else(|error| {
                 self.feed.break_off(format!("failed to read on in {name}: {error}"));
                 None
             }),
@@ -211,15 +220,15 @@ fn range(text: &str) -> Option<RangeInclusive<i64>> {
 }
 
 /// The next line without its end, which may be that of Windows; none at the end of the file.
-fn read_line(reader: &mut impl BufRead) -> io::Result<Option<Bytes>> {
+fn read_line(reader: &mut impl BufRead, end: u8) -> io::Result<Option<Bytes>> {
     let mut line = Vec::new();
-    if reader.read_until(b'\n', &mut line)? == 0 {
+    if reader.read_until(end, &mut line)? == 0 {
         return Ok(None);
     }
-    if line.last() == Some(&b'\n') {
+    if line.last() == Some(&end) {
         line.pop();
     }
-    if line.last() == Some(&b'\r') {
+    if end == b'\n' && line.last() == Some(&b'\r') {
         line.pop();
     }
     line.shrink_to_fit(); // it waits for its result, among many
@@ -242,6 +251,12 @@ mod tests {
         let blank = || Source::file("", &b" \n\t\r\n"[..]);
         assert_eq!(texts(blank(), Takes::Files), [" ", "\t"]);
         assert!(texts(blank(), Takes::Numbers).is_empty());
+    }
+
+    #[test]
+    fn an_input_that_ends_with_nul_may_have_any_other_byte() {
+        let source = Source::file("", &b"a\nb\0\0c\r\n\0last"[..]).ending_with(0);
+        assert_eq!(texts(source, Takes::Files), ["a\nb", "c\r\n", "last"]);
     }
 
     #[test]

@@ -29,8 +29,10 @@ mod inputs;
 mod interrupt;
 mod isolate;
 mod jobs;
+mod journal;
 mod log;
 mod mailbox;
+mod median;
 mod order;
 mod plan;
 mod progress;
@@ -44,14 +46,16 @@ mod units;
 use args::{Cli, Verb};
 use exit::{Exit, Usage};
 
+use crate::tasks::command::NoProgram;
+
 /// Does what the arguments of this process ask for.
 pub fn main() -> ExitCode {
     compare::serve_if_copy();
     let exit = match Cli::try_parse() {
-        Ok(Cli { verb: Verb::Run(args) }) => report(run::run(*args)),
-        Ok(Cli { verb: Verb::Tasks(args) }) => report(tasks::run(&args)),
-        Ok(Cli { verb: Verb::Isolate(args) }) => report(isolate::run(args)),
-        Ok(Cli { verb: Verb::Compare(args) }) => report(compare::run(args)),
+        Ok(Cli { verb: Verb::Run(args) }) => report("run", run::run(*args)),
+        Ok(Cli { verb: Verb::Tasks(args) }) => report("tasks", tasks::run(&args)),
+        Ok(Cli { verb: Verb::Isolate(args) }) => report("isolate", isolate::run(args)),
+        Ok(Cli { verb: Verb::Compare(args) }) => report("compare", compare::run(args)),
         Err(help_or_error) => {
             let _ = help_or_error.print(); // to a terminal that is gone, perhaps
             if help_or_error.use_stderr() { Exit::WrongUsage } else { Exit::AllWell }
@@ -60,8 +64,8 @@ pub fn main() -> ExitCode {
     exit.into()
 }
 
-/// Says what went wrong, and finds the exit code for it.
-fn report(outcome: anyhow::Result<Exit>) -> Exit {
+/// Says what went wrong with a verb, and finds the exit code for it.
+fn report(verb: &str, outcome: anyhow::Result<Exit>) -> Exit {
     let error = match outcome {
         Ok(exit) => return exit,
         Err(error) if is_closed_pipe(&error) => return Exit::AllWell,
@@ -71,10 +75,10 @@ fn report(outcome: anyhow::Result<Exit>) -> Exit {
     // Not eprintln!, which panics where standard error is closed.
     let _ = writeln!(stderr, "error: {error:#}");
     if error.is::<Usage>() {
-        let _ = writeln!(stderr, "\nFor more information, try 'procpool run --help'.");
+        let _ = writeln!(stderr, "\nFor more information, try 'procpool {verb} --help'.");
         return Exit::WrongUsage;
     }
-    Exit::SomeFailed
+    error.downcast_ref::<NoProgram>().map_or(Exit::SomeFailed, Exit::from)
 }
 
 /// Whoever read our output has seen enough.

@@ -13,26 +13,43 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
-use super::args::{Format, LimitArgs, Prints, Progress, RunArgs, TaskOptions};
+use super::args::{
+    CommandOptions, Format, JournalArgs, LimitArgs, Prints, Progress, RunArgs, TaskOptions,
+    TimeLimit,
+};
 use super::exit::Usage;
 use super::inputs::Source;
-use crate::tasks::{self, Bytes, Params, Takes, Task};
+use super::render::{self, Form, Voice};
+use crate::tasks::command::{self, Ended, Recipe, Template};
+use crate::tasks::{self, Bytes, Column, Params, Takes, Task};
 
 /// A run, resolved.
 pub(super) struct RunPlan {
-    pub(super) task: &'static Task,
-    pub(super) params: Params,
+    pub(super) work: WorkPlan,
     pub(super) source: Source,
+    pub(super) takes: Takes,
     /// 0 is left to the pool, which knows how many CPUs it may use.
     pub(super) workers: usize,
     pub(super) chunk_size: Option<usize>,
     pub(super) limits: LimitArgs,
-    pub(super) prints: Prints,
+    pub(super) journal: JournalArgs,
+    pub(super) dry_run: bool,
+    /// Where the pool's workers print.
+    pub(super) output: crate::Output,
     pub(super) log: LogTo,
     pub(super) unordered: bool,
     pub(super) format: Format,
+    pub(super) form: Form,
+    pub(super) voice: Voice,
     pub(super) progress: bool,
     pub(super) summary: bool,
+    pub(super) exit_count: bool,
+}
+
+/// What is done with each input.
+pub(super) enum WorkPlan {
+    Task(&'static Task, Params),
+    Command(Recipe),
 }
 
 /// Where the pool's events are written.
@@ -43,35 +60,146 @@ pub(super) enum LogTo {
 }
 
 impl RunPlan {
-    pub(super) fn resolve(args: RunArgs) -> Result<Self> {
-        let task = tasks::find(&args.task)
-            .ok_or_else(|| Usage::error(format!("there is no task '{}'", args.task)))?;
-        let params = params(task, args.task_options)?;
-        let source = source(task, args.inputs, args.input, args.count)?;
+    pub(super) fn resolve(mut args: RunArgs) -> Result<Self> {
+        let is_command = !args.command.is_empty();
         let output = args.output;
         let log = match output.log {
             None => LogTo::Nowhere,
             Some(file) if file == Path::new("-") => LogTo::Stderr,
             Some(file) => LogTo::File(file),
         };
+        let (work, source, takes, output_to, form);
+        if is_command {
+            refuse_task_options(&args.task_options)?;
+            let words = split_command(args.command, &mut args.inputs)?;
+            let recipe = recipe(words, &args.command_options, &args.limits, output.output)?;
+            takes = if args.count.is_some() { Takes::Numbers } else { Takes::Files };
+            let inputs = Inputs { given: args.inputs, file: args.input, count: args.count };
+            source = command_source(inputs, args.null)?;
+            let prints = match recipe.prints {
+                command::Prints::Grouped => render::Prints::Both,
+                _ => render::Prints::None,
+            };
+            form = Form { input: Column::COMMAND_INPUT, columns: Ended::COLUMNS, prints };
+            // A worker itself prints nothing but the lines of its jobs.
+            output_to = crate::Output::Inherit;
+            work = WorkPlan::Command(recipe);
+        } else {
+            let name = args.task.as_deref().unwrap_or(tasks::ALL[0].name);
+            let task = tasks::find(name)
+                .ok_or_else(|| Usage::error(format!("there is no task '{name}'")))?;
+            if let Some(TimeLimit::OfMedian(_)) = args.limits.timeout {
+                return Err(Usage::error(
+                    "a share of the median is for commands: give tasks a --timeout such as 10s",
+                ));
+            }
+            if output.format == Some(Format::Plain) {
+                return Err(Usage::error(
+                    "--format plain is for commands: give table, json or csv",
+                ));
+            }
+            let params = params(task, args.task_options)?;
+            let inputs = Inputs { given: args.inputs, file: args.input, count: args.count };
+            source = task_source(task, inputs, args.null)?;
+            takes = task.takes;
+            output_to = match output.output {
+                None | Some(Prints::Inherit) => crate::Output::Inherit,
+                Some(Prints::Null) => crate::Output::Null,
+                Some(Prints::Capture) => crate::Output::Capture,
+            };
+            let prints = match output_to {
+                crate::Output::Capture => render::Prints::Output,
+                _ => render::Prints::None,
+            };
+            form = Form { input: task.input, columns: task.columns, prints };
+            work = WorkPlan::Task(task, params);
+        }
+        let default = if is_command { Format::Plain } else { Format::Table };
+        let lines = args.command_options.line_buffer;
+        let format = output.format.unwrap_or(default);
+        // It would be written over where workers write to the terminal themselves.
+        let shares_terminal = lines || (is_command && output.output == Some(Prints::Inherit));
         Ok(Self {
-            task,
-            params,
             source,
+            takes,
             workers: args.procs,
             chunk_size: args.chunk_size.map(Into::into),
-            unordered: output.unordered,
-            format: output.format,
+            dry_run: args.dry_run,
+            unordered: output.unordered || (is_command && !output.keep_order),
+            format,
+            form,
+            voice: Voice { tag: args.command_options.tag, quiet: output.quiet },
             progress: output.progress == Progress::Auto
                 && !output.quiet
+                && !shares_terminal
                 // They would write over each other.
                 && !matches!(log, LogTo::Stderr)
                 && io::stderr().is_terminal(),
             summary: !output.quiet,
+            exit_count: output.exit_count,
             limits: args.limits,
-            prints: output.output,
+            journal: args.journal,
+            output: output_to,
+            work,
             log,
         })
+    }
+}
+
+/// The words of a command, and the inputs that were given after `:::`.
+fn split_command(words: Vec<OsString>, inputs: &mut Vec<OsString>) -> Result<Vec<OsString>> {
+    let mut parts = words.split(|word| word == ":::");
+    let command = parts.next().unwrap_or_default().to_vec();
+    if command.is_empty() {
+        return Err(Usage::error("there is no command between -- and :::: give one"));
+    }
+    if let Some(given) = parts.next() {
+        inputs.extend_from_slice(given);
+        if inputs.is_empty() {
+            return Err(Usage::error("there are no inputs after :::: give some, or leave it out"));
+        }
+    }
+    if parts.next().is_some() {
+        return Err(Usage::error("there is one ::: too many: all inputs stand after the first"));
+    }
+    Ok(command)
+}
+
+fn recipe(
+    words: Vec<OsString>,
+    options: &CommandOptions,
+    limits: &LimitArgs,
+    output: Option<Prints>,
+) -> Result<Recipe> {
+    let template = Template::new(words, options.shell);
+    let program = template.program()?;
+    let prints = match output {
+        _ if options.line_buffer => command::Prints::Lines { tag: options.tag },
+        Some(Prints::Inherit) if options.tag => {
+            return Err(Usage::error(
+                "--tag can't reach what goes straight to the output: leave out --output inherit",
+            ));
+        }
+        None | Some(Prints::Capture) => command::Prints::Grouped,
+        Some(Prints::Inherit) => command::Prints::Inherit,
+        Some(Prints::Null) => command::Prints::Null,
+    };
+    Ok(Recipe { template, program, prints, retries: limits.retries, memory: limits.memory })
+}
+
+/// What is meant for a built-in task alone.
+fn refuse_task_options(given: &TaskOptions) -> Result<()> {
+    let given = [
+        (given.out.is_some(), "--out"),
+        (given.to.is_some(), "--to"),
+        (given.points.is_some(), "--points"),
+        (given.seed.is_some(), "--seed"),
+    ];
+    match given.iter().find(|(is_given, _)| *is_given) {
+        Some((_, option)) => Err(Usage::error(format!(
+            "{option} is for tasks: leave it out, or put it after -- for the command"
+        ))),
+        None => Ok(()),
     }
 }
 
@@ -110,29 +238,44 @@ fn params(task: &Task, given: TaskOptions) -> Result<Params> {
     })
 }
 
-/// Where the inputs come from.
+/// Where inputs are said to be.
+struct Inputs {
+    given: Vec<OsString>,
+    file: Option<PathBuf>,
+    count: Option<i64>,
+}
+
+impl Inputs {
+    /// Those that were asked for, if any were.
+    fn source(self, null: bool) -> Result<Option<Source>> {
+        let end = if null { b'\0' } else { b'\n' };
+        if !self.given.is_empty() {
+            return Ok(Some(Source::given(self.given.into_iter().map(|it| it.into_vec().into()))));
+        }
+        if let Some(count) = self.count {
+            return Ok(Some(Source::given([Bytes::from(format!("0..{count}").as_str())])));
+        }
+        Ok(match self.file {
+            Some(file) if file == Path::new("-") => Some(standard_input(end)),
+            Some(file) => Some(open(file, end)?),
+            None if null => Some(standard_input(end)),
+            None => None,
+        })
+    }
+}
+
+/// Where a task's inputs come from.
 ///
 /// A task with default inputs reads standard input only when it is told to. Programs are started
 /// with all kinds of standard inputs, among them pipes that nobody writes to or closes: reading
 /// unasked would hang there.
-fn source(
-    task: &Task,
-    given: Vec<OsString>,
-    file: Option<PathBuf>,
-    count: Option<i64>,
-) -> Result<Source> {
-    if !given.is_empty() {
-        return Ok(Source::given(given.into_iter().map(|input| input.into_vec().into())));
+fn task_source(task: &Task, inputs: Inputs, null: bool) -> Result<Source> {
+    if inputs.count.is_some() && task.takes != Takes::Numbers {
+        let message = format!("the task '{}' takes files, not --count", task.name);
+        return Err(Usage::error(message));
     }
-    if let Some(count) = count {
-        if task.takes != Takes::Numbers {
-            let message = format!("the task '{}' takes files, not --count", task.name);
-            return Err(Usage::error(message));
-        }
-        return Ok(Source::given([Bytes::from(format!("0..{count}").as_str())]));
-    }
-    if let Some(file) = file {
-        return if file == Path::new("-") { Ok(standard_input()) } else { open(file) };
+    if let Some(source) = inputs.source(null)? {
+        return Ok(source);
     }
     if !task.default_inputs.is_empty() {
         return Ok(Source::given(task.default_inputs.iter().copied().map(Bytes::from)));
@@ -144,10 +287,24 @@ fn source(
             task.name
         )));
     }
-    Ok(standard_input())
+    Ok(standard_input(b'\n'))
 }
 
-fn standard_input() -> Source {
+/// Where a command's inputs come from.
+fn command_source(inputs: Inputs, null: bool) -> Result<Source> {
+    if let Some(source) = inputs.source(null)? {
+        return Ok(source);
+    }
+    if io::stdin().is_terminal() {
+        return Err(Usage::error(
+            "a command needs inputs: give some after :::, or --input LIST, or pipe them in, as \
+             from: find DIR -type f",
+        ));
+    }
+    Ok(standard_input(b'\n'))
+}
+
+fn standard_input(end: u8) -> Source {
     let stdin = io::stdin();
     let is_file = stdin
         .as_fd()
@@ -155,10 +312,11 @@ fn standard_input() -> Source {
         .and_then(|stdin| File::from(stdin).metadata())
         .is_ok_and(|metadata| metadata.is_file());
     let (name, reader) = ("standard input", BufReader::new(stdin));
-    if is_file { Source::file(name, reader) } else { Source::live(name, reader) }
+    let source = if is_file { Source::file(name, reader) } else { Source::live(name, reader) };
+    source.ending_with(end)
 }
 
-fn open(path: PathBuf) -> Result<Source> {
+fn open(path: PathBuf, end: u8) -> Result<Source> {
     let failed = |error: &dyn std::fmt::Display| {
         Usage::error(format!("failed to read the inputs from {path:?}: {error}; check --input"))
     };
@@ -170,9 +328,9 @@ fn open(path: PathBuf) -> Result<Source> {
     let (name, reader) = (format!("{path:?}"), BufReader::new(file));
     Ok(if kind.is_file() {
         // It can be read twice: once to count what's in it, once to work on it.
-        Source::file(name, reader).readable_again_at(path)
+        Source::file(name, reader).readable_again_at(path).ending_with(end)
     } else {
-        Source::live(name, reader)
+        Source::live(name, reader).ending_with(end)
     })
 }
 
@@ -216,7 +374,8 @@ mod tests {
     fn defaults_are_those_of_the_task() {
         let plan = plan("--task parzen --procs 3 --seed 9").unwrap();
         assert_eq!((plan.workers, plan.chunk_size, plan.unordered), (3, None, false));
-        assert_eq!(plan.params.seed, Some(9));
+        let WorkPlan::Task(_, params) = &plan.work else { panic!("a task") };
+        assert_eq!(params.seed, Some(9));
         assert_eq!(plan.source.count(Takes::Numbers), Some(12));
     }
 }

@@ -1,43 +1,124 @@
-//! `procpool run`: a built-in task over inputs, in a pool.
+//! `procpool run`: a command or a built-in task over inputs, in a pool.
 //!
 //! This is the one place that decides what an event means: a report becomes a row and a line of the
-//! tally, an interruption ends the run. It owns the pool and sees to it that its workers end with
-//! the run.
+//! tally, an interruption ends the run, and so do too many failures. It owns the pool and sees to it
+//! that its workers end with the run.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::mem;
+use std::num::NonZero;
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use super::args::{Format, Prints, RunArgs};
+use super::args::{Format, Halt, TimeLimit};
 use super::collect::{Collector, Event, Events, Threads, WAITING};
 use super::exit::Exit;
 use super::humane;
 use super::inputs::Feed;
 use super::interrupt;
-use super::jobs::JobMaker;
+use super::jobs::{BuiltIn, Commands, JobMaker, Work};
+use super::journal::{Journal, Past};
 use super::log::{self, Log};
 use super::mailbox::Taken;
+use super::median::Median;
 use super::order::Order;
-use super::plan::{LogTo, RunPlan};
+use super::plan::{LogTo, RunPlan, WorkPlan};
 use super::progress::Progress;
 use super::render::{self, Render, Row};
 use super::screen::Screen;
 use super::summary::Tally;
-use crate::{Output, Pool};
+use crate::tasks::command::{self, CommandJob};
+use crate::{Pool, PoolBuilder};
 
-pub(super) fn run(args: RunArgs) -> Result<Exit> {
-    let plan = RunPlan::resolve(args)?;
+pub(super) fn run(args: super::args::RunArgs) -> Result<Exit> {
+    let mut plan = RunPlan::resolve(args)?;
+    if plan.dry_run {
+        return dry_run(plan);
+    }
+    let median = Arc::new(Median::default());
+    let limits = &plan.limits;
+    match plan.work {
+        WorkPlan::Task(task, ref mut params) => {
+            let work = BuiltIn::new(task, mem::take(params));
+            let mut builder = Pool::builder();
+            if let Some(TimeLimit::Fixed(limit)) = limits.timeout {
+                builder = builder.task_timeout(limit);
+            }
+            if let Some(bytes) = limits.memory {
+                builder = builder.max_memory_per_worker(bytes);
+            }
+            run_work(plan, work, builder, median)
+        }
+        WorkPlan::Command(ref recipe) => {
+            let template = recipe.template.clone();
+            let mut builder = Pool::builder()
+                .initializer(command::prepare, recipe.clone())
+                .env_per_worker(|slot| vec![(command::SLOT.into(), (slot + 1).to_string().into())]);
+            match limits.timeout {
+                // A worker keeps its jobs' limits; this is for one that can't, since it is stopped.
+                Some(TimeLimit::Fixed(limit)) => {
+                    let attempts = limits.retries.saturating_add(1);
+                    builder = builder
+                        .task_timeout((limit + Duration::from_secs(5)).saturating_mul(attempts));
+                }
+                // The limit is found when a job is made, so few are made before they are run.
+                Some(TimeLimit::OfMedian(_)) => {
+                    let workers = match plan.workers {
+                        0 => thread::available_parallelism().map_or(1, NonZero::get),
+                        workers => workers,
+                    };
+                    builder = builder.window(2 * workers);
+                }
+                None => {}
+            }
+            let work = Commands::new(template, limits.timeout, Arc::clone(&median));
+            run_work(plan, work, builder, median)
+        }
+    }
+}
+
+/// Prints what would be run.
+fn dry_run(plan: RunPlan) -> Result<Exit> {
+    let (inputs, feed) = plan.source.stream(plan.takes);
+    let mut stdout = io::BufWriter::new(io::stdout().lock());
+    for (number, input) in (1..).zip(inputs) {
+        let mut line = match &plan.work {
+            WorkPlan::Task(task, _) => [task.name.as_bytes(), b" ", &input.to_bytes()].concat(),
+            // Which worker it would be isn't known.
+            WorkPlan::Command(recipe) => {
+                let job = CommandJob { input, number, limit: None };
+                recipe.template.line(&job, "{%}")
+            }
+        };
+        line.push(b'\n');
+        stdout.write_all(&line)?;
+    }
+    stdout.flush()?;
+    match feed.trouble() {
+        None => Ok(Exit::AllWell),
+        Some(trouble) => Err(anyhow::anyhow!("{trouble}")),
+    }
+}
+
+fn run_work<W: Work>(
+    plan: RunPlan,
+    work: W,
+    builder: PoolBuilder,
+    median: Arc<Median>,
+) -> Result<Exit> {
     let log = match &plan.log {
         LogTo::File(path) => Some(Log::create(path)?),
         LogTo::Nowhere | LogTo::Stderr => None,
     };
-    let pool = build_pool(&plan, log.clone())?;
+    let (journal, past): (_, Option<Past>) =
+        Journal::open(&plan.journal, plan.form.columns)?.unzip();
+    let pool = build_pool(&plan, builder, log.clone())?;
     let progress = if plan.progress {
-        Progress::shown(plan.source.count(plan.task.takes))
+        Progress::shown(plan.source.count(plan.takes))
     } else {
         Progress::default()
     };
@@ -45,9 +126,9 @@ pub(super) fn run(args: RunArgs) -> Result<Exit> {
     let events = Arc::new(Events::new(WAITING));
     interrupt::watch(Arc::clone(&events), pool.clone())?;
     let is_live = plan.source.is_live();
-    let (inputs, feed) = plan.source.stream(plan.task.takes);
-    let jobs = JobMaker::new(plan.task, plan.params);
-    let collector = Collector::new(pool.clone(), plan.task.run, Arc::clone(&events));
+    let (inputs, feed) = plan.source.stream(plan.takes);
+    let jobs = JobMaker::new(work, past);
+    let collector = Collector::new(pool.clone(), jobs.task(), Arc::clone(&events));
     let threads = if is_live {
         collector.live(inputs, jobs, feed.clone())?
     } else {
@@ -55,13 +136,18 @@ pub(super) fn run(args: RunArgs) -> Result<Exit> {
     };
 
     let mut run = Run {
-        renderer: render::renderer(plan.format, plan.task, plan.prints == Prints::Capture),
+        renderer: render::renderer(plan.format, &plan.form, plan.voice),
         screen: Screen::new(progress),
         tally: Tally::new(),
         order: if plan.unordered { Order::of_arrival() } else { Order::of_inputs() },
+        journal,
+        median,
+        halt: plan.limits.halt,
+        ended: 0,
+        failed: 0,
         threads,
         feed,
-        interrupted: None,
+        ending: None,
     };
     let ended = run.follow(&events, &pool);
     if ended.is_err() {
@@ -70,7 +156,7 @@ pub(super) fn run(args: RunArgs) -> Result<Exit> {
         events.close();
         pool.terminate();
     }
-    let exit = run.end(ended, &pool, plan.summary.then_some(plan.format))?;
+    let exit = run.end(ended, &pool, plan.summary.then_some(plan.format), plan.exit_count)?;
     pool.join();
     match log.map_or(Ok(()), |log| log.close()) {
         Err(trouble) => {
@@ -81,24 +167,12 @@ pub(super) fn run(args: RunArgs) -> Result<Exit> {
     }
 }
 
-fn build_pool(plan: &RunPlan, log: Option<Log>) -> Result<Pool> {
+fn build_pool(plan: &RunPlan, builder: PoolBuilder, log: Option<Log>) -> Result<Pool> {
     let limits = &plan.limits;
     let mut builder =
-        Pool::builder().workers(plan.workers).retries(limits.retries).nice(limits.nice).output(
-            match plan.prints {
-                Prints::Inherit => Output::Inherit,
-                Prints::Null => Output::Null,
-                Prints::Capture => Output::Capture,
-            },
-        );
+        builder.workers(plan.workers).retries(limits.retries).nice(limits.nice).output(plan.output);
     if let Some(size) = plan.chunk_size {
         builder = builder.chunk_size(size);
-    }
-    if let Some(limit) = limits.timeout {
-        builder = builder.task_timeout(limit);
-    }
-    if let Some(bytes) = limits.memory {
-        builder = builder.max_memory_per_worker(bytes);
     }
     if let Some(tasks) = limits.max_tasks {
         builder = builder.max_tasks_per_worker(tasks.get());
@@ -116,11 +190,26 @@ struct Run {
     renderer: Box<dyn Render>,
     screen: Screen,
     tally: Tally,
-    order: Order<Row>,
+    order: Order<Box<Row>>,
+    journal: Option<Journal>,
+    median: Arc<Median>,
+    halt: Option<Halt>,
+    /// How many jobs have ended, and how many of them have failed, be they shown or not.
+    ended: u64,
+    failed: u64,
     threads: Threads,
     feed: Feed,
-    /// How the run is to end, if somebody wants it to before its time.
-    interrupted: Option<Exit>,
+    /// Why the run is to end before its time, if it is.
+    ending: Option<Ending>,
+}
+
+/// Why a run ends before its inputs do.
+#[derive(Clone, Copy)]
+enum Ending {
+    /// Somebody wants it to end in this way.
+    Interrupted(Exit),
+    /// Too many have failed.
+    Halted,
 }
 
 impl Run {
@@ -138,24 +227,42 @@ impl Run {
                     events.take(&mut arrived, None);
                 }
             }
+            self.keep(&arrived)?;
             for event in arrived.drain(..) {
                 match event {
-                    Event::Row(row) => self.take(row)?,
+                    Event::Row(row) => self.take(row, pool)?,
                     Event::Interrupted(exit) => self.interrupt(exit, pool)?,
                 }
             }
         }
     }
 
+    /// Puts what has ended on the disk, before any of it is shown.
+    fn keep(&mut self, arrived: &VecDeque<Event>) -> Result<()> {
+        let Some(journal) = &mut self.journal else { return Ok(()) };
+        for event in arrived {
+            if let Event::Row(row) = event
+                && !row.cancelled
+            {
+                journal.note(row)?;
+            }
+        }
+        journal.sync()
+    }
+
     /// No more is begun; what has been is waited for. What came before its turn is shown.
-    fn interrupt(&mut self, exit: Exit, pool: &Pool) -> Result<()> {
-        self.interrupted = Some(exit);
+    fn begin_no_more(&mut self, ending: Ending, pool: &Pool) -> Result<()> {
+        self.ending = Some(ending);
         self.feed.stop();
         self.threads.end_wait();
         pool.cancel_queued();
         let Self { order, renderer, screen, tally, .. } = self;
         order.release(|row| show(&row, &mut **renderer, screen, tally))?;
-        self.screen.flush()?;
+        self.screen.flush()
+    }
+
+    fn interrupt(&mut self, exit: Exit, pool: &Pool) -> Result<()> {
+        self.begin_no_more(Ending::Interrupted(exit), pool)?;
         self.screen.progress().finish();
         let stats = pool.stats();
         say(format_args!(
@@ -165,34 +272,73 @@ impl Run {
         Ok(())
     }
 
+    /// Ends the run if too many have failed.
+    fn halt(&mut self, pool: &Pool) -> Result<()> {
+        let due = self.halt.filter(|halt| halt.is_due(self.failed, self.ended));
+        let Some(halt) = due.filter(|_| self.ending.is_none()) else { return Ok(()) };
+        self.begin_no_more(Ending::Halted, pool)?;
+        let running = humane::grouped(pool.stats().running);
+        if halt.now {
+            pool.terminate();
+        }
+        let fate = if halt.now { "were killed" } else { "will be done" };
+        self.screen.progress().aside(|| {
+            say(format_args!(
+                "halted: {} of {} have failed; {running} were running and {fate}",
+                humane::grouped(self.failed),
+                humane::grouped(self.ended),
+            ));
+        });
+        Ok(())
+    }
+
     /// Shows it when it's its turn, and what waited for it.
-    fn take(&mut self, row: Row) -> Result<()> {
+    fn take(&mut self, row: Box<Row>, pool: &Pool) -> Result<()> {
         if row.cancelled {
             return Ok(());
+        }
+        if row.unread {
+            return Err(io::Error::from(io::ErrorKind::BrokenPipe).into());
+        }
+        self.ended += 1;
+        let failed = row.error.is_some();
+        if !failed {
+            self.median.note(row.elapsed);
         }
         let Self { order, renderer, screen, tally, threads, .. } = self;
         order.pass(row.id, row, |row| {
             threads.shown();
             show(&row, &mut **renderer, screen, tally)
-        })
+        })?;
+        if failed {
+            self.failed += 1;
+            self.halt(pool)?;
+        }
+        Ok(())
     }
 
     /// Writes what is left to write, and finds out how it went.
-    fn end(mut self, ended: Result<()>, pool: &Pool, summary: Option<Format>) -> Result<Exit> {
+    fn end(
+        mut self,
+        ended: Result<()>,
+        pool: &Pool,
+        summary: Option<Format>,
+        count: bool,
+    ) -> Result<Exit> {
         let ended = ended
             .and_then(|()| mem::take(&mut self.threads).join())
             .and_then(|()| self.close(pool, summary));
         if let Some(trouble) = self.feed.trouble() {
             say(format_args!("error: {trouble}; the inputs before it are done"));
         }
-        match (ended, self.interrupted) {
+        match (ended, self.ending) {
             // With the terminal or the reader gone, there is no writing to them, of course.
-            (_, Some(exit)) => Ok(exit),
-            (Err(error), None) => Err(error),
-            (Ok(()), None) if self.tally.failed() > 0 || self.feed.trouble().is_some() => {
+            (_, Some(Ending::Interrupted(exit))) => Ok(exit),
+            (Err(error), _) => Err(error),
+            (Ok(()), _) if self.failed == 0 && self.feed.trouble().is_some() => {
                 Ok(Exit::SomeFailed)
             }
-            (Ok(()), None) => Ok(Exit::AllWell),
+            (Ok(()), _) => Ok(Exit::of_failed(self.failed, count)),
         }
     }
 
@@ -201,14 +347,14 @@ impl Run {
     fn close(&mut self, pool: &Pool, summary: Option<Format>) -> Result<()> {
         self.screen.progress().finish();
         let Some(format) = summary else { return self.screen.flush() };
-        let text = self.tally.summary(&pool.workers(), Instant::now());
-        if format == Format::Table {
-            self.screen.page().extend_from_slice(text.as_bytes());
-            return self.screen.flush();
-        }
-        self.screen.flush()?;
-        let _ = io::stderr().write_all(text.as_bytes()); // if nobody sees it, nobody misses it
-        Ok(())
+        let now = Instant::now();
+        let text = match format {
+            Format::Plain => self.tally.summary("jobs", now),
+            _ => self.tally.workers(&pool.workers()) + &self.tally.summary("tasks", now),
+        };
+        let to = if format == Format::Table { self.screen.page() } else { self.screen.errors() };
+        to.extend_from_slice(text.as_bytes());
+        self.screen.flush()
     }
 }
 
@@ -222,6 +368,7 @@ fn show(
     tally.note(row);
     screen.progress().advance(tally.failed());
     renderer.row(row, screen.page());
+    renderer.aside(row, screen.errors());
     screen.flush_if_full()
 }
 

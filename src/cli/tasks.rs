@@ -5,15 +5,15 @@ use std::io::{self, Write};
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use super::args::{Format, TasksArgs};
+use super::args::{ListFormat, TasksArgs};
 use super::exit::Exit;
 use crate::tasks::{self, Takes, Task};
 
 pub(super) fn run(args: &TasksArgs) -> Result<Exit> {
     let page = match args.format {
-        Format::Table => table(),
-        Format::Json => json()?,
-        Format::Csv => csv()?,
+        ListFormat::Table => table(),
+        ListFormat::Json => json()?,
+        ListFormat::Csv => csv()?,
     };
     let mut stdout = io::stdout().lock();
     let written = stdout.write_all(&page).and_then(|()| stdout.flush());

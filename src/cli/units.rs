@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::args::TimeLimit;
+
 /// A longer time than this is as good as none.
 const LONGEST: f64 = 1e9;
 
@@ -23,6 +25,19 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
         return Err("nothing is done in less than 1ms; leave it out for no limit".to_owned());
     }
     Ok(Duration::from_secs_f64(seconds.min(LONGEST)))
+}
+
+/// A duration, or `300%`, of the median.
+pub(super) fn time_limit(text: &str) -> Result<TimeLimit, String> {
+    match text.trim().strip_suffix('%') {
+        None => duration(text).map(TimeLimit::Fixed),
+        Some(percent) => match percent.trim().parse() {
+            Ok(percent) if (1.0..=LONGEST).contains(&percent) => {
+                Ok(TimeLimit::OfMedian(percent / 100.0))
+            }
+            _ => Err("give a percentage of the median, such as 300%".to_owned()),
+        },
+    }
 }
 
 /// `200M`, `1.5G`, `64MiB`, in units of 1024; without a unit, bytes.

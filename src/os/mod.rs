@@ -1,6 +1,8 @@
 //! What is asked of the operating system: starting, watching and killing processes, and looking at
 //! them. Everything here is Linux's.
 
+#[cfg(feature = "cli")]
+pub(crate) mod command;
 pub(crate) mod handle;
 pub(crate) mod memory;
 pub(crate) mod observe;

@@ -35,6 +35,29 @@ pub(crate) fn resident(pid: u32) -> Option<u64> {
     Some(pages * rustix::param::page_size() as u64)
 }
 
+/// The PIDs of a process's children.
+#[cfg(feature = "cli")]
+pub(crate) fn children(pid: u32) -> Vec<u32> {
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
+    let of_thread = |thread: std::fs::DirEntry| {
+        std::fs::read_to_string(thread.path().join("children")).unwrap_or_default()
+    };
+    let pids: Vec<String> = threads.flatten().map(of_thread).collect();
+    pids.iter().flat_map(|pids| pids.split(' ')).filter_map(|pid| pid.parse().ok()).collect()
+}
+
+/// The PIDs of a process's children, their children and so on.
+#[cfg(feature = "cli")]
+pub(crate) fn descendants(pid: u32) -> Vec<u32> {
+    let mut found = children(pid);
+    let mut next = 0;
+    while let Some(pid) = found.get(next) {
+        found.extend(children(*pid));
+        next += 1;
+    }
+    found
+}
+
 /// How many processes the kernel has killed for want of memory since it started, in all cgroups.
 pub(crate) fn oom_kills() -> u64 {
     let vmstat = std::fs::read_to_string("/proc/vmstat").unwrap_or_default();

@@ -15,8 +15,14 @@ pub struct Bytes(Vec<u8>);
 
 impl Bytes {
     /// The bytes themselves.
+    /// The bytes themselves.
     pub fn as_slice(&self) -> &[u8] {
         &self.0
+    }
+
+    /// The bytes themselves, without a copy.
+    pub fn into_vec(self) -> Vec<u8> {
+        self.0
     }
 
     /// As the path of a file, byte for byte.

@@ -79,7 +79,7 @@ impl Input {
     }
 
     /// As the path of a file, byte for byte.
-    pub(super) fn to_path(&self) -> Cow<'_, Path> {
+    pub(crate) fn to_path(&self) -> Cow<'_, Path> {
         match self {
             Self::Number(number) => Cow::Owned(number.to_string().into()),
             Self::Text(text) => Cow::Borrowed(text.as_path()),

@@ -12,6 +12,7 @@
 
 use std::fmt;
 
+pub mod command;
 pub mod image;
 pub mod parzen;
 pub mod pi;

@@ -16,6 +16,8 @@ pub enum Value {
     Real(f64),
     /// A digest, or the name of a file.
     Text(Bytes),
+    /// There is none here.
+    Missing,
 }
 
 /// How a value is headed and laid out.
@@ -56,6 +58,9 @@ impl Column {
 
     /// The input of a task over files.
     pub(super) const FILE: Self = Self::text("file", 0);
+
+    /// The input of a command.
+    pub(crate) const COMMAND_INPUT: Self = Self::text("input", 0);
 }
 
 macro_rules! whole {

@@ -3,20 +3,19 @@
 
 use csv::WriterBuilder;
 
-use super::{Render, Row};
-use crate::tasks::{Column, Task, Value};
+use super::{Form, Prints, Render, Row};
+use crate::tasks::{Column, Value};
 
 pub(super) struct Csv {
     columns: &'static [Column],
-    /// Whether there is a field for what tasks print.
-    capture: bool,
+    prints: Prints,
     /// The fields of a row while they are put together; kept for the next row.
     fields: csv::ByteRecord,
 }
 
 impl Csv {
-    pub(super) fn new(task: &Task, capture: bool) -> Self {
-        Self { columns: task.columns, capture, fields: csv::ByteRecord::new() }
+    pub(super) fn new(form: &Form) -> Self {
+        Self { columns: form.columns, prints: form.prints, fields: csv::ByteRecord::new() }
     }
 
     fn write(&mut self, page: &mut Vec<u8>) {
@@ -37,8 +36,8 @@ impl Render for Csv {
             self.fields.push_field(column.name.as_bytes());
         }
         self.fields.push_field(b"error");
-        if self.capture {
-            self.fields.push_field(b"output");
+        for name in self.prints.names() {
+            self.fields.push_field(name.as_bytes());
         }
         self.write(page);
     }
@@ -51,10 +50,9 @@ impl Render for Csv {
         let (seconds, nanos) = (row.elapsed.as_secs(), row.elapsed.subsec_nanos());
         self.fields.push_field(format!("{seconds}.{nanos:09}").as_bytes());
         self.fields.push_field(&row.input.to_bytes());
-        let values = row.outcome.as_deref().unwrap_or_default();
         for index in 0..self.columns.len() {
-            match values.get(index) {
-                None => self.fields.push_field(b""),
+            match row.values.get(index) {
+                None | Some(Value::Missing) => self.fields.push_field(b""),
                 Some(Value::Whole(number)) => self.fields.push_field(number.to_string().as_bytes()),
                 // As many digits as it takes to read the same number back.
                 Some(Value::Real(number)) => {
@@ -63,10 +61,9 @@ impl Render for Csv {
                 Some(Value::Text(text)) => self.fields.push_field(text.as_slice()),
             }
         }
-        let error = row.outcome.as_ref().err().map_or("", String::as_str);
-        self.fields.push_field(error.as_bytes());
-        if self.capture {
-            self.fields.push_field(&row.printed);
+        self.fields.push_field(row.error.as_deref().unwrap_or_default().as_bytes());
+        for (_, printed) in self.prints.names().iter().zip([&row.stdout, &row.stderr]) {
+            self.fields.push_field(printed);
         }
         self.write(page);
     }

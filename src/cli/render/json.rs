@@ -6,18 +6,17 @@ use std::fmt::Write;
 
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
-use super::{Render, Row};
-use crate::tasks::{Column, Output, Task, Value};
+use super::{Form, Prints, Render, Row};
+use crate::tasks::{Column, Output, Value};
 
 pub(super) struct Json {
     columns: &'static [Column],
-    /// Whether there is a field for what tasks print.
-    capture: bool,
+    prints: Prints,
 }
 
 impl Json {
-    pub(super) fn new(task: &Task, capture: bool) -> Self {
-        Self { columns: task.columns, capture }
+    pub(super) fn new(form: &Form) -> Self {
+        Self { columns: form.columns, prints: form.prints }
     }
 }
 
@@ -34,13 +33,11 @@ impl Render for Json {
             seconds: row.elapsed.as_secs_f64(),
             input: row.input.to_text(),
             input_hex: hex_unless_text(&row.input.to_bytes()),
-            result: row
-                .outcome
-                .as_ref()
-                .ok()
-                .map(|values| Answer { values, columns: self.columns }),
-            error: row.outcome.as_ref().err(),
-            output: self.capture.then(|| String::from_utf8_lossy(&row.printed)),
+            result: Answer::of(row, self.columns),
+            error: row.error.as_deref(),
+            output: (self.prints == Prints::Output).then(|| text(&row.stdout)),
+            stdout: (self.prints == Prints::Both).then(|| text(&row.stdout)),
+            stderr: (self.prints == Prints::Both).then(|| text(&row.stderr)),
         };
         let start = page.len();
         if serde_json::to_writer(&mut *page, &object).is_err() {
@@ -68,15 +65,32 @@ struct Object<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     result: Option<Answer<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    error: Option<&'a String>,
+    error: Option<&'a str>,
     /// What the task printed, where that is captured.
     #[serde(skip_serializing_if = "Option::is_none")]
     output: Option<Cow<'a, str>>,
+    /// What the command printed, where that is grouped.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stdout: Option<Cow<'a, str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stderr: Option<Cow<'a, str>>,
 }
 
-struct Answer<'a> {
+fn text(bytes: &[u8]) -> Cow<'_, str> {
+    String::from_utf8_lossy(bytes)
+}
+
+/// The values of a row: one by itself, or several by their columns' names.
+pub(in crate::cli) struct Answer<'a> {
     values: &'a Output,
     columns: &'static [Column],
+}
+
+impl<'a> Answer<'a> {
+    /// None where there are no values.
+    pub(in crate::cli) fn of(row: &'a Row, columns: &'static [Column]) -> Option<Self> {
+        (!row.values.is_empty()).then_some(Self { values: &row.values, columns })
+    }
 }
 
 impl Serialize for Answer<'_> {
@@ -101,6 +115,7 @@ impl Serialize for Plain<'_> {
             Value::Whole(number) => serializer.serialize_i128(*number),
             Value::Real(number) => serializer.serialize_f64(*number),
             Value::Text(text) => serializer.serialize_str(&text.to_text()),
+            Value::Missing => serializer.serialize_none(),
         }
     }
 }

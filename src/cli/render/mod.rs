@@ -4,13 +4,19 @@ use std::time::Duration;
 
 mod csv;
 mod json;
+mod plain;
 mod table;
 
 use super::args::Format;
-use crate::tasks::{Input, Output, Task};
+use super::jobs::Kept;
+use super::journal::Key;
+use crate::tasks::{Column, Input, Output};
 use crate::{Report, TaskError, TaskErrorKind};
 
+pub(super) use json::Answer;
+
 /// What became of one input.
+#[derive(Clone)]
 pub(super) struct Row {
     pub(super) id: u64,
     pub(super) pid: u32,
@@ -18,36 +24,55 @@ pub(super) struct Row {
     pub(super) attempt: u32,
     pub(super) queued: Duration,
     pub(super) elapsed: Duration,
+    /// When it began, on the monotonic clock in nanoseconds.
+    pub(super) began: u64,
     pub(super) input: Input,
-    /// What the task printed, where that is captured.
-    pub(super) printed: Vec<u8>,
-    pub(super) outcome: Result<Output, String>,
-    /// It was never begun, because the run was interrupted before.
+    /// Which job of which input this is, for the journal.
+    pub(super) key: Option<Key>,
+    /// What it printed, where that is kept; of a task, with what it printed to standard error.
+    pub(super) stdout: Vec<u8>,
+    pub(super) stderr: Vec<u8>,
+    /// The answer. A command has one also where it failed.
+    pub(super) values: Output,
+    /// Why it failed, if it did.
+    pub(super) error: Option<String>,
+    /// The most memory in bytes that it had at a time, where that is known.
+    pub(super) memory: Option<u64>,
+    /// It was never begun, because the run was interrupted before, or was ended with the run.
     pub(super) cancelled: bool,
+    /// Nobody reads what it prints any more.
+    pub(super) unread: bool,
 }
 
 impl Row {
-    /// What a report says of its input.
-    pub(super) fn new(report: Report<Result<Output, String>>, input: Input) -> Self {
-        let cancelled = matches!(
-            report.result.as_ref().map_err(TaskError::kind),
-            Err(TaskErrorKind::Cancelled)
-        );
-        Self {
-            cancelled,
+    /// What a report says of its job, and its answer, if it has one.
+    pub(super) fn new<A>(report: Report<A>, kept: Kept) -> (Self, Option<A>) {
+        let (answer, error) = match report.result {
+            Ok(answer) => (Some(answer), None),
+            Err(error) => (None, Some(error)),
+        };
+        let row = Self {
             id: report.id,
             pid: report.pid,
             worker: report.worker,
             attempt: report.attempt,
             queued: report.queued,
             elapsed: report.elapsed,
-            input,
-            printed: report.output,
-            outcome: match report.result {
-                Ok(answer) => answer,
-                Err(error) => Err(said(error.kind())),
-            },
-        }
+            began: kept.read.saturating_add(report.queued.as_nanos() as u64),
+            input: kept.input,
+            key: kept.key,
+            stdout: report.output,
+            stderr: Vec::new(),
+            values: Output::new(),
+            memory: None,
+            cancelled: matches!(
+                error.as_ref().map(TaskError::kind),
+                Some(TaskErrorKind::Cancelled | TaskErrorKind::Closed)
+            ),
+            unread: false,
+            error: error.map(|error| said(error.kind())),
+        };
+        (row, answer)
     }
 }
 
@@ -68,16 +93,59 @@ pub(super) trait Render {
 
     /// Writes one row, its end of line included.
     fn row(&mut self, row: &Row, page: &mut Vec<u8>);
+
+    /// What is said of a row on standard error.
+    fn aside(&mut self, _row: &Row, _errors: &mut Vec<u8>) {}
 }
 
-/// The form that was asked for, for the values that the task gives; with what tasks print, if that
-/// is captured.
-pub(super) fn renderer(format: Format, task: &'static Task, capture: bool) -> Box<dyn Render> {
-    match format {
-        Format::Table => Box::new(table::Table::new(task)),
-        Format::Json => Box::new(json::Json::new(task, capture)),
-        Format::Csv => Box::new(csv::Csv::new(task, capture)),
+/// What is shown of each row.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Form {
+    /// The input.
+    pub(super) input: Column,
+    /// The values of the answer.
+    pub(super) columns: &'static [Column],
+    /// What was printed.
+    pub(super) prints: Prints,
+}
+
+/// Which fields there are for what was printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Prints {
+    None,
+    /// One for both outputs of a task.
+    Output,
+    /// One for each output of a command.
+    Both,
+}
+
+impl Prints {
+    fn names(self) -> &'static [&'static str] {
+        match self {
+            Self::None => &[],
+            Self::Output => &["output"],
+            Self::Both => &["stdout", "stderr"],
+        }
     }
+}
+
+/// The form that was asked for.
+pub(super) fn renderer(format: Format, form: &Form, voice: Voice) -> Box<dyn Render> {
+    match format {
+        Format::Plain => Box::new(plain::Plain::new(voice)),
+        Format::Table => Box::new(table::Table::new(form)),
+        Format::Json => Box::new(json::Json::new(form)),
+        Format::Csv => Box::new(csv::Csv::new(form)),
+    }
+}
+
+/// What is added to what jobs print themselves.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Voice {
+    /// The input, before each line.
+    pub(super) tag: bool,
+    /// Nothing about failures.
+    pub(super) quiet: bool,
 }
 
 #[cfg(test)]
@@ -94,17 +162,26 @@ mod tests {
             attempt: 1,
             queued: Duration::from_micros(3),
             elapsed: Duration::from_micros(1500),
+            began: 0,
             input,
-            printed: Vec::new(),
-            outcome,
+            key: None,
+            stdout: Vec::new(),
+            stderr: Vec::new(),
+            error: outcome.as_ref().err().cloned(),
+            values: outcome.unwrap_or_default(),
+            memory: None,
             cancelled: false,
+            unread: false,
         }
     }
 
     fn rendered(format: Format, task: &str, rows: &[Row]) -> Vec<u8> {
         let mut page = Vec::new();
-        let capture = rows.iter().any(|row| !row.printed.is_empty());
-        let mut renderer = renderer(format, find(task).unwrap(), capture);
+        let capture = rows.iter().any(|row| !row.stdout.is_empty());
+        let task = find(task).unwrap();
+        let prints = if capture { Prints::Output } else { Prints::None };
+        let form = Form { input: task.input, columns: task.columns, prints };
+        let mut renderer = renderer(format, &form, Voice::default());
         renderer.header(&mut page);
         rows.iter().for_each(|row| renderer.row(row, &mut page));
         page
@@ -184,7 +261,7 @@ mod tests {
     #[test]
     fn what_a_task_printed_stands_with_its_result() {
         let mut rows = squares();
-        rows[0].printed = b"one\n\x1b[2Jtwo".to_vec();
+        rows[0].stdout = b"one\n\x1b[2Jtwo".to_vec();
         rows[1].attempt = 3;
         let table = text(rendered(Format::Table, "square", &rows));
         let lines: Vec<_> = table.lines().collect();

@@ -6,9 +6,9 @@
 
 use std::io::Write;
 
-use super::{Render, Row};
+use super::{Form, Render, Row};
 use crate::cli::humane;
-use crate::tasks::{Column, Kind, Task, Value};
+use crate::tasks::{Column, Kind, Value};
 
 /// What a column without a width is given where another one follows it.
 const LOOSE: usize = 28;
@@ -25,9 +25,9 @@ struct Cell {
 }
 
 impl Table {
-    pub(super) fn new(task: &Task) -> Self {
-        let input = Cell { column: task.input, value: None };
-        let values = task.columns.iter().enumerate();
+    pub(super) fn new(form: &Form) -> Self {
+        let input = Cell { column: form.input, value: None };
+        let values = form.columns.iter().enumerate();
         let values = values.map(|(index, column)| Cell { column: *column, value: Some(index) });
         let (mut cells, loose): (Vec<_>, Vec<_>) =
             std::iter::once(input).chain(values).partition(|cell| cell.column.width > 0);
@@ -55,17 +55,21 @@ impl Render for Table {
     fn row(&mut self, row: &Row, page: &mut Vec<u8>) {
         start(page, row.id, row.pid, humane::duration(row.elapsed));
         let input = row.input.to_text();
-        match &row.outcome {
-            Ok(values) => {
-                for cell in &self.cells {
-                    match cell.value.map(|index| values.get(index)) {
-                        None => put(page, &cell.column, &humane::one_line(&input)),
-                        Some(Some(value)) => put(page, &cell.column, &shown(value, &cell.column)),
-                        Some(None) => put(page, &cell.column, "-"),
-                    }
+        if row.error.is_none() || !row.values.is_empty() {
+            for cell in &self.cells {
+                match cell.value.map(|index| row.values.get(index)) {
+                    None => put(page, &cell.column, &humane::one_line(&input)),
+                    Some(Some(value)) => put(page, &cell.column, &shown(value, &cell.column)),
+                    Some(None) => put(page, &cell.column, "-"),
                 }
             }
-            Err(error) => {
+        }
+        match &row.error {
+            None => {}
+            Some(error) if !row.values.is_empty() => {
+                write(page, format_args!("  error: {}", humane::one_line(error)));
+            }
+            Some(error) => {
                 let cell = self.cells.iter().find(|cell| cell.value.is_none());
                 if let Some(cell) = cell.filter(|cell| cell.column.kind != Kind::Text) {
                     put(page, &cell.column, &humane::one_line(&input));
@@ -80,9 +84,11 @@ impl Render for Table {
             write(page, format_args!(" (attempt {})", row.attempt));
         }
         end(page);
-        for line in String::from_utf8_lossy(&row.printed).lines() {
-            write(page, format_args!("{:>7}  │ {}", "", humane::one_line(line)));
-            end(page);
+        for printed in [&row.stdout, &row.stderr] {
+            for line in String::from_utf8_lossy(printed).lines() {
+                write(page, format_args!("{:>7}  │ {}", "", humane::one_line(line)));
+                end(page);
+            }
         }
     }
 }
@@ -116,6 +122,7 @@ fn shown(value: &Value, column: &Column) -> String {
         (Value::Real(number), Kind::Fixed(decimals)) => format!("{number:.decimals$}"),
         (Value::Real(number), _) => number.to_string(),
         (Value::Text(text), _) => humane::one_line(&text.to_text()).into_owned(),
+        (Value::Missing, _) => "-".to_owned(),
     }
 }
 

@@ -1,0 +1,253 @@
+//! `--journal`: what has become of each job, in a file that survives a crash and a power cut.
+//!
+//! A line is appended for each job that has ended, and a job is shown as done only when its line is
+//! on the disk. Jobs that end while a line is being synced are synced together, so that the disk
+//! slows nothing down but the showing. At the worst the last line is torn, and it is dropped when
+//! the file is opened again.
+//!
+//! A job is known by its content, a task with its options or a command line, and its input: inputs
+//! may be moved about, added and taken away between two runs. The same job twice counts twice.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result};
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::args::JournalArgs;
+use super::exit::Usage;
+use super::render::{Answer, Row};
+use crate::tasks::Column;
+
+/// What a job is known by: the first half of a SHA-256.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Key(u128);
+
+impl Key {
+    /// Of these parts, in this order.
+    pub(super) fn of<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> Self {
+        let mut state = Sha256::new();
+        for part in parts {
+            state.update((part.len() as u64).to_le_bytes());
+            state.update(part);
+        }
+        let digest: [u8; 32] = state.finalize().into();
+        let [half, _] = [0, 16].map(|at| std::array::from_fn(|index| digest[at + index]));
+        Self(u128::from_be_bytes(half))
+    }
+}
+
+/// A journal that is being written.
+pub(super) struct Journal {
+    file: File,
+    path: PathBuf,
+    columns: &'static [Column],
+    /// Lines that are not written yet.
+    lines: Vec<u8>,
+}
+
+/// What a line says that is read again.
+#[derive(Deserialize)]
+struct Known {
+    key: String,
+    ok: bool,
+}
+
+/// A line.
+#[derive(Serialize)]
+struct Line<'a> {
+    key: String,
+    ok: bool,
+    /// When it ended, in seconds since 1970.
+    time: f64,
+    input: std::borrow::Cow<'a, str>,
+    attempt: u32,
+    seconds: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    result: Option<Answer<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<&'a str>,
+}
+
+impl Journal {
+    /// Opens what was asked for, and says what is known of an earlier run.
+    pub(super) fn open(
+        args: &JournalArgs,
+        columns: &'static [Column],
+    ) -> Result<Option<(Self, Past)>> {
+        let Some(path) = &args.journal else { return Ok(None) };
+        let failed = |error: &dyn std::fmt::Display| {
+            Usage::error(format!("failed to open the journal {path:?}: {error}; check --journal"))
+        };
+        let options = File::options().read(true).append(true).create(true).open(path);
+        let file = options.map_err(|error| failed(&error))?;
+        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+            return Err(failed(&"another run is writing it"));
+        }
+        let mut past = Past { only_failed: args.retry_failed, ..Past::default() };
+        let length = file.metadata().map_err(|error| failed(&error))?.len();
+        if length > 0 && !args.resume && !args.retry_failed {
+            let remedy =
+                "there is one of an earlier run: go on with it by --resume, or give another";
+            return Err(failed(&remedy));
+        }
+        let whole = past.read(&file).map_err(|error| failed(&format_args!("{error:#}")))?;
+        // What follows must not be appended to half a line.
+        file.set_len(whole).map_err(|error| failed(&error))?;
+        sync_directory(path);
+        let journal = Self { file, path: path.clone(), columns, lines: Vec::new() };
+        Ok(Some((journal, past)))
+    }
+
+    /// Takes note of a job that has ended.
+    pub(super) fn note(&mut self, row: &Row) -> Result<()> {
+        let Some(Key(key)) = row.key else { return Ok(()) };
+        let line = Line {
+            key: format!("{key:032x}"),
+            ok: row.error.is_none(),
+            time: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64(),
+            input: row.input.to_text(),
+            attempt: row.attempt,
+            seconds: row.elapsed.as_secs_f64(),
+            result: Answer::of(row, self.columns),
+            error: row.error.as_deref(),
+        };
+        serde_json::to_writer(&mut self.lines, &line)?;
+        self.lines.push(b'\n');
+        Ok(())
+    }
+
+    /// Returns when all that was noted is on the disk.
+    pub(super) fn sync(&mut self) -> Result<()> {
+        if self.lines.is_empty() {
+            return Ok(());
+        }
+        let written = self.file.write_all(&self.lines).and_then(|()| self.file.sync_data());
+        self.lines.clear();
+        written.with_context(|| format!("failed to write the journal {:?}", self.path))
+    }
+}
+
+/// The name of a new file is to survive a power cut too.
+fn sync_directory(path: &Path) {
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
+    let dir = File::open(dir.unwrap_or(Path::new(".")));
+    let _ = dir.and_then(|dir| dir.sync_all()); // not every file system can
+}
+
+/// What earlier runs have done.
+#[derive(Debug, Default)]
+pub(super) struct Past {
+    /// How often a job has succeeded.
+    succeeded: HashMap<Key, u32>,
+    /// How often one has failed and not succeeded since.
+    failed: HashMap<Key, u32>,
+    /// Whether only those are to be done.
+    only_failed: bool,
+}
+
+impl Past {
+    /// Reads a journal, and says how much of it is whole lines.
+    fn read(&mut self, mut file: &File) -> Result<u64> {
+        file.seek(SeekFrom::Start(0))?;
+        let mut reader = BufReader::new(file);
+        let (mut whole, mut number) = (0, 0);
+        let mut line = Vec::new();
+        loop {
+            line.clear();
+            let length = reader.by_ref().read_until(b'\n', &mut line)? as u64;
+            number += 1;
+            if line.last() != Some(&b'\n') {
+                return Ok(whole);
+            }
+            let known: Known = match serde_json::from_slice(&line) {
+                Ok(known) => known,
+                // Torn in the middle: blocks of a file need not reach the disk in order.
+                Err(_) if reader.fill_buf()?.is_empty() => return Ok(whole),
+                Err(error) => anyhow::bail!("line {number} is none of a journal ({error})"),
+            };
+            whole += length;
+            let key = u128::from_str_radix(&known.key, 16).map(Key);
+            self.note(key.with_context(|| format!("line {number} has no key"))?, known.ok);
+        }
+    }
+
+    fn note(&mut self, key: Key, ok: bool) {
+        if !ok {
+            *self.failed.entry(key).or_default() += 1;
+            return;
+        }
+        *self.succeeded.entry(key).or_default() += 1;
+        if let Some(failed) = self.failed.get_mut(&key) {
+            *failed = failed.saturating_sub(1);
+        }
+    }
+
+    /// Whether a job is not to be done: each time it's asked for one that was done once.
+    pub(super) fn leaves_out(&mut self, key: Key) -> bool {
+        let counted = if self.only_failed { &mut self.failed } else { &mut self.succeeded };
+        let left = counted.get_mut(&key).filter(|left| **left > 0);
+        let found = left.map(|left| *left -= 1).is_some();
+        found != self.only_failed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn key(name: &str) -> Key {
+        Key::of([name.as_bytes()])
+    }
+
+    #[test]
+    fn parts_are_kept_apart() {
+        assert_ne!(Key::of([&b"ab"[..], b"c"]), Key::of([&b"a"[..], b"bc"]));
+        assert_eq!(key("x"), key("x"));
+    }
+
+    #[test]
+    fn what_has_succeeded_is_left_out_as_often_as_it_has() {
+        let mut past = Past::default();
+        [("a", true), ("b", false), ("a", true), ("c", false), ("c", true)]
+            .map(|(name, ok)| past.note(key(name), ok));
+        let left_out = ["a", "b", "a", "c", "a", "d"].map(|name| past.leaves_out(key(name)));
+        assert_eq!(left_out, [true, false, true, true, false, false]);
+    }
+
+    #[test]
+    fn only_what_has_failed_since_is_tried_again() {
+        let mut past = Past { only_failed: true, ..Past::default() };
+        [("a", true), ("b", false), ("c", false), ("c", true)]
+            .map(|(name, ok)| past.note(key(name), ok));
+        let left_out = ["a", "b", "b", "c", "d"].map(|name| past.leaves_out(key(name)));
+        assert_eq!(left_out, [true, false, true, true, true]);
+    }
+
+    #[test]
+    fn a_torn_last_line_is_dropped_and_any_other_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal");
+        let line = |name: &str| format!("{{\"key\":\"{:032x}\",\"ok\":true}}\n", key(name).0);
+        let read = |content: String| {
+            std::fs::write(&path, content).unwrap();
+            Past::default().read(&File::open(&path).unwrap())
+        };
+        let two = line("a") + &line("b");
+        let length = two.len() as u64;
+        assert_eq!(read(two.clone()).unwrap(), length);
+        for torn in 1..line("c").len() {
+            assert_eq!(read(two.clone() + &line("c")[..torn]).unwrap(), length, "{torn}");
+        }
+        assert_eq!(read(two.clone() + "\0\0\0\n").unwrap(), length);
+        let error = read(line("a") + "what?\n" + &line("b")).unwrap_err().to_string();
+        assert!(error.contains("line 2"), "{error}");
+        assert_eq!(read(String::new()).unwrap(), 0);
+    }
+}

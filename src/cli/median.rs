@@ -1,0 +1,64 @@
+//! The median of how long jobs took so far, in bounded memory however many there were.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+/// So many jobs must have ended before their median says anything.
+const LEAST: u64 = 3;
+
+/// Times are counted in classes, of which each power of two has this many: the median is known to
+/// within a hundredth.
+const CLASSES: u32 = 128;
+
+/// The times of the jobs that succeeded, by class.
+#[derive(Debug)]
+pub(super) struct Median(Mutex<Vec<u64>>);
+
+impl Default for Median {
+    fn default() -> Self {
+        Self(Mutex::new(vec![0; (u64::BITS * CLASSES) as usize]))
+    }
+}
+
+impl Median {
+    /// Takes note of one.
+    pub(super) fn note(&self, time: Duration) {
+        let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX).max(1);
+        let class = ((nanos as f64).log2() * f64::from(CLASSES)) as usize;
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = counts.len() - 1;
+        counts[class.min(last)] += 1;
+    }
+
+    /// The median; none as long as there are too few.
+    pub(super) fn get(&self) -> Option<Duration> {
+        let counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let all: u64 = counts.iter().sum();
+        let mut before = 0;
+        let class = counts.iter().position(|count| {
+            before += count;
+            2 * before >= all
+        })?;
+        let middle = (class as f64 + 0.5) / f64::from(CLASSES);
+        (all >= LEAST).then(|| Duration::from_nanos(middle.exp2() as u64))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn the_median_is_known_to_within_a_hundredth_once_there_are_three() {
+        let median = Median::default();
+        for (millis, expected) in [(900, None), (30, None), (20, Some(30)), (25, Some(25))] {
+            median.note(Duration::from_millis(millis));
+            let got = median.get().map(|time| time.as_secs_f64() * 1000.0);
+            assert_eq!(got.is_some(), expected.is_some());
+            if let (Some(got), Some(expected)) = (got, expected) {
+                assert!((got / f64::from(expected) - 1.0).abs() < 0.01, "{got} for {expected}");
+            }
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! Running other programs from inside of a worker, and knowing how each ended and what it used.
+//!
+//! A program that a worker starts stays in the worker's process group, so that it dies with the
+//! parent as the worker does (`procpool_worker::harden`). What it leaves behind comes to the worker,
+//! which has itself made the reaper of its descendants, and is ended before the next one starts:
+//! also what has made a session or a process group of its own.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, ExitStatus};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, getpid, kill_process, pidfd_open, waitid,
+};
+
+use super::observe;
+
+/// A program that was started and has not been waited for.
+#[derive(Debug)]
+pub(crate) struct Program {
+    pid: Pid,
+}
+
+/// How a program ended, and what it used.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    pub(crate) status: ExitStatus,
+    /// CPU time of it and of those of its children that it waited for.
+    pub(crate) cpu: Duration,
+    /// The most resident memory in bytes that it, or one of those, had at a time. The kernel counts
+    /// from before the program was loaded, so it's never less than the worker's own.
+    pub(crate) memory: u64,
+}
+
+/// Has what programs leave behind come to this process.
+pub(crate) fn adopt_orphans() -> io::Result<()> {
+    Ok(rustix::process::set_child_subreaper(Some(getpid()))?)
+}
+
+impl Program {
+    pub(crate) fn start(command: &mut Command) -> io::Result<Self> {
+        // Not all that this process has open is closed by exec of itself, and a program that
+        // inherited the worker's channel would keep it open.
+        // SAFETY: it changes a flag of descriptors, and none of them is closed.
+        unsafe { libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as _) };
+        // No `pre_exec`: without it, std spawns in a way whose cost doesn't grow with memory.
+        let child = command.spawn()?;
+        Ok(Self { pid: Pid::from_child(&child) })
+    }
+
+    /// Becomes readable when the program has ended.
+    pub(crate) fn pidfd(&self) -> io::Result<OwnedFd> {
+        Ok(pidfd_open(self.pid, PidfdFlags::empty())?)
+    }
+
+    /// Waits for the end.
+    pub(crate) fn wait(self) -> io::Result<Ended> {
+        let pid = self.pid.as_raw_pid();
+        let mut status = 0;
+        let mut usage = MaybeUninit::<libc::rusage>::zeroed();
+        loop {
+            // SAFETY: writes to locals; nobody else waits for this process's children.
+            if unsafe { libc::wait4(pid, &mut status, 0, usage.as_mut_ptr()) } == pid {
+                break;
+            }
+            let error = io::Error::last_os_error();
+            if error.kind() != io::ErrorKind::Interrupted {
+                return Err(error);
+            }
+        }
+        // SAFETY: any bytes are one, and the kernel has filled it in.
+        let usage = unsafe { usage.assume_init() };
+        let time = |time: libc::timeval| {
+            Duration::from_micros((time.tv_sec * 1_000_000 + time.tv_usec).cast_unsigned())
+        };
+        Ok(Ended {
+            status: ExitStatus::from_raw(status),
+            cpu: time(usage.ru_utime) + time(usage.ru_stime),
+            memory: usage.ru_maxrss.cast_unsigned() * 1024,
+        })
+    }
+}
+
+/// Sleeps until one of these can be read or its other end is closed, or for so long; says which.
+pub(crate) fn poll_readable<const N: usize>(
+    files: [Option<BorrowedFd<'_>>; N],
+    limit: Option<Duration>,
+) -> [bool; N] {
+    let limit = limit.map(|limit| Timespec {
+        tv_sec: i64::try_from(limit.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: limit.subsec_nanos().into(),
+    });
+    let mut polled: Vec<_> =
+        files.iter().flatten().map(|file| PollFd::from_borrowed_fd(*file, PollFlags::IN)).collect();
+    if poll(&mut polled, limit.as_ref()).is_err() {
+        return [false; N];
+    }
+    let mut polled = polled.iter();
+    files.map(|file| {
+        file.is_some() && polled.next().is_some_and(|polled| !polled.revents().is_empty())
+    })
+}
+
+/// Sends a signal to all that this process has started and that is still there.
+pub(crate) fn signal_descendants(signal: Signal) {
+    for pid in observe::descendants(std::process::id()) {
+        signal_one(pid, signal);
+    }
+}
+
+fn signal_one(pid: u32, signal: Signal) -> bool {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    pid.is_some_and(|pid| kill_process(pid, signal).is_ok())
+}
+
+/// Ends all that this process's programs have left behind, and waits for it. The program itself has
+/// been waited for.
+pub(crate) fn end_left_behind() {
+    loop {
+        match waitid(WaitId::All, WaitIdOptions::EXITED | WaitIdOptions::NOHANG) {
+            Ok(Some(_)) | Err(Errno::INTR) => {}
+            Ok(None) => {
+                // Each of those that end leaves its own children to this process, for the next turn.
+                let left = observe::children(std::process::id());
+                let killed = left.into_iter().filter(|pid| signal_one(*pid, Signal::KILL)).count();
+                if killed == 0 {
+                    // One that has become another user's, and can only be left alone.
+                    return;
+                }
+                let _ = waitid(WaitId::All, WaitIdOptions::EXITED);
+            }
+            // Nothing is left.
+            Err(_) => return,
+        }
+    }
+}
