@@ -303,6 +303,16 @@ impl Shared {
         }
     }
 
+    /// Has idle workers drop the contexts of calls that are over. Busy ones do when they have become
+    /// idle.
+    pub(crate) fn forget_contexts(&self) {
+        for seat in &mut self.central().seats {
+            if let SeatState::Idle(worker) = &mut seat.state {
+                worker.forget();
+            }
+        }
+    }
+
     /// Cancels everything that has not been begun.
     pub(crate) fn cancel_queued(&self) {
         let mut central = self.central();
@@ -459,11 +469,7 @@ impl Shared {
         let share = u32::try_from(share).unwrap_or(u32::MAX);
         while let Some(first) = central.queue.front() {
             let job = &first.job;
-            // A time limit and a chunk size are a chunk's: jobs that differ don't share one.
-            let is_other = chunk.front().is_some_and(|front| {
-                let front = &front.job.options;
-                front.timeout != job.options.timeout || front.chunk_size != job.options.chunk_size
-            });
+            let is_other = chunk.front().is_some_and(|front| !front.job.travels_with(job));
             let size = job.options.chunk_size.unwrap_or_else(|| job.pace.chunk().min(share));
             let wanted = size.min(allowed).saturating_sub(items).min(first.items);
             let is_long = job.options.chunk_size.is_none() && nanos >= Pace::CHUNK;
@@ -549,7 +555,7 @@ impl Shared {
     }
 
     /// Puts an idle worker into its seat.
-    fn seat(&self, mut central: MutexGuard<'_, Central>, slot: usize, worker: Worker) {
+    fn seat(&self, mut central: MutexGuard<'_, Central>, slot: usize, mut worker: Worker) {
         central.busy -= 1;
         let seat = &mut central.seats[slot].state;
         match std::mem::replace(seat, SeatState::Vacant) {
@@ -568,6 +574,7 @@ impl Shared {
                 self.order(&mut central, slot);
             }
             _ => {
+                worker.forget();
                 *seat = SeatState::Idle(worker);
                 central.seats[slot].idle_since = Instant::now();
                 central.idle.push(slot);
