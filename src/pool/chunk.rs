@@ -115,6 +115,9 @@ impl Chunk {
     pub(crate) fn surplus(&self) -> u32 {
         // Sending a chunk takes about this long: less than that is done sooner where it is.
         const WORTHWHILE: u64 = 100_000;
+        if self.batches.back().is_some_and(|batch| batch.slot.is_some()) {
+            return 0;
+        }
         let unstarted = self.lane.unstarted();
         let nanos = self.batches.back().map_or(0, |batch| batch.job.pace.nanos());
         let running = procpool_worker::harden::now().saturating_sub(self.lane.begun());

@@ -71,6 +71,7 @@ pub use self::task::Task;
 #[cfg(fuzzing)]
 pub(crate) use self::records::read_hostile;
 
+use self::batch::Batch;
 use self::context::Context;
 use self::job::{Job, Origin, Outcome};
 use self::scheduler::Shared;
@@ -424,6 +425,41 @@ impl Pool {
     {
         let job = self.many(f);
         Results::new(Arc::clone(self.shared()), job, items.into_iter(), Order::Completion)
+    }
+
+    /// Calls `f` with `argument` once on every worker, and waits for all results, in the order of the
+    /// workers' slots. A busy worker does it when it comes to it, one that has died or was let go
+    /// for want of work when another has taken its place. For what belongs to a process: caches,
+    /// settings of a library, a look at what it holds.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let pool = procpool::Pool::new(4)?;
+    /// for pid in pool.broadcast(|()| std::process::id(), ()) {
+    ///     println!("worker {}", pid?);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn broadcast<A, R>(&self, f: fn(A) -> R, argument: A) -> Vec<Result<R, TaskError>>
+    where
+        A: Serialize + DeserializeOwned,
+        R: Serialize + DeserializeOwned,
+    {
+        let (shared, job) = (self.shared(), self.many(f));
+        let encode = || stream::encode_one(shared, &job, &argument);
+        let first = encode();
+        // What can't be encoded is each worker's error.
+        let others = (1..shared.config.workers).filter_map(|slot| match &first {
+            Some(first) => Some(first.for_slot(job.enter(1), slot)),
+            None => encode(),
+        });
+        let batches: Vec<Batch> = others.collect();
+        for batch in first.map(|first| first.for_slot(0, 0)).into_iter().chain(batches) {
+            shared.submit(batch);
+        }
+        job.wait(None);
+        task::collect_each(&job)
     }
 
     /// Accepts nothing more. What was submitted before is done; then the workers end.

@@ -133,6 +133,8 @@ struct Seat {
     starts: u64,
     /// Since when its worker is idle, if it is.
     idle_since: Instant,
+    /// What its worker is to run and no other.
+    own: VecDeque<Batch>,
 }
 
 #[derive(Debug)]
@@ -179,6 +181,7 @@ impl Shared {
             failures: 0,
             starts: 0,
             idle_since: now,
+            own: VecDeque::new(),
         };
         let central = Central {
             phase: Phase::Open,
@@ -236,9 +239,18 @@ impl Shared {
             return self.refuse(&batch);
         }
         central.queued += u64::from(batch.items);
-        central.queue.push_back(batch);
         self.revive(&mut central);
-        self.call_one(&mut central);
+        match batch.slot {
+            Some(slot) => {
+                central.seats[slot].own.push_back(batch);
+                self.rouse(&mut central, slot);
+                self.slots[slot].call.notify_one();
+            }
+            None => {
+                central.queue.push_back(batch);
+                self.call_one(&mut central);
+            }
+        }
     }
 
     /// Ends a batch that will not be run any more.
@@ -316,8 +328,7 @@ impl Shared {
     /// Cancels everything that has not been begun.
     pub(crate) fn cancel_queued(&self) {
         let mut central = self.central();
-        let mut cancelled: Vec<Batch> = std::mem::take(&mut central.queue).into();
-        central.queued = 0;
+        let mut cancelled = central.take_queued();
         for slot in 0..self.slots.len() {
             let mut running = self.running(slot);
             cancelled
@@ -344,8 +355,7 @@ impl Shared {
     pub(crate) fn terminate(&self) {
         let mut central = self.central();
         central.phase = Phase::Terminated;
-        central.queued = 0;
-        let queue = std::mem::take(&mut central.queue);
+        let queue = central.take_queued();
         self.call_all();
         drop(central);
         self.orders.ring();
@@ -396,7 +406,7 @@ impl Shared {
                         return Step::Quit(Some(worker));
                     }
                     let allowed = self.allowance(&worker);
-                    let mut batches = self.next_batches(&mut central, allowed);
+                    let mut batches = self.next_batches(&mut central, slot, allowed);
                     if batches.is_empty() && central.watcher.is_none_or(|watcher| watcher == slot) {
                         batches = self.take_back(slot, allowed).into();
                     }
@@ -460,8 +470,12 @@ impl Shared {
         u32::try_from(left).unwrap_or(u32::MAX)
     }
 
-    /// The next chunk's batches, from the front of the queue.
-    fn next_batches(&self, central: &mut Central, allowed: u32) -> VecDeque<Batch> {
+    /// The next chunk's batches: one of the slot's own, or from the front of the queue.
+    fn next_batches(&self, central: &mut Central, slot: usize, allowed: u32) -> VecDeque<Batch> {
+        if let Some(own) = central.seats[slot].own.pop_front() {
+            central.queued -= u64::from(own.items);
+            return VecDeque::from([own]);
+        }
         let mut chunk: VecDeque<Batch> = VecDeque::new();
         let (mut items, mut nanos, mut bytes) = (0u32, 0, 0);
         // What is queued is shared out, so that all are done at about the same time.
@@ -578,6 +592,9 @@ impl Shared {
                 *seat = SeatState::Idle(worker);
                 central.seats[slot].idle_since = Instant::now();
                 central.idle.push(slot);
+                if !central.seats[slot].own.is_empty() {
+                    self.slots[slot].call.notify_one();
+                }
                 if !central.queue.is_empty() {
                     self.call_one(&mut central);
                 }
@@ -660,7 +677,10 @@ impl Shared {
                 continue;
             }
             central.queued += u64::from(batch.items);
-            central.queue.push_front(batch);
+            match batch.slot {
+                Some(slot) => central.seats[slot].own.push_front(batch),
+                None => central.queue.push_front(batch),
+            }
         }
         if !central.queue.is_empty() {
             self.call_one(central);
@@ -710,12 +730,16 @@ impl Shared {
             failures,
             cause: cause.to_string(),
         });
-        let mut told = VecDeque::new();
-        let is_hopeless = central.seats.iter().all(|seat| seat.failures > 0);
-        if failures >= START_ATTEMPTS && is_hopeless {
-            central.given_up = true;
-            central.queued = 0;
-            told = std::mem::take(&mut central.queue);
+        let mut told = Vec::new();
+        if failures >= START_ATTEMPTS {
+            if central.seats.iter().all(|seat| seat.failures > 0) {
+                central.given_up = true;
+                told = central.take_queued();
+            } else {
+                // The others go on; what is for this one's worker alone is hopeless.
+                told.extend(std::mem::take(&mut central.seats[slot].own));
+                central.queued -= told.iter().map(|batch| u64::from(batch.items)).sum::<u64>();
+            }
         }
         self.order(&mut central, slot);
         self.call_if_over(&central);
@@ -807,6 +831,7 @@ impl Shared {
             let live = central.seats.len() - central.resting;
             let seat = &mut central.seats[slot];
             if live <= self.config.min_workers
+                || !seat.own.is_empty()
                 || seat.idle_since.checked_add(limit).is_none_or(|at| now < at)
             {
                 continue;
@@ -968,6 +993,13 @@ impl Shared {
             && let Some(slot) =
                 central.seats.iter().position(|seat| matches!(seat.state, SeatState::Resting))
         {
+            self.rouse(central, slot);
+        }
+    }
+
+    /// Has a worker started in a slot whose last one was let go.
+    fn rouse(&self, central: &mut Central, slot: usize) {
+        if matches!(central.seats[slot].state, SeatState::Resting) {
             central.resting -= 1;
             central.seats[slot].state = SeatState::Vacant;
             self.order(central, slot);
@@ -992,9 +1024,16 @@ impl Central {
     fn is_over(&self) -> bool {
         match self.phase {
             Phase::Open => false,
-            Phase::Closed => self.queue.is_empty() && self.busy == 0,
+            Phase::Closed => self.queued == 0 && self.busy == 0,
             Phase::Terminated => true,
         }
+    }
+
+    /// Takes all that waits.
+    fn take_queued(&mut self) -> Vec<Batch> {
+        self.queued = 0;
+        let own = self.seats.iter_mut().flat_map(|seat| seat.own.drain(..));
+        self.queue.drain(..).chain(own).collect()
     }
 
     fn take_idle(&mut self) -> Option<(usize, Worker)> {
