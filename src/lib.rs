@@ -54,9 +54,11 @@
 //! | [`apply`](Pool::apply) | `Result<R, TaskError>` | | yes |
 //! | [`apply_async`](Pool::apply_async) | [`Task<R>`](Task) | | no |
 //! | [`map`](Pool::map) | `Result<Vec<R>, TaskError>` | yes | yes |
+//! | [`map_with`](Pool::map_with), [`map_init`](Pool::map_init) | as `map`, for items that share something in a worker | yes | yes |
 //! | [`map_async`](Pool::map_async) | [`Task<Vec<R>>`](Task) | yes | no |
 //! | [`imap`](Pool::imap) | iterator of `Result<R, TaskError>` | yes | for the next |
 //! | [`imap_unordered`](Pool::imap_unordered) | iterator of `Result<R, TaskError>` | as they come | for the next |
+//! | [`broadcast`](Pool::broadcast) | `Vec<Result<R, TaskError>>`, one of each worker | by slot | yes |
 //!
 //! A [`Task`] can be waited for, with a limit or without, asked whether it is ready, cancelled, given a
 //! callback, or awaited as a `Future` under any runtime. The iterators read their input a bounded window

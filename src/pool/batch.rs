@@ -26,6 +26,8 @@ pub(crate) struct Batch {
     /// How many workers have died on it before any of its items was begun.
     pub(crate) losses: u32,
     pub(crate) queued: Instant,
+    /// The slot whose worker is to run it, if no other may.
+    pub(crate) slot: Option<usize>,
     /// How many bytes each argument takes, if all take the same; 0 otherwise.
     pub(crate) width: u32,
     arguments: Arguments,
@@ -71,7 +73,15 @@ impl Batch {
         attachments: Attachments,
     ) -> Self {
         let queued = Instant::now();
-        Self { job, first, items, attempt: 1, losses: 0, queued, width, arguments, attachments }
+        let (attempt, losses, slot) = (1, 0, None);
+        Self { job, first, items, attempt, losses, queued, slot, width, arguments, attachments }
+    }
+
+    /// The same for another slot, as other items of the same job.
+    pub(crate) fn for_slot(&self, first: u64, slot: usize) -> Self {
+        let (job, arguments) = (Arc::clone(&self.job), self.arguments.clone());
+        let attachments = self.attachments.clone();
+        Self { job, first, slot: Some(slot), arguments, attachments, ..*self }
     }
 
     /// The encoded arguments; empty where they are in a region.

@@ -11,12 +11,12 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use procpool_worker::codec;
 use procpool_worker::lane::{CAPACITY, Lane, Note};
 use procpool_worker::protocol::{Body, Reply, Request, SPAN_HEAD, Span};
 use procpool_worker::transport::{Region, TransportError};
 
 use super::batch::{Batch, split_back};
+use super::context::Context;
 use super::events::{EventKind, Observers};
 use super::job::{self, Arrival, Content, Failure, Origin};
 use super::records::{self, Records};
@@ -115,6 +115,9 @@ impl Chunk {
     pub(crate) fn surplus(&self) -> u32 {
         // Sending a chunk takes about this long: less than that is done sooner where it is.
         const WORTHWHILE: u64 = 100_000;
+        if self.batches.back().is_some_and(|batch| batch.slot.is_some()) {
+            return 0;
+        }
         let unstarted = self.lane.unstarted();
         let nanos = self.batches.back().map_or(0, |batch| batch.job.pace.nanos());
         let running = procpool_worker::harden::now().saturating_sub(self.lane.begun());
@@ -196,6 +199,11 @@ impl Chunk {
         rest
     }
 
+    /// What its items share, if they do: a job that has a context shares no chunk.
+    fn context(&self) -> Option<&Arc<Context>> {
+        self.batches.front().and_then(|batch| batch.job.context.as_ref())
+    }
+
     /// Writes the frame. A body that is too large for one is given as a region.
     fn encode(
         &self,
@@ -212,10 +220,10 @@ impl Chunk {
             None => Body::Frame,
         };
         let sequence = worker.sequence;
-        let request = Request::Chunk { sequence, body: place, limited: self.limit.is_some() };
-        worker.frame.clear();
-        codec::encode(&request, &mut worker.frame)
-            .map_err(|error| TransportError::Malformed(error.to_string()))?;
+        let limited = self.limit.is_some();
+        let context = self.context().map(|context| context.id);
+        let request = Request::Chunk { sequence, body: place, limited, context };
+        worker.make(&request)?;
         let put = |body: &mut Vec<u8>| {
             let mut batches = self.batches.iter().peekable();
             while let Some(first) = batches.peek() {
@@ -441,6 +449,9 @@ fn drive(
     worker.sequence = worker.sequence.wrapping_add(1);
     let sequence = worker.sequence;
     if let Some(chunk) = lock().as_mut() {
+        if let Some(context) = chunk.context() {
+            worker.share(context)?;
+        }
         match chunk.encode(worker, inline_limit) {
             Ok(None) => {}
             Ok(Some(region)) => worker.send_region(&region)?,

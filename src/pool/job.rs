@@ -15,6 +15,7 @@ use procpool_worker::{codec, plain};
 use serde::de::DeserializeOwned;
 
 use super::batch::Pace;
+use super::context::Context;
 use super::ledger::Ledger;
 use super::options::TaskOptions;
 use super::records::{RawOutcome, Records};
@@ -26,6 +27,8 @@ pub(crate) struct Job {
     pub(crate) call: Result<Call, ForeignFunction>,
     pub(crate) options: TaskOptions,
     pub(crate) pace: Arc<Pace>,
+    /// What its items share, if they do.
+    pub(crate) context: Option<Arc<Context>>,
     /// What is added to an item's number in the ledger to make its id.
     pub(crate) offset: u64,
     /// Its result has been asked for, which can be given once.
@@ -121,16 +124,36 @@ impl Job {
         pace: Arc<Pace>,
         offset: u64,
     ) -> Arc<Self> {
+        Self::with_context(call, options, pace, offset, None)
+    }
+
+    pub(crate) fn with_context(
+        call: Result<Call, ForeignFunction>,
+        options: TaskOptions,
+        pace: Arc<Pace>,
+        offset: u64,
+        context: Option<Arc<Context>>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             call,
             options,
             pace,
+            context,
             offset,
             taken: AtomicBool::new(false),
             cancelled: AtomicBool::new(false),
             state: Mutex::default(),
             arrived: Condvar::new(),
         })
+    }
+
+    /// Whether items of the other may be in the same chunk: a time limit, a chunk size and a context
+    /// are a chunk's.
+    pub(crate) fn travels_with(&self, other: &Self) -> bool {
+        let context = |job: &Self| job.context.as_ref().map(|context| context.id);
+        self.options.timeout == other.options.timeout
+            && self.options.chunk_size == other.options.chunk_size
+            && context(self) == context(other)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

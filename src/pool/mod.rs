@@ -18,6 +18,7 @@
 //! | `builder`, `options` | what can be set |
 //! | `process` | a pool of one worker for one call |
 //! | `task`, `stream` | the callers' ends: encoding what goes in, decoding what comes out |
+//! | `context` | what the items of one call share |
 //! | `job`, `ledger` | where outcomes arrive, each item's once |
 //! | `batch` | items on their way, and how many are worth sending at once |
 //! | `scheduler` | the queue, the slots, and who gets what |
@@ -35,6 +36,7 @@ mod batch;
 mod builder;
 mod callbacks;
 mod chunk;
+mod context;
 mod driver;
 mod events;
 mod job;
@@ -54,6 +56,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use procpool_worker::function::{Call, ForeignFunction};
 use procpool_worker::serve;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -68,10 +71,12 @@ pub use self::task::Task;
 #[cfg(fuzzing)]
 pub(crate) use self::records::read_hostile;
 
+use self::batch::Batch;
+use self::context::Context;
 use self::job::{Job, Origin, Outcome};
 use self::scheduler::Shared;
 use self::stream::Order;
-use crate::error::{Error, TaskError};
+use crate::error::{DidRun, Error, Side, TaskError, TaskErrorKind};
 use crate::os::observe;
 
 /// A pool of worker processes.
@@ -299,6 +304,79 @@ impl Pool {
         stream::collect(Arc::clone(self.shared()), self.many(f), items.into_iter())
     }
 
+    /// As [`map`](Self::map), for a function that needs something which is the same for all items:
+    /// `context` is sent to each worker once, not with each item, and dropped there when the call is
+    /// over. One of more than some 100 KiB travels through shared memory.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let pool = procpool::Pool::new(4)?;
+    /// let words = vec!["one".to_owned(), "two".to_owned()];
+    /// let found = pool.map_with(words, |words, text: String| words.contains(&text), ["two".to_owned()])?;
+    /// assert_eq!(found, [true]);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`map`](Self::map), of which the context counts as an argument: one that can't be encoded is
+    /// the call's error, one that can't be decoded each item's.
+    pub fn map_with<C, A, R, I>(
+        &self,
+        context: C,
+        f: fn(&C, A) -> R,
+        items: I,
+    ) -> Result<Vec<R>, TaskError>
+    where
+        C: Serialize + DeserializeOwned + 'static,
+        A: Serialize + DeserializeOwned,
+        R: Serialize + DeserializeOwned,
+        I: IntoIterator<Item = A>,
+    {
+        self.collect_with(serve::name_with(f).map_err(foreign)?, &context, items)
+    }
+
+    /// As [`map`](Self::map), for a function that needs something which can't be sent, or which it
+    /// changes: `init` makes it in each worker, at the first item that the worker runs, and it is kept
+    /// there until the call is over. How items share it depends on which worker runs them.
+    ///
+    /// If `init` panics, that is the item's error, and the next item tries again. After a panic of
+    /// `f`, the state that it may have left half changed is dropped, and the next item has a new one.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use std::collections::HashMap;
+    ///
+    /// fn lookup(cache: &mut HashMap<u64, u64>, n: u64) -> u64 {
+    ///     *cache.entry(n % 10).or_insert_with(|| (0..=n % 10).sum())
+    /// }
+    ///
+    /// let pool = procpool::Pool::new(4)?;
+    /// let sums = pool.map_init(HashMap::new, lookup, 0..1000)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`map`](Self::map).
+    pub fn map_init<S, A, R, I>(
+        &self,
+        init: fn() -> S,
+        f: fn(&mut S, A) -> R,
+        items: I,
+    ) -> Result<Vec<R>, TaskError>
+    where
+        S: 'static,
+        A: Serialize + DeserializeOwned,
+        R: Serialize + DeserializeOwned,
+        I: IntoIterator<Item = A>,
+    {
+        let (call, init) = serve::name_init(init, f).map_err(foreign)?;
+        self.collect_with(call, &init, items)
+    }
+
     /// Calls `f` with each item in the workers. All items are read and encoded before this returns;
     /// it never waits for a worker.
     pub fn map_async<A, R, I>(&self, f: fn(A) -> R, items: I) -> Task<Vec<R>>
@@ -347,6 +425,41 @@ impl Pool {
     {
         let job = self.many(f);
         Results::new(Arc::clone(self.shared()), job, items.into_iter(), Order::Completion)
+    }
+
+    /// Calls `f` with `argument` once on every worker, and waits for all results, in the order of the
+    /// workers' slots. A busy worker does it when it comes to it, one that has died or was let go
+    /// for want of work when another has taken its place. For what belongs to a process: caches,
+    /// settings of a library, a look at what it holds.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let pool = procpool::Pool::new(4)?;
+    /// for pid in pool.broadcast(|()| std::process::id(), ()) {
+    ///     println!("worker {}", pid?);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn broadcast<A, R>(&self, f: fn(A) -> R, argument: A) -> Vec<Result<R, TaskError>>
+    where
+        A: Serialize + DeserializeOwned,
+        R: Serialize + DeserializeOwned,
+    {
+        let (shared, job) = (self.shared(), self.many(f));
+        let encode = || stream::encode_one(shared, &job, &argument);
+        let first = encode();
+        // What can't be encoded is each worker's error.
+        let others = (1..shared.config.workers).filter_map(|slot| match &first {
+            Some(first) => Some(first.for_slot(job.enter(1), slot)),
+            None => encode(),
+        });
+        let batches: Vec<Batch> = others.collect();
+        for batch in first.map(|first| first.for_slot(0, 0)).into_iter().chain(batches) {
+            shared.submit(batch);
+        }
+        job.wait(None);
+        task::collect_each(&job)
     }
 
     /// Accepts nothing more. What was submitted before is done; then the workers end.
@@ -440,10 +553,49 @@ impl Pool {
         A: DeserializeOwned,
         R: Serialize,
     {
-        let call = serve::name(f);
-        let pace = call.map_or_else(|_| Arc::default(), |call| self.shared().pace(call));
-        Job::new(call, self.options.clone(), pace, offset)
+        self.job_of(serve::name(f), offset, None)
     }
+
+    fn job_of(
+        &self,
+        call: Result<Call, ForeignFunction>,
+        offset: u64,
+        context: Option<Arc<Context>>,
+    ) -> Arc<Job> {
+        let pace = call.map_or_else(|_| Arc::default(), |call| self.shared().pace(call));
+        Job::with_context(call, self.options.clone(), pace, offset, context)
+    }
+
+    /// The results of a call whose items share `context`.
+    fn collect_with<C, A, R, I>(
+        &self,
+        call: Call,
+        context: &C,
+        items: I,
+    ) -> Result<Vec<R>, TaskError>
+    where
+        C: Serialize,
+        A: Serialize,
+        R: DeserializeOwned,
+        I: IntoIterator<Item = A>,
+    {
+        let shared = self.shared();
+        let context = Context::encode(context, shared.inline_limit)
+            .map_err(|reason| unsent(TaskErrorKind::Encode { side: Side::Argument, reason }))?;
+        let context = Arc::new(context);
+        let job = self.job_of(Ok(call), 0, Some(Arc::clone(&context)));
+        let _scope = context::Scope { pool: shared, context };
+        stream::collect(Arc::clone(shared), job, items.into_iter())
+    }
+}
+
+/// The error of a call of which nothing has been sent.
+fn unsent(kind: TaskErrorKind) -> TaskError {
+    TaskError::new(kind, 0, None, 0, DidRun::No)
+}
+
+fn foreign(error: ForeignFunction) -> TaskError {
+    unsent(TaskErrorKind::Function { reason: error.to_string() })
 }
 
 impl Inner {

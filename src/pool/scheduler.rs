@@ -133,6 +133,8 @@ struct Seat {
     starts: u64,
     /// Since when its worker is idle, if it is.
     idle_since: Instant,
+    /// What its worker is to run and no other.
+    own: VecDeque<Batch>,
 }
 
 #[derive(Debug)]
@@ -179,6 +181,7 @@ impl Shared {
             failures: 0,
             starts: 0,
             idle_since: now,
+            own: VecDeque::new(),
         };
         let central = Central {
             phase: Phase::Open,
@@ -236,9 +239,18 @@ impl Shared {
             return self.refuse(&batch);
         }
         central.queued += u64::from(batch.items);
-        central.queue.push_back(batch);
         self.revive(&mut central);
-        self.call_one(&mut central);
+        match batch.slot {
+            Some(slot) => {
+                central.seats[slot].own.push_back(batch);
+                self.rouse(&mut central, slot);
+                self.slots[slot].call.notify_one();
+            }
+            None => {
+                central.queue.push_back(batch);
+                self.call_one(&mut central);
+            }
+        }
     }
 
     /// Ends a batch that will not be run any more.
@@ -303,11 +315,20 @@ impl Shared {
         }
     }
 
+    /// Has idle workers drop the contexts of calls that are over. Busy ones do when they have become
+    /// idle.
+    pub(crate) fn forget_contexts(&self) {
+        for seat in &mut self.central().seats {
+            if let SeatState::Idle(worker) = &mut seat.state {
+                worker.forget();
+            }
+        }
+    }
+
     /// Cancels everything that has not been begun.
     pub(crate) fn cancel_queued(&self) {
         let mut central = self.central();
-        let mut cancelled: Vec<Batch> = std::mem::take(&mut central.queue).into();
-        central.queued = 0;
+        let mut cancelled = central.take_queued();
         for slot in 0..self.slots.len() {
             let mut running = self.running(slot);
             cancelled
@@ -334,8 +355,7 @@ impl Shared {
     pub(crate) fn terminate(&self) {
         let mut central = self.central();
         central.phase = Phase::Terminated;
-        central.queued = 0;
-        let queue = std::mem::take(&mut central.queue);
+        let queue = central.take_queued();
         self.call_all();
         drop(central);
         self.orders.ring();
@@ -386,7 +406,7 @@ impl Shared {
                         return Step::Quit(Some(worker));
                     }
                     let allowed = self.allowance(&worker);
-                    let mut batches = self.next_batches(&mut central, allowed);
+                    let mut batches = self.next_batches(&mut central, slot, allowed);
                     if batches.is_empty() && central.watcher.is_none_or(|watcher| watcher == slot) {
                         batches = self.take_back(slot, allowed).into();
                     }
@@ -450,8 +470,12 @@ impl Shared {
         u32::try_from(left).unwrap_or(u32::MAX)
     }
 
-    /// The next chunk's batches, from the front of the queue.
-    fn next_batches(&self, central: &mut Central, allowed: u32) -> VecDeque<Batch> {
+    /// The next chunk's batches: one of the slot's own, or from the front of the queue.
+    fn next_batches(&self, central: &mut Central, slot: usize, allowed: u32) -> VecDeque<Batch> {
+        if let Some(own) = central.seats[slot].own.pop_front() {
+            central.queued -= u64::from(own.items);
+            return VecDeque::from([own]);
+        }
         let mut chunk: VecDeque<Batch> = VecDeque::new();
         let (mut items, mut nanos, mut bytes) = (0u32, 0, 0);
         // What is queued is shared out, so that all are done at about the same time.
@@ -459,11 +483,7 @@ impl Shared {
         let share = u32::try_from(share).unwrap_or(u32::MAX);
         while let Some(first) = central.queue.front() {
             let job = &first.job;
-            // A time limit and a chunk size are a chunk's: jobs that differ don't share one.
-            let is_other = chunk.front().is_some_and(|front| {
-                let front = &front.job.options;
-                front.timeout != job.options.timeout || front.chunk_size != job.options.chunk_size
-            });
+            let is_other = chunk.front().is_some_and(|front| !front.job.travels_with(job));
             let size = job.options.chunk_size.unwrap_or_else(|| job.pace.chunk().min(share));
             let wanted = size.min(allowed).saturating_sub(items).min(first.items);
             let is_long = job.options.chunk_size.is_none() && nanos >= Pace::CHUNK;
@@ -549,7 +569,7 @@ impl Shared {
     }
 
     /// Puts an idle worker into its seat.
-    fn seat(&self, mut central: MutexGuard<'_, Central>, slot: usize, worker: Worker) {
+    fn seat(&self, mut central: MutexGuard<'_, Central>, slot: usize, mut worker: Worker) {
         central.busy -= 1;
         let seat = &mut central.seats[slot].state;
         match std::mem::replace(seat, SeatState::Vacant) {
@@ -568,9 +588,13 @@ impl Shared {
                 self.order(&mut central, slot);
             }
             _ => {
+                worker.forget();
                 *seat = SeatState::Idle(worker);
                 central.seats[slot].idle_since = Instant::now();
                 central.idle.push(slot);
+                if !central.seats[slot].own.is_empty() {
+                    self.slots[slot].call.notify_one();
+                }
                 if !central.queue.is_empty() {
                     self.call_one(&mut central);
                 }
@@ -653,7 +677,10 @@ impl Shared {
                 continue;
             }
             central.queued += u64::from(batch.items);
-            central.queue.push_front(batch);
+            match batch.slot {
+                Some(slot) => central.seats[slot].own.push_front(batch),
+                None => central.queue.push_front(batch),
+            }
         }
         if !central.queue.is_empty() {
             self.call_one(central);
@@ -703,12 +730,16 @@ impl Shared {
             failures,
             cause: cause.to_string(),
         });
-        let mut told = VecDeque::new();
-        let is_hopeless = central.seats.iter().all(|seat| seat.failures > 0);
-        if failures >= START_ATTEMPTS && is_hopeless {
-            central.given_up = true;
-            central.queued = 0;
-            told = std::mem::take(&mut central.queue);
+        let mut told = Vec::new();
+        if failures >= START_ATTEMPTS {
+            if central.seats.iter().all(|seat| seat.failures > 0) {
+                central.given_up = true;
+                told = central.take_queued();
+            } else {
+                // The others go on; what is for this one's worker alone is hopeless.
+                told.extend(std::mem::take(&mut central.seats[slot].own));
+                central.queued -= told.iter().map(|batch| u64::from(batch.items)).sum::<u64>();
+            }
         }
         self.order(&mut central, slot);
         self.call_if_over(&central);
@@ -800,6 +831,7 @@ impl Shared {
             let live = central.seats.len() - central.resting;
             let seat = &mut central.seats[slot];
             if live <= self.config.min_workers
+                || !seat.own.is_empty()
                 || seat.idle_since.checked_add(limit).is_none_or(|at| now < at)
             {
                 continue;
@@ -961,6 +993,13 @@ impl Shared {
             && let Some(slot) =
                 central.seats.iter().position(|seat| matches!(seat.state, SeatState::Resting))
         {
+            self.rouse(central, slot);
+        }
+    }
+
+    /// Has a worker started in a slot whose last one was let go.
+    fn rouse(&self, central: &mut Central, slot: usize) {
+        if matches!(central.seats[slot].state, SeatState::Resting) {
             central.resting -= 1;
             central.seats[slot].state = SeatState::Vacant;
             self.order(central, slot);
@@ -985,9 +1024,16 @@ impl Central {
     fn is_over(&self) -> bool {
         match self.phase {
             Phase::Open => false,
-            Phase::Closed => self.queue.is_empty() && self.busy == 0,
+            Phase::Closed => self.queued == 0 && self.busy == 0,
             Phase::Terminated => true,
         }
+    }
+
+    /// Takes all that waits.
+    fn take_queued(&mut self) -> Vec<Batch> {
+        self.queued = 0;
+        let own = self.seats.iter_mut().flat_map(|seat| seat.own.drain(..));
+        self.queue.drain(..).chain(own).collect()
     }
 
     fn take_idle(&mut self) -> Option<(usize, Worker)> {

@@ -196,7 +196,7 @@ enum Read {
     Elements(Result<Region, TransportError>),
 }
 
-fn serialize_panicked<A>(payload: &(dyn Any + Send)) -> String {
+pub(super) fn serialize_panicked<A>(payload: &(dyn Any + Send)) -> String {
     let message = procpool_worker::panics::message(payload);
     format!("`{}`: `Serialize` panicked: {message}", std::any::type_name::<A>())
 }
@@ -253,7 +253,7 @@ fn submit_elements(
     }
 }
 
-fn unshared(error: &TransportError) -> String {
+pub(super) fn unshared(error: &TransportError) -> String {
     format!("it could not be put into shared memory: {error}")
 }
 

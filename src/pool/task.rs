@@ -185,10 +185,25 @@ pub(super) fn collect_one<R: DeserializeOwned>(job: &Job) -> Report<R> {
     next.expect("a task's result is taken once, after the task is done")
 }
 
-/// The outcomes of a job with many items, in order.
-fn collect_many<R: DeserializeOwned>(job: &Job) -> Report<Vec<R>> {
+/// What has arrived of a job, in order.
+fn arrivals(job: &Job) -> Vec<Arrival> {
     let mut arrivals: Vec<Arrival> = std::iter::from_fn(|| job.take_arrival()).collect();
     arrivals.sort_unstable_by_key(|arrival| arrival.first);
+    arrivals
+}
+
+/// Each outcome of a job with many items, in order.
+pub(super) fn collect_each<R: DeserializeOwned>(job: &Job) -> Vec<Result<R, TaskError>> {
+    let mut results = Vec::new();
+    for mut arrival in arrivals(job) {
+        results.extend(std::iter::from_fn(|| arrival.next(job)).map(|outcome| outcome.result));
+    }
+    results
+}
+
+/// The outcomes of a job with many items together, in order.
+fn collect_many<R: DeserializeOwned>(job: &Job) -> Report<Vec<R>> {
+    let arrivals = arrivals(job);
     let items: usize = arrivals.iter().map(|arrival| arrival.items as usize).sum();
     let mut report = bare(job, Ok(Vec::with_capacity(items)));
     for mut arrival in arrivals {

@@ -14,6 +14,7 @@ use procpool_worker::transport::{
 };
 use rustix::process::Signal;
 
+use super::context::Context;
 use crate::error::{DeathCause, StartError};
 use crate::os::process::{CaptureFile, Child};
 
@@ -261,6 +262,8 @@ pub(crate) struct Worker {
     pub(crate) sequence: u32,
     /// How many tasks it has been through.
     pub(crate) tasks: u64,
+    /// The contexts that it keeps.
+    contexts: Vec<Arc<Context>>,
     /// The frame that is being made, kept for its room.
     pub(crate) frame: Vec<u8>,
 }
@@ -315,6 +318,7 @@ impl Newborn {
             results: hello.results,
             sequence: 0,
             tasks: 0,
+            contexts: Vec::new(),
             frame: Vec::new(),
         };
         if worker.send(&Request::Setup(setup)).is_err() {
@@ -333,10 +337,40 @@ impl Worker {
 
     /// Sends a request that is a frame by itself.
     pub(crate) fn send(&mut self, request: &Request) -> Result<(), TransportError> {
+        self.make(request)?;
+        self.send_frame()
+    }
+
+    /// Begins the frame with `request`.
+    pub(crate) fn make(&mut self, request: &Request) -> Result<(), TransportError> {
         self.frame.clear();
         codec::encode(request, &mut self.frame)
-            .map_err(|error| TransportError::Malformed(error.to_string()))?;
-        self.requests.send(&self.frame)
+            .map_err(|error| TransportError::Malformed(error.to_string()))
+    }
+
+    /// Sees to it that it has a context.
+    pub(crate) fn share(&mut self, context: &Arc<Context>) -> Result<(), TransportError> {
+        if self.contexts.iter().any(|known| known.id == context.id) {
+            return Ok(());
+        }
+        if let Some(region) = &context.region {
+            self.send_region(region)?;
+        }
+        self.make(&Request::Context { id: context.id, body: context.body })?;
+        self.frame.extend_from_slice(&context.bytes);
+        self.send_frame()?;
+        self.contexts.push(Arc::clone(context));
+        Ok(())
+    }
+
+    /// Has it drop the contexts of calls that are over.
+    pub(crate) fn forget(&mut self) {
+        let over = self.contexts.extract_if(.., |context| context.is_over());
+        let contexts: Vec<u64> = over.map(|context| context.id).collect();
+        if !contexts.is_empty() {
+            // One that has died has forgotten everything.
+            let _ = self.send(&Request::Forget { contexts });
+        }
     }
 
     /// Sends the frame that was made in `self.frame`.

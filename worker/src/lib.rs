@@ -16,6 +16,7 @@
 //! | [`transport`] | moving frames and regions (the only file that knows ipc-channel) |
 //! | [`lane`] | the shared region: who has claimed which item, what is committed, the results |
 //! | [`serve`] | the worker's loop: claim, decode, call, encode, commit |
+//! | [`context`] | what the items of one call share |
 //! | [`state`] | what a worker's initializer made, for its tasks |
 //! | [`panics`] | turning a panic into a report |
 //! | [`harden`] | making a fresh process a safe worker (signals, file descriptors, dying with the parent) |
@@ -25,6 +26,7 @@
 
 pub mod attach;
 pub mod codec;
+pub mod context;
 pub mod function;
 pub mod harden;
 pub mod lane;

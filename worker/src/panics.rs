@@ -7,6 +7,7 @@
 use std::any::Any;
 use std::backtrace::Backtrace;
 use std::cell::{Cell, RefCell};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +20,16 @@ pub struct PanicReport {
     pub location: Option<String>,
     /// The stack at the panic; empty where it was turned off.
     pub backtrace: String,
+}
+
+impl PanicReport {
+    /// As a text that says in which part of the user's code it was.
+    pub(crate) fn in_part(&self, part: &str) -> String {
+        match &self.location {
+            Some(at) => format!("{part} panicked at {at}: {}", self.message),
+            None => format!("{part} panicked: {}", self.message),
+        }
+    }
 }
 
 thread_local! {
@@ -60,6 +71,16 @@ pub fn take(payload: &(dyn Any + Send)) -> PanicReport {
         message: message(payload),
         location: None,
         backtrace: String::new(),
+    })
+}
+
+/// Calls `f`; the report of a panic in it says that it was in this part of the user's code.
+pub(crate) fn within<T>(part: &str, f: impl FnOnce() -> T) -> T {
+    catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|payload| {
+        let mut report = take(&*payload);
+        report.message = format!("{part} panicked: {}", report.message);
+        NOTED.set(Some(report));
+        resume_unwind(payload)
     })
 }
 

@@ -6,6 +6,7 @@
 //!
 //! A chunk's frame is self-contained: a [`Request::Chunk`], then for each span a [`Span`] and its
 //! arguments, each of them a length and the encoded bytes, or, for plain numbers, the bare bytes.
+//! Only what its items [share](Request::Context), if they do, has been sent before.
 //! Where that would be more than one frame carries, the same bytes lie in a region which was sent
 //! just before.
 
@@ -19,7 +20,7 @@ use crate::function::{Call, Identity};
 use crate::plain;
 
 /// Changes with every change of what is said here.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The environment variable that makes a process a worker. It is consumed: what a task starts does
 /// not inherit it.
@@ -69,7 +70,7 @@ pub struct Greeting {
 /// What the parent asks.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Request {
-    /// The first, and the only one without a reply: who the worker is.
+    /// The first, without a reply: who the worker is.
     Setup(Setup),
     /// Run a chunk; what follows the request in the frame (or lies in the region that was sent
     /// before) is its body: spans, each a [head](Span::head) and arguments.
@@ -80,6 +81,20 @@ pub enum Request {
         body: Body,
         /// Whether each item has a time limit, so that each must be claimed and timed by itself.
         limited: bool,
+        /// The context that its items share, if they do.
+        context: Option<u64>,
+    },
+    /// Keep what the items of a call share; it is where a chunk's body would be. Without a reply.
+    Context {
+        /// Tells it from others.
+        id: u64,
+        /// Where it is.
+        body: Body,
+    },
+    /// Calls are over: drop what was kept for them. Without a reply.
+    Forget {
+        /// The ids of what was kept.
+        contexts: Vec<u64>,
     },
     /// After a [`Reply::Yield`]: what was in the lane has been taken out; go on.
     Resume,

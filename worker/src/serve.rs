@@ -11,6 +11,7 @@
 //! ones, where a compare-and-swap and a look at the clock would cost more than the call.
 
 use std::any::type_name;
+use std::collections::HashMap;
 use std::io::Write as _;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -19,6 +20,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::codec::{self, CodecError};
+use crate::context::{Context, Source};
 use crate::function::{Call, ForeignFunction, Identity};
 use crate::harden::{self, now};
 use crate::lane::{CAPACITY, LANE_BYTES, Lane, Progress, RECORD_HEAD, Record, TIME_RECORD};
@@ -89,7 +91,7 @@ fn enter(marker: &Marker) -> Result<Worker, TransportError> {
     // The worker's lane lives as long as the process.
     let lane = Box::leak(Box::new(lane));
     harden::note_refused_memory(lane);
-    Ok(Worker { link, lane, block: 1, capture: false, code: 0 })
+    Ok(Worker { link, lane, block: 1, capture: false, code: 0, contexts: HashMap::new() })
 }
 
 /// The worker's ends of its channels.
@@ -119,6 +121,7 @@ struct Worker {
     capture: bool,
     /// With what it exits: 1 if an item of the last chunk has no answer.
     code: i32,
+    contexts: HashMap<u64, Context>,
 }
 
 impl Worker {
@@ -149,19 +152,35 @@ impl Worker {
                 self.capture = setup.capture;
                 Ok(())
             }
-            Request::Chunk { sequence, body: place, limited } => {
-                let is_elsewhere = place != Body::Frame;
-                let region = is_elsewhere.then(|| self.link.regions_in.take()).transpose()?;
+            Request::Context { id, body: place } => {
+                let source = match (place, self.region(place)?) {
+                    (Body::Elements, Some(region)) => Source::Elements(region),
+                    (_, Some(region)) => Source::Region(region),
+                    (_, None) => Source::Bytes(body.to_vec()),
+                };
+                self.contexts.insert(id, Context::new(source));
+                Ok(())
+            }
+            Request::Forget { contexts } => {
+                for context in contexts.iter().filter_map(|id| self.contexts.remove(id)) {
+                    // Nobody waits for what its `Drop` has to say.
+                    let _ = catch_unwind(AssertUnwindSafe(|| drop(context)));
+                }
+                Ok(())
+            }
+            Request::Chunk { sequence, body: place, limited, context } => {
+                let region = self.region(place)?;
                 let bytes = region.as_ref().map_or(&[][..], |region| {
                     // SAFETY: the region was made for this chunk, and the parent doesn't write to
                     // it any more once it has been sent.
                     unsafe { std::slice::from_raw_parts(region.as_ptr(), region.len()) }
                 });
-                match place {
-                    Body::Frame => self.run_chunk(sequence, limited, body, None)?,
-                    Body::Region => self.run_chunk(sequence, limited, bytes, None)?,
-                    Body::Elements => self.run_chunk(sequence, limited, body, Some(bytes))?,
-                }
+                let (body, elements) = match place {
+                    Body::Frame => (body, None),
+                    Body::Region => (bytes, None),
+                    Body::Elements => (body, Some(bytes)),
+                };
+                self.run_chunk(sequence, limited, context, body, elements)?;
                 // What the tasks printed must be seen when their results are.
                 let _ = std::io::stdout().flush();
                 self.link.reply(&Reply::Done { sequence })
@@ -172,10 +191,16 @@ impl Worker {
         }
     }
 
+    /// The region that a request speaks of, if it does.
+    fn region(&self, place: Body) -> Result<Option<Region>, TransportError> {
+        (place != Body::Frame).then(|| self.link.regions_in.take()).transpose()
+    }
+
     fn run_chunk(
         &mut self,
         sequence: u32,
         limited: bool,
+        context: Option<u64>,
         mut body: &[u8],
         elements: Option<&[u8]>,
     ) -> Result<(), TransportError> {
@@ -191,6 +216,7 @@ impl Worker {
             arguments: &[],
             width: 0,
             elements,
+            context: context.and_then(|id| self.contexts.get(&id)),
             numbers: None,
             span: 0..0,
             claimed: 0..0,
@@ -240,6 +266,39 @@ where
     Call::new(function as *const (), trampoline::<A, R>)
 }
 
+/// Names `function`, which shares a context among the items of its call.
+///
+/// # Errors
+///
+/// When it is not in the executable's own image.
+pub fn name_with<C, A, R>(function: fn(&C, A) -> R) -> Result<Call, ForeignFunction>
+where
+    C: DeserializeOwned + 'static,
+    A: DeserializeOwned,
+    R: Serialize,
+{
+    Call::new(function as *const (), trampoline_with::<C, A, R>)
+}
+
+/// Names `function`, which changes a state that `init` makes, and `init`, as which the context of
+/// the call is to be sent.
+///
+/// # Errors
+///
+/// When one of them is not in the executable's own image.
+pub fn name_init<S, A, R>(
+    init: fn() -> S,
+    function: fn(&mut S, A) -> R,
+) -> Result<(Call, Call), ForeignFunction>
+where
+    S: 'static,
+    A: DeserializeOwned,
+    R: Serialize,
+{
+    let name = |function| Call::new(function, trampoline_init::<S, A, R>);
+    Ok((name(function as *const ())?, name(init as *const ())?))
+}
+
 /// Names an initializer: its result is kept in the worker, to be reached with [`state::with`].
 ///
 /// # Errors
@@ -264,7 +323,45 @@ where
     R: Serialize,
 {
     // SAFETY: as promised by the caller.
-    run.items(unsafe { std::mem::transmute::<*const (), fn(A) -> R>(function) });
+    let function = unsafe { std::mem::transmute::<*const (), fn(A) -> R>(function) };
+    run.items(|| Ok(()), |(), argument| function(argument));
+}
+
+/// Runs the items of one span with a `fn(&C, A) -> R`.
+///
+/// # Safety
+///
+/// `function` is a `fn(&C, A) -> R`.
+unsafe fn trampoline_with<C, A, R>(function: *const (), run: &mut Run<'_>)
+where
+    C: DeserializeOwned + 'static,
+    A: DeserializeOwned,
+    R: Serialize,
+{
+    // SAFETY: as promised by the caller.
+    let function = unsafe { std::mem::transmute::<*const (), fn(&C, A) -> R>(function) };
+    let Some(context) = run.context() else { return };
+    run.items(|| context.value(), function);
+}
+
+/// Runs the items of one span with a `fn(&mut S, A) -> R`.
+///
+/// # Safety
+///
+/// `function` is a `fn(&mut S, A) -> R`, and the context names a `fn() -> S`.
+unsafe fn trampoline_init<S, A, R>(function: *const (), run: &mut Run<'_>)
+where
+    S: 'static,
+    A: DeserializeOwned,
+    R: Serialize,
+{
+    // SAFETY: as promised by the caller.
+    let function = unsafe { std::mem::transmute::<*const (), fn(&mut S, A) -> R>(function) };
+    let Some(context) = run.context() else { return };
+    run.items(
+        || context.workshop::<S>(),
+        |workshop, argument| workshop.with(|state| function(state, argument)),
+    );
 }
 
 /// Runs a `fn(A) -> S` and keeps its result as the worker's state.
@@ -279,7 +376,7 @@ where
 {
     // SAFETY: as promised by the caller.
     let function = unsafe { std::mem::transmute::<*const (), fn(A) -> S>(function) };
-    run.items(|argument: A| state::put(function(argument)));
+    run.items(|| Ok(()), |(), argument: A| state::put(function(argument)));
 }
 
 /// What the running item is at.
@@ -308,6 +405,8 @@ pub struct Run<'a> {
     width: u32,
     /// The only item's argument, where it came as elements.
     elements: Option<&'a [u8]>,
+    /// What the items share, if they do.
+    context: Option<&'a Context>,
     /// Where the run of plain numbers began that is being written, if one is.
     numbers: Option<usize>,
     /// The current span's items, counted through the chunk.
@@ -338,10 +437,23 @@ thread_local! {
 const SPARE: usize = RECORD_HEAD + 2 * TIME_RECORD;
 
 impl<'a> Run<'a> {
-    /// Runs the current span's items, as far as they can be claimed, with `function`.
+    /// What the items share.
+    fn context(&mut self) -> Option<&'a Context> {
+        if self.context.is_none() {
+            let missing = TransportError::Malformed("a call's context was not sent".to_owned());
+            self.failed = Some(missing);
+        }
+        self.context
+    }
+
+    /// Runs the current span's items, as far as they can be claimed, with `function` and with what
+    /// `shared` gives for it.
     #[inline]
-    fn items<A, R>(&mut self, mut function: impl FnMut(A) -> R)
-    where
+    fn items<C, A, R>(
+        &mut self,
+        shared: impl Fn() -> Result<C, CodecError>,
+        function: impl Fn(C, A) -> R,
+    ) where
         A: DeserializeOwned,
         R: Serialize,
     {
@@ -353,10 +465,10 @@ impl<'a> Run<'a> {
         // or two, and the stage tells which item a panic belongs to.
         while let Err(payload) = catch_unwind(AssertUnwindSafe(|| {
             while let Some(argument) = self.next() {
-                match self.decode::<A>(argument) {
-                    Ok(argument) => {
+                match shared().and_then(|shared| Ok((shared, self.decode::<A>(argument)?))) {
+                    Ok((shared, argument)) => {
                         self.stage = Stage::Calling;
-                        let result = function(argument);
+                        let result = function(shared, argument);
                         self.stage = Stage::Encoding;
                         self.finish(&result);
                     }
@@ -525,18 +637,15 @@ impl<'a> Run<'a> {
 
     #[cold]
     fn finish_panicked(&mut self, report: PanicReport) {
-        let text = |type_name: &str, what: &str| match &report.location {
-            Some(at) => format!("`{type_name}`: `{what}` panicked at {at}: {}", report.message),
-            None => format!("`{type_name}`: `{what}` panicked: {}", report.message),
-        };
+        let text = |type_name: &str, part: &str| format!("`{type_name}`: {}", report.in_part(part));
         let (argument, result) = self.types;
         match self.stage {
             // Dropping the result panicked, after it was committed: nobody waits for that.
             Stage::Between => {}
             Stage::Decoding => {
-                self.finish_text(Record::Undecodable, &text(argument, "Deserialize"))
+                self.finish_text(Record::Undecodable, &text(argument, "`Deserialize`"))
             }
-            Stage::Encoding => self.finish_text(Record::Unencodable, &text(result, "Serialize")),
+            Stage::Encoding => self.finish_text(Record::Unencodable, &text(result, "`Serialize`")),
             Stage::Calling => {
                 let bytes = codec::encode_to_vec(&report).unwrap_or_default();
                 self.finish_bytes(Record::Panicked, &bytes);

@@ -1,0 +1,87 @@
+//! What the items of one call share: encoded once, and sent once to each worker that runs any of
+//! them.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+
+use procpool_worker::attach::Attachments;
+use procpool_worker::protocol::Body;
+use procpool_worker::transport::Region;
+use procpool_worker::{codec, plain};
+use serde::Serialize;
+
+use super::scheduler::Shared;
+use super::stream::{serialize_panicked, unshared};
+
+/// A call's context, encoded.
+#[derive(Debug)]
+pub(crate) struct Context {
+    /// Tells it from all others of this program.
+    pub(crate) id: u64,
+    pub(crate) body: Body,
+    /// What follows the request in its frame.
+    pub(crate) bytes: Vec<u8>,
+    /// What is sent before it.
+    pub(crate) region: Option<Region>,
+    /// What it points to.
+    _attachments: Attachments,
+    over: AtomicBool,
+}
+
+impl Context {
+    /// Encodes `value`; what takes more than `inline_limit` bytes is put into shared memory.
+    ///
+    /// # Errors
+    ///
+    /// Why that can't be done.
+    pub(crate) fn encode<C: Serialize>(value: &C, inline_limit: usize) -> Result<Self, String> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let with = |body, bytes, region, attachments| {
+            let id = NEXT.fetch_add(1, Relaxed);
+            Self {
+                id,
+                body,
+                bytes,
+                region,
+                _attachments: attachments,
+                over: AtomicBool::new(false),
+            }
+        };
+        let share = |body, bytes: &[u8], attachments| {
+            let region = Region::copy_of(bytes).map_err(|error| unshared(&error))?;
+            Ok(with(body, Vec::new(), Some(region), attachments))
+        };
+        let mut attachments = Attachments::default();
+        if let Some(elements) = plain::elements(value).filter(|all| all.len() > inline_limit) {
+            return share(Body::Elements, elements, attachments);
+        }
+        let encode = || attachments.collect(|| codec::encode_to_vec(value));
+        let bytes = catch_unwind(AssertUnwindSafe(encode))
+            .map_err(|payload| serialize_panicked::<C>(&*payload))?
+            .map_err(|error| error.to_string())?;
+        if bytes.len() > inline_limit {
+            return share(Body::Region, &bytes, attachments);
+        }
+        Ok(with(Body::Frame, bytes, None, attachments))
+    }
+
+    /// Whether all items of the call are settled.
+    pub(crate) fn is_over(&self) -> bool {
+        self.over.load(Relaxed)
+    }
+}
+
+/// The time of a call: at its end, however it comes, the workers drop its context.
+#[derive(Debug)]
+pub(crate) struct Scope<'a> {
+    pub(crate) pool: &'a Shared,
+    pub(crate) context: Arc<Context>,
+}
+
+impl Drop for Scope<'_> {
+    fn drop(&mut self) {
+        self.context.over.store(true, Relaxed);
+        self.pool.forget_contexts();
+    }
+}

@@ -1,0 +1,175 @@
+//! What each worker is told and asked by itself: calls on all of them, their environment, their
+//! random numbers.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::time::Duration;
+
+use procpool::{DeathCause, Pool, Side, TaskError, TaskErrorKind, WorkerState};
+use serde::{Deserialize, Serialize, Serializer};
+use support::{SideEffects, is_alive, kill, sleepy, wait_until};
+
+procpool::test_support!();
+
+fn pid<A>(_: A) -> u32 {
+    std::process::id()
+}
+
+fn pids(pool: &Pool) -> Vec<u32> {
+    pool.workers().iter().map(|worker| worker.pid).collect()
+}
+
+fn unwrap(results: Vec<Result<u32, TaskError>>) -> Vec<u32> {
+    results.into_iter().map(Result::unwrap).collect()
+}
+
+#[test]
+fn broadcast_calls_every_worker_once_in_the_order_of_slots() {
+    for workers in [1, 2, 5] {
+        let pool = Pool::new(workers).unwrap();
+        for _ in 0..20 {
+            assert_eq!(unwrap(pool.broadcast(pid::<()>, ())), pids(&pool));
+        }
+        assert_eq!(pool.map(pid::<u64>, 0..10).unwrap().len(), 10);
+        assert_eq!(pool.stats().done, 20 * workers as u64 + 10);
+    }
+}
+
+#[test]
+fn a_large_argument_of_a_broadcast_reaches_every_worker() {
+    let pool = Pool::new(3).unwrap();
+    let sum = |numbers: Vec<u64>| numbers.iter().sum::<u64>();
+    for n in [10u64, 1 << 20] {
+        let results = pool.broadcast(sum, (0..n).collect());
+        assert_eq!(results, vec![Ok(n * (n - 1) / 2); 3]);
+    }
+}
+
+#[test]
+fn broadcast_waits_for_busy_workers_and_nobody_else_does_their_part() {
+    fn wait(effects: SideEffects) {
+        effects.note(std::process::id().into());
+        while effects.count(0) == 0 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+    let pool = Pool::new(2).unwrap();
+    let effects = SideEffects::new();
+    let busy = pool.apply_async(wait, effects.clone());
+    wait_until("one is busy", || !effects.noted().is_empty());
+    std::thread::scope(|scope| {
+        let broadcast = scope.spawn(|| pool.broadcast(pid::<()>, ()));
+        wait_until("the other has done its part", || pool.stats().done == 1);
+        assert_eq!(pool.map(|x: u64| x, 0..100).unwrap().len(), 100);
+        assert!(!broadcast.is_finished());
+        effects.note(0);
+        assert_eq!(unwrap(broadcast.join().unwrap()), pids(&pool));
+    });
+    assert_eq!(busy.get(), Ok(()));
+}
+
+#[test]
+fn a_worker_that_dies_in_a_broadcast_is_one_error_and_is_replaced() {
+    let die = |first: u32| {
+        if std::process::id() == first {
+            std::process::exit(3);
+        }
+    };
+    let pool = Pool::new(3).unwrap();
+    let before = pids(&pool);
+    let results = pool.broadcast(die, before[1]);
+    let error = results[1].as_ref().unwrap_err();
+    let died = TaskErrorKind::Died { cause: DeathCause::Exited(3), last_output: None };
+    assert_eq!((error.kind(), error.id(), error.pid()), (&died, 1, Some(before[1])));
+    assert!(results[0].is_ok() && results[2].is_ok());
+    let after = unwrap(pool.broadcast(pid::<()>, ()));
+    assert_eq!([before[0], before[2]], [after[0], after[2]]);
+    assert_ne!(before[1], after[1]);
+}
+
+#[test]
+fn in_the_place_of_idle_workers_that_were_killed_their_successors_answer() {
+    let pool = Pool::new(3).unwrap();
+    for _ in 0..10 {
+        let before = pids(&pool);
+        before.iter().for_each(|pid| kill(*pid, libc::SIGKILL));
+        let after = unwrap(pool.broadcast(pid::<()>, ()));
+        assert!(after.iter().all(|pid| !before.contains(pid) && is_alive(*pid)));
+    }
+}
+
+#[test]
+fn workers_that_were_let_go_are_started_for_a_broadcast() {
+    let idle = Duration::from_millis(5);
+    let pool = Pool::builder().workers(3).idle_timeout(idle).min_workers(1).build().unwrap();
+    for _ in 0..5 {
+        let absent = |pool: &Pool| {
+            let workers = pool.workers();
+            workers.iter().filter(|worker| worker.state == WorkerState::Absent).count()
+        };
+        wait_until("two are gone", || absent(&pool) == 2);
+        let mut pids = unwrap(pool.broadcast(pid::<()>, ()));
+        pids.sort_unstable();
+        pids.dedup();
+        assert_eq!(pids.len(), 3);
+    }
+}
+
+/// Can't be sent.
+#[derive(Debug, Deserialize)]
+struct Secret;
+
+impl Serialize for Secret {
+    fn serialize<S: Serializer>(&self, _: S) -> Result<S::Ok, S::Error> {
+        Err(serde::ser::Error::custom("it is a secret"))
+    }
+}
+
+#[test]
+fn what_cannot_be_sent_or_comes_too_late_is_each_workers_error() {
+    let pool = Pool::new(3).unwrap();
+    let results = pool.broadcast(pid::<Secret>, Secret);
+    assert_eq!(results.len(), 3);
+    for (id, result) in (0..).zip(results) {
+        let error = result.unwrap_err();
+        assert_eq!(error.id(), id);
+        assert!(matches!(error.kind(), TaskErrorKind::Encode { side: Side::Argument, .. }));
+    }
+    pool.close();
+    let results = pool.broadcast(pid::<()>, ());
+    assert_eq!(results.len(), 3);
+    for result in results {
+        assert_eq!(result.unwrap_err().kind(), &TaskErrorKind::Closed);
+    }
+}
+
+#[test]
+fn a_worker_that_cannot_be_made_ready_is_told_apart_from_the_others() {
+    let init = |()| assert_ne!(std::env::var("SLOT").unwrap(), "1", "never ready");
+    let pool = Pool::builder()
+        .workers(2)
+        .env_per_worker(|slot| vec![("SLOT".into(), slot.to_string().into())])
+        .initializer(init, ())
+        .build()
+        .unwrap();
+    let results = pool.broadcast(pid::<()>, ());
+    assert!(results[0].is_ok());
+    let error = results[1].as_ref().unwrap_err();
+    assert!(matches!(error.kind(), TaskErrorKind::Initializer { .. }), "{error}");
+    assert!(error.to_string().contains("never ready"), "{error}");
+}
+
+#[test]
+fn a_broadcast_ends_with_its_pool() {
+    let pool = Pool::new(2).unwrap();
+    let busy = [3_600_000; 2].map(|millis| pool.apply_async(sleepy, millis));
+    wait_until("both are busy", || pool.stats().running == 2);
+    std::thread::scope(|scope| {
+        let broadcast = scope.spawn(|| pool.broadcast(pid::<()>, ()));
+        wait_until("it waits", || pool.stats().queued == 2);
+        pool.terminate();
+        assert!(broadcast.join().unwrap().iter().all(Result::is_err));
+    });
+    drop(busy);
+}
