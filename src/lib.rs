@@ -131,6 +131,7 @@ mod error;
 mod os;
 mod pool;
 mod shared;
+pub mod sync;
 #[cfg(feature = "cli")]
 #[doc(hidden)]
 pub mod tasks;
@@ -143,7 +144,8 @@ pub use pool::{
     Stats, Task, TaskOptions, WorkerInfo, WorkerState, log_to_stderr,
 };
 pub use procpool_worker::state::with as with_state;
-pub use shared::SharedSlice;
+pub use shared::{Atomic, SharedArray, SharedSlice, SharedValue};
+pub use sync::{Barrier, BarrierError, Lock, LockGuard, Permit, Semaphore};
 
 /// Reads bytes as if a worker had sent them; for fuzzing.
 #[cfg(fuzzing)]

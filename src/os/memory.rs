@@ -47,6 +47,14 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl SharedMemory {
+    /// `len` zero bytes, for all to write.
+    pub(crate) fn zeroed(len: usize) -> io::Result<Self> {
+        let file = allocate(len)?;
+        let mapping = Mapping::new(&file, 0..len as u64, true)?;
+        rustix::fs::fcntl_add_seals(&file, SIZE)?;
+        Ok(Self { file, mapping })
+    }
+
     /// `len` bytes that `fill` writes, and nobody after that.
     pub(crate) fn built(len: usize, fill: impl FnOnce(&mut [u8])) -> io::Result<Self> {
         let file = allocate(len)?;
@@ -124,7 +132,23 @@ impl SharedMemory {
     pub(crate) fn len(&self) -> usize {
         self.mapping.len
     }
+
+    /// The `len` values of `A` from `offset` on; none if the memory isn't so large.
+    pub(crate) fn atomics<A: Atomics>(&self, offset: usize, len: usize) -> Option<&[A]> {
+        let end = size_of::<A>().checked_mul(len)?.checked_add(offset)?;
+        let fits = end <= self.len() && offset.is_multiple_of(align_of::<A>());
+        // SAFETY: it is mapped as long as `self`, begins at a page's border, and holds atomics
+        // from there on, which may have any bytes and be written at any time by anybody.
+        fits.then(|| unsafe { std::slice::from_raw_parts(self.start().add(offset).cast(), len) })
+    }
 }
+
+/// What can be looked at while other processes write it.
+///
+/// # Safety
+///
+/// It is made of atomic integers alone, and needs no alignment above a page's.
+pub(crate) unsafe trait Atomics {}
 
 /// An anonymous file of `len` zero bytes.
 fn create(len: usize) -> io::Result<File> {

@@ -3,6 +3,7 @@
 
 #[cfg(feature = "cli")]
 pub(crate) mod command;
+pub(crate) mod futex;
 pub(crate) mod handle;
 pub(crate) mod memory;
 pub(crate) mod observe;
