@@ -123,6 +123,7 @@
 #[cfg(not(target_os = "linux"))]
 compile_error!("procpool needs Linux: pidfds, parent death signals and /proc/self/exe");
 
+mod channel;
 #[cfg(feature = "cli")]
 #[doc(hidden)]
 pub mod cli;
@@ -136,6 +137,9 @@ pub mod sync;
 #[doc(hidden)]
 pub mod tasks;
 
+pub use channel::{
+    Messages, Receiver, RecvError, SendError, SendErrorReason, Sender, bounded_channel, channel,
+};
 pub use entry::init;
 pub use error::{DeathCause, DidRun, Error, Side, StartError, TaskError, TaskErrorKind};
 pub use os::process::Output;

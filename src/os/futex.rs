@@ -12,8 +12,9 @@ pub(crate) fn wait(word: &AtomicU32, value: u32, limit: Duration) -> bool {
     futex::wait(word, Flags::empty(), value, limit.as_ref()) != Err(Errno::TIMEDOUT)
 }
 
-/// Wakes up to `most` of those that sleep on `word`, in whatever process they are.
-pub(crate) fn wake(word: &AtomicU32, most: u32) {
+/// Wakes up to `most` of those that sleep on `word`, in whatever process they are,
+/// and says how many that were.
+pub(crate) fn wake(word: &AtomicU32, most: u32) -> usize {
     // The kernel counts in signed numbers.
-    let _ = futex::wake(word, Flags::empty(), most.min(i32::MAX as u32));
+    futex::wake(word, Flags::empty(), most.min(i32::MAX as u32)).unwrap_or(0)
 }

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use procpool_worker::attach::Unattached;
 use rustix::fs::{FallocateFlags, MemfdFlags, OFlags, SealFlags};
+use rustix::io::retry_on_intr;
 use rustix::mm::{MapFlags, ProtFlags};
 
 use super::handle::{File, Handle, Identity, OpenError};
@@ -69,13 +70,8 @@ impl SharedMemory {
     /// A copy of `bytes`, which nobody can write.
     pub(crate) fn copy_of(bytes: &[u8]) -> io::Result<Self> {
         let file = create(bytes.len())?;
-        let mut done = 0;
-        while done < bytes.len() {
-            // Cheaper than through a mapping, whose pages would have to be faulted in.
-            done += rustix::io::retry_on_intr(|| {
-                rustix::io::pwrite(&file, &bytes[done..], done as u64)
-            })?;
-        }
+        // Cheaper than through a mapping, whose pages would have to be faulted in.
+        write_at(&file, bytes, 0)?;
         Self::frozen(file, bytes.len())
     }
 
@@ -162,11 +158,60 @@ fn create(len: usize) -> io::Result<File> {
 fn allocate(len: usize) -> io::Result<File> {
     let file = create(len)?;
     if len > 0 {
-        rustix::io::retry_on_intr(|| {
-            rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, len as u64)
-        })?;
+        reserve(&file, 0..len as u64)?;
     }
     Ok(file)
+}
+
+/// A file of [`ENDLESS`] bytes, none of which takes memory yet.
+pub(crate) fn endless() -> io::Result<File> {
+    let file = create(ENDLESS as usize)?;
+    rustix::fs::fcntl_add_seals(&file, SIZE)?;
+    Ok(file)
+}
+
+/// More than can be written in a hundred years.
+pub(crate) const ENDLESS: u64 = 1 << 62;
+
+/// Has a part of a file take memory.
+pub(crate) fn reserve(file: &File, range: Range<u64>) -> io::Result<()> {
+    let len = range.end - range.start;
+    let flags = FallocateFlags::empty();
+    Ok(retry_on_intr(|| rustix::fs::fallocate(file, flags, range.start, len))?)
+}
+
+/// Has a part of a file take no memory any more.
+pub(crate) fn punch(file: &File, range: Range<u64>) -> io::Result<()> {
+    let len = range.end - range.start;
+    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    Ok(retry_on_intr(|| rustix::fs::fallocate(file, flags, range.start, len))?)
+}
+
+/// Writes into a file, without a mapping.
+pub(crate) fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+    let mut done = 0;
+    while done < bytes.len() {
+        let (rest, at) = (&bytes[done..], offset + done as u64);
+        done += retry_on_intr(|| rustix::io::pwrite(file, rest, at))?;
+    }
+    Ok(())
+}
+
+/// Reads out of a file, without a mapping, and replaces what `bytes` held.
+pub(crate) fn read_at(file: &File, bytes: &mut Vec<u8>, offset: u64, len: u64) -> io::Result<()> {
+    let len = usize::try_from(len).map_err(io::Error::other)?;
+    bytes.clear();
+    bytes.try_reserve_exact(len)?;
+    bytes.resize(len, 0);
+    let mut done = 0;
+    while done < len {
+        let at = offset + done as u64;
+        match retry_on_intr(|| rustix::io::pread(file, &mut bytes[done..], at))? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            more => done += more,
+        }
+    }
+    Ok(())
 }
 
 impl Mapping {

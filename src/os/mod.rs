@@ -7,5 +7,6 @@ pub(crate) mod futex;
 pub(crate) mod handle;
 pub(crate) mod memory;
 pub(crate) mod observe;
+pub(crate) mod pipe;
 pub(crate) mod process;
 pub(crate) mod signals;

@@ -3,7 +3,10 @@
 //! Nothing here needs anybody to stay alive: a sleeper looks for itself now and then, so that a wake-up
 //! that was lost with who should have given or got it costs some milliseconds and no more.
 
-use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+use std::sync::atomic::{
+    AtomicU32,
+    Ordering::{Relaxed, SeqCst},
+};
 use std::time::{Duration, Instant};
 
 use crate::os::futex;
@@ -24,16 +27,22 @@ const LAST_TICK: Duration = Duration::from_millis(16);
 pub(crate) struct Bell {
     /// Changes with each ring.
     rings: AtomicU32,
-    /// How many wait. More than do, where some have been killed; then rings cost a system call for
+    /// How many wait, or more than do, where some have been killed: then rings cost a system call for
     /// nothing.
     sleepers: AtomicU32,
+    /// How many rings in a row have woken nobody.
+    vain: AtomicU32,
 }
+
+/// After so many rings that have woken nobody it is taken that nobody waits. One who does after all is
+/// late by a tick.
+const VAIN: u32 = 64;
 
 // SAFETY: it is made of atomic integers.
 unsafe impl Atomics for Bell {}
 
 /// How hard one is to look for what one waits for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Look {
     Quick,
     /// Nothing has happened for a while: those who should make it happen may be dead.
@@ -59,6 +68,9 @@ impl Bell {
         let (mut tick, mut look) = (FIRST_TICK, Look::Quick);
         let result = loop {
             let rings = self.rings.load(SeqCst);
+            if self.sleepers.load(SeqCst) == 0 {
+                self.sleepers.fetch_add(1, SeqCst);
+            }
             if let Some(result) = attempt(look) {
                 break Some(result);
             }
@@ -73,7 +85,8 @@ impl Bell {
                 tick = (2 * tick).min(LAST_TICK);
             }
         };
-        self.sleepers.fetch_sub(1, SeqCst);
+        let one_less = |sleepers: u32| sleepers.checked_sub(1);
+        let _ = self.sleepers.fetch_update(SeqCst, SeqCst, one_less);
         result
     }
 
@@ -81,7 +94,12 @@ impl Bell {
     pub(crate) fn ring(&self, most: u32) {
         if self.sleepers.load(SeqCst) > 0 {
             self.rings.fetch_add(1, SeqCst);
-            futex::wake(&self.rings, most);
+            if futex::wake(&self.rings, most) > 0 {
+                self.vain.store(0, Relaxed);
+            } else if self.vain.fetch_add(1, Relaxed) >= VAIN {
+                self.vain.store(0, Relaxed);
+                self.sleepers.store(0, SeqCst);
+            }
         }
     }
 }

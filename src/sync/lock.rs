@@ -161,7 +161,7 @@ impl RawLock {
         self.acquire(Look::Thorough)
     }
 
-    fn lock_until(&self, deadline: Option<Instant>) -> Option<LockGuard<'_>> {
+    pub(crate) fn lock_until(&self, deadline: Option<Instant>) -> Option<LockGuard<'_>> {
         self.bell.wait(deadline, |look| self.acquire(look))
     }
 

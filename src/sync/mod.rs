@@ -20,6 +20,7 @@ mod owner;
 mod semaphore;
 
 pub use self::barrier::{Barrier, BarrierError};
+pub(crate) use self::bell::{Bell, Look, deadline};
 pub use self::event::Event;
 pub(crate) use self::lock::RawLock;
 pub use self::lock::{Lock, LockGuard};
