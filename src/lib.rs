@@ -123,6 +123,7 @@
 #[cfg(not(target_os = "linux"))]
 compile_error!("procpool needs Linux: pidfds, parent death signals and /proc/self/exe");
 
+mod channel;
 #[cfg(feature = "cli")]
 #[doc(hidden)]
 pub mod cli;
@@ -131,10 +132,14 @@ mod error;
 mod os;
 mod pool;
 mod shared;
+pub mod sync;
 #[cfg(feature = "cli")]
 #[doc(hidden)]
 pub mod tasks;
 
+pub use channel::{
+    Messages, Receiver, RecvError, SendError, SendErrorReason, Sender, bounded_channel, channel,
+};
 pub use entry::init;
 pub use error::{DeathCause, DidRun, Error, Side, StartError, TaskError, TaskErrorKind};
 pub use os::process::Output;
@@ -143,7 +148,8 @@ pub use pool::{
     Stats, Task, TaskOptions, WorkerInfo, WorkerState, log_to_stderr,
 };
 pub use procpool_worker::state::with as with_state;
-pub use shared::SharedSlice;
+pub use shared::{Atomic, SharedArray, SharedSlice, SharedValue};
+pub use sync::{Barrier, BarrierError, Lock, LockGuard, Permit, Semaphore};
 
 /// Reads bytes as if a worker had sent them; for fuzzing.
 #[cfg(fuzzing)]

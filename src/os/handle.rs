@@ -64,6 +64,11 @@ impl File {
         Ok(Self { fd, identity })
     }
 
+    /// The same file, as another descriptor.
+    pub(crate) fn try_clone(&self) -> io::Result<Self> {
+        Self::new(self.fd.try_clone()?)
+    }
+
     /// Names it within what is being encoded; `owner` is what keeps it open.
     pub(crate) fn handle(&self, owner: &Arc<impl Any + Send + Sync>) -> Result<Handle, Unattached> {
         attach(owner)?;

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use procpool_worker::attach::Unattached;
 use rustix::fs::{FallocateFlags, MemfdFlags, OFlags, SealFlags};
+use rustix::io::retry_on_intr;
 use rustix::mm::{MapFlags, ProtFlags};
 
 use super::handle::{File, Handle, Identity, OpenError};
@@ -47,6 +48,14 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl SharedMemory {
+    /// `len` zero bytes, for all to write.
+    pub(crate) fn zeroed(len: usize) -> io::Result<Self> {
+        let file = allocate(len)?;
+        let mapping = Mapping::new(&file, 0..len as u64, true)?;
+        rustix::fs::fcntl_add_seals(&file, SIZE)?;
+        Ok(Self { file, mapping })
+    }
+
     /// `len` bytes that `fill` writes, and nobody after that.
     pub(crate) fn built(len: usize, fill: impl FnOnce(&mut [u8])) -> io::Result<Self> {
         let file = allocate(len)?;
@@ -61,13 +70,8 @@ impl SharedMemory {
     /// A copy of `bytes`, which nobody can write.
     pub(crate) fn copy_of(bytes: &[u8]) -> io::Result<Self> {
         let file = create(bytes.len())?;
-        let mut done = 0;
-        while done < bytes.len() {
-            // Cheaper than through a mapping, whose pages would have to be faulted in.
-            done += rustix::io::retry_on_intr(|| {
-                rustix::io::pwrite(&file, &bytes[done..], done as u64)
-            })?;
-        }
+        // Cheaper than through a mapping, whose pages would have to be faulted in.
+        write_at(&file, bytes, 0)?;
         Self::frozen(file, bytes.len())
     }
 
@@ -124,7 +128,23 @@ impl SharedMemory {
     pub(crate) fn len(&self) -> usize {
         self.mapping.len
     }
+
+    /// The `len` values of `A` from `offset` on; none if the memory isn't so large.
+    pub(crate) fn atomics<A: Atomics>(&self, offset: usize, len: usize) -> Option<&[A]> {
+        let end = size_of::<A>().checked_mul(len)?.checked_add(offset)?;
+        let fits = end <= self.len() && offset.is_multiple_of(align_of::<A>());
+        // SAFETY: it is mapped as long as `self`, begins at a page's border, and holds atomics
+        // from there on, which may have any bytes and be written at any time by anybody.
+        fits.then(|| unsafe { std::slice::from_raw_parts(self.start().add(offset).cast(), len) })
+    }
 }
+
+/// What can be looked at while other processes write it.
+///
+/// # Safety
+///
+/// It is made of atomic integers alone, and needs no alignment above a page's.
+pub(crate) unsafe trait Atomics {}
 
 /// An anonymous file of `len` zero bytes.
 fn create(len: usize) -> io::Result<File> {
@@ -138,11 +158,60 @@ fn create(len: usize) -> io::Result<File> {
 fn allocate(len: usize) -> io::Result<File> {
     let file = create(len)?;
     if len > 0 {
-        rustix::io::retry_on_intr(|| {
-            rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, len as u64)
-        })?;
+        reserve(&file, 0..len as u64)?;
     }
     Ok(file)
+}
+
+/// A file of [`ENDLESS`] bytes, none of which takes memory yet.
+pub(crate) fn endless() -> io::Result<File> {
+    let file = create(ENDLESS as usize)?;
+    rustix::fs::fcntl_add_seals(&file, SIZE)?;
+    Ok(file)
+}
+
+/// More than can be written in a hundred years.
+pub(crate) const ENDLESS: u64 = 1 << 62;
+
+/// Has a part of a file take memory.
+pub(crate) fn reserve(file: &File, range: Range<u64>) -> io::Result<()> {
+    let len = range.end - range.start;
+    let flags = FallocateFlags::empty();
+    Ok(retry_on_intr(|| rustix::fs::fallocate(file, flags, range.start, len))?)
+}
+
+/// Has a part of a file take no memory any more.
+pub(crate) fn punch(file: &File, range: Range<u64>) -> io::Result<()> {
+    let len = range.end - range.start;
+    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    Ok(retry_on_intr(|| rustix::fs::fallocate(file, flags, range.start, len))?)
+}
+
+/// Writes into a file, without a mapping.
+pub(crate) fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+    let mut done = 0;
+    while done < bytes.len() {
+        let (rest, at) = (&bytes[done..], offset + done as u64);
+        done += retry_on_intr(|| rustix::io::pwrite(file, rest, at))?;
+    }
+    Ok(())
+}
+
+/// Reads out of a file, without a mapping, and replaces what `bytes` held.
+pub(crate) fn read_at(file: &File, bytes: &mut Vec<u8>, offset: u64, len: u64) -> io::Result<()> {
+    let len = usize::try_from(len).map_err(io::Error::other)?;
+    bytes.clear();
+    bytes.try_reserve_exact(len)?;
+    bytes.resize(len, 0);
+    let mut done = 0;
+    while done < len {
+        let at = offset + done as u64;
+        match retry_on_intr(|| rustix::io::pread(file, &mut bytes[done..], at))? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            more => done += more,
+        }
+    }
+    Ok(())
 }
 
 impl Mapping {

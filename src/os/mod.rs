@@ -3,8 +3,10 @@
 
 #[cfg(feature = "cli")]
 pub(crate) mod command;
+pub(crate) mod futex;
 pub(crate) mod handle;
 pub(crate) mod memory;
 pub(crate) mod observe;
+pub(crate) mod pipe;
 pub(crate) mod process;
 pub(crate) mod signals;

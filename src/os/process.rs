@@ -35,6 +35,13 @@ pub enum Output {
     Capture,
 }
 
+/// Has `f` called in each copy of this process that fork makes. It may do no more than a signal
+/// handler.
+pub(crate) fn after_fork(f: extern "C" fn()) {
+    // SAFETY: a plain call; the function is there as long as the process is.
+    unsafe { libc::pthread_atfork(None, None, Some(f)) };
+}
+
 /// How a worker process is started.
 #[derive(Debug)]
 pub(crate) struct Launch {

@@ -1,0 +1,532 @@
+//! Channels between processes. This file owns the two ends; [`log`] has the messages, and
+//! [`os::pipe`](crate::os::pipe) tells whether anybody has the other end.
+
+mod error;
+mod log;
+
+use std::cell::Cell;
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::*};
+use std::time::{Duration, Instant};
+
+use procpool_worker::attach::Unattached;
+use procpool_worker::codec;
+use rustix::fs::OFlags;
+use serde::de::{DeserializeOwned, Error as _};
+use serde::ser::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+pub use self::error::{RecvError, SendError, SendErrorReason};
+use self::log::{Log, ReadError, Side};
+use crate::error::Error;
+use crate::os::handle::{File, Handle};
+use crate::os::memory::Atomics;
+use crate::os::pipe::{is_hung_up, pipe};
+use crate::shared::object::Object;
+use crate::sync::{Bell, LockGuard, Look, deadline};
+
+/// A channel for messages between processes, with room for any number of them.
+///
+/// Both ends can be cloned, used by several threads, and sent to other processes, anywhere inside an
+/// argument: of a task, of an initializer, of a process. Each message is received once, by one of the
+/// receivers; those of one sender arrive in the order in which it sent them.
+///
+/// ```no_run
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use procpool::{Pool, Sender};
+///
+/// fn produce((words, name): (Sender<String>, String)) {
+///     for i in 0..3 {
+///         words.send(format!("{name}{i}")).expect("it is received");
+///     }
+/// }
+///
+/// let pool = Pool::new(2)?;
+/// let (sender, receiver) = procpool::channel()?;
+/// let tasks = ["a", "b"].map(|name| pool.apply_async(produce, (sender.clone(), name.to_owned())));
+/// drop(sender); // from here on, the tasks alone have it
+/// let mut words: Vec<String> = receiver.iter().collect();
+/// words.sort();
+/// assert_eq!(words, ["a0", "a1", "a2", "b0", "b1", "b2"]);
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # When processes die
+///
+/// A process that is killed while it sends or receives harms nobody else: the others go on, what it had
+/// sent is received, what it was in the middle of sending never is, and a message that it was in the
+/// middle of receiving goes to another.
+///
+/// When the last sender in any process is gone, receivers take what is left and then get
+/// [`RecvError::Disconnected`]; when the last receiver is, senders get
+/// [`SendErrorReason::Disconnected`]. Those who wait are told at once, or some milliseconds after a kill;
+/// who sends into a channel with room may succeed a number of times before. An end that was sent to a task
+/// counts as one until the task is done, also while it waits for its turn and after the task has dropped
+/// it.
+///
+/// # Limits
+///
+/// What waits in the channel takes memory. A message has serde's traits; it can't hold an end of a channel
+/// or a handle on shared memory: those go in arguments.
+///
+/// # Errors
+///
+/// [`Error::SharedMemory`] when the system has no memory or no file descriptor for it.
+pub fn channel<T>() -> Result<(Sender<T>, Receiver<T>), Error> {
+    with_capacity(u64::MAX)
+}
+
+/// A channel with room for so many messages (at least one): who sends one more waits.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use procpool::SendErrorReason;
+///
+/// let (sender, receiver) = procpool::bounded_channel(2)?;
+/// sender.send("a".to_owned())?;
+/// sender.send("b".to_owned())?;
+/// let refused = sender.try_send("c".to_owned()).unwrap_err();
+/// assert_eq!((refused.value.as_str(), refused.reason), ("c", SendErrorReason::Full));
+/// assert_eq!(receiver.recv()?, "a");
+/// sender.send("c".to_owned())?;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// For all else, see [`channel`].
+///
+/// # Errors
+///
+/// As [`channel`].
+pub fn bounded_channel<T>(capacity: usize) -> Result<(Sender<T>, Receiver<T>), Error> {
+    with_capacity(capacity.max(1) as u64)
+}
+
+fn with_capacity<T>(capacity: u64) -> Result<(Sender<T>, Receiver<T>), Error> {
+    let refused = |source| Error::SharedMemory { bytes: size_of::<Head>(), source };
+    let object = Object::<Head>::new(0)?;
+    object.head().capacity.store(capacity, Relaxed);
+    let (read, write) = pipe().map_err(refused)?;
+    let send_log = Log::new().map_err(refused)?;
+    let receive_log = Log::of(send_log.file.try_clone().map_err(refused)?);
+    let sender = End::new(Role::Sender, object.clone(), send_log, write);
+    let receiver = End::new(Role::Receiver, object, receive_log, read);
+    Ok((Sender::of(sender), Receiver::of(receiver)))
+}
+
+/// The end of a [`channel`] that sends.
+pub struct Sender<T> {
+    end: Arc<End>,
+    message: PhantomData<fn(T)>,
+}
+
+/// The end of a [`channel`] that receives.
+pub struct Receiver<T> {
+    end: Arc<End>,
+    message: PhantomData<fn() -> T>,
+}
+
+/// A channel's state.
+#[derive(Debug)]
+#[repr(C)]
+struct Head {
+    sender: Side,
+    receiver: Side,
+    /// Rung when a message was sent, and when a sender has gone.
+    arrival: Line<Bell>,
+    /// Rung when there is room for one more, and when a receiver has gone.
+    room: Line<Bell>,
+    /// How many messages may wait.
+    capacity: AtomicU64,
+    /// How many ends of each kind have gone in good order: when that changes, it is worth a look
+    /// whether there are any.
+    gone: [AtomicU32; 2],
+}
+
+// SAFETY: it is made of atomics.
+unsafe impl Atomics for Head {}
+
+/// What has a cache line of its own.
+#[derive(Debug)]
+#[repr(C, align(64))]
+struct Line<T>(T);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    Sender = 0,
+    Receiver = 1,
+}
+
+/// What a process has of a channel.
+#[derive(Debug)]
+struct End {
+    role: Role,
+    object: Object<Head>,
+    log: Log,
+    /// An end of a pipe that the channel's other ends have the other end of; taken out to be closed.
+    cord: Option<File>,
+    /// How many other ends had gone when there still were some.
+    seen: AtomicU32,
+    /// How many messages were sent from here.
+    sent: AtomicU32,
+}
+
+/// How long an operation may wait.
+#[derive(Debug, Clone, Copy)]
+enum Patience {
+    None,
+    Until(Instant),
+    Endless,
+}
+
+/// How long an operation that isn't to wait waits for another process to be through with one.
+const OTHERS_TURN: Duration = Duration::from_millis(20);
+
+/// How often senders that never wait look whether the receivers have been killed.
+const LOOK_EVERY: u32 = 1024;
+
+impl End {
+    fn new(role: Role, object: Object<Head>, log: Log, cord: File) -> Arc<Self> {
+        let (cord, seen, sent) = (Some(cord), AtomicU32::new(0), AtomicU32::new(0));
+        Arc::new(Self { role, object, log, cord, seen, sent })
+    }
+
+    /// Whether there is no end of the other kind any more.
+    fn is_alone(&self, look: Look) -> bool {
+        let gone = match self.role {
+            Role::Sender => &self.head().gone[Role::Receiver as usize],
+            Role::Receiver => &self.head().gone[Role::Sender as usize],
+        };
+        let gone = gone.load(SeqCst);
+        if look == Look::Quick && gone == self.seen.load(Relaxed) {
+            return false;
+        }
+        let is_alone = self.cord.as_ref().is_none_or(is_hung_up);
+        if !is_alone {
+            self.seen.store(gone, Relaxed);
+        }
+        is_alone
+    }
+
+    fn head(&self) -> &Head {
+        self.object.head()
+    }
+
+    /// Does `attempt` until it gives something, for as long as may be. The bell is rung when it is worth
+    /// another attempt.
+    fn wait<R>(
+        bell: &Bell,
+        patience: Patience,
+        mut attempt: impl FnMut(Look) -> Option<R>,
+    ) -> Option<R> {
+        match patience {
+            Patience::None => attempt(Look::Quick).or_else(|| attempt(Look::Thorough)),
+            Patience::Until(deadline) => bell.wait(Some(deadline), attempt),
+            Patience::Endless => bell.wait(None, attempt),
+        }
+    }
+
+    /// Sends an encoded message; none if there is no room.
+    fn push(
+        &self,
+        message: &[u8],
+        patience: Patience,
+        look: Look,
+    ) -> Option<Result<(), SendErrorReason>> {
+        let head = self.head();
+        if self.is_alone(look) {
+            return Some(Err(SendErrorReason::Disconnected));
+        }
+        if head.is_full() {
+            return None;
+        }
+        let guard = lock(&head.sender, patience)?;
+        if head.is_full() {
+            return None;
+        }
+        let written = self.log.write(&head.sender, message);
+        drop(guard);
+        head.arrival.0.ring(1);
+        Some(written.map_err(|error| SendErrorReason::System(error.to_string())))
+    }
+
+    /// Receives an encoded message; none if there is none.
+    fn pop(
+        &self,
+        message: &mut Vec<u8>,
+        patience: Patience,
+        look: Look,
+    ) -> Option<Result<(), RecvError>> {
+        let head = self.head();
+        // The last one may have been sent between the two looks.
+        if head.is_empty() && self.is_alone(look) && head.is_empty() {
+            return Some(Err(RecvError::Disconnected));
+        }
+        if head.is_empty() {
+            return None;
+        }
+        let guard = lock(&head.receiver, patience)?;
+        let read = self.log.read(&head.receiver, &head.sender, message);
+        drop(guard);
+        match read {
+            Ok(false) => return None,
+            Ok(true) if head.capacity.load(Relaxed) == u64::MAX => {}
+            _ => head.room.0.ring(1),
+        }
+        Some(read.map(drop).map_err(|error| match error {
+            ReadError::Nonsense => RecvError::Corrupt,
+            ReadError::System(error) => RecvError::System(error.to_string()),
+        }))
+    }
+
+    /// Names what the end is made of within what is being encoded.
+    fn handles(self: &Arc<Self>) -> Result<(Handle, Handle), Unattached> {
+        let cord = self.cord.as_ref().expect("it is taken out when the end is dropped");
+        Ok((self.log.file.handle(self)?, cord.handle(self)?))
+    }
+
+    fn serialize<S: Serializer>(self: &Arc<Self>, serializer: S) -> Result<S::Ok, S::Error> {
+        let (log, cord) = self.handles().map_err(S::Error::custom)?;
+        (&self.object, log, cord).serialize(serializer)
+    }
+
+    fn deserialize<'de, D: Deserializer<'de>>(
+        role: Role,
+        deserializer: D,
+    ) -> Result<Arc<Self>, D::Error> {
+        let (object, log, cord) = <(Object<Head>, Handle, Handle)>::deserialize(deserializer)?;
+        let access = match role {
+            Role::Sender => OFlags::WRONLY,
+            Role::Receiver => OFlags::RDONLY,
+        };
+        let log = Log::of(log.open(OFlags::RDWR).map_err(D::Error::custom)?);
+        let cord = cord.open(access).map_err(D::Error::custom)?;
+        Ok(Self::new(role, object, log, cord))
+    }
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        // Closed first: who is rung looks whether there is another.
+        drop(self.cord.take());
+        let head = self.head();
+        head.gone[self.role as usize].fetch_add(1, SeqCst);
+        match self.role {
+            Role::Sender => head.arrival.0.ring(u32::MAX),
+            Role::Receiver => head.room.0.ring(u32::MAX),
+        }
+    }
+}
+
+impl Head {
+    fn is_empty(&self) -> bool {
+        self.sender.position() == self.receiver.position()
+    }
+
+    fn is_full(&self) -> bool {
+        let capacity = self.capacity.load(Relaxed);
+        if capacity == u64::MAX {
+            return false;
+        }
+        // An empty channel has room, also where the count is behind.
+        self.sender.count().wrapping_sub(self.receiver.count()) >= capacity && !self.is_empty()
+    }
+}
+
+fn lock(side: &Side, patience: Patience) -> Option<LockGuard<'_>> {
+    match patience {
+        Patience::None => side.lock.lock_timeout(OTHERS_TURN),
+        Patience::Until(deadline) => side.lock.lock_until(Some(deadline)),
+        Patience::Endless => side.lock.lock_until(None),
+    }
+}
+
+impl Patience {
+    fn limited(limit: Duration) -> Self {
+        deadline(limit).map_or(Self::Endless, Self::Until)
+    }
+}
+
+thread_local! {
+    /// Where messages are encoded, and decoded from.
+    static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+/// Calls `f` with an empty buffer, which is kept for the next time if it isn't large.
+fn with_buffer<R>(f: impl FnOnce(&mut Vec<u8>) -> R) -> R {
+    const KEEP: usize = 1 << 20;
+    let mut buffer = BUFFER.take();
+    let result = f(&mut buffer);
+    if buffer.capacity() <= KEEP {
+        buffer.clear();
+        BUFFER.set(buffer);
+    }
+    result
+}
+
+impl<T: Serialize> Sender<T> {
+    /// Sends a message. Where the channel is bounded, waits for room.
+    ///
+    /// # Errors
+    ///
+    /// [`SendErrorReason::Disconnected`] when there is no receiver any more,
+    /// [`Encode`](SendErrorReason::Encode) and [`System`](SendErrorReason::System).
+    pub fn send(&self, value: T) -> Result<(), SendError<T>> {
+        self.send_with(value, Patience::Endless)
+    }
+
+    /// Sends a message if there is room for it.
+    ///
+    /// # Errors
+    ///
+    /// As [`send`](Self::send), and [`SendErrorReason::Full`].
+    pub fn try_send(&self, value: T) -> Result<(), SendError<T>> {
+        self.send_with(value, Patience::None)
+    }
+
+    /// Sends a message, and waits for room for up to `limit`.
+    ///
+    /// # Errors
+    ///
+    /// As [`send`](Self::send), and [`SendErrorReason::TimedOut`].
+    pub fn send_timeout(&self, value: T, limit: Duration) -> Result<(), SendError<T>> {
+        self.send_with(value, Patience::limited(limit))
+    }
+
+    fn send_with(&self, value: T, patience: Patience) -> Result<(), SendError<T>> {
+        let sent = with_buffer(|message| {
+            codec::encode(&value, message)
+                .map_err(|error| SendErrorReason::Encode(error.to_string()))?;
+            let often = self.end.sent.fetch_add(1, Relaxed);
+            let mut least = match often % LOOK_EVERY == LOOK_EVERY - 1 {
+                true => Look::Thorough,
+                false => Look::Quick,
+            };
+            let room = &self.end.head().room.0;
+            let sent = End::wait(room, patience, |look| {
+                let look = std::mem::replace(&mut least, Look::Quick).max(look);
+                self.end.push(message, patience, look)
+            });
+            sent.unwrap_or(Err(match patience {
+                Patience::None => SendErrorReason::Full,
+                _ => SendErrorReason::TimedOut,
+            }))
+        });
+        sent.map_err(|reason| SendError { value, reason })
+    }
+}
+
+impl<T: DeserializeOwned> Receiver<T> {
+    /// Waits for a message.
+    ///
+    /// # Errors
+    ///
+    /// [`RecvError::Disconnected`] when there is none and no sender any more,
+    /// [`Decode`](RecvError::Decode), [`Corrupt`](RecvError::Corrupt) and
+    /// [`System`](RecvError::System).
+    pub fn recv(&self) -> Result<T, RecvError> {
+        self.recv_with(Patience::Endless)
+    }
+
+    /// Takes a message if there is one.
+    ///
+    /// # Errors
+    ///
+    /// As [`recv`](Self::recv), and [`RecvError::Empty`].
+    pub fn try_recv(&self) -> Result<T, RecvError> {
+        self.recv_with(Patience::None)
+    }
+
+    /// Waits for a message for up to `limit`.
+    ///
+    /// # Errors
+    ///
+    /// As [`recv`](Self::recv), and [`RecvError::TimedOut`].
+    pub fn recv_timeout(&self, limit: Duration) -> Result<T, RecvError> {
+        self.recv_with(Patience::limited(limit))
+    }
+
+    /// The messages as they come, until the first error: most often, that there is no sender any more.
+    pub fn iter(&self) -> impl Iterator<Item = T> + '_ {
+        std::iter::from_fn(|| self.recv().ok())
+    }
+
+    /// The messages that are there, without waiting for others.
+    pub fn try_iter(&self) -> impl Iterator<Item = T> + '_ {
+        std::iter::from_fn(|| self.try_recv().ok())
+    }
+
+    fn recv_with(&self, patience: Patience) -> Result<T, RecvError> {
+        with_buffer(|message| {
+            let arrival = &self.end.head().arrival.0;
+            let received =
+                End::wait(arrival, patience, |look| self.end.pop(message, patience, look));
+            received.unwrap_or(Err(match patience {
+                Patience::None => RecvError::Empty,
+                _ => RecvError::TimedOut,
+            }))?;
+            codec::decode(message).map_err(|error| RecvError::Decode(error.to_string()))
+        })
+    }
+}
+
+/// The messages of a channel, from [`Receiver::into_iter`].
+#[derive(Debug)]
+pub struct Messages<T>(Receiver<T>);
+
+impl<T: DeserializeOwned> Iterator for Messages<T> {
+    type Item = T;
+
+    fn next(&mut self) -> Option<T> {
+        self.0.recv().ok()
+    }
+}
+
+impl<T: DeserializeOwned> IntoIterator for Receiver<T> {
+    type Item = T;
+    type IntoIter = Messages<T>;
+
+    /// As [`iter`](Self::iter).
+    fn into_iter(self) -> Messages<T> {
+        Messages(self)
+    }
+}
+
+macro_rules! end {
+    ($End:ident) => {
+        impl<T> $End<T> {
+            fn of(end: Arc<End>) -> Self {
+                Self { end, message: PhantomData }
+            }
+        }
+
+        impl<T> Clone for $End<T> {
+            fn clone(&self) -> Self {
+                Self::of(Arc::clone(&self.end))
+            }
+        }
+
+        impl<T> fmt::Debug for $End<T> {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.debug_struct(stringify!($End)).finish_non_exhaustive()
+            }
+        }
+
+        impl<T> Serialize for $End<T> {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                self.end.serialize(serializer)
+            }
+        }
+
+        impl<'de, T> Deserialize<'de> for $End<T> {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                End::deserialize(Role::$End, deserializer).map(Self::of)
+            }
+        }
+    };
+}
+end!(Sender);
+end!(Receiver);

@@ -1,0 +1,110 @@
+//! Sleeping until another process has changed something in shared memory.
+//!
+//! Nothing here needs anybody to stay alive: a sleeper looks for itself now and then, so that a wake-up
+//! that was lost with who should have given or got it costs some milliseconds and no more.
+
+use std::sync::atomic::{
+    AtomicU32,
+    Ordering::{Relaxed, SeqCst},
+};
+use std::time::{Duration, Instant};
+
+use crate::os::futex;
+use crate::os::memory::Atomics;
+
+/// How often one looks again before one sleeps: for about as long as falling asleep and being woken
+/// costs.
+const SPINS: u32 = 100;
+
+/// How long one first sleeps without being woken, and how long at most. Each time it is looked whether
+/// holders are alive, which costs some microseconds each.
+const FIRST_TICK: Duration = Duration::from_millis(1);
+const LAST_TICK: Duration = Duration::from_millis(16);
+
+/// Wakes who waits for a change.
+#[derive(Debug)]
+#[repr(C)]
+pub(crate) struct Bell {
+    /// Changes with each ring.
+    rings: AtomicU32,
+    /// How many wait, or more than do, where some have been killed: then rings cost a system call for
+    /// nothing.
+    sleepers: AtomicU32,
+    /// How many rings in a row have woken nobody.
+    vain: AtomicU32,
+}
+
+/// After so many rings that have woken nobody it is taken that nobody waits. One who does after all is
+/// late by a tick.
+const VAIN: u32 = 64;
+
+// SAFETY: it is made of atomic integers.
+unsafe impl Atomics for Bell {}
+
+/// How hard one is to look for what one waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Look {
+    Quick,
+    /// Nothing has happened for a while: those who should make it happen may be dead.
+    Thorough,
+}
+
+impl Bell {
+    /// Calls `attempt` until it gives something, or until the deadline. What it looks at is changed
+    /// before the bell is rung.
+    pub(crate) fn wait<R>(
+        &self,
+        deadline: Option<Instant>,
+        mut attempt: impl FnMut(Look) -> Option<R>,
+    ) -> Option<R> {
+        for _ in 0..SPINS {
+            if let Some(result) = attempt(Look::Quick) {
+                return Some(result);
+            }
+            std::hint::spin_loop();
+        }
+        // Announced before the last look, so that who changes something after that look rings.
+        self.sleepers.fetch_add(1, SeqCst);
+        let (mut tick, mut look) = (FIRST_TICK, Look::Quick);
+        let result = loop {
+            let rings = self.rings.load(SeqCst);
+            if self.sleepers.load(SeqCst) == 0 {
+                self.sleepers.fetch_add(1, SeqCst);
+            }
+            if let Some(result) = attempt(look) {
+                break Some(result);
+            }
+            let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) {
+                break attempt(Look::Thorough);
+            }
+            if futex::wait(&self.rings, rings, left.map_or(tick, |left| left.min(tick))) {
+                look = Look::Quick;
+            } else {
+                look = Look::Thorough;
+                tick = (2 * tick).min(LAST_TICK);
+            }
+        };
+        let one_less = |sleepers: u32| sleepers.checked_sub(1);
+        let _ = self.sleepers.fetch_update(SeqCst, SeqCst, one_less);
+        result
+    }
+
+    /// Wakes up to `most` of those who wait.
+    pub(crate) fn ring(&self, most: u32) {
+        if self.sleepers.load(SeqCst) > 0 {
+            self.rings.fetch_add(1, SeqCst);
+            if futex::wake(&self.rings, most) > 0 {
+                self.vain.store(0, Relaxed);
+            } else if self.vain.fetch_add(1, Relaxed) >= VAIN {
+                self.vain.store(0, Relaxed);
+                self.sleepers.store(0, SeqCst);
+            }
+        }
+    }
+}
+
+/// When a wait of so long is over; never, if that is longer than time can be told.
+pub(crate) fn deadline(limit: Duration) -> Option<Instant> {
+    Instant::now().checked_add(limit)
+}

@@ -1,0 +1,191 @@
+//! A lock that survives its holders.
+
+use std::fmt;
+use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use super::bell::{Bell, Look, deadline};
+use super::owner::Owner;
+use crate::error::Error;
+use crate::os::memory::Atomics;
+use crate::shared::object::Object;
+
+/// Mutual exclusion between processes: one at a time has it.
+///
+/// What it guards is something outside, like a file or the terminal; for numbers in shared memory,
+/// [`SharedValue`](crate::SharedValue) and [`SharedArray`](crate::SharedArray) have a lock of their own.
+///
+/// ```no_run
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use procpool::{Lock, Pool};
+///
+/// fn tell((terminal, x): (Lock, u32)) {
+///     let _guard = terminal.lock();
+///     print!("the square of {x} ");
+///     println!("is {}", x * x);
+/// }
+///
+/// let terminal = Lock::new()?;
+/// Pool::new(4)?.map(tell, (0..10).map(|x| (terminal.clone(), x)))?;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// If a process dies while it has the lock, the next one gets it, and is told so by
+/// [`LockGuard::previous_owner_died`]. Who gets it next is not determined.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Lock(Object<RawLock>);
+
+impl Lock {
+    /// A lock that nobody has.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::SharedMemory`] when the system has no memory or no file descriptor for it.
+    pub fn new() -> Result<Self, Error> {
+        Object::new(0).map(Self)
+    }
+
+    /// Waits for the lock. It is not to be asked for by a thread that has it: that would wait for ever.
+    pub fn lock(&self) -> LockGuard<'_> {
+        self.0.head().lock()
+    }
+
+    /// Takes the lock if nobody has it.
+    pub fn try_lock(&self) -> Option<LockGuard<'_>> {
+        self.0.head().try_lock()
+    }
+
+    /// Waits for the lock for up to `limit`.
+    pub fn lock_timeout(&self, limit: Duration) -> Option<LockGuard<'_>> {
+        self.0.head().lock_timeout(limit)
+    }
+}
+
+/// Having a lock, and with it access to what it guards; gives it back when it is dropped, also by a
+/// panic.
+#[must_use = "a guard that is dropped gives the lock back"]
+pub struct LockGuard<'a, T: ?Sized = ()> {
+    lock: &'a RawLock,
+    previous: Option<u32>,
+    data: NonNull<T>,
+}
+
+impl<'a, T: ?Sized> LockGuard<'a, T> {
+    /// The PID of the process that had the lock before, if it died while it had it. What the lock guards
+    /// may then be in the middle of a change. It is told once: whoever has the lock next is not.
+    pub fn previous_owner_died(&self) -> Option<u32> {
+        self.previous
+    }
+
+    /// The same, with access to `data`.
+    ///
+    /// # Safety
+    ///
+    /// It is valid for as long as the lock is, and reached by guards of this lock alone.
+    pub(crate) unsafe fn guarding<U: ?Sized>(self, data: NonNull<U>) -> LockGuard<'a, U> {
+        let (lock, previous) = (self.lock, self.previous);
+        std::mem::forget(self);
+        LockGuard { lock, previous, data }
+    }
+
+    /// The same, for a part of what it guards.
+    pub(crate) fn map<U: ?Sized>(
+        mut self,
+        part: impl FnOnce(&mut T) -> &mut U,
+    ) -> LockGuard<'a, U> {
+        let data = NonNull::from(part(&mut self));
+        // SAFETY: a part of what it guards is guarded too.
+        unsafe { self.guarding(data) }
+    }
+}
+
+impl<T: ?Sized> Deref for LockGuard<'_, T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        // SAFETY: what is guarded lives as long as the lock, and nobody else touches it as long as
+        // the lock is had, in whatever process: it is reached by guards alone.
+        unsafe { self.data.as_ref() }
+    }
+}
+
+impl<T: ?Sized> DerefMut for LockGuard<'_, T> {
+    fn deref_mut(&mut self) -> &mut T {
+        // SAFETY: as above.
+        unsafe { self.data.as_mut() }
+    }
+}
+
+impl<T: ?Sized> Drop for LockGuard<'_, T> {
+    fn drop(&mut self) {
+        self.lock.release();
+    }
+}
+
+impl<T: ?Sized + fmt::Debug> fmt::Debug for LockGuard<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LockGuard")
+            .field("previous_owner_died", &self.previous)
+            .field("data", &&**self)
+            .finish()
+    }
+}
+
+/// A lock as it lies in shared memory.
+#[derive(Debug)]
+#[repr(C)]
+pub(crate) struct RawLock {
+    /// Zero, or who has it.
+    owner: AtomicU64,
+    bell: Bell,
+}
+
+// SAFETY: it is made of atomics.
+unsafe impl Atomics for RawLock {}
+
+impl RawLock {
+    pub(crate) fn lock(&self) -> LockGuard<'_> {
+        self.lock_until(None).expect("there is no deadline")
+    }
+
+    pub(crate) fn lock_timeout(&self, limit: Duration) -> Option<LockGuard<'_>> {
+        self.lock_until(deadline(limit))
+    }
+
+    pub(crate) fn try_lock(&self) -> Option<LockGuard<'_>> {
+        self.acquire(Look::Thorough)
+    }
+
+    pub(crate) fn lock_until(&self, deadline: Option<Instant>) -> Option<LockGuard<'_>> {
+        self.bell.wait(deadline, |look| self.acquire(look))
+    }
+
+    fn acquire(&self, look: Look) -> Option<LockGuard<'_>> {
+        let previous = take(&self.owner, look)?;
+        Some(LockGuard { lock: self, previous, data: NonNull::dangling() })
+    }
+
+    fn release(&self) {
+        self.owner.store(0, SeqCst);
+        self.bell.ring(1);
+    }
+}
+
+/// Takes a word that says who has something, if nobody has it; with a thorough look, also if its owner
+/// has died, who is then told.
+pub(super) fn take(word: &AtomicU64, look: Look) -> Option<Option<u32>> {
+    let own = Owner::own().word();
+    let Err(word_before) = word.compare_exchange(0, own, SeqCst, SeqCst) else { return Some(None) };
+    let before = Owner::from_word(word_before).filter(|_| look == Look::Thorough)?;
+    if before.is_alive() {
+        return None;
+    }
+    // A dead process takes nothing any more: if the word is still the same, nobody has it.
+    let taken = word.compare_exchange(word_before, own, SeqCst, SeqCst);
+    taken.is_ok().then_some(Some(before.pid()))
+}

@@ -1,0 +1,339 @@
+//! Messages between processes: each arrives once and whole, whoever is killed, and nobody waits for
+//! those who are gone.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::SeqCst};
+use std::time::Duration;
+
+use procpool::{
+    Pool, Receiver, RecvError, SendErrorReason, Sender, SharedArray, SharedSlice, SharedValue,
+    bounded_channel, channel,
+};
+use support::{SOON, kill, wait_until};
+
+procpool::test_support!();
+
+const A_MOMENT: Duration = Duration::from_millis(20);
+
+/// A pool in which as many tasks as there are workers run at the same time.
+fn crew(workers: usize) -> Pool {
+    Pool::builder().workers(workers).chunk_size(1).build().unwrap()
+}
+
+/// Where the processes that are to be killed say who they are.
+type Pids = SharedArray<AtomicU64>;
+
+fn kill_at(pids: &Pids, index: usize) {
+    wait_until("it has said who it is", || pids[index].load(SeqCst) != 0);
+    kill(pids[index].load(SeqCst) as u32, libc::SIGKILL);
+}
+
+fn report_at(pids: &Pids, index: usize) {
+    pids[index].store(std::process::id().into(), SeqCst);
+}
+
+#[test]
+fn messages_arrive_in_the_order_in_which_they_were_sent() {
+    let (sender, receiver) = channel().unwrap();
+    let pool = Pool::new(1).unwrap();
+    let send = |words: Sender<(u32, String)>| {
+        (0..10_000).for_each(|x| words.send((x, x.to_string())).unwrap());
+    };
+    let task = pool.apply_async(send, sender);
+    let expected = (0..10_000).map(|x| (x, x.to_string()));
+    assert!(receiver.iter().eq(expected));
+    assert_eq!(receiver.recv(), Err(RecvError::Disconnected));
+    task.get().unwrap();
+}
+
+#[test]
+fn messages_of_all_sizes_arrive_whole() {
+    // Around the sizes of windows and of what goes around them, and the smallest.
+    let sizes = [0, 1, 7, 8, 9, 4096, 65_520, 65_528, 65_529, 65_537, 262_136, 262_144, 5_000_000];
+    let messages: Vec<Vec<u8>> =
+        (0..260).map(|i| vec![i as u8; sizes[i % sizes.len()] / (1 + i / 60)]).collect();
+    let (sender, receiver) = bounded_channel(3).unwrap();
+    let (echoes, echoed) = channel().unwrap();
+    let pool = Pool::new(1).unwrap();
+    let echo = |(receiver, echoes): (Receiver<Vec<u8>>, Sender<Vec<u8>>)| {
+        receiver.iter().for_each(|message| echoes.send(message).unwrap());
+    };
+    let task = pool.apply_async(echo, (receiver, echoes));
+    std::thread::scope(|scope| {
+        scope.spawn(|| messages.iter().for_each(|message| sender.send(message.clone()).unwrap()));
+        for message in &messages {
+            assert!(echoed.recv().unwrap() == *message, "one of {} bytes", message.len());
+        }
+    });
+    drop(sender);
+    task.get().unwrap();
+}
+
+#[test]
+fn a_full_channel_makes_senders_wait() {
+    let (sender, receiver) = bounded_channel::<u64>(3).unwrap();
+    let pool = Pool::new(1).unwrap();
+    let sent = SharedValue::<AtomicU64>::atomic(0).unwrap();
+    let send = |(sender, sent): (Sender<u64>, SharedValue<AtomicU64>)| {
+        for x in 0..100 {
+            sender.send(x).unwrap();
+            sent.fetch_add(1, SeqCst);
+        }
+    };
+    let task = pool.apply_async(send, (sender.clone(), sent.clone()));
+    wait_until("three are sent", || sent.load(SeqCst) == 3);
+    assert_eq!(sender.try_send(7).unwrap_err().reason, SendErrorReason::Full);
+    let error = sender.send_timeout(7, A_MOMENT).unwrap_err();
+    assert_eq!((error.value, error.reason), (7, SendErrorReason::TimedOut));
+    for x in 0..100 {
+        assert!(sent.load(SeqCst) <= x + 4);
+        assert_eq!(receiver.recv(), Ok(x));
+    }
+    task.get().unwrap();
+    assert_eq!(receiver.try_recv(), Err(RecvError::Empty));
+}
+
+#[test]
+fn who_waits_is_told_when_the_last_other_end_is_gone() {
+    let (sender, receiver) = channel::<u64>().unwrap();
+    let other = sender.clone();
+    assert_eq!(receiver.try_recv(), Err(RecvError::Empty));
+    assert_eq!(receiver.recv_timeout(A_MOMENT), Err(RecvError::TimedOut));
+    sender.send(1).unwrap();
+    drop((sender, other));
+    assert_eq!(receiver.try_recv(), Ok(1));
+    assert_eq!(receiver.try_recv(), Err(RecvError::Disconnected));
+
+    let (sender, receiver) = channel::<u64>().unwrap();
+    drop(receiver);
+    let error = sender.send(2).unwrap_err();
+    assert_eq!((error.value, error.reason), (2, SendErrorReason::Disconnected));
+
+    // In other processes, and of those who wait already.
+    let pool = crew(2);
+    let receive = |receiver: Receiver<u64>| receiver.recv() == Err(RecvError::Disconnected);
+    let send = |sender: Sender<u64>| {
+        let refused = (0..).find_map(|x| sender.send(x).err()).unwrap();
+        refused.reason == SendErrorReason::Disconnected
+    };
+    let (sender, receiver) = channel().unwrap();
+    let task = pool.apply_async(receive, receiver);
+    wait_until("it runs", || pool.stats().running == 1);
+    drop(sender);
+    assert_eq!(task.get(), Ok(true));
+    let (sender, receiver) = bounded_channel(1).unwrap();
+    let task = pool.apply_async(send, sender);
+    assert_eq!(receiver.recv(), Ok(0));
+    drop(receiver);
+    assert_eq!(task.get(), Ok(true));
+}
+
+#[test]
+fn who_waits_is_told_when_the_last_other_end_is_killed() {
+    let pool = crew(1);
+    let pids = Pids::atomic([0; 3]).unwrap();
+    let hold = |(pids, index, _sender): (Pids, usize, Sender<u64>)| {
+        report_at(&pids, index);
+        std::thread::sleep(SOON);
+    };
+    let (sender, receiver) = channel::<u64>().unwrap();
+    let task = pool.apply_async(hold, (pids.clone(), 0, sender));
+    kill_at(&pids, 0);
+    assert_eq!(receiver.recv(), Err(RecvError::Disconnected));
+    assert!(task.get().is_err());
+
+    let hold = |(pids, index, _receiver): (Pids, usize, Receiver<u64>)| {
+        report_at(&pids, index);
+        std::thread::sleep(SOON);
+    };
+    let (sender, receiver) = bounded_channel::<u64>(1).unwrap();
+    let task = pool.apply_async(hold, (pids.clone(), 1, receiver));
+    sender.send(1).unwrap();
+    kill_at(&pids, 1);
+    assert_eq!(sender.send(2).unwrap_err().reason, SendErrorReason::Disconnected);
+    assert!(task.get().is_err());
+
+    let (sender, receiver) = channel::<u64>().unwrap();
+    let task = pool.apply_async(hold, (pids.clone(), 2, receiver));
+    kill_at(&pids, 2);
+    let refused = (0..).find_map(|x| sender.send(x).err()).unwrap();
+    assert_eq!(refused.reason, SendErrorReason::Disconnected);
+    assert!(task.get().is_err());
+}
+
+/// What the processes of the large exchange share.
+type Exchange = (SharedArray<AtomicU8>, SharedValue<AtomicU64>, Pids);
+
+/// Four producers and four consumers exchange a million messages; of each kind one is killed.
+#[test]
+fn a_million_messages_arrive_once_while_a_producer_and_a_consumer_are_killed() {
+    const EACH: u64 = 250_000;
+    fn produce((sender, (_, _, pids), me): (Sender<u64>, Exchange, u64)) {
+        report_at(&pids, me as usize);
+        (me * EACH..(me + 1) * EACH).for_each(|id| sender.send(id).unwrap());
+    }
+    fn consume((receiver, (seen, total, pids), me): (Receiver<u64>, Exchange, u64)) {
+        report_at(&pids, 4 + me as usize);
+        let mut last = [None; 4];
+        for id in receiver.iter() {
+            seen[id as usize].fetch_add(1, SeqCst);
+            total.fetch_add(1, SeqCst);
+            let last = last[(id / EACH) as usize].replace(id);
+            assert!(last < Some(id), "{id} after {last:?}");
+        }
+    }
+    let exchange: Exchange = (
+        SharedArray::<AtomicU8>::atomic(vec![0; 4 * EACH as usize]).unwrap(),
+        SharedValue::<AtomicU64>::atomic(0).unwrap(),
+        Pids::atomic([0; 8]).unwrap(),
+    );
+    let (sender, receiver) = bounded_channel(10_000).unwrap();
+    let pool = crew(8);
+    let consumers: Vec<_> = (0..4)
+        .map(|me| pool.apply_async(consume, (receiver.clone(), exchange.clone(), me)))
+        .collect();
+    let producers: Vec<_> = (0..4)
+        .map(|me| pool.apply_async(produce, (sender.clone(), exchange.clone(), me)))
+        .collect();
+    drop((sender, receiver));
+    let (seen, total, pids) = &exchange;
+    wait_until("they are well under way", || total.load(SeqCst) > EACH / 4);
+    kill_at(pids, 1);
+    wait_until("they go on", || total.load(SeqCst) > EACH);
+    kill_at(pids, 4 + 2);
+    let produced: Vec<_> = producers.into_iter().map(|task| task.get().is_ok()).collect();
+    assert_eq!(produced, [true, false, true, true]);
+    let consumed: Vec<_> = consumers.into_iter().map(|task| task.get().is_ok()).collect();
+    assert_eq!(consumed, [true, true, false, true]);
+    // Each came once; but for what the killed consumer had just taken, and what the killed producer
+    // has not sent any more.
+    let counts: Vec<u8> = seen.iter().map(|count| count.load(SeqCst)).collect();
+    assert!(counts.iter().all(|count| *count <= 1));
+    let (killed, lived): (Vec<_>, Vec<_>) =
+        (0..).zip(counts).partition(|(id, _)| id / EACH == 1u64);
+    let end = killed.iter().rposition(|(_, count)| *count == 1).map_or(0, |last| last + 1);
+    let lost = lived.iter().chain(&killed[..end]).filter(|(_, count)| *count == 0).count();
+    assert!(lost <= 1, "{lost} are lost");
+    assert!((end as u64) < EACH, "it was killed before its end");
+}
+
+#[test]
+fn senders_killed_in_the_middle_of_large_messages_leave_no_part_of_one() {
+    fn flood((sender, pids, me): (Sender<Vec<u8>>, Pids, usize)) {
+        report_at(&pids, me);
+        for x in 0.. {
+            sender.send(vec![x; 1_000_000 + 1000 * x as usize]).unwrap();
+            sender.send(vec![x; 100]).unwrap();
+            if x == 255 {
+                break;
+            }
+        }
+    }
+    let (sender, receiver) = bounded_channel::<Vec<u8>>(4).unwrap();
+    let pids = Pids::atomic([0; 10]).unwrap();
+    let pool = crew(2);
+    for victim in 0..10 {
+        let task = pool.apply_async(flood, (sender.clone(), pids.clone(), victim));
+        for message in receiver.iter().take(1 + 3 * victim) {
+            assert!(message.iter().all(|x| *x == message[0]), "a message is mixed");
+        }
+        kill_at(&pids, victim);
+        assert!(task.get().is_err());
+        for message in receiver.try_iter() {
+            assert!(message.iter().all(|x| *x == message[0]), "a message is mixed");
+        }
+    }
+    sender.send(vec![1]).unwrap();
+    assert_eq!(receiver.recv().unwrap(), [1]);
+}
+
+#[test]
+fn receivers_killed_at_any_time_leave_the_rest_to_the_others() {
+    fn take((receiver, pids, me): (Receiver<u64>, Pids, usize)) {
+        report_at(&pids, me);
+        receiver.iter().for_each(drop);
+    }
+    let (sender, receiver) = channel().unwrap();
+    let pids = Pids::atomic([0; 20]).unwrap();
+    let pool = crew(1);
+    for victim in 0..20 {
+        let task = pool.apply_async(take, (receiver.clone(), pids.clone(), victim));
+        (0..5000).for_each(|x| sender.send(x).unwrap());
+        kill_at(&pids, victim);
+        assert!(task.get().is_err());
+        sender.send(u64::MAX).unwrap();
+        assert_eq!(receiver.iter().find(|x| *x == u64::MAX), Some(u64::MAX));
+        assert_eq!(receiver.try_recv(), Err(RecvError::Empty));
+    }
+}
+
+#[test]
+fn ends_can_be_kept_by_initializers_and_passed_on_to_workers_of_workers() {
+    let (sender, receiver) = channel::<String>().unwrap();
+    let pool = Pool::builder().workers(2);
+    let pool = pool.initializer(|sender: Sender<String>| sender, sender.clone()).build().unwrap();
+    let tell = |x: u32| {
+        procpool::with_state(|sender: &mut Sender<String>| sender.send(x.to_string()).unwrap())
+    };
+    pool.map(tell, 0..100).unwrap();
+    let mut told: Vec<u32> = receiver.try_iter().map(|x| x.parse().unwrap()).collect();
+    told.sort_unstable();
+    assert!(told.into_iter().eq(0..100));
+    drop(pool);
+
+    let nested = |sender: Sender<String>| {
+        let send = |sender: Sender<String>| sender.send("from below".to_owned()).unwrap();
+        Pool::new(1).unwrap().apply(send, sender).unwrap();
+    };
+    Pool::new(1).unwrap().apply(nested, sender).unwrap();
+    let told: Vec<String> = receiver.into_iter().collect();
+    assert_eq!(told, ["from below"]);
+}
+
+#[test]
+fn what_was_received_takes_no_memory_any_more() {
+    let (sender, receiver) = channel::<Vec<u8>>().unwrap();
+    // The log is the only file of such a length.
+    let used = || {
+        let files = fs::read_dir("/proc/self/fd").unwrap();
+        let files = files.filter_map(|fd| fs::metadata(fd.unwrap().path()).ok());
+        files.filter(|file| file.len() == 1 << 62).map(|file| file.blocks() * 512).max().unwrap()
+    };
+    for _ in 0..200 {
+        for size in [1, 1000, 100_000] {
+            (0..10).for_each(|_| sender.send(vec![0; size]).unwrap());
+        }
+        assert_eq!(receiver.try_iter().count(), 30);
+    }
+    assert!(used() <= 2 << 20, "{} bytes", used());
+}
+
+#[test]
+fn what_cannot_be_a_message_is_given_back() {
+    let (sender, _receiver) = channel().unwrap();
+    let error = sender.send(SharedSlice::new([1u8]).unwrap()).unwrap_err();
+    assert_eq!(*error.value, [1]);
+    assert!(
+        matches!(&error.reason, SendErrorReason::Encode(reason) if reason.contains("argument"))
+    );
+}
+
+#[test]
+fn an_end_that_comes_too_late_is_told_so() {
+    let (sender, receiver) = channel::<u64>().unwrap();
+    let pool = crew(1);
+    let holds = pool.apply_async(support::sleepy, 50);
+    let late = pool.apply_async(|receiver: Receiver<u64>| receiver.iter().count(), receiver);
+    sender.send(1).unwrap();
+    drop(sender);
+    assert_eq!((holds.get(), late.get()), (Ok(50), Ok(1)));
+    let (sender, receiver) = channel::<u64>().unwrap();
+    let holds = pool.apply_async(support::sleepy, 50);
+    let late = pool.apply_async(|sender: Sender<u64>| sender.send(1).is_err(), sender);
+    drop(receiver);
+    assert_eq!((holds.get(), late.get()), (Ok(50), Ok(true)));
+}
