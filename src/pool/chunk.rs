@@ -45,6 +45,8 @@ pub(crate) struct Chunk {
     suspended: (Option<u32>, Duration),
     /// How much of the captured output has been delivered.
     printed: u64,
+    /// Whether it is this worker's alone, as its initializer is.
+    stays: bool,
 }
 
 /// How much of a dead worker's output is kept, in bytes.
@@ -99,7 +101,13 @@ impl Chunk {
             seen: (0, now),
             suspended: (None, Duration::ZERO),
             printed: 0,
+            stays: false,
         }
+    }
+
+    /// Of a worker's initializer, which another worker must not take over.
+    pub(crate) fn of_initializer(worker: &Worker, batch: Batch) -> Self {
+        Self { stays: true, ..Self::new(worker, VecDeque::from([batch])) }
     }
 
     pub(crate) fn items(&self) -> u32 {
@@ -115,6 +123,9 @@ impl Chunk {
     pub(crate) fn surplus(&self) -> u32 {
         // Sending a chunk takes about this long: less than that is done sooner where it is.
         const WORTHWHILE: u64 = 100_000;
+        if self.stays {
+            return 0;
+        }
         let unstarted = self.lane.unstarted();
         let nanos = self.batches.back().map_or(0, |batch| batch.job.pace.nanos());
         let running = procpool_worker::harden::now().saturating_sub(self.lane.begun());
@@ -124,6 +135,9 @@ impl Chunk {
 
     /// Takes back up to `max` items that are not begun, from the end.
     pub(crate) fn take_back(&mut self, max: u32) -> Vec<Batch> {
+        if self.stays {
+            return Vec::new();
+        }
         let range = self.lane.take_back(max.min(self.items - self.delivered));
         // A worker gone wild may have made the claim say anything.
         if range.end != self.items || range.start < self.delivered || range.is_empty() {

@@ -1,7 +1,6 @@
 //! One thread per slot: greets the slot's worker, gives it chunks, and waits for its replies. A
 //! worker that hangs blocks its own driver and nobody else.
 
-use std::collections::VecDeque;
 use std::sync::{Arc, PoisonError};
 
 use super::batch::{Batch, Pace};
@@ -45,7 +44,7 @@ fn greet(shared: &Shared, slot: usize, newborn: Newborn) -> Result<Worker, Start
     let batch = Batch::new(Arc::clone(&job), 0, 1, *width, argument, attachments.clone());
     let running = &shared.slots[slot].running;
     *running.lock().unwrap_or_else(PoisonError::into_inner) =
-        Some(Chunk::new(&worker, VecDeque::from([batch])));
+        Some(Chunk::of_initializer(&worker, batch));
     // It is no task, so it doesn't count as one.
     let counters = Counters::new(shared.slots.len());
     if chunk::run(&mut worker, running, shared.inline_limit, &counters, None).is_err() {
