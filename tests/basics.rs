@@ -278,6 +278,16 @@ fn a_task_is_a_future() {
 }
 
 #[test]
+fn the_initializer_of_a_worker_runs_in_that_worker_however_idle_the_others_are() {
+    for _ in 0..40 {
+        let pool = Pool::builder().workers(3).initializer(|x: u32| x, 7).build().unwrap();
+        // While the first worker has nothing to do, the others are still being made ready.
+        let state = |_: u32| procpool::with_state(|x: &mut u32| *x);
+        assert_eq!(pool.map(state, 0..200).unwrap(), [Some(7); 200]);
+    }
+}
+
+#[test]
 fn the_initializer_runs_in_each_worker_before_its_first_task() {
     fn start(base: u64) -> u64 {
         base

@@ -215,9 +215,9 @@ mod tests {
     #[test]
     fn what_has_succeeded_is_left_out_as_often_as_it_has() {
         let mut past = Past::default();
-        [("a", true), ("b", false), ("a", true), ("c", false), ("c", true)]
-            .into_iter()
-            .for_each(|(name, ok)| past.note(key(name), ok));
+        for (name, ok) in [("a", true), ("b", false), ("a", true), ("c", false), ("c", true)] {
+            past.note(key(name), ok);
+        }
         let left_out = ["a", "b", "a", "c", "a", "d"].map(|name| past.leaves_out(key(name)));
         assert_eq!(left_out, [true, false, true, true, false, false]);
     }
@@ -225,9 +225,9 @@ mod tests {
     #[test]
     fn only_what_has_failed_since_is_tried_again() {
         let mut past = Past { only_failed: true, ..Past::default() };
-        [("a", true), ("b", false), ("c", false), ("c", true)]
-            .into_iter()
-            .for_each(|(name, ok)| past.note(key(name), ok));
+        for (name, ok) in [("a", true), ("b", false), ("c", false), ("c", true)] {
+            past.note(key(name), ok);
+        }
         let left_out = ["a", "b", "b", "c", "d"].map(|name| past.leaves_out(key(name)));
         assert_eq!(left_out, [true, false, true, true, true]);
     }

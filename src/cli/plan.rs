@@ -62,6 +62,10 @@ pub(super) enum LogTo {
 impl RunPlan {
     pub(super) fn resolve(mut args: RunArgs) -> Result<Self> {
         let is_command = !args.command.is_empty();
+        // Where negative numbers are inputs, clap takes -0 for one.
+        let given = args.inputs.len();
+        args.inputs.retain(|input| input != "-0");
+        args.null |= args.inputs.len() < given;
         let output = args.output;
         let log = match output.log {
             None => LogTo::Nowhere,

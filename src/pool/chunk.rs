@@ -115,7 +115,7 @@ impl Chunk {
     pub(crate) fn surplus(&self) -> u32 {
         // Sending a chunk takes about this long: less than that is done sooner where it is.
         const WORTHWHILE: u64 = 100_000;
-        if self.batches.back().is_some_and(|batch| batch.slot.is_some()) {
+        if self.is_bound() {
             return 0;
         }
         let unstarted = self.lane.unstarted();
@@ -125,8 +125,16 @@ impl Chunk {
         if unstarted == 0 || (soon && running < WORTHWHILE) { 0 } else { unstarted.div_ceil(2) }
     }
 
+    /// Whether it is this worker's alone, as its initializer is.
+    fn is_bound(&self) -> bool {
+        self.batches.back().is_some_and(|batch| batch.slot.is_some())
+    }
+
     /// Takes back up to `max` items that are not begun, from the end.
     pub(crate) fn take_back(&mut self, max: u32) -> Vec<Batch> {
+        if self.is_bound() {
+            return Vec::new();
+        }
         let range = self.lane.take_back(max.min(self.items - self.delivered));
         // A worker gone wild may have made the claim say anything.
         if range.end != self.items || range.start < self.delivered || range.is_empty() {

@@ -38,14 +38,15 @@ fn greet(shared: &Shared, slot: usize, newborn: Newborn) -> Result<Worker, Start
     let mut worker = newborn.greet(shared.config.setup(slot))?;
     shared.greeted();
     let Some(initializer) = &shared.config.initializer else { return Ok(worker) };
-    // The initializer is run as any task is, so that it fails as any task does.
+    // The initializer is run as any task is, so that it fails as any task does; but no other worker
+    // may take it over.
     let job = Job::new(Ok(initializer.call), TaskOptions::default(), Arc::new(Pace::default()), 0);
     job.enter(1);
     let Initializer { argument, attachments, width, .. } = initializer;
     let batch = Batch::new(Arc::clone(&job), 0, 1, *width, argument, attachments.clone());
     let running = &shared.slots[slot].running;
     *running.lock().unwrap_or_else(PoisonError::into_inner) =
-        Some(Chunk::new(&worker, VecDeque::from([batch])));
+        Some(Chunk::new(&worker, VecDeque::from([batch.for_slot(0, slot)])));
     // It is no task, so it doesn't count as one.
     let counters = Counters::new(shared.slots.len());
     if chunk::run(&mut worker, running, shared.inline_limit, &counters, None).is_err() {

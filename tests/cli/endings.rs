@@ -46,7 +46,7 @@ fn arguments_that_make_no_sense_are_exit_code_2_with_the_remedy() {
         (&["run", "--task", "nothing"], "possible values: square"),
         (&["run", "--procs", "many"], "--procs"),
         (&["run", "--chunk-size", "0"], "--chunk-size"),
-        (&["run", "--format", "xml"], "possible values: table"),
+        (&["run", "--format", "xml"], "possible values: plain"),
         (&["run", "--task", "plot"], "--out DIR"),
         (&["run", "--task", "plot", "--out", "d", "--to", "jpeg"], "--to svg or --to png"),
         (&["run", "--task", "sha256", "--points", "3", "x"], "leave it out"),

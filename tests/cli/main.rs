@@ -3,6 +3,8 @@
 //!
 //! - `support`: starts the binary and waits for it, but never for ever.
 //! - `rows`: what is shown of each result, in each format, and the summary.
+//! - `commands`: any program as a job, what it prints, its limits and its end.
+//! - `journal`: nothing is lost, and nothing done twice, over a kill and a restart.
 //! - `inputs`: where inputs come from, and that they stream.
 //! - `endings`: exit codes, errors, closed pipes, Ctrl-C.
 //! - `limits`: what one input may take, what becomes of what tasks print, and the log.
@@ -13,9 +15,11 @@
 #![cfg(feature = "cli")]
 #![allow(clippy::unwrap_used)]
 
+mod commands;
 mod endings;
 mod inputs;
 mod isolate;
+mod journal;
 mod limits;
 mod rows;
 mod signals;

@@ -1,0 +1,324 @@
+//! `procpool run -- COMMAND`: any program as a job.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::process::Stdio;
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+use crate::support::{
+    Ended, LIMIT, lines_of, procpool, run, run_with_input, signal, wait, wait_until,
+};
+
+/// Whether there is such a process and it hasn't ended.
+fn lives(pid: &str) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with(['Z', 'X']))
+}
+
+fn sorted(ended: &Ended) -> Vec<&str> {
+    let mut lines: Vec<_> = ended.text().lines().collect();
+    lines.sort_unstable();
+    lines
+}
+
+#[test]
+fn each_input_is_one_argument_whatever_is_in_it() {
+    let inputs = "a b\0it's\0two\nlines\0$HOME\0 \0--help\0*";
+    let arguments = ["run", "-0", "--format", "json", "--keep-order", "--", "printf", "[%s]", "{}"];
+    let ended = run_with_input(&arguments, inputs.as_bytes());
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    let printed: String =
+        ended.json().iter().map(|row| row["stdout"].as_str().unwrap().to_owned()).collect();
+    let expected: String = inputs.split('\0').map(|input| format!("[{input}]")).collect();
+    assert_eq!(printed, expected);
+    let shell = ["run", "-0", "--keep-order", "--shell", "--", "printf [%s] {} | cat"];
+    assert_eq!(run_with_input(&shell, inputs.as_bytes()).text(), expected);
+}
+
+#[test]
+fn inputs_come_from_arguments_files_pipes_and_ranges() {
+    let dir = tempfile::tempdir().unwrap();
+    let list = dir.path().join("list");
+    fs::write(&list, "x\n\ny z\n").unwrap();
+    let list = list.to_str().unwrap();
+    for arguments in [
+        &["run", "-k", "--", "echo", ":::", "x", "y z"][..],
+        &["run", "-k", "x", "y z", "--", "echo"],
+        &["run", "-k", "-i", list, "--", "echo", "{}"],
+    ] {
+        assert_eq!(run(arguments).text(), "x\ny z\n", "{arguments:?}");
+    }
+    assert_eq!(run_with_input(&["run", "-k", "--", "echo"], b"x\ny z\n").text(), "x\ny z\n");
+    assert_eq!(run(&["run", "-k", "-n", "3", "--", "echo", "{#}:{}"]).text(), "1:0\n2:1\n3:2\n");
+    let slots = run(&["run", "-p", "2", "-n", "20", "--", "sh", "-c", "echo {%} $PROCPOOL_SLOT"]);
+    assert!(slots.text().lines().all(|line| ["1 1", "2 2"].contains(&line)), "{slots:?}");
+}
+
+#[test]
+fn what_a_job_prints_stays_together_and_on_its_own_output() {
+    let script = "for i in 1 2 3 4 5; do echo $0; echo $0 >&2; done";
+    let inputs: Vec<String> = (0..40).map(|number| number.to_string()).collect();
+    let mut arguments = vec!["run", "-q", "-p", "4", "--", "sh", "-c", script, ":::"];
+    arguments.extend(inputs.iter().map(String::as_str));
+    let ended = run(&arguments);
+    for printed in [ended.text(), &ended.stderr] {
+        let lines: Vec<_> = printed.lines().collect();
+        assert_eq!(lines.len(), 200);
+        assert!(lines.chunks(5).all(|five| five.iter().all(|line| *line == five[0])), "{printed}");
+    }
+    arguments.insert(1, "--keep-order");
+    arguments.insert(1, "--tag");
+    let expected: String = inputs.iter().map(|it| format!("{it}\t{it}\n").repeat(5)).collect();
+    assert_eq!(run(&arguments).text(), expected);
+}
+
+#[test]
+fn lines_are_passed_on_as_they_are_printed() {
+    let dir = tempfile::tempdir().unwrap();
+    let fifo = dir.path().join("fifo");
+    assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let script = format!("echo begun; read answer < {}; printf $answer", fifo.display());
+    let arguments = ["run", "--line-buffer", "--tag", "--", "sh", "-c", &script, ":::", "x"];
+    let mut child = procpool(&arguments).spawn().unwrap();
+    let lines = lines_of(child.stdout.take().unwrap());
+    assert_eq!(lines.recv_timeout(LIMIT).unwrap(), "x\tbegun");
+    fs::write(fifo, "over\n").unwrap();
+    assert_eq!(lines.recv_timeout(LIMIT).unwrap(), "x\tover");
+    assert_eq!(wait(child).code, Some(0));
+}
+
+#[test]
+fn how_a_job_ended_and_what_it_used_are_known() {
+    let script = "case $0 in code) exit 7;; signal) kill -SEGV $$;; memory) \
+                  exec head -c 100000000 /dev/zero | tail -c 90000000 > /dev/null;; esac";
+    let arguments = [
+        "run", "-k", "--format", "json", "--", "sh", "-c", script, ":::", "code", "signal",
+        "memory",
+    ];
+    let ended = run(&arguments);
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    let rows = ended.json();
+    let how = |row: &Value| (row["result"]["exit"].clone(), row["result"]["signal"].clone());
+    assert_eq!(how(&rows[0]), (json!(7), json!(null)));
+    assert_eq!(how(&rows[1]), (json!(null), json!(11)));
+    assert_eq!(how(&rows[2]), (json!(0), json!(null)));
+    assert_eq!(rows[0]["error"], "exited with code 7");
+    assert_eq!(rows[1]["error"], "was killed by SIGSEGV");
+    assert!(rows[2]["result"]["memory"].as_u64() > Some(80_000_000), "{}", rows[2]);
+    assert!(rows[0]["result"]["memory"].as_u64() < Some(40_000_000), "{}", rows[0]);
+    assert!(rows.iter().all(|row| row["result"]["cpu"].as_f64() < Some(60.0)), "in seconds");
+}
+
+#[test]
+fn a_command_that_cannot_be_run_is_told_once_and_nothing_is_begun() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    fs::write(&file, "").unwrap();
+    let file = file.to_str().unwrap();
+    for (command, code, remedy) in [("no-such-command", 127, "--shell"), (file, 126, "chmod +x")] {
+        let ended = run(&["run", "--", command, ":::", "1", "2", "3"]);
+        assert_eq!(ended.code, Some(code), "{ended:?}");
+        assert_eq!(ended.stderr.lines().count(), 1, "{ended:?}");
+        assert!(ended.stderr.contains(command) && ended.stderr.contains(remedy), "{ended:?}");
+    }
+    // Where it depends on the input, it is the job that fails.
+    let ended = run(&["run", "-k", "--format", "json", "--", "{}", ":::", "true", "no-such", file]);
+    let exits: Vec<_> = ended.json().iter().map(|row| row["result"]["exit"].clone()).collect();
+    assert_eq!((ended.code, exits), (Some(1), vec![json!(0), json!(127), json!(126)]));
+    fs::set_permissions(file, fs::Permissions::from_mode(0o755)).unwrap();
+    let ended = run(&["run", "--", file, ":::", "1"]);
+    assert!(ended.stderr.contains("#!/bin/sh"), "{ended:?}");
+}
+
+#[test]
+fn a_job_that_takes_too_long_or_too_much_fails_alone_and_keeps_what_it_printed() {
+    let script = "echo $0; case $0 in hang) sleep 1000;; stubborn) trap '' TERM; sleep 1000 & wait; \
+                  sleep 1000;; eat) x=$(head -c 300000000 /dev/zero | tr '\\0' x); sleep 1000;; esac";
+    let mut arguments = vec!["run", "-k", "-p", "2", "--timeout", "400ms", "--memory", "100M"];
+    arguments.extend(["--format", "json", "--", "sh", "-c", script, ":::"]);
+    arguments.extend(["well", "hang", "stubborn", "eat", "well"]);
+    // How fast memory is eaten depends on the machine.
+    arguments[5] = "20s";
+    let ate = run(&[&arguments[..arguments.len() - 5], &["eat", "well"]].concat()).json();
+    assert_eq!(ate[0]["error"], "took more memory than 100 MiB and was stopped", "{}", ate[0]);
+    assert_eq!((&ate[0]["stdout"], &ate[1]["result"]["exit"]), (&json!("eat\n"), &json!(0)));
+    arguments[5] = "400ms";
+    arguments.retain(|argument| *argument != "eat");
+    let rows = run(&arguments).json();
+    let errors: Vec<_> = rows.iter().map(|row| row.get("error").is_some()).collect();
+    assert_eq!(errors, [false, true, true, false]);
+    for row in &rows[1..3] {
+        assert_eq!(row["error"], "was stopped after its time limit of 400ms", "{row}");
+        assert_eq!(row["stdout"], format!("{}\n", row["input"].as_str().unwrap()));
+        assert!(row["seconds"].as_f64() >= Some(0.4), "{row}");
+    }
+    let pids: Vec<_> = rows.iter().map(|row| row["pid"].as_u64().unwrap()).collect();
+    assert!(pids.iter().all(|pid| pids[..2].contains(pid)), "no worker is lost by it: {pids:?}");
+}
+
+#[test]
+fn a_time_limit_may_be_a_share_of_the_median() {
+    let mut arguments = vec!["run", "-p", "1", "-k", "--timeout", "1000%", "--format", "json"];
+    arguments.extend(["--", "sleep", ":::", "0.03", "0.03", "0.03", "0.03", "0.03", "100", "0.03"]);
+    let rows = run(&arguments).json();
+    let failed: Vec<_> = rows.iter().map(|row| row.get("error").is_some()).collect();
+    assert_eq!(failed, [false, false, false, false, false, true, false], "{rows:?}");
+}
+
+#[test]
+fn a_job_that_fails_is_tried_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let script = format!("echo x >> {}/$0; test $(wc -l < {0}/$0) -ge $0", dir.path().display());
+    let arguments = [
+        "run",
+        "-k",
+        "--retries",
+        "2",
+        "--format",
+        "json",
+        "--",
+        "sh",
+        "-c",
+        &script,
+        ":::",
+        "1",
+        "3",
+        "4",
+    ];
+    let ended = run(&arguments);
+    let rows = ended.json();
+    let attempts: Vec<_> = rows.iter().map(|row| row["attempt"].as_u64().unwrap()).collect();
+    assert_eq!(attempts, [1, 3, 3]);
+    assert!(rows[1].get("error").is_none() && rows[2].get("error").is_some(), "{rows:?}");
+    assert!(ended.stderr.contains("2 done, 1 failed, 4 retried"), "{ended:?}");
+}
+
+#[test]
+fn what_a_job_leaves_running_is_ended_before_the_next_one() {
+    let left = "sleep 1000 & echo $!; setsid sh -c 'sleep 1000 & echo $!; wait' & sleep 0.1";
+    let arguments = ["run", "-k", "-p", "1", "--", "sh", "-c", left, ":::", "1"];
+    let ended = run(&arguments);
+    assert_eq!((ended.code, ended.text().lines().count()), (Some(0), 2), "{ended:?}");
+    assert!(ended.text().lines().all(|pid| !lives(pid)), "{ended:?}");
+}
+
+#[test]
+fn when_the_command_is_killed_its_jobs_are_gone() {
+    let arguments = ["run", "-p", "2", "--line-buffer", "--", "sh", "-c", "echo $$; sleep 1000"];
+    let arguments = [&arguments[..], &[":::", "1", "2"]].concat();
+    let mut child = procpool(&arguments).spawn().unwrap();
+    let lines = lines_of(child.stdout.take().unwrap());
+    let pids = [lines.recv_timeout(LIMIT).unwrap(), lines.recv_timeout(LIMIT).unwrap()];
+    assert!(pids.iter().all(|pid| lives(pid)));
+    signal(child.id(), Signal::KILL);
+    wait(child);
+    wait_until("its jobs are gone", || pids.iter().all(|pid| !lives(pid)));
+}
+
+#[test]
+fn too_many_failures_end_the_run() {
+    let arguments = |halt, script| {
+        ["run", "-p", "2", "--halt", halt, "-n", "1000", "--", "sh", "-c", script]
+            .map(str::to_owned)
+    };
+    let soon = run(&arguments("soon,fail=3", "exit 1"));
+    assert_eq!(soon.code, Some(1));
+    assert!(soon.stderr.contains("halted: 3 of 3 have failed"), "{soon:?}");
+    assert!(soon.stderr.matches("exited with code 1").count() < 8, "{soon:?}");
+    let share = run(&arguments("soon,fail=10%", "test $0 -lt 50"));
+    let done: usize = share.stderr.matches("exited with code 1").count();
+    assert!((3..20).contains(&done), "{share:?}");
+    // The other one would run for ever.
+    let now = run(&arguments("now,fail=1", "test $0 = 0 && exec sleep 10000; sleep 0.2; exit 1"));
+    assert!(now.code == Some(1) && now.stderr.contains("were killed"), "{now:?}");
+}
+
+#[test]
+fn the_exit_code_may_count_what_failed() {
+    let failed = |count| run(&["run", "-q", "--exit-count", "-n", count, "--", "false"]).code;
+    assert_eq!(["0", "3", "100", "150"].map(failed), [0, 3, 100, 101].map(Some));
+}
+
+#[test]
+fn a_dry_run_prints_what_can_be_typed_and_runs_nothing() {
+    let dry = |more: &[&str]| {
+        let ended = run(&[&["run", "--dry-run"], more].concat());
+        assert_eq!(ended.code, Some(0), "{ended:?}");
+        ended.text().to_owned()
+    };
+    let inputs = [":::", "a b", "it's"];
+    assert_eq!(
+        dry(&[&["--", "false", "{/}"], &inputs[..]].concat()),
+        "false 'a b'\nfalse 'it'\\''s'\n"
+    );
+    assert_eq!(dry(&[&["--shell", "--", "cat {} > x"], &inputs[..2]].concat()), "cat 'a b' > x\n");
+    assert_eq!(dry(&["--task", "sqrt", "4..6"]), "sqrt 4\nsqrt 5\n");
+}
+
+#[test]
+fn a_reader_that_is_gone_is_a_clean_end_line_by_line_too() {
+    for more in [&[][..], &["--line-buffer"], &["--output", "inherit"]] {
+        let arguments = [&["run", "-q", "-n", "100000000"], more, &["--", "echo"]].concat();
+        let mut child = procpool(&arguments).stdin(Stdio::null()).spawn().unwrap();
+        let lines = lines_of(child.stdout.take().unwrap());
+        lines.recv_timeout(LIMIT).unwrap();
+        drop(lines);
+        if more.len() == 2 {
+            // Nobody but the jobs themselves would notice.
+            signal(child.id(), Signal::KILL);
+            wait(child);
+            continue;
+        }
+        let ended = wait(child);
+        assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""), "{more:?}");
+    }
+}
+
+#[test]
+fn ctrl_c_finishes_what_was_begun() {
+    let mut child =
+        procpool(&["run", "-p", "2", "--", "sh", "-c", "echo begun; sleep 0.3; echo done"])
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(&b"x\n".repeat(50)).unwrap();
+    let lines = lines_of(child.stdout.take().unwrap());
+    lines.recv_timeout(LIMIT).unwrap();
+    signal(child.id(), Signal::INT);
+    let ended = wait(child);
+    let printed: Vec<_> = lines.iter().collect();
+    assert_eq!(ended.code, Some(130), "{ended:?}");
+    assert!(printed.len() % 2 == 1 && printed.len() < 50, "{printed:?}");
+    assert_eq!(printed.last().map(String::as_str), Some("done"));
+    drop(stdin);
+}
+
+#[test]
+fn options_that_make_no_sense_are_exit_code_2_with_the_remedy() {
+    let cases: [(&[&str], &str); 12] = [
+        (&["--", ":::", "x"], "no command"),
+        (&["--", "echo", ":::"], "no inputs after :::"),
+        (&["--", "echo", ":::", "x", ":::", "y"], "one ::: too many"),
+        (&["--task", "pi", "--", "echo"], "cannot be used with"),
+        (&["--seed", "3", "--", "echo", ":::", "x"], "--seed is for tasks"),
+        (&["--format", "plain"], "give table, json or csv"),
+        (&["--timeout", "200%"], "such as 10s"),
+        (&["--timeout", "0%", "--", "echo"], "such as 300%"),
+        (&["--halt", "later,fail=1", "--", "echo"], "now,fail=1"),
+        (&["--shell"], "COMMAND"),
+        (&["--tag", "--output", "inherit", "--", "echo", ":::", "x"], "leave out --output"),
+        (&["--resume"], "--journal"),
+    ];
+    for (arguments, remedy) in cases {
+        let ended = run(&[&["run"], arguments].concat());
+        assert_eq!(ended.code, Some(2), "{arguments:?}: {ended:?}");
+        assert!(ended.stderr.contains(remedy), "{arguments:?}: {}", ended.stderr);
+    }
+    let hint = run(&["compare", "--plot", "/dev/null/x"]);
+    assert_eq!(hint.code, Some(1), "{hint:?}");
+    assert_eq!(sorted(&run(&["run", "-q", "--", "echo", ":::", "b", "a"])), ["a", "b"]);
+}

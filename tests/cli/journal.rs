@@ -1,0 +1,126 @@
+//! `--journal`: nothing is lost, and nothing done twice, over a kill and a restart.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::path::Path;
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::support::{Ended, lines_of, procpool, run, signal, wait, wait_until};
+
+fn lines(journal: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(journal).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// How often each input has succeeded.
+fn successes(journal: &Path) -> HashMap<String, u32> {
+    let mut successes = HashMap::new();
+    for line in lines(journal).iter().filter(|line| line["ok"] == true) {
+        *successes.entry(line["input"].as_str().unwrap().to_owned()).or_default() += 1;
+    }
+    successes
+}
+
+fn with_journal(journal: &Path, more: &[&str]) -> Ended {
+    run(&[&["run", "--journal", journal.to_str().unwrap()], more].concat())
+}
+
+#[test]
+fn killed_in_the_middle_and_resumed_each_job_succeeds_exactly_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = dir.path().join("journal");
+    for task in [&["-p", "2", "-n", "600", "--", "true"][..], &["-p", "2", "-t", "pi", "-n", "600"]]
+    {
+        let _ = fs::remove_file(&journal);
+        let arguments =
+            [&["run", "--journal", journal.to_str().unwrap(), "--resume"], task].concat();
+        for part in [100, 300] {
+            let mut child = procpool(&arguments).spawn().unwrap();
+            let drained = lines_of(child.stdout.take().unwrap());
+            let done = || fs::read(&journal).unwrap_or_default().split(|it| *it == b'\n').count();
+            wait_until("some are done", || done() > part);
+            signal(child.id(), Signal::KILL);
+            wait(child);
+            drop(drained);
+        }
+        let before = successes(&journal).len();
+        let ended = run(&arguments);
+        assert_eq!(ended.code, Some(0), "{ended:?}");
+        let successes = successes(&journal);
+        assert!(before < 600 || task.contains(&"pi"), "killed in the middle: {before}");
+        assert_eq!(successes.len(), 600, "none is missing");
+        assert!(successes.values().all(|times| *times == 1), "each once");
+        let again = run(&arguments);
+        assert!(again.text().is_empty() || again.text().contains("0 tasks"), "{again:?}");
+    }
+}
+
+#[test]
+fn what_failed_is_tried_again_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = dir.path().join("journal");
+    let flag = dir.path().join("flag");
+    let script = format!("test $0 != b || test -e {}", flag.display());
+    let command = ["-q", "--", "sh", "-c", &script, ":::"];
+    let first = with_journal(&journal, &[&command, &["a", "b", "c"][..]].concat());
+    assert_eq!((first.code, lines(&journal).len()), (Some(1), 3), "{first:?}");
+    let failed = lines(&journal).into_iter().find(|line| line["ok"] == false).unwrap();
+    assert_eq!((&failed["input"], &failed["result"]["exit"]), (&"b".into(), &1.into()));
+    File::create(flag).unwrap();
+    // What has moved or is new changes nothing about what is known.
+    let inputs = ["d", "c", "b", "a"];
+    let retried =
+        with_journal(&journal, &[&["--retry-failed"][..], &command, &inputs[..]].concat());
+    assert_eq!((retried.code, lines(&journal).len()), (Some(0), 4), "{retried:?}");
+    let resumed = with_journal(&journal, &[&["--resume"][..], &command, &inputs[..]].concat());
+    assert_eq!(resumed.code, Some(0), "{resumed:?}");
+    let expected = ["a", "b", "c", "d"].map(|input| (input.to_owned(), 1));
+    assert_eq!(successes(&journal), expected.into());
+}
+
+#[test]
+fn another_command_or_option_is_another_job() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = dir.path().join("journal");
+    let count = |more: &[&str]| {
+        let ended = with_journal(&journal, &[&["-q", "--resume"], more].concat());
+        assert_eq!(ended.code, Some(0), "{ended:?}");
+        lines(&journal).len()
+    };
+    assert_eq!(count(&["--", "true", ":::", "1", "1"]), 2, "the same job twice counts twice");
+    assert_eq!(count(&["--", "true", ":::", "1", "1", "1"]), 3);
+    assert_eq!(count(&["--", "true", "x", ":::", "1"]), 4);
+    assert_eq!(count(&["--task", "pi", "--points", "10", "1"]), 5);
+    assert_eq!(count(&["--task", "pi", "--points", "20", "1"]), 6);
+    assert_eq!(count(&["--task", "pi", "--points", "20", "1"]), 6);
+}
+
+#[test]
+fn a_journal_is_neither_overwritten_nor_written_by_two() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = dir.path().join("journal");
+    assert_eq!(with_journal(&journal, &["-q", "1"]).code, Some(0));
+    let again = with_journal(&journal, &["-q", "1"]);
+    assert!(again.code == Some(2) && again.stderr.contains("--resume"), "{again:?}");
+    let held = File::options().append(true).open(&journal).unwrap();
+    rustix::fs::flock(&held, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let beside = with_journal(&journal, &["-q", "--resume", "1"]);
+    assert!(beside.code == Some(2) && beside.stderr.contains("another run"), "{beside:?}");
+    drop(held);
+    // A torn last line is no line.
+    let mut file = File::options().append(true).open(&journal).unwrap();
+    file.write_all(b"{\"key\":\"12").unwrap();
+    assert_eq!(with_journal(&journal, &["-q", "--resume", "1", "2"]).code, Some(0));
+    assert_eq!(lines(&journal).len(), 2);
+    file.write_all(b"no journal\nat all\n").unwrap();
+    let strange = with_journal(&journal, &["-q", "--resume", "1"]);
+    assert!(strange.code == Some(2) && strange.stderr.contains("line 3"), "{strange:?}");
+    let mut kept = String::new();
+    File::open(&journal).unwrap().read_to_string(&mut kept).unwrap();
+    assert!(kept.ends_with("at all\n"), "what isn't understood is left alone");
+    let nowhere = with_journal(Path::new("/nowhere/journal"), &["1"]);
+    assert!(nowhere.code == Some(2) && nowhere.stderr.contains("check --journal"), "{nowhere:?}");
+}
