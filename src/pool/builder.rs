@@ -62,7 +62,7 @@ pub struct PoolBuilder {
     /// 30 s.
     start_timeout: Duration,
     env: Vec<(OsString, OsString)>,
-    env_per_worker: Option<EnvPerWorker>,
+    env_per_worker: Vec<EnvPerWorker>,
     current_dir: Option<PathBuf>,
     output: Output,
     /// Zero: killed at once.
@@ -107,7 +107,7 @@ pub(crate) struct Config {
     pub(crate) initializer: Option<Initializer>,
     pub(crate) window: Option<u64>,
     pub(crate) start_timeout: Duration,
-    pub(crate) env_per_worker: Option<EnvPerWorker>,
+    pub(crate) env_per_worker: Vec<EnvPerWorker>,
     pub(crate) launch: Launch,
     pub(crate) kill_grace: Duration,
     pub(crate) max_tasks: Option<u64>,
@@ -168,7 +168,7 @@ impl PoolBuilder {
             window: None,
             start_timeout: Duration::from_secs(30),
             env: Vec::new(),
-            env_per_worker: None,
+            env_per_worker: Vec::new(),
             current_dir: None,
             output: Output::Inherit,
             kill_grace: Duration::ZERO,
@@ -289,7 +289,7 @@ impl PoolBuilder {
         self
     }
 
-    /// Sets variables in the environment of each worker, by its slot.
+    /// Sets variables in the environment of each worker, by its slot. May be set several times.
     ///
     /// # Devices
     ///
@@ -322,7 +322,7 @@ impl PoolBuilder {
         mut self,
         env: impl Fn(usize) -> Vec<(OsString, OsString)> + Send + Sync + 'static,
     ) -> Self {
-        self.env_per_worker = Some(Arc::new(env));
+        self.env_per_worker.push(Arc::new(env));
         self
     }
 

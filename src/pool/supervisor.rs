@@ -251,7 +251,7 @@ impl Supervisor<'_> {
         self.nonce = self.nonce.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(now() | 1);
         let marker =
             Marker { nonce: self.nonce, parent: std::process::id(), bootstrap: name.clone() };
-        let env = config.env_per_worker.as_ref().map_or_else(Vec::new, |env| env(slot));
+        let env = config.env_per_worker.iter().flat_map(|env| env(slot));
         let title = config.title(slot);
         let io = |error: std::io::Error| hint(&error, error.raw_os_error());
         let capture = config.launch.output == Output::Capture;

@@ -47,6 +47,9 @@ fn gpus_are_shared_out_among_the_workers_one_each_in_turn() {
         wait(child);
     }
     assert_eq!(run(&["run", "--gpus", "0,", "4"]).code, Some(2), "an empty one is none");
+    let show = "echo $CUDA_VISIBLE_DEVICES";
+    let command = run(&["run", "--gpus", "7", "--", "sh", "-c", show, ":::", "1", "2"]);
+    assert_eq!((command.text(), command.code), ("7\n7\n", Some(0)), "{command:?}");
 }
 
 #[test]
