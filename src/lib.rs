@@ -73,6 +73,9 @@
 //! [`close`](Pool::close) accepts nothing more, [`join`](Pool::join) waits for what was submitted,
 //! [`terminate`](Pool::terminate) ends it now. A pool that is dropped is terminated.
 //!
+//! A task that needs random numbers draws them, or the seed of a generator, from [`seed()`]: another
+//! stream for each task, and the same in each run with the same [pool seed](PoolBuilder::seed).
+//!
 //! For one call, [`Process::spawn`] starts a process that ends with it, and has an exit status to be
 //! asked for.
 //!
@@ -147,6 +150,7 @@ pub use pool::{
     Event, EventKind, Limits, Pool, PoolBuilder, Process, ProcessBuilder, Report, Reports, Results,
     Stats, Task, TaskOptions, WorkerInfo, WorkerState, log_to_stderr,
 };
+pub use procpool_worker::seed::seed;
 pub use procpool_worker::state::with as with_state;
 pub use shared::{Atomic, SharedArray, SharedSlice, SharedValue};
 pub use sync::{Barrier, BarrierError, Lock, LockGuard, Permit, Semaphore};

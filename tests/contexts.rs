@@ -3,7 +3,7 @@
 
 mod support;
 
-use procpool::{Pool, Side, TaskErrorKind, TaskOptions};
+use procpool::{Pool, Process, SharedSlice, Side, TaskErrorKind, TaskOptions};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use support::{SideEffects, is_alive, kill, wait_until};
 
@@ -74,6 +74,20 @@ fn a_large_context_arrives_whole() {
     let at = |(numbers, _): &(Vec<u64>, bool), i: usize| numbers[i];
     let context = (numbers, true);
     assert_eq!(pool.map_with(context, at, places), Ok(places.map(|i| i as u64).to_vec()));
+}
+
+#[test]
+fn shared_handles_may_be_inside_of_a_context_a_broadcast_and_a_processes_argument() {
+    fn at((shared, _): (SharedSlice<u64>, u8)) -> u64 {
+        shared[77]
+    }
+    let shared = SharedSlice::new((0..100).collect::<Vec<u64>>()).unwrap();
+    let pool = Pool::new(2).unwrap();
+    let look = |(shared, _): &(SharedSlice<u64>, u8), i: usize| shared[i];
+    let seen = pool.map_with((shared.clone(), 1), look, 0..100).unwrap();
+    assert!(seen.into_iter().eq(0..100));
+    assert_eq!(pool.broadcast(at, (shared.clone(), 1)), [Ok(77), Ok(77)]);
+    assert_eq!(Process::spawn(at, (shared, 1)).unwrap().join(), Ok(77));
 }
 
 #[test]

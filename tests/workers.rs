@@ -4,9 +4,10 @@
 
 mod support;
 
+use std::collections::HashSet;
 use std::time::Duration;
 
-use procpool::{DeathCause, Pool, Side, TaskError, TaskErrorKind, WorkerState};
+use procpool::{DeathCause, Pool, Process, Side, TaskError, TaskErrorKind, WorkerState};
 use serde::{Deserialize, Serialize, Serializer};
 use support::{SideEffects, is_alive, kill, sleepy, wait_until};
 
@@ -172,4 +173,98 @@ fn a_broadcast_ends_with_its_pool() {
         assert!(broadcast.join().unwrap().iter().all(Result::is_err));
     });
     drop(busy);
+}
+
+/// Three numbers of the task's stream.
+fn draw<A>(_: A) -> [u64; 3] {
+    [(); 3].map(|()| procpool::seed())
+}
+
+/// What tasks of all kinds draw, in the order of the calls.
+fn draws(pool: &Pool) -> Vec<[u64; 3]> {
+    let mut draws = pool.map(draw::<u64>, 0..500).unwrap();
+    draws.extend((0..10).map(|x| pool.apply(draw::<u64>, x).unwrap()));
+    let tasks: Vec<_> = (0..100).map(|x| pool.apply_async(draw::<u64>, x)).collect();
+    draws.extend(tasks.into_iter().map(|task| task.get().unwrap()));
+    draws.extend(pool.imap(draw::<String>, [(); 20].map(|()| "x".to_owned())).map(Result::unwrap));
+    draws.extend(pool.map_with(1, |_: &u64, x: u64| draw(x), 0..20).unwrap());
+    draws.extend(pool.broadcast(draw::<()>, ()).into_iter().take(1).map(Result::unwrap));
+    draws
+}
+
+#[test]
+fn each_task_draws_other_numbers_and_the_same_for_the_same_seed_whoever_runs_it() {
+    let pool = |workers, chunk_size| {
+        Pool::builder().workers(workers).chunk_size(chunk_size).seed(7).build().unwrap()
+    };
+    let once = draws(&pool(1, 1));
+    assert_eq!(draws(&pool(4, 1)), once);
+    assert_eq!(draws(&pool(2, 64)), once);
+    let mut numbers: Vec<u64> = once.into_iter().flatten().collect();
+    let drawn = numbers.len();
+    numbers.sort_unstable();
+    numbers.dedup();
+    assert_eq!(numbers.len(), drawn, "all differ");
+    let other = draws(&Pool::builder().workers(2).seed(8).build().unwrap());
+    assert!(other.iter().flatten().all(|number| numbers.binary_search(number).is_err()));
+}
+
+#[test]
+fn a_task_that_is_run_again_draws_what_it_drew_before() {
+    let once = |(effects, x): (SideEffects, u64)| {
+        if x == 5 && effects.count(x) == 0 {
+            effects.note(x);
+            std::process::abort();
+        }
+        draw(x)
+    };
+    let builder = || Pool::builder().workers(2).seed(7).retries(1);
+    let (calm, retried) = (SideEffects::new(), SideEffects::new());
+    calm.note(5);
+    let draws = |effects: &SideEffects| {
+        builder().build().unwrap().map(once, (0..20).map(|x| (effects.clone(), x))).unwrap()
+    };
+    assert_eq!(draws(&calm), draws(&retried));
+}
+
+#[test]
+fn initializers_and_processes_draw_from_the_seed_too_and_others_what_nobody_drew() {
+    let builder = || Pool::builder().workers(2).seed(7).initializer(draw::<()>, ());
+    let look = |()| procpool::with_state(|numbers: &mut [u64; 3]| *numbers).unwrap();
+    let drawn = builder().build().unwrap().broadcast(look, ());
+    assert_ne!(drawn[0], drawn[1]);
+    assert_eq!(builder().build().unwrap().broadcast(look, ()), drawn);
+    let process = |seed| Process::builder().seed(seed).spawn(draw::<()>, ()).unwrap().join();
+    assert_eq!(process(1), process(1));
+    assert_ne!(process(1), process(2));
+    let in_a_thread = |()| std::thread::spawn(procpool::seed).join().unwrap();
+    let pool = Pool::new(2).unwrap();
+    let drawn: HashSet<u64> = pool.map(in_a_thread, [(); 20]).unwrap().into_iter().collect();
+    assert_eq!(drawn.len(), 20);
+    assert_ne!(procpool::seed(), procpool::seed());
+}
+
+#[test]
+fn inner_thread_pools_are_told_of_their_workers_share_unless_somebody_has_said_otherwise() {
+    let var = |name: String| std::env::var(name).unwrap_or_default();
+    let cpus = std::thread::available_parallelism().unwrap().get();
+    for workers in [2, 2 * cpus] {
+        let pool = Pool::builder().workers(workers).env("MKL_NUM_THREADS", "13").build().unwrap();
+        let share = (cpus / workers).max(1).to_string();
+        for name in ["RAYON_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"] {
+            let expected = std::env::var(name).unwrap_or_else(|_| share.clone());
+            assert_eq!(pool.apply(var, name.to_owned()), Ok(expected), "{name}");
+        }
+        assert_eq!(pool.apply(var, "MKL_NUM_THREADS".to_owned()), Ok("13".to_owned()));
+    }
+    // A pool leaves alone what its own environment says; a process has all there are, to be shared
+    // out by its own pools.
+    fn inner(name: String) -> String {
+        Pool::new(2).unwrap().apply(|name| std::env::var(name).unwrap(), name).unwrap()
+    }
+    let name = "OMP_NUM_THREADS";
+    let mut process = Process::builder().env(name, "5").spawn(inner, name.to_owned()).unwrap();
+    assert_eq!(process.join(), Ok("5".to_owned()));
+    let expected = std::env::var(name).unwrap_or_else(|_| (cpus / 2).max(1).to_string());
+    assert_eq!(Process::spawn(inner, name.to_owned()).unwrap().join(), Ok(expected));
 }

@@ -5,7 +5,7 @@ use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::builder::{NonEmptyStringValueParser, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::compare::CompareArgs;
@@ -115,6 +115,12 @@ pub(super) struct RunArgs {
     #[arg(short, long, value_name = "N", env = "PROCPOOL_PROCS", default_value_t = 0)]
     #[arg(value_parser = procs)]
     pub(super) procs: usize,
+
+    /// GPUs to share out among the workers, one each in turn (CUDA_VISIBLE_DEVICES and
+    /// HIP_VISIBLE_DEVICES); without --procs, there is a worker for each
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
+    pub(super) gpus: Vec<String>,
 
     /// What to do with each input, without a command; 'procpool tasks' says more [default: square]
     #[arg(short, long, value_name = "NAME", conflicts_with = "command")]

@@ -30,6 +30,8 @@ pub(super) struct RunPlan {
     pub(super) takes: Takes,
     /// 0 is left to the pool, which knows how many CPUs it may use.
     pub(super) workers: usize,
+    /// One for each worker in turn, if any.
+    pub(super) gpus: Vec<String>,
     pub(super) chunk_size: Option<usize>,
     pub(super) limits: LimitArgs,
     pub(super) journal: JournalArgs,
@@ -126,7 +128,8 @@ impl RunPlan {
         Ok(Self {
             source,
             takes,
-            workers: args.procs,
+            workers: if args.procs == 0 { args.gpus.len() } else { args.procs },
+            gpus: args.gpus,
             chunk_size: args.chunk_size.map(Into::into),
             dry_run: args.dry_run,
             unordered: output.unordered || (is_command && !output.keep_order),

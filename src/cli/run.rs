@@ -177,6 +177,13 @@ fn build_pool(plan: &RunPlan, builder: PoolBuilder, log: Option<Log>) -> Result<
     if let Some(tasks) = limits.max_tasks {
         builder = builder.max_tasks_per_worker(tasks.get());
     }
+    if !plan.gpus.is_empty() {
+        let gpus = plan.gpus.clone();
+        builder = builder.env_per_worker(move |slot| {
+            let variables = ["CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"];
+            variables.map(|name| (name.into(), gpus[slot % gpus.len()].clone().into())).into()
+        });
+    }
     if let Some(log) = log {
         builder = builder.on_event(move |event| log.write(event));
     } else if matches!(plan.log, LogTo::Stderr) {

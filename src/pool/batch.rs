@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use procpool_worker::attach::Attachments;
 use procpool_worker::protocol::take_item;
+use procpool_worker::seed;
 use procpool_worker::transport::Region;
 
 use super::job::{Arrival, Content, Failure, Job, Origin};
@@ -98,6 +99,11 @@ impl Batch {
             Arguments::Bytes { .. } => None,
             Arguments::Elements(region) => Some(region),
         }
+    }
+
+    /// The first item's state among those of [`seed`].
+    pub(crate) fn seed(&self) -> u64 {
+        seed::after(self.job.seed, self.first)
     }
 
     /// Bytes in the first `items` arguments.
@@ -257,7 +263,7 @@ mod tests {
             }
         }
         let call = Call { function: 0, trampoline: 0 };
-        let job = Job::new(Ok(call), Default::default(), Default::default(), 0);
+        let job = Job::new(Ok(call), Default::default(), Default::default(), 0, None, 0);
         let width = if numbers { 4 } else { 0 };
         Batch::new(job, 100, texts.len() as u32, width, &arguments, Attachments::default())
     }

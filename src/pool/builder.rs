@@ -10,7 +10,7 @@ use std::time::Duration;
 use procpool_worker::attach::Attachments;
 use procpool_worker::function::Call;
 use procpool_worker::protocol::{self, Setup};
-use procpool_worker::{serve, transport};
+use procpool_worker::{seed, serve, transport};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -62,7 +62,7 @@ pub struct PoolBuilder {
     /// 30 s.
     start_timeout: Duration,
     env: Vec<(OsString, OsString)>,
-    env_per_worker: Option<EnvPerWorker>,
+    env_per_worker: Vec<EnvPerWorker>,
     current_dir: Option<PathBuf>,
     output: Output,
     /// Zero: killed at once.
@@ -77,6 +77,8 @@ pub struct PoolBuilder {
     pin_cpus: bool,
     /// Whether another worker takes the place of one that is lost.
     replaces: bool,
+    /// `None`: another each time.
+    seed: Option<u64>,
     observers: Vec<Observer>,
 }
 
@@ -105,7 +107,7 @@ pub(crate) struct Config {
     pub(crate) initializer: Option<Initializer>,
     pub(crate) window: Option<u64>,
     pub(crate) start_timeout: Duration,
-    pub(crate) env_per_worker: Option<EnvPerWorker>,
+    pub(crate) env_per_worker: Vec<EnvPerWorker>,
     pub(crate) launch: Launch,
     pub(crate) kill_grace: Duration,
     pub(crate) max_tasks: Option<u64>,
@@ -113,6 +115,7 @@ pub(crate) struct Config {
     pub(crate) idle_timeout: Option<Duration>,
     pub(crate) min_workers: usize,
     pub(crate) replaces: bool,
+    pub(crate) seed: u64,
     limits: Limits,
     nice: i32,
     /// The CPUs that workers are kept to, one each in turn.
@@ -165,7 +168,7 @@ impl PoolBuilder {
             window: None,
             start_timeout: Duration::from_secs(30),
             env: Vec::new(),
-            env_per_worker: None,
+            env_per_worker: Vec::new(),
             current_dir: None,
             output: Output::Inherit,
             kill_grace: Duration::ZERO,
@@ -177,6 +180,7 @@ impl PoolBuilder {
             nice: 0,
             pin_cpus: false,
             replaces: true,
+            seed: None,
             observers: Vec::new(),
         }
     }
@@ -274,18 +278,42 @@ impl PoolBuilder {
     }
 
     /// Sets a variable in the workers' environment.
+    ///
+    /// Libraries that start threads of their own would start as many in each worker as there are
+    /// CPUs. They are told of the worker's share instead (the CPUs divided by the workers, at least 1)
+    /// by `RAYON_NUM_THREADS`, `OMP_NUM_THREADS`, `OPENBLAS_NUM_THREADS`, `MKL_NUM_THREADS`,
+    /// `BLIS_NUM_THREADS`, `NUMEXPR_NUM_THREADS` and `NUMBA_NUM_THREADS`. One that is set in this
+    /// process's environment, or here, stays as it is.
     pub fn env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
         self.env.push((name.into(), value.into()));
         self
     }
 
-    /// Sets variables in the environment of each worker, by its slot: for example one device each.
+    /// Sets variables in the environment of each worker, by its slot. May be set several times.
+    ///
+    /// # Devices
+    ///
+    /// That is how workers share GPUs: each sees one, under number 0, since libraries look at the
+    /// variable when they are opened. Open them in the [`initializer`](Self::initializer), which runs
+    /// in the worker, and never in the parent, which would take part of each device's memory and has
+    /// no use for it. A worker that takes the place of another in its slot has its device too.
     ///
     /// ```no_run
     /// # fn main() -> Result<(), procpool::Error> {
+    /// const GPUS: [&str; 2] = ["0", "1"];
+    ///
+    /// struct Model { device: String } // a library's context and what it has loaded
+    ///
+    /// fn open(path: String) -> Model {
+    ///     let device = std::env::var("CUDA_VISIBLE_DEVICES").unwrap_or_default();
+    ///     println!("{path} on GPU {device}");
+    ///     Model { device }
+    /// }
+    ///
     /// let pool = procpool::Pool::builder()
-    ///     .workers(2)
-    ///     .env_per_worker(|slot| vec![("CUDA_VISIBLE_DEVICES".into(), slot.to_string().into())])
+    ///     .workers(4) // two for each GPU
+    ///     .env_per_worker(|slot| vec![("CUDA_VISIBLE_DEVICES".into(), GPUS[slot % 2].into())])
+    ///     .initializer(open, "model.onnx".to_owned())
     ///     .build()?;
     /// # Ok(())
     /// # }
@@ -294,7 +322,7 @@ impl PoolBuilder {
         mut self,
         env: impl Fn(usize) -> Vec<(OsString, OsString)> + Send + Sync + 'static,
     ) -> Self {
-        self.env_per_worker = Some(Arc::new(env));
+        self.env_per_worker.push(Arc::new(env));
         self
     }
 
@@ -362,6 +390,13 @@ impl PoolBuilder {
     /// Keeps each worker to one CPU of those that this process may use, in turn.
     pub fn pin_cpus(mut self, pin: bool) -> Self {
         self.pin_cpus = pin;
+        self
+    }
+
+    /// What the tasks' random numbers are made from; see [`seed`](crate::seed()). Not set: something
+    /// else in each run.
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = Some(seed);
         self
     }
 
@@ -465,6 +500,8 @@ impl PoolBuilder {
             0 => std::thread::available_parallelism().map_or(1, NonZero::get),
             workers => workers,
         };
+        let mut env = share_of_cpus(workers);
+        env.extend(self.env);
         let config = move |cord| Config {
             workers,
             name: self.name,
@@ -472,18 +509,14 @@ impl PoolBuilder {
             window: self.window,
             start_timeout: self.start_timeout,
             env_per_worker: self.env_per_worker,
-            launch: Launch {
-                env: self.env,
-                current_dir: self.current_dir,
-                output: self.output,
-                cord,
-            },
+            launch: Launch { env, current_dir: self.current_dir, output: self.output, cord },
             kill_grace: self.kill_grace,
             max_tasks: self.max_tasks,
             max_memory: self.max_memory,
             idle_timeout: self.idle_timeout,
             min_workers: self.min_workers,
             replaces: self.replaces,
+            seed: self.seed.unwrap_or_else(seed::fresh),
             limits: self.limits,
             nice: self.nice,
             cpus,
@@ -503,6 +536,25 @@ fn check_open_files(workers: usize) -> Result<(), Error> {
         Some(limit) if needed > limit => Err(Error::OpenFiles { workers, needed, limit }),
         _ => Ok(()),
     }
+}
+
+/// Tells libraries that start threads of their own how many they may: a worker's share of the CPUs,
+/// where nobody has said otherwise.
+fn share_of_cpus(workers: usize) -> Vec<(OsString, OsString)> {
+    const VARIABLES: [&str; 7] = [
+        "RAYON_NUM_THREADS",
+        "OMP_NUM_THREADS",
+        "OPENBLAS_NUM_THREADS",
+        "MKL_NUM_THREADS",
+        "BLIS_NUM_THREADS",
+        "NUMEXPR_NUM_THREADS",
+        "NUMBA_NUM_THREADS",
+    ];
+    let cpus = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let share = (cpus / workers).max(1).to_string();
+    // One that has them all need not be told, and its own pools share them out.
+    let is_open = |name: &&str| workers > 1 && std::env::var_os(name).is_none();
+    VARIABLES.into_iter().filter(is_open).map(|name| (name.into(), share.clone().into())).collect()
 }
 
 /// The CPUs that this process may use.

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use procpool_worker::lane::{CAPACITY, Lane, Note};
 use procpool_worker::protocol::{Body, Reply, Request, SPAN_HEAD, Span};
+use procpool_worker::seed;
 use procpool_worker::transport::{Region, TransportError};
 
 use super::batch::{Batch, split_back};
@@ -237,12 +238,14 @@ impl Chunk {
             while let Some(first) = batches.peek() {
                 // One that can't be called was refused when it was submitted.
                 let (Ok(call), width) = (first.job.call, first.width) else { break };
-                let mut span = Span { call, items: 0, width, bytes: 0 };
-                // Single calls of one function travel as one span.
-                let alike = |other: &&Batch| other.job.call == Ok(call) && other.width == width;
+                let mut span = Span { call, items: 0, width, bytes: 0, seed: first.seed() };
                 let head = body.len();
                 body.extend_from_slice(&span.head());
-                while let Some(batch) = batches.next_if(alike) {
+                // Single calls of one function, one after the other, travel as one span.
+                while let Some(batch) = batches.next_if(|other| {
+                    (other.job.call, other.width) == (Ok(call), width)
+                        && other.seed() == seed::after(span.seed, span.items.into())
+                }) {
                     body.extend_from_slice(batch.arguments());
                     span.items += batch.items;
                 }

@@ -37,33 +37,25 @@ impl Context {
     /// Why that can't be done.
     pub(crate) fn encode<C: Serialize>(value: &C, inline_limit: usize) -> Result<Self, String> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        let with = |body, bytes, region, attachments| {
-            let id = NEXT.fetch_add(1, Relaxed);
-            Self {
-                id,
-                body,
-                bytes,
-                region,
-                _attachments: attachments,
-                over: AtomicBool::new(false),
+        let share = |bytes: &[u8]| Region::copy_of(bytes).map_err(|error| unshared(&error));
+        let mut attachments = Attachments::default();
+        let elements = plain::elements(value).filter(|all| all.len() > inline_limit);
+        let (body, bytes, region) = match elements {
+            Some(elements) => (Body::Elements, Vec::new(), Some(share(elements)?)),
+            None => {
+                let encode = || attachments.collect(|| codec::encode_to_vec(value));
+                let bytes = catch_unwind(AssertUnwindSafe(encode))
+                    .map_err(|payload| serialize_panicked::<C>(&*payload))?
+                    .map_err(|error| error.to_string())?;
+                if bytes.len() > inline_limit {
+                    (Body::Region, Vec::new(), Some(share(&bytes)?))
+                } else {
+                    (Body::Frame, bytes, None)
+                }
             }
         };
-        let share = |body, bytes: &[u8], attachments| {
-            let region = Region::copy_of(bytes).map_err(|error| unshared(&error))?;
-            Ok(with(body, Vec::new(), Some(region), attachments))
-        };
-        let mut attachments = Attachments::default();
-        if let Some(elements) = plain::elements(value).filter(|all| all.len() > inline_limit) {
-            return share(Body::Elements, elements, attachments);
-        }
-        let encode = || attachments.collect(|| codec::encode_to_vec(value));
-        let bytes = catch_unwind(AssertUnwindSafe(encode))
-            .map_err(|payload| serialize_panicked::<C>(&*payload))?
-            .map_err(|error| error.to_string())?;
-        if bytes.len() > inline_limit {
-            return share(Body::Region, &bytes, attachments);
-        }
-        Ok(with(Body::Frame, bytes, None, attachments))
+        let (id, over) = (NEXT.fetch_add(1, Relaxed), AtomicBool::new(false));
+        Ok(Self { id, body, bytes, region, _attachments: attachments, over })
     }
 
     /// Whether all items of the call are settled.

@@ -4,6 +4,8 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, PoisonError};
 
+use procpool_worker::seed;
+
 use super::batch::{Batch, Pace};
 use super::builder::Initializer;
 use super::chunk::{self, Chunk};
@@ -40,7 +42,9 @@ fn greet(shared: &Shared, slot: usize, newborn: Newborn) -> Result<Worker, Start
     let Some(initializer) = &shared.config.initializer else { return Ok(worker) };
     // The initializer is run as any task is, so that it fails as any task does; but no other worker
     // may take it over.
-    let job = Job::new(Ok(initializer.call), TaskOptions::default(), Arc::new(Pace::default()), 0);
+    let seed = seed::mix(seed::after(shared.config.seed, slot as u64));
+    let (call, pace) = (Ok(initializer.call), Arc::new(Pace::default()));
+    let job = Job::new(call, TaskOptions::default(), pace, 0, None, seed);
     job.enter(1);
     let Initializer { argument, attachments, width, .. } = initializer;
     let batch = Batch::new(Arc::clone(&job), 0, 1, *width, argument, attachments.clone());

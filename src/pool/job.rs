@@ -29,6 +29,8 @@ pub(crate) struct Job {
     pub(crate) pace: Arc<Pace>,
     /// What its items share, if they do.
     pub(crate) context: Option<Arc<Context>>,
+    /// The first item's state among those of [`seed`](procpool_worker::seed); the others' follow it.
+    pub(crate) seed: u64,
     /// What is added to an item's number in the ledger to make its id.
     pub(crate) offset: u64,
     /// Its result has been asked for, which can be given once.
@@ -123,22 +125,15 @@ impl Job {
         options: TaskOptions,
         pace: Arc<Pace>,
         offset: u64,
-    ) -> Arc<Self> {
-        Self::with_context(call, options, pace, offset, None)
-    }
-
-    pub(crate) fn with_context(
-        call: Result<Call, ForeignFunction>,
-        options: TaskOptions,
-        pace: Arc<Pace>,
-        offset: u64,
         context: Option<Arc<Context>>,
+        seed: u64,
     ) -> Arc<Self> {
         Arc::new(Self {
             call,
             options,
             pace,
             context,
+            seed,
             offset,
             taken: AtomicBool::new(false),
             cancelled: AtomicBool::new(false),

@@ -57,7 +57,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use procpool_worker::function::{Call, ForeignFunction};
-use procpool_worker::serve;
+use procpool_worker::{seed, serve};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -536,7 +536,9 @@ impl Pool {
         R: Serialize,
     {
         let number = self.shared().counters.singles.fetch_add(1, Relaxed);
-        self.job(f, number)
+        // One after the other, so that they can travel together.
+        let seed = seed::after(seed::mix(self.shared().config.seed), number);
+        self.job(serve::name(f), number, None, seed)
     }
 
     /// A job for many items.
@@ -545,25 +547,29 @@ impl Pool {
         A: DeserializeOwned,
         R: Serialize,
     {
-        self.job(f, 0)
+        self.many_with(serve::name(f), None)
     }
 
-    fn job<A, R>(&self, f: fn(A) -> R, offset: u64) -> Arc<Job>
-    where
-        A: DeserializeOwned,
-        R: Serialize,
-    {
-        self.job_of(serve::name(f), offset, None)
+    fn many_with(
+        &self,
+        call: Result<Call, ForeignFunction>,
+        context: Option<Arc<Context>>,
+    ) -> Arc<Job> {
+        let number = self.shared().counters.manies.fetch_add(1, Relaxed);
+        // Far apart, so that none runs into another.
+        let seed = seed::mix(seed::after(!self.shared().config.seed, number));
+        self.job(call, 0, context, seed)
     }
 
-    fn job_of(
+    fn job(
         &self,
         call: Result<Call, ForeignFunction>,
         offset: u64,
         context: Option<Arc<Context>>,
+        seed: u64,
     ) -> Arc<Job> {
         let pace = call.map_or_else(|_| Arc::default(), |call| self.shared().pace(call));
-        Job::with_context(call, self.options.clone(), pace, offset, context)
+        Job::new(call, self.options.clone(), pace, offset, context, seed)
     }
 
     /// The results of a call whose items share `context`.
@@ -583,7 +589,7 @@ impl Pool {
         let context = Context::encode(context, shared.inline_limit)
             .map_err(|reason| unsent(TaskErrorKind::Encode { side: Side::Argument, reason }))?;
         let context = Arc::new(context);
-        let job = self.job_of(Ok(call), 0, Some(Arc::clone(&context)));
+        let job = self.many_with(Ok(call), Some(Arc::clone(&context)));
         let _scope = context::Scope { pool: shared, context };
         stream::collect(Arc::clone(shared), job, items.into_iter())
     }

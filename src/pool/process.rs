@@ -226,6 +226,11 @@ impl ProcessBuilder {
         Self(self.0.nice(nice))
     }
 
+    /// As [`PoolBuilder::seed`].
+    pub fn seed(self, seed: u64) -> Self {
+        Self(self.0.seed(seed))
+    }
+
     /// As [`PoolBuilder::on_event`].
     pub fn on_event(self, callback: impl Fn(&Event) + Send + Sync + 'static) -> Self {
         Self(self.0.on_event(callback))

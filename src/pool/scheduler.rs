@@ -83,8 +83,9 @@ pub(crate) struct Counters {
     pub(crate) restarts: AtomicU64,
     /// Outcomes by slot.
     pub(crate) slots: Box<[AtomicU64]>,
-    /// Numbers the pool's single calls.
+    /// Numbers the pool's single calls, and its others.
     pub(crate) singles: AtomicU64,
+    pub(crate) manies: AtomicU64,
 }
 
 #[derive(Debug)]

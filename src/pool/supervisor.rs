@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use procpool_worker::harden::now;
 use procpool_worker::protocol::Marker;
+use procpool_worker::seed;
 use procpool_worker::transport::Bootstrap;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::process::Signal;
@@ -115,7 +116,7 @@ pub(crate) fn supervise(shared: &Shared) {
         charges: Vec::new(),
         spawns: Vec::new(),
         unused: vec![0; shared.slots.len()],
-        nonce: seed(),
+        nonce: seed::fresh(),
         reserve: shared.config.launch.cord.try_clone().ok(),
         next_watch: Instant::now(),
         oom_kills: observe::oom_kills(),
@@ -133,6 +134,7 @@ struct Supervisor<'a> {
     spawns: Vec<(usize, Instant)>,
     /// By slot, how many workers in a row have died without having been given a task.
     unused: Vec<u32>,
+    /// The last one. Nonces tell starts apart; they are no secret.
     nonce: u64,
     /// Given up for a moment where the last descriptor is needed to end a wait.
     reserve: Option<OwnedFd>,
@@ -249,7 +251,7 @@ impl Supervisor<'_> {
         self.nonce = self.nonce.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(now() | 1);
         let marker =
             Marker { nonce: self.nonce, parent: std::process::id(), bootstrap: name.clone() };
-        let env = config.env_per_worker.as_ref().map_or_else(Vec::new, |env| env(slot));
+        let env = config.env_per_worker.iter().flat_map(|env| env(slot));
         let title = config.title(slot);
         let io = |error: std::io::Error| hint(&error, error.raw_os_error());
         let capture = config.launch.output == Output::Capture;
@@ -400,10 +402,4 @@ fn earliest(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
         (Some(one), Some(other)) => Some(one.min(other)),
         (one, other) => one.or(other),
     }
-}
-
-/// Where this pool's nonces begin. They tell starts apart; they are no secret.
-fn seed() -> u64 {
-    use std::hash::{BuildHasher, RandomState};
-    RandomState::new().hash_one(std::process::id())
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::support::{Ended, lines_of, procpool, run, signal, wait, wait_until};
+use crate::support::{Ended, children, lines_of, procpool, run, signal, wait, wait_until};
 
 /// Points that no machine gets through.
 const ENDLESS: &str = "1000000000000000";
@@ -21,6 +21,35 @@ fn an_input_that_takes_too_long_fails_alone() {
     let slow = run(&["run", "--task", "pi", "--points", ENDLESS, "--timeout", "0.2", "1", "2"]);
     assert_eq!(slow.code, Some(1), "{slow:?}");
     assert_eq!(slow.text().matches("after its time limit of 200ms").count(), 2, "{slow:?}");
+}
+
+#[test]
+fn gpus_are_shared_out_among_the_workers_one_each_in_turn() {
+    for (procs, expected) in [("0", vec!["2", "5"]), ("3", vec!["2", "2", "5"])] {
+        let arguments = ["run", "--gpus", "2,5", "--procs", procs, "--task", "pi"];
+        let mut command = procpool(&arguments);
+        command.args(["--points", ENDLESS, "1", "2", "3"]);
+        let child = command.spawn().unwrap();
+        let devices = || {
+            let gpu = |pid| {
+                let environ = fs::read(format!("/proc/{pid}/environ")).ok()?;
+                let environ = String::from_utf8(environ).unwrap();
+                let value = |name| environ.split('\0').find_map(|v| v.strip_prefix(name));
+                assert_eq!(value("CUDA_VISIBLE_DEVICES="), value("HIP_VISIBLE_DEVICES="));
+                value("CUDA_VISIBLE_DEVICES=").map(str::to_owned)
+            };
+            let mut devices: Vec<_> = children(child.id()).into_iter().filter_map(gpu).collect();
+            devices.sort();
+            devices
+        };
+        wait_until("each worker has its GPU", || devices() == expected);
+        signal(child.id(), rustix::process::Signal::KILL);
+        wait(child);
+    }
+    assert_eq!(run(&["run", "--gpus", "0,", "4"]).code, Some(2), "an empty one is none");
+    let show = "echo $CUDA_VISIBLE_DEVICES";
+    let command = run(&["run", "--gpus", "7", "--", "sh", "-c", show, ":::", "1", "2"]);
+    assert_eq!((command.text(), command.code), ("7\n7\n", Some(0)), "{command:?}");
 }
 
 #[test]

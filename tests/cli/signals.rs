@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use rustix::process::Signal;
 
-use crate::support::{LIMIT, lines_of, procpool, signal, wait, wait_until};
+use crate::support::{LIMIT, children, lines_of, procpool, signal, wait, wait_until};
 
 /// A long run of short tasks.
 const LONG: [&str; 8] =
@@ -16,18 +16,6 @@ const LONG: [&str; 8] =
 /// A run whose only task never ends.
 const ENDLESS: [&str; 6] =
     ["run", "--procs=2", "--task=pi", "--points=1000000000000000", "--format=csv", "1"];
-
-/// The PIDs of a process's children.
-fn children(pid: u32) -> Vec<u32> {
-    let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
-    let children = tasks.flatten().map(|task| fs::read_to_string(task.path().join("children")));
-    let children: Vec<String> = children.flatten().collect();
-    children
-        .iter()
-        .flat_map(|pids| pids.split_whitespace())
-        .map(|pid| pid.parse().unwrap())
-        .collect()
-}
 
 /// The letter that stands for what a process is at; none where there is none.
 fn state(pid: u32) -> Option<char> {

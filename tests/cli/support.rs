@@ -1,6 +1,7 @@
 //! Starts the binary and waits for it, but never for ever.
 
 use std::ffi::OsStr;
+use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
@@ -98,6 +99,18 @@ pub(crate) fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "in vain: {what}");
         thread::sleep(Duration::from_millis(1));
     }
+}
+
+/// The PIDs of a process's children.
+pub(crate) fn children(pid: u32) -> Vec<u32> {
+    let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
+    let children = tasks.flatten().map(|task| fs::read_to_string(task.path().join("children")));
+    let children: Vec<String> = children.flatten().collect();
+    children
+        .iter()
+        .flat_map(|pids| pids.split_whitespace())
+        .map(|pid| pid.parse().unwrap())
+        .collect()
 }
 
 pub(crate) fn signal(pid: u32, signal: Signal) {

@@ -18,6 +18,7 @@
 //! | [`serve`] | the worker's loop: claim, decode, call, encode, commit |
 //! | [`context`] | what the items of one call share |
 //! | [`state`] | what a worker's initializer made, for its tasks |
+//! | [`seed`] | the tasks' random streams |
 //! | [`panics`] | turning a panic into a report |
 //! | [`harden`] | making a fresh process a safe worker (signals, file descriptors, dying with the parent) |
 
@@ -33,6 +34,7 @@ pub mod lane;
 pub mod panics;
 pub mod plain;
 pub mod protocol;
+pub mod seed;
 pub mod serve;
 pub mod state;
 pub mod transport;

@@ -162,10 +162,12 @@ pub struct Span {
     pub width: u32,
     /// How many bytes their arguments take.
     pub bytes: u64,
+    /// The first item's state among those of [`seed`](crate::seed).
+    pub seed: u64,
 }
 
 /// Length of a span's head in bytes.
-pub const SPAN_HEAD: usize = 32;
+pub const SPAN_HEAD: usize = 40;
 
 /// Length in bytes of what stands before each argument.
 pub const ITEM_HEAD: usize = size_of::<u32>();
@@ -178,7 +180,8 @@ impl Span {
         head[8..16].copy_from_slice(&self.call.trampoline.to_le_bytes());
         head[16..20].copy_from_slice(&self.items.to_le_bytes());
         head[20..24].copy_from_slice(&self.width.to_le_bytes());
-        head[24..].copy_from_slice(&self.bytes.to_le_bytes());
+        head[24..32].copy_from_slice(&self.bytes.to_le_bytes());
+        head[32..].copy_from_slice(&self.seed.to_le_bytes());
         head
     }
 }
@@ -226,9 +229,9 @@ pub fn take_span(body: &[u8]) -> Option<(Span, &[u8])> {
     let call = Call { function: word(0)?, trampoline: word(8)? };
     let items = u32::from_le_bytes(*head[16..].first_chunk()?);
     let width = u32::from_le_bytes(*head[20..].first_chunk()?);
-    let bytes = word(24)?;
+    let (bytes, seed) = (word(24)?, word(32)?);
     let fits = usize::try_from(bytes).ok()? <= rest.len();
-    fits.then_some((Span { call, items, width, bytes }, rest))
+    fits.then_some((Span { call, items, width, bytes, seed }, rest))
 }
 
 /// Splits the first argument off a span's arguments.
@@ -267,14 +270,15 @@ mod tests {
                 }
                 let call = Call { function: *function, trampoline: *trampoline };
                 let (items, bytes) = (items.len() as u32, arguments.len() as u64);
-                body.extend_from_slice(&Span { call, items, width: 0, bytes }.head());
+                let span = Span { call, items, width: 0, bytes, seed: *function };
+                body.extend_from_slice(&span.head());
                 body.extend_from_slice(&arguments);
             }
             let mut body = &body[..];
             for (function, trampoline, items) in &spans {
                 let (span, rest) = take_span(body).unwrap();
                 prop_assert_eq!(span.call, Call { function: *function, trampoline: *trampoline });
-                prop_assert_eq!(span.items as usize, items.len());
+                prop_assert_eq!((span.items as usize, span.seed), (items.len(), *function));
                 let (mut arguments, rest) = rest.split_at(span.bytes as usize);
                 for item in items {
                     let (argument, rest) = take_item(arguments, 0).unwrap();

@@ -29,7 +29,7 @@ use crate::protocol::{self, Body, Greeting, Marker, Reply, Request, VERSION};
 use crate::transport::{
     self, FrameReceiver, FrameSender, Hello, Region, RegionReceiver, RegionSender, TransportError,
 };
-use crate::{plain, state};
+use crate::{plain, seed, state};
 
 /// The most items that are claimed at once. So many tiny items may wait behind one that turns out
 /// slow, so it is small; at 16 the claim's cost is already lost beside the items'.
@@ -241,8 +241,10 @@ impl Worker {
             run.arguments = arguments;
             run.width = span.width;
             run.span = run.span.end..run.span.end.saturating_add(span.items);
+            seed::enter(self.lane, run.span.start, span.seed);
             // SAFETY: `resolve` gives the pair that `Call::new` was given in the parent.
             unsafe { trampoline(function, &mut run) };
+            seed::leave();
             if let Some(error) = run.failed.take() {
                 return Err(error);
             }

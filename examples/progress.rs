@@ -1,0 +1,35 @@
+//! A progress bar: `imap_unordered` gives each result as soon as it is there, so that taking them is
+//! progress. The bar is drawn on standard error.
+//!
+//! ```text
+//! $ cargo run --example progress --no-default-features
+//! 200 of 200 done: the sum of the first 200 squares is 2646700
+//! ```
+
+use std::time::Duration;
+
+use procpool::Pool;
+
+const TASKS: u64 = 200;
+
+/// Takes its time for a square.
+fn square(x: u64) -> u64 {
+    std::thread::sleep(Duration::from_millis(5));
+    x * x
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    procpool::init();
+    let pool = Pool::new(4)?;
+    let (mut done, mut sum) = (0, 0);
+    for result in pool.imap_unordered(square, 0..TASKS) {
+        sum += result?;
+        done += 1;
+        let width = (40 * done / TASKS) as usize;
+        eprint!("\r[{:<40}] {done}/{TASKS}", "#".repeat(width));
+    }
+    eprintln!();
+    println!("{done} of {TASKS} done: the sum of the first {TASKS} squares is {sum}");
+    assert_eq!(sum, (TASKS - 1) * TASKS * (2 * TASKS - 1) / 6);
+    Ok(())
+}
