@@ -1,0 +1,82 @@
+//! A producer and three consumers over a channel of tasks and a channel of results. Each consumer loads
+//! what is expensive once, in its initializer, and uses it for all that it consumes.
+//!
+//! Here that is a table of the primes up to a million. A task is a number, a result how many primes there
+//! are up to it; the known values are π(10⁴) = 1,229, π(10⁵) = 9,592 and π(10⁶) = 78,498.
+//!
+//! ```text
+//! $ cargo run --example producer_consumer --no-default-features
+//! 3 consumers did 1000 tasks
+//!   10000    1229
+//!  100000    9592
+//! 1000000   78498
+//! ```
+
+use std::collections::BTreeMap;
+
+use procpool::{Pool, Process, Receiver, Sender, bounded_channel, channel, with_state};
+
+const MOST: usize = 1_000_000;
+
+/// The expensive resource, and the consumer's ends of the channels.
+struct Consumer {
+    primes: Vec<usize>,
+    tasks: Receiver<usize>,
+    results: Sender<(usize, usize)>,
+}
+
+/// The initializer: the sieve of Eratosthenes.
+fn load((tasks, results): (Receiver<usize>, Sender<(usize, usize)>)) -> Consumer {
+    let mut is_prime = vec![true; MOST + 1];
+    let mut primes = Vec::new();
+    for n in 2..=MOST {
+        if is_prime[n] {
+            primes.push(n);
+            (n * n..=MOST).step_by(n).for_each(|multiple| is_prime[multiple] = false);
+        }
+    }
+    Consumer { primes, tasks, results }
+}
+
+/// Consumes tasks until the producer is gone, and gives how many it did.
+fn consume((): ()) -> usize {
+    let consumed = with_state(|consumer: &mut Consumer| {
+        let mut done = 0;
+        for n in consumer.tasks.iter() {
+            let count = consumer.primes.partition_point(|&prime| prime <= n);
+            if consumer.results.send((n, count)).is_err() {
+                break;
+            }
+            done += 1;
+        }
+        done
+    });
+    consumed.unwrap_or(0)
+}
+
+/// Puts all tasks into the channel, and waits where it is full.
+fn produce(tasks: Sender<usize>) {
+    for n in (1000..=MOST).step_by(1000) {
+        if tasks.send(n).is_err() {
+            return;
+        }
+    }
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    procpool::init();
+    let (tasks, to_do) = bounded_channel(16)?;
+    let (done, results) = channel()?;
+    let pool = Pool::builder().workers(3).initializer(load, (to_do, done)).build()?;
+    let mut producer = Process::spawn(produce, tasks)?;
+    let consumers = pool.broadcast(consume, ());
+    producer.join()?;
+
+    let consumed: usize = consumers.into_iter().sum::<Result<usize, _>>()?;
+    println!("3 consumers did {consumed} tasks");
+    let counts: BTreeMap<usize, usize> = results.iter().take(consumed).collect();
+    for n in [10_000, 100_000, 1_000_000] {
+        println!("{n:>7} {:>7}", counts[&n]);
+    }
+    Ok(())
+}

@@ -1,0 +1,51 @@
+//! Random strings from four processes through a channel: as they come, and then in the order of their
+//! positions.
+//!
+//! The channel ends when the last sender is gone, so that no end mark is needed.
+//!
+//! ```text
+//! $ cargo run --example random_strings --no-default-features
+//! 4 strings came
+//! 0 auatk
+//! 1 zkhbh
+//! 2 zbejp
+//! 3 yrlqx
+//! ```
+
+use procpool::{Process, Sender, channel};
+
+const LETTERS: &[u8] = b"abcdefghijklmnopqrstuvwxyz";
+
+/// Sends a random string of that length, with its position.
+fn random_string((length, position, output): (usize, usize, Sender<(usize, String)>)) {
+    // A generator of linear congruence, with the constants of Numerical Recipes; seeded by the position.
+    let mut state = position as u64 + 1;
+    let string = (0..length)
+        .map(|_| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223) % (1 << 32);
+            char::from(LETTERS[(state >> 16) as usize % LETTERS.len()])
+        })
+        .collect();
+    // It fails only if nobody is there to receive.
+    let _ = output.send((position, string));
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    procpool::init();
+    let (sender, receiver) = channel()?;
+    let mut processes = Vec::new();
+    for position in 0..4 {
+        processes.push(Process::spawn(random_string, (5, position, sender.clone()))?);
+    }
+    drop(sender); // the processes have their own
+    let mut strings: Vec<(usize, String)> = receiver.iter().collect();
+    println!("{} strings came", strings.len());
+    strings.sort();
+    for (position, string) in strings {
+        println!("{position} {string}");
+    }
+    for mut process in processes {
+        process.join()?;
+    }
+    Ok(())
+}
