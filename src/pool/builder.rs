@@ -444,9 +444,6 @@ impl PoolBuilder {
         let config = config(reader.into());
         let slots = config.workers;
         let shared = Arc::new(Shared::new(config, orders, inline_limit(frame)));
-        for slot in 0..slots {
-            shared.orders.spawn(slot, std::time::Instant::now());
-        }
         let pool = Pool::of(Arc::clone(&shared), options, cord.into());
         let start = |name: String, run: Box<dyn FnOnce(&Shared) + Send>| {
             let shared = Arc::clone(&shared);
