@@ -23,6 +23,7 @@
 //! | `batch` | items on their way, and how many are worth sending at once |
 //! | `scheduler` | the queue, and who gets what |
 //! | `seats` | the state machine of the slots |
+//! | `limiter` | how many workers are worth waking |
 //! | `driver`, `chunk` | one worker's turn: a frame, its replies, and what is left when it dies |
 //! | `records` | what a worker wrote into its lane |
 //! | `worker` | the handle on one process |
@@ -42,6 +43,7 @@ mod driver;
 mod events;
 mod job;
 mod ledger;
+mod limiter;
 mod options;
 mod process;
 mod records;

@@ -9,6 +9,7 @@
 //! it back or reports it lost.
 
 use std::collections::{HashMap, VecDeque};
+use std::num::NonZero;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -23,6 +24,7 @@ use super::builder::Config;
 use super::chunk::{self, Chunk, Loss, Running};
 use super::events::EventKind;
 use super::job::{Failure, Job, Origin};
+use super::limiter::{Limiter, Period};
 use super::seats::{Call as Wake, Find, Phase, Seats, Start, Todo};
 use super::supervisor;
 use super::worker::{Doom, Newborn, Process, Worker};
@@ -90,8 +92,9 @@ struct Central {
     by_slot: Box<[Place]>,
     /// How many drivers are at work at all.
     drivers: usize,
-    /// How many chunks of more than one item are running.
-    crowded: usize,
+    limiter: Limiter,
+    /// Where chunks of more than one item are running.
+    crowded: Vec<usize>,
     /// The driver that looks out for slow chunks.
     watcher: Option<usize>,
     /// The first start's outcome, for whoever builds the pool.
@@ -111,12 +114,21 @@ struct Place {
 #[derive(Debug)]
 pub(crate) enum Step {
     Greet(Newborn),
-    /// The chunk lies in the slot's [`Running`]; `is_crowded` says whether it counts as such.
+    /// The chunk lies in the slot's [`Running`].
     Run {
         worker: Worker,
-        is_crowded: bool,
+        turn: Turn,
     },
     Quit(Option<Worker>),
+}
+
+/// How a chunk counts while it runs.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Turn {
+    /// It has more than one item.
+    is_crowded: bool,
+    /// Its tasks are brisk.
+    brisk: Option<Period>,
 }
 
 impl Counters {
@@ -128,6 +140,7 @@ impl Counters {
 impl Shared {
     pub(crate) fn new(config: Config, orders: supervisor::Orders, inline_limit: usize) -> Self {
         let slots = config.workers;
+        let cpus = std::thread::available_parallelism().map_or(1, NonZero::get);
         let central = Central {
             queue: VecDeque::new(),
             queued: 0,
@@ -137,7 +150,8 @@ impl Shared {
             },
             by_slot: (0..slots).map(|_| Place::default()).collect(),
             drivers: slots,
-            crowded: 0,
+            limiter: Limiter::new(cpus),
+            crowded: Vec::new(),
             watcher: None,
             first_start: None,
         };
@@ -214,9 +228,9 @@ impl Shared {
             return Err(batch);
         }
         let Some((slot, worker)) = central.seats.take_any() else { return Err(batch) };
-        let is_crowded = self.start_chunk(&mut central, slot, &worker, VecDeque::from([batch]));
+        let turn = self.start_chunk(&mut central, slot, &worker, VecDeque::from([batch]));
         drop(central);
-        self.run(slot, worker, is_crowded);
+        self.run(slot, worker, turn);
         Ok(())
     }
 
@@ -343,8 +357,8 @@ impl Shared {
                         && let Some(worker) = central.seats.take(slot)
                     {
                         central.watcher.take_if(|watcher| *watcher == slot);
-                        let is_crowded = self.start_chunk(&mut central, slot, &worker, batches);
-                        return Step::Run { worker, is_crowded };
+                        let turn = self.start_chunk(&mut central, slot, &worker, batches);
+                        return Step::Run { worker, turn };
                     }
                     true
                 }
@@ -355,14 +369,19 @@ impl Shared {
 
     /// What a driver with an idle worker may take: from the queue, or back from another worker.
     fn find_work(&self, central: &mut Central, slot: usize, allowed: u32) -> VecDeque<Batch> {
+        let is_watcher = central.watcher == Some(slot);
+        if is_watcher && central.by_slot[slot].own.is_empty() && !central.wants_worker() {
+            return VecDeque::new();
+        }
         let batches = self.next_batches(central, slot, allowed);
-        if batches.is_empty() && central.watcher.is_none_or(|watcher| watcher == slot) {
-            return self.take_back(slot, allowed).into();
+        if batches.is_empty() && (is_watcher || central.watcher.is_none()) {
+            return self.take_back(central, allowed).into();
         }
         batches
     }
 
-    /// Sleeps until called; one idle driver looks out for chunks that have become slow meanwhile.
+    /// Sleeps until called; one idle driver looks out meanwhile for chunks that have become slow, and
+    /// for work that was left to those who then didn't come.
     fn sleep<'a>(
         &self,
         mut central: MutexGuard<'a, Central>,
@@ -370,22 +389,32 @@ impl Shared {
         is_idle: bool,
     ) -> MutexGuard<'a, Central> {
         let call = &self.slots[slot].call;
-        if is_idle && central.crowded > 0 && central.watcher.is_none_or(|other| other == slot) {
+        let is_needed = !central.crowded.is_empty() || !central.queue.is_empty();
+        if is_idle && is_needed && central.watcher.is_none_or(|other| other == slot) {
             central.watcher = Some(slot);
-            return call.wait_timeout(central, WATCH).unwrap_or_else(PoisonError::into_inner).0;
+            let waited = call.wait_timeout(central, WATCH).unwrap_or_else(PoisonError::into_inner);
+            central = waited.0;
+            if waited.1.timed_out() && central.watcher == Some(slot) {
+                let has_work = !central.queue.is_empty();
+                central.limiter.tick(has_work);
+            }
+            return central;
         }
-        central.watcher.take_if(|watcher| *watcher == slot);
+        let was_watcher = central.watcher.take_if(|watcher| *watcher == slot).is_some();
+        if was_watcher && is_needed {
+            self.summon(&mut central);
+        }
         call.wait(central).unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes items back from the worker that has the most of them waiting.
-    fn take_back(&self, thief: usize, allowed: u32) -> Vec<Batch> {
+    fn take_back(&self, central: &Central, allowed: u32) -> Vec<Batch> {
         let surplus = |slot: &Slot| {
             let running = slot.running.try_lock().ok()?;
             running.as_ref().map(Chunk::surplus).filter(|surplus| *surplus > 0)
         };
-        let others = self.slots.iter().enumerate().filter(|(slot, _)| *slot != thief);
-        let most = others.filter_map(|(_, slot)| Some((surplus(slot)?, slot)));
+        let crowded = central.crowded.iter().map(|slot| &self.slots[*slot]);
+        let most = crowded.filter_map(|slot| Some((surplus(slot)?, slot)));
         let Some((surplus, victim)) = most.max_by_key(|(surplus, _)| *surplus) else {
             return Vec::new();
         };
@@ -408,7 +437,11 @@ impl Shared {
         let mut chunk: VecDeque<Batch> = VecDeque::new();
         let (mut items, mut nanos, mut bytes) = (0u32, 0, 0);
         // What is queued is shared out, so that all are done at about the same time.
-        let share = central.queued.div_ceil(self.config.workers as u64);
+        let hands = match central.is_brisk() {
+            true => central.limiter.limit().min(self.config.workers),
+            false => self.config.workers,
+        };
+        let share = central.queued.div_ceil(hands as u64);
         let share = u32::try_from(share).unwrap_or(u32::MAX);
         while let Some(first) = central.queue.front() {
             let job = &first.job;
@@ -440,35 +473,37 @@ impl Shared {
         chunk
     }
 
-    /// Makes batches the slot's chunk; whether it has more than one item.
+    /// Makes batches the slot's chunk.
     fn start_chunk(
         &self,
         central: &mut Central,
         slot: usize,
         worker: &Worker,
         batches: VecDeque<Batch>,
-    ) -> bool {
+    ) -> Turn {
+        let is_brisk = batches.front().is_some_and(|batch| batch.job.pace.is_brisk());
+        let brisk = is_brisk.then(|| central.limiter.begin());
         worker.process.set_used();
         let chunk = Chunk::new(worker, batches);
         let is_crowded = chunk.items() > 1;
         if is_crowded {
-            central.crowded += 1;
-            if central.queue.is_empty() && central.watcher.is_none() {
-                self.summon(central);
-            }
-        } else if central.has_work() {
+            central.crowded.push(slot);
+        }
+        if !central.queue.is_empty() {
             self.summon(central);
+        } else if !central.crowded.is_empty() {
+            self.call_watcher(central);
         }
         let limit = chunk.limit;
         *self.running(slot) = Some(chunk);
         if let Some(at) = limit.and_then(|limit| Instant::now().checked_add(limit)) {
             self.orders.look_by(at);
         }
-        is_crowded
+        Turn { is_crowded, brisk }
     }
 
     /// Runs the chunk in a slot's [`Running`] and brings the worker back.
-    pub(crate) fn run(&self, slot: usize, mut worker: Worker, was_crowded: bool) {
+    pub(crate) fn run(&self, slot: usize, mut worker: Worker, turn: Turn) {
         let running = &self.slots[slot].running;
         self.tell_assigned(slot);
         let observers = &self.config.observers;
@@ -476,7 +511,7 @@ impl Shared {
         let outcome = chunk::run(&mut worker, running, limit, &self.counters, Some(observers));
         let outcome = outcome.map_err(|loss| self.mourn(&worker, *loss));
         let mut central = self.central();
-        central.crowded -= usize::from(was_crowded);
+        central.end(slot, turn);
         let refused = match outcome {
             Ok(()) => {
                 let is_spent = self.config.max_tasks.is_some_and(|most| worker.tasks >= most);
@@ -575,7 +610,7 @@ impl Shared {
                 None => central.queue.push_front(batch),
             }
         }
-        if central.has_work() {
+        if !central.queue.is_empty() {
             self.summon(central);
         }
         Vec::new()
@@ -823,10 +858,23 @@ impl Shared {
 
     // ── among themselves ──
 
-    /// Has somebody come for what is queued.
+    /// Has somebody come for what is queued, unless somebody will be back for it in a moment.
     fn summon(&self, central: &mut Central) {
+        if !central.wants_worker() && self.call_watcher(central) {
+            return;
+        }
         let todo = central.seats.summon(Instant::now());
         self.carry_out(todo);
+    }
+
+    /// Sees to it that somebody looks out, if there is an idle driver for that: the one that would be
+    /// called last.
+    fn call_watcher(&self, central: &mut Central) -> bool {
+        if central.watcher.is_none() {
+            central.watcher = central.seats.coldest();
+            self.wake(central.watcher.map_or(Wake::Nobody, Wake::One));
+        }
+        central.watcher.is_some()
     }
 
     /// Does what an event asks for.
@@ -859,6 +907,28 @@ impl Central {
         self.queued = 0;
         let own = self.by_slot.iter_mut().flat_map(|place| place.own.drain(..));
         self.queue.drain(..).chain(own).collect()
+    }
+
+    /// Whether what is queued is brisk, as far as can be seen.
+    fn is_brisk(&self) -> bool {
+        self.queue.front().is_some_and(|batch| batch.job.pace.is_brisk())
+    }
+
+    /// Whether what is queued is worth another worker.
+    fn wants_worker(&self) -> bool {
+        !self.is_brisk() || self.limiter.has_room(self.seats.called())
+    }
+
+    /// A chunk is back.
+    fn end(&mut self, slot: usize, turn: Turn) {
+        if turn.is_crowded
+            && let Some(at) = self.crowded.iter().position(|crowded| *crowded == slot)
+        {
+            self.crowded.swap_remove(at);
+        }
+        if let Some(sent) = turn.brisk {
+            self.limiter.end(sent);
+        }
     }
 
     /// Whether the drivers are to end.

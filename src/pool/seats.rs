@@ -16,6 +16,8 @@
 //! seats under its lock and does what a [`Todo`] asks for; `model` walks through all that can happen
 //! to them, with numbers for tokens.
 //!
+//! Many events are told whether there is work (`has_work`): whether tasks wait, for whomever.
+//!
 //! For one seat there are never more than two processes: the one that serves it, or is on its way
 //! to, and one that has been told to go.
 
@@ -46,6 +48,8 @@ pub(crate) struct Seats<N, W> {
     out: usize,
     /// How many seats rest.
     resting: usize,
+    /// How many drivers have been called and have not looked.
+    called: usize,
     /// How many times in a row a worker may fail to become ready before the pool gives up.
     attempts: u32,
     /// Whether a worker that is lost has a successor.
@@ -80,6 +84,8 @@ struct Seat<N, W> {
     unused: u32,
     /// Since when its worker is idle, if it is.
     idle_since: Instant,
+    /// Whether its driver has been called and has not looked.
+    is_called: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -207,6 +213,7 @@ impl<N, W> Seats<N, W> {
             failures: 0,
             unused: 0,
             idle_since: now,
+            is_called: false,
         };
         Self {
             seats: (0..slots).map(seat).collect(),
@@ -214,6 +221,7 @@ impl<N, W> Seats<N, W> {
             idle: Vec::with_capacity(slots),
             out: 0,
             resting: 0,
+            called: 0,
             attempts,
             replaces,
             given_up: false,
@@ -237,6 +245,11 @@ impl<N, W> Seats<N, W> {
             Phase::Closed => !has_work && self.out == 0,
             Phase::Terminated => true,
         }
+    }
+
+    /// How many drivers have been called and have not looked.
+    pub(crate) fn called(&self) -> usize {
+        self.called
     }
 
     /// How many processes have been started for a slot.
@@ -301,6 +314,7 @@ impl<N, W> Seats<N, W> {
                 Todo::start()
             }
             State::Idle(_) => {
+                self.called += usize::from(!std::mem::replace(&mut seat.is_called, true));
                 self.unlist(slot);
                 Todo { start, ..Todo::call(Call::One(slot)) }
             }
@@ -329,12 +343,18 @@ impl<N, W> Seats<N, W> {
         })
     }
 
+    /// The idle worker whose driver would be called last.
+    pub(crate) fn coldest(&self) -> Option<usize> {
+        self.idle.first().copied()
+    }
+
     // ── from the drivers ──
 
     /// What there is to do for a slot's driver.
     pub(crate) fn look(&mut self, slot: usize, has_work: bool) -> Find<'_, N, W> {
         let is_over = self.is_over(has_work);
         let seat = &mut self.seats[slot];
+        self.called -= usize::from(std::mem::take(&mut seat.is_called));
         match std::mem::replace(&mut seat.state, State::Closed) {
             State::Spawned(newborn) => {
                 seat.state = State::Greeting;
@@ -355,8 +375,7 @@ impl<N, W> Seats<N, W> {
             state => {
                 let is_idle = matches!(state, State::Idle(_));
                 seat.state = state;
-                if is_idle {
-                    self.unlist(slot);
+                if is_idle && !self.idle.contains(&slot) {
                     self.idle.push(slot);
                 }
                 match &self.seats[slot].state {

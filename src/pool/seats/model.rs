@@ -497,6 +497,8 @@ impl World {
         }
         rules.push((self.seats.out == out, "miscounted who is out"));
         rules.push((self.seats.resting == resting, "miscounted who rests"));
+        let called = self.seats.seats.iter().filter(|seat| seat.is_called).count();
+        rules.push((self.seats.called == called, "miscounted who is called"));
         rules.into_iter().find(|(holds, _)| !holds).map(|(_, flaw)| flaw)
     }
 
