@@ -63,6 +63,8 @@ enum Hand {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Move {
     Submit,
+    /// A task is submitted that is for one slot's worker.
+    SubmitTo(usize),
     /// A caller of `apply` takes an idle worker.
     Borrow,
     Close,
@@ -93,7 +95,9 @@ struct Bounds {
     slots: usize,
     attempts: u32,
     queue: u8,
-    /// Whether tasks are queued again, workers are spent, and the pool is suspended.
+    /// Whether it is more than tasks, deaths and rest: tasks are queued again, workers are spent,
+    /// callers take them, drivers look without having been called, and the pool is suspended, closed
+    /// and terminated.
     is_eventful: bool,
 }
 
@@ -164,6 +168,9 @@ impl World {
         let is_open = self.seats.phase() == Phase::Open;
         if is_open && self.queue < bounds.queue {
             moves.push(Move::Submit);
+            if bounds.slots == 1 {
+                moves.push(Move::SubmitTo(0));
+            }
         }
         if is_open && bounds.is_eventful {
             moves.push(Move::Close);
@@ -171,7 +178,7 @@ impl World {
                 moves.push(Move::Borrow);
             }
         }
-        if self.seats.phase() != Phase::Terminated {
+        if bounds.is_eventful && self.seats.phase() != Phase::Terminated {
             moves.push(Move::Terminate);
         }
         if bounds.is_eventful {
@@ -179,14 +186,16 @@ impl World {
         }
         for (place, slot) in self.slots.iter().enumerate() {
             match slot.driver {
-                Driver::Sleeping => moves.push(Move::Look(place)),
+                Driver::Sleeping if slot.is_called || bounds.is_eventful => {
+                    moves.push(Move::Look(place));
+                }
                 Driver::Greeting(generation) => {
                     moves.push(Move::Greet(place, Err(())));
                     if self.is_alive(place, generation) {
                         moves.push(Move::Greet(place, Ok(())));
                     }
                 }
-                Driver::Running(_) | Driver::Ended => {}
+                Driver::Sleeping | Driver::Running(_) | Driver::Ended => {}
             }
             for hand in [Hand::Driver, Hand::Caller] {
                 let Some(generation) = self.hand(place, hand) else { continue };
@@ -203,9 +212,10 @@ impl World {
                 }
             }
             for process in &slot.processes {
-                if process.is_alive {
+                let is_new = slot.driver == Driver::Greeting(process.generation);
+                if process.is_alive && (bounds.is_eventful || !is_new) {
                     moves.push(Move::Die(place, process.generation));
-                } else if self.starting.is_none() {
+                } else if !process.is_alive && self.starting.is_none() {
                     moves.push(Move::Reap(place, process.generation));
                 }
             }
@@ -226,6 +236,7 @@ impl World {
     fn is_progress(&self, step: Move, luck: Luck) -> bool {
         match step {
             Move::Submit
+            | Move::SubmitTo(_)
             | Move::Borrow
             | Move::Close
             | Move::Terminate
@@ -271,6 +282,11 @@ impl World {
                 self.queue += 1;
                 let todo = self.seats.summon(now);
                 self.carry_out(0, todo);
+            }
+            Move::SubmitTo(slot) => {
+                self.queue += 1;
+                let todo = self.seats.summon_to(slot, now);
+                self.carry_out(slot, todo);
             }
             Move::Borrow => {
                 if let Some((slot, worker)) = self.seats.take_any() {
