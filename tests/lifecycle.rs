@@ -156,7 +156,7 @@ fn parent(args: &[&str]) -> (Child, Vec<u32>) {
 
 #[test]
 fn when_the_parent_is_killed_workers_and_what_they_started_are_gone_within_100_ms() {
-    for how in ["idle", "busy", "stopped", "children", "process"] {
+    for how in ["idle", "busy", "stopped", "newborn", "children", "process"] {
         let (mut child, pids) = parent(&[how]);
         assert!(pids.len() >= 2 && pids.iter().all(|pid| is_alive(*pid)), "{how}: {pids:?}");
         kill(child.id(), libc::SIGKILL);

@@ -228,3 +228,31 @@ fn a_pool_in_which_nothing_is_wrong_leaves_no_trace_of_a_task_in_the_next() {
     assert_eq!(pool.apply(change, ()), Ok(1), "in the worker it stays");
     assert_eq!(CHANGED.load(std::sync::atomic::Ordering::SeqCst), 0, "here nothing has changed");
 }
+
+#[test]
+fn of_what_happens_too_fast_for_a_listener_it_learns_how_much_it_has_missed() {
+    const TASKS: u64 = 100_000;
+    let (sender, released) = std::sync::mpsc::channel::<()>();
+    let released = Mutex::new(released);
+    let seen: Arc<Mutex<Vec<EventKind>>> = Arc::default();
+    let notes = Arc::clone(&seen);
+    let listen = move |event: &procpool::Event| {
+        // Held up until all is done.
+        let _ = released.lock().unwrap().recv();
+        notes.lock().unwrap().push(event.kind.clone());
+    };
+    let pool = Pool::builder().workers(2).on_event(listen).build().unwrap();
+    pool.map(square, 0..TASKS).unwrap();
+    drop(sender);
+    pool.join();
+    let seen = seen.lock().unwrap();
+    let finished = seen.iter().filter(|kind| matches!(kind, EventKind::Finished { .. })).count();
+    let missed = seen.iter().map(|kind| match kind {
+        EventKind::Missed { events } => *events,
+        _ => 0,
+    });
+    let missed: u64 = missed.sum();
+    assert!(missed > 0 && finished < TASKS as usize, "{finished} finished, {missed} missed");
+    assert!(finished as u64 + missed >= TASKS, "{finished} finished, {missed} missed");
+    assert_eq!(seen.last(), Some(&EventKind::Drained));
+}

@@ -6,7 +6,7 @@ mod support;
 use std::time::{Duration, Instant};
 
 use procpool::{DidRun, Pool, TaskErrorKind, TaskOptions};
-use support::{SideEffects, sleepy, square, wait_until};
+use support::{SOON, SideEffects, sleepy, square, wait_until};
 
 procpool::test_support!();
 
@@ -175,4 +175,30 @@ fn while_a_pool_is_suspended_its_limits_do_not_run() {
     assert!(!task.is_ready());
     pool.resume();
     assert!(task.get().unwrap() >= 500);
+}
+
+#[test]
+fn a_task_that_takes_long_for_once_keeps_no_other_waiting() {
+    const CROWD: u64 = 16;
+    /// Comes back when all of the crowd have come, or at once if there is none.
+    fn meet((effects, crowd, x): (SideEffects, u64, u64)) -> bool {
+        if crowd == 0 {
+            return true;
+        }
+        effects.note(x);
+        wait_until("they meet", || effects.noted().len() as u64 == crowd);
+        true
+    }
+    let effects = SideEffects::new();
+    // With a limit, items are begun one by one, so that none is claimed ahead.
+    let pool = Pool::builder().workers(CROWD as usize).task_timeout(SOON).build().unwrap();
+    // So that it is known as a function whose calls aren't worth a worker each,
+    for _ in 0..2 {
+        let calls = (0..5000).map(|x| (effects.clone(), 0, x));
+        assert!(pool.imap_unordered(meet, calls).all(|met| met.unwrap()));
+    }
+    // which these are: they only end if all of them are run at once.
+    let calls = (0..CROWD).map(|x| pool.apply_async(meet, (effects.clone(), CROWD, x)));
+    let calls: Vec<_> = calls.collect();
+    assert!(calls.into_iter().all(|call| call.get().unwrap()));
 }

@@ -199,6 +199,8 @@ pub(crate) fn split_back(batches: &mut VecDeque<Batch>, mut items: u32) -> Vec<B
 pub(crate) struct Pace {
     /// Nanoseconds per item: a moving average, zero as long as nothing is known.
     nanos: AtomicU64,
+    /// What they take when nothing holds them up: down at once, up slowly.
+    least: AtomicU64,
     /// How many items have been measured.
     seen: AtomicU64,
 }
@@ -208,6 +210,9 @@ impl Pace {
     /// 10 to 20 µs, so that this loses one or two per cent; results are not seen any earlier than a
     /// chunk's end or its first millisecond, whichever is first, so that it isn't felt either.
     pub(crate) const CHUNK: u64 = 1_000_000;
+
+    /// What it takes to wake a worker, in nanoseconds.
+    const BRISK: u64 = 20_000;
 
     /// The most items in a chunk that is sized here.
     const MOST: u32 = 1 << 16;
@@ -223,7 +228,17 @@ impl Pace {
         // short costs a little.
         let next = if before == 0 || each > before { each } else { (before * 3 + each) / 4 };
         self.nanos.store(next, Relaxed);
+        let least = match self.least.load(Relaxed) {
+            0 => each,
+            least => each.min((least * 7 + each).div_ceil(8)).min(least * 2),
+        };
+        self.least.store(least, Relaxed);
         self.seen.fetch_add(items, Relaxed);
+    }
+
+    /// Whether an item is sooner done than a worker is woken for it, as far as that is known.
+    pub(crate) fn is_brisk(&self) -> bool {
+        (1..Self::BRISK).contains(&self.least.load(Relaxed))
     }
 
     /// How many items to send at once: one to begin with, and never many more than have been

@@ -404,6 +404,11 @@ impl PoolBuilder {
     /// which it happens to each of them. It is called on the thread that callbacks are called on; if
     /// it panics, that is printed and harms nothing. May be set several times.
     ///
+    /// A listener may be slower than what happens: no worker waits for it. Up to 65,536 events wait for
+    /// their turn then; what happens beyond that is dropped, all but the last
+    /// ([`EventKind::Drained`](crate::EventKind::Drained)), and
+    /// [`EventKind::Missed`](crate::EventKind::Missed) says in its place how much that was.
+    ///
     /// ```no_run
     /// # fn main() -> Result<(), procpool::Error> {
     /// let pool = procpool::Pool::builder().on_event(|event| eprintln!("{event}")).build()?;
@@ -444,9 +449,6 @@ impl PoolBuilder {
         let config = config(reader.into());
         let slots = config.workers;
         let shared = Arc::new(Shared::new(config, orders, inline_limit(frame)));
-        for slot in 0..slots {
-            shared.orders.spawn(slot, std::time::Instant::now());
-        }
         let pool = Pool::of(Arc::clone(&shared), options, cord.into());
         let start = |name: String, run: Box<dyn FnOnce(&Shared) + Send>| {
             let shared = Arc::clone(&shared);

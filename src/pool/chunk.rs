@@ -385,7 +385,7 @@ impl Chunk {
             Some(first) if first.items > 1 => Some(first.split_front(1)),
             _ => self.batches.pop_front(),
         });
-        let ran = procpool_worker::harden::now().saturating_sub(self.lane.begun());
+        let ran = self.process.ended().saturating_sub(self.lane.begun());
         let elapsed = Duration::from_nanos(ran).min(self.sent.elapsed());
         let output = self.process.capture.as_ref().map_or_else(Vec::new, |capture| {
             let end = capture.len();

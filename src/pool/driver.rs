@@ -23,7 +23,7 @@ pub(crate) fn drive(shared: &Shared, slot: usize) {
                 Ok(worker) => shared.ready(slot, worker),
                 Err(cause) => shared.start_failed(slot, cause, true),
             },
-            Step::Run { worker, is_crowded } => shared.run(slot, worker, is_crowded),
+            Step::Run { worker, turn } => shared.run(slot, worker, turn),
             Step::Quit(worker) => {
                 if let Some(worker) = worker {
                     worker.retire();

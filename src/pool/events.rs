@@ -4,7 +4,7 @@
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use serde::{Serialize, Serializer};
@@ -110,6 +110,11 @@ pub enum EventKind {
     },
     /// All that was submitted is done and all workers have ended.
     Drained,
+    /// So much happened while listeners were busy that these many events were dropped here.
+    Missed {
+        /// How many.
+        events: u64,
+    },
     /// A callback has panicked.
     CallbackPanicked {
         /// What it said.
@@ -152,6 +157,7 @@ impl fmt::Display for Event {
                 write!(f, "worker {slot} (PID {pid}) lost: it {cause}")
             }
             EventKind::Retired { slot, pid } => write!(f, "worker {slot} (PID {pid}) retired"),
+            EventKind::Missed { events } => write!(f, "{events} events missed"),
             EventKind::Drained => f.write_str("drained"),
             EventKind::CallbackPanicked { message } => write!(f, "a callback panicked: {message}"),
         }
@@ -171,10 +177,23 @@ pub fn log_to_stderr() {
 pub(crate) struct Observers {
     began: Instant,
     listeners: Arc<[Observer]>,
+    backlog: Arc<Backlog>,
     /// Where they are called: not where things happen, since there locks are held that a listener
     /// who asks the pool something would wait for.
     pub(crate) callbacks: Callbacks,
 }
+
+/// What listeners have not been told yet.
+#[derive(Default)]
+struct Backlog {
+    /// How many events wait.
+    waiting: AtomicUsize,
+    /// How many have been dropped since the last one that was not.
+    missed: AtomicU64,
+}
+
+/// How many events wait at most for listeners who are slower than what happens: about 10 MiB.
+const MOST_WAITING: usize = 1 << 16;
 
 /// One who listens.
 pub(crate) type Observer = Arc<dyn Fn(&Event) + Send + Sync>;
@@ -187,7 +206,12 @@ impl fmt::Debug for Observers {
 
 impl Observers {
     pub(crate) fn new(listeners: Vec<Observer>) -> Self {
-        Self { began: Instant::now(), listeners: listeners.into(), callbacks: Callbacks::default() }
+        Self {
+            began: Instant::now(),
+            listeners: listeners.into(),
+            backlog: Arc::default(),
+            callbacks: Callbacks::default(),
+        }
     }
 
     /// Whether anybody listens, for what would cost something to find out.
@@ -208,8 +232,24 @@ impl Observers {
         if self.listeners.is_empty() {
             return;
         }
-        let listeners = Arc::clone(&self.listeners);
+        // The last one is never dropped: somebody may wait for it.
+        let is_last = event.kind == EventKind::Drained;
+        if !is_last && self.backlog.waiting.load(Relaxed) >= MOST_WAITING {
+            self.backlog.missed.fetch_add(1, Relaxed);
+            return;
+        }
+        let events = self.backlog.missed.swap(0, Relaxed);
+        if events > 0 {
+            self.send(Event { time: event.time, kind: EventKind::Missed { events } });
+        }
+        self.send(event);
+    }
+
+    fn send(&self, event: Event) {
+        let (listeners, backlog) = (Arc::clone(&self.listeners), Arc::clone(&self.backlog));
+        backlog.waiting.fetch_add(1, Relaxed);
         self.callbacks.call(Box::new(move || {
+            backlog.waiting.fetch_sub(1, Relaxed);
             for listener in listeners.iter() {
                 // A panic has been printed by the program's own hook; the others are told all the
                 // same.

@@ -21,7 +21,9 @@
 //! | `context` | what the items of one call share |
 //! | `job`, `ledger` | where outcomes arrive, each item's once |
 //! | `batch` | items on their way, and how many are worth sending at once |
-//! | `scheduler` | the queue, the slots, and who gets what |
+//! | `scheduler` | the queue, and who gets what |
+//! | `seats` | the state machine of the slots |
+//! | `limiter` | how many workers are worth waking |
 //! | `driver`, `chunk` | one worker's turn: a frame, its replies, and what is left when it dies |
 //! | `records` | what a worker wrote into its lane |
 //! | `worker` | the handle on one process |
@@ -41,10 +43,12 @@ mod driver;
 mod events;
 mod job;
 mod ledger;
+mod limiter;
 mod options;
 mod process;
 mod records;
 mod scheduler;
+mod seats;
 mod stream;
 mod supervisor;
 mod task;

@@ -3,19 +3,13 @@
 //!
 //! Locks are taken in this order: [`Central`], then a slot's [`Running`], then a job's own.
 //!
-//! A slot is a seat for one worker at a time:
-//!
-//! ```text
-//!            supervisor starts a process         driver greets it
-//!   Vacant ───────────────────────────► Spawned ─────────────────► Busy ◄──► Idle
-//!     ▲                                                              │         │
-//!     └───────────── the worker dies or is retired ◄─────────────────┴─────────┘
-//! ```
-//!
-//! The [`Worker`] itself is a token that moves: it sits in the seat while it is idle, and whoever
-//! takes it out (the slot's driver, or a caller of `apply`) brings it back or reports it lost.
+//! The seats of the workers are [`Seats`]: what happens to one of them is told there, and the
+//! [`Todo`] that comes back is done here. The [`Worker`] itself is a token that moves: it sits in its
+//! seat while it is idle, and whoever takes it out (the slot's driver, or a caller of `apply`) brings
+//! it back or reports it lost.
 
 use std::collections::{HashMap, VecDeque};
+use std::num::NonZero;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -24,14 +18,16 @@ use procpool_worker::function::Call;
 use procpool_worker::protocol::SPAN_HEAD;
 use rustix::process::Signal;
 
+use super::WorkerInfo;
 use super::batch::{Batch, Pace};
 use super::builder::Config;
 use super::chunk::{self, Chunk, Loss, Running};
 use super::events::EventKind;
 use super::job::{Failure, Job, Origin};
+use super::limiter::{Limiter, Period};
+use super::seats::{Call as Wake, Find, Phase, Seats, Start, Todo};
 use super::supervisor;
 use super::worker::{Doom, Newborn, Process, Worker};
-use super::{WorkerInfo, WorkerState};
 use crate::error::{DidRun, StartError, TaskErrorKind};
 
 /// How many times in a row a worker may fail to become ready before the tasks that wait for one are
@@ -90,80 +86,49 @@ pub(crate) struct Counters {
 
 #[derive(Debug)]
 struct Central {
-    phase: Phase,
     queue: VecDeque<Batch>,
     queued: u64,
-    seats: Vec<Seat>,
-    /// Slots with an idle worker whose driver sleeps; the last is the one to call first, since its
-    /// worker's memory is the warmest.
-    idle: Vec<usize>,
-    /// How many workers are out of their seats.
-    busy: usize,
+    seats: Seats<Newborn, Worker>,
+    by_slot: Box<[Place]>,
     /// How many drivers are at work at all.
     drivers: usize,
-    /// How many chunks of more than one item are running.
-    crowded: usize,
-    /// How many seats rest.
-    resting: usize,
+    limiter: Limiter,
+    /// Where chunks of more than one item are running.
+    crowded: Vec<usize>,
     /// The driver that looks out for slow chunks.
     watcher: Option<usize>,
-    /// Set when waiting tasks were told that no worker can be made ready; a new task clears it and
-    /// is worth new attempts.
-    given_up: bool,
     /// The first start's outcome, for whoever builds the pool.
     first_start: Option<Result<(), StartError>>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    Open,
-    /// Nothing more is accepted.
-    Closed,
-    /// Nothing more is done.
-    Terminated,
-}
-
-#[derive(Debug)]
-struct Seat {
-    state: SeatState,
+/// What belongs to a slot whoever sits there.
+#[derive(Debug, Default)]
+struct Place {
     /// The worker's process, or the last one's.
     process: Option<Arc<Process>>,
-    /// How many times in a row a worker could not be made ready here.
-    failures: u32,
-    /// How many processes have been started here.
-    starts: u64,
-    /// Since when its worker is idle, if it is.
-    idle_since: Instant,
     /// What its worker is to run and no other.
     own: VecDeque<Batch>,
-}
-
-#[derive(Debug)]
-enum SeatState {
-    /// The supervisor has been asked to start a process, or will be.
-    Vacant,
-    /// The driver is to greet it.
-    Spawned(Newborn),
-    /// The driver or a caller has the worker. If it has died meanwhile, its successor waits here.
-    Busy(Option<Newborn>),
-    Idle(Worker),
-    /// The worker has been through all the tasks that one may be; it goes when its successor is
-    /// there.
-    Leaving(Worker),
-    /// The worker was let go for want of work; another is started when there is some.
-    Resting,
 }
 
 /// What a driver does next.
 #[derive(Debug)]
 pub(crate) enum Step {
     Greet(Newborn),
-    /// The chunk lies in the slot's [`Running`]; `is_crowded` says whether it counts as such.
+    /// The chunk lies in the slot's [`Running`].
     Run {
         worker: Worker,
-        is_crowded: bool,
+        turn: Turn,
     },
     Quit(Option<Worker>),
+}
+
+/// How a chunk counts while it runs.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Turn {
+    /// It has more than one item.
+    is_crowded: bool,
+    /// Its tasks are brisk.
+    brisk: Option<Period>,
 }
 
 impl Counters {
@@ -175,27 +140,19 @@ impl Counters {
 impl Shared {
     pub(crate) fn new(config: Config, orders: supervisor::Orders, inline_limit: usize) -> Self {
         let slots = config.workers;
-        let now = Instant::now();
-        let seat = |_| Seat {
-            state: SeatState::Vacant,
-            process: None,
-            failures: 0,
-            starts: 0,
-            idle_since: now,
-            own: VecDeque::new(),
-        };
+        let cpus = std::thread::available_parallelism().map_or(1, NonZero::get);
         let central = Central {
-            phase: Phase::Open,
             queue: VecDeque::new(),
             queued: 0,
-            seats: (0..slots).map(seat).collect(),
-            idle: Vec::with_capacity(slots),
-            busy: 0,
+            seats: match config.replaces {
+                true => Seats::new(slots, START_ATTEMPTS, Instant::now()),
+                false => Seats::for_one_process(slots, Instant::now()),
+            },
+            by_slot: (0..slots).map(|_| Place::default()).collect(),
             drivers: slots,
-            crowded: 0,
-            resting: 0,
+            limiter: Limiter::new(cpus),
+            crowded: Vec::new(),
             watcher: None,
-            given_up: false,
             first_start: None,
         };
         let counters = Counters::new(slots);
@@ -229,27 +186,26 @@ impl Shared {
 
     /// Whether anything is still accepted.
     pub(crate) fn is_open(&self) -> bool {
-        self.central().phase == Phase::Open
+        self.central().seats.phase() == Phase::Open
     }
 
     /// Queues a batch. A pool that is closed settles it at once.
     pub(crate) fn submit(&self, batch: Batch) {
         let mut central = self.central();
-        if central.phase != Phase::Open || batch.job.call.is_err() {
+        if central.seats.phase() != Phase::Open || batch.job.call.is_err() {
             drop(central);
             return self.refuse(&batch);
         }
         central.queued += u64::from(batch.items);
-        self.revive(&mut central);
         match batch.slot {
             Some(slot) => {
-                central.seats[slot].own.push_back(batch);
-                self.rouse(&mut central, slot);
-                self.slots[slot].call.notify_one();
+                central.by_slot[slot].own.push_back(batch);
+                let todo = central.seats.summon_to(slot, Instant::now());
+                self.carry_out(todo);
             }
             None => {
                 central.queue.push_back(batch);
-                self.call_one(&mut central);
+                self.summon(&mut central);
             }
         }
     }
@@ -267,14 +223,14 @@ impl Shared {
     /// before it; gives it back otherwise. It saves two changes of thread.
     pub(crate) fn run_here(&self, batch: Batch) -> Result<(), Batch> {
         let mut central = self.central();
-        let is_open = central.phase == Phase::Open && batch.job.call.is_ok();
+        let is_open = central.seats.phase() == Phase::Open && batch.job.call.is_ok();
         if !is_open || !central.queue.is_empty() {
             return Err(batch);
         }
-        let Some((slot, worker)) = central.take_idle() else { return Err(batch) };
-        let is_crowded = self.start_chunk(&mut central, slot, &worker, VecDeque::from([batch]));
+        let Some((slot, worker)) = central.seats.take_any() else { return Err(batch) };
+        let turn = self.start_chunk(&mut central, slot, &worker, VecDeque::from([batch]));
         drop(central);
-        self.run(slot, worker, is_crowded);
+        self.run(slot, worker, turn);
         Ok(())
     }
 
@@ -301,15 +257,17 @@ impl Shared {
         central.queue = kept;
         let mut cancelled: VecDeque<Batch> = cancelled;
         central.queued -= cancelled.iter().map(|batch| u64::from(batch.items)).sum::<u64>();
+        let mut refused = Vec::new();
         for slot in 0..self.slots.len() {
             let mut running = self.running(slot);
             let taken = running.as_mut().map_or_else(Vec::new, |chunk| chunk.cancel(is_target));
             drop(running);
             let (ours, others): (Vec<_>, Vec<_>) = taken.into_iter().partition(&is_target);
             cancelled.extend(ours);
-            self.requeue(&mut central, others);
+            refused.extend(self.requeue(&mut central, others));
         }
         drop(central);
+        refused.iter().for_each(|batch| self.refuse(batch));
         for batch in cancelled {
             let failure = Failure::unstarted(TaskErrorKind::Cancelled);
             batch.fail(failure, Origin::NONE, &self.counters);
@@ -319,11 +277,7 @@ impl Shared {
     /// Has idle workers drop the contexts of calls that are over. Busy ones do when they have become
     /// idle.
     pub(crate) fn forget_contexts(&self) {
-        for seat in &mut self.central().seats {
-            if let SeatState::Idle(worker) = &mut seat.state {
-                worker.forget();
-            }
-        }
+        self.central().seats.idle_workers().for_each(Worker::forget);
     }
 
     /// Cancels everything that has not been begun.
@@ -335,7 +289,9 @@ impl Shared {
             cancelled
                 .extend(running.as_mut().into_iter().flat_map(|chunk| chunk.take_back(u32::MAX)));
         }
-        self.call_if_over(&central);
+        if central.is_over() {
+            self.wake(Wake::All);
+        }
         drop(central);
         for batch in cancelled {
             let failure = Failure::unstarted(TaskErrorKind::Cancelled);
@@ -345,21 +301,17 @@ impl Shared {
 
     /// Accepts nothing more.
     pub(crate) fn close(&self) {
-        let mut central = self.central();
-        if central.phase == Phase::Open {
-            central.phase = Phase::Closed;
-        }
-        self.call_all();
+        let todo = self.central().seats.close();
+        self.carry_out(todo);
     }
 
     /// Ends everything: what is queued is settled here, what is running when its worker is dead.
     pub(crate) fn terminate(&self) {
         let mut central = self.central();
-        central.phase = Phase::Terminated;
+        let todo = central.seats.terminate();
         let queue = central.take_queued();
-        self.call_all();
         drop(central);
-        self.orders.ring();
+        self.carry_out(todo);
         for batch in queue {
             self.refuse(&batch);
         }
@@ -380,7 +332,7 @@ impl Shared {
         loop {
             match &central.first_start {
                 Some(Err(error)) => return Err(error.clone()),
-                Some(Ok(())) if central.seats.iter().all(|seat| seat.starts > 0) => return Ok(()),
+                Some(Ok(())) if central.all_started() => return Ok(()),
                 _ => {}
             }
             central = self.changed.wait(central).unwrap_or_else(PoisonError::into_inner);
@@ -393,71 +345,76 @@ impl Shared {
     pub(crate) fn next_step(&self, slot: usize) -> Step {
         let mut central = self.central();
         loop {
-            let is_over = central.is_over();
-            let seat = &mut central.seats[slot].state;
-            match std::mem::replace(seat, SeatState::Vacant) {
-                SeatState::Spawned(newborn) => {
-                    *seat = SeatState::Busy(None);
-                    central.busy += 1;
-                    return Step::Greet(newborn);
-                }
-                SeatState::Idle(worker) => {
-                    central.idle.retain(|idle| *idle != slot);
-                    if is_over {
-                        return Step::Quit(Some(worker));
-                    }
-                    let allowed = self.allowance(&worker);
-                    let mut batches = self.next_batches(&mut central, slot, allowed);
-                    if batches.is_empty() && central.watcher.is_none_or(|watcher| watcher == slot) {
-                        batches = self.take_back(slot, allowed).into();
-                    }
-                    if !batches.is_empty() {
+            let has_work = central.has_work();
+            let is_idle = match central.seats.look(slot, has_work) {
+                Find::Newborn(newborn) => return Step::Greet(newborn),
+                Find::End(worker) => return Step::Quit(worker),
+                Find::Nothing => false,
+                Find::Idle(worker) => {
+                    let allowed = self.allowance(worker);
+                    let batches = self.find_work(&mut central, slot, allowed);
+                    if !batches.is_empty()
+                        && let Some(worker) = central.seats.take(slot)
+                    {
                         central.watcher.take_if(|watcher| *watcher == slot);
-                        central.seats[slot].state = SeatState::Busy(None);
-                        let is_crowded = self.start_chunk(&mut central, slot, &worker, batches);
-                        return Step::Run { worker, is_crowded };
+                        let turn = self.start_chunk(&mut central, slot, &worker, batches);
+                        return Step::Run { worker, turn };
                     }
-                    central.seats[slot].state = SeatState::Idle(worker);
-                    central.idle.push(slot);
+                    true
                 }
-                SeatState::Leaving(worker) if is_over => {
-                    return Step::Quit(Some(worker));
-                }
-                other => {
-                    *seat = other;
-                    if is_over && !matches!(central.seats[slot].state, SeatState::Busy(_)) {
-                        return Step::Quit(None);
-                    }
-                }
-            }
-            central = self.sleep(central, slot);
+            };
+            central = self.sleep(central, slot, is_idle);
         }
     }
 
-    /// Sleeps until called; one idle driver looks out for chunks that have become slow meanwhile.
+    /// What a driver with an idle worker may take: from the queue, or back from another worker.
+    fn find_work(&self, central: &mut Central, slot: usize, allowed: u32) -> VecDeque<Batch> {
+        let is_watcher = central.watcher == Some(slot);
+        if is_watcher && central.by_slot[slot].own.is_empty() && !central.wants_worker() {
+            return VecDeque::new();
+        }
+        let batches = self.next_batches(central, slot, allowed);
+        if batches.is_empty() && (is_watcher || central.watcher.is_none()) {
+            return self.take_back(central, allowed).into();
+        }
+        batches
+    }
+
+    /// Sleeps until called; one idle driver looks out meanwhile for chunks that have become slow, and
+    /// for work that was left to those who then didn't come.
     fn sleep<'a>(
         &self,
         mut central: MutexGuard<'a, Central>,
         slot: usize,
+        is_idle: bool,
     ) -> MutexGuard<'a, Central> {
         let call = &self.slots[slot].call;
-        let is_idle = matches!(central.seats[slot].state, SeatState::Idle(_));
-        if is_idle && central.crowded > 0 && central.watcher.is_none_or(|other| other == slot) {
+        let is_needed = !central.crowded.is_empty() || !central.queue.is_empty();
+        if is_idle && is_needed && central.watcher.is_none_or(|other| other == slot) {
             central.watcher = Some(slot);
-            return call.wait_timeout(central, WATCH).unwrap_or_else(PoisonError::into_inner).0;
+            let waited = call.wait_timeout(central, WATCH).unwrap_or_else(PoisonError::into_inner);
+            central = waited.0;
+            if waited.1.timed_out() && central.watcher == Some(slot) {
+                let has_work = !central.queue.is_empty();
+                central.limiter.tick(has_work);
+            }
+            return central;
         }
-        central.watcher.take_if(|watcher| *watcher == slot);
+        let was_watcher = central.watcher.take_if(|watcher| *watcher == slot).is_some();
+        if was_watcher && is_needed {
+            self.summon(&mut central);
+        }
         call.wait(central).unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes items back from the worker that has the most of them waiting.
-    fn take_back(&self, thief: usize, allowed: u32) -> Vec<Batch> {
+    fn take_back(&self, central: &Central, allowed: u32) -> Vec<Batch> {
         let surplus = |slot: &Slot| {
             let running = slot.running.try_lock().ok()?;
             running.as_ref().map(Chunk::surplus).filter(|surplus| *surplus > 0)
         };
-        let others = self.slots.iter().enumerate().filter(|(slot, _)| *slot != thief);
-        let most = others.filter_map(|(_, slot)| Some((surplus(slot)?, slot)));
+        let crowded = central.crowded.iter().map(|slot| &self.slots[*slot]);
+        let most = crowded.filter_map(|slot| Some((surplus(slot)?, slot)));
         let Some((surplus, victim)) = most.max_by_key(|(surplus, _)| *surplus) else {
             return Vec::new();
         };
@@ -473,14 +430,18 @@ impl Shared {
 
     /// The next chunk's batches: one of the slot's own, or from the front of the queue.
     fn next_batches(&self, central: &mut Central, slot: usize, allowed: u32) -> VecDeque<Batch> {
-        if let Some(own) = central.seats[slot].own.pop_front() {
+        if let Some(own) = central.by_slot[slot].own.pop_front() {
             central.queued -= u64::from(own.items);
             return VecDeque::from([own]);
         }
         let mut chunk: VecDeque<Batch> = VecDeque::new();
         let (mut items, mut nanos, mut bytes) = (0u32, 0, 0);
         // What is queued is shared out, so that all are done at about the same time.
-        let share = central.queued.div_ceil(self.config.workers as u64);
+        let hands = match central.is_brisk() {
+            true => central.limiter.limit().min(self.config.workers),
+            false => self.config.workers,
+        };
+        let share = central.queued.div_ceil(hands as u64);
         let share = u32::try_from(share).unwrap_or(u32::MAX);
         while let Some(first) = central.queue.front() {
             let job = &first.job;
@@ -512,36 +473,37 @@ impl Shared {
         chunk
     }
 
-    /// Makes batches the slot's chunk; whether it has more than one item.
+    /// Makes batches the slot's chunk.
     fn start_chunk(
         &self,
         central: &mut Central,
         slot: usize,
         worker: &Worker,
         batches: VecDeque<Batch>,
-    ) -> bool {
-        central.busy += 1;
+    ) -> Turn {
+        let is_brisk = batches.front().is_some_and(|batch| batch.job.pace.is_brisk());
+        let brisk = is_brisk.then(|| central.limiter.begin());
         worker.process.set_used();
         let chunk = Chunk::new(worker, batches);
         let is_crowded = chunk.items() > 1;
         if is_crowded {
-            central.crowded += 1;
-            if central.queue.is_empty() && central.watcher.is_none() {
-                self.call_one(central);
-            }
-        } else if !central.queue.is_empty() {
-            self.call_one(central);
+            central.crowded.push(slot);
+        }
+        if !central.queue.is_empty() {
+            self.summon(central);
+        } else if !central.crowded.is_empty() {
+            self.call_watcher(central);
         }
         let limit = chunk.limit;
         *self.running(slot) = Some(chunk);
         if let Some(at) = limit.and_then(|limit| Instant::now().checked_add(limit)) {
             self.orders.look_by(at);
         }
-        is_crowded
+        Turn { is_crowded, brisk }
     }
 
     /// Runs the chunk in a slot's [`Running`] and brings the worker back.
-    pub(crate) fn run(&self, slot: usize, mut worker: Worker, was_crowded: bool) {
+    pub(crate) fn run(&self, slot: usize, mut worker: Worker, turn: Turn) {
         let running = &self.slots[slot].running;
         self.tell_assigned(slot);
         let observers = &self.config.observers;
@@ -549,14 +511,24 @@ impl Shared {
         let outcome = chunk::run(&mut worker, running, limit, &self.counters, Some(observers));
         let outcome = outcome.map_err(|loss| self.mourn(&worker, *loss));
         let mut central = self.central();
-        central.crowded -= usize::from(was_crowded);
-        match outcome {
-            Ok(()) => self.seat(central, slot, worker),
-            Err(again) => {
-                self.requeue(&mut central, again);
-                self.vacate(central, slot);
+        central.end(slot, turn);
+        let refused = match outcome {
+            Ok(()) => {
+                let is_spent = self.config.max_tasks.is_some_and(|most| worker.tasks >= most);
+                worker.forget();
+                let has_work = central.has_work();
+                let todo = central.seats.put(slot, worker, is_spent, has_work, Instant::now());
+                drop(central);
+                self.carry_out(todo);
+                return;
             }
-        }
+            Err(again) => self.requeue(&mut central, again),
+        };
+        let has_work = central.has_work();
+        let todo = central.seats.lost(slot, has_work);
+        drop(central);
+        self.carry_out(todo);
+        refused.iter().for_each(|batch| self.refuse(batch));
     }
 
     fn tell_assigned(&self, slot: usize) {
@@ -567,53 +539,6 @@ impl Shared {
         if let Some(kind) = kind {
             self.config.observers.tell(|| kind);
         }
-    }
-
-    /// Puts an idle worker into its seat.
-    fn seat(&self, mut central: MutexGuard<'_, Central>, slot: usize, mut worker: Worker) {
-        central.busy -= 1;
-        let seat = &mut central.seats[slot].state;
-        match std::mem::replace(seat, SeatState::Vacant) {
-            // It has died since; its successor is there.
-            SeatState::Busy(Some(newborn)) => {
-                *seat = SeatState::Spawned(newborn);
-                self.slots[slot].call.notify_one();
-            }
-            // Where nobody takes its place, its end is found out by whoever is to use it.
-            _ if worker.process.is_ending() && self.config.replaces => {
-                self.order(&mut central, slot);
-            }
-            _ if self.config.max_tasks.is_some_and(|most| worker.tasks >= most) => {
-                worker.process.set_leaving();
-                *seat = SeatState::Leaving(worker);
-                self.order(&mut central, slot);
-            }
-            _ => {
-                worker.forget();
-                *seat = SeatState::Idle(worker);
-                central.seats[slot].idle_since = Instant::now();
-                central.idle.push(slot);
-                if !central.seats[slot].own.is_empty() {
-                    self.slots[slot].call.notify_one();
-                }
-                if !central.queue.is_empty() {
-                    self.call_one(&mut central);
-                }
-            }
-        }
-        self.call_if_over(&central);
-    }
-
-    /// Leaves the seat of a worker that is lost to its successor.
-    fn vacate(&self, mut central: MutexGuard<'_, Central>, slot: usize) {
-        central.busy -= 1;
-        let seat = &mut central.seats[slot].state;
-        match std::mem::replace(seat, SeatState::Vacant) {
-            SeatState::Busy(Some(newborn)) => *seat = SeatState::Spawned(newborn),
-            _ => self.order(&mut central, slot),
-        }
-        self.slots[slot].call.notify_one();
-        self.call_if_over(&central);
     }
 
     /// Ends or retries the item that was running on a lost worker; gives what is to be queued again.
@@ -670,22 +595,25 @@ impl Shared {
         again
     }
 
-    /// Puts batches back to the front of the queue, in order.
-    fn requeue(&self, central: &mut Central, batches: Vec<Batch>) {
+    /// Puts batches back to the front of the queue, in order. Gives those that are not to be run any
+    /// more: they are to be [refused](Self::refuse), which may wake somebody, when the lock is let
+    /// go.
+    #[must_use]
+    fn requeue(&self, central: &mut Central, batches: Vec<Batch>) -> Vec<Batch> {
+        if central.seats.phase() == Phase::Terminated {
+            return batches;
+        }
         for batch in batches.into_iter().rev() {
-            if central.phase == Phase::Terminated {
-                self.refuse(&batch);
-                continue;
-            }
             central.queued += u64::from(batch.items);
             match batch.slot {
-                Some(slot) => central.seats[slot].own.push_front(batch),
+                Some(slot) => central.by_slot[slot].own.push_front(batch),
                 None => central.queue.push_front(batch),
             }
         }
         if !central.queue.is_empty() {
-            self.call_one(central);
+            self.summon(central);
         }
+        Vec::new()
     }
 
     /// A worker has been greeted; what is left is its initializer.
@@ -700,27 +628,28 @@ impl Shared {
         let pid = worker.process.pid();
         self.config.observers.tell(|| EventKind::Ready { slot, pid });
         let mut central = self.central();
-        central.seats[slot].failures = 0;
-        central.given_up = false;
-        self.seat(central, slot, worker);
+        let has_work = central.has_work();
+        let todo = central.seats.ready(slot, worker, has_work, Instant::now());
+        drop(central);
+        self.carry_out(todo);
         self.changed.notify_all();
     }
 
-    /// A worker could not be made ready: tries again after a pause, and tells the waiting tasks
-    /// when that has been in vain too often.
+    /// A worker could not be made ready: another attempt comes after a pause; and the waiting tasks
+    /// are told when that has been in vain too often.
     pub(crate) fn start_failed(&self, slot: usize, cause: StartError, was_greeting: bool) {
         let mut central = self.central();
-        central.busy -= usize::from(was_greeting);
-        central.seats[slot].failures += 1;
-        // Without a process, the slot's last worker may still be being mourned.
-        if was_greeting || !matches!(central.seats[slot].state, SeatState::Busy(_)) {
-            central.seats[slot].state = SeatState::Vacant;
-        }
-        let failures = central.seats[slot].failures;
+        let (has_work, now) = (central.has_work(), Instant::now());
+        let todo = if was_greeting {
+            central.seats.unready(slot, has_work, now)
+        } else {
+            central.seats.unstarted(slot, has_work, now)
+        };
+        let failures = central.seats.failures(slot);
         // An initializer's failure is the tasks' to learn; whatever comes before it is the
         // builder's, and so is a worker that can't be started beside others that could.
         if !matches!(cause, StartError::Initializer(_)) {
-            if central.seats[slot].starts == 0 {
+            if central.seats.starts(slot) == 0 {
                 central.first_start = Some(Err(cause.clone()));
             } else {
                 central.first_start.get_or_insert(Err(cause.clone()));
@@ -732,19 +661,18 @@ impl Shared {
             cause: cause.to_string(),
         });
         let mut told = Vec::new();
-        if failures >= START_ATTEMPTS {
-            if central.seats.iter().all(|seat| seat.failures > 0) {
-                central.given_up = true;
-                told = central.take_queued();
-            } else {
-                // The others go on; what is for this one's worker alone is hopeless.
-                told.extend(std::mem::take(&mut central.seats[slot].own));
-                central.queued -= told.iter().map(|batch| u64::from(batch.items)).sum::<u64>();
-            }
+        if central.seats.has_given_up() {
+            told = central.take_queued();
+        } else if failures >= START_ATTEMPTS {
+            // The others go on; what is for this one's worker alone is hopeless.
+            told.extend(std::mem::take(&mut central.by_slot[slot].own));
+            central.queued -= told.iter().map(|batch| u64::from(batch.items)).sum::<u64>();
         }
-        self.order(&mut central, slot);
-        self.call_if_over(&central);
+        if central.is_over() {
+            self.wake(Wake::All);
+        }
         drop(central);
+        self.carry_out(todo);
         self.changed.notify_all();
         for batch in told {
             let (cause, attempts) = (cause.clone(), failures);
@@ -768,45 +696,45 @@ impl Shared {
 
     // ── from the supervisor ──
 
-    /// Whether a worker that has died is to have a successor.
-    pub(crate) fn wants_successor(&self) -> bool {
-        self.may_start(&self.central())
+    /// Which process is to be started next; see [`Seats::next_start`].
+    pub(crate) fn next_start(&self) -> Start {
+        let mut central = self.central();
+        let has_work = central.has_work();
+        central.seats.next_start(has_work, Instant::now())
     }
 
     /// A slot's process, or its last one.
     pub(crate) fn process(&self, slot: usize) -> Option<Arc<Process>> {
-        self.central().seats[slot].process.clone()
+        self.central().by_slot[slot].process.clone()
     }
 
     /// A process has been started for a slot.
     pub(crate) fn spawned(&self, slot: usize, newborn: Newborn) {
         let pid = newborn.process.pid();
         let mut central = self.central();
-        let seat = &mut central.seats[slot];
-        seat.process = Some(Arc::clone(&newborn.process));
-        seat.starts += 1;
-        let replaces = seat.starts > 1;
+        let replaces = central.seats.starts(slot) > 0;
         self.config.observers.tell(|| EventKind::Spawned { slot, pid, replaces });
-        if seat.starts > 1 {
+        if replaces {
             self.counters.restarts.fetch_add(1, Relaxed);
         }
-        match &mut seat.state {
-            SeatState::Busy(successor) => *successor = Some(newborn),
-            // An idle worker that has died goes unmourned, one that leaves is let go.
-            state => {
-                if let SeatState::Leaving(worker) =
-                    std::mem::replace(state, SeatState::Spawned(newborn))
-                {
-                    worker.retire();
-                }
-            }
-        }
-        let is_last = seat.starts == 1 && slot + 1 == central.seats.len();
-        central.idle.retain(|idle| *idle != slot);
-        self.slots[slot].call.notify_one();
+        central.by_slot[slot].process = Some(Arc::clone(&newborn.process));
+        let todo = central.seats.spawned(slot, newborn);
+        let is_last = !replaces && central.all_started();
+        drop(central);
+        self.carry_out(todo);
         if is_last {
             self.changed.notify_all();
         }
+    }
+
+    /// A process has ended; what it leaves is seen to by whoever drove it.
+    pub(crate) fn ended(&self, process: &Process) {
+        let (slot, generation, was_used) = (process.slot, process.generation, process.was_used());
+        let mut central = self.central();
+        let has_work = central.has_work();
+        let todo = central.seats.ended(slot, generation, was_used, has_work, Instant::now());
+        drop(central);
+        self.carry_out(todo);
     }
 
     /// Whether all is done: no driver is left to need a process.
@@ -820,32 +748,16 @@ impl Shared {
     }
 
     pub(crate) fn is_terminated(&self) -> bool {
-        self.central().phase == Phase::Terminated
+        self.central().seats.phase() == Phase::Terminated
     }
 
     /// Lets workers go that have been idle for long; gives when to look again.
     pub(crate) fn retire_idle(&self) -> Option<Instant> {
         let limit = self.config.idle_timeout?;
-        let mut central = self.central();
         let now = Instant::now();
-        for slot in 0..central.seats.len() {
-            let live = central.seats.len() - central.resting;
-            let seat = &mut central.seats[slot];
-            if live <= self.config.min_workers
-                || !seat.own.is_empty()
-                || seat.idle_since.checked_add(limit).is_none_or(|at| now < at)
-            {
-                continue;
-            }
-            match std::mem::replace(&mut seat.state, SeatState::Resting) {
-                SeatState::Idle(worker) => {
-                    worker.process.set_leaving();
-                    worker.retire();
-                    central.resting += 1;
-                    central.idle.retain(|idle| *idle != slot);
-                }
-                other => seat.state = other,
-            }
+        if let Some(since) = now.checked_sub(limit) {
+            let rest = || self.central().seats.rest(since, self.config.min_workers);
+            std::iter::from_fn(rest).for_each(|(_, worker)| worker.retire());
         }
         // Often enough that nobody stays much longer, and not for each that becomes idle.
         now.checked_add((limit / 4).max(Duration::from_millis(5)))
@@ -859,7 +771,9 @@ impl Shared {
         let Some(chunk) = chunk else { return process.kill(Doom::OutOfMemory) };
         let rest = chunk.end_for_memory();
         drop(running);
-        self.requeue(&mut central, rest);
+        let refused = self.requeue(&mut central, rest);
+        drop(central);
+        refused.iter().for_each(|batch| self.refuse(batch));
     }
 
     /// Stops all workers and what they have started, or lets them go on; the time between does not
@@ -892,28 +806,16 @@ impl Shared {
     /// What is known of the slots' workers, without what the system would have to be asked for.
     pub(crate) fn workers(&self) -> Vec<WorkerInfo> {
         let central = self.central();
-        let info = |(slot, seat): (usize, &Seat)| WorkerInfo {
+        let info = |slot| WorkerInfo {
             slot,
-            pid: seat.process.as_ref().map_or(0, |process| process.pid()),
-            state: match &seat.state {
-                SeatState::Vacant | SeatState::Resting => WorkerState::Absent,
-                SeatState::Spawned(_) => WorkerState::Starting,
-                SeatState::Busy(_) => {
-                    let running = &self.slots[slot].running;
-                    let running = running.lock().unwrap_or_else(PoisonError::into_inner);
-                    match running.as_ref().map(|chunk| chunk.process.was_ready()) {
-                        Some(true) => WorkerState::Busy,
-                        _ => WorkerState::Starting,
-                    }
-                }
-                SeatState::Idle(_) | SeatState::Leaving(_) => WorkerState::Idle,
-            },
+            pid: central.by_slot[slot].process.as_ref().map_or(0, |process| process.pid()),
+            state: central.seats.state(slot),
             tasks_done: self.counters.slots[slot].load(Relaxed),
-            restarts: seat.starts.saturating_sub(1),
+            restarts: central.seats.starts(slot).saturating_sub(1),
             memory: None,
             cpu: None,
         };
-        central.seats.iter().enumerate().map(info).collect()
+        (0..self.slots.len()).map(info).collect()
     }
 
     /// How many tasks wait, and how many have been sent to a worker and are not delivered.
@@ -935,6 +837,7 @@ impl Shared {
         // Held throughout: what is taken back must not be nowhere while somebody looks whether all
         // is done.
         let mut central = self.central();
+        let mut refused = Vec::new();
         for slot in 0..self.slots.len() {
             let mut running = self.running(slot);
             let Some(chunk) = running.as_mut() else { continue };
@@ -945,106 +848,96 @@ impl Shared {
                 (next, again) => next.or(again),
             };
             if !rest.is_empty() {
-                self.requeue(&mut central, rest);
+                refused.extend(self.requeue(&mut central, rest));
             }
         }
+        drop(central);
+        refused.iter().for_each(|batch| self.refuse(batch));
         next
     }
 
     // ── among themselves ──
 
-    /// Whether another process is of use.
-    fn may_start(&self, central: &Central) -> bool {
-        let is_due =
-            self.config.replaces || central.seats.iter().all(|seat| seat.process.is_none());
-        is_due && !central.is_over() && !central.given_up
-    }
-
-    /// Asks the supervisor for a process, after a pause that grows with the failures.
-    fn order(&self, central: &mut Central, slot: usize) {
-        if !self.may_start(central) {
+    /// Has somebody come for what is queued, unless somebody will be back for it in a moment.
+    fn summon(&self, central: &mut Central) {
+        if !central.wants_worker() && self.call_watcher(central) {
             return;
         }
-        let pause = match central.seats[slot].failures {
-            0 | 1 => Duration::ZERO,
-            n => Duration::from_millis(10 << (n - 2).min(8)),
-        };
-        self.orders.spawn(slot, Instant::now() + pause);
+        let todo = central.seats.summon(Instant::now());
+        self.carry_out(todo);
     }
 
-    /// Makes new attempts after having given up.
-    fn revive(&self, central: &mut Central) {
-        if !std::mem::take(&mut central.given_up) {
-            return;
+    /// Sees to it that somebody looks out, if there is an idle driver for that: the one that would be
+    /// called last.
+    fn call_watcher(&self, central: &mut Central) -> bool {
+        if central.watcher.is_none() {
+            central.watcher = central.seats.coldest();
+            self.wake(central.watcher.map_or(Wake::Nobody, Wake::One));
         }
-        for slot in 0..central.seats.len() {
-            central.seats[slot].failures = 0;
-            if matches!(central.seats[slot].state, SeatState::Vacant) {
-                self.order(central, slot);
-            }
-        }
+        central.watcher.is_some()
     }
 
-    /// Wakes the driver of one idle worker; where there is none, has one started of those that were
-    /// let go.
-    fn call_one(&self, central: &mut Central) {
-        if let Some(slot) = central.idle.pop() {
-            self.slots[slot].call.notify_one();
-        } else if central.resting > 0
-            && let Some(slot) =
-                central.seats.iter().position(|seat| matches!(seat.state, SeatState::Resting))
-        {
-            self.rouse(central, slot);
+    /// Does what an event asks for.
+    fn carry_out(&self, todo: Todo<Worker>) {
+        self.wake(todo.call);
+        if todo.start {
+            self.orders.ring();
+        }
+        if let Some(worker) = todo.retire {
+            worker.retire();
         }
     }
 
-    /// Has a worker started in a slot whose last one was let go.
-    fn rouse(&self, central: &mut Central, slot: usize) {
-        if matches!(central.seats[slot].state, SeatState::Resting) {
-            central.resting -= 1;
-            central.seats[slot].state = SeatState::Vacant;
-            self.order(central, slot);
-        }
-    }
-
-    fn call_all(&self) {
-        for slot in &self.slots {
-            slot.call.notify_one();
-        }
-    }
-
-    fn call_if_over(&self, central: &Central) {
-        if central.is_over() {
-            self.call_all();
+    fn wake(&self, call: Wake) {
+        match call {
+            Wake::Nobody => {}
+            Wake::One(slot) => self.slots[slot].call.notify_one(),
+            Wake::All => self.slots.iter().for_each(|slot| slot.call.notify_one()),
         }
     }
 }
 
 impl Central {
-    /// Whether the drivers are to end.
-    fn is_over(&self) -> bool {
-        match self.phase {
-            Phase::Open => false,
-            Phase::Closed => self.queued == 0 && self.busy == 0,
-            Phase::Terminated => true,
-        }
+    fn has_work(&self) -> bool {
+        self.queued > 0
     }
 
     /// Takes all that waits.
     fn take_queued(&mut self) -> Vec<Batch> {
         self.queued = 0;
-        let own = self.seats.iter_mut().flat_map(|seat| seat.own.drain(..));
+        let own = self.by_slot.iter_mut().flat_map(|place| place.own.drain(..));
         self.queue.drain(..).chain(own).collect()
     }
 
-    fn take_idle(&mut self) -> Option<(usize, Worker)> {
-        while let Some(slot) = self.idle.pop() {
-            let seat = &mut self.seats[slot].state;
-            match std::mem::replace(seat, SeatState::Busy(None)) {
-                SeatState::Idle(worker) => return Some((slot, worker)),
-                other => *seat = other,
-            }
+    /// Whether what is queued is brisk, as far as can be seen.
+    fn is_brisk(&self) -> bool {
+        self.queue.front().is_some_and(|batch| batch.job.pace.is_brisk())
+    }
+
+    /// Whether what is queued is worth another worker.
+    fn wants_worker(&self) -> bool {
+        !self.is_brisk() || self.limiter.has_room(self.seats.called())
+    }
+
+    /// A chunk is back.
+    fn end(&mut self, slot: usize, turn: Turn) {
+        if turn.is_crowded
+            && let Some(at) = self.crowded.iter().position(|crowded| *crowded == slot)
+        {
+            self.crowded.swap_remove(at);
         }
-        None
+        if let Some(sent) = turn.brisk {
+            self.limiter.end(sent);
+        }
+    }
+
+    /// Whether the drivers are to end.
+    fn is_over(&self) -> bool {
+        self.seats.is_over(self.has_work())
+    }
+
+    /// Whether each slot has had a process.
+    fn all_started(&self) -> bool {
+        (0..self.seats.len()).all(|slot| self.seats.starts(slot) > 0)
     }
 }

@@ -18,6 +18,7 @@ use rustix::process::Signal;
 
 use super::events::EventKind;
 use super::scheduler::Shared;
+use super::seats::Start;
 use super::worker::{Doom, Newborn, Process};
 use crate::error::{DeathCause, StartError};
 use crate::os::observe;
@@ -30,14 +31,9 @@ pub(crate) const FDS_PER_WORKER: u64 = 8;
 /// How long a worker that has been told to go may take before it is killed.
 const RETIRE_GRACE: Duration = Duration::from_secs(2);
 
-/// So many workers in a row may die without having been given a task before the next one is started
-/// with a pause: something kills them as soon as they are there, and it would be a storm.
-const UNUSED_DEATHS: u32 = 3;
-
 /// What the supervisor is asked for.
 #[derive(Debug)]
 pub(crate) struct Orders {
-    spawns: Mutex<Vec<(usize, Instant)>>,
     signals: Mutex<Vec<Signal>>,
     signaled: Condvar,
     bell: OwnedFd,
@@ -49,18 +45,11 @@ impl Orders {
     pub(crate) fn new() -> std::io::Result<Self> {
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         Ok(Self {
-            spawns: Mutex::default(),
             signals: Mutex::default(),
             signaled: Condvar::new(),
             bell: eventfd(0, flags)?,
             next_look: AtomicU64::new(u64::MAX),
         })
-    }
-
-    /// Asks for a process, not before `at`.
-    pub(crate) fn spawn(&self, slot: usize, at: Instant) {
-        self.spawns.lock().unwrap_or_else(PoisonError::into_inner).push((slot, at));
-        self.ring();
     }
 
     /// Asks for a look at the time limits at `at`, if none is planned before.
@@ -102,20 +91,11 @@ struct Charge {
     retired: Option<Instant>,
 }
 
-impl Charge {
-    /// Whether no other process may be started for this slot.
-    fn holds(&self, slot: usize) -> bool {
-        self.process.slot == slot && !self.process.is_leaving()
-    }
-}
-
 /// The supervisor's thread.
 pub(crate) fn supervise(shared: &Shared) {
     let mut supervisor = Supervisor {
         shared,
         charges: Vec::new(),
-        spawns: Vec::new(),
-        unused: vec![0; shared.slots.len()],
         nonce: seed::fresh(),
         reserve: shared.config.launch.cord.try_clone().ok(),
         next_watch: Instant::now(),
@@ -130,10 +110,6 @@ pub(crate) fn supervise(shared: &Shared) {
 struct Supervisor<'a> {
     shared: &'a Shared,
     charges: Vec<Charge>,
-    /// Processes to be started.
-    spawns: Vec<(usize, Instant)>,
-    /// By slot, how many workers in a row have died without having been given a task.
-    unused: Vec<u32>,
     /// The last one. Nonces tell starts apart; they are no secret.
     nonce: u64,
     /// Given up for a moment where the last descriptor is needed to end a wait.
@@ -149,13 +125,6 @@ impl Supervisor<'_> {
     fn turn(&mut self) -> bool {
         let orders = &self.shared.orders;
         orders.silence();
-        let new =
-            std::mem::take(&mut *orders.spawns.lock().unwrap_or_else(PoisonError::into_inner));
-        for (slot, at) in new {
-            // A slot has one process at a time, and one order.
-            self.spawns.retain(|(other, _)| *other != slot);
-            self.spawns.push((slot, at));
-        }
         let mut signals = orders.signals.lock().unwrap_or_else(PoisonError::into_inner);
         for signal in signals.drain(..) {
             self.charges.iter().for_each(|charge| charge.process.child.signal_group(signal));
@@ -163,7 +132,6 @@ impl Supervisor<'_> {
         drop(signals);
         orders.signaled.notify_all();
         if self.shared.is_terminated() {
-            self.spawns.clear();
             for charge in &self.charges {
                 charge.process.child.kill();
             }
@@ -176,7 +144,7 @@ impl Supervisor<'_> {
             let is_left = |charge: &&Charge| charge.process.doomed() != Some(Doom::Retired);
             self.charges.iter().filter(is_left).for_each(|charge| charge.process.child.kill());
         }
-        let mut wake = self.spawn_due();
+        let mut wake = self.start_due();
         wake = earliest(wake, self.enforce_limits());
         wake = earliest(wake, self.watch_memory());
         wake = earliest(wake, self.shared.retire_idle());
@@ -186,30 +154,24 @@ impl Supervisor<'_> {
     }
 
     /// Starts what is due; gives when the next one is.
-    fn spawn_due(&mut self) -> Option<Instant> {
-        let now = Instant::now();
-        if self.shared.is_suspended() && !self.spawns.is_empty() {
+    fn start_due(&mut self) -> Option<Instant> {
+        loop {
             // It would not be stopped as the others are.
-            return Some(now + Duration::from_millis(50));
-        }
-        let mut wake = None;
-        for (slot, at) in std::mem::take(&mut self.spawns) {
-            if at > now {
-                self.spawns.push((slot, at));
-                wake = earliest(wake, Some(at));
-            } else if self.charges.iter().any(|charge| charge.holds(slot)) {
-                // The one that failed has still to end, which will be noticed.
-                self.spawns.push((slot, at));
-            } else if self.shared.wants_successor() {
-                self.start(slot);
+            if self.shared.is_suspended() {
+                return None;
+            }
+            // Starting takes a while, and a limit holds meanwhile.
+            self.enforce_limits();
+            match self.shared.next_start() {
+                Start::Now(slot, generation) => self.start(slot, generation),
+                Start::At(at) => return Some(at),
+                Start::None => return None,
             }
         }
-        wake
     }
 
-    fn start(&mut self, slot: usize) {
-        self.spawns.retain(|(other, _)| *other != slot);
-        match self.try_start(slot) {
+    fn start(&mut self, slot: usize, generation: u64) {
+        match self.try_start(slot, generation) {
             Ok(newborn) => {
                 self.charges.push(Charge {
                     process: Arc::clone(&newborn.process),
@@ -222,7 +184,7 @@ impl Supervisor<'_> {
         }
     }
 
-    fn try_start(&mut self, slot: usize) -> Result<Newborn, String> {
+    fn try_start(&mut self, slot: usize, generation: u64) -> Result<Newborn, String> {
         let config = &self.shared.config;
         let hint = |error: &dyn std::fmt::Display, code: Option<i32>| match code {
             Some(libc::EMFILE) => format!(
@@ -258,7 +220,7 @@ impl Supervisor<'_> {
         let capture = capture.then(CaptureFile::new).transpose().map_err(io)?;
         let file = capture.as_ref().map(CaptureFile::file);
         let child = Child::start(&config.launch, env, &title, &marker, file).map_err(io)?;
-        let process = Process::new(slot, child, name, capture, config.kill_grace);
+        let process = Process::new(slot, generation, child, name, capture, config.kill_grace);
         Ok(Newborn { process, bootstrap, nonce: self.nonce })
     }
 
@@ -353,34 +315,26 @@ impl Supervisor<'_> {
         }
     }
 
-    /// Starts the successor of a worker that has died, and only then announces the death.
+    /// Kills what a worker that has died has left behind, starts its successor, and only then
+    /// announces the death.
     fn see_off(&mut self, charge: &Charge) {
         let process = &charge.process;
-        // Whoever was to greet it learns of the death by that, and orders the next attempt; for one
-        // that is leaving, the order has been given.
-        let was_ready = process.end();
-        if was_ready && !process.is_leaving() && self.shared.wants_successor() {
-            let unused = &mut self.unused[process.slot];
-            *unused = if process.was_used() { 0 } else { *unused + 1 };
-            match unused.checked_sub(UNUSED_DEATHS) {
-                None => self.start(process.slot),
-                Some(more) => {
-                    let pause = Duration::from_millis(10 << more.min(7));
-                    self.spawns.push((process.slot, Instant::now() + pause));
-                }
-            }
-        }
+        process.set_ended();
         let cause = match process.child.reap() {
             DeathCause::Signaled(libc::SIGKILL, _) if self.kernel_killed(process) => {
                 DeathCause::OutOfMemory
             }
             cause => cause,
         };
+        self.shared.ended(process);
+        self.start_due();
         let observers = &self.shared.config.observers;
         let (slot, pid) = (process.slot, process.pid());
         match process.doomed() {
             Some(Doom::Retired) => observers.tell(|| EventKind::Retired { slot, pid }),
-            _ if was_ready && !self.shared.is_terminated() => observers.lost(slot, pid, cause),
+            _ if process.was_ready() && !self.shared.is_terminated() => {
+                observers.lost(slot, pid, cause)
+            }
             _ => {}
         }
         self.reserve = None;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use procpool_worker::codec;
 use procpool_worker::function::Identity;
+use procpool_worker::harden::now;
 use procpool_worker::lane::Lane;
 use procpool_worker::protocol::{Reply, Request, Setup, VERSION};
 use procpool_worker::transport::{
@@ -22,13 +23,13 @@ use crate::os::process::{CaptureFile, Child};
 #[derive(Debug)]
 pub(crate) struct Process {
     pub(crate) slot: usize,
+    /// Which of the slot's processes it is, from 1.
+    pub(crate) generation: u64,
     pub(crate) child: Child,
     /// What it prints, where that is captured.
     pub(crate) capture: Option<CaptureFile>,
     /// How long it is asked to end before it is made to.
     grace: Duration,
-    /// Whether another is to take its place although it lives.
-    leaving: AtomicBool,
     /// Whether it has been given a task.
     used: AtomicBool,
     fate: Mutex<Fate>,
@@ -46,8 +47,8 @@ struct Fate {
     death: Option<DeathCause>,
     /// Whether it has ever been ready.
     ready: bool,
-    /// Whether its end has been noticed.
-    ending: bool,
+    /// When its end was noticed, in nanoseconds of the monotonic clock.
+    ended: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -76,6 +77,7 @@ pub(crate) enum Doom {
 impl Process {
     pub(crate) fn new(
         slot: usize,
+        generation: u64,
         child: Child,
         bootstrap: String,
         capture: Option<CaptureFile>,
@@ -84,10 +86,10 @@ impl Process {
         let fate = Fate { wake: Some(Wake::Bootstrap(bootstrap)), ..Fate::default() };
         Arc::new(Self {
             slot,
+            generation,
             child,
             capture,
             grace,
-            leaving: AtomicBool::new(false),
             used: AtomicBool::new(false),
             fate: Mutex::new(fate),
             sealed: Condvar::new(),
@@ -125,15 +127,6 @@ impl Process {
         self.fate().kill_at
     }
 
-    /// Lets another take its place while it lives.
-    pub(crate) fn set_leaving(&self) {
-        self.leaving.store(true, Relaxed);
-    }
-
-    pub(crate) fn is_leaving(&self) -> bool {
-        self.leaving.load(Relaxed)
-    }
-
     /// Notes why it is to end, without doing anything about it.
     pub(crate) fn doom(&self, doom: Doom) {
         self.fate().doom.get_or_insert(doom);
@@ -164,16 +157,14 @@ impl Process {
         self.fate().ready
     }
 
-    /// Marks it as ended, from which on it has no use; whether it was ready before.
-    pub(crate) fn end(&self) -> bool {
-        let mut fate = self.fate();
-        fate.ending = true;
-        fate.ready
+    /// Notes that it has ended.
+    pub(crate) fn set_ended(&self) {
+        self.fate().ended = Some(now());
     }
 
-    /// Whether its end has been noticed.
-    pub(crate) fn is_ending(&self) -> bool {
-        self.fate().ending
+    /// When its end was noticed, in nanoseconds of the monotonic clock; now, if it hasn't been.
+    pub(crate) fn ended(&self) -> u64 {
+        self.fate().ended.unwrap_or_else(now)
     }
 
     /// Says how it ended, then wakes whoever waits for that.

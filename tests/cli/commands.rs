@@ -155,8 +155,10 @@ fn a_job_that_takes_too_long_or_too_much_fails_alone_and_keeps_what_it_printed()
         assert_eq!(row["stdout"], format!("{}\n", row["input"].as_str().unwrap()));
         assert!(row["seconds"].as_f64() >= Some(0.4), "{row}");
     }
-    let pids: Vec<_> = rows.iter().map(|row| row["pid"].as_u64().unwrap()).collect();
-    assert!(pids.iter().all(|pid| pids[..2].contains(pid)), "no worker is lost by it: {pids:?}");
+    let mut pids: Vec<_> = rows.iter().map(|row| row["pid"].as_u64().unwrap()).collect();
+    pids.sort_unstable();
+    pids.dedup();
+    assert!(pids.len() <= 2, "no worker is lost by it: {pids:?}");
 }
 
 #[test]

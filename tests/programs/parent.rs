@@ -4,7 +4,7 @@
 use std::process::Command;
 use std::time::Duration;
 
-use procpool::{Error, Pool, Process, StartError, WorkerState};
+use procpool::{Error, Event, EventKind, Pool, Process, StartError, WorkerState};
 
 fn main() {
     let how = std::env::args().nth(1).unwrap_or_default();
@@ -28,7 +28,14 @@ fn main() {
         worker if worker.starts_with("--procpool-worker") && std::env::var_os("LATE").is_some() => {
             std::process::exit(2);
         }
+        worker if worker.starts_with("--procpool-worker") && std::env::var_os("STOP").is_some() => {
+            // SAFETY: a plain system call.
+            unsafe { libc::raise(libc::SIGSTOP) };
+        }
         _ => procpool::init(),
+    }
+    if how == "newborn" {
+        return newborn();
     }
     if how == "few-files" {
         few_files();
@@ -69,6 +76,27 @@ fn main() {
             std::mem::forget(process);
         }
         _ => drop(pool.map(|x: u32| x, 0..10)),
+    }
+    println!("{}", pids.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "));
+    std::thread::sleep(Duration::from_secs(3600));
+}
+
+/// Its workers are stopped before they have done anything.
+fn newborn() {
+    let (sender, spawned) = std::sync::mpsc::channel();
+    let tell = move |event: &Event| {
+        if let EventKind::Spawned { pid, .. } = event.kind {
+            let _ = sender.send(pid);
+        }
+    };
+    std::thread::spawn(move || Pool::builder().workers(2).env("STOP", "1").on_event(tell).build());
+    let pids: Vec<u32> = spawned.iter().take(2).collect();
+    let is_stopped = |pid: &u32| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
+        stat.is_ok_and(|stat| stat.contains(") T "))
+    };
+    while !pids.iter().all(is_stopped) {
+        std::thread::sleep(Duration::from_millis(1));
     }
     println!("{}", pids.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "));
     std::thread::sleep(Duration::from_secs(3600));

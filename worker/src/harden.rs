@@ -9,10 +9,11 @@
 //! Two cords, since each alone can fail:
 //!
 //! - The worker's standard input is a pipe whose other end only the parent holds (one for all of a
-//!   pool's workers). The worker asks
-//!   the kernel to send its whole process group SIGKILL when that end closes (`F_SETSIG`,
-//!   `F_SETOWN`, `O_ASYNC`; fcntl(2)). That reaches busy and stopped workers, and what their tasks
-//!   have started, at the moment of the parent's death, and needs nobody alive to do it.
+//!   pool's workers). The parent has asked the kernel to send the worker's process group SIGKILL
+//!   when that end closes (`F_SETSIG`, `F_SETOWN`, `O_ASYNC`; fcntl(2)). That reaches busy and
+//!   stopped workers, those that were stopped before they came here, and what their tasks have
+//!   started, at the moment of the parent's death, and needs nobody alive to do it. All that is done
+//!   about it here is to keep it.
 //! - The parent's death signal (`PR_SET_PDEATHSIG`) kills the group too, through a handler. It is
 //!   for a parent that has been forked without exec, so that its copy holds the pipe open. The
 //!   signal can't be SIGKILL: that could end the worker, and with it the first cord, before the
@@ -23,10 +24,8 @@
 
 use std::fs::File;
 use std::io::{self, Write as _};
-use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 
-use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, Signal};
 
 use crate::lane::{Lane, Note};
@@ -34,9 +33,6 @@ use crate::protocol::Setup;
 
 /// Nothing on Linux sends it, and by default it ends the process.
 const PARENT_DIED: libc::c_int = libc::SIGSTKFLT;
-
-/// `fcntl`'s command that chooses the signal; libc has no name for it here.
-const F_SETSIG: libc::c_int = 10;
 
 /// Descriptors that must survive a task which closes all the low ones are put above these.
 const HIGH_FD: i32 = 512;
@@ -52,7 +48,7 @@ pub fn harden(parent: u32) -> io::Result<()> {
     let death = Signal::from_named_raw(PARENT_DIED);
     rustix::process::set_parent_process_death_signal(death)?;
     hold_cord()?;
-    // Whoever died before the cords were tied is not announced by them.
+    // A parent that died before the signal was set is not announced by it.
     if rustix::process::getppid().map(Pid::as_raw_pid) != i32::try_from(parent).ok() {
         return Err(io::Error::other("the parent is gone"));
     }
@@ -93,28 +89,15 @@ extern "C" fn parent_died(_signal: libc::c_int) {
     unsafe { libc::kill(0, libc::SIGKILL) };
 }
 
-/// Ties the cord that standard input is, then makes standard input empty.
+/// Keeps the cord that standard input is where no task closes it, then makes standard input empty.
 fn hold_cord() -> io::Result<()> {
-    // Opened anew, because who is to be signalled is a property of the open pipe, and the one that
-    // was inherited is shared with the parent's other workers.
-    let cord = rustix::fs::open(
-        "/proc/self/fd/0",
-        OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC,
-        Mode::empty(),
-    )?;
-    // A low limit of open files may leave no room up there; then it stays where it is.
-    let cord = rustix::io::fcntl_dupfd_cloexec(&cord, HIGH_FD).unwrap_or(cord);
+    // A low limit of open files may leave no room up there; then it goes to where there is some.
+    let cord = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), HIGH_FD)
+        .or_else(|_| rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3))?;
     rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
-    // SAFETY: plain system calls on a descriptor that is open.
-    let tied = unsafe {
-        let fd = cord.as_raw_fd();
-        libc::fcntl(fd, libc::F_SETOWN, -libc::getpgrp()) != -1
-            && libc::fcntl(fd, F_SETSIG, libc::SIGKILL) != -1
-            && libc::fcntl(fd, libc::F_SETFL, libc::O_NONBLOCK | libc::O_ASYNC) != -1
-    };
     // It is held until the process ends.
     std::mem::forget(cord);
-    if tied { Ok(()) } else { Err(io::Error::last_os_error()) }
+    Ok(())
 }
 
 /// Whether the worker ends because the parent's channel has.

@@ -1,0 +1,661 @@
+//! All that can happen to the seats of a small pool, walked through to the last state: every
+//! interleaving of its callers, drivers and supervisor with processes that die whenever they like.
+//!
+//! What is explored is the machine that the scheduler uses. What stands around it here is what the
+//! scheduler, the driver and the supervisor do with it, one step for each time that they hold the
+//! lock. Time is left out: what is due may come at once, or after anything else.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use super::{Call, Find, Phase, Presence, Seats, Start, State, Todo};
+
+type Generation = u64;
+
+/// A pool, and everybody who has a hand in it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct World {
+    seats: Seats<Generation, Generation>,
+    slots: Vec<Slot>,
+    /// How many tasks wait.
+    queue: u8,
+    is_suspended: bool,
+    /// What the supervisor is starting.
+    starting: Option<(usize, Generation)>,
+    /// Whether the supervisor looks for what is due before it sleeps.
+    is_rung: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Slot {
+    driver: Driver,
+    /// Whether the driver is awake or will be woken.
+    is_called: bool,
+    /// The worker that a caller of `apply` drives.
+    caller: Option<Generation>,
+    /// Those that have not been waited for.
+    processes: Vec<Process>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Driver {
+    Sleeping,
+    Greeting(Generation),
+    Running(Generation),
+    Ended,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Process {
+    generation: Generation,
+    is_alive: bool,
+    /// Has been told to go.
+    is_told: bool,
+}
+
+/// Who drives a worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Hand {
+    Driver,
+    Caller,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Move {
+    Submit,
+    /// A task is submitted that is for one slot's worker.
+    SubmitTo(usize),
+    /// A caller of `apply` takes an idle worker.
+    Borrow,
+    Close,
+    Terminate,
+    Suspend,
+    Resume,
+    /// A driver looks what there is to do; it may also do so without having been called.
+    Look(usize),
+    Greet(usize, Outcome),
+    Return(usize, Hand, Spent),
+    Lose(usize, Hand, Retry),
+    /// A process dies, of whatever.
+    Die(usize, Generation),
+    /// The supervisor looks for what is due.
+    Turn,
+    Start(Outcome),
+    Reap(usize, Generation),
+    /// The supervisor lets a worker rest that has nothing to do.
+    Rest,
+}
+
+type Outcome = Result<(), ()>;
+type Spent = bool;
+type Retry = bool;
+
+/// How small the pool is, and what may happen to it.
+struct Bounds {
+    slots: usize,
+    attempts: u32,
+    queue: u8,
+    /// Whether it is more than tasks, deaths and rest: tasks are queued again, workers are spent,
+    /// callers take them, drivers look without having been called, and the pool is suspended, closed
+    /// and terminated.
+    is_eventful: bool,
+}
+
+/// What the world does to a pool that waits for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Luck {
+    /// Whatever is started becomes ready.
+    Good,
+    /// Nothing does.
+    Bad,
+}
+
+impl World {
+    fn new(bounds: &Bounds, now: Instant) -> Self {
+        let slot = || Slot {
+            driver: Driver::Sleeping,
+            is_called: true,
+            caller: None,
+            processes: Vec::new(),
+        };
+        Self {
+            seats: Seats::new(bounds.slots, bounds.attempts, now),
+            slots: (0..bounds.slots).map(|_| slot()).collect(),
+            queue: 0,
+            is_suspended: false,
+            starting: None,
+            is_rung: true,
+        }
+    }
+
+    fn hand(&self, slot: usize, hand: Hand) -> Option<Generation> {
+        match (hand, self.slots[slot].driver) {
+            (Hand::Caller, _) => self.slots[slot].caller,
+            (Hand::Driver, Driver::Running(generation)) => Some(generation),
+            (Hand::Driver, _) => None,
+        }
+    }
+
+    fn let_go(&mut self, slot: usize, hand: Hand) {
+        match hand {
+            Hand::Caller => self.slots[slot].caller = None,
+            Hand::Driver => {
+                self.slots[slot].driver = Driver::Sleeping;
+                self.slots[slot].is_called = true;
+            }
+        }
+    }
+
+    fn process(&mut self, slot: usize, generation: Generation) -> Option<&mut Process> {
+        let mut processes = self.slots[slot].processes.iter_mut();
+        processes.find(|process| process.generation == generation)
+    }
+
+    fn is_alive(&self, slot: usize, generation: Generation) -> bool {
+        let mut processes = self.slots[slot].processes.iter();
+        processes.any(|process| process.generation == generation && process.is_alive)
+    }
+
+    /// Whether the supervisor kills what is left.
+    fn is_ending(&self) -> bool {
+        self.seats.phase() == Phase::Terminated
+            || self.slots.iter().all(|slot| slot.driver == Driver::Ended)
+    }
+
+    /// What can happen next.
+    fn moves(&self, bounds: &Bounds) -> Vec<Move> {
+        let mut moves = Vec::new();
+        let is_open = self.seats.phase() == Phase::Open;
+        if is_open && self.queue < bounds.queue {
+            moves.push(Move::Submit);
+            if bounds.slots == 1 {
+                moves.push(Move::SubmitTo(0));
+            }
+        }
+        if is_open && bounds.is_eventful {
+            moves.push(Move::Close);
+            if self.queue == 0 {
+                moves.push(Move::Borrow);
+            }
+        }
+        if bounds.is_eventful && self.seats.phase() != Phase::Terminated {
+            moves.push(Move::Terminate);
+        }
+        if bounds.is_eventful {
+            moves.push(if self.is_suspended { Move::Resume } else { Move::Suspend });
+        }
+        for (place, slot) in self.slots.iter().enumerate() {
+            match slot.driver {
+                Driver::Sleeping if slot.is_called || bounds.is_eventful => {
+                    moves.push(Move::Look(place));
+                }
+                Driver::Greeting(generation) => {
+                    moves.push(Move::Greet(place, Err(())));
+                    if self.is_alive(place, generation) {
+                        moves.push(Move::Greet(place, Ok(())));
+                    }
+                }
+                Driver::Sleeping | Driver::Running(_) | Driver::Ended => {}
+            }
+            for hand in [Hand::Driver, Hand::Caller] {
+                let Some(generation) = self.hand(place, hand) else { continue };
+                // The answer may have come before the death.
+                moves.push(Move::Return(place, hand, false));
+                if bounds.is_eventful {
+                    moves.push(Move::Return(place, hand, true));
+                }
+                if !self.is_alive(place, generation) {
+                    moves.push(Move::Lose(place, hand, false));
+                    if bounds.is_eventful {
+                        moves.push(Move::Lose(place, hand, true));
+                    }
+                }
+            }
+            for process in &slot.processes {
+                let is_new = slot.driver == Driver::Greeting(process.generation);
+                if process.is_alive && (bounds.is_eventful || !is_new) {
+                    moves.push(Move::Die(place, process.generation));
+                } else if !process.is_alive && self.starting.is_none() {
+                    moves.push(Move::Reap(place, process.generation));
+                }
+            }
+        }
+        match self.starting {
+            Some(_) => moves.extend([Move::Start(Ok(())), Move::Start(Err(()))]),
+            None => {
+                moves.push(Move::Rest);
+                if self.is_rung && !self.is_suspended {
+                    moves.push(Move::Turn);
+                }
+            }
+        }
+        moves
+    }
+
+    /// Whether it happens by itself, sooner or later, to a pool that nobody does anything to.
+    fn is_progress(&self, step: Move, luck: Luck) -> bool {
+        match step {
+            Move::Submit
+            | Move::SubmitTo(_)
+            | Move::Borrow
+            | Move::Close
+            | Move::Terminate
+            | Move::Suspend
+            | Move::Rest => false,
+            Move::Resume | Move::Turn | Move::Reap(..) | Move::Lose(..) => true,
+            Move::Look(slot) => self.slots[slot].is_called,
+            Move::Return(slot, hand, _) => {
+                self.hand(slot, hand).is_some_and(|generation| self.is_alive(slot, generation))
+            }
+            Move::Greet(slot, outcome) => match self.slots[slot].driver {
+                Driver::Greeting(generation) if self.is_alive(slot, generation) => {
+                    outcome.is_ok() == (luck == Luck::Good)
+                }
+                _ => outcome.is_err(),
+            },
+            Move::Start(outcome) => outcome.is_ok() == (luck == Luck::Good),
+            Move::Die(slot, generation) => {
+                let mut processes = self.slots[slot].processes.iter();
+                self.is_ending()
+                    || processes.any(|process| process.generation == generation && process.is_told)
+            }
+        }
+    }
+
+    fn carry_out(&mut self, slot: usize, todo: Todo<Generation>) {
+        match todo.call {
+            Call::Nobody => {}
+            Call::One(slot) => self.slots[slot].is_called = true,
+            Call::All => self.slots.iter_mut().for_each(|slot| slot.is_called = true),
+        }
+        self.is_rung |= todo.start;
+        if let Some(process) = todo.retire.and_then(|worker| self.process(slot, worker)) {
+            process.is_told = true;
+        }
+    }
+
+    /// Does what the scheduler, a driver or the supervisor does.
+    fn step(&mut self, step: Move, now: Instant) {
+        let has_work = self.queue > 0;
+        match step {
+            Move::Submit => {
+                self.queue += 1;
+                let todo = self.seats.summon(now);
+                self.carry_out(0, todo);
+            }
+            Move::SubmitTo(slot) => {
+                self.queue += 1;
+                let todo = self.seats.summon_to(slot, now);
+                self.carry_out(slot, todo);
+            }
+            Move::Borrow => {
+                if let Some((slot, worker)) = self.seats.take_any() {
+                    self.slots[slot].caller = Some(worker);
+                }
+            }
+            Move::Close => {
+                let todo = self.seats.close();
+                self.carry_out(0, todo);
+            }
+            Move::Terminate => {
+                self.queue = 0;
+                let todo = self.seats.terminate();
+                self.carry_out(0, todo);
+            }
+            Move::Suspend => self.is_suspended = true,
+            Move::Resume => {
+                self.is_suspended = false;
+                self.is_rung = true;
+            }
+            Move::Look(slot) => self.look(slot, now),
+            Move::Greet(slot, outcome) => {
+                let Driver::Greeting(generation) = self.slots[slot].driver else { return };
+                self.let_go(slot, Hand::Driver);
+                let todo = match outcome {
+                    Ok(()) => self.seats.ready(slot, generation, has_work, now),
+                    Err(()) => {
+                        // Whatever is wrong with it, it is killed.
+                        if let Some(process) = self.process(slot, generation) {
+                            process.is_alive = false;
+                        }
+                        self.seats.unready(slot, has_work, now)
+                    }
+                };
+                self.carry_out(slot, todo);
+                self.give_up();
+            }
+            Move::Return(slot, hand, is_spent) => {
+                let Some(worker) = self.hand(slot, hand) else { return };
+                self.let_go(slot, hand);
+                let todo = self.seats.put(slot, worker, is_spent, has_work, now);
+                self.carry_out(slot, todo);
+            }
+            Move::Lose(slot, hand, is_retried) => {
+                self.let_go(slot, hand);
+                if is_retried && self.seats.phase() != Phase::Terminated {
+                    self.queue += 1;
+                    let todo = self.seats.summon(now);
+                    self.carry_out(slot, todo);
+                }
+                let todo = self.seats.lost(slot, self.queue > 0);
+                self.carry_out(slot, todo);
+            }
+            Move::Die(slot, generation) => {
+                if let Some(process) = self.process(slot, generation) {
+                    process.is_alive = false;
+                }
+            }
+            Move::Turn => match self.seats.next_start(has_work, now + Duration::from_secs(3600)) {
+                Start::Now(slot, generation) => self.starting = Some((slot, generation)),
+                Start::At(_) | Start::None => self.is_rung = false,
+            },
+            Move::Start(outcome) => {
+                let Some((slot, generation)) = self.starting.take() else { return };
+                let todo = match outcome {
+                    Ok(()) => {
+                        let process = Process { generation, is_alive: true, is_told: false };
+                        self.slots[slot].processes.push(process);
+                        self.seats.spawned(slot, generation)
+                    }
+                    Err(()) => self.seats.unstarted(slot, has_work, now),
+                };
+                self.carry_out(slot, todo);
+                self.give_up();
+            }
+            Move::Reap(slot, generation) => {
+                self.slots[slot].processes.retain(|process| process.generation != generation);
+                let todo = self.seats.ended(slot, generation, true, has_work, now);
+                self.carry_out(slot, todo);
+                self.is_rung = true;
+            }
+            Move::Rest => {
+                if let Some((slot, worker)) = self.seats.rest(now, 0)
+                    && let Some(process) = self.process(slot, worker)
+                {
+                    process.is_told = true;
+                }
+            }
+        }
+    }
+
+    fn look(&mut self, slot: usize, now: Instant) {
+        self.slots[slot].is_called = false;
+        match self.seats.look(slot, self.queue > 0) {
+            Find::Newborn(newborn) => self.slots[slot].driver = Driver::Greeting(newborn),
+            Find::Idle(_) if self.queue > 0 => {
+                self.queue -= 1;
+                if let Some(worker) = self.seats.take(slot) {
+                    self.slots[slot].driver = Driver::Running(worker);
+                }
+                if self.queue > 0 {
+                    let todo = self.seats.summon(now);
+                    self.carry_out(slot, todo);
+                }
+            }
+            Find::Idle(_) | Find::Nothing => {}
+            Find::End(worker) => {
+                self.slots[slot].driver = Driver::Ended;
+                if let Some(process) = worker.and_then(|worker| self.process(slot, worker)) {
+                    process.is_told = true;
+                }
+            }
+        }
+    }
+
+    /// The tasks that wait are told that no worker can be made ready.
+    fn give_up(&mut self) {
+        if self.seats.has_given_up() {
+            self.queue = 0;
+        }
+    }
+
+    /// Leaves out what no later step depends on, so that there is an end of new states: how long
+    /// pauses are, though not which ends first, and how many processes there have been before those
+    /// that are left.
+    fn forget(&mut self, now: Instant) {
+        let mut dues: Vec<_> = self.seats.seats.iter().filter_map(|seat| seat.due).collect();
+        dues.sort_unstable();
+        for (place, seat) in self.seats.seats.iter_mut().enumerate() {
+            let before = seat.due.map(|due| dues.iter().filter(|other| **other < due).count());
+            seat.due = before.map(|before| now + Duration::from_nanos(before as u64));
+            seat.idle_since = now;
+            seat.failures = seat.failures.min(self.seats.attempts);
+            seat.unused = 0;
+            let slot = &mut self.slots[place];
+            let mut known: Vec<Generation> =
+                slot.processes.iter().map(|process| process.generation).collect();
+            known.push(seat.generation);
+            known.extend(slot.caller);
+            if let Driver::Running(generation) | Driver::Greeting(generation) = slot.driver {
+                known.push(generation);
+            }
+            match seat.state {
+                State::Spawned(token)
+                | State::Out(Some(token))
+                | State::Idle(token)
+                | State::Leaving(token) => known.push(token),
+                _ => {}
+            }
+            known.sort_unstable();
+            known.dedup();
+            let rank = |generation: &mut Generation| {
+                *generation = known.iter().position(|known| known == generation).unwrap() as u64;
+            };
+            rank(&mut seat.generation);
+            slot.processes.iter_mut().for_each(|process| rank(&mut process.generation));
+            slot.processes.sort_unstable_by_key(|process| process.generation);
+            slot.caller.iter_mut().for_each(rank);
+            if let Driver::Running(generation) | Driver::Greeting(generation) = &mut slot.driver {
+                rank(generation);
+            }
+            match &mut seat.state {
+                State::Spawned(token)
+                | State::Out(Some(token))
+                | State::Idle(token)
+                | State::Leaving(token) => rank(token),
+                _ => {}
+            }
+            if let Some((starting, generation)) = &mut self.starting
+                && *starting == place
+            {
+                *generation = seat.generation + 1;
+            }
+        }
+    }
+
+    /// What is wrong, of what must hold at any time.
+    fn flaw(&self) -> Option<&'static str> {
+        let (mut out, mut resting) = (0, 0);
+        let mut rules = Vec::new();
+        for (place, (seat, slot)) in self.seats.seats.iter().zip(&self.slots).enumerate() {
+            let is_starting = self.starting.is_some_and(|(starting, _)| starting == place);
+            let processes = slot.processes.len() + usize::from(is_starting);
+            let untold = slot.processes.iter().filter(|process| !process.is_told).count();
+            // One that is to be told when its successor is there.
+            let leaving = usize::from(matches!(seat.state, State::Leaving(_)));
+            let is_driven = matches!(slot.driver, Driver::Running(_) | Driver::Greeting(_));
+            let is_out = is_driven || slot.caller.is_some();
+            out += usize::from(is_out);
+            resting += usize::from(matches!(seat.state, State::Resting));
+            let listed = self.seats.idle.iter().filter(|idle| **idle == place).count();
+            let is_closed = matches!(seat.state, State::Closed);
+            rules.extend([
+                (processes <= 2, "there are more processes than one and its successor"),
+                (
+                    untold <= 1 + leaving || is_closed,
+                    "there are two at once that nobody told to go",
+                ),
+                ((seat.process == Presence::Starting) == is_starting, "nobody is starting it"),
+                (!is_driven || slot.caller.is_none(), "a worker is in two hands"),
+                (
+                    is_out == matches!(seat.state, State::Greeting | State::Out(_)),
+                    "nobody has the worker",
+                ),
+                (
+                    listed == 0 || matches!(seat.state, State::Idle(_)),
+                    "who is called has no worker",
+                ),
+            ]);
+            match seat.state {
+                State::Vacant => rules.push((
+                    seat.due.is_some() || seat.process != Presence::Absent,
+                    "nobody will be started for the seat",
+                )),
+                State::Idle(worker) => rules.extend([
+                    (
+                        seat.process == Presence::Alive && worker == seat.generation,
+                        "a worker waits that is known to be dead",
+                    ),
+                    (listed == 1 || (listed == 0 && slot.is_called), "nobody will call the driver"),
+                ]),
+                _ => {}
+            }
+        }
+        rules.push((self.seats.out == out, "miscounted who is out"));
+        rules.push((self.seats.resting == resting, "miscounted who rests"));
+        let called = self.seats.seats.iter().filter(|seat| seat.is_called).count();
+        rules.push((self.seats.called == called, "miscounted who is called"));
+        rules.into_iter().find(|(holds, _)| !holds).map(|(_, flaw)| flaw)
+    }
+
+    /// Whether everything is as it is to be in a pool that nobody does anything to.
+    fn is_settled(&self) -> bool {
+        let processes = self.slots.iter().map(|slot| slot.processes.len()).sum::<usize>();
+        if self.seats.is_over(self.queue > 0) {
+            let has_ended = |slot: &Slot| slot.driver == Driver::Ended;
+            return self.slots.iter().all(has_ended) && processes == 0;
+        }
+        let is_served = |state: &State<_, _>| match state {
+            State::Idle(_) | State::Resting => true,
+            State::Vacant | State::Leaving(_) => self.seats.given_up,
+            _ => false,
+        };
+        self.queue == 0 && self.seats.seats.iter().all(|seat| is_served(&seat.state))
+    }
+}
+
+/// All states that a pool can come to, how it first came there, and where it goes by itself.
+struct Explored {
+    worlds: Vec<World>,
+    from: Vec<Option<(u32, Move)>>,
+    good: Vec<Vec<u32>>,
+    bad: Vec<Vec<u32>>,
+}
+
+impl Explored {
+    fn of(bounds: &Bounds) -> Self {
+        let now = Instant::now();
+        let start = World::new(bounds, now);
+        let mut places = HashMap::from([(start.clone(), 0)]);
+        let mut this =
+            Self { worlds: vec![start], from: vec![None], good: Vec::new(), bad: Vec::new() };
+        while let Some(world) = this.worlds.get(this.good.len()).cloned() {
+            let here = this.good.len() as u32;
+            let (mut good, mut bad, mut retries) = (Vec::new(), Vec::new(), Vec::new());
+            for step in world.moves(bounds) {
+                let mut next = world.clone();
+                next.step(step, now + Duration::from_secs(1));
+                next.forget(now);
+                let known = this.worlds.len() as u32;
+                let place = *places.entry(next).or_insert_with_key(|next| {
+                    this.worlds.push(next.clone());
+                    this.from.push(Some((here, step)));
+                    known
+                });
+                if place == known
+                    && let Some(flaw) = this.worlds[place as usize].flaw()
+                {
+                    this.tell(place, flaw);
+                }
+                if world.is_progress(step, Luck::Good) {
+                    good.push(place);
+                }
+                // A new attempt comes after a pause.
+                if world.is_progress(step, Luck::Bad) {
+                    if step == Move::Turn { &mut retries } else { &mut bad }.push(place);
+                }
+            }
+            this.good.push(good);
+            this.bad.push(if bad.is_empty() { retries } else { bad });
+        }
+        this
+    }
+
+    /// Fails, and says how it came to that.
+    fn tell(&self, place: u32, flaw: &str) -> ! {
+        let mut story = Vec::new();
+        let mut at = place as usize;
+        while let Some((before, step)) = self.from[at] {
+            story.push(step);
+            at = before as usize;
+        }
+        story.reverse();
+        panic!("{flaw}, after {story:#?}: {:#?}", self.worlds[place as usize]);
+    }
+
+    /// Follows every way from every state among those that `is_open`, to its end, for which
+    /// `is_right` is to hold. None leads in a circle.
+    fn follow(
+        &self,
+        ways: &[Vec<u32>],
+        is_open: impl Fn(&World) -> bool,
+        is_right: impl Fn(&World) -> bool,
+    ) {
+        #[derive(Clone, Copy, PartialEq)]
+        enum Mark {
+            New,
+            OnTheWay,
+            Done,
+        }
+        let mut marks = vec![Mark::New; ways.len()];
+        for start in 0..ways.len() as u32 {
+            let mut path = vec![(start, 0)];
+            while let Some((place, taken)) = path.last_mut() {
+                let (place, at) = (*place, *place as usize);
+                if *taken == 0 {
+                    if marks[at] == Mark::Done || !is_open(&self.worlds[at]) {
+                        path.pop();
+                        continue;
+                    }
+                    if marks[at] == Mark::OnTheWay {
+                        self.tell(place, "it goes in a circle");
+                    }
+                    marks[at] = Mark::OnTheWay;
+                    if ways[at].is_empty() && !is_right(&self.worlds[at]) {
+                        self.tell(place, "it stays like that");
+                    }
+                }
+                match ways[at].get(*taken) {
+                    Some(next) => {
+                        *taken += 1;
+                        path.push((*next, 0));
+                    }
+                    None => {
+                        marks[at] = Mark::Done;
+                        path.pop();
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn check(bounds: &Bounds) {
+    let explored = Explored::of(bounds);
+    eprintln!("{} states", explored.worlds.len());
+    // With good luck, whatever has happened ends in a pool that is whole, or in none at all.
+    explored.follow(&explored.good, |_| true, World::is_settled);
+    // With bad luck, no task waits for ever.
+    explored.follow(&explored.bad, |world| world.queue > 0, |_| false);
+    eprintln!("{} states", explored.worlds.len());
+}
+
+#[test]
+fn whatever_happens_to_one_seat_it_is_served_again_or_the_tasks_are_told() {
+    check(&Bounds { slots: 1, attempts: 3, queue: 2, is_eventful: true });
+}
+
+#[test]
+fn whatever_happens_to_two_seats_no_task_waits_for_ever() {
+    check(&Bounds { slots: 2, attempts: 1, queue: 1, is_eventful: false });
+}
