@@ -3,8 +3,8 @@
 //!
 //! ```text
 //! $ cargo run --release --example pi --no-default-features
-//! serial          π ≈ 3.14184  31.5ms
-//! by 4 processes  π ≈ 3.14184  16.4ms
+//! serial          π ≈ 3.14041  31.5ms
+//! by 4 processes  π ≈ 3.14041  16.4ms
 //! ```
 
 use std::time::Instant;
