@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! $ cargo run --example exceptions --no-default-features 2> log
-//! a panic:    panicked at examples/exceptions.rs:23:5: -4 has no real root
+//! a panic:    panicked at examples/exceptions.rs:22:5: -4 has no real root
 //! an exit:    its worker exited with code 3 while running it; exit code 3
 //! it is alive: true
 //! terminated: its worker was killed by SIGTERM while running it; it is alive: false

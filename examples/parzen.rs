@@ -7,14 +7,14 @@
 //!
 //! ```text
 //! $ cargo run --release --example parzen -- target/parzen.svg
-//! 2 CPUs, AMD EPYC, Linux 6.18.5; 10000 points, 100 widths
+//! 2 CPUs, AMD EPYC, Linux 6.18.5; 100000 points, 100 widths
 //! serial       61.5 ms
-//! 2 processes  32.1 ms  speed-up 1.92
-//! 3 processes  34.3 ms  speed-up 1.79
-//! 4 processes  34.9 ms  speed-up 1.76
-//! 6 processes  36.4 ms  speed-up 1.69
+//! 2 processes  32.1 ms  1.92 ×
+//! 3 processes  34.3 ms  1.79 ×
+//! 4 processes  34.9 ms  1.76 ×
+//! 6 processes  36.4 ms  1.69 ×
 //! width 0.5: density 0.1577, truly 0.1592
-//! width 5.0: density 0.0395, truly 0.1592
+//! width 5.0: density 0.0390, truly 0.1592
 //! ```
 
 #[path = "support/picture.rs"]

@@ -150,10 +150,35 @@ pub use pool::{
     Event, EventKind, Limits, Pool, PoolBuilder, Process, ProcessBuilder, Report, Reports, Results,
     Stats, Task, TaskOptions, WorkerInfo, WorkerState, log_to_stderr,
 };
-pub use procpool_worker::seed::seed;
 pub use procpool_worker::state::with as with_state;
 pub use shared::{Atomic, SharedArray, SharedSlice, SharedValue};
 pub use sync::{Barrier, BarrierError, Lock, LockGuard, Permit, Semaphore};
+
+/// A random number to seed a generator with: inside a task, the next of the task's own stream.
+///
+/// Each task's stream is another, and the same in each run of the program that gives its pool the same
+/// seed ([`PoolBuilder::seed`]) and makes the same calls in the same order: it depends on the number of
+/// the call and the item's position, and not on which worker runs it, on chunks, or on retries. An
+/// initializer's depends on its worker's slot.
+///
+/// Outside of tasks, and on threads that a task has started, it is drawn from the system's randomness
+/// and another each time. It is not for cryptography. The numbers are those of SplitMix64.
+///
+/// ```no_run
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// fn roll(sides: u64) -> u64 {
+///     procpool::seed() % sides + 1
+/// }
+///
+/// let once = procpool::Pool::builder().workers(4).seed(7).build()?.map(roll, [6; 100])?;
+/// let again = procpool::Pool::builder().workers(2).seed(7).build()?.map(roll, [6; 100])?;
+/// assert_eq!(once, again);
+/// # Ok(())
+/// # }
+/// ```
+pub fn seed() -> u64 {
+    procpool_worker::seed::next()
+}
 
 /// Reads bytes as if a worker had sent them; for fuzzing.
 #[cfg(fuzzing)]

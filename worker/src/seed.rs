@@ -57,29 +57,8 @@ pub(crate) fn leave() {
     RUNNING.set(None);
 }
 
-/// A random number to seed a generator with: inside a task, the next of the task's own stream.
-///
-/// Each task's stream is another, and the same in each run of the program that gives its pool the same
-/// seed (`PoolBuilder::seed`) and makes the same calls in the same order: it depends on the number of
-/// the call and the item's position, and not on which worker runs it, on chunks, or on retries. An
-/// initializer's depends on its worker's slot.
-///
-/// Outside of tasks, and on threads that a task has started, it is drawn from the system's randomness
-/// and another each time. It is not for cryptography. The numbers are those of SplitMix64.
-///
-/// ```no_run
-/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// fn roll(sides: u64) -> u64 {
-///     procpool::seed() % sides + 1
-/// }
-///
-/// let once = procpool::Pool::builder().workers(4).seed(7).build()?.map(roll, [6; 100])?;
-/// let again = procpool::Pool::builder().workers(2).seed(7).build()?.map(roll, [6; 100])?;
-/// assert_eq!(once, again);
-/// # Ok(())
-/// # }
-/// ```
-pub fn seed() -> u64 {
+/// The next number of the running task's stream; a fresh one where no task runs.
+pub fn next() -> u64 {
     let Some(mut running) = RUNNING.get() else { return fresh() };
     let item = running.lane.started().saturating_sub(1);
     let drawn = if running.drawn.0 == item { running.drawn.1 + 1 } else { 1 };
