@@ -13,7 +13,7 @@ use procpool::{
     Pool, Receiver, RecvError, SendErrorReason, Sender, SharedArray, SharedSlice, SharedValue,
     bounded_channel, channel,
 };
-use support::{SOON, kill, wait_until};
+use support::{SOON, alone, kill, wait_until};
 
 procpool::test_support!();
 
@@ -296,6 +296,12 @@ fn ends_can_be_kept_by_initializers_and_passed_on_to_workers_of_workers() {
 
 #[test]
 fn what_was_received_takes_no_memory_any_more() {
+    alone("six_thousand_messages");
+}
+
+#[test]
+#[ignore = "run by `what_was_received_takes_no_memory_any_more`, alone"]
+fn six_thousand_messages() {
     let (sender, receiver) = channel::<Vec<u8>>().unwrap();
     // The log is the only file of such a length.
     let used = || {

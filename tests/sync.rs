@@ -180,10 +180,15 @@ fn a_barrier_breaks_when_a_participant_dies_or_gives_up_and_can_be_made_whole() 
 
     // Killed while it waits; before it waits; after it has.
     let barrier = Barrier::new(3).unwrap();
-    let waits = [(); 2].map(|()| pool.apply_async(wait, barrier.clone()));
-    let victim = pool.workers()[0].pid;
-    wait_until("both are at it", || pool.stats().running == 2);
-    kill(victim, libc::SIGKILL);
+    let come = SharedValue::<AtomicU64>::atomic(0).unwrap();
+    let come_and_wait = |(barrier, come): (Barrier, SharedValue<AtomicU64>)| {
+        come.fetch_add(1, SeqCst);
+        let outcome = barrier.wait();
+        (outcome.is_ok(), outcome == Err(BarrierError::Broken))
+    };
+    let waits = [(); 2].map(|()| pool.apply_async(come_and_wait, (barrier.clone(), come.clone())));
+    wait_until("both have come", || come.load(SeqCst) == 2);
+    kill(pool.workers()[0].pid, libc::SIGKILL);
     let [first, second] = waits.map(|task| task.get());
     assert!([&first, &second].iter().any(|result| **result == broken), "{first:?}, {second:?}");
     assert_eq!(barrier.wait(), Err(BarrierError::Broken));

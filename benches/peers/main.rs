@@ -18,6 +18,7 @@
 //! | `lives` | start, crash, memory |
 //! | `crowds` | ten million items, 256 workers |
 //! | `loads` | skewed load, π, Parzen windows |
+//! | `sharing` | messages through a channel, memory that isn't copied |
 //!
 //! `peers` has the contenders, `python` and `peers.py` those in Python, `measure` the taking of turns,
 //! `report` the table, `machine` what it was measured on, and `watchdog` sees to it that no run hangs.
@@ -35,6 +36,7 @@ mod payload;
 mod peers;
 mod python;
 mod report;
+mod sharing;
 mod watchdog;
 
 use std::panic::{self, AssertUnwindSafe};
@@ -47,7 +49,7 @@ use peers::Peers;
 use report::{Format, Report, Row};
 
 /// The rows, in the order of the goals: what `--only` calls them, and what measures them.
-const ROWS: [(&str, Measure); 13] = [
+const ROWS: [(&str, Measure); 15] = [
     ("apply", calls::apply),
     ("apply_async", calls::apply_async),
     ("map-5m", maps::five_million),
@@ -61,6 +63,8 @@ const ROWS: [(&str, Measure); 13] = [
     ("workers", crowds::workers),
     ("skewed", loads::skewed),
     ("efficiency", loads::efficiency),
+    ("channel", sharing::channel),
+    ("shared", sharing::memory),
 ];
 
 type Measure = fn(&mut Peers, &Effort) -> Outcome<Row>;

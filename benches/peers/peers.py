@@ -12,6 +12,7 @@ import statistics
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import shared_memory
 
 
 def identity(x):
@@ -73,6 +74,46 @@ def singles(pool, calls):
         pool.result(handle)
 
 
+def fill(queue, messages, go):
+    go.wait()
+    for i in range(messages):
+        queue.put(i)
+
+
+def drain(messages):
+    queue, go = multiprocessing.Queue(), multiprocessing.Event()
+    producer = multiprocessing.Process(target=fill, args=(queue, messages, go))
+    producer.start()
+
+    def work():
+        go.set()
+        for _ in range(messages):
+            queue.get()
+
+    seconds = timed(work)
+    producer.join()
+    return seconds
+
+
+def last_of(name):
+    memory = shared_memory.SharedMemory(name)
+    numbers = memory.buf.cast("d")
+    last = numbers[-1]
+    numbers.release()
+    memory.close()
+    return last
+
+
+def share(pool, numbers, calls):
+    memory = shared_memory.SharedMemory(create=True, size=8 * numbers)
+    try:
+        times = [timed(lambda: pool.call(last_of, memory.name)) for _ in range(calls)]
+    finally:
+        memory.close()
+        memory.unlink()
+    return statistics.median(times)
+
+
 def start(kind):
     started = []
 
@@ -99,6 +140,10 @@ def answer(pool, order):
         return timed(lambda: pool.call(identity, content))
     if what == "sleep":
         return timed(lambda: pool.map(time.sleep, order["seconds"]))
+    if what == "queue":
+        return drain(order["messages"])
+    if what == "shared":
+        return share(pool, order["numbers"], order["calls"])
     if what == "start":
         return start(type(pool))
     raise ValueError(what)

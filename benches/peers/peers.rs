@@ -49,7 +49,7 @@ impl Peers {
 }
 
 /// Another process at the far end of two ipc-channels for bytes, which sends back what it gets: what
-/// a call costs where nothing is called.
+/// a call costs where nothing is called. Or it sends as much as it can.
 pub(crate) struct Echo {
     to: IpcBytesSender,
     from: IpcBytesReceiver,
@@ -76,12 +76,28 @@ impl Echo {
         Ok(())
     }
 
+    /// Has the other process send so many messages of eight bytes.
+    pub(crate) fn stream(&self, messages: u64) -> Outcome<()> {
+        self.to.send(&messages.to_le_bytes())?;
+        for _ in 0..messages {
+            std::hint::black_box(self.from.recv()?);
+        }
+        Ok(())
+    }
+
+    /// Sends back what comes, and as many messages as it says where it is a number.
     fn serve(name: &str) -> Outcome<()> {
         let (introduction, ends) = ipc::channel::<Ends>()?;
         IpcSender::connect(name.to_owned())?.send(introduction)?;
         let (from, to) = ends.recv()?;
         loop {
-            to.send(&from.recv()?)?;
+            let message = from.recv()?;
+            match message.as_slice().try_into().map(u64::from_le_bytes) {
+                Ok(messages) => {
+                    (0..messages).try_for_each(|x| to.send(&x.to_le_bytes()))?;
+                }
+                Err(_) => to.send(&message)?,
+            }
         }
     }
 }

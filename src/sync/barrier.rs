@@ -43,8 +43,10 @@ use crate::shared::object::Object;
 ///
 /// A barrier is broken when a participant gives up ([`wait_timeout`](Self::wait_timeout)) or dies, and
 /// then it is for all: those who wait, and those who come, get [`BarrierError::Broken`], until it is
-/// [reset](Self::reset). A process is a participant from when it is sent the barrier, or first waits at
-/// it, until it drops it. One that is killed between is missed within some milliseconds.
+/// [reset](Self::reset). A process is a participant from when a task in it begins that has the
+/// barrier in its argument, or from when it first waits, until it drops the barrier. One that is killed
+/// between is missed within some milliseconds; one that never came is not, and
+/// [`wait_timeout`](Self::wait_timeout) has a limit.
 #[derive(Debug, Clone)]
 pub struct Barrier(Arc<Membership>);
 
