@@ -11,6 +11,7 @@
 //! - `pages`: help, errors, tables and exit codes, word for word.
 //! - `signals`: what ends a run early, and what stops it for a while.
 //! - `isolate`: the wall, shown.
+//! - `top`: the live table, and that the terminal is given back.
 //! - `trace`: when each worker did what, and its picture.
 //! - `tasks`: the built-in tasks give the answers of the tools that people know.
 
@@ -28,4 +29,5 @@ mod rows;
 mod signals;
 mod support;
 mod tasks;
+mod top;
 mod trace;

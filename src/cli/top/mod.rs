@@ -58,7 +58,9 @@ impl Top {
             give_back();
         };
         let thread = thread::Builder::new().name("top".into()).spawn(draw);
-        let thread = thread.inspect_err(|_| drop(give_back()));
+        let thread = thread.inspect_err(|_| {
+            give_back();
+        });
         Ok(Self { stop, thread: Some(thread.context("failed to start a thread")?) })
     }
 }

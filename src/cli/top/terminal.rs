@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::panic;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use ratatui::Terminal;
 use ratatui::backend::CrosstermBackend;
@@ -22,10 +22,13 @@ static TERMINAL: OnceLock<File> = OnceLock::new();
 /// Whether it's taken over at the moment.
 static TAKEN: AtomicBool = AtomicBool::new(false);
 
+/// How often it has been taken over: each time it's empty.
+static TIMES: AtomicUsize = AtomicUsize::new(0);
+
 /// Takes over the terminal that this process is controlled from, whatever its outputs are.
 pub(super) fn open() -> io::Result<Terminal<CrosstermBackend<File>>> {
     let file = File::options().read(true).write(true).open("/dev/tty")?;
-    let terminal = Terminal::new(CrosstermBackend::new(file.try_clone()?))?;
+    let terminal = empty(&file)?;
     let _ = TERMINAL.set(file); // one run has one
     let before = panic::take_hook();
     panic::set_hook(Box::new(move |panic| {
@@ -36,12 +39,27 @@ pub(super) fn open() -> io::Result<Terminal<CrosstermBackend<File>>> {
     Ok(terminal)
 }
 
+/// A picture of a terminal that was just taken over, on which there is nothing.
+fn empty(terminal: &File) -> io::Result<Terminal<CrosstermBackend<File>>> {
+    Terminal::new(CrosstermBackend::new(terminal.try_clone()?))
+}
+
+/// Begins the picture anew.
+pub(super) fn begin_anew(picture: &mut Terminal<CrosstermBackend<File>>) -> io::Result<()> {
+    if let Some(terminal) = TERMINAL.get() {
+        // Not `clear`, which asks the terminal where its cursor is and waits for the answer.
+        *picture = empty(terminal)?;
+    }
+    Ok(())
+}
+
 /// Takes it over, if it's drawn on and isn't taken over.
 pub(in crate::cli) fn take_over() {
     if let Some(mut terminal) = TERMINAL.get()
         && !TAKEN.swap(true, Ordering::SeqCst)
     {
         let _ = execute!(terminal, EnterAlternateScreen, Hide); // it may be gone
+        TIMES.fetch_add(1, Ordering::SeqCst);
     }
 }
 
@@ -55,7 +73,7 @@ pub(in crate::cli) fn give_back() -> bool {
     true
 }
 
-/// Whether it's ours to draw on.
-pub(super) fn is_taken() -> bool {
-    TAKEN.load(Ordering::SeqCst)
+/// How often it has been taken over, if it's ours to draw on.
+pub(super) fn taken() -> Option<usize> {
+    TAKEN.load(Ordering::SeqCst).then(|| TIMES.load(Ordering::SeqCst))
 }

@@ -35,6 +35,8 @@ pub(super) struct View {
     second: u64,
     before: u64,
     is_colored: bool,
+    /// How often the terminal had been taken over when it was last drawn on.
+    taken: usize,
 }
 
 /// A worker, as it's shown.
@@ -72,14 +74,16 @@ impl View {
             second: 0,
             before: 0,
             is_colored: color::wanted(&io::stderr()),
+            taken: 0,
         }
     }
 
     pub(super) fn draw(&mut self, to: &mut Terminal<CrosstermBackend<File>>) -> io::Result<()> {
         let picture = self.look();
-        if !terminal::is_taken() {
-            // Given back for good, or for as long as the process is stopped.
-            return Ok(());
+        // Given back for good, or for as long as the process is stopped.
+        let Some(taken) = terminal::taken() else { return Ok(()) };
+        if std::mem::replace(&mut self.taken, taken) != taken {
+            terminal::begin_anew(to)?;
         }
         to.draw(|frame| self.paint(frame, &picture)).map(drop)
     }
