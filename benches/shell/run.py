@@ -77,14 +77,17 @@ def compare(args: argparse.Namespace, scratch: Path) -> None:
     print(f"{args.jobs * args.rounds:,} jobs `true`, {procs} at a time, in {args.rounds} rounds\n")
     print("| | µs a job, least | CPU µs a job, least | wall ÷ xargs | CPU ÷ xargs |")
     print("|---|---|---|---|---|")
+    def ratios(mine: str, theirs: str, kind: int) -> str:
+        each = [one[kind] / other[kind] for one, other in zip(times[mine], times[theirs])]
+        return f"{statistics.median(each):.2f} ({min(each):.2f}–{max(each):.2f})"
+
     for name, measured in times.items():
         least = [min(values) / args.jobs * 1e6 for values in zip(*measured)]
-        ratios = [
-            [mine[kind] / theirs[kind] for mine, theirs in zip(measured, times["xargs"])]
-            for kind in (0, 1)
-        ]
-        shown = [f"{statistics.median(it):.2f} ({min(it):.2f}–{max(it):.2f})" for it in ratios]
+        shown = [ratios(name, "xargs", kind) for kind in (0, 1)]
         print(f"| {name} | {least[0]:.0f} | {least[1]:.0f} | {shown[0]} | {shown[1]} |")
+    if "GNU parallel" in times:
+        shown = [ratios("procpool", "GNU parallel", kind) for kind in (0, 1)]
+        print(f"\nprocpool ÷ GNU parallel: wall {shown[0]}, CPU {shown[1]}")
 
 
 def resident(pid: int, field: str) -> int:

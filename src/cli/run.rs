@@ -57,9 +57,7 @@ pub(super) fn run(args: super::args::RunArgs) -> Result<Exit> {
         }
         WorkPlan::Command(ref recipe) => {
             let template = recipe.template.clone();
-            let mut builder = Pool::builder()
-                .initializer(command::prepare, recipe.clone())
-                .env_per_worker(|slot| vec![(command::SLOT.into(), (slot + 1).to_string().into())]);
+            let mut builder = Pool::builder().initializer(command::prepare, recipe.clone());
             match limits.timeout {
                 // A worker keeps its jobs' limits; this is for one that can't, since it is stopped.
                 Some(TimeLimit::Fixed(limit)) => {
@@ -206,13 +204,16 @@ fn build_pool(
     if let Some(tasks) = limits.max_tasks {
         builder = builder.max_tasks_per_worker(tasks.get());
     }
-    if !plan.gpus.is_empty() {
-        let gpus = plan.gpus.clone();
-        builder = builder.env_per_worker(move |slot| {
+    let gpus = plan.gpus.clone();
+    builder = builder.env_per_worker(move |slot| {
+        let mut env = vec![(command::SLOT.into(), (slot + 1).to_string().into())];
+        if !gpus.is_empty() {
+            let gpu = &gpus[slot % gpus.len()];
             let variables = ["CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"];
-            variables.map(|name| (name.into(), gpus[slot % gpus.len()].clone().into())).into()
-        });
-    }
+            env.extend(variables.map(|name| (name.into(), gpu.into())));
+        }
+        env
+    });
     if let Some(log) = log {
         builder = builder.on_event(move |event| log.write(event));
     } else if matches!(plan.log, LogTo::Stderr) {

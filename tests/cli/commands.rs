@@ -45,7 +45,8 @@ fn inputs_come_from_arguments_files_pipes_and_ranges() {
     }
     assert_eq!(run_with_input(&["run", "-k", "--", "echo"], b"x\ny z\n").text(), "x\ny z\n");
     assert_eq!(run(&["run", "-k", "-n", "3", "--", "echo", "{#}:{}"]).text(), "1:0\n2:1\n3:2\n");
-    let slots = run(&["run", "-p", "2", "-n", "20", "--", "sh", "-c", "echo {%} $PROCPOOL_SLOT"]);
+    let script = "echo {%} $PROCPOOL_SLOT";
+    let slots = run(&["run", "-p", "2", "--gpus", "7", "-n", "20", "--", "sh", "-c", script]);
     assert!(slots.text().lines().all(|line| ["1 1", "2 2"].contains(&line)), "{slots:?}");
 }
 

@@ -204,7 +204,7 @@ impl View {
                 worker.slot.to_string(),
                 worker.pid.to_string(),
                 state.to_owned(),
-                shown.elapsed.map_or(String::new(), |elapsed| humane::duration(elapsed)),
+                shown.elapsed.map_or(String::new(), humane::duration),
                 format!("{:.0}%", shown.cpu * 100.0),
                 humane::bytes(shown.memory),
                 humane::grouped(worker.tasks_done),
