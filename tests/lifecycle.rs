@@ -143,11 +143,10 @@ fn the_host_programs_own_children_are_left_alone() {
 
 /// Starts the helper program, a parent with a pool; gives it and the PIDs that it prints.
 fn parent(args: &[&str]) -> (Child, Vec<u32>) {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_procpool-test-parent"))
-        .args(args)
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+    // Examples are built with the tests, and lie beside the directory that those are in.
+    let tests = std::env::current_exe().unwrap();
+    let program = tests.parent().unwrap().with_file_name("examples").join("procpool-test-parent");
+    let mut child = Command::new(program).args(args).stdout(Stdio::piped()).spawn().unwrap();
     let mut line = String::new();
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
     let pids = line.split_whitespace().map(|pid| pid.parse().unwrap()).collect();

@@ -84,6 +84,10 @@ Examples:
 pub(super) struct Cli {
     #[command(subcommand)]
     pub(super) verb: Verb,
+
+    /// Colours on a terminal; auto respects NO_COLOR
+    #[arg(long, global = true, value_enum, value_name = "WHEN", default_value_t = Color::Auto)]
+    pub(super) color: Color,
 }
 
 #[derive(Debug, Subcommand)]
@@ -96,6 +100,61 @@ pub(super) enum Verb {
     Compare(CompareArgs),
     /// Show what a crash, a leak or a hang costs: here, and among threads
     Isolate(IsolateArgs),
+    /// Draw a trace that run has written, as SVG
+    Timeline(TimelineArgs),
+    /// Print a shell's completions of this command
+    Completions(CompletionsArgs),
+    /// Print the manual page of this command, or of one of its verbs
+    Man(ManArgs),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  procpool run --trace trace.json -- gzip -k ::: *.log
+  procpool timeline trace.json > trace.svg")]
+pub(super) struct TimelineArgs {
+    /// What procpool run --trace has written
+    #[arg(value_name = "FILE")]
+    pub(super) trace: PathBuf,
+
+    /// Write the picture to this file, not to standard output
+    #[arg(short, long, value_name = "FILE")]
+    pub(super) out: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  procpool completions bash > ~/.local/share/bash-completion/completions/procpool
+  procpool completions zsh > \"${fpath[1]}/_procpool\"
+  procpool completions fish > ~/.config/fish/completions/procpool.fish")]
+pub(super) struct CompletionsArgs {
+    /// The shell
+    #[arg(value_name = "SHELL")]
+    pub(super) shell: clap_complete::Shell,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  procpool man | man -l -
+  procpool man run > ~/.local/share/man/man1/procpool-run.1")]
+pub(super) struct ManArgs {
+    /// The verb, such as run
+    #[arg(value_name = "VERB")]
+    pub(super) verb: Option<String>,
+}
+
+/// When there are colours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Color {
+    /// On a terminal, unless NO_COLOR is set
+    Auto,
+    /// Everywhere
+    Always,
+    /// Nowhere
+    Never,
 }
 
 #[derive(Debug, Args)]
@@ -331,9 +390,18 @@ pub(super) struct OutputArgs {
     #[arg(long, value_name = "FILE")]
     pub(super) log: Option<PathBuf>,
 
+    /// Write when each worker did what to a file that Perfetto (ui.perfetto.dev) opens
+    #[arg(long, value_name = "FILE")]
+    pub(super) trace: Option<PathBuf>,
+
     /// A progress bar on standard error; auto is when that is a terminal
     #[arg(long, value_enum, value_name = "WHEN", default_value_t = Progress::Auto)]
     pub(super) progress: Progress,
+
+    /// A live table of the workers, instead of the progress bar; results that would go to the
+    /// terminal come at the end
+    #[arg(long, conflicts_with_all = ["line_buffer", "quiet"])]
+    pub(super) top: bool,
 
     /// The results alone: no summary, no progress, nothing about failures
     #[arg(short, long)]

@@ -21,8 +21,9 @@ use super::inputs::{Feed, Inputs};
 use super::jobs::{JobMaker, Kept, UnderWay, Work};
 use super::mailbox::{Mailbox, Taken};
 use super::render::Row;
-use crate::Pool;
+use super::top::Board;
 use crate::tasks::Input;
+use crate::{Pool, TaskOptions};
 
 /// What happens in a run.
 pub(super) enum Event {
@@ -54,6 +55,8 @@ pub(super) struct Collector<W: Work> {
     pool: Pool,
     task: fn(W::Job) -> W::Answer,
     events: Arc<ClosedAtEnd>,
+    /// Who shows what is under way, if anybody does.
+    board: Option<Arc<Board>>,
 }
 
 /// The threads of a run.
@@ -68,13 +71,23 @@ pub(super) struct Threads {
 
 impl<W: Work> Clone for Collector<W> {
     fn clone(&self) -> Self {
-        Self { pool: self.pool.clone(), task: self.task, events: Arc::clone(&self.events) }
+        Self {
+            pool: self.pool.clone(),
+            task: self.task,
+            events: Arc::clone(&self.events),
+            board: self.board.clone(),
+        }
     }
 }
 
 impl<W: Work> Collector<W> {
-    pub(super) fn new(pool: Pool, task: fn(W::Job) -> W::Answer, events: Arc<Events>) -> Self {
-        Self { pool, task, events: Arc::new(ClosedAtEnd(events)) }
+    pub(super) fn new(
+        pool: Pool,
+        task: fn(W::Job) -> W::Answer,
+        events: Arc<Events>,
+        board: Option<Arc<Board>>,
+    ) -> Self {
+        Self { pool, task, events: Arc::new(ClosedAtEnd(events)), board }
     }
 
     /// Collects the results of inputs that are at hand.
@@ -131,16 +144,28 @@ impl<W: Work> Collector<W> {
         unordered: bool,
     ) -> bool {
         let under_way = UnderWay::default();
+        let board = self.board.clone();
+        let jobs = (first_id..).zip(jobs).map(move |(id, (job, kept))| {
+            if let Some(board) = &board {
+                board.begin(id, &kept.input);
+            }
+            (job, kept)
+        });
         let jobs = under_way.keeping(jobs);
+        let pool = match self.board {
+            None => self.pool.clone(),
+            // Events tell of positions in this stream; from its label the board knows the ids.
+            Some(_) => self.pool.with(TaskOptions::new().label(first_id.to_string())),
+        };
         let send = |mut report: crate::Report<_>| {
             let kept = under_way.take(report.id);
             report.id += first_id;
             self.events.0.put(Event::Row(Box::new(W::row(report, kept))))
         };
         if unordered {
-            self.pool.imap_unordered(self.task, jobs).reports().all(send)
+            pool.imap_unordered(self.task, jobs).reports().all(send)
         } else {
-            self.pool.imap(self.task, jobs).reports().all(send)
+            pool.imap(self.task, jobs).reports().all(send)
         }
     }
 }

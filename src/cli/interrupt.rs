@@ -11,12 +11,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGSTOP, SIGTERM, SIGTSTP};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGSTOP, SIGTERM, SIGTSTP};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level;
 
 use super::collect::{Event, Events};
 use super::exit::Exit;
+use super::top;
 use crate::Pool;
 
 /// How long workers may take to stop before this process does so itself.
@@ -26,15 +27,23 @@ const STOPPING: Duration = Duration::from_millis(500);
 pub(super) fn watch(events: Arc<Events>, pool: Pool) -> Result<()> {
     // What was ignored when the process started is to be ignored, as `nohup` has it.
     let ignored = ignored();
-    let wanted = [SIGINT, SIGTERM, SIGHUP, SIGTSTP];
+    let wanted = [SIGINT, SIGTERM, SIGHUP, SIGTSTP, SIGQUIT];
     let wanted = wanted.into_iter().filter(|signal| ignored & (1 << (signal - 1)) == 0);
     let mut signals = Signals::new(wanted).context("failed to catch signals")?;
     let watch = move || {
         let mut interrupted = false;
         for signal in signals.forever() {
             match ending(signal) {
+                None if signal == SIGQUIT => {
+                    top::give_back();
+                    // As if it weren't caught.
+                    let _ = low_level::emulate_default_handler(SIGQUIT);
+                }
                 None => pause(&pool),
-                Some(exit) if interrupted => std::process::exit(exit.code().into()),
+                Some(exit) if interrupted => {
+                    top::give_back();
+                    std::process::exit(exit.code().into());
+                }
                 Some(exit) => {
                     interrupted = true;
                     events.put_at_once(Event::Interrupted(exit));
@@ -70,7 +79,11 @@ fn pause(pool: &Pool) {
         }
         thread::sleep(Duration::from_millis(1));
     }
+    let was_taken = top::give_back();
     let _ = low_level::raise(SIGSTOP); // has returned when the process goes on
+    if was_taken {
+        top::take_over();
+    }
     pool.resume();
 }
 

@@ -1,6 +1,6 @@
 //! The command line: what is typed, what is done about it, and what the terminal shows.
 //!
-//! One file per verb (`run`, `tasks`, `isolate`). Arguments come in two stages: `args` holds them as they were
+//! One file per verb (`run`, `tasks`, `isolate`, …). Arguments come in two stages: `args` holds them as they were
 //! typed, `plan` makes of them what will be done, with every default and conflict resolved before
 //! the first process starts. A run flows through these rooms:
 //!
@@ -18,10 +18,11 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches};
 
 mod args;
 mod collect;
+mod color;
 mod compare;
 mod exit;
 mod humane;
@@ -32,6 +33,7 @@ mod jobs;
 mod journal;
 mod log;
 mod mailbox;
+mod manual;
 mod median;
 mod order;
 mod plan;
@@ -41,6 +43,9 @@ mod run;
 mod screen;
 mod summary;
 mod tasks;
+mod timeline;
+mod top;
+mod trace;
 mod units;
 
 use args::{Cli, Verb};
@@ -51,11 +56,22 @@ use crate::tasks::command::NoProgram;
 /// Does what the arguments of this process ask for.
 pub fn main() -> ExitCode {
     compare::serve_if_copy();
-    let exit = match Cli::try_parse() {
-        Ok(Cli { verb: Verb::Run(args) }) => report("run", run::run(*args)),
-        Ok(Cli { verb: Verb::Tasks(args) }) => report("tasks", tasks::run(&args)),
-        Ok(Cli { verb: Verb::Isolate(args) }) => report("isolate", isolate::run(args)),
-        Ok(Cli { verb: Verb::Compare(args) }) => report("compare", compare::run(args)),
+    let command = color::of_help(Cli::command());
+    let parsed =
+        command.try_get_matches().and_then(|mut matches| Cli::from_arg_matches_mut(&mut matches));
+    let exit = match parsed {
+        Ok(Cli { verb, color }) => {
+            color::set(color);
+            match verb {
+                Verb::Run(args) => report("run", run::run(*args)),
+                Verb::Tasks(args) => report("tasks", tasks::run(&args)),
+                Verb::Isolate(args) => report("isolate", isolate::run(args)),
+                Verb::Compare(args) => report("compare", compare::run(args)),
+                Verb::Timeline(args) => report("timeline", timeline::run(&args)),
+                Verb::Completions(args) => report("completions", manual::completions(&args)),
+                Verb::Man(args) => report("man", manual::man(&args)),
+            }
+        }
         Err(help_or_error) => {
             let _ = help_or_error.print(); // to a terminal that is gone, perhaps
             if help_or_error.use_stderr() { Exit::WrongUsage } else { Exit::AllWell }
@@ -73,7 +89,7 @@ fn report(verb: &str, outcome: anyhow::Result<Exit>) -> Exit {
     };
     let mut stderr = io::stderr().lock();
     // Not eprintln!, which panics where standard error is closed.
-    let _ = writeln!(stderr, "error: {error:#}");
+    let _ = writeln!(stderr, "{} {error:#}", color::error(&stderr));
     if error.is::<Usage>() {
         let _ = writeln!(stderr, "\nFor more information, try 'procpool {verb} --help'.");
         return Exit::WrongUsage;

@@ -39,6 +39,9 @@ pub(super) struct RunPlan {
     /// Where the pool's workers print.
     pub(super) output: crate::Output,
     pub(super) log: LogTo,
+    pub(super) trace: Option<PathBuf>,
+    /// Whether there is a live table of the workers.
+    pub(super) top: bool,
     pub(super) unordered: bool,
     pub(super) format: Format,
     pub(super) form: Form,
@@ -125,6 +128,14 @@ impl RunPlan {
         let format = output.format.unwrap_or(default);
         // It would be written over where workers write to the terminal themselves.
         let shares_terminal = lines || (is_command && output.output == Some(Prints::Inherit));
+        let prints_itself =
+            matches!(output_to, crate::Output::Inherit) && output.output == Some(Prints::Inherit);
+        if output.top && (prints_itself || matches!(log, LogTo::Stderr)) {
+            return Err(Usage::error(
+                "what goes straight to the terminal would be written over by --top: leave out \
+                 --output inherit and --log -",
+            ));
+        }
         Ok(Self {
             source,
             takes,
@@ -139,6 +150,7 @@ impl RunPlan {
             progress: output.progress == Progress::Auto
                 && !output.quiet
                 && !shares_terminal
+                && !output.top
                 // They would write over each other.
                 && !matches!(log, LogTo::Stderr)
                 && io::stderr().is_terminal(),
@@ -147,6 +159,8 @@ impl RunPlan {
             limits: args.limits,
             journal: args.journal,
             output: output_to,
+            trace: output.trace,
+            top: output.top,
             work,
             log,
         })
@@ -158,12 +172,12 @@ fn split_command(words: Vec<OsString>, inputs: &mut Vec<OsString>) -> Result<Vec
     let mut parts = words.split(|word| word == ":::");
     let command = parts.next().unwrap_or_default().to_vec();
     if command.is_empty() {
-        return Err(Usage::error("there is no command between -- and :::: give one"));
+        return Err(Usage::error("there is no command between -- and ::: (give one)"));
     }
     if let Some(given) = parts.next() {
         inputs.extend_from_slice(given);
         if inputs.is_empty() {
-            return Err(Usage::error("there are no inputs after :::: give some, or leave it out"));
+            return Err(Usage::error("there are no inputs after ::: (give some, or leave it out)"));
         }
     }
     if parts.next().is_some() {

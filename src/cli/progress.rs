@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
-use super::humane;
+use super::{color, humane};
 
 /// Often enough to look alive, seldom enough for a slow line.
 const REDRAWS_PER_SECOND: u8 = 10;
@@ -27,7 +27,11 @@ impl Progress {
         const COUNT: &str = "{spinner:.green} {human_pos} done · {rate}/s · {elapsed}{msg}";
         let target = ProgressDrawTarget::stderr_with_hz(REDRAWS_PER_SECOND);
         let bar = ProgressBar::with_draw_target(total, target);
-        let style = ProgressStyle::with_template(if total.is_some() { BAR } else { COUNT });
+        let mut template = if total.is_some() { BAR } else { COUNT }.to_owned();
+        if !color::wanted(&std::io::stderr()) {
+            template = template.replace(":.green", "").replace(".green", "");
+        }
+        let style = ProgressStyle::with_template(&template);
         if let Ok(style) = style {
             let rate = |state: &ProgressState, text: &mut dyn fmt::Write| {
                 let _ = text.write_str(&humane::rate(state.per_sec())); // to memory

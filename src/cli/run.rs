@@ -31,6 +31,8 @@ use super::progress::Progress;
 use super::render::{self, Render, Row};
 use super::screen::Screen;
 use super::summary::Tally;
+use super::top::{Board, Top};
+use super::trace::Trace;
 use crate::tasks::command::{self, CommandJob};
 use crate::{Pool, PoolBuilder};
 
@@ -55,9 +57,7 @@ pub(super) fn run(args: super::args::RunArgs) -> Result<Exit> {
         }
         WorkPlan::Command(ref recipe) => {
             let template = recipe.template.clone();
-            let mut builder = Pool::builder()
-                .initializer(command::prepare, recipe.clone())
-                .env_per_worker(|slot| vec![(command::SLOT.into(), (slot + 1).to_string().into())]);
+            let mut builder = Pool::builder().initializer(command::prepare, recipe.clone());
             match limits.timeout {
                 // A worker keeps its jobs' limits; this is for one that can't, since it is stopped.
                 Some(TimeLimit::Fixed(limit)) => {
@@ -114,9 +114,18 @@ fn run_work<W: Work>(
         LogTo::File(path) => Some(Log::create(path)?),
         LogTo::Nowhere | LogTo::Stderr => None,
     };
+    let trace = plan.trace.as_deref().map(Trace::create).transpose()?;
     let (journal, past): (_, Option<Past>) =
         Journal::open(&plan.journal, plan.form.columns)?.unzip();
-    let pool = build_pool(&plan, builder, log.clone())?;
+    let board = plan.top.then(Arc::<Board>::default);
+    let builder = match &board {
+        None => builder,
+        Some(board) => {
+            let board = Arc::clone(board);
+            builder.on_event(move |event| board.note(event))
+        }
+    };
+    let pool = build_pool(&plan, builder, log.clone(), trace.clone())?;
     let progress = if plan.progress {
         Progress::shown(plan.source.count(plan.takes))
     } else {
@@ -125,10 +134,17 @@ fn run_work<W: Work>(
 
     let events = Arc::new(Events::new(WAITING));
     interrupt::watch(Arc::clone(&events), pool.clone())?;
+    let top = match &board {
+        None => None,
+        Some(board) => {
+            let total = plan.source.count(plan.takes);
+            Some(Top::start(Arc::clone(board), pool.clone(), total)?)
+        }
+    };
     let is_live = plan.source.is_live();
     let (inputs, feed) = plan.source.stream(plan.takes);
     let jobs = JobMaker::new(work, past);
-    let collector = Collector::new(pool.clone(), jobs.task(), Arc::clone(&events));
+    let collector = Collector::new(pool.clone(), jobs.task(), Arc::clone(&events), board.clone());
     let threads = if is_live {
         collector.live(inputs, jobs, feed.clone())?
     } else {
@@ -141,6 +157,7 @@ fn run_work<W: Work>(
         tally: Tally::new(),
         order: if plan.unordered { Order::of_arrival() } else { Order::of_inputs() },
         journal,
+        trace: trace.clone(),
         median,
         halt: plan.limits.halt,
         ended: 0,
@@ -148,7 +165,12 @@ fn run_work<W: Work>(
         threads,
         feed,
         ending: None,
+        board,
+        top,
     };
+    if run.top.is_some() {
+        run.screen.hold();
+    }
     let ended = run.follow(&events, &pool);
     if ended.is_err() {
         // Whatever the pool is still at, nobody wants it.
@@ -158,16 +180,21 @@ fn run_work<W: Work>(
     }
     let exit = run.end(ended, &pool, plan.summary.then_some(plan.format), plan.exit_count)?;
     pool.join();
-    match log.map_or(Ok(()), |log| log.close()) {
-        Err(trouble) => {
-            say(format_args!("error: {trouble}"));
-            Ok(if exit == Exit::AllWell { Exit::SomeFailed } else { exit })
-        }
-        Ok(()) => Ok(exit),
+    let closed = [log.map(|log| log.close()), trace.map(|trace| trace.close())];
+    let troubles: Vec<_> = closed.into_iter().flatten().filter_map(Result::err).collect();
+    for trouble in &troubles {
+        say(format_args!("error: {trouble}"));
     }
+    let is_new = !troubles.is_empty() && exit == Exit::AllWell;
+    Ok(if is_new { Exit::SomeFailed } else { exit })
 }
 
-fn build_pool(plan: &RunPlan, builder: PoolBuilder, log: Option<Log>) -> Result<Pool> {
+fn build_pool(
+    plan: &RunPlan,
+    builder: PoolBuilder,
+    log: Option<Log>,
+    trace: Option<Trace>,
+) -> Result<Pool> {
     let limits = &plan.limits;
     let mut builder =
         builder.workers(plan.workers).retries(limits.retries).nice(limits.nice).output(plan.output);
@@ -177,17 +204,23 @@ fn build_pool(plan: &RunPlan, builder: PoolBuilder, log: Option<Log>) -> Result<
     if let Some(tasks) = limits.max_tasks {
         builder = builder.max_tasks_per_worker(tasks.get());
     }
-    if !plan.gpus.is_empty() {
-        let gpus = plan.gpus.clone();
-        builder = builder.env_per_worker(move |slot| {
+    let gpus = plan.gpus.clone();
+    builder = builder.env_per_worker(move |slot| {
+        let mut env = vec![(command::SLOT.into(), (slot + 1).to_string().into())];
+        if !gpus.is_empty() {
+            let gpu = &gpus[slot % gpus.len()];
             let variables = ["CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"];
-            variables.map(|name| (name.into(), gpus[slot % gpus.len()].clone().into())).into()
-        });
-    }
+            env.extend(variables.map(|name| (name.into(), gpu.into())));
+        }
+        env
+    });
     if let Some(log) = log {
         builder = builder.on_event(move |event| log.write(event));
     } else if matches!(plan.log, LogTo::Stderr) {
         builder = builder.on_event(log::tell);
+    }
+    if let Some(trace) = trace {
+        builder = builder.on_event(move |event| trace.note(event));
     }
     builder.build().context("failed to start the pool")
 }
@@ -199,6 +232,7 @@ struct Run {
     tally: Tally,
     order: Order<Box<Row>>,
     journal: Option<Journal>,
+    trace: Option<Trace>,
     median: Arc<Median>,
     halt: Option<Halt>,
     /// How many jobs have ended, and how many of them have failed, be they shown or not.
@@ -208,6 +242,9 @@ struct Run {
     feed: Feed,
     /// Why the run is to end before its time, if it is.
     ending: Option<Ending>,
+    board: Option<Arc<Board>>,
+    /// The live table, while it's shown.
+    top: Option<Top>,
 }
 
 /// Why a run ends before its inputs do.
@@ -231,6 +268,7 @@ impl Run {
                 Taken::NothingYet => {
                     // Idle: whoever watches should see what there is.
                     self.screen.flush()?;
+                    self.trace.iter().for_each(Trace::flush);
                     events.take(&mut arrived, None);
                 }
             }
@@ -270,6 +308,7 @@ impl Run {
 
     fn interrupt(&mut self, exit: Exit, pool: &Pool) -> Result<()> {
         self.begin_no_more(Ending::Interrupted(exit), pool)?;
+        self.leave_top()?;
         self.screen.progress().finish();
         let stats = pool.stats();
         say(format_args!(
@@ -279,11 +318,19 @@ impl Run {
         Ok(())
     }
 
+    /// Shows results again where the live table was.
+    fn leave_top(&mut self) -> Result<()> {
+        let Some(top) = self.top.take() else { return Ok(()) };
+        drop(top);
+        self.screen.release()
+    }
+
     /// Ends the run if too many have failed.
     fn halt(&mut self, pool: &Pool) -> Result<()> {
         let due = self.halt.filter(|halt| halt.is_due(self.failed, self.ended));
         let Some(halt) = due.filter(|_| self.ending.is_none()) else { return Ok(()) };
         self.begin_no_more(Ending::Halted, pool)?;
+        self.leave_top()?;
         let running = humane::grouped(pool.stats().running);
         if halt.now {
             pool.terminate();
@@ -301,6 +348,9 @@ impl Run {
 
     /// Shows it when it's its turn, and what waited for it.
     fn take(&mut self, row: Box<Row>, pool: &Pool) -> Result<()> {
+        if let Some(board) = &self.board {
+            board.end(&row);
+        }
         if row.cancelled {
             return Ok(());
         }
@@ -308,6 +358,9 @@ impl Run {
             return Err(io::Error::from(io::ErrorKind::BrokenPipe).into());
         }
         self.ended += 1;
+        if let Some(trace) = &self.trace {
+            trace.row(&row);
+        }
         let failed = row.error.is_some();
         if !failed {
             self.median.note(row.elapsed);
@@ -332,7 +385,9 @@ impl Run {
         summary: Option<Format>,
         count: bool,
     ) -> Result<Exit> {
+        let left = self.leave_top();
         let ended = ended
+            .and(left)
             .and_then(|()| mem::take(&mut self.threads).join())
             .and_then(|()| self.close(pool, summary));
         if let Some(trouble) = self.feed.trouble() {

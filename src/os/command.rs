@@ -106,6 +106,14 @@ pub(crate) fn poll_readable<const N: usize>(
     })
 }
 
+/// Whether this process's standard output is a pipe that nobody reads any more.
+pub(crate) fn is_unread() -> bool {
+    let stdout = io::stdout();
+    let mut polled = [PollFd::new(&stdout, PollFlags::OUT)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut polled, Some(&now)).is_ok() && polled[0].revents().contains(PollFlags::ERR)
+}
+
 /// Sends a signal to all that this process has started and that is still there.
 pub(crate) fn signal_descendants(signal: Signal) {
     for pid in observe::descendants(std::process::id()) {

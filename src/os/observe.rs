@@ -58,6 +58,22 @@ pub(crate) fn descendants(pid: u32) -> Vec<u32> {
     found
 }
 
+/// What a process and its descendants use together, and those of them that have ended have used.
+#[cfg(feature = "cli")]
+pub(crate) fn family(pid: u32) -> Usage {
+    let ticks = rustix::param::clock_ticks_per_second();
+    let mut usage = Usage::default();
+    for pid in std::iter::once(pid).chain(descendants(pid)) {
+        usage.memory += resident(pid).unwrap_or(0);
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // The name may have any characters, so what follows it is looked for from the end: proc(5).
+        let fields = stat.rsplit(") ").next().unwrap_or_default().split(' ');
+        let times = fields.skip(11).take(4).filter_map(|time| time.parse::<u64>().ok());
+        usage.cpu_millis += times.sum::<u64>() * 1000 / ticks.max(1);
+    }
+    usage
+}
+
 /// How many processes the kernel has killed for want of memory since it started, in all cgroups.
 pub(crate) fn oom_kills() -> u64 {
     let vmstat = std::fs::read_to_string("/proc/vmstat").unwrap_or_default();

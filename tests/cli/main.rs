@@ -8,8 +8,11 @@
 //! - `inputs`: where inputs come from, and that they stream.
 //! - `endings`: exit codes, errors, closed pipes, Ctrl-C.
 //! - `limits`: what one input may take, what becomes of what tasks print, and the log.
+//! - `pages`: help, errors, tables and exit codes, word for word.
 //! - `signals`: what ends a run early, and what stops it for a while.
 //! - `isolate`: the wall, shown.
+//! - `top`: the live table, and that the terminal is given back.
+//! - `trace`: when each worker did what, and its picture.
 //! - `tasks`: the built-in tasks give the answers of the tools that people know.
 
 #![cfg(feature = "cli")]
@@ -21,7 +24,10 @@ mod inputs;
 mod isolate;
 mod journal;
 mod limits;
+mod pages;
 mod rows;
 mod signals;
 mod support;
 mod tasks;
+mod top;
+mod trace;

@@ -4,7 +4,7 @@
 use std::io::Write;
 
 use super::{Render, Row, Voice};
-use crate::cli::humane;
+use crate::cli::{color, humane};
 use crate::tasks::command::tagged;
 
 pub(super) struct Plain {
@@ -42,6 +42,10 @@ impl Render for Plain {
         let attempt =
             if row.attempt > 1 { format!(", attempt {}", row.attempt) } else { String::new() };
         // To memory, which can't fail.
-        let _ = writeln!(errors, "error: {input}: {error} (after {time}{attempt})");
+        let _ = writeln!(
+            errors,
+            "{} {input}: {error} (after {time}{attempt})",
+            color::error(&std::io::stderr())
+        );
     }
 }

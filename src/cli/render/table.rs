@@ -7,7 +7,7 @@
 use std::io::Write;
 
 use super::{Form, Render, Row};
-use crate::cli::humane;
+use crate::cli::{color, humane};
 use crate::tasks::{Column, Kind, Value};
 
 /// What a column without a width is given where another one follows it.
@@ -15,6 +15,8 @@ const LOOSE: usize = 28;
 
 pub(super) struct Table {
     cells: Vec<Cell>,
+    /// What stands before an error.
+    error: &'static str,
 }
 
 /// One column after those that every row has.
@@ -39,7 +41,7 @@ impl Table {
                 cell.column.width = LOOSE;
             }
         }
-        Self { cells }
+        Self { cells, error: color::error(&std::io::stdout()) }
     }
 }
 
@@ -67,7 +69,7 @@ impl Render for Table {
         match &row.error {
             None => {}
             Some(error) if !row.values.is_empty() => {
-                write(page, format_args!("  error: {}", humane::one_line(error)));
+                write(page, format_args!("  {} {}", self.error, humane::one_line(error)));
             }
             Some(error) => {
                 let cell = self.cells.iter().find(|cell| cell.value.is_none());
@@ -77,7 +79,7 @@ impl Render for Table {
                     // Errors about a file name it themselves, but the death of a worker doesn't.
                     write(page, format_args!("  {}", humane::one_line(&input)));
                 }
-                write(page, format_args!("  error: {}", humane::one_line(error)));
+                write(page, format_args!("  {} {}", self.error, humane::one_line(error)));
             }
         }
         if row.attempt > 1 {

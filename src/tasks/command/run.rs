@@ -103,13 +103,17 @@ impl Runner {
         let waited = self.wait(program, job.limit, lines);
         command::end_left_behind();
         let elapsed = start.elapsed();
+        let is_unread = self.recipe.prints == Prints::Inherit && command::is_unread();
         let (stdout, stderr) = match self.recipe.prints {
             Prints::Grouped => (self.stdout.take().into(), self.stderr.take().into()),
             _ => (Bytes::default(), Bytes::default()),
         };
         match waited {
             Ok((verdict, ended)) => Ended {
-                verdict: verdict.unwrap_or_else(|| Verdict::of(ended.status)),
+                verdict: match verdict {
+                    None if is_unread && ended.status.signal().is_some() => Verdict::Unread,
+                    verdict => verdict.unwrap_or_else(|| Verdict::of(ended.status)),
+                },
                 began,
                 elapsed,
                 cpu: ended.cpu,

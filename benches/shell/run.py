@@ -1,0 +1,137 @@
+#!/usr/bin/env python3
+"""What a job costs at the shell: `procpool run` beside xargs and GNU parallel, in one run.
+
+Each round runs them in turn, in another order each time, so that what else the machine does meets
+all of them. Ratios are of one round; the spread is from the smallest to the largest. CPU time is of
+the program and of all that it waited for. Then: whether memory is flat over many inputs.
+
+    $ apt-get install parallel          # xargs is there
+    $ cargo build --release
+    $ python3 benches/shell/run.py
+"""
+
+import argparse
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    option = parser.add_argument
+    option("--procpool", type=Path, default=Path("target/release/procpool"))
+    option("--jobs", type=int, default=2000, help="jobs in a round")
+    option("--rounds", type=int, default=5)
+    option("--procs", type=int, default=2)
+    option("--inputs", type=int, default=1_000_000, help="inputs of the built-in task, for memory")
+    option("--commands", type=int, default=20_000, help="jobs of a command, for memory")
+    args = parser.parse_args()
+    if not args.procpool.exists():
+        parser.error(f"{args.procpool} is missing: cargo build --release")
+    return args
+
+
+def measure(command: list[str], lines: Path) -> tuple[float, float]:
+    """Wall and CPU time in seconds of a command that reads these lines."""
+    with lines.open() as stdin:
+        start = time.perf_counter()
+        child = subprocess.Popen(command, stdin=stdin, stdout=subprocess.DEVNULL)
+        _, status, usage = os.wait4(child.pid, 0)
+        wall = time.perf_counter() - start
+    if status != 0:
+        sys.exit(f"{command[0]} failed: status {status}")
+    return wall, usage.ru_utime + usage.ru_stime
+
+
+def compare(args: argparse.Namespace, scratch: Path) -> None:
+    lines = scratch / "lines"
+    lines.write_text("".join(f"{number}\n" for number in range(args.jobs)))
+    procs, procpool = str(args.procs), str(args.procpool)
+    commands = {
+        "xargs": ["xargs", f"-P{procs}", "-n1", "true"],
+        "procpool": [procpool, "run", "--quiet", "--procs", procs, "--", "true"],
+        "procpool --journal": [
+            procpool, "run", "--quiet", "--procs", procs, "--journal", str(scratch / "journal"),
+            "--", "true",
+        ],
+        "GNU parallel": ["parallel", "--will-cite", f"-j{procs}", "true"],
+    }
+    if shutil.which("parallel") is None:
+        print("GNU parallel is not installed and is left out", file=sys.stderr)
+        del commands["GNU parallel"]
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
+    names = list(commands)
+    for turn in range(args.rounds):
+        for name in names[turn % len(names):] + names[:turn % len(names)]:
+            (scratch / "journal").unlink(missing_ok=True)
+            times[name].append(measure(commands[name], lines))
+            print(f"round {turn + 1}: {name} {times[name][-1][0]:.2f} s", file=sys.stderr)
+
+    print(f"{args.jobs * args.rounds:,} jobs `true`, {procs} at a time, in {args.rounds} rounds\n")
+    print("| | µs a job, least | CPU µs a job, least | wall ÷ xargs | CPU ÷ xargs |")
+    print("|---|---|---|---|---|")
+    def ratios(mine: str, theirs: str, kind: int) -> str:
+        each = [one[kind] / other[kind] for one, other in zip(times[mine], times[theirs])]
+        return f"{statistics.median(each):.2f} ({min(each):.2f}–{max(each):.2f})"
+
+    for name, measured in times.items():
+        least = [min(values) / args.jobs * 1e6 for values in zip(*measured)]
+        shown = [ratios(name, "xargs", kind) for kind in (0, 1)]
+        print(f"| {name} | {least[0]:.0f} | {least[1]:.0f} | {shown[0]} | {shown[1]} |")
+    if "GNU parallel" in times:
+        shown = [ratios("procpool", "GNU parallel", kind) for kind in (0, 1)]
+        print(f"\nprocpool ÷ GNU parallel: wall {shown[0]}, CPU {shown[1]}")
+
+
+def resident(pid: int, field: str) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(field))
+
+
+def memory(args: argparse.Namespace, what: str, count: int, command: list[str]) -> None:
+    """Prints how much memory the parent has at each fifth of its inputs."""
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    seen = []
+
+    def write() -> None:
+        try:
+            with child.stdin as stdin:
+                for start in range(0, count, 1000):
+                    numbers = range(start, min(start + 1000, count))
+                    stdin.write("".join(f"{number}\n" for number in numbers).encode())
+        except BrokenPipeError:
+            pass
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    for number, _ in enumerate(child.stdout, 1):
+        if number % (count // 5) == 0 and number < count:
+            seen.append(resident(child.pid, "VmRSS:") / 1024)
+    writer.join()
+    if child.wait() != 0 or number < count:
+        sys.exit(f"{what} failed")
+    print(f"| {what} | {count:,} | " + " | ".join(f"{it:.1f}" for it in seen) + " |")
+
+
+def main() -> None:
+    args = arguments()
+    print(f"{platform.system()} {platform.release()}, {os.cpu_count()} CPUs\n")
+    with tempfile.TemporaryDirectory() as scratch:
+        compare(args, Path(scratch))
+    run = [str(args.procpool), "run", "--quiet", "--procs", str(args.procs)]
+    print("\n| the parent's memory in MiB | inputs | at 1/5 | at 2/5 | at 3/5 | at 4/5 |")
+    print("|---|---|---|---|---|---|")
+    square = run + ["--task", "square", "--input", "-", "--format", "json"]
+    memory(args, "`--task square`", args.inputs, square)
+    memory(args, "`-- echo`", args.commands, run + ["--", "echo"])
+
+
+if __name__ == "__main__":
+    main()

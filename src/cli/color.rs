@@ -1,0 +1,54 @@
+//! Whether there are colours, and the few things that have one.
+
+use std::env;
+use std::io::IsTerminal;
+use std::sync::OnceLock;
+
+use clap::{ColorChoice, ValueEnum};
+
+use super::args::Color;
+
+static CHOICE: OnceLock<Color> = OnceLock::new();
+
+/// What was asked for; the first time it's said holds.
+pub(super) fn set(choice: Color) {
+    let _ = CHOICE.set(choice);
+}
+
+/// Whether what is written there is to have colours.
+pub(super) fn wanted(to: &impl IsTerminal) -> bool {
+    match CHOICE.get() {
+        Some(Color::Always) => true,
+        Some(Color::Never) => false,
+        Some(Color::Auto) | None => {
+            let is_set = |name| env::var_os(name).is_some_and(|value| !value.is_empty());
+            let is_dumb = env::var_os("TERM").is_some_and(|term| term == "dumb");
+            to.is_terminal() && !is_set("NO_COLOR") && !is_dumb
+        }
+    }
+}
+
+/// What stands before an error that is written there.
+pub(super) fn error(to: &impl IsTerminal) -> &'static str {
+    if wanted(to) { "\x1b[1;31merror:\x1b[0m" } else { "error:" }
+}
+
+/// The command with the colours of its help and its errors: those are made before the arguments
+/// are known, so it is looked for here what they will say.
+pub(super) fn of_help(command: clap::Command) -> clap::Command {
+    let mut arguments = env::args_os().map_while(|argument| (argument != "--").then_some(argument));
+    let mut choice = None;
+    while let Some(argument) = arguments.next() {
+        let value = match argument.to_str() {
+            Some("--color") => arguments.next().and_then(|value| value.into_string().ok()),
+            Some(argument) => argument.strip_prefix("--color=").map(str::to_owned),
+            None => None,
+        };
+        choice = value.and_then(|value| Color::from_str(&value, false).ok()).or(choice);
+    }
+    command.color(match choice {
+        None | Some(Color::Auto) => ColorChoice::Auto,
+        Some(Color::Always) => ColorChoice::Always,
+        Some(Color::Never) => ColorChoice::Never,
+    })
+}

@@ -1,0 +1,144 @@
+//! What people read, word for word: help, errors, tables, exit codes. After a change that is meant,
+//! `INSTA_UPDATE=always cargo test --test cli pages` writes the files anew.
+
+use std::fmt::Write;
+
+use crate::support::{Ended, run, run_with_input};
+
+/// How it ended, and what it has said where.
+fn page(ended: &Ended) -> String {
+    let mut page = format!("exit code {}\n", ended.code.unwrap());
+    for (name, text) in [("standard output", ended.text()), ("standard error", &ended.stderr)] {
+        if !text.is_empty() {
+            let _ = write!(page, "── {name}\n{text}");
+        }
+    }
+    page
+}
+
+/// Compares with what is on file, but for what is different each time.
+macro_rules! assert_page {
+    ($name:expr, $page:expr) => {
+        insta::with_settings!({
+            prepend_module_to_snapshot => false,
+            omit_expression => true,
+            filters => vec![
+                (r"[\d.]+ (ns|µs|ms|s)\b", "TIME"),
+                (r"[\d.]+ [KM]iB", "SIZE"),
+                (r"[\d,.]+ a second", "RATE a second"),
+                (r"[\d.,]+ times as fast", "N times as fast"),
+                (r"(?m)^( +\d+) +\d{2,} +TIME", "$1  PID  TIME"),
+                (r"(?m)^ +\d{3,} +(\d+ +\d+ +TIME)", "  PID  $1"),
+                (r"(TIME +\S+ +\S+ +)0\.\d{3} +\d+", "$1 CPU MEMORY"),
+                (r"\x22(pid|worker)\x22:\d+", "\x22$1\x22:N"),
+                (r"\x22(queued|seconds|cpu)\x22:[\d.e-]+", "\x22$1\x22:TIME"),
+                (r"\x22memory\x22:\d+", "\x22memory\x22:SIZE"),
+                (r"(?m)^(\d+),\d+,\d+,1,[\d.]+,", "$1,PID,WORKER,1,TIME,"),
+                (r",0\.\d+,\d{7,},", ",CPU,MEMORY,"),
+                (r"slowest: .*", "slowest: …"),
+                (r"most memory: .*", "most memory: …"),
+                (r" +\n", "\n"),
+                (r"  +", "  "),
+            ],
+        }, { insta::assert_snapshot!($name, $page) });
+    };
+}
+
+#[test]
+fn help() {
+    for verb in ["", "run", "tasks", "compare", "isolate", "timeline", "completions", "man"] {
+        let arguments: Vec<&str> =
+            [verb, "--help"].into_iter().filter(|it| !it.is_empty()).collect();
+        let name = format!("help {verb}").trim().replace(' ', "-");
+        assert_page!(name, page(&run(&arguments)));
+    }
+}
+
+#[test]
+fn errors() {
+    let cases: [&[&str]; 14] = [
+        &["walk"],
+        &["run", "--procs", "many"],
+        &["run", "--task", "nothing"],
+        &["run", "--task", "plot"],
+        &["run", "--task", "sha256", "--points", "3", "x"],
+        &["run", "--timeout", "soon"],
+        &["run", "--memory", "5"],
+        &["run", "--halt", "later"],
+        &["run", "--input", "/nowhere/list"],
+        &["run", "--", ":::", "x"],
+        &["run", "--", "no-such-command", ":::", "x"],
+        &["run", "--", "/etc/passwd", ":::", "x"],
+        &["compare", "--procs", "0"],
+        &["timeline", "/nowhere/trace"],
+    ];
+    let mut pages = String::new();
+    for arguments in cases {
+        let _ = write!(pages, "$ procpool {}\n{}\n", arguments.join(" "), page(&run(arguments)));
+    }
+    assert_page!("errors", pages);
+}
+
+#[test]
+fn rows_of_a_task() {
+    let run = |format| page(&run(&["run", "-p", "1", "--format", format, "3", "four", "5"]));
+    assert_page!("task-table", run("table"));
+    assert_page!("task-json", run("json"));
+    assert_page!("task-csv", run("csv"));
+}
+
+#[test]
+fn rows_of_a_command() {
+    let run = |format| {
+        let mut arguments = vec!["run", "-p", "1", "--keep-order", "--format", format, "--", "sh"];
+        arguments.extend([
+            "-c",
+            "echo out; echo err >&2; test $0 -lt 9 || kill -$0 $$; exit $0",
+            ":::",
+            "0",
+            "3",
+            "15",
+        ]);
+        page(&run(&arguments))
+    };
+    assert_page!("command-plain", run("plain"));
+    assert_page!("command-table", run("table"));
+    assert_page!("command-json", run("json"));
+    assert_page!("command-csv", run("csv"));
+}
+
+#[test]
+fn exit_codes() {
+    let code = |arguments: &[&str]| run(arguments).code.unwrap();
+    assert_eq!(code(&["run", "-q", "--", "true", ":::", "x"]), 0);
+    assert_eq!(code(&["run", "-q", "--", "false", ":::", "x", "y"]), 1);
+    assert_eq!(code(&["run", "-q", "--exit-count", "--", "false", ":::", "x", "y"]), 2);
+    assert_eq!(code(&["run", "--"]), 0, "the same as without --: the default task");
+    assert_eq!(code(&["run", "--no-such-option"]), 2);
+    assert_eq!(code(&["run", "--", "/etc", ":::", "x"]), 126);
+    assert_eq!(code(&["run", "--", "no-such-command", ":::", "x"]), 127);
+    assert_eq!(run_with_input(&["run", "-q", "--", "true"], b"").code, Some(0), "nothing to do");
+}
+
+#[test]
+fn colors_are_for_terminals_and_for_who_asks() {
+    let red = |arguments: &[&str]| run(arguments).stderr.contains("\x1b[");
+    let fails = ["--", "false", ":::", "x"];
+    assert!(!red(&[&["run"], &fails[..]].concat()));
+    assert!(red(&[&["run", "--color", "always"], &fails[..]].concat()));
+    assert!(red(&["run", "--color=always", "--no-such-option"]));
+    assert!(!red(&["run", "--color=never", "--no-such-option"]));
+}
+
+#[test]
+fn completions_and_the_manual_know_every_option() {
+    for shell in ["bash", "zsh", "fish"] {
+        let ended = run(&["completions", shell]);
+        assert_eq!(ended.code, Some(0));
+        assert!(ended.text().contains("retry-failed"), "{shell}");
+    }
+    let man = run(&["man", "run"]);
+    assert!(man.text().contains(".TH") && man.text().contains("retry\\-failed"), "{man:?}");
+    assert!(run(&["man"]).text().contains("procpool\\-run"));
+    assert_eq!(run(&["man", "walk"]).code, Some(2));
+}

@@ -1,0 +1,87 @@
+//! `--trace` and `procpool timeline`: when each worker did what.
+
+use std::fs;
+use std::path::Path;
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::support::{LIMIT, lines_of, procpool, run, signal, wait, wait_until};
+
+fn entries(trace: &Path) -> Vec<Value> {
+    serde_json::from_slice(&fs::read(trace).unwrap()).unwrap()
+}
+
+#[test]
+fn a_trace_has_a_track_for_each_worker_with_its_jobs_one_after_the_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let trace = dir.path().join("trace.json");
+    let file = trace.to_str().unwrap();
+    let script = "test $0 != kill || kill -KILL $PPID; sleep 0.0$0";
+    let mut arguments =
+        vec!["run", "-q", "-p", "2", "--trace", file, "--", "sh", "-c", script, ":::"];
+    arguments.extend(["1", "2", "kill", "3", "no<&>", "4"]);
+    assert_eq!(run(&arguments).code, Some(1));
+    let entries = entries(&trace);
+    let of = |category: &'static str| entries.iter().filter(move |entry| entry["cat"] == category);
+    assert_eq!((of("done").count(), of("failed").count()), (4, 2), "{entries:#?}");
+    assert!(of("start").count() >= 2 && of("worker").any(|entry| entry["name"] == "lost"));
+    for tid in [1, 2] {
+        let is_on = |entry: &&Value| entry["tid"] == tid && entry["ph"] == "X";
+        let mut slices: Vec<_> = entries
+            .iter()
+            .filter(is_on)
+            .map(|it| (it["ts"].as_f64().unwrap(), it["dur"].as_f64().unwrap()))
+            .collect();
+        slices.sort_by(|one, other| one.0.total_cmp(&other.0));
+        assert!(slices.windows(2).all(|two| two[0].0 + two[0].1 <= two[1].0 + 1.0), "{slices:?}");
+    }
+    let svg = run(&["timeline", file]);
+    assert_eq!(svg.code, Some(0), "{svg:?}");
+    assert!(svg.text().starts_with("<svg ") && svg.text().ends_with("</svg>\n"), "{svg:?}");
+    for what in ["worker 0", "worker 1", "no&lt;&amp;&gt;", "SIGKILL", "start of PID"] {
+        assert!(svg.text().contains(what), "{what}: {}", svg.text());
+    }
+    let picture = dir.path().join("picture.svg");
+    let written = run(&["timeline", file, "--out", picture.to_str().unwrap()]);
+    assert_eq!((written.code, written.text()), (Some(0), ""));
+    assert_eq!(fs::read_to_string(picture).unwrap(), svg.text());
+}
+
+#[test]
+fn tasks_have_their_slices_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let trace = dir.path().join("trace.json");
+    let arguments = ["run", "-q", "-p", "2", "--trace", trace.to_str().unwrap(), "0..5000", "x"];
+    assert_eq!(run(&arguments).code, Some(1));
+    let entries = entries(&trace);
+    let count = |category| entries.iter().filter(|entry| entry["cat"] == category).count();
+    assert_eq!((count("done"), count("failed")), (5000, 1));
+    let svg = run(&["timeline", trace.to_str().unwrap()]);
+    assert!(svg.text().len() < 400_000, "what is too narrow to be seen is drawn together");
+}
+
+#[test]
+fn a_trace_is_whole_whatever_ends_the_run() {
+    let dir = tempfile::tempdir().unwrap();
+    for ending in [Signal::KILL, Signal::INT] {
+        let trace = dir.path().join(format!("{ending:?}.json"));
+        let arguments =
+            ["run", "-p", "2", "--trace", trace.to_str().unwrap(), "-n", "1000000", "--", "echo"];
+        let mut child = procpool(&arguments).spawn().unwrap();
+        let lines = lines_of(child.stdout.take().unwrap());
+        lines.recv_timeout(LIMIT).unwrap();
+        wait_until("there are jobs", || fs::metadata(&trace).is_ok_and(|it| it.len() > 5000));
+        signal(child.id(), ending);
+        wait(child);
+        assert!(entries(&trace).iter().any(|entry| entry["cat"] == "done"));
+    }
+}
+
+#[test]
+fn what_is_no_trace_is_refused() {
+    let ended = run(&["timeline", "/etc/passwd"]);
+    assert!(ended.code == Some(2) && ended.stderr.contains("run --trace"), "{ended:?}");
+    let ended = run(&["run", "--trace", "/nowhere/trace"]);
+    assert!(ended.code == Some(2) && ended.stderr.contains("check --trace"), "{ended:?}");
+}
