@@ -18,7 +18,7 @@ use super::batch::Pace;
 use super::context::Context;
 use super::ledger::Ledger;
 use super::options::TaskOptions;
-use super::records::{RawOutcome, Records};
+use super::records::{self, RawOutcome, Records};
 use crate::error::{DidRun, Side, TaskError, TaskErrorKind};
 
 /// What one call asked for.
@@ -334,7 +334,7 @@ fn garbled(reason: String) -> TaskErrorKind {
 fn decode<R: DeserializeOwned>(mut raw: RawOutcome<'_>) -> Result<R, (TaskErrorKind, DidRun)> {
     let decoded = match (raw.kind, raw.region.take()) {
         (Record::Value, _) => contained(|| codec::decode(raw.payload)),
-        (Record::Region, Some(region)) if raw.payload == [1] => {
+        (Record::Region, Some(region)) if records::place(raw.payload).is_some_and(|at| at.1) => {
             // SAFETY: the region is mapped for its length for as long as it lives.
             contained(|| unsafe { plain::from_elements(region.as_ptr(), region.len()) })
         }

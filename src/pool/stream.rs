@@ -14,18 +14,23 @@ use std::time::{Duration, Instant};
 use procpool_worker::attach::Attachments;
 use procpool_worker::plain;
 use procpool_worker::protocol::{item_width, put_item};
-use procpool_worker::transport::{Region, TransportError};
+use procpool_worker::transport::TransportError;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::Report;
 use super::batch::Batch;
+use super::buffer::Buffer;
 use super::job::{Arrival, Content, Failure, Job, Origin, Outcome};
+use super::regions::Lease;
 use super::scheduler::Shared;
 use crate::error::{Side, TaskError, TaskErrorKind};
 
-/// The most bytes of arguments in one batch: what a frame carries, with some room.
-const BATCH_BYTES: usize = 128 << 10;
+/// The most bytes of arguments in one batch: as many as a lane holds of results.
+const BATCH_BYTES: usize = 256 << 10;
+
+/// From how many bytes on a batch takes over the buffer that it was encoded in, with all of its room.
+const OWN_BUFFER: usize = 32 << 10;
 
 /// From how many bytes on a vector of plain numbers or a string goes through shared memory by itself,
 /// without being encoded first: about where that is cheaper than a frame.
@@ -40,6 +45,9 @@ const SLOW: Duration = Duration::from_millis(1);
 /// The most bytes of arguments that wait, as long as each worker has something.
 const WINDOW_BYTES: usize = 64 << 20;
 
+/// The most bytes that are reserved for results because an iterator says that it has many items.
+const MOST_AHEAD: usize = 256 << 20;
+
 /// The items of one job on their way from an iterator into the queue.
 #[derive(Debug)]
 struct Feed<I> {
@@ -53,7 +61,7 @@ struct Feed<I> {
     waiting: BTreeMap<u64, usize>,
     /// The input has ended: of itself, or by a panic.
     ended: Option<Result<(), Box<dyn Any + Send>>>,
-    buffer: Vec<u8>,
+    buffer: Buffer,
     /// What the arguments in the buffer point to.
     attachments: Attachments,
 }
@@ -68,7 +76,7 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
             taken: 0,
             waiting: BTreeMap::new(),
             ended: None,
-            buffer: Vec::new(),
+            buffer: Buffer::default(),
             attachments: Attachments::default(),
         }
     }
@@ -119,7 +127,7 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
                 if let Some(elements) = plain::elements(&item)
                     && elements.len() > ELEMENTS_FROM
                 {
-                    return Read::Elements(Region::copy_of(elements));
+                    return Read::Elements(self.pool.regions.copy_of(elements));
                 }
                 encoding = Some(self.buffer.len());
                 if let Err(error) = put_item(&mut self.buffer, &mut self.attachments, &item) {
@@ -148,7 +156,14 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
             self.waiting.insert(first + u64::from(items), self.buffer.len());
             let (job, width) = (Arc::clone(&self.job), item_width::<A>());
             let attachments = std::mem::take(&mut self.attachments);
-            self.pool.submit(Batch::new(job, first, items, width, &self.buffer, attachments));
+            let batch = if self.buffer.len() < OWN_BUFFER {
+                Batch::new(job, first, items, width, &self.buffer, attachments)
+            } else {
+                let buffer = Buffer::with_room(self.buffer.capacity());
+                let buffer = std::mem::replace(&mut self.buffer, buffer);
+                Batch::of_buffer(job, first, items, width, buffer, attachments)
+            };
+            self.pool.submit(batch);
         }
         match outcome {
             Read::More => {}
@@ -193,7 +208,7 @@ enum Read {
     /// The next item can't be encoded.
     Unencoded(String),
     /// The next item is large and goes by itself.
-    Elements(Result<Region, TransportError>),
+    Elements(Result<Lease, TransportError>),
 }
 
 pub(super) fn serialize_panicked<A>(payload: &(dyn Any + Send)) -> String {
@@ -210,7 +225,7 @@ pub(super) fn encode_one<A: Serialize>(
 ) -> Option<Batch> {
     let region = plain::elements(argument).filter(|elements| elements.len() > ELEMENTS_FROM);
     if let Some(elements) = region {
-        return match Region::copy_of(elements) {
+        return match pool.regions.copy_of(elements) {
             Ok(region) => Some(Batch::of_elements(Arc::clone(job), job.enter(1), region)),
             Err(error) => {
                 fail_unencoded(pool, job, unshared(&error));
@@ -238,7 +253,7 @@ pub(super) fn encode_one<A: Serialize>(
 fn submit_elements(
     pool: &Shared,
     job: &Arc<Job>,
-    region: Result<Region, TransportError>,
+    region: Result<Lease, TransportError>,
 ) -> Option<usize> {
     match region {
         Ok(region) => {
@@ -295,7 +310,7 @@ where
     I: Iterator<Item = A>,
 {
     let (least, _) = input.size_hint();
-    let mut results = Vec::with_capacity(least.min(1 << 20));
+    let mut results = plain::with_room(least.min(MOST_AHEAD / size_of::<R>().max(1)));
     let mut failure: Option<TaskError> = None;
     // The window bounds what is sent ahead, not what has come back: one slow item must not stop the
     // others, since all are wanted before any is given.
