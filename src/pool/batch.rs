@@ -258,9 +258,16 @@ impl Pace {
         }
         let each = (nanos / items).max(1);
         let before = self.nanos.load(Relaxed);
-        // Up at once, down slowly: a chunk that is too long holds results back, one that is too
-        // short costs a little.
-        let next = if before == 0 || each > before { each } else { (before * 3 + each) / 4 };
+        // Up at once where the time is worth speaking of: a chunk that is too long holds results back,
+        // one that is too short costs a little. Else by how many were measured, against about as many
+        // as a quarter of a chunk has: a few items' time may be that of a page fault or a cold cache.
+        let next = if before == 0 || (each > before && nanos >= Self::CHUNK / 16) {
+            each
+        } else {
+            let weight = (Self::CHUNK / 4 / before).max(1);
+            let sum = before.saturating_mul(weight).saturating_add(nanos);
+            (sum / weight.saturating_add(items)).max(1)
+        };
         self.nanos.store(next, Relaxed);
         self.seen.fetch_add(items, Relaxed);
     }

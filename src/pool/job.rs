@@ -171,6 +171,10 @@ impl Job {
         if settled == 0 {
             return false;
         }
+        if state.arrivals.capacity() == 0 {
+            // Most calls are for one item, and have one.
+            state.arrivals.reserve_exact(1);
+        }
         state.arrivals.push_back(arrival);
         self.announce(state);
         true

@@ -266,7 +266,11 @@ impl Records {
 
     /// Takes the first `items` off, as records of their own.
     pub(crate) fn split_front(&mut self, mut items: u32) -> Self {
-        let mut front = Self::default();
+        // A number and its time take no more than this, and all of it no more than what is left.
+        const EACH: usize = 32;
+        let left = self.bytes.len().saturating_sub(self.at) + EACH;
+        let room = left.min(EACH.saturating_mul(items as usize));
+        let mut front = Self { bytes: Buffer::with_room(room), ..Self::default() };
         while items > 0 {
             let Some(piece) = self.next_piece(items) else { break };
             let (taken, elapsed) = match piece {

@@ -5,6 +5,7 @@
 //! never read by surprise, and a consumer that stops asking stops everything.
 
 use std::any::Any;
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
@@ -59,6 +60,8 @@ struct Feed<I> {
     taken: u64,
     /// Bytes of arguments whose batches may still be waiting, by the batch's end.
     waiting: BTreeMap<u64, usize>,
+    /// Whether its thread has nothing else to do than to wait for all outcomes.
+    may_drive: bool,
     /// The input has ended: of itself, or by a panic.
     ended: Option<Result<(), Box<dyn Any + Send>>>,
     buffer: Buffer,
@@ -75,6 +78,7 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
             read: 0,
             taken: 0,
             waiting: BTreeMap::new(),
+            may_drive: false,
             ended: None,
             buffer: Buffer::default(),
             attachments: Attachments::default(),
@@ -163,7 +167,12 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
                 let buffer = std::mem::replace(&mut self.buffer, buffer);
                 Batch::of_buffer(job, first, items, width, buffer, attachments)
             };
-            self.pool.submit(batch);
+            let is_all = first == 0 && matches!(outcome, Read::End);
+            if is_all && self.may_drive && self.is_short(items) {
+                self.pool.run_here(batch).unwrap_or_else(|batch| self.pool.submit(batch));
+            } else {
+                self.pool.submit(batch);
+            }
         }
         match outcome {
             Read::More => {}
@@ -183,6 +192,16 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
         if !is_open && self.ended.is_none() {
             self.ended = Some(Ok(()));
         }
+    }
+
+    /// Whether so many items are known to take less than waking up a second worker would.
+    fn is_short(&self, items: u32) -> bool {
+        const SHORT: u64 = 100_000;
+        let (job, each) = (&self.job, self.job.pace.nanos());
+        let is_free = job.options.chunk_size.is_none()
+            && job.options.timeout.is_none()
+            && self.pool.config.max_tasks.is_none();
+        is_free && each > 0 && each.saturating_mul(items.into()) <= SHORT
     }
 
     /// Takes note that all items before `end` have been settled.
@@ -216,6 +235,14 @@ pub(super) fn serialize_panicked<A>(payload: &(dyn Any + Send)) -> String {
     format!("`{}`: `Serialize` panicked: {message}", std::any::type_name::<A>())
 }
 
+thread_local! {
+    /// Where single arguments are encoded, kept for its room.
+    static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+/// With more room than this it isn't kept, in bytes.
+const SCRATCH_KEPT: usize = 4 << 10;
+
 /// Encodes the argument of a job for one call and enters it; none if it could not be encoded, which
 /// is then the task's outcome.
 pub(super) fn encode_one<A: Serialize>(
@@ -233,14 +260,19 @@ pub(super) fn encode_one<A: Serialize>(
             }
         };
     }
-    let (mut buffer, mut attachments) = (Vec::with_capacity(64), Attachments::default());
+    let (mut buffer, mut attachments) = (SCRATCH.take(), Attachments::default());
+    buffer.clear();
     let encoded =
         catch_unwind(AssertUnwindSafe(|| put_item(&mut buffer, &mut attachments, argument)));
     let reason = match encoded {
         Ok(Ok(())) => {
             let width = item_width::<A>();
             let (job, first) = (Arc::clone(job), job.enter(1));
-            return Some(Batch::new(job, first, 1, width, &buffer, attachments));
+            let batch = Batch::new(job, first, 1, width, &buffer, attachments);
+            if buffer.capacity() <= SCRATCH_KEPT {
+                SCRATCH.set(buffer);
+            }
+            return Some(batch);
         }
         Ok(Err(error)) => error.to_string(),
         Err(payload) => serialize_panicked::<A>(&*payload),
@@ -315,6 +347,7 @@ where
     // The window bounds what is sent ahead, not what has come back: one slow item must not stop the
     // others, since all are wanted before any is given.
     let mut feed = Feed::new(pool, Arc::clone(&job), input);
+    feed.may_drive = true;
     let mut early = BTreeMap::new();
     let mut next = 0;
     loop {
