@@ -27,7 +27,7 @@ use procpool_worker::transport::{Region, TransportError};
 const KEPT: usize = 256 << 20;
 
 /// For how long.
-const IDLE: Duration = Duration::from_secs(1);
+const IDLE: Duration = Duration::from_secs(5);
 
 /// The least size of a region that is made for small items, so that the next chunk's fit too.
 const LEAST: usize = 512 << 10;
