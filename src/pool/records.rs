@@ -311,7 +311,7 @@ pub(crate) fn read_hostile(bytes: &[u8]) {
     use procpool_worker::protocol::Reply;
 
     let _ = codec::decode::<Reply>(bytes);
-    let _ = output_ends(bytes);
+    let _ = (output_ends(bytes), places(bytes));
     let Some(survey) = survey(bytes) else { return };
     let records = || Records::new(bytes.into(), VecDeque::new(), VecDeque::new());
     let mut rest = records();
