@@ -77,6 +77,43 @@ fn large_arguments_and_results_at_once_do_not_deadlock() {
 }
 
 #[test]
+fn memory_that_is_used_again_carries_each_value_and_no_other() {
+    let pool = Pool::builder().workers(2).retries(1).build().unwrap();
+    let input = |round: usize| pattern((1 << 20) - 50_000 * (round % 5) + round);
+    for round in 0..8 {
+        let tasks: Vec<_> = (0..3).map(|i| pool.apply_async(echo, input(round + i))).collect();
+        if round % 4 == 1 {
+            kill(pool.workers()[round / 4 % 2].pid, libc::SIGKILL);
+        }
+        for (i, task) in tasks.into_iter().enumerate() {
+            assert!(task.get().unwrap() == input(round + i), "{round}, {i}");
+        }
+    }
+}
+
+#[test]
+fn functions_with_results_of_all_widths_share_chunks() {
+    let pool = Pool::new(2).unwrap();
+    for _ in 0..3 {
+        let bytes: Vec<_> = (0..3000u32).map(|x| pool.apply_async(|x| x as u8, x)).collect();
+        let mixed: Vec<_> = (0..3000u32)
+            .map(|x| (pool.apply_async(u64::from, x), pool.apply_async(|x: u32| x as u16, x)))
+            .collect();
+        let text: Vec<_> =
+            (0..300u32).map(|x| pool.apply_async(|x: u32| x.to_string(), x)).collect();
+        assert!(
+            bytes.into_iter().map(|task| task.get().unwrap()).eq((0..3000u32).map(|x| x as u8))
+        );
+        for (x, (wide, narrow)) in (0u32..).zip(mixed) {
+            assert_eq!((wide.get().unwrap(), narrow.get().unwrap()), (u64::from(x), x as u16));
+        }
+        for (x, text) in text.into_iter().enumerate() {
+            assert_eq!(text.get().unwrap(), x.to_string());
+        }
+    }
+}
+
+#[test]
 fn structured_data_passes() {
     type Nested = std::collections::BTreeMap<String, Vec<Option<(i8, f64, char)>>>;
     let pool = Pool::new(1).unwrap();

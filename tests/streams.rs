@@ -163,6 +163,42 @@ fn a_slow_item_holds_nobody_back() {
 }
 
 #[test]
+fn what_is_behind_a_slow_item_among_tiny_ones_is_done_by_others() {
+    const TINY: u64 = 5000;
+    fn task(x: u64) -> u64 {
+        if x >= TINY {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        x
+    }
+    let pool = Pool::builder().workers(2).chunk_size(6000).build().unwrap();
+    // The workers have found that many can be claimed at once.
+    pool.map(task, 0..TINY).unwrap();
+    let reports: Vec<_> = pool.imap(task, 0..TINY + 100).reports().collect();
+    assert!(reports.iter().map(|report| report.result.clone().unwrap()).eq(0..TINY + 100));
+    let slow = &reports[TINY as usize..];
+    let first = slow.iter().filter(|report| report.pid == slow[0].pid).count();
+    assert!((20..80).contains(&first), "{first} of 100 were done by one of two workers");
+}
+
+#[test]
+fn a_panic_among_plain_numbers_costs_its_item_alone() {
+    fn task(x: u32) -> u16 {
+        assert!(!x.is_multiple_of(97), "{x}");
+        x as u16
+    }
+    let pool = Pool::new(2).unwrap();
+    for _ in 0..2 {
+        for (x, result) in (0u32..20_000).zip(pool.imap(task, 0..20_000)) {
+            match result {
+                Ok(y) => assert!(!x.is_multiple_of(97) && y == x as u16, "{x} gave {y}"),
+                Err(error) => assert!(x.is_multiple_of(97), "{x}: {error}"),
+            }
+        }
+    }
+}
+
+#[test]
 fn results_arrive_while_their_chunk_still_runs() {
     let pool = Pool::builder().workers(1).chunk_size(3).build().unwrap();
     let start = Instant::now();

@@ -9,9 +9,10 @@ use std::time::Instant;
 use procpool_worker::attach::Attachments;
 use procpool_worker::protocol::take_item;
 use procpool_worker::seed;
-use procpool_worker::transport::Region;
 
+use super::buffer::Buffer;
 use super::job::{Arrival, Content, Failure, Job, Origin};
+use super::regions::Lease;
 use super::scheduler::Counters;
 
 /// Consecutive items of one job, with their encoded arguments. An item is in exactly one place: in
@@ -40,8 +41,27 @@ pub(crate) struct Batch {
 /// one large argument's elements, in the region that they travel in.
 #[derive(Debug, Clone)]
 enum Arguments {
-    Bytes { bytes: Arc<[u8]>, start: usize, end: usize },
-    Elements(Arc<Region>),
+    Bytes { bytes: Bytes, start: usize, end: usize },
+    Elements(Arc<Lease>),
+}
+
+/// A few bytes, which most single calls have, need no memory of their own.
+#[derive(Debug, Clone)]
+enum Bytes {
+    Few([u8; FEW]),
+    Shared(Arc<Buffer>),
+}
+
+/// How many bytes a batch has room for by itself: a pair of words and their length.
+const FEW: usize = 24;
+
+impl Bytes {
+    fn get(&self, start: usize, end: usize) -> &[u8] {
+        match self {
+            Self::Few(bytes) => &bytes[start..end],
+            Self::Shared(bytes) => &bytes[start..end],
+        }
+    }
 }
 
 impl Batch {
@@ -55,13 +75,32 @@ impl Batch {
         arguments: &[u8],
         attachments: Attachments,
     ) -> Self {
-        let arguments =
-            Arguments::Bytes { bytes: arguments.into(), start: 0, end: arguments.len() };
+        if arguments.len() > FEW {
+            return Self::of_buffer(job, first, items, width, arguments.into(), attachments);
+        }
+        let mut few = [0; FEW];
+        few[..arguments.len()].copy_from_slice(arguments);
+        let arguments = Arguments::Bytes { bytes: Bytes::Few(few), start: 0, end: arguments.len() };
+        Self::with(job, first, items, width, arguments, attachments)
+    }
+
+    /// As [`new`](Self::new), of arguments that are in a buffer already.
+    pub(crate) fn of_buffer(
+        job: Arc<Job>,
+        first: u64,
+        items: u32,
+        width: u32,
+        arguments: Buffer,
+        attachments: Attachments,
+    ) -> Self {
+        let end = arguments.len();
+        let bytes = Bytes::Shared(Arc::new(arguments));
+        let arguments = Arguments::Bytes { bytes, start: 0, end };
         Self::with(job, first, items, width, arguments, attachments)
     }
 
     /// One item whose argument's elements are in `region`.
-    pub(crate) fn of_elements(job: Arc<Job>, first: u64, region: Region) -> Self {
+    pub(crate) fn of_elements(job: Arc<Job>, first: u64, region: Lease) -> Self {
         Self::with(job, first, 1, 0, Arguments::Elements(Arc::new(region)), Attachments::default())
     }
 
@@ -88,13 +127,13 @@ impl Batch {
     /// The encoded arguments; empty where they are in a region.
     pub(crate) fn arguments(&self) -> &[u8] {
         match &self.arguments {
-            Arguments::Bytes { bytes, start, end } => &bytes[*start..*end],
+            Arguments::Bytes { bytes, start, end } => bytes.get(*start, *end),
             Arguments::Elements(_) => &[],
         }
     }
 
     /// The region in which the only item's elements are.
-    pub(crate) fn elements(&self) -> Option<&Region> {
+    pub(crate) fn elements(&self) -> Option<&Lease> {
         match &self.arguments {
             Arguments::Bytes { .. } => None,
             Arguments::Elements(region) => Some(region),
@@ -224,9 +263,16 @@ impl Pace {
         }
         let each = (nanos / items).max(1);
         let before = self.nanos.load(Relaxed);
-        // Up at once, down slowly: a chunk that is too long holds results back, one that is too
-        // short costs a little.
-        let next = if before == 0 || each > before { each } else { (before * 3 + each) / 4 };
+        // Up at once where the time is worth speaking of: a chunk that is too long holds results back,
+        // one that is too short costs a little. Else by how many were measured, against about as many
+        // as a quarter of a chunk has: a few items' time may be that of a page fault or a cold cache.
+        let next = if before == 0 || (each > before && nanos >= Self::CHUNK / 16) {
+            each
+        } else {
+            let weight = (Self::CHUNK / 4 / before).max(1);
+            let sum = before.saturating_mul(weight).saturating_add(nanos);
+            (sum / weight.saturating_add(items)).max(1)
+        };
         self.nanos.store(next, Relaxed);
         let least = match self.least.load(Relaxed) {
             0 => each,

@@ -5,22 +5,24 @@
 //! for every item: delivered, or given back as never begun, or named as the one that was running
 //! when the worker was lost.
 
-use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use procpool_worker::codec::Sink;
 use procpool_worker::lane::{CAPACITY, Lane, Note};
 use procpool_worker::protocol::{Body, Reply, Request, SPAN_HEAD, Span};
 use procpool_worker::seed;
-use procpool_worker::transport::{Region, TransportError};
+use procpool_worker::transport::TransportError;
 
 use super::batch::{Batch, split_back};
+use super::buffer::Buffer;
 use super::context::Context;
 use super::events::{EventKind, Observers};
 use super::job::{self, Arrival, Content, Failure, Origin};
 use super::records::{self, Records};
+use super::regions::Lease;
 use super::scheduler::Counters;
 use super::worker::{Doom, Process, Worker};
 use crate::error::{DeathCause, Side, TaskErrorKind};
@@ -73,9 +75,13 @@ pub(crate) struct Loss {
 
 /// The largest body that travels in a frame; what is larger goes through shared memory.
 pub(crate) fn inline_limit(max_frame: usize) -> usize {
-    // A request before the body takes a few bytes.
-    max_frame.min(192 << 10) - 64
+    // From here on the socket's two copies cost more than a region that is there already. A request
+    // before the body takes a few bytes.
+    max_frame.min(32 << 10) - 64
 }
+
+/// The largest body of a chunk of several items.
+pub(crate) const MOST_BYTES: usize = 260 << 10;
 
 impl Chunk {
     /// Of at least one batch. All batches have the same limit. From here on items can be taken
@@ -112,7 +118,8 @@ impl Chunk {
         self.items - self.delivered
     }
 
-    /// Whether it is worth taking items back for another worker, and how many.
+    /// Whether it is worth taking items back for another worker, and how many. Those that are behind
+    /// a slow one in the worker's block can be had the next time.
     pub(crate) fn surplus(&self) -> u32 {
         // Sending a chunk takes about this long: less than that is done sooner where it is.
         const WORTHWHILE: u64 = 100_000;
@@ -122,6 +129,9 @@ impl Chunk {
         let unstarted = self.lane.unstarted();
         let nanos = self.batches.back().map_or(0, |batch| batch.job.pace.nanos());
         let running = procpool_worker::harden::now().saturating_sub(self.lane.begun());
+        if running >= WORTHWHILE {
+            self.lane.recall();
+        }
         let soon = u64::from(unstarted).saturating_mul(nanos) < WORTHWHILE;
         if unstarted == 0 || (soon && running < WORTHWHILE) { 0 } else { unstarted.div_ceil(2) }
     }
@@ -213,58 +223,66 @@ impl Chunk {
         self.batches.front().and_then(|batch| batch.job.context.as_ref())
     }
 
-    /// Writes the frame. A body that is too large for one is given as a region.
-    fn encode(
-        &self,
-        worker: &mut Worker,
-        limit: usize,
-    ) -> Result<Option<Cow<'_, Region>>, TransportError> {
+    /// Makes the frame. A body that is too large for it is put into a region.
+    fn encode(&self, worker: &mut Worker, limit: usize) -> Result<Sending, TransportError> {
         let size: usize =
             self.batches.iter().map(|batch| batch.arguments().len() + SPAN_HEAD).sum();
         // Such a batch is always alone: it fits into no frame.
         let elements = self.batches.front().and_then(Batch::elements);
-        let place = match elements {
-            Some(_) => Body::Elements,
-            None if size > limit => Body::Region,
+        let mut region = None;
+        if elements.is_none() && size > limit {
+            let mut lease = worker.mapped.room(size)?;
+            self.put_spans(&mut lease);
+            region = Some(lease);
+        }
+        let place = elements.or(region.as_ref()).map(|lease| worker.mapped.show(lease));
+        let body = match place {
+            Some(place) if elements.is_some() => Body::Elements(place),
+            Some(place) => Body::Region(place),
             None => Body::Frame,
         };
         let sequence = worker.sequence;
         let limited = self.limit.is_some();
         let context = self.context().map(|context| context.id);
-        let request = Request::Chunk { sequence, body: place, limited, context };
-        worker.make(&request)?;
-        let put = |body: &mut Vec<u8>| {
-            let mut batches = self.batches.iter().peekable();
-            while let Some(first) = batches.peek() {
-                // One that can't be called was refused when it was submitted.
-                let (Ok(call), width) = (first.job.call, first.width) else { break };
-                let mut span = Span { call, items: 0, width, bytes: 0, seed: first.seed() };
-                let head = body.len();
-                body.extend_from_slice(&span.head());
-                // Single calls of one function, one after the other, travel as one span.
-                while let Some(batch) = batches.next_if(|other| {
-                    (other.job.call, other.width) == (Ok(call), width)
-                        && other.seed() == seed::after(span.seed, span.items.into())
-                }) {
-                    body.extend_from_slice(batch.arguments());
-                    span.items += batch.items;
-                }
-                span.bytes = (body.len() - head - SPAN_HEAD) as u64;
-                body[head..head + SPAN_HEAD].copy_from_slice(&span.head());
-            }
-        };
-        if place == Body::Region {
-            let mut body = Vec::with_capacity(size);
-            put(&mut body);
-            return Region::copy_of(&body).map(|region| Some(Cow::Owned(region)));
+        worker.make(&Request::Chunk { sequence, body, limited, context })?;
+        if region.is_none() {
+            self.put_spans(&mut worker.frame);
         }
-        put(&mut worker.frame);
-        Ok(elements.map(Cow::Borrowed))
+        Ok(Sending { region, is_new: place.is_some_and(|place| place.is_new) })
+    }
+
+    /// Writes the body.
+    fn put_spans(&self, body: &mut impl Sink) {
+        let mut at = 0;
+        while let Some(first) = self.batches.get(at) {
+            // One that can't be called was refused when it was submitted.
+            let (Ok(call), width) = (first.job.call, first.width) else { break };
+            let mut span = Span { call, items: 0, width, bytes: 0, seed: first.seed() };
+            // Single calls of one function, one after the other, travel as one span.
+            let start = at;
+            for batch in self.batches.range(start..) {
+                if (batch.job.call, batch.width) != (Ok(call), width)
+                    || batch.seed() != seed::after(span.seed, span.items.into())
+                {
+                    break;
+                }
+                span.items += batch.items;
+                span.bytes += batch.arguments().len() as u64;
+                at += 1;
+            }
+            body.put(&span.head());
+            self.batches.range(start..at).for_each(|batch| body.put(batch.arguments()));
+        }
     }
 
     /// Delivers what the worker has committed. With `all`, also items whose time is not known yet.
     /// An error means that the lane holds nonsense.
-    fn harvest(&mut self, worker: &Worker, teller: &Teller<'_>, all: bool) -> Result<(), Nonsense> {
+    fn harvest(
+        &mut self,
+        worker: &mut Worker,
+        teller: &Teller<'_>,
+        all: bool,
+    ) -> Result<(), Nonsense> {
         let progress = self.lane.progress();
         let bytes = progress.bytes as usize;
         if progress.items < self.delivered
@@ -274,7 +292,7 @@ impl Chunk {
         {
             return Err(Nonsense);
         }
-        let mut buffer = Vec::new();
+        let mut buffer = Buffer::with_room(bytes - self.read);
         self.lane.copy_results(self.read..bytes, &mut buffer);
         let survey = records::survey(&buffer).ok_or(Nonsense)?;
         if survey.items != progress.items - self.delivered {
@@ -284,8 +302,10 @@ impl Chunk {
             // In the middle of a block: its time will be known soon.
             return Ok(());
         }
-        let regions = (0..survey.regions).map(|_| worker.results.take());
-        let regions = regions.collect::<Result<VecDeque<_>, _>>().map_err(|_| Nonsense)?;
+        let regions = match survey.regions {
+            0 => VecDeque::new(),
+            _ => worker.take_results(&buffer).ok_or(Nonsense)?,
+        };
         let outputs = self.outputs(&buffer);
         self.read = bytes;
         let counters = teller.counters;
@@ -320,7 +340,7 @@ impl Chunk {
 
     /// Tells of each item in these records.
     fn tell_finished(&self, records: &[u8], observers: &Observers) {
-        let mut records = Records::new(records.to_vec(), VecDeque::new(), VecDeque::new());
+        let mut records = Records::new(records.into(), VecDeque::new(), VecDeque::new());
         for batch in &self.batches {
             for id in (batch.job.offset + batch.first..).take(batch.items as usize) {
                 let Some(raw) = records.next() else { return };
@@ -397,6 +417,15 @@ impl Chunk {
     }
 }
 
+/// What a chunk's frame speaks of.
+#[derive(Debug)]
+struct Sending {
+    /// Holds the body, where that is not in the frame.
+    region: Option<Lease>,
+    /// Whether the region that the frame speaks of has to be sent before it.
+    is_new: bool,
+}
+
 /// Who is to learn what becomes of a chunk's items, besides those who wait for them.
 #[derive(Debug)]
 struct Teller<'a> {
@@ -448,7 +477,7 @@ fn drive(
     teller: &Teller<'_>,
 ) -> Result<(), TransportError> {
     let lock = || running.lock().unwrap_or_else(PoisonError::into_inner);
-    let harvest = |worker: &Worker, all: bool, room: bool| match lock().as_mut() {
+    let harvest = |worker: &mut Worker, all: bool, room: bool| match lock().as_mut() {
         Some(chunk) => chunk.harvest(worker, teller, all).map(|()| {
             if room {
                 chunk.lane.empty();
@@ -459,13 +488,23 @@ fn drive(
     };
     worker.sequence = worker.sequence.wrapping_add(1);
     let sequence = worker.sequence;
+    if let Some(news) = worker.mapped.news() {
+        worker.send(&news)?;
+    }
+    // What is in a region stays there until the worker is done with it.
+    let mut body = None;
     if let Some(chunk) = lock().as_mut() {
         if let Some(context) = chunk.context() {
             worker.share(context)?;
         }
         match chunk.encode(worker, inline_limit) {
-            Ok(None) => {}
-            Ok(Some(region)) => worker.send_region(&region)?,
+            Ok(sending) => {
+                body = sending.region;
+                let lease = body.as_ref().or(chunk.batches.front().and_then(Batch::elements));
+                if let Some(region) = lease.and_then(Lease::region).filter(|_| sending.is_new) {
+                    worker.send_region(region)?;
+                }
+            }
             Err(error) => {
                 let reason = format!("it could not be put into shared memory: {error}");
                 let kind = TaskErrorKind::Encode { side: Side::Argument, reason };
@@ -479,6 +518,7 @@ fn drive(
         match worker.recv()? {
             Reply::Done { sequence: of } if of == sequence => {
                 harvest(worker, true, false)?;
+                drop(body);
                 let is_complete = lock().as_ref().is_none_or(|chunk| chunk.batches.is_empty());
                 return if is_complete { Ok(()) } else { Err(Nonsense.into()) };
             }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use procpool_worker::attach::Attachments;
-use procpool_worker::protocol::Body;
+use procpool_worker::protocol::{Body, Place};
 use procpool_worker::transport::Region;
 use procpool_worker::{codec, plain};
 use serde::Serialize;
@@ -37,18 +37,27 @@ impl Context {
     /// Why that can't be done.
     pub(crate) fn encode<C: Serialize>(value: &C, inline_limit: usize) -> Result<Self, String> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        let share = |bytes: &[u8]| Region::copy_of(bytes).map_err(|error| unshared(&error));
+        let share = |bytes: &[u8]| {
+            let region = Region::copy_of(bytes).map_err(|error| unshared(&error))?;
+            let len = bytes.len() as u64;
+            // Each worker is sent it once.
+            Ok::<_, String>((Place { number: 0, len, is_new: true, is_kept: false }, Some(region)))
+        };
         let mut attachments = Attachments::default();
         let elements = plain::elements(value).filter(|all| all.len() > inline_limit);
         let (body, bytes, region) = match elements {
-            Some(elements) => (Body::Elements, Vec::new(), Some(share(elements)?)),
+            Some(elements) => {
+                let (place, region) = share(elements)?;
+                (Body::Elements(place), Vec::new(), region)
+            }
             None => {
                 let encode = || attachments.collect(|| codec::encode_to_vec(value));
                 let bytes = catch_unwind(AssertUnwindSafe(encode))
                     .map_err(|payload| serialize_panicked::<C>(&*payload))?
                     .map_err(|error| error.to_string())?;
                 if bytes.len() > inline_limit {
-                    (Body::Region, Vec::new(), Some(share(&bytes)?))
+                    let (place, region) = share(&bytes)?;
+                    (Body::Region(place), Vec::new(), region)
                 } else {
                     (Body::Frame, bytes, None)
                 }

@@ -18,7 +18,7 @@ use super::batch::Pace;
 use super::context::Context;
 use super::ledger::Ledger;
 use super::options::TaskOptions;
-use super::records::{RawOutcome, Records};
+use super::records::{self, RawOutcome, Records};
 use crate::error::{DidRun, Side, TaskError, TaskErrorKind};
 
 /// What one call asked for.
@@ -170,6 +170,10 @@ impl Job {
         debug_assert!(settled == 0 || settled == u64::from(arrival.items));
         if settled == 0 {
             return false;
+        }
+        if state.arrivals.capacity() == 0 {
+            // Most calls are for one item, and have one.
+            state.arrivals.reserve_exact(1);
         }
         state.arrivals.push_back(arrival);
         self.announce(state);
@@ -334,7 +338,7 @@ fn garbled(reason: String) -> TaskErrorKind {
 fn decode<R: DeserializeOwned>(mut raw: RawOutcome<'_>) -> Result<R, (TaskErrorKind, DidRun)> {
     let decoded = match (raw.kind, raw.region.take()) {
         (Record::Value, _) => contained(|| codec::decode(raw.payload)),
-        (Record::Region, Some(region)) if raw.payload == [1] => {
+        (Record::Region, Some(region)) if records::place(raw.payload).is_some_and(|at| at.1) => {
             // SAFETY: the region is mapped for its length for as long as it lives.
             contained(|| unsafe { plain::from_elements(region.as_ptr(), region.len()) })
         }

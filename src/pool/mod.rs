@@ -20,12 +20,13 @@
 //! | `task`, `stream` | the callers' ends: encoding what goes in, decoding what comes out |
 //! | `context` | what the items of one call share |
 //! | `job`, `ledger` | where outcomes arrive, each item's once |
-//! | `batch` | items on their way, and how many are worth sending at once |
+//! | `batch`, `buffer` | items on their way, how many are worth sending at once, and the memory that they are in |
 //! | `scheduler` | the queue, and who gets what |
 //! | `seats` | the state machine of the slots |
 //! | `limiter` | how many workers are worth waking |
 //! | `driver`, `chunk` | one worker's turn: a frame, its replies, and what is left when it dies |
 //! | `records` | what a worker wrote into its lane |
+//! | `regions` | shared memory for what is large |
 //! | `worker` | the handle on one process |
 //! | `supervisor` | starting processes and seeing to their end |
 //! | `events` | telling what happens |
@@ -35,6 +36,7 @@
 //! settled. It is moved under a lock, and settled in its job's ledger, which lets it through once.
 
 mod batch;
+mod buffer;
 mod builder;
 mod callbacks;
 mod chunk;
@@ -47,6 +49,7 @@ mod limiter;
 mod options;
 mod process;
 mod records;
+mod regions;
 mod scheduler;
 mod seats;
 mod stream;

@@ -9,16 +9,19 @@ use std::ops::Range;
 use std::time::Duration;
 
 use procpool_worker::lane::{RECORD_HEAD, Record};
-use procpool_worker::plain;
-use procpool_worker::transport::Region;
+use procpool_worker::protocol::Place;
+use procpool_worker::{codec, plain};
+
+use super::buffer::Buffer;
+use super::regions::Lease;
 
 /// The outcomes of consecutive items, as their worker wrote them.
 #[derive(Debug, Default)]
 pub(crate) struct Records {
-    bytes: Vec<u8>,
+    bytes: Buffer,
     at: usize,
     /// One for each [`Record::Region`], in order.
-    regions: VecDeque<Region>,
+    regions: VecDeque<Lease>,
     /// One for each [`Record::Output`], in order.
     outputs: VecDeque<Vec<u8>>,
     /// The run of numbers that is being read: where the rest of it lies, and how wide each is.
@@ -34,7 +37,7 @@ pub(crate) struct Records {
 pub(crate) struct RawOutcome<'a> {
     pub(crate) kind: Record,
     pub(crate) payload: &'a [u8],
-    pub(crate) region: Option<Region>,
+    pub(crate) region: Option<Lease>,
     pub(crate) elapsed: Duration,
     /// What it printed, where that is captured.
     pub(crate) output: Vec<u8>,
@@ -80,7 +83,8 @@ fn split(bytes: &[u8]) -> Option<(Record, &[u8], &[u8])> {
 fn numbers(payload: &[u8]) -> Option<(usize, &[u8])> {
     let (width, numbers) = payload.split_first()?;
     let width = usize::from(*width);
-    (width > 0 && numbers.len().is_multiple_of(width)).then_some((width, numbers))
+    (width > 0 && !numbers.is_empty() && numbers.len().is_multiple_of(width))
+        .then_some((width, numbers))
 }
 
 fn number(payload: &[u8]) -> Option<u64> {
@@ -130,6 +134,23 @@ pub(crate) fn survey(mut bytes: &[u8]) -> Option<Survey> {
     Some(survey)
 }
 
+/// Where the results are that came in regions, as their worker says; whether it says so of each.
+pub(crate) fn places(mut bytes: &[u8]) -> Option<Vec<Place>> {
+    let mut places = Vec::new();
+    while let Some((kind, payload, rest)) = split(bytes) {
+        bytes = rest;
+        if kind == Record::Region {
+            places.push(place(payload)?.0);
+        }
+    }
+    Some(places)
+}
+
+/// Where a result is, and whether it is there as elements.
+pub(crate) fn place(payload: &[u8]) -> Option<(Place, bool)> {
+    codec::decode(payload).ok()
+}
+
 /// Where each item's output ends, of those that tell it.
 pub(crate) fn output_ends(mut bytes: &[u8]) -> Vec<u64> {
     let mut ends = Vec::new();
@@ -144,11 +165,7 @@ pub(crate) fn output_ends(mut bytes: &[u8]) -> Vec<u64> {
 
 impl Records {
     /// Of bytes that [`survey`] has passed.
-    pub(crate) fn new(
-        bytes: Vec<u8>,
-        regions: VecDeque<Region>,
-        outputs: VecDeque<Vec<u8>>,
-    ) -> Self {
+    pub(crate) fn new(bytes: Buffer, regions: VecDeque<Lease>, outputs: VecDeque<Vec<u8>>) -> Self {
         Self { bytes, regions, outputs, ..Self::default() }
     }
 
@@ -249,7 +266,11 @@ impl Records {
 
     /// Takes the first `items` off, as records of their own.
     pub(crate) fn split_front(&mut self, mut items: u32) -> Self {
-        let mut front = Self::default();
+        // A number and its time take no more than this, and all of it no more than what is left.
+        const EACH: usize = 32;
+        let left = self.bytes.len().saturating_sub(self.at) + EACH;
+        let room = left.min(EACH.saturating_mul(items as usize));
+        let mut front = Self { bytes: Buffer::with_room(room), ..Self::default() };
         while items > 0 {
             let Some(piece) = self.next_piece(items) else { break };
             let (taken, elapsed) = match piece {
@@ -290,9 +311,9 @@ pub(crate) fn read_hostile(bytes: &[u8]) {
     use procpool_worker::protocol::Reply;
 
     let _ = codec::decode::<Reply>(bytes);
-    let _ = output_ends(bytes);
+    let _ = (output_ends(bytes), places(bytes));
     let Some(survey) = survey(bytes) else { return };
-    let records = || Records::new(bytes.to_vec(), VecDeque::new(), VecDeque::new());
+    let records = || Records::new(bytes.into(), VecDeque::new(), VecDeque::new());
     let mut rest = records();
     let mut front = rest.split_front(survey.items / 2);
     let count = |records: &mut Records| std::iter::from_fn(|| records.next().map(drop)).count();
@@ -330,7 +351,7 @@ mod tests {
         put(&mut bytes, Record::Value, &[b"three"]);
         let expected = Survey { items: 3, answers: 2, regions: 0, timed: 2, nanos: 3000 };
         assert_eq!(survey(&bytes), Some(expected));
-        let mut records = Records::new(bytes, VecDeque::new(), VecDeque::new());
+        let mut records = Records::new(bytes[..].into(), VecDeque::new(), VecDeque::new());
         let mut front = records.split_front(1);
         let first = front.next().unwrap();
         assert_eq!((first.payload, first.elapsed), (&b"one"[..], Duration::from_nanos(1500)));
@@ -352,7 +373,7 @@ mod tests {
         bytes.truncate(bytes.len() - 2);
         let expected = Survey { items: 5, answers: 5, regions: 0, timed: 3, nanos: 600 };
         assert_eq!(survey(&bytes), Some(expected));
-        let mut records = Records::new(bytes.clone(), VecDeque::new(), VecDeque::new());
+        let mut records = Records::new(bytes[..].into(), VecDeque::new(), VecDeque::new());
         let mut front = records.split_front(2);
         assert_eq!(front.next().unwrap().payload, [1, 0]);
         let second = front.next().unwrap();
@@ -398,7 +419,7 @@ mod tests {
         #[test]
         fn hostile_bytes_are_refused_or_read_to_the_end(bytes in any::<Vec<u8>>()) {
             let surveyed = survey(&bytes);
-            let mut records = Records::new(bytes, VecDeque::new(), VecDeque::new());
+            let mut records = Records::new(bytes[..].into(), VecDeque::new(), VecDeque::new());
             let mut items = 0;
             while records.next().is_some() {
                 items += 1;

@@ -25,6 +25,7 @@ use super::chunk::{self, Chunk, Loss, Running};
 use super::events::EventKind;
 use super::job::{Failure, Job, Origin};
 use super::limiter::{Limiter, Period};
+use super::regions::Regions;
 use super::seats::{Call as Wake, Find, Phase, Seats, Start, Todo};
 use super::supervisor;
 use super::worker::{Doom, Newborn, Process, Worker};
@@ -56,6 +57,7 @@ pub(crate) struct Shared {
     pub(crate) counters: Counters,
     /// The largest chunk body that travels in a frame.
     pub(crate) inline_limit: usize,
+    pub(crate) regions: Arc<Regions>,
     /// Since when the workers are stopped, if they are.
     suspended: Mutex<Option<Instant>>,
     /// What is known of each function's speed.
@@ -164,6 +166,7 @@ impl Shared {
             orders,
             counters,
             inline_limit,
+            regions: Arc::default(),
             suspended: Mutex::default(),
             paces: RwLock::default(),
         }
@@ -452,8 +455,9 @@ impl Shared {
             if is_other || wanted == 0 || is_long || chunk.len() >= MAX_BATCHES {
                 break;
             }
-            let fitting = match first.fitting(wanted, self.inline_limit.saturating_sub(bytes)) {
-                // An item that is larger than a frame goes by itself.
+            let room = chunk::MOST_BYTES.saturating_sub(bytes + SPAN_HEAD);
+            let fitting = match first.fitting(wanted, room) {
+                // An item that is larger goes by itself.
                 0 if chunk.is_empty() => 1,
                 0 => break,
                 fitting => fitting,
@@ -510,6 +514,11 @@ impl Shared {
         let limit = self.inline_limit;
         let outcome = chunk::run(&mut worker, running, limit, &self.counters, Some(observers));
         let outcome = outcome.map_err(|loss| self.mourn(&worker, *loss));
+        if self.regions.have_returned()
+            && let Some(at) = Regions::look_at()
+        {
+            self.orders.look_by(at);
+        }
         let mut central = self.central();
         central.end(slot, turn);
         let refused = match outcome {

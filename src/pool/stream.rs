@@ -5,6 +5,7 @@
 //! never read by surprise, and a consumer that stops asking stops everything.
 
 use std::any::Any;
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
@@ -14,18 +15,23 @@ use std::time::{Duration, Instant};
 use procpool_worker::attach::Attachments;
 use procpool_worker::plain;
 use procpool_worker::protocol::{item_width, put_item};
-use procpool_worker::transport::{Region, TransportError};
+use procpool_worker::transport::TransportError;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::Report;
 use super::batch::Batch;
+use super::buffer::Buffer;
 use super::job::{Arrival, Content, Failure, Job, Origin, Outcome};
+use super::regions::Lease;
 use super::scheduler::Shared;
 use crate::error::{Side, TaskError, TaskErrorKind};
 
-/// The most bytes of arguments in one batch: what a frame carries, with some room.
-const BATCH_BYTES: usize = 128 << 10;
+/// The most bytes of arguments in one batch: as many as a lane holds of results.
+const BATCH_BYTES: usize = 256 << 10;
+
+/// From how many bytes on a batch takes over the buffer that it was encoded in, with all of its room.
+const OWN_BUFFER: usize = 32 << 10;
 
 /// From how many bytes on a vector of plain numbers or a string goes through shared memory by itself,
 /// without being encoded first: about where that is cheaper than a frame.
@@ -40,6 +46,9 @@ const SLOW: Duration = Duration::from_millis(1);
 /// The most bytes of arguments that wait, as long as each worker has something.
 const WINDOW_BYTES: usize = 64 << 20;
 
+/// The most bytes that are reserved for results because an iterator says that it has many items.
+const MOST_AHEAD: usize = 256 << 20;
+
 /// The items of one job on their way from an iterator into the queue.
 #[derive(Debug)]
 struct Feed<I> {
@@ -51,9 +60,11 @@ struct Feed<I> {
     taken: u64,
     /// Bytes of arguments whose batches may still be waiting, by the batch's end.
     waiting: BTreeMap<u64, usize>,
+    /// Whether its thread has nothing else to do than to wait for all outcomes.
+    may_drive: bool,
     /// The input has ended: of itself, or by a panic.
     ended: Option<Result<(), Box<dyn Any + Send>>>,
-    buffer: Vec<u8>,
+    buffer: Buffer,
     /// What the arguments in the buffer point to.
     attachments: Attachments,
 }
@@ -67,8 +78,9 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
             read: 0,
             taken: 0,
             waiting: BTreeMap::new(),
+            may_drive: false,
             ended: None,
-            buffer: Vec::new(),
+            buffer: Buffer::default(),
             attachments: Attachments::default(),
         }
     }
@@ -119,7 +131,7 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
                 if let Some(elements) = plain::elements(&item)
                     && elements.len() > ELEMENTS_FROM
                 {
-                    return Read::Elements(Region::copy_of(elements));
+                    return Read::Elements(self.pool.regions.copy_of(elements));
                 }
                 encoding = Some(self.buffer.len());
                 if let Err(error) = put_item(&mut self.buffer, &mut self.attachments, &item) {
@@ -148,7 +160,19 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
             self.waiting.insert(first + u64::from(items), self.buffer.len());
             let (job, width) = (Arc::clone(&self.job), item_width::<A>());
             let attachments = std::mem::take(&mut self.attachments);
-            self.pool.submit(Batch::new(job, first, items, width, &self.buffer, attachments));
+            let batch = if self.buffer.len() < OWN_BUFFER {
+                Batch::new(job, first, items, width, &self.buffer, attachments)
+            } else {
+                let buffer = Buffer::with_room(self.buffer.capacity());
+                let buffer = std::mem::replace(&mut self.buffer, buffer);
+                Batch::of_buffer(job, first, items, width, buffer, attachments)
+            };
+            let is_all = first == 0 && matches!(outcome, Read::End);
+            if is_all && self.may_drive && self.is_short(items) {
+                self.pool.run_here(batch).unwrap_or_else(|batch| self.pool.submit(batch));
+            } else {
+                self.pool.submit(batch);
+            }
         }
         match outcome {
             Read::More => {}
@@ -168,6 +192,16 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
         if !is_open && self.ended.is_none() {
             self.ended = Some(Ok(()));
         }
+    }
+
+    /// Whether so many items are known to take less than waking up a second worker would.
+    fn is_short(&self, items: u32) -> bool {
+        const SHORT: u64 = 100_000;
+        let (job, each) = (&self.job, self.job.pace.nanos());
+        let is_free = job.options.chunk_size.is_none()
+            && job.options.timeout.is_none()
+            && self.pool.config.max_tasks.is_none();
+        is_free && each > 0 && each.saturating_mul(items.into()) <= SHORT
     }
 
     /// Takes note that all items before `end` have been settled.
@@ -193,13 +227,21 @@ enum Read {
     /// The next item can't be encoded.
     Unencoded(String),
     /// The next item is large and goes by itself.
-    Elements(Result<Region, TransportError>),
+    Elements(Result<Lease, TransportError>),
 }
 
 pub(super) fn serialize_panicked<A>(payload: &(dyn Any + Send)) -> String {
     let message = procpool_worker::panics::message(payload);
     format!("`{}`: `Serialize` panicked: {message}", std::any::type_name::<A>())
 }
+
+thread_local! {
+    /// Where single arguments are encoded, kept for its room.
+    static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+/// With more room than this it isn't kept, in bytes.
+const SCRATCH_KEPT: usize = 4 << 10;
 
 /// Encodes the argument of a job for one call and enters it; none if it could not be encoded, which
 /// is then the task's outcome.
@@ -210,7 +252,7 @@ pub(super) fn encode_one<A: Serialize>(
 ) -> Option<Batch> {
     let region = plain::elements(argument).filter(|elements| elements.len() > ELEMENTS_FROM);
     if let Some(elements) = region {
-        return match Region::copy_of(elements) {
+        return match pool.regions.copy_of(elements) {
             Ok(region) => Some(Batch::of_elements(Arc::clone(job), job.enter(1), region)),
             Err(error) => {
                 fail_unencoded(pool, job, unshared(&error));
@@ -218,14 +260,19 @@ pub(super) fn encode_one<A: Serialize>(
             }
         };
     }
-    let (mut buffer, mut attachments) = (Vec::with_capacity(64), Attachments::default());
+    let (mut buffer, mut attachments) = (SCRATCH.take(), Attachments::default());
+    buffer.clear();
     let encoded =
         catch_unwind(AssertUnwindSafe(|| put_item(&mut buffer, &mut attachments, argument)));
     let reason = match encoded {
         Ok(Ok(())) => {
             let width = item_width::<A>();
             let (job, first) = (Arc::clone(job), job.enter(1));
-            return Some(Batch::new(job, first, 1, width, &buffer, attachments));
+            let batch = Batch::new(job, first, 1, width, &buffer, attachments);
+            if buffer.capacity() <= SCRATCH_KEPT {
+                SCRATCH.set(buffer);
+            }
+            return Some(batch);
         }
         Ok(Err(error)) => error.to_string(),
         Err(payload) => serialize_panicked::<A>(&*payload),
@@ -238,7 +285,7 @@ pub(super) fn encode_one<A: Serialize>(
 fn submit_elements(
     pool: &Shared,
     job: &Arc<Job>,
-    region: Result<Region, TransportError>,
+    region: Result<Lease, TransportError>,
 ) -> Option<usize> {
     match region {
         Ok(region) => {
@@ -295,11 +342,12 @@ where
     I: Iterator<Item = A>,
 {
     let (least, _) = input.size_hint();
-    let mut results = Vec::with_capacity(least.min(1 << 20));
+    let mut results = plain::with_room(least.min(MOST_AHEAD / size_of::<R>().max(1)));
     let mut failure: Option<TaskError> = None;
     // The window bounds what is sent ahead, not what has come back: one slow item must not stop the
     // others, since all are wanted before any is given.
     let mut feed = Feed::new(pool, Arc::clone(&job), input);
+    feed.may_drive = true;
     let mut early = BTreeMap::new();
     let mut next = 0;
     loop {

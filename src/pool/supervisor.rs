@@ -148,6 +148,7 @@ impl Supervisor<'_> {
         wake = earliest(wake, self.enforce_limits());
         wake = earliest(wake, self.watch_memory());
         wake = earliest(wake, self.shared.retire_idle());
+        wake = earliest(wake, self.shared.regions.trim());
         wake = earliest(wake, self.end_overdue());
         self.sleep(wake);
         true

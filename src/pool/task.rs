@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use procpool_worker::plain;
 use serde::de::DeserializeOwned;
 
 use super::Report;
@@ -205,7 +206,7 @@ pub(super) fn collect_each<R: DeserializeOwned>(job: &Job) -> Vec<Result<R, Task
 fn collect_many<R: DeserializeOwned>(job: &Job) -> Report<Vec<R>> {
     let arrivals = arrivals(job);
     let items: usize = arrivals.iter().map(|arrival| arrival.items as usize).sum();
-    let mut report = bare(job, Ok(Vec::with_capacity(items)));
+    let mut report = bare(job, Ok(plain::with_room(items)));
     for mut arrival in arrivals {
         let origin = arrival.origin;
         if report.pid == 0 {

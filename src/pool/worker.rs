@@ -1,6 +1,7 @@
 //! The parent's handle on one worker process: [`Worker`] is whoever's turn it is to talk to it,
 //! [`Process`] is what everybody else may know of it.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -9,13 +10,16 @@ use procpool_worker::codec;
 use procpool_worker::function::Identity;
 use procpool_worker::harden::now;
 use procpool_worker::lane::Lane;
-use procpool_worker::protocol::{Reply, Request, Setup, VERSION};
+use procpool_worker::protocol::{Place, Reply, Request, Setup, VERSION};
 use procpool_worker::transport::{
-    Bootstrap, FrameReceiver, FrameSender, RegionReceiver, RegionSender, TransportError, interrupt,
+    Bootstrap, FrameReceiver, FrameSender, Region, RegionReceiver, RegionSender, TransportError,
+    interrupt,
 };
 use rustix::process::Signal;
 
 use super::context::Context;
+use super::records;
+use super::regions::{Lease, Mapped, Regions};
 use crate::error::{DeathCause, StartError};
 use crate::os::process::{CaptureFile, Child};
 
@@ -248,7 +252,7 @@ pub(crate) struct Worker {
     requests: FrameSender,
     arguments: RegionSender,
     replies: FrameReceiver,
-    pub(crate) results: RegionReceiver,
+    results: RegionReceiver,
     /// Number of the last chunk.
     pub(crate) sequence: u32,
     /// How many tasks it has been through.
@@ -257,11 +261,13 @@ pub(crate) struct Worker {
     contexts: Vec<Arc<Context>>,
     /// The frame that is being made, kept for its room.
     pub(crate) frame: Vec<u8>,
+    /// The regions that it has mapped.
+    pub(crate) mapped: Mapped,
 }
 
 impl Newborn {
     /// Waits until the process reports, and checks that it is what was started.
-    pub(crate) fn greet(self, setup: Setup) -> Result<Worker, StartError> {
+    pub(crate) fn greet(self, setup: Setup, regions: &Arc<Regions>) -> Result<Worker, StartError> {
         let Self { process, bootstrap, nonce } = self;
         // How it ended says more than that it can't be heard.
         let died = |process: &Process| match process.doomed() {
@@ -311,6 +317,7 @@ impl Newborn {
             tasks: 0,
             contexts: Vec::new(),
             frame: Vec::new(),
+            mapped: Mapped::none(regions),
         };
         if worker.send(&Request::Setup(setup)).is_err() {
             worker.process.child.kill();
@@ -370,11 +377,17 @@ impl Worker {
     }
 
     /// Sends the region that the next frame speaks of.
-    pub(crate) fn send_region(
-        &self,
-        region: &procpool_worker::transport::Region,
-    ) -> Result<(), TransportError> {
+    pub(crate) fn send_region(&self, region: &Region) -> Result<(), TransportError> {
         self.arguments.send(region)
+    }
+
+    /// The results in regions that these records speak of; none if they are not there.
+    pub(crate) fn take_results(&mut self, records: &[u8]) -> Option<VecDeque<Lease>> {
+        let take = |place: Place| {
+            let new = if place.is_new { Some(self.results.take().ok()?) } else { None };
+            self.mapped.result(place, new)
+        };
+        records::places(records)?.into_iter().map(take).collect()
     }
 
     /// Waits for a reply; a wait for a process that dies is ended by [`Process::bury`].

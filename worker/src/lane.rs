@@ -10,6 +10,8 @@
 //!   them began (nanoseconds of `CLOCK_MONOTONIC`, which is one clock for all processes).
 //! - **committed** is one word, so that its halves always agree: how many items are finished, and
 //!   how many bytes of results are valid.
+//! - **recall** is the parent's wish that items which are claimed and not begun be put back into the
+//!   claim, from where it can take them: the running one has turned out slow.
 //! - **note** is what a worker may leave about its own end; see [`Note`].
 //! - the **results** follow, encoded straight into the region as [records](Record).
 //!
@@ -36,6 +38,7 @@ const COMMITTED: usize = 64;
 const STARTED: usize = 128;
 const BEGUN: usize = 136;
 const NOTE: usize = 144;
+const RECALL: usize = 192;
 const RESULTS: usize = 4096;
 
 /// Room for results in bytes.
@@ -61,9 +64,9 @@ pub enum Record {
     Undecodable = 2,
     /// An item's result could not be encoded; the text says why.
     Unencodable = 3,
-    /// An item's result that is too large for the lane: it was sent as a region of its own, just
-    /// before this was committed. One byte says whether the region holds the value's encoding (0) or
-    /// its bare [elements](crate::plain::elements) (1).
+    /// An item's result that is too large for the lane and lies in a region of its own. An encoded
+    /// [`Place`](crate::protocol::Place) and whether it holds the value's bare
+    /// [elements](crate::plain::elements) instead of its encoding.
     Region = 4,
     /// How long the items since the last such record took together, in nanoseconds. Not an item.
     Time = 5,
@@ -172,7 +175,16 @@ impl Lane {
     pub fn open(&self, items: u32) {
         self.word(COMMITTED).store(0, Ordering::Relaxed);
         self.started_word().store(0, Ordering::Relaxed);
+        self.word(RECALL).store(0, Ordering::Relaxed);
         self.word(CLAIM).store(pack(0, items), Ordering::Release);
+    }
+
+    /// Asks the worker to put back what it has claimed and not begun, if it has any such items.
+    pub fn recall(&self) {
+        let (front, _) = unpack(self.word(CLAIM).load(Ordering::Acquire));
+        if front > self.started() {
+            self.word(RECALL).store(1, Ordering::Release);
+        }
     }
 
     /// Takes back up to `max` items that are not started, from the end; gives their range.
@@ -258,6 +270,21 @@ impl Lane {
         if claimed.is_empty() { 0..0 } else { claimed }
     }
 
+    /// Whether the parent wants claimed items back.
+    #[inline]
+    pub fn is_recalled(&self) -> bool {
+        self.word(RECALL).load(Ordering::Relaxed) != 0
+    }
+
+    /// Puts back what was claimed from item `from` on, none of which has begun.
+    pub fn unclaim(&self, from: u32) {
+        self.word(RECALL).store(0, Ordering::Relaxed);
+        let _ = self.word(CLAIM).fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
+            let (front, end) = unpack(word);
+            (from < front).then(|| pack(from, end))
+        });
+    }
+
     /// Says that a block of items begins at `now`.
     pub fn begin(&self, now: u64) {
         self.word(BEGUN).store(now, Ordering::Release);
@@ -282,15 +309,21 @@ impl Lane {
         LaneWriter { lane: self, start: at, at: at.min(room), room, spilled: Vec::new() }
     }
 
+    /// Where byte `at` of the results lies, with room for `len` bytes: what isn't committed is the
+    /// worker's to write.
+    #[inline]
+    pub fn room(&self, at: usize, len: usize) -> *mut u8 {
+        assert!(at + len <= CAPACITY, "results are only written where there is room");
+        // SAFETY: inside the region, as was just checked.
+        unsafe { self.base.add(RESULTS + at) }
+    }
+
     /// Writes `bytes` at byte `at` of the results, if they fit.
     #[inline]
     pub fn write(&self, at: usize, bytes: &[u8]) {
-        assert!(at + bytes.len() <= CAPACITY, "results are only written where there is room");
-        // SAFETY: inside the region, as was just checked; what is not committed is the worker's.
-        unsafe {
-            let to = self.base.add(RESULTS + at);
-            std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len());
-        }
+        let to = self.room(at, bytes.len());
+        // SAFETY: there is room for them, and what is not committed is the worker's.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
     }
 }
 
@@ -359,7 +392,10 @@ mod tests {
 
     impl Worker {
         fn step(&mut self, lane: &Lane, block: u32) {
-            if self.running {
+            if self.running && !self.claimed.is_empty() && lane.is_recalled() {
+                lane.unclaim(self.claimed.start);
+                self.claimed = 0..0;
+            } else if self.running {
                 self.committed += 1;
                 self.running = false;
                 lane.commit(Progress { items: self.committed, bytes: 0 });
@@ -374,11 +410,13 @@ mod tests {
         }
     }
 
-    /// What somebody does next: the worker a step, the parent taking back so many, or a kill.
+    /// What somebody does next: the worker a step, the parent taking back so many or asking for what
+    /// is claimed, or a kill.
     #[derive(Debug, Clone, Copy)]
     enum Move {
         Step,
         TakeBack(u32),
+        Recall,
         Kill,
     }
 
@@ -389,6 +427,7 @@ mod tests {
             match next {
                 Move::Step => worker.step(&lane, block),
                 Move::TakeBack(max) => taken.push(lane.take_back(*max)),
+                Move::Recall => lane.recall(),
                 Move::Kill => {}
             }
         }
@@ -414,7 +453,8 @@ mod tests {
         }
     }
 
-    /// Every order in which a worker's steps, two takings back and a kill at any moment can happen.
+    /// Every order in which a worker's steps, two moves of the parent and a kill at any moment can
+    /// happen.
     #[test]
     fn in_every_interleaving_each_item_is_in_exactly_one_place() {
         fn explore(items: u32, block: u32, moves: &mut Vec<Move>, takes: u32, seen: &mut u64) {
@@ -427,6 +467,7 @@ mod tests {
             let mut choices = vec![Move::Step, Move::Kill];
             if takes > 0 {
                 choices.extend([1, 2, u32::MAX].map(Move::TakeBack));
+                choices.push(Move::Recall);
             }
             for choice in choices {
                 moves.push(choice);
@@ -439,7 +480,9 @@ mod tests {
                             moves.pop();
                         }
                     }
-                    Move::TakeBack(_) => explore(items, block, moves, takes - 1, seen),
+                    Move::TakeBack(_) | Move::Recall => {
+                        explore(items, block, moves, takes - 1, seen);
+                    }
                     Move::Step => explore(items, block, moves, takes, seen),
                 }
                 moves.pop();
@@ -452,6 +495,17 @@ mod tests {
             }
         }
         assert!(seen > 1000, "{seen} states");
+    }
+
+    #[test]
+    fn what_is_recalled_can_be_taken_back_but_for_the_item_that_runs() {
+        let (lane, mut worker) = (lane(8), Worker::default());
+        worker.step(&lane, 8);
+        worker.step(&lane, 8);
+        assert_eq!((lane.started(), lane.unstarted()), (1, 0));
+        lane.recall();
+        worker.step(&lane, 8);
+        assert_eq!(lane.take_back(u32::MAX), 1..8);
     }
 
     #[test]

@@ -8,6 +8,7 @@
 use std::any::TypeId;
 
 use crate::codec::{CodecError, Sink};
+use crate::harden;
 
 /// A number whose encoding equals its memory. Every bit pattern of such a type is a value, which is
 /// why `bool` and `char` are not among them.
@@ -60,6 +61,20 @@ pub fn extend_numbers<T>(to: &mut Vec<T>, bytes: &[u8]) -> bool {
         to.set_len(to.len() + count);
     }
     true
+}
+
+/// From how many bytes on large pages are asked for: below, memory is mostly had again from the
+/// allocator, which has touched it before.
+const LARGE: usize = 4 << 20;
+
+/// An empty vector with room for so many elements, which is going to be filled.
+pub fn with_room<T>(count: usize) -> Vec<T> {
+    let elements = Vec::<T>::with_capacity(count);
+    let bytes = elements.capacity().saturating_mul(size_of::<T>());
+    if bytes >= LARGE {
+        harden::prefer_huge_pages(elements.as_ptr().cast(), bytes);
+    }
+    elements
 }
 
 /// The elements of a large vector of plain numbers (or of a string) as they lie in memory, so that
@@ -184,7 +199,7 @@ unsafe fn take_elements<T, N: Number>(from: *const u8, len: usize) -> Result<Vec
 ///
 /// `count` numbers' bytes can be read at `from`.
 unsafe fn copy_elements<N: Number>(from: *const u8, count: usize) -> Vec<N> {
-    let mut elements = Vec::<N>::with_capacity(count);
+    let mut elements = with_room::<N>(count);
     // SAFETY: the vector was allocated for `count` numbers, and any bytes are numbers.
     unsafe {
         let to = elements.as_mut_ptr().cast();

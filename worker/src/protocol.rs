@@ -8,7 +8,7 @@
 //! arguments, each of them a length and the encoded bytes, or, for plain numbers, the bare bytes.
 //! Only what its items [share](Request::Context), if they do, has been sent before.
 //! Where that would be more than one frame carries, the same bytes lie in a region which was sent
-//! just before.
+//! just before, or earlier and kept.
 
 use std::ffi::OsString;
 
@@ -68,7 +68,7 @@ pub struct Greeting {
 }
 
 /// What the parent asks.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
     /// The first, without a reply: who the worker is.
     Setup(Setup),
@@ -98,6 +98,29 @@ pub enum Request {
     },
     /// After a [`Reply::Yield`]: what was in the lane has been taken out; go on.
     Resume,
+    /// Before a [`Request::Chunk`], and without a reply: what has become of kept regions.
+    Regions {
+        /// Of those for arguments, those that won't be spoken of again.
+        gone: Vec<u32>,
+        /// The same of those for results.
+        results_gone: Vec<u32>,
+        /// Those for results whose content has been taken.
+        results_free: Vec<u32>,
+    },
+}
+
+/// Bytes in a region. Those for arguments are numbered by the parent, those for results by the
+/// worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// Of the region.
+    pub number: u32,
+    /// How many bytes, from the region's start.
+    pub len: u64,
+    /// Whether the region was sent just before; if not, it was earlier.
+    pub is_new: bool,
+    /// Whether it will be spoken of again.
+    pub is_kept: bool,
 }
 
 /// Where a chunk's body is.
@@ -105,10 +128,10 @@ pub enum Request {
 pub enum Body {
     /// In the frame, after the request.
     Frame,
-    /// In the region that was sent before.
-    Region,
-    /// A span of one item in the frame, the argument's [elements](crate::plain::elements) in the region.
-    Elements,
+    /// In a region.
+    Region(Place),
+    /// A span of one item in the frame, the argument's [elements](crate::plain::elements) in a region.
+    Elements(Place),
 }
 
 /// Who a worker is, and what it is to do to itself before it begins.

@@ -8,7 +8,12 @@
 //!
 //! Items are claimed in blocks: one at a time as long as an item takes a few microseconds or more,
 //! so that the parent can take back everything that isn't running; up to [`MAX_BLOCK`] of the tiny
-//! ones, where a compare-and-swap and a look at the clock would cost more than the call.
+//! ones, where a compare-and-swap and a look at the clock would cost more than the call. Should one
+//! of a block turn out slow, the parent recalls what is behind it.
+//!
+//! Functions from a plain number to a plain number have a loop of their own ([`Run::numbers`]), in
+//! which an item costs a load, the call, and three stores: what it began, the result, and what is
+//! committed. Everything else is done once a block.
 
 use std::any::type_name;
 use std::collections::HashMap;
@@ -25,15 +30,15 @@ use crate::function::{Call, ForeignFunction, Identity};
 use crate::harden::{self, now};
 use crate::lane::{CAPACITY, LANE_BYTES, Lane, Progress, RECORD_HEAD, Record, TIME_RECORD};
 use crate::panics::{self, PanicReport};
-use crate::protocol::{self, Body, Greeting, Marker, Reply, Request, VERSION};
+use crate::protocol::{self, Body, Greeting, Marker, Place, Reply, Request, VERSION};
 use crate::transport::{
     self, FrameReceiver, FrameSender, Hello, Region, RegionReceiver, RegionSender, TransportError,
 };
 use crate::{plain, seed, state};
 
-/// The most items that are claimed at once. So many tiny items may wait behind one that turns out
-/// slow, so it is small; at 16 the claim's cost is already lost beside the items'.
-const MAX_BLOCK: u32 = 16;
+/// The most items that are claimed at once: so many of the tiniest take about [`SHORT_BLOCK`], and
+/// the costs of a block are lost beside theirs.
+const MAX_BLOCK: u32 = 256;
 
 /// A block that takes less is doubled the next time: the clock is read once a block, which costs
 /// about 25 ns.
@@ -91,7 +96,16 @@ fn enter(marker: &Marker) -> Result<Worker, TransportError> {
     // The worker's lane lives as long as the process.
     let lane = Box::leak(Box::new(lane));
     harden::note_refused_memory(lane);
-    Ok(Worker { link, lane, block: 1, capture: false, code: 0, contexts: HashMap::new() })
+    Ok(Worker {
+        link,
+        lane,
+        kept: Kept::default(),
+        block: 1,
+        function: std::ptr::null(),
+        capture: false,
+        code: 0,
+        contexts: HashMap::new(),
+    })
 }
 
 /// The worker's ends of its channels.
@@ -112,11 +126,66 @@ impl Link {
     }
 }
 
+/// Regions that will be spoken of again.
+#[derive(Debug, Default)]
+struct Kept {
+    /// Those for arguments, by number.
+    arguments: Vec<(u32, Region)>,
+    results: Vec<ResultRegion>,
+    /// How many regions for results have been made.
+    made: u32,
+}
+
+#[derive(Debug)]
+struct ResultRegion {
+    number: u32,
+    region: Region,
+    /// Whether the parent has taken out what it held.
+    is_free: bool,
+}
+
+impl Kept {
+    /// Does as a [`Request::Regions`] says.
+    fn update(&mut self, gone: &[u32], results_gone: &[u32], results_free: &[u32]) {
+        self.arguments.retain(|(number, _)| !gone.contains(number));
+        self.results.retain(|result| !results_gone.contains(&result.number));
+        for result in &mut self.results {
+            result.is_free |= results_free.contains(&result.number);
+        }
+    }
+
+    /// Copies `bytes` into a region: the smallest that is free and large enough, or a new one.
+    fn put(&mut self, bytes: &[u8], regions_out: &RegionSender) -> Result<Place, TransportError> {
+        let fitting = self.results.iter_mut().filter(|result| {
+            result.is_free
+                && result.region.len() >= bytes.len()
+                && result.region.len() / 8 <= bytes.len()
+        });
+        let len = bytes.len() as u64;
+        if let Some(result) = fitting.min_by_key(|result| result.region.len()) {
+            result.is_free = false;
+            // SAFETY: the region is large enough, and while it is free the parent doesn't look at it.
+            unsafe {
+                let to = result.region.base();
+                std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len());
+            }
+            return Ok(Place { number: result.number, len, is_new: false, is_kept: true });
+        }
+        let region = Region::copy_of(bytes)?;
+        regions_out.send(&region)?;
+        self.made = self.made.wrapping_add(1);
+        self.results.push(ResultRegion { number: self.made, region, is_free: false });
+        Ok(Place { number: self.made, len, is_new: true, is_kept: true })
+    }
+}
+
 struct Worker {
     link: Link,
     lane: &'static Lane,
-    /// Size of the next block.
+    kept: Kept,
+    /// Size of the next block, and the function that it was found good for.
     block: u32,
+    function: *const (),
     /// Whether output is captured.
     capture: bool,
     /// With what it exits: 1 if an item of the last chunk has no answer.
@@ -153,10 +222,10 @@ impl Worker {
                 Ok(())
             }
             Request::Context { id, body: place } => {
-                let source = match (place, self.region(place)?) {
-                    (Body::Elements, Some(region)) => Source::Elements(region),
-                    (_, Some(region)) => Source::Region(region),
-                    (_, None) => Source::Bytes(body.to_vec()),
+                let source = match place {
+                    Body::Frame => Source::Bytes(body.to_vec()),
+                    Body::Region(place) => Source::Region(self.region(place)?),
+                    Body::Elements(place) => Source::Elements(self.region(place)?),
                 };
                 self.contexts.insert(id, Context::new(source));
                 Ok(())
@@ -169,21 +238,34 @@ impl Worker {
                 Ok(())
             }
             Request::Chunk { sequence, body: place, limited, context } => {
-                let region = self.region(place)?;
-                let bytes = region.as_ref().map_or(&[][..], |region| {
-                    // SAFETY: the region was made for this chunk, and the parent doesn't write to
-                    // it any more once it has been sent.
-                    unsafe { std::slice::from_raw_parts(region.as_ptr(), region.len()) }
-                });
-                let (body, elements) = match place {
-                    Body::Frame => (body, None),
-                    Body::Region => (bytes, None),
-                    Body::Elements => (body, Some(bytes)),
-                };
-                self.run_chunk(sequence, limited, context, body, elements)?;
+                match place {
+                    Body::Frame => self.run_chunk(sequence, limited, context, body, None)?,
+                    Body::Region(at) | Body::Elements(at) => {
+                        let region = self.region(at)?;
+                        let len = usize::try_from(at.len).unwrap_or(usize::MAX);
+                        if len > region.len() {
+                            return Err(TransportError::Malformed("a region is short".to_owned()));
+                        }
+                        // SAFETY: the region has so many bytes, and the parent doesn't write to it
+                        // until the chunk is done.
+                        let bytes = unsafe { std::slice::from_raw_parts(region.as_ptr(), len) };
+                        let (body, elements) = match place {
+                            Body::Elements(_) => (body, Some(bytes)),
+                            _ => (bytes, None),
+                        };
+                        self.run_chunk(sequence, limited, context, body, elements)?;
+                        if at.is_kept {
+                            self.kept.arguments.push((at.number, region));
+                        }
+                    }
+                }
                 // What the tasks printed must be seen when their results are.
                 let _ = std::io::stdout().flush();
                 self.link.reply(&Reply::Done { sequence })
+            }
+            Request::Regions { gone, results_gone, results_free } => {
+                self.kept.update(&gone, &results_gone, &results_free);
+                Ok(())
             }
             Request::Resume => {
                 Err(TransportError::Malformed("resumed where nothing was yielded".to_owned()))
@@ -191,9 +273,16 @@ impl Worker {
         }
     }
 
-    /// The region that a request speaks of, if it does.
-    fn region(&self, place: Body) -> Result<Option<Region>, TransportError> {
-        (place != Body::Frame).then(|| self.link.regions_in.take()).transpose()
+    /// The region that is spoken of, taken from those that are kept.
+    fn region(&mut self, place: Place) -> Result<Region, TransportError> {
+        if place.is_new {
+            return self.link.regions_in.take();
+        }
+        let mut kept = self.kept.arguments.iter();
+        match kept.position(|(number, _)| *number == place.number) {
+            Some(at) => Ok(self.kept.arguments.swap_remove(at).1),
+            None => Err(TransportError::Malformed(format!("region {} is not here", place.number))),
+        }
     }
 
     fn run_chunk(
@@ -210,6 +299,7 @@ impl Worker {
         let mut run = Run {
             lane: self.lane,
             link: &self.link,
+            kept: &mut self.kept,
             sequence,
             singly,
             capture: self.capture,
@@ -218,6 +308,7 @@ impl Worker {
             elements,
             context: context.and_then(|id| self.contexts.get(&id)),
             numbers: None,
+            widths: None,
             span: 0..0,
             claimed: 0..0,
             block: if singly { 1 } else { self.block },
@@ -238,6 +329,9 @@ impl Worker {
                 .call
                 .resolve()
                 .map_err(|error| TransportError::Malformed(error.to_string()))?;
+            if function != self.function {
+                (run.block, self.function) = (1, function);
+            }
             run.arguments = arguments;
             run.width = span.width;
             run.span = run.span.end..run.span.end.saturating_add(span.items);
@@ -396,6 +490,7 @@ enum Stage {
 pub struct Run<'a> {
     lane: &'a Lane,
     link: &'a Link,
+    kept: &'a mut Kept,
     sequence: u32,
     /// Whether items are claimed one at a time.
     singly: bool,
@@ -411,6 +506,9 @@ pub struct Run<'a> {
     context: Option<&'a Context>,
     /// Where the run of plain numbers began that is being written, if one is.
     numbers: Option<usize>,
+    /// How wide arguments and results are, while the loop over plain numbers is in a block. What it
+    /// has done there is in the lane alone; see [`catch_up`](Self::catch_up).
+    widths: Option<(usize, usize)>,
     /// The current span's items, counted through the chunk.
     span: Range<u32>,
     /// Claimed and not started.
@@ -456,6 +554,7 @@ impl<'a> Run<'a> {
         shared: impl Fn() -> Result<C, CodecError>,
         function: impl Fn(C, A) -> R,
     ) where
+        C: Copy,
         A: DeserializeOwned,
         R: Serialize,
     {
@@ -463,9 +562,16 @@ impl<'a> Run<'a> {
             RUNNING.set(std::ptr::from_mut(self).cast());
         }
         self.types = (type_name::<A>(), type_name::<R>());
+        let is_bulk = plain::width::<A>() == Some(self.width as usize)
+            && plain::width::<R>().is_some()
+            && !self.capture;
         // One net for as many items as don't panic: setting it up for each would cost a nanosecond
         // or two, and the stage tells which item a panic belongs to.
         while let Err(payload) = catch_unwind(AssertUnwindSafe(|| {
+            if is_bulk && let Ok(shared) = shared() {
+                // SAFETY: both are plain numbers, and the arguments are as wide as an `A`.
+                return unsafe { self.numbers(|argument| function(shared, argument)) };
+            }
             while let Some(argument) = self.next() {
                 match shared().and_then(|shared| Ok((shared, self.decode::<A>(argument)?))) {
                     Ok((shared, argument)) => {
@@ -480,7 +586,89 @@ impl<'a> Run<'a> {
         })) {
             self.finish_panicked(panics::take(&*payload));
         }
+        // The next span's results may be others.
+        self.end_numbers();
         RUNNING.set(std::ptr::null_mut());
+    }
+
+    /// Runs the current span's items, as far as they can be claimed, with a function from plain
+    /// numbers to plain numbers.
+    ///
+    /// # Safety
+    ///
+    /// `A` and `R` are plain numbers, and so many bytes as an `A` has make an argument.
+    #[inline]
+    unsafe fn numbers<A, R>(&mut self, function: impl Fn(A) -> R) {
+        while self.failed.is_none() && (!self.claimed.is_empty() || self.claim()) {
+            let items = self.claimed.start..self.claimed.end.min(self.span.end);
+            if items.is_empty() {
+                return;
+            }
+            let Some(arguments) = self.arguments.get(..items.len() * size_of::<A>()) else {
+                self.failed = Some(TransportError::Malformed("arguments are cut short".to_owned()));
+                return;
+            };
+            self.begin_numbers(items.len(), size_of::<R>());
+            if self.failed.is_some() {
+                return;
+            }
+            let results =
+                self.lane.room(self.progress.bytes as usize, items.len() * size_of::<R>());
+            (self.widths, self.stage) = (Some((size_of::<A>(), size_of::<R>())), Stage::Calling);
+            let (lane, mut progress) = (self.lane, self.progress);
+            for (index, item) in items.clone().enumerate() {
+                lane.start(item + 1);
+                // SAFETY: as promised by the caller, any bytes are an argument; here are as many
+                // arguments as items.
+                let argument =
+                    unsafe { arguments.as_ptr().cast::<A>().add(index).read_unaligned() };
+                let result = function(argument);
+                // SAFETY: as promised by the caller, a result is just its bytes; there is room for
+                // as many as there are items.
+                unsafe { results.cast::<R>().add(index).write_unaligned(result) };
+                progress.items += 1;
+                progress.bytes += size_of::<R>() as u32;
+                if item + 1 == items.end || lane.is_recalled() {
+                    break;
+                }
+                lane.commit(progress);
+            }
+            // The last one's result has yet to be committed.
+            self.catch_up();
+            self.progress = progress;
+            if self.claimed.is_empty() || lane.is_recalled() {
+                self.unclaim();
+                self.end_numbers();
+                self.commit_block();
+            } else {
+                self.end_numbers();
+                self.lane.commit(self.progress);
+            }
+            self.stage = Stage::Between;
+        }
+    }
+
+    /// Takes note of what the loop over plain numbers has done in its block: all items before the
+    /// last that began are finished.
+    fn catch_up(&mut self) {
+        let Some((argument, result)) = self.widths.take() else { return };
+        // A task that writes where it likes may have changed the lane.
+        let next = self.lane.started().clamp(self.claimed.start + 1, self.claimed.end);
+        let begun = (next - self.claimed.start) as usize;
+        self.claimed.start = next;
+        self.arguments = self.arguments.get(begun * argument..).unwrap_or_default();
+        self.progress.items += begun as u32 - 1;
+        self.progress.bytes += ((begun - 1) * result) as u32;
+    }
+
+    /// Puts back what is claimed and not begun.
+    #[cold]
+    fn unclaim(&mut self) {
+        if !self.claimed.is_empty() {
+            self.lane.unclaim(self.claimed.start);
+            self.claimed.end = self.claimed.start;
+            self.block = 1;
+        }
     }
 
     #[inline(always)]
@@ -536,7 +724,7 @@ impl<'a> Run<'a> {
         if let Some(elements) = plain::elements(result)
             && elements.len() > CAPACITY
         {
-            return self.finish_in_region(elements, 1);
+            return self.finish_in_region(elements, true);
         }
         // A lane without room for a head is emptied first.
         if at + RECORD_HEAD + SPARE > CAPACITY {
@@ -557,7 +745,7 @@ impl<'a> Run<'a> {
     #[inline]
     fn finish_number<R: Serialize>(&mut self, number: &R, width: usize) {
         if self.numbers.is_none() {
-            self.begin_numbers(width);
+            self.begin_numbers(self.claimed.len() + 1, width);
         }
         let at = self.progress.bytes as usize;
         let mut writer = self.lane.writer(at, 0);
@@ -565,17 +753,12 @@ impl<'a> Run<'a> {
         let _ = codec::encode(number, &mut writer);
         self.progress.bytes += width as u32;
         self.progress.items += 1;
-        if self.claimed.is_empty() {
-            self.numbers = None;
-            return self.commit_block();
-        }
-        self.lane.commit(self.progress);
-        self.stage = Stage::Between;
+        self.commit_item();
     }
 
-    /// Begins a run for what is left of the block, the running item included.
-    fn begin_numbers(&mut self, width: usize) {
-        let len = 1 + (self.claimed.len() + 1) * width;
+    /// Begins a run of results for so many items.
+    fn begin_numbers(&mut self, items: usize, width: usize) {
+        let len = 1 + items * width;
         if self.progress.bytes as usize + RECORD_HEAD + len + SPARE > CAPACITY {
             self.make_room();
         }
@@ -590,6 +773,11 @@ impl<'a> Run<'a> {
     fn end_numbers(&mut self) {
         if let Some(at) = self.numbers.take() {
             let len = self.progress.bytes as usize - at - RECORD_HEAD;
+            if len == 1 {
+                // Its first item panicked: it holds nothing but the width.
+                self.progress.bytes = at as u32;
+                return;
+            }
             self.lane.write(at, &Record::Numbers.head(len));
         }
     }
@@ -610,16 +798,16 @@ impl<'a> Run<'a> {
             self.make_room();
             return self.finish_bytes(Record::Value, bytes);
         }
-        self.finish_in_region(bytes, 0);
+        self.finish_in_region(bytes, false);
     }
 
-    /// Commits a result that travels in a region of its own: its encoding (0) or its elements (1).
+    /// Commits a result that travels in a region of its own: its elements or its encoding.
     #[cold]
-    fn finish_in_region(&mut self, bytes: &[u8], form: u8) {
-        let sent = Region::copy_of(bytes).and_then(|region| self.link.regions_out.send(&region));
-        match sent {
-            Ok(()) => {
-                self.finish_bytes(Record::Region, &[form]);
+    fn finish_in_region(&mut self, bytes: &[u8], is_elements: bool) {
+        match self.kept.put(bytes, &self.link.regions_out) {
+            Ok(place) => {
+                let mark = codec::encode_to_vec(&(place, is_elements)).unwrap_or_default();
+                self.finish_bytes(Record::Region, &mark);
                 self.make_room();
             }
             Err(TransportError::PeerGone) => self.failed = Some(TransportError::PeerGone),
@@ -639,6 +827,7 @@ impl<'a> Run<'a> {
 
     #[cold]
     fn finish_panicked(&mut self, report: PanicReport) {
+        self.catch_up();
         let text = |type_name: &str, part: &str| format!("`{type_name}`: {}", report.in_part(part));
         let (argument, result) = self.types;
         match self.stage {
@@ -676,7 +865,17 @@ impl<'a> Run<'a> {
         self.lane.write(at, &kind.head(end - at - RECORD_HEAD));
         self.progress.bytes = end as u32;
         self.progress.items += 1;
+        self.commit_item();
+    }
+
+    /// Commits the item that was finished last; the block's last one with what is said of a block.
+    #[inline]
+    fn commit_item(&mut self) {
+        if self.lane.is_recalled() {
+            self.unclaim();
+        }
         if self.claimed.is_empty() {
+            self.end_numbers();
             return self.commit_block();
         }
         self.lane.commit(self.progress);

@@ -3,7 +3,8 @@
 //! Frames travel as bytes, each in one packet: a message of several is streamed through a second
 //! socket, and its sender waits for ever if the receiver dies meanwhile. Whatever is larger than
 //! [`max_frame`] travels as a [`Region`], on a channel of its own ([`RegionSender`]) and always
-//! *before* the frame that speaks of it, so that the frame's receiver need not wait for it.
+//! *before* the frame that speaks of it, so that the frame's receiver need not wait for it. Both sides
+//! may keep a region and use it again.
 //!
 //! ipc-channel may panic on what a corrupt peer sends and where a system call fails; both are
 //! contained here and come out as errors.
@@ -19,6 +20,7 @@ use ipc_channel::{IpcError, TryRecvError};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use serde::{Deserialize, Serialize};
 
+use crate::harden;
 use crate::panics;
 use crate::protocol::Greeting;
 
@@ -195,6 +197,11 @@ impl Region {
     /// When the system has no memory or no file descriptor for it.
     pub fn copy_of(bytes: &[u8]) -> Result<Self, TransportError> {
         call(|| Ok(Self(IpcSharedMemory::from_bytes(bytes))))
+    }
+
+    /// Gives its memory back to the system, whoever has it mapped; what it held is lost.
+    pub fn discard(&self) {
+        harden::discard(self.as_ptr(), self.len());
     }
 
     /// Size in bytes.
