@@ -79,6 +79,13 @@
 //! For one call, [`Process::spawn`] starts a process that ends with it, and has an exit status to be
 //! asked for.
 //!
+//! # Talking and sharing
+//!
+//! Arguments are copies. What processes are to have in common goes inside of an argument as a handle:
+//! the ends of a [`channel()`] or a [`bounded_channel`]; a [`SharedSlice`] that all read, a
+//! [`SharedArray`] or a [`SharedValue`] that they write; and to wait for each other, [`Lock`],
+//! [`Semaphore`], [`Barrier`] and [`sync::Event`]. A process that is killed meanwhile harms no other.
+//!
 //! # What errors mean
 //!
 //! [`Error`] is why a pool could not be made. [`TaskError`] is what became of one task that has no answer:
