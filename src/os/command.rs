@@ -13,7 +13,6 @@ use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, getpid, kill_process, pidfd_open, waitid,
 };
@@ -60,30 +59,37 @@ impl Program {
 
     /// Waits for the end.
     pub(crate) fn wait(self) -> io::Result<Ended> {
-        let pid = self.pid.as_raw_pid();
-        let mut status = 0;
-        let mut usage = MaybeUninit::<libc::rusage>::zeroed();
         loop {
-            // SAFETY: writes to locals; nobody else waits for this process's children.
-            if unsafe { libc::wait4(pid, &mut status, 0, usage.as_mut_ptr()) } == pid {
-                break;
-            }
-            let error = io::Error::last_os_error();
-            if error.kind() != io::ErrorKind::Interrupted {
-                return Err(error);
+            match collect(self.pid.as_raw_pid(), 0) {
+                Ok(Some(ended)) => return Ok(ended),
+                Ok(None) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
             }
         }
-        // SAFETY: any bytes are one, and the kernel has filled it in.
-        let usage = unsafe { usage.assume_init() };
-        let time = |time: libc::timeval| {
-            Duration::from_micros((time.tv_sec * 1_000_000 + time.tv_usec).cast_unsigned())
-        };
-        Ok(Ended {
-            status: ExitStatus::from_raw(status),
-            cpu: time(usage.ru_utime) + time(usage.ru_stime),
-            memory: usage.ru_maxrss.cast_unsigned() * 1024,
-        })
     }
+}
+
+/// Collects how a child of this process ended, or any (-1). Nobody else waits for them.
+fn collect(pid: i32, flags: i32) -> io::Result<Option<Ended>> {
+    let mut status = 0;
+    let mut usage = MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: writes to locals.
+    match unsafe { libc::wait4(pid, &mut status, flags, usage.as_mut_ptr()) } {
+        -1 => return Err(io::Error::last_os_error()),
+        0 => return Ok(None),
+        _ => {}
+    }
+    // SAFETY: any bytes are one, and the kernel has filled it in.
+    let usage = unsafe { usage.assume_init() };
+    let time = |time: libc::timeval| {
+        Duration::from_micros((time.tv_sec * 1_000_000 + time.tv_usec).cast_unsigned())
+    };
+    Ok(Some(Ended {
+        status: ExitStatus::from_raw(status),
+        cpu: time(usage.ru_utime) + time(usage.ru_stime),
+        memory: usage.ru_maxrss.cast_unsigned() * 1024,
+    }))
 }
 
 /// Sleeps until one of these can be read or its other end is closed, or for so long; says which.
@@ -126,12 +132,15 @@ fn signal_one(pid: u32, signal: Signal) -> bool {
     pid.is_some_and(|pid| kill_process(pid, signal).is_ok())
 }
 
-/// Ends all that this process's programs have left behind, and waits for it. The program itself has
-/// been waited for.
-pub(crate) fn end_left_behind() {
+/// Ends all that a program has left behind, waits for it, and adds what it used. The program itself
+/// has been waited for.
+pub(crate) fn end_left_behind(ended: &mut Ended) {
     loop {
-        match waitid(WaitId::All, WaitIdOptions::EXITED | WaitIdOptions::NOHANG) {
-            Ok(Some(_)) | Err(Errno::INTR) => {}
+        match collect(-1, libc::WNOHANG) {
+            Ok(Some(left)) => {
+                ended.cpu += left.cpu;
+                ended.memory = ended.memory.max(left.memory);
+            }
             Ok(None) => {
                 // Each of those that end leaves its own children to this process, for the next turn.
                 let left = observe::children(std::process::id());
@@ -140,8 +149,10 @@ pub(crate) fn end_left_behind() {
                     // One that has become another user's, and can only be left alone.
                     return;
                 }
-                let _ = waitid(WaitId::All, WaitIdOptions::EXITED);
+                let has_ended = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+                let _ = waitid(WaitId::All, has_ended);
             }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             // Nothing is left.
             Err(_) => return,
         }

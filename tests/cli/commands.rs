@@ -129,7 +129,7 @@ fn a_command_that_cannot_be_run_is_told_once_and_nothing_is_begun() {
 #[test]
 fn a_job_that_takes_too_long_or_too_much_fails_alone_and_keeps_what_it_printed() {
     let script = "echo $0; case $0 in hang) sleep 1000;; stubborn) trap '' TERM; sleep 1000 & wait; \
-                  sleep 1000;; eat) x=$(head -c 300000000 /dev/zero | tr '\\0' x); sleep 1000;; esac";
+                  sleep 1000;; eat) head -c 300000000 /dev/zero | tr '\\0' x | sort > /dev/null;; esac";
     let mut arguments = vec!["run", "-k", "-p", "2", "--timeout", "400ms", "--memory", "100M"];
     arguments.extend(["--format", "json", "--", "sh", "-c", script, ":::"]);
     arguments.extend(["well", "hang", "stubborn", "eat", "well"]);
@@ -137,6 +137,7 @@ fn a_job_that_takes_too_long_or_too_much_fails_alone_and_keeps_what_it_printed()
     arguments[5] = "20s";
     let ate = run(&[&arguments[..arguments.len() - 5], &["eat", "well"]].concat()).json();
     assert_eq!(ate[0]["error"], "took more memory than 100 MiB and was stopped", "{}", ate[0]);
+    assert!(ate[0]["result"]["memory"].as_u64() > Some(50_000_000), "{}", ate[0]);
     assert_eq!((&ate[0]["stdout"], &ate[1]["result"]["exit"]), (&json!("eat\n"), &json!(0)));
     arguments[5] = "400ms";
     arguments.retain(|argument| *argument != "eat");

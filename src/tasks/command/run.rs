@@ -101,7 +101,6 @@ impl Runner {
             }
         };
         let waited = self.wait(program, job.limit, lines);
-        command::end_left_behind();
         let elapsed = start.elapsed();
         let is_unread = self.recipe.prints == Prints::Inherit && command::is_unread();
         let (stdout, stderr) = match self.recipe.prints {
@@ -163,8 +162,8 @@ impl Runner {
         Ok((Program::start(&mut command)?, lines))
     }
 
-    /// Waits for the end of a job, keeps its limits and passes on its lines. The verdict is why it
-    /// was ended, if it was.
+    /// Waits for the end of a job and of all that it has started, keeps its limits and passes on its
+    /// lines. The verdict is why it was ended, if it was.
     fn wait(
         &self,
         program: Program,
@@ -173,7 +172,9 @@ impl Runner {
     ) -> io::Result<(Option<Verdict>, command::Ended)> {
         let memory = self.recipe.memory;
         if limit.is_none() && memory.is_none() && lines.is_empty() {
-            return Ok((None, program.wait()?));
+            let mut ended = program.wait()?;
+            command::end_left_behind(&mut ended);
+            return Ok((None, ended));
         }
         let pidfd = program.pidfd()?;
         let mut verdict = None;
@@ -210,9 +211,9 @@ impl Runner {
                 last = Some(ran + GRACE);
             }
         }
-        let ended = program.wait()?;
+        let mut ended = program.wait()?;
         // What it has left behind may hold its output open, and print on and on.
-        command::end_left_behind();
+        command::end_left_behind(&mut ended);
         if lines.into_iter().try_for_each(Lines::finish).is_err() {
             verdict = verdict.or(Some(Verdict::Unread));
         }
