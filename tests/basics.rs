@@ -3,9 +3,9 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::mpsc::channel;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use procpool::{Pool, TaskErrorKind, TaskOptions};
+use procpool::{Pool, TaskErrorKind, TaskOptions, WorkerState};
 
 procpool::test_support!();
 
@@ -279,10 +279,16 @@ fn a_task_is_a_future() {
 
 #[test]
 fn the_initializer_of_a_worker_runs_in_that_worker_however_idle_the_others_are() {
-    for _ in 0..40 {
-        let pool = Pool::builder().workers(3).initializer(|x: u32| x, 7).build().unwrap();
-        // While the first worker has nothing to do, the others are still being made ready.
+    for _ in 0..30 {
+        let pool = Pool::builder().workers(8).initializer(|x: u32| x, 7).build().unwrap();
+        // Those that are ready have nothing to do, while the others are still being made ready.
+        let deadline = Instant::now() + SOON;
+        while pool.workers().iter().any(|worker| worker.state != WorkerState::Idle) {
+            assert!(Instant::now() < deadline, "the workers are ready: {:?}", pool.workers());
+            std::thread::yield_now();
+        }
         let state = |_: u32| procpool::with_state(|x: &mut u32| *x);
+        let pool = pool.with(TaskOptions::new().chunk_size(1));
         assert_eq!(pool.map(state, 0..200).unwrap(), [Some(7); 200]);
     }
 }
