@@ -319,6 +319,38 @@ fn six_thousand_messages() {
 }
 
 #[test]
+fn an_end_of_a_task_that_is_done_does_not_count_in_whatever_company_it_was_sent() {
+    let pool = Pool::new(1).unwrap();
+    let produce = |sender: Sender<u64>| sender.send(1).unwrap();
+    let consume = |receiver: Receiver<u64>| receiver.iter().count();
+    // Tasks that are this short are soon sent many at a time.
+    for _ in 0..50 {
+        let tasks: Vec<_> = (0..20)
+            .map(|_| {
+                let (sender, receiver) = channel().unwrap();
+                let produces = pool.apply_async(produce, sender);
+                (produces, pool.apply_async(consume, receiver))
+            })
+            .collect();
+        for (mut produces, mut consumes) in tasks {
+            assert_eq!(produces.get_timeout(SOON), Some(Ok(())));
+            assert_eq!(consumes.get_timeout(SOON), Some(Ok(1)));
+        }
+    }
+    // The same, as items of one call.
+    let either = |(sender, receiver): (Option<Sender<u64>>, Option<Receiver<u64>>)| {
+        sender.into_iter().for_each(|sender| sender.send(1).unwrap());
+        receiver.map_or(0, |receiver| receiver.iter().count())
+    };
+    let ends = (0..50).flat_map(|_| {
+        let (sender, receiver) = channel().unwrap();
+        [(Some(sender), None), (None, Some(receiver))]
+    });
+    let counts = pool.map_async(either, ends).get_timeout(SOON).expect("soon").unwrap();
+    assert_eq!(counts, [0, 1].repeat(50));
+}
+
+#[test]
 fn what_cannot_be_a_message_is_given_back() {
     let (sender, _receiver) = channel().unwrap();
     let error = sender.send(SharedSlice::new([1u8]).unwrap()).unwrap_err();

@@ -26,6 +26,8 @@ impl Python {
     pub(crate) fn start(kind: &str, workers: usize) -> Option<Self> {
         let mut child = Command::new("python3")
             .args(["-c", SCRIPT, kind, &workers.to_string()])
+            // Its tracker of shared memory takes what tasks have attached to for lost.
+            .env("PYTHONWARNINGS", "ignore")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .process_group(0) // so that its workers can be ended with it

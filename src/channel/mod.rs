@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::*};
 use std::time::{Duration, Instant};
 
-use procpool_worker::attach::Unattached;
+use procpool_worker::attach::{Unattached, attach_end};
 use procpool_worker::codec;
 use rustix::fs::OFlags;
 use serde::de::{DeserializeOwned, Error as _};
@@ -65,7 +65,7 @@ use crate::sync::{Bell, LockGuard, Look, deadline};
 /// [`SendErrorReason::Disconnected`]. Those who wait are told at once, or some milliseconds after a kill;
 /// who sends into a channel with room may succeed a number of times before. An end that was sent to a task
 /// counts as one until the task is done, also while it waits for its turn and after the task has dropped
-/// it.
+/// it; one in an initializer's argument does as long as there is the pool.
 ///
 /// # Limits
 ///
@@ -284,6 +284,7 @@ impl End {
 
     /// Names what the end is made of within what is being encoded.
     fn handles(self: &Arc<Self>) -> Result<(Handle, Handle), Unattached> {
+        attach_end(self)?;
         let cord = self.cord.as_ref().expect("it is taken out when the end is dropped");
         Ok((self.log.file.handle(self)?, cord.handle(self)?))
     }

@@ -197,6 +197,12 @@ impl Batch {
         }
     }
 
+    /// Whether it is to be sent alone, since others may wait until what its last argument points to is
+    /// let go of. That may be a task in the same worker.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.attachments.have_ends()
+    }
+
     /// How many of the first `items` take up to `limit` bytes.
     pub(crate) fn fitting(&self, items: u32, limit: usize) -> u32 {
         if self.elements().is_some() {

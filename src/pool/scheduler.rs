@@ -448,7 +448,9 @@ impl Shared {
         let share = u32::try_from(share).unwrap_or(u32::MAX);
         while let Some(first) = central.queue.front() {
             let job = &first.job;
-            let is_other = chunk.front().is_some_and(|front| !front.job.travels_with(job));
+            let is_other = chunk.front().is_some_and(|front| {
+                !front.job.travels_with(job) || first.is_alone() || front.is_alone()
+            });
             let size = job.options.chunk_size.unwrap_or_else(|| job.pace.chunk().min(share));
             let wanted = size.min(allowed).saturating_sub(items).min(first.items);
             let is_long = job.options.chunk_size.is_none() && nanos >= Pace::CHUNK;

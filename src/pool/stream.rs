@@ -139,8 +139,9 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
                 }
                 encoding = None;
                 items += 1;
-                // Reading may be slow: then what has been read is not to wait.
-                if items < FEW && began.elapsed() > SLOW {
+                // Reading may be slow: then what has been read is not to wait. An end is let go of
+                // with its batch, so no other item is to be in that.
+                if items < FEW && began.elapsed() > SLOW || self.attachments.have_ends() {
                     break;
                 }
             }

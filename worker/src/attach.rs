@@ -13,10 +13,15 @@ use std::sync::Arc;
 
 /// What encoded bytes point to. A clone is cheap.
 #[derive(Clone, Default)]
-pub struct Attachments(Option<Arc<ByAddress>>);
+pub struct Attachments(Option<Arc<Objects>>);
 
-/// Each object once.
-type ByAddress = BTreeMap<usize, Arc<dyn Any + Send + Sync>>;
+#[derive(Clone, Default)]
+struct Objects {
+    /// Each once.
+    by_address: BTreeMap<usize, Arc<dyn Any + Send + Sync>>,
+    /// Whether there is one among them whose end others may wait for.
+    have_ends: bool,
+}
 
 /// A handle was encoded where nobody keeps what it points to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -47,15 +52,16 @@ impl Attachments {
         encode()
     }
 
-    /// Whether nothing was attached.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_none()
+    /// Whether others may wait until what was attached is let go of: then it is to be as soon as the
+    /// task is done, whatever others there are.
+    pub fn have_ends(&self) -> bool {
+        self.0.as_ref().is_some_and(|objects| objects.have_ends)
     }
 }
 
 impl fmt::Debug for Attachments {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Attachments({})", self.0.as_ref().map_or(0, |objects| objects.len()))
+        write!(f, "Attachments({})", self.0.as_ref().map_or(0, |objects| objects.by_address.len()))
     }
 }
 
@@ -68,9 +74,25 @@ pub fn attach(object: &Arc<impl Any + Send + Sync>) -> Result<(), Unattached> {
     COLLECTED.with_borrow_mut(|collected| {
         let objects = collected.as_mut().ok_or(Unattached)?.0.get_or_insert_default();
         let address = Arc::as_ptr(object).addr();
-        Arc::make_mut(objects).entry(address).or_insert_with(|| Arc::clone(object) as _);
+        let by_address = &mut Arc::make_mut(objects).by_address;
+        by_address.entry(address).or_insert_with(|| Arc::clone(object) as _);
         Ok(())
     })
+}
+
+/// As [`attach`], for an object whose end others may wait for.
+///
+/// # Errors
+///
+/// As [`attach`].
+pub fn attach_end(object: &Arc<impl Any + Send + Sync>) -> Result<(), Unattached> {
+    attach(object)?;
+    COLLECTED.with_borrow_mut(|collected| {
+        if let Some(Attachments(Some(objects))) = collected {
+            Arc::make_mut(objects).have_ends = true;
+        }
+    });
+    Ok(())
 }
 
 #[cfg(test)]
