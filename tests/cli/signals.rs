@@ -23,6 +23,13 @@ fn state(pid: u32) -> Option<char> {
     stat.rsplit(") ").next()?.chars().next()
 }
 
+/// CPU time that a process has used in user space, in ticks of 10 ms.
+fn ticks(pid: u32) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let after_name = stat.rsplit(") ").next().unwrap_or_default();
+    after_name.split(' ').nth(11).and_then(|ticks| ticks.parse().ok()).unwrap_or(0)
+}
+
 fn are_gone(pids: &[u32]) -> bool {
     pids.iter().all(|pid| matches!(state(*pid), None | Some('Z' | 'X')))
 }
@@ -64,6 +71,8 @@ fn a_second_signal_ends_it_at_once() {
         rows.recv_timeout(LIMIT).unwrap(); // the header: it's running
         wait_until("both workers are there", || children(child.id()).len() == 2);
         let workers = children(child.id());
+        // More than a worker takes to start: what has not begun would be cancelled by the first signal.
+        wait_until("the task runs", || workers.iter().any(|pid| ticks(*pid) > 10));
         let said = lines_of(child.stderr.take().unwrap());
         signal(child.id(), first);
         assert!(said.recv_timeout(LIMIT).unwrap().starts_with("interrupted: "));
