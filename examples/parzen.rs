@@ -7,12 +7,12 @@
 //!
 //! ```text
 //! $ cargo run --release --example parzen -- target/parzen.svg
-//! 2 CPUs, AMD EPYC, Linux 6.18.5; 100000 points, 100 widths
-//! serial       61.5 ms
-//! 2 processes  32.1 ms  1.92 ×
-//! 3 processes  34.3 ms  1.79 ×
-//! 4 processes  34.9 ms  1.76 ×
-//! 6 processes  36.4 ms  1.69 ×
+//! 2 CPUs, AMD EPYC, Linux 6.18; 100000 points, 100 widths
+//! serial       61.9 ms
+//! 2 processes  31.3 ms  1.98 ×
+//! 3 processes  28.7 ms  2.16 ×
+//! 4 processes  30.3 ms  2.05 ×
+//! 6 processes  40.3 ms  1.54 ×
 //! width 0.5: density 0.1577, truly 0.1592
 //! width 5.0: density 0.0390, truly 0.1592
 //! ```
