@@ -5,7 +5,7 @@ mod support;
 
 use procpool::{Pool, Process, SharedSlice, Side, TaskErrorKind, TaskOptions};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use support::{SideEffects, is_alive, kill, wait_until};
+use support::{Secret, SideEffects, is_alive, kill, wait_until};
 
 procpool::test_support!();
 
@@ -160,16 +160,6 @@ fn a_context_that_cannot_be_decoded_is_each_items_error_and_the_workers_live() {
     let stats = pool.stats();
     assert_eq!((stats.failed, stats.restarts), (20, 0));
     assert!(before.iter().all(|pid| is_alive(*pid)));
-}
-
-/// Can't be sent.
-#[derive(Debug, Deserialize)]
-struct Secret;
-
-impl Serialize for Secret {
-    fn serialize<S: Serializer>(&self, _: S) -> Result<S::Ok, S::Error> {
-        Err(serde::ser::Error::custom("it is a secret"))
-    }
 }
 
 #[test]

@@ -8,8 +8,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use procpool::{DeathCause, Pool, Process, Side, TaskError, TaskErrorKind, WorkerState};
-use serde::{Deserialize, Serialize, Serializer};
-use support::{SideEffects, is_alive, kill, sleepy, wait_until};
+use support::{Secret, SideEffects, is_alive, kill, sleepy, wait_until};
 
 procpool::test_support!();
 
@@ -114,16 +113,6 @@ fn workers_that_were_let_go_are_started_for_a_broadcast() {
         pids.sort_unstable();
         pids.dedup();
         assert_eq!(pids.len(), 3);
-    }
-}
-
-/// Can't be sent.
-#[derive(Debug, Deserialize)]
-struct Secret;
-
-impl Serialize for Secret {
-    fn serialize<S: Serializer>(&self, _: S) -> Result<S::Ok, S::Error> {
-        Err(serde::ser::Error::custom("it is a secret"))
     }
 }
 

@@ -431,14 +431,11 @@ impl<N, W> Seats<N, W> {
         has_work: bool,
         now: Instant,
     ) -> Todo<W> {
-        self.out -= 1;
+        let successor = self.vacate(slot);
         let seat = &mut self.seats[slot];
-        let todo = match std::mem::replace(&mut seat.state, State::Vacant) {
+        let todo = match successor {
             // It has died since: its successor is there,
-            State::Out(Some(newborn)) => {
-                seat.state = State::Spawned(newborn);
-                Todo::call(Call::One(slot))
-            }
+            Some(todo) => todo,
             // or on its way,
             _ if seat.process == Presence::Starting => Todo::nothing(),
             // or to be started, if that has not been ordered. Where there will be none, its end is
@@ -465,17 +462,20 @@ impl<N, W> Seats<N, W> {
 
     /// A worker is lost that was out: its seat is its successor's.
     pub(crate) fn lost(&mut self, slot: usize, has_work: bool) -> Todo<W> {
-        self.out -= 1;
-        let seat = &mut self.seats[slot];
-        let todo = match std::mem::replace(&mut seat.state, State::Vacant) {
-            State::Out(Some(newborn)) => {
-                seat.state = State::Spawned(newborn);
-                Todo::call(Call::One(slot))
-            }
-            // The order is given when the process has ended.
-            _ => Todo::nothing(),
-        };
+        // Where there is no successor yet, the order is given when the process has ended.
+        let todo = self.vacate(slot).unwrap_or_else(Todo::nothing);
         self.unless_over(todo, has_work)
+    }
+
+    /// Ends the time that a worker was out: gives its seat to its successor, if that is there.
+    fn vacate(&mut self, slot: usize) -> Option<Todo<W>> {
+        self.out -= 1;
+        let state = &mut self.seats[slot].state;
+        let State::Out(Some(newborn)) = std::mem::replace(state, State::Vacant) else {
+            return None;
+        };
+        *state = State::Spawned(newborn);
+        Some(Todo::call(Call::One(slot)))
     }
 
     /// A process could not be made a worker.

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 pub const SOON: Duration = Duration::from_secs(30);
 
@@ -18,6 +18,16 @@ pub fn square(x: u64) -> u64 {
 pub fn sleepy(millis: u64) -> u64 {
     std::thread::sleep(Duration::from_millis(millis));
     millis
+}
+
+/// Can't be sent.
+#[derive(Debug, Deserialize)]
+pub struct Secret;
+
+impl Serialize for Secret {
+    fn serialize<S: Serializer>(&self, _: S) -> Result<S::Ok, S::Error> {
+        Err(serde::ser::Error::custom("it is a secret"))
+    }
 }
 
 /// Waits until `condition` holds; fails the test if that takes too long.
