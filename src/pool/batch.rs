@@ -256,6 +256,10 @@ impl Pace {
     /// chunk's end or its first millisecond, whichever is first, so that it isn't felt either.
     pub(crate) const CHUNK: u64 = 1_000_000;
 
+    /// What takes less, in nanoseconds, is not worth a chunk of its own, nor another worker: it is done
+    /// sooner where it is than somebody else has been woken for it.
+    pub(crate) const WORTHWHILE: u64 = 100_000;
+
     /// What it takes to wake a worker, in nanoseconds.
     const BRISK: u64 = 20_000;
 
@@ -302,6 +306,19 @@ impl Pace {
         }
         let worth = (Self::CHUNK / nanos).clamp(1, Self::MOST.into());
         worth.min(4 * seen) as u32
+    }
+
+    /// As [`nanos`](Self::nanos), when nothing holds them up.
+    pub(crate) fn least(&self) -> u64 {
+        self.least.load(Relaxed)
+    }
+
+    /// How many items are [worth](Self::WORTHWHILE) a chunk of their own.
+    pub(crate) fn worthwhile(&self) -> u32 {
+        match self.least() {
+            0 => 1,
+            least => u32::try_from(Self::WORTHWHILE / least).unwrap_or(u32::MAX),
+        }
     }
 
     /// Nanoseconds per item, zero if not known.

@@ -5,6 +5,8 @@
 use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, PoisonError};
 
+use procpool_worker::copy;
+
 /// What is kept has at least so much room, in bytes; the allocator does well with what has less.
 const LEAST: usize = 32 << 10;
 
@@ -37,7 +39,7 @@ impl Buffer {
 impl From<&[u8]> for Buffer {
     fn from(bytes: &[u8]) -> Self {
         let mut buffer = Self::with_room(bytes.len());
-        buffer.extend_from_slice(bytes);
+        copy::append(&mut buffer, bytes);
         buffer
     }
 }

@@ -16,7 +16,7 @@ use procpool_worker::protocol::{Body, Reply, Request, SPAN_HEAD, Span};
 use procpool_worker::seed;
 use procpool_worker::transport::TransportError;
 
-use super::batch::{Batch, split_back};
+use super::batch::{Batch, Pace, split_back};
 use super::buffer::Buffer;
 use super::context::Context;
 use super::events::{EventKind, Observers};
@@ -81,7 +81,7 @@ pub(crate) fn inline_limit(max_frame: usize) -> usize {
 }
 
 /// The largest body of a chunk of several items.
-pub(crate) const MOST_BYTES: usize = 260 << 10;
+pub(crate) const MOST_BYTES: usize = 244 << 10;
 
 impl Chunk {
     /// Of at least one batch. All batches have the same limit. From here on items can be taken
@@ -89,7 +89,7 @@ impl Chunk {
     pub(crate) fn new(worker: &Worker, batches: VecDeque<Batch>) -> Self {
         let now = Instant::now();
         let items = batches.iter().map(|batch| batch.items).sum();
-        worker.lane.open(items);
+        worker.lane.open(items, procpool_worker::harden::now());
         if let Some(capture) = &worker.process.capture {
             capture.clear();
         }
@@ -121,19 +121,21 @@ impl Chunk {
     /// Whether it is worth taking items back for another worker, and how many. Those that are behind
     /// a slow one in the worker's block can be had the next time.
     pub(crate) fn surplus(&self) -> u32 {
-        // Sending a chunk takes about this long: less than that is done sooner where it is.
-        const WORTHWHILE: u64 = 100_000;
         if self.is_bound() {
             return 0;
         }
         let unstarted = self.lane.unstarted();
         let nanos = self.batches.back().map_or(0, |batch| batch.job.pace.nanos());
         let running = procpool_worker::harden::now().saturating_sub(self.lane.begun());
-        if running >= WORTHWHILE {
+        if running >= Pace::WORTHWHILE {
             self.lane.recall();
         }
-        let soon = u64::from(unstarted).saturating_mul(nanos) < WORTHWHILE;
-        if unstarted == 0 || (soon && running < WORTHWHILE) { 0 } else { unstarted.div_ceil(2) }
+        let soon = u64::from(unstarted).saturating_mul(nanos) < Pace::WORTHWHILE;
+        if unstarted == 0 || (soon && running < Pace::WORTHWHILE) {
+            0
+        } else {
+            unstarted.div_ceil(2)
+        }
     }
 
     /// Whether it is this worker's alone, as its initializer is.
@@ -433,6 +435,14 @@ struct Teller<'a> {
     observers: Option<&'a Observers>,
 }
 
+/// How to wait for a chunk whose answer is likely to come soon.
+pub(crate) struct Prompt<'a> {
+    /// How long to stay awake for it.
+    pub(crate) patience: Duration,
+    /// Called if it hasn't come by then.
+    pub(crate) late: &'a dyn Fn(),
+}
+
 /// The lane holds what no sane worker writes.
 #[derive(Debug)]
 struct Nonsense;
@@ -444,9 +454,10 @@ pub(crate) fn run(
     inline_limit: usize,
     counters: &Counters,
     observers: Option<&Observers>,
+    prompt: Option<Prompt<'_>>,
 ) -> Result<(), Box<Loss>> {
     let teller = Teller { counters, observers };
-    let outcome = drive(worker, running, inline_limit, &teller);
+    let outcome = drive(worker, running, inline_limit, &teller, prompt);
     // Somebody may have decided to end it just as it finished.
     let is_lost = outcome.is_err() || worker.process.doomed().is_some();
     if is_lost {
@@ -475,6 +486,7 @@ fn drive(
     running: &Running,
     inline_limit: usize,
     teller: &Teller<'_>,
+    prompt: Option<Prompt<'_>>,
 ) -> Result<(), TransportError> {
     let lock = || running.lock().unwrap_or_else(PoisonError::into_inner);
     let harvest = |worker: &mut Worker, all: bool, room: bool| match lock().as_mut() {
@@ -486,6 +498,7 @@ fn drive(
         }),
         None => Err(Nonsense),
     };
+    worker.more = prompt.is_some();
     worker.sequence = worker.sequence.wrapping_add(1);
     let sequence = worker.sequence;
     if let Some(news) = worker.mapped.news() {
@@ -514,6 +527,11 @@ fn drive(
         }
     }
     worker.send_frame()?;
+    if let Some(prompt) = prompt
+        && !worker.listen(prompt.patience)
+    {
+        (prompt.late)();
+    }
     loop {
         match worker.recv()? {
             Reply::Done { sequence: of } if of == sequence => {

@@ -53,7 +53,7 @@ fn greet(shared: &Shared, slot: usize, newborn: Newborn) -> Result<Worker, Start
         Some(Chunk::new(&worker, VecDeque::from([batch.for_slot(0, slot)])));
     // It is no task, so it doesn't count as one.
     let counters = Counters::new(shared.slots.len());
-    if chunk::run(&mut worker, running, shared.inline_limit, &counters, None).is_err() {
+    if chunk::run(&mut worker, running, shared.inline_limit, &counters, None, None).is_err() {
         return Err(match worker.process.doomed() {
             Some(Doom::StartTimedOut(limit)) => StartError::TimedOut(limit),
             _ if shared.is_terminated() => StartError::Terminated,

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use procpool_worker::lane::{RECORD_HEAD, Record};
 use procpool_worker::protocol::Place;
-use procpool_worker::{codec, plain};
+use procpool_worker::{codec, copy, plain};
 
 use super::buffer::Buffer;
 use super::regions::Lease;
@@ -299,7 +299,7 @@ impl Records {
 fn put(bytes: &mut Vec<u8>, kind: Record, payload: &[&[u8]]) {
     let len = payload.iter().map(|part| part.len()).sum();
     bytes.extend_from_slice(&kind.head(len));
-    payload.iter().for_each(|part| bytes.extend_from_slice(part));
+    payload.iter().for_each(|part| copy::append(bytes, part));
 }
 
 /// Does with bytes from a worker all that the parent does: as a frame, and as what lies in a lane.

@@ -19,6 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use procpool_worker::codec::Sink;
+use procpool_worker::copy;
 use procpool_worker::protocol::{Place, Request};
 use procpool_worker::transport::{Region, TransportError};
 
@@ -182,7 +183,7 @@ impl Sink for Lease {
         // else is to write it, and who does so all the same changes his own arguments.
         unsafe {
             let to = region.base().add(self.len);
-            std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len());
+            copy::copy(bytes.as_ptr(), to, bytes.len());
         }
         self.len += bytes.len();
     }

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use procpool_worker::bell::PATIENCE;
 use procpool_worker::function::Call;
 use procpool_worker::protocol::SPAN_HEAD;
 use rustix::process::Signal;
@@ -21,7 +22,7 @@ use rustix::process::Signal;
 use super::WorkerInfo;
 use super::batch::{Batch, Pace};
 use super::builder::Config;
-use super::chunk::{self, Chunk, Loss, Running};
+use super::chunk::{self, Chunk, Loss, Prompt, Running};
 use super::events::EventKind;
 use super::job::{Failure, Job, Origin};
 use super::limiter::{Limiter, Period};
@@ -55,6 +56,8 @@ pub(crate) struct Shared {
     changed: Condvar,
     pub(crate) orders: supervisor::Orders,
     pub(crate) counters: Counters,
+    /// How many CPUs this process may use.
+    cpus: usize,
     /// The largest chunk body that travels in a frame.
     pub(crate) inline_limit: usize,
     pub(crate) regions: Arc<Regions>,
@@ -131,6 +134,8 @@ pub(crate) struct Turn {
     is_crowded: bool,
     /// Its tasks are brisk.
     brisk: Option<Period>,
+    /// How long to stay awake for its answer, if it is to come soon.
+    patience: Option<Duration>,
 }
 
 impl Counters {
@@ -165,6 +170,7 @@ impl Shared {
             changed: Condvar::new(),
             orders,
             counters,
+            cpus,
             inline_limit,
             regions: Arc::default(),
             suspended: Mutex::default(),
@@ -231,10 +237,22 @@ impl Shared {
             return Err(batch);
         }
         let Some((slot, worker)) = central.seats.take_any() else { return Err(batch) };
-        let turn = self.start_chunk(&mut central, slot, &worker, VecDeque::from([batch]));
+        let patience = self.patience(&central, &batch);
+        let batches = VecDeque::from([batch]);
+        let turn = self.start_chunk(&mut central, slot, &worker, batches, patience);
         drop(central);
         self.run(slot, worker, turn);
         Ok(())
+    }
+
+    /// How long to stay awake for the answer to a batch that is on its way: not where it is to take
+    /// long, nor where the CPUs are needed for work that is under way already.
+    fn patience(&self, central: &Central, batch: &Batch) -> Option<Duration> {
+        let each = Duration::from_nanos(batch.job.pace.least());
+        let expected = each.saturating_mul(batch.items);
+        let is_free = 2 * central.seats.out() <= self.cpus;
+        let is_quick = expected <= Duration::from_nanos(Pace::WORTHWHILE);
+        (is_free && is_quick).then(|| PATIENCE + 2 * expected)
     }
 
     /// How many items of a job it makes sense to have waiting.
@@ -360,7 +378,7 @@ impl Shared {
                         && let Some(worker) = central.seats.take(slot)
                     {
                         central.watcher.take_if(|watcher| *watcher == slot);
-                        let turn = self.start_chunk(&mut central, slot, &worker, batches);
+                        let turn = self.start_chunk(&mut central, slot, &worker, batches, None);
                         return Step::Run { worker, turn };
                     }
                     true
@@ -451,7 +469,10 @@ impl Shared {
             let is_other = chunk.front().is_some_and(|front| {
                 !front.job.travels_with(job) || first.is_alone() || front.is_alone()
             });
-            let size = job.options.chunk_size.unwrap_or_else(|| job.pace.chunk().min(share));
+            let size = job
+                .options
+                .chunk_size
+                .unwrap_or_else(|| job.pace.chunk().min(share.max(job.pace.worthwhile())));
             let wanted = size.min(allowed).saturating_sub(items).min(first.items);
             let is_long = job.options.chunk_size.is_none() && nanos >= Pace::CHUNK;
             if is_other || wanted == 0 || is_long || chunk.len() >= MAX_BATCHES {
@@ -479,20 +500,22 @@ impl Shared {
         chunk
     }
 
-    /// Makes batches the slot's chunk.
+    /// Makes batches the slot's chunk. As long as somebody stays awake for it, nobody else need look
+    /// whether it has become slow.
     fn start_chunk(
         &self,
         central: &mut Central,
         slot: usize,
         worker: &Worker,
         batches: VecDeque<Batch>,
+        patience: Option<Duration>,
     ) -> Turn {
         let is_brisk = batches.front().is_some_and(|batch| batch.job.pace.is_brisk());
         let brisk = is_brisk.then(|| central.limiter.begin());
         worker.process.set_used();
         let chunk = Chunk::new(worker, batches);
         let is_crowded = chunk.items() > 1;
-        if is_crowded {
+        if is_crowded && patience.is_none() {
             central.crowded.push(slot);
         }
         if !central.queue.is_empty() {
@@ -505,7 +528,7 @@ impl Shared {
         if let Some(at) = limit.and_then(|limit| Instant::now().checked_add(limit)) {
             self.orders.look_by(at);
         }
-        Turn { is_crowded, brisk }
+        Turn { is_crowded, brisk, patience }
     }
 
     /// Runs the chunk in a slot's [`Running`] and brings the worker back.
@@ -514,7 +537,16 @@ impl Shared {
         self.tell_assigned(slot);
         let observers = &self.config.observers;
         let limit = self.inline_limit;
-        let outcome = chunk::run(&mut worker, running, limit, &self.counters, Some(observers));
+        let late = || {
+            if turn.is_crowded {
+                let mut central = self.central();
+                central.crowded.push(slot);
+                self.call_watcher(&mut central);
+            }
+        };
+        let prompt = turn.patience.map(|patience| Prompt { patience, late: &late });
+        let counters = &self.counters;
+        let outcome = chunk::run(&mut worker, running, limit, counters, Some(observers), prompt);
         let outcome = outcome.map_err(|loss| self.mourn(&worker, *loss));
         if self.regions.have_returned()
             && let Some(at) = Regions::look_at()

@@ -402,6 +402,11 @@ impl<N, W> Seats<N, W> {
         }
     }
 
+    /// How many workers are out of their seats.
+    pub(crate) fn out(&self) -> usize {
+        self.out
+    }
+
     /// Takes the idle worker that was at work last, unless its driver has been called.
     pub(crate) fn take_any(&mut self) -> Option<(usize, W)> {
         let slot = *self.idle.last()?;

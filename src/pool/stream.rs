@@ -15,20 +15,22 @@ use std::time::{Duration, Instant};
 use procpool_worker::attach::Attachments;
 use procpool_worker::plain;
 use procpool_worker::protocol::{item_width, put_item};
+use procpool_worker::room::Room;
 use procpool_worker::transport::TransportError;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::Report;
-use super::batch::Batch;
+use super::batch::{Batch, Pace};
 use super::buffer::Buffer;
 use super::job::{Arrival, Content, Failure, Job, Origin, Outcome};
 use super::regions::Lease;
 use super::scheduler::Shared;
 use crate::error::{Side, TaskError, TaskErrorKind};
 
-/// The most bytes of arguments in one batch: as many as a lane holds of results.
-const BATCH_BYTES: usize = 256 << 10;
+/// The most bytes of arguments in one batch: if its results take as much, a lane holds them, with what
+/// is said of each block.
+const BATCH_BYTES: usize = 240 << 10;
 
 /// From how many bytes on a batch takes over the buffer that it was encoded in, with all of its room.
 const OWN_BUFFER: usize = 32 << 10;
@@ -65,6 +67,8 @@ struct Feed<I> {
     /// The input has ended: of itself, or by a panic.
     ended: Option<Result<(), Box<dyn Any + Send>>>,
     buffer: Buffer,
+    /// How much room the last buffer had that a batch has taken over.
+    room: usize,
     /// What the arguments in the buffer point to.
     attachments: Attachments,
 }
@@ -81,6 +85,7 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
             may_drive: false,
             ended: None,
             buffer: Buffer::default(),
+            room: 0,
             attachments: Attachments::default(),
         }
     }
@@ -119,7 +124,8 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
         // input may be endless.
         let is_open = self.pool.is_open();
         let most = if is_open { most } else { 1 };
-        self.buffer.clear();
+        let width = item_width::<A>();
+        self.make_room(most, width as usize);
         self.attachments = Attachments::default();
         let began = Instant::now();
         let mut items = 0;
@@ -127,6 +133,16 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
         let mut encoding = None;
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             while u64::from(items) < most && self.buffer.len() < BATCH_BYTES {
+                if width > 0 && items >= FEW {
+                    let room = (BATCH_BYTES - self.buffer.len()).div_ceil(width as usize);
+                    let wanted = room.min((most - u64::from(items)) as usize);
+                    let taken = plain::put_all(&mut self.buffer, &mut self.input, wanted);
+                    items += taken as u32;
+                    if taken < wanted {
+                        return Read::End;
+                    }
+                    continue;
+                }
                 let Some(item) = self.input.next() else { return Read::End };
                 if let Some(elements) = plain::elements(&item)
                     && elements.len() > ELEMENTS_FROM
@@ -155,17 +171,19 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
                 Read::Unencoded(serialize_panicked::<A>(&*payload))
             }
         };
+        // Some may have been taken before the input panicked.
+        items = (self.buffer.len() as u32).checked_div(width).unwrap_or(items);
         if items > 0 {
             self.read += u64::from(items);
             let first = self.job.enter(items.into());
             self.waiting.insert(first + u64::from(items), self.buffer.len());
-            let (job, width) = (Arc::clone(&self.job), item_width::<A>());
+            let job = Arc::clone(&self.job);
             let attachments = std::mem::take(&mut self.attachments);
             let batch = if self.buffer.len() < OWN_BUFFER {
                 Batch::new(job, first, items, width, &self.buffer, attachments)
             } else {
-                let buffer = Buffer::with_room(self.buffer.capacity());
-                let buffer = std::mem::replace(&mut self.buffer, buffer);
+                let buffer = std::mem::take(&mut self.buffer);
+                self.room = buffer.capacity();
                 Batch::of_buffer(job, first, items, width, buffer, attachments)
             };
             let is_all = first == 0 && matches!(outcome, Read::End);
@@ -195,14 +213,31 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
         }
     }
 
+    /// Empties the buffer, and sees to it that it has room: for `most` items, where each takes so many
+    /// bytes; for as much as the last one had, if that is not known.
+    fn make_room(&mut self, most: u64, width: usize) {
+        let room = match width {
+            0 => self.room,
+            width => {
+                let (_, upper) = self.input.size_hint();
+                let items =
+                    usize::try_from(most).unwrap_or(usize::MAX).min(upper.unwrap_or(usize::MAX));
+                items.saturating_mul(width).min(BATCH_BYTES + width)
+            }
+        };
+        self.buffer.clear();
+        if self.buffer.capacity() < room {
+            self.buffer = Buffer::with_room(room);
+        }
+    }
+
     /// Whether so many items are known to take less than waking up a second worker would.
     fn is_short(&self, items: u32) -> bool {
-        const SHORT: u64 = 100_000;
-        let (job, each) = (&self.job, self.job.pace.nanos());
+        let (job, each) = (&self.job, self.job.pace.least());
         let is_free = job.options.chunk_size.is_none()
             && job.options.timeout.is_none()
             && self.pool.config.max_tasks.is_none();
-        is_free && each > 0 && each.saturating_mul(items.into()) <= SHORT
+        is_free && each > 0 && each.saturating_mul(items.into()) <= Pace::WORTHWHILE
     }
 
     /// Takes note that all items before `end` have been settled.
@@ -343,7 +378,7 @@ where
     I: Iterator<Item = A>,
 {
     let (least, _) = input.size_hint();
-    let mut results = plain::with_room(least.min(MOST_AHEAD / size_of::<R>().max(1)));
+    let (mut results, mut room) = Room::new(least.min(MOST_AHEAD / size_of::<R>().max(1)));
     let mut failure: Option<TaskError> = None;
     // The window bounds what is sent ahead, not what has come back: one slow item must not stop the
     // others, since all are wanted before any is given.
@@ -366,6 +401,7 @@ where
         while let Some(arrival) = early.remove(&next) {
             next += u64::from(arrival.items);
             if failure.is_none() {
+                room.prepare(&mut results, arrival.items as usize);
                 failure = arrival.drain(&job, &mut results).err();
             }
         }

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use procpool_worker::plain;
+use procpool_worker::room::Room;
 use serde::de::DeserializeOwned;
 
 use super::Report;
@@ -206,13 +206,17 @@ pub(super) fn collect_each<R: DeserializeOwned>(job: &Job) -> Vec<Result<R, Task
 fn collect_many<R: DeserializeOwned>(job: &Job) -> Report<Vec<R>> {
     let arrivals = arrivals(job);
     let items: usize = arrivals.iter().map(|arrival| arrival.items as usize).sum();
-    let mut report = bare(job, Ok(plain::with_room(items)));
+    let (results, mut room) = Room::new(items);
+    let mut report = bare(job, Ok(results));
     for mut arrival in arrivals {
         let origin = arrival.origin;
         if report.pid == 0 {
             (report.pid, report.worker, report.attempt) = (origin.pid, origin.slot, origin.attempt);
         }
         report.queued += origin.queued;
+        if let Ok(results) = &mut report.result {
+            room.prepare(results, arrival.items as usize);
+        }
         while let Some(outcome) = arrival.next::<R>(job) {
             report.elapsed += outcome.elapsed;
             report.output.extend(outcome.output);

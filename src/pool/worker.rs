@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use procpool_worker::bell::Ear;
 use procpool_worker::codec;
 use procpool_worker::function::Identity;
 use procpool_worker::harden::now;
@@ -253,6 +254,9 @@ pub(crate) struct Worker {
     arguments: RegionSender,
     replies: FrameReceiver,
     results: RegionReceiver,
+    ear: Ear,
+    /// Whether it is to stay awake after its answer.
+    pub(crate) more: bool,
     /// Number of the last chunk.
     pub(crate) sequence: u32,
     /// How many tasks it has been through.
@@ -313,6 +317,8 @@ impl Newborn {
             arguments: hello.arguments,
             replies: hello.replies,
             results: hello.results,
+            ear: Ear::default(),
+            more: false,
             sequence: 0,
             tasks: 0,
             contexts: Vec::new(),
@@ -373,7 +379,9 @@ impl Worker {
 
     /// Sends the frame that was made in `self.frame`.
     pub(crate) fn send_frame(&self) -> Result<(), TransportError> {
-        self.requests.send(&self.frame)
+        self.requests.send(&self.frame)?;
+        self.lane.requests().ring(self.more);
+        Ok(())
     }
 
     /// Sends the region that the next frame speaks of.
@@ -390,9 +398,15 @@ impl Worker {
         records::places(records)?.into_iter().map(take).collect()
     }
 
+    /// Stays awake for a reply, for at most so long; whether there is one.
+    pub(crate) fn listen(&mut self, patience: Duration) -> bool {
+        self.ear.listen(self.lane.replies(), patience)
+    }
+
     /// Waits for a reply; a wait for a process that dies is ended by [`Process::bury`].
-    pub(crate) fn recv(&self) -> Result<Reply, TransportError> {
+    pub(crate) fn recv(&mut self) -> Result<Reply, TransportError> {
         let frame = self.replies.recv()?;
+        self.ear.receive();
         codec::decode(&frame).map_err(|error| TransportError::Malformed(error.to_string()))
     }
 }

@@ -14,7 +14,7 @@ use bincode::config::{Configuration, Fixint, Limit, LittleEndian};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::plain;
+use crate::{copy, plain};
 
 /// Where encoded bytes go.
 pub trait Sink {
@@ -25,7 +25,7 @@ pub trait Sink {
 impl Sink for Vec<u8> {
     #[inline]
     fn put(&mut self, bytes: &[u8]) {
-        self.extend_from_slice(bytes);
+        copy::append(self, bytes);
     }
 }
 
@@ -130,7 +130,7 @@ pub unsafe fn decode_shared<T: DeserializeOwned>(
     let mut copy = Vec::<u8>::with_capacity(len);
     // SAFETY: the source is valid for `len` bytes, and the copy has just been allocated for them.
     unsafe {
-        std::ptr::copy_nonoverlapping(from, copy.as_mut_ptr(), len);
+        copy::copy(from, copy.as_mut_ptr(), len);
         copy.set_len(len);
     }
     decode(&copy)

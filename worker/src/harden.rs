@@ -200,24 +200,26 @@ pub fn printed() -> u64 {
 
 /// Nanoseconds of the monotonic clock, which is one for all processes.
 pub fn now() -> u64 {
+    clock(libc::CLOCK_MONOTONIC)
+}
+
+/// Nanoseconds of CPU time that this thread has had.
+pub(crate) fn cpu_time() -> u64 {
+    clock(libc::CLOCK_THREAD_CPUTIME_ID)
+}
+
+fn clock(which: libc::clockid_t) -> u64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: writes to a local.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time) };
+    unsafe { libc::clock_gettime(which, &mut time) };
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
-/// Asks for large pages where memory that has just been allocated is about to be filled: a page
-/// fault for each 4 KiB costs about four times what copying them does. It is a wish; where it isn't
-/// granted, nothing is lost.
-pub fn prefer_huge_pages(start: *const u8, bytes: usize) {
-    const HUGE: usize = 2 << 20;
-    let first = start.addr().next_multiple_of(HUGE);
-    let end = start.addr().saturating_add(bytes) / HUGE * HUGE;
-    if end.saturating_sub(first) >= HUGE {
-        let first = start.wrapping_add(first - start.addr());
-        // SAFETY: advice on memory that the caller has allocated changes nothing that can be read.
-        unsafe { libc::madvise(first.cast_mut().cast(), end - first.addr(), libc::MADV_HUGEPAGE) };
-    }
+/// Asks for a large page behind the memory of that size, which nobody has touched. It is a wish; where
+/// it isn't granted, nothing is lost.
+pub(crate) fn prefer_huge_page(start: *mut u8, bytes: usize) {
+    // SAFETY: advice on memory changes nothing that can be read.
+    unsafe { libc::madvise(start.cast(), bytes, libc::MADV_HUGEPAGE) };
 }
 
 /// Gives the memory behind a shared mapping back to the system, for all who have it mapped.

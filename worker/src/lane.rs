@@ -12,6 +12,7 @@
 //!   how many bytes of results are valid.
 //! - **recall** is the parent's wish that items which are claimed and not begun be put back into the
 //!   claim, from where it can take them: the running one has turned out slow.
+//! - **requests** and **replies** are the two sides' [bells](Bell).
 //! - **note** is what a worker may leave about its own end; see [`Note`].
 //! - the **results** follow, encoded straight into the region as [records](Record).
 //!
@@ -25,7 +26,9 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use crate::bell::Bell;
 use crate::codec::Sink;
+use crate::copy;
 use crate::transport::Region;
 
 /// Size of a lane in bytes. Large enough that a chunk of tiny results is worth its frame, small
@@ -39,6 +42,8 @@ const STARTED: usize = 128;
 const BEGUN: usize = 136;
 const NOTE: usize = 144;
 const RECALL: usize = 192;
+const REQUESTS: usize = 256;
+const REPLIES: usize = 320;
 const RESULTS: usize = 4096;
 
 /// Room for results in bytes.
@@ -169,10 +174,22 @@ impl Lane {
         unsafe { AtomicU32::from_ptr(self.base.add(STARTED).cast()) }
     }
 
+    /// What the parent rings.
+    pub fn requests(&self) -> Bell<'_> {
+        Bell::new(self.word(REQUESTS))
+    }
+
+    /// What the worker rings.
+    pub fn replies(&self) -> Bell<'_> {
+        Bell::new(self.word(REPLIES))
+    }
+
     // The parent's side.
 
-    /// Prepares for a chunk of `items`. The worker must be waiting for a frame.
-    pub fn open(&self, items: u32) {
+    /// Prepares for a chunk of `items`, whose first block counts as begun `now`. The worker must be
+    /// waiting for a frame.
+    pub fn open(&self, items: u32, now: u64) {
+        self.word(BEGUN).store(now, Ordering::Relaxed);
         self.word(COMMITTED).store(0, Ordering::Relaxed);
         self.started_word().store(0, Ordering::Relaxed);
         self.word(RECALL).store(0, Ordering::Relaxed);
@@ -241,7 +258,7 @@ impl Lane {
         // same, the copy holds garbage, which its reader expects.
         unsafe {
             let from = self.base.add(RESULTS + range.start);
-            std::ptr::copy_nonoverlapping(from, to.as_mut_ptr().add(to.len()), range.len());
+            copy::copy(from, to.as_mut_ptr().add(to.len()), range.len());
             to.set_len(to.len() + range.len());
         }
     }
@@ -323,7 +340,7 @@ impl Lane {
     pub fn write(&self, at: usize, bytes: &[u8]) {
         let to = self.room(at, bytes.len());
         // SAFETY: there is room for them, and what is not committed is the worker's.
-        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
+        unsafe { copy::copy(bytes.as_ptr(), to, bytes.len()) };
     }
 }
 
@@ -377,7 +394,7 @@ mod tests {
 
     fn lane(items: u32) -> Lane {
         let lane = Lane::new(Region::zeroed(LANE_BYTES).unwrap()).unwrap();
-        lane.open(items);
+        lane.open(items, 0);
         lane
     }
 

@@ -15,8 +15,11 @@
 //! | [`protocol`] | the frames that travel, and the marker that makes a process a worker |
 //! | [`transport`] | moving frames and regions (the only file that knows ipc-channel) |
 //! | [`lane`] | the shared region: who has claimed which item, what is committed, the results |
+//! | [`bell`] | waiting awake where an answer comes sooner than a thread is woken |
 //! | [`serve`] | the worker's loop: claim, decode, call, encode, commit |
+//! | [`copy`](mod@copy) | copying many bytes |
 //! | [`context`] | what the items of one call share |
+//! | [`room`] | large pages for large vectors |
 //! | [`state`] | what a worker's initializer made, for its tasks |
 //! | [`seed`] | the tasks' random streams |
 //! | [`panics`] | turning a panic into a report |
@@ -26,14 +29,17 @@
 #![allow(rustdoc::private_intra_doc_links)]
 
 pub mod attach;
+pub mod bell;
 pub mod codec;
 pub mod context;
+pub mod copy;
 pub mod function;
 pub mod harden;
 pub mod lane;
 pub mod panics;
 pub mod plain;
 pub mod protocol;
+pub mod room;
 pub mod seed;
 pub mod serve;
 pub mod state;

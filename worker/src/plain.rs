@@ -8,7 +8,8 @@
 use std::any::TypeId;
 
 use crate::codec::{CodecError, Sink};
-use crate::harden;
+use crate::copy;
+use crate::room::Room;
 
 /// A number whose encoding equals its memory. Every bit pattern of such a type is a value, which is
 /// why `bool` and `char` are not among them.
@@ -57,24 +58,38 @@ pub fn extend_numbers<T>(to: &mut Vec<T>, bytes: &[u8]) -> bool {
     // made, and any bytes are a plain number.
     unsafe {
         let end = to.as_mut_ptr().add(to.len());
-        std::ptr::copy_nonoverlapping(bytes.as_ptr(), end.cast(), bytes.len());
+        copy::copy(bytes.as_ptr(), end.cast(), bytes.len());
         to.set_len(to.len() + count);
     }
     true
 }
 
-/// From how many bytes on large pages are asked for: below, memory is mostly had again from the
-/// allocator, which has touched it before.
-const LARGE: usize = 4 << 20;
-
-/// An empty vector with room for so many elements, which is going to be filled.
-pub fn with_room<T>(count: usize) -> Vec<T> {
-    let elements = Vec::<T>::with_capacity(count);
-    let bytes = elements.capacity().saturating_mul(size_of::<T>());
-    if bytes >= LARGE {
-        harden::prefer_huge_pages(elements.as_ptr().cast(), bytes);
+/// Appends the encodings of up to `most` items that are plain numbers; gives how many there were. If
+/// `items` panics, those before are appended. Of items that are no plain numbers, none is taken.
+#[inline]
+pub fn put_all<T>(to: &mut Vec<u8>, items: &mut impl Iterator<Item = T>, most: usize) -> usize {
+    /// Makes what has been written a part of the vector, whatever way this ends.
+    struct Written<'a> {
+        to: &'a mut Vec<u8>,
+        len: usize,
     }
-    elements
+    impl Drop for Written<'_> {
+        fn drop(&mut self) {
+            // SAFETY: so many bytes have been written, in room that was made for them.
+            unsafe { self.to.set_len(self.len) };
+        }
+    }
+    let Some(width) = width::<T>() else { return 0 };
+    to.reserve(most.saturating_mul(width));
+    let start = to.len();
+    let mut written = Written { to, len: start };
+    items.take(most).for_each(|item| {
+        // SAFETY: there is room for `most` items after the start; an item is a plain number, whose
+        // encoding is its memory.
+        unsafe { written.to.as_mut_ptr().add(written.len).cast::<T>().write_unaligned(item) };
+        written.len += width;
+    });
+    (written.len - start) / width
 }
 
 /// The elements of a large vector of plain numbers (or of a string) as they lie in memory, so that
@@ -199,12 +214,19 @@ unsafe fn take_elements<T, N: Number>(from: *const u8, len: usize) -> Result<Vec
 ///
 /// `count` numbers' bytes can be read at `from`.
 unsafe fn copy_elements<N: Number>(from: *const u8, count: usize) -> Vec<N> {
-    let mut elements = with_room::<N>(count);
-    // SAFETY: the vector was allocated for `count` numbers, and any bytes are numbers.
-    unsafe {
-        let to = elements.as_mut_ptr().cast();
-        std::ptr::copy_nonoverlapping(from, to, count * size_of::<N>());
-        elements.set_len(count);
+    /// So much at once that the copy is not slowed down by being made in parts.
+    const PART: usize = 2 << 20;
+    let (mut elements, mut room) = Room::new::<N>(count);
+    while elements.len() < count {
+        let (done, width) = (elements.len(), size_of::<N>());
+        let part = (count - done).min(PART / width);
+        room.prepare(&mut elements, part);
+        // SAFETY: the vector was allocated for `count` numbers, and any bytes are numbers.
+        unsafe {
+            let to = elements.as_mut_ptr().add(done).cast();
+            copy::copy(from.add(done * width), to, part * width);
+            elements.set_len(done + part);
+        }
     }
     elements
 }

@@ -24,6 +24,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::bell::Ear;
 use crate::codec::{self, CodecError};
 use crate::context::{Context, Source};
 use crate::function::{Call, ForeignFunction, Identity};
@@ -34,7 +35,7 @@ use crate::protocol::{self, Body, Greeting, Marker, Place, Reply, Request, VERSI
 use crate::transport::{
     self, FrameReceiver, FrameSender, Hello, Region, RegionReceiver, RegionSender, TransportError,
 };
-use crate::{plain, seed, state};
+use crate::{copy, plain, seed, state};
 
 /// The most items that are claimed at once: so many of the tiniest take about [`SHORT_BLOCK`], and
 /// the costs of a block are lost beside theirs.
@@ -92,9 +93,9 @@ fn enter(marker: &Marker) -> Result<Worker, TransportError> {
     };
     transport::greet(&marker.bootstrap, hello)?;
     panics::install(Run::last_words);
-    let link = Link { from_parent, regions_in, to_parent, regions_out };
     // The worker's lane lives as long as the process.
-    let lane = Box::leak(Box::new(lane));
+    let lane: &Lane = Box::leak(Box::new(lane));
+    let link = Link { from_parent, regions_in, to_parent, regions_out, lane, ear: Ear::default() };
     harden::note_refused_memory(lane);
     Ok(Worker {
         link,
@@ -115,14 +116,25 @@ struct Link {
     regions_in: RegionReceiver,
     to_parent: FrameSender,
     regions_out: RegionSender,
+    lane: &'static Lane,
+    ear: Ear,
 }
 
 impl Link {
+    fn recv(&mut self) -> Result<Vec<u8>, TransportError> {
+        self.ear.listen_for_more(self.lane.requests());
+        let frame = self.from_parent.recv()?;
+        self.ear.receive();
+        Ok(frame)
+    }
+
     fn reply(&self, reply: &Reply) -> Result<(), TransportError> {
         let mut frame = Vec::with_capacity(16);
         codec::encode(reply, &mut frame)
             .map_err(|error| TransportError::Malformed(error.to_string()))?;
-        self.to_parent.send(&frame)
+        self.to_parent.send(&frame)?;
+        self.lane.replies().ring(false);
+        Ok(())
     }
 }
 
@@ -167,7 +179,7 @@ impl Kept {
             // SAFETY: the region is large enough, and while it is free the parent doesn't look at it.
             unsafe {
                 let to = result.region.base();
-                std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len());
+                copy::copy(bytes.as_ptr(), to, bytes.len());
             }
             return Ok(Place { number: result.number, len, is_new: false, is_kept: true });
         }
@@ -212,7 +224,7 @@ impl Worker {
     }
 
     fn answer_one(&mut self) -> Result<(), TransportError> {
-        let frame = self.link.from_parent.recv()?;
+        let frame = self.link.recv()?;
         let malformed = |error: CodecError| TransportError::Malformed(error.to_string());
         let (request, body) = codec::decode_prefix::<Request>(&frame).map_err(malformed)?;
         match request {
@@ -298,7 +310,7 @@ impl Worker {
         let singly = limited || self.capture;
         let mut run = Run {
             lane: self.lane,
-            link: &self.link,
+            link: &mut self.link,
             kept: &mut self.kept,
             sequence,
             singly,
@@ -489,7 +501,7 @@ enum Stage {
 #[derive(Debug)]
 pub struct Run<'a> {
     lane: &'a Lane,
-    link: &'a Link,
+    link: &'a mut Link,
     kept: &'a mut Kept,
     sequence: u32,
     /// Whether items are claimed one at a time.
@@ -920,7 +932,7 @@ impl<'a> Run<'a> {
         let resumed = self
             .link
             .reply(&Reply::Yield { sequence: self.sequence })
-            .and_then(|()| self.link.from_parent.recv())
+            .and_then(|()| self.link.recv())
             .and_then(|frame| match codec::decode::<Request>(&frame) {
                 Ok(Request::Resume) => Ok(()),
                 _ => Err(TransportError::Malformed("expected to be resumed".to_owned())),

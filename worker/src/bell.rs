@@ -1,0 +1,192 @@
+//! Waiting awake for what will be there sooner than a thread is put to sleep and woken.
+//!
+//! To wake a thread that sleeps on another CPU takes about 5 µs, and up to 50 where that CPU has gone
+//! idle under a virtual machine; a call that a worker answers in 1 µs has two such wakes in it. So
+//! where CPUs are free, who waits for a quick answer stays awake for a while. Each side counts the
+//! frames that it has sent in a word of the lane, its [`Bell`]; the other compares that with what it
+//! has received, in its [`Ear`].
+//!
+//! A bell is a hint and nothing more: every frame is received from the channel all the same, so that
+//! one that lies costs its listener a short wait at most.
+//!
+//! Nobody stays awake for a sender that was last seen on the same CPU, which can't run meanwhile; there
+//! the kernel's own hand-over is as quick as can be. And after a wait that was in vain, the next ones
+//! sleep at once: first one, then two, four, up to [`MOST_SKIPPED`].
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::harden::now;
+
+/// How long a wait is that costs no more than going to sleep and being woken does.
+pub const PATIENCE: Duration = Duration::from_micros(50);
+
+/// The most waits that sleep at once after one that was in vain.
+const MOST_SKIPPED: u32 = 64;
+
+/// How often a listener looks before it looks at the clock, which takes longer.
+const LOOKS: u32 = 32;
+
+/// A word that counts what one side has sent: below, how much; above, from which CPU, and whether the
+/// receiver is to stay awake for the next.
+#[derive(Debug, Clone, Copy)]
+pub struct Bell<'a>(&'a AtomicU64);
+
+impl<'a> Bell<'a> {
+    /// Sees a word of a lane as a bell.
+    pub(crate) fn new(word: &'a AtomicU64) -> Self {
+        Self(word)
+    }
+
+    /// Says that a frame has been sent. With `more`, the next one will follow soon after the answer.
+    pub fn ring(&self, more: bool) {
+        let count = (self.0.load(Ordering::Relaxed) as u32).wrapping_add(1);
+        let from = place() << 1 | u32::from(more);
+        self.0.store(u64::from(from) << 32 | u64::from(count), Ordering::Release);
+    }
+
+    /// How often it was rung, from where the last time, and whether more is to follow.
+    fn look(&self) -> (u32, u32, bool) {
+        let word = self.0.load(Ordering::Acquire);
+        let from = (word >> 32) as u32;
+        (word as u32, from >> 1, from & 1 == 1)
+    }
+}
+
+/// The CPU that this thread is on, from 1, so that nobody's is 0.
+fn place() -> u32 {
+    rustix::thread::sched_getcpu() as u32 + 1
+}
+
+/// What one side has heard of the other's bell.
+#[derive(Debug, Default)]
+pub struct Ear {
+    received: u32,
+    /// How many waits are still to sleep at once, and how many after the next that is in vain.
+    skip: u32,
+    penalty: u32,
+}
+
+impl Ear {
+    /// Stays awake until the bell has been rung for a frame that is not received, or for `patience`;
+    /// whether it has been rung.
+    pub fn listen(&mut self, bell: Bell<'_>, patience: Duration) -> bool {
+        let (rung, from, _) = bell.look();
+        if rung != self.received {
+            return true;
+        }
+        if from == place() {
+            return false;
+        }
+        if self.skip > 0 {
+            self.skip -= 1;
+            return false;
+        }
+        let start = now();
+        loop {
+            for _ in 0..LOOKS {
+                if bell.look().0 != self.received {
+                    self.penalty = 0;
+                    return true;
+                }
+                std::hint::spin_loop();
+            }
+            if u128::from(now().saturating_sub(start)) >= patience.as_nanos() {
+                self.penalty = (self.penalty * 2).clamp(1, MOST_SKIPPED);
+                self.skip = self.penalty;
+                return false;
+            }
+        }
+    }
+
+    /// As [`listen`](Self::listen), if the last ring announced more.
+    pub fn listen_for_more(&mut self, bell: Bell<'_>) {
+        if bell.look().2 {
+            self.listen(bell, PATIENCE);
+        }
+    }
+
+    /// Takes note that a frame was received.
+    pub fn receive(&mut self) {
+        self.received = self.received.wrapping_add(1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As if it had been rung so often from another CPU than this thread's.
+    fn rung(count: u32, more: bool) -> AtomicU64 {
+        let elsewhere = (place() + 1) << 1 | u32::from(more);
+        AtomicU64::new(u64::from(elsewhere) << 32 | u64::from(count))
+    }
+
+    /// How long that takes, in nanoseconds.
+    fn time(wait: impl FnOnce()) -> u64 {
+        let start = now();
+        wait();
+        now() - start
+    }
+
+    const LONG: Duration = Duration::from_millis(20);
+
+    #[test]
+    fn who_has_been_rung_for_does_not_wait() {
+        let (word, mut ear) = (rung(1, true), Ear::default());
+        assert!(ear.listen(Bell::new(&word), Duration::ZERO));
+        assert_eq!(ear.penalty, 0);
+    }
+
+    #[test]
+    fn a_wait_ends_when_the_bell_is_rung() {
+        let (word, mut ear) = (rung(7, true), Ear { received: 7, ..Ear::default() });
+        std::thread::scope(|scope| {
+            scope.spawn(|| Bell::new(&word).ring(false));
+            ear.listen(Bell::new(&word), Duration::from_secs(600));
+        });
+        ear.receive();
+        assert_eq!((ear.received, ear.penalty), (8, 0));
+    }
+
+    #[test]
+    fn waits_in_vain_become_rare_and_one_that_is_not_brings_them_back() {
+        let (word, mut ear) = (rung(0, true), Ear::default());
+        let mut awake = 0;
+        for _ in 0..400 {
+            awake += u32::from(ear.skip == 0);
+            ear.listen(Bell::new(&word), Duration::ZERO);
+        }
+        // After 1, 2, 4, … 64 that sleep at once, and each 64 from then on.
+        assert_eq!(awake, 7 + (400 - 7 - 127) / 65 + 1);
+        ear.skip = 0;
+        std::thread::scope(|scope| {
+            scope.spawn(|| Bell::new(&word).ring(false));
+            ear.listen(Bell::new(&word), Duration::from_secs(600));
+        });
+        assert_eq!((ear.skip, ear.penalty), (0, 0));
+    }
+
+    #[test]
+    fn nobody_stays_awake_for_what_was_not_announced() {
+        let (word, mut ear) = (rung(0, false), Ear::default());
+        ear.listen_for_more(Bell::new(&word));
+        assert_eq!((ear.skip, ear.penalty), (0, 0));
+        let word = rung(0, true);
+        assert!(time(|| ear.listen_for_more(Bell::new(&word))) >= PATIENCE.as_nanos() as u64);
+        assert_eq!(ear.skip, 1);
+    }
+
+    #[test]
+    fn nor_for_a_sender_on_the_same_cpu() {
+        // The thread may be moved between the two looks at its CPU, but not each time.
+        let mut skipped = 0;
+        for _ in 0..100 {
+            let (word, mut ear) = (AtomicU64::new(0), Ear { received: 1, ..Ear::default() });
+            Bell::new(&word).ring(true);
+            ear.listen(Bell::new(&word), LONG);
+            skipped += u32::from(ear.penalty == 0);
+        }
+        assert!(skipped > 50, "{skipped}");
+    }
+}
