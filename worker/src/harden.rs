@@ -222,6 +222,14 @@ pub(crate) fn prefer_huge_page(start: *mut u8, bytes: usize) {
     unsafe { libc::madvise(start.cast(), bytes, libc::MADV_HUGEPAGE) };
 }
 
+/// Has the kernel put pages behind memory that is about to be filled, all at once.
+///
+/// It is a wish, which kernels before 5.14 don't know.
+pub(crate) fn populate(start: *mut u8, bytes: usize) {
+    // SAFETY: what the memory holds stays as it is.
+    unsafe { libc::madvise(start.cast(), bytes, libc::MADV_POPULATE_WRITE) };
+}
+
 /// Gives the memory behind a shared mapping back to the system, for all who have it mapped.
 pub(crate) fn discard(start: *const u8, bytes: usize) {
     if bytes > 0 {
