@@ -40,9 +40,10 @@ impl Limiter {
         self.limit
     }
 
-    /// Whether another worker is to be woken, while so many are on their way.
-    pub(crate) fn has_room(&self, coming: usize) -> bool {
-        self.out[0] + self.out[1] + coming < self.limit
+    /// Whether another worker is to be woken, while so many are on their way: for little, only the
+    /// first.
+    pub(crate) fn has_room(&self, coming: usize, is_much: bool) -> bool {
+        self.out[0] + self.out[1] + coming < if is_much { self.limit } else { 1 }
     }
 
     /// A chunk of brisk tasks is sent.
@@ -80,7 +81,7 @@ mod tests {
         let mut limiter = Limiter::new(2);
         let mut sent = Vec::new();
         for _ in 0..12 {
-            while limiter.has_room(0) {
+            while limiter.has_room(0, true) {
                 sent.push(limiter.begin());
             }
             limiter.tick(true);

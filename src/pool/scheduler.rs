@@ -391,7 +391,7 @@ impl Shared {
     /// What a driver with an idle worker may take: from the queue, or back from another worker.
     fn find_work(&self, central: &mut Central, slot: usize, allowed: u32) -> VecDeque<Batch> {
         let is_watcher = central.watcher == Some(slot);
-        if is_watcher && central.by_slot[slot].own.is_empty() && !central.wants_worker() {
+        if central.by_slot[slot].own.is_empty() && !central.wants_worker() {
             return VecDeque::new();
         }
         let batches = self.next_batches(central, slot, allowed);
@@ -959,7 +959,9 @@ impl Central {
 
     /// Whether what is queued is worth another worker.
     fn wants_worker(&self) -> bool {
-        !self.is_brisk() || self.limiter.has_room(self.seats.called())
+        let Some(first) = self.queue.front().filter(|_| self.is_brisk()) else { return true };
+        let worthwhile = u64::from(first.job.pace.worthwhile());
+        self.limiter.has_room(self.seats.called(), self.queued >= worthwhile)
     }
 
     /// A chunk is back.
