@@ -256,6 +256,10 @@ impl Pace {
     /// chunk's end or its first millisecond, whichever is first, so that it isn't felt either.
     pub(crate) const CHUNK: u64 = 1_000_000;
 
+    /// The same for a job whose results are wanted together: nobody sees any of them earlier, and the
+    /// other workers take back what turns out slow.
+    pub(crate) const LONG_CHUNK: u64 = 4_000_000;
+
     /// What takes less, in nanoseconds, is not worth a chunk of its own, nor another worker: it is done
     /// sooner where it is than somebody else has been woken for it.
     pub(crate) const WORTHWHILE: u64 = 100_000;
@@ -297,14 +301,14 @@ impl Pace {
         (1..Self::BRISK).contains(&self.least.load(Relaxed))
     }
 
-    /// How many items to send at once: one to begin with, and never many more than have been
-    /// measured, since the first ones need not be like the others.
-    pub(crate) fn chunk(&self) -> u32 {
+    /// How many items to send at once, to take so many nanoseconds: one to begin with, and never many
+    /// more than have been measured, since the first ones need not be like the others.
+    pub(crate) fn chunk(&self, goal: u64) -> u32 {
         let (nanos, seen) = (self.nanos.load(Relaxed), self.seen.load(Relaxed));
         if nanos == 0 {
             return 1;
         }
-        let worth = (Self::CHUNK / nanos).clamp(1, Self::MOST.into());
+        let worth = (goal / nanos).clamp(1, Self::MOST.into());
         worth.min(4 * seen) as u32
     }
 
@@ -414,12 +418,12 @@ mod tests {
             observations in prop::collection::vec((1u64..5000, 0u64..10_000_000_000), 0..30)
         ) {
             let pace = Pace::default();
-            prop_assert_eq!(pace.chunk(), 1);
+            prop_assert_eq!(pace.chunk(Pace::CHUNK), 1);
             let mut seen = 0;
             for (items, nanos) in observations {
                 pace.observe(items, nanos);
                 seen += items;
-                let chunk = u64::from(pace.chunk());
+                let chunk = u64::from(pace.chunk(Pace::CHUNK));
                 prop_assert!(chunk >= 1 && chunk <= 4 * seen && chunk <= Pace::MOST.into());
                 prop_assert!(chunk == 1 || chunk * pace.nanos() <= Pace::CHUNK);
             }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use procpool_worker::codec::Sink;
 use procpool_worker::lane::{CAPACITY, Lane, Note};
-use procpool_worker::protocol::{Body, Reply, Request, SPAN_HEAD, Span};
+use procpool_worker::protocol::{Body, Manner, Reply, Request, SPAN_HEAD, Span};
 use procpool_worker::seed;
 use procpool_worker::transport::TransportError;
 
@@ -226,7 +226,12 @@ impl Chunk {
     }
 
     /// Makes the frame. A body that is too large for it is put into a region.
-    fn encode(&self, worker: &mut Worker, limit: usize) -> Result<Sending, TransportError> {
+    fn encode(
+        &self,
+        worker: &mut Worker,
+        limit: usize,
+        is_observed: bool,
+    ) -> Result<Sending, TransportError> {
         let size: usize =
             self.batches.iter().map(|batch| batch.arguments().len() + SPAN_HEAD).sum();
         // Such a batch is always alone: it fits into no frame.
@@ -243,10 +248,14 @@ impl Chunk {
             Some(place) => Body::Region(place),
             None => Body::Frame,
         };
-        let sequence = worker.sequence;
-        let limited = self.limit.is_some();
-        let context = self.context().map(|context| context.id);
-        worker.make(&Request::Chunk { sequence, body, limited, context })?;
+        let is_awaited = |batch: &Batch| !batch.job.together.load(Relaxed);
+        let manner = Manner {
+            sequence: worker.sequence,
+            limited: self.limit.is_some(),
+            prompt: is_observed || self.batches.iter().any(is_awaited),
+            context: self.context().map(|context| context.id),
+        };
+        worker.make(&Request::Chunk { body, manner })?;
         if region.is_none() {
             self.put_spans(&mut worker.frame);
         }
@@ -510,7 +519,8 @@ fn drive(
         if let Some(context) = chunk.context() {
             worker.share(context)?;
         }
-        match chunk.encode(worker, inline_limit) {
+        let is_observed = teller.observers.is_some_and(Observers::listen);
+        match chunk.encode(worker, inline_limit, is_observed) {
             Ok(sending) => {
                 body = sending.region;
                 let lease = body.as_ref().or(chunk.batches.front().and_then(Batch::elements));

@@ -3,7 +3,7 @@
 //! lets each item through once.
 
 use std::collections::VecDeque;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use std::time::{Duration, Instant};
@@ -37,6 +37,8 @@ pub(crate) struct Job {
     pub(crate) taken: AtomicBool,
     /// Nothing of it is to be started any more.
     pub(crate) cancelled: AtomicBool,
+    /// Nobody looks at an outcome before all are there, so that none is worth waking anybody.
+    pub(crate) together: AtomicBool,
     state: Mutex<State>,
     arrived: Condvar,
 }
@@ -48,6 +50,8 @@ struct State {
     /// How many threads wait for an arrival: a notification costs a system call, also where nobody
     /// waits.
     waiting: u32,
+    /// None of them is to be woken as long as more items are open than this.
+    most_open: u64,
     waker: Option<Waker>,
     /// Called when the last item is settled.
     when_done: Option<Box<dyn FnOnce() + Send>>,
@@ -137,6 +141,7 @@ impl Job {
             offset,
             taken: AtomicBool::new(false),
             cancelled: AtomicBool::new(false),
+            together: AtomicBool::new(false),
             state: Mutex::default(),
             arrived: Condvar::new(),
         })
@@ -149,6 +154,16 @@ impl Job {
         self.options.timeout == other.options.timeout
             && self.options.chunk_size == other.options.chunk_size
             && context(self) == context(other)
+    }
+
+    /// How long a chunk of its items is to take, in nanoseconds.
+    pub(crate) fn stint(&self) -> u64 {
+        if self.together.load(Relaxed) { Pace::LONG_CHUNK } else { Pace::CHUNK }
+    }
+
+    /// How many items a chunk is to have, where nothing else is said.
+    pub(crate) fn chunk(&self) -> u32 {
+        self.options.chunk_size.unwrap_or_else(|| self.pace.chunk(self.stint()))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -183,7 +198,7 @@ impl Job {
     fn announce(&self, mut state: MutexGuard<'_, State>) {
         let waker = state.waker.take();
         let when_done = if state.ledger.open() == 0 { state.when_done.take() } else { None };
-        let is_awaited = state.waiting > 0;
+        let is_awaited = state.waiting > 0 && state.ledger.open() <= state.most_open;
         drop(state);
         if is_awaited {
             self.arrived.notify_all();
@@ -227,7 +242,7 @@ impl Job {
             if left.is_some_and(|left| left.is_zero()) {
                 return false;
             }
-            state = self.sleep(state, left);
+            state = self.sleep(state, left, 0);
         }
         true
     }
@@ -242,17 +257,33 @@ impl Job {
             if state.ledger.open() == 0 {
                 return None;
             }
-            state = self.sleep(state, None);
+            state = self.sleep(state, None, u64::MAX);
         }
     }
 
-    /// Waits for an arrival, or until the time is over.
+    /// Waits until no more than `most_open` items are open, and gives what has arrived; nothing when
+    /// nothing is open and all has been taken.
+    pub(crate) fn wait_arrivals(&self, most_open: u64) -> VecDeque<Arrival> {
+        let mut state = self.state();
+        loop {
+            let open = state.ledger.open();
+            if open == 0 || (open <= most_open && !state.arrivals.is_empty()) {
+                return std::mem::take(&mut state.arrivals);
+            }
+            state = self.sleep(state, None, most_open);
+        }
+    }
+
+    /// Waits for an arrival after which no more than `most_open` items are open, or until the time is
+    /// over.
     fn sleep<'a>(
         &self,
         mut state: MutexGuard<'a, State>,
         limit: Option<Duration>,
+        most_open: u64,
     ) -> MutexGuard<'a, State> {
         state.waiting += 1;
+        state.most_open = state.most_open.max(most_open);
         let mut state = match limit {
             None => self.arrived.wait(state).unwrap_or_else(PoisonError::into_inner),
             Some(limit) => {
@@ -261,6 +292,9 @@ impl Job {
             }
         };
         state.waiting -= 1;
+        if state.waiting == 0 {
+            state.most_open = 0;
+        }
         state
     }
 
@@ -387,5 +421,30 @@ fn contained<R>(decode: impl FnOnce() -> Result<R, codec::CodecError>) -> Result
             std::any::type_name::<R>(),
             panics::message(&*payload)
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_wants_results_together_is_not_woken_for_each() {
+        let call = Call { function: 0, trampoline: 0 };
+        let job = Job::new(Ok(call), Default::default(), Default::default(), 0, None, 0);
+        job.enter(8);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for first in 0..8 {
+                    let content = Content::Failed(Failure::unstarted(TaskErrorKind::Cancelled));
+                    job.deliver(Arrival { first, items: 1, origin: Origin::NONE, content });
+                }
+            });
+            let arrived = job.wait_arrivals(2).len();
+            assert!(arrived >= 6, "{arrived} arrived");
+            let rest = job.wait_arrivals(0).len();
+            assert_eq!(arrived + rest, 8);
+        });
+        assert!(job.wait_arrivals(0).is_empty(), "nothing is open, and all has been taken");
     }
 }

@@ -261,11 +261,9 @@ impl Shared {
         // the others; few enough that an input is not read far ahead of its use.
         const LEAST: u64 = 32;
         const MOST: u64 = 1 << 20;
-        let chunk = match job.options.chunk_size {
-            Some(size) => 2 * u64::from(size),
-            None => 4 * u64::from(job.pace.chunk()),
-        };
-        chunk.clamp(LEAST, MOST) * self.config.workers as u64
+        let is_short = job.options.chunk_size.is_none() && !job.together.load(Relaxed);
+        let chunks = if is_short { 4 } else { 2 };
+        (chunks * u64::from(job.chunk())).clamp(LEAST, MOST) * self.config.workers as u64
     }
 
     /// Takes a job out of the queue, and ends what of it is running.
@@ -469,12 +467,12 @@ impl Shared {
             let is_other = chunk.front().is_some_and(|front| {
                 !front.job.travels_with(job) || first.is_alone() || front.is_alone()
             });
-            let size = job
-                .options
-                .chunk_size
-                .unwrap_or_else(|| job.pace.chunk().min(share.max(job.pace.worthwhile())));
+            let size = match job.options.chunk_size {
+                Some(size) => size,
+                None => job.chunk().min(share.max(job.pace.worthwhile())),
+            };
             let wanted = size.min(allowed).saturating_sub(items).min(first.items);
-            let is_long = job.options.chunk_size.is_none() && nanos >= Pace::CHUNK;
+            let is_long = job.options.chunk_size.is_none() && nanos >= job.stint();
             if is_other || wanted == 0 || is_long || chunk.len() >= MAX_BATCHES {
                 break;
             }

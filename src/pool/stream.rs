@@ -101,11 +101,11 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
         if open > window - window / 4 {
             return;
         }
-        let each = self.job.options.chunk_size.unwrap_or_else(|| self.job.pace.chunk().max(8));
-        let each = u64::from(each);
+        let least = if self.job.options.chunk_size.is_some() { 1 } else { 8 };
+        let each = u64::from(self.job.chunk().max(least));
         let workers = self.pool.config.workers as u64;
         while self.ended.is_none() && self.read - self.taken < window {
-            if self.read > 0 && self.job.has_arrivals() {
+            if self.read > 0 && !self.job.together.load(Relaxed) && self.job.has_arrivals() {
                 // Where reading is slow, what is there already is not to wait for it.
                 break;
             }
@@ -357,6 +357,7 @@ where
 {
     /// Enough for a batch to be worth its handling, few enough that it is soon under way.
     const EACH: u64 = 1024;
+    job.together.store(true, Relaxed);
     let mut feed = Feed::new(Arc::clone(pool), Arc::clone(job), input);
     while feed.ended.is_none() {
         feed.read_batch(EACH);
@@ -382,22 +383,28 @@ where
     let mut failure: Option<TaskError> = None;
     // The window bounds what is sent ahead, not what has come back: one slow item must not stop the
     // others, since all are wanted before any is given.
+    job.together.store(true, Relaxed);
     let mut feed = Feed::new(pool, Arc::clone(&job), input);
     feed.may_drive = true;
     let mut early = BTreeMap::new();
     let mut next = 0;
     loop {
         feed.fill();
-        let Some(arrival) = job.wait_arrival() else {
+        // To be woken for less costs more than it is worth.
+        let outstanding = feed.read - feed.taken;
+        let arrivals = job.wait_arrivals(outstanding - outstanding / 4);
+        if arrivals.is_empty() {
             match feed.ended.take() {
                 None => continue,
                 Some(Ok(())) => break,
                 Some(Err(payload)) => resume_unwind(payload),
             }
-        };
-        let items = u64::from(arrival.items);
-        feed.take(items, arrival.first + items);
-        early.insert(arrival.first, arrival);
+        }
+        for arrival in arrivals {
+            let items = u64::from(arrival.items);
+            feed.take(items, arrival.first + items);
+            early.insert(arrival.first, arrival);
+        }
         while let Some(arrival) = early.remove(&next) {
             next += u64::from(arrival.items);
             if failure.is_none() {

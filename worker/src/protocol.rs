@@ -67,6 +67,19 @@ pub struct Greeting {
     pub pid: u32,
 }
 
+/// How a chunk is to be run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manner {
+    /// Tells this chunk from the worker's others.
+    pub sequence: u32,
+    /// Whether each item has a time limit, so that each must be claimed and timed by itself.
+    pub limited: bool,
+    /// Whether somebody waits for single results.
+    pub prompt: bool,
+    /// The context that its items share, if they do.
+    pub context: Option<u64>,
+}
+
 /// What the parent asks.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
@@ -75,14 +88,10 @@ pub enum Request {
     /// Run a chunk; what follows the request in the frame (or lies in the region that was sent
     /// before) is its body: spans, each a [head](Span::head) and arguments.
     Chunk {
-        /// Tells this chunk from the worker's others.
-        sequence: u32,
         /// Where its body is.
         body: Body,
-        /// Whether each item has a time limit, so that each must be claimed and timed by itself.
-        limited: bool,
-        /// The context that its items share, if they do.
-        context: Option<u64>,
+        /// How it is to be run.
+        manner: Manner,
     },
     /// Keep what the items of a call share; it is where a chunk's body would be. Without a reply.
     Context {

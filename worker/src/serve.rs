@@ -31,7 +31,7 @@ use crate::function::{Call, ForeignFunction, Identity};
 use crate::harden::{self, now};
 use crate::lane::{CAPACITY, LANE_BYTES, Lane, Progress, RECORD_HEAD, Record, TIME_RECORD};
 use crate::panics::{self, PanicReport};
-use crate::protocol::{self, Body, Greeting, Marker, Place, Reply, Request, VERSION};
+use crate::protocol::{self, Body, Greeting, Manner, Marker, Place, Reply, Request, VERSION};
 use crate::transport::{
     self, FrameReceiver, FrameSender, Hello, Region, RegionReceiver, RegionSender, TransportError,
 };
@@ -48,8 +48,12 @@ const SHORT_BLOCK: u64 = 2_000;
 /// A block that takes more makes the next one a single item.
 const LONG_BLOCK: u64 = 20_000;
 
-/// How often the parent is told that more is committed, while a chunk runs for long.
+/// How often the parent is told that more is committed, while a chunk runs for long and somebody
+/// waits for single results.
 const PROGRESS_EVERY: u64 = 1_000_000;
+
+/// And where nobody does: an exchange costs 20 to 50 µs of CPU time.
+const PROGRESS_SELDOM: u64 = 20_000_000;
 
 /// Exit code of a worker that could not begin. The parent finds the cause on standard error.
 const EXIT_UNFIT: i32 = 70;
@@ -249,9 +253,9 @@ impl Worker {
                 }
                 Ok(())
             }
-            Request::Chunk { sequence, body: place, limited, context } => {
+            Request::Chunk { body: place, manner } => {
                 match place {
-                    Body::Frame => self.run_chunk(sequence, limited, context, body, None)?,
+                    Body::Frame => self.run_chunk(manner, body, None)?,
                     Body::Region(at) | Body::Elements(at) => {
                         let region = self.region(at)?;
                         let len = usize::try_from(at.len).unwrap_or(usize::MAX);
@@ -265,7 +269,7 @@ impl Worker {
                             Body::Elements(_) => (body, Some(bytes)),
                             _ => (bytes, None),
                         };
-                        self.run_chunk(sequence, limited, context, body, elements)?;
+                        self.run_chunk(manner, body, elements)?;
                         if at.is_kept {
                             self.kept.arguments.push((at.number, region));
                         }
@@ -273,7 +277,7 @@ impl Worker {
                 }
                 // What the tasks printed must be seen when their results are.
                 let _ = std::io::stdout().flush();
-                self.link.reply(&Reply::Done { sequence })
+                self.link.reply(&Reply::Done { sequence: manner.sequence })
             }
             Request::Regions { gone, results_gone, results_free } => {
                 self.kept.update(&gone, &results_gone, &results_free);
@@ -299,14 +303,13 @@ impl Worker {
 
     fn run_chunk(
         &mut self,
-        sequence: u32,
-        limited: bool,
-        context: Option<u64>,
+        manner: Manner,
         mut body: &[u8],
         elements: Option<&[u8]>,
     ) -> Result<(), TransportError> {
         let begun = now();
         // What has a time limit, or whose output is to be told from its neighbours', goes alone.
+        let Manner { sequence, limited, prompt, context } = manner;
         let singly = limited || self.capture;
         let mut run = Run {
             lane: self.lane,
@@ -326,6 +329,7 @@ impl Worker {
             block: if singly { 1 } else { self.block },
             block_begun: begun,
             reported: begun,
+            report_every: if prompt { PROGRESS_EVERY } else { PROGRESS_SELDOM },
             progress: Progress { items: 0, bytes: 0 },
             stage: Stage::Between,
             types: ("", ""),
@@ -527,8 +531,9 @@ pub struct Run<'a> {
     claimed: Range<u32>,
     block: u32,
     block_begun: u64,
-    /// When the parent last heard of us.
+    /// When the parent last heard of us, and how often it is to.
     reported: u64,
+    report_every: u64,
     progress: Progress,
     stage: Stage,
     /// Names of the current span's argument and result types.
@@ -910,7 +915,7 @@ impl<'a> Run<'a> {
         } else if took < SHORT_BLOCK {
             self.block = (self.block * 2).min(MAX_BLOCK);
         }
-        if now.saturating_sub(self.reported) > PROGRESS_EVERY && self.lane.unstarted() > 0 {
+        if now.saturating_sub(self.reported) > self.report_every && self.lane.unstarted() > 0 {
             self.reported = now;
             let told = self.link.reply(&Reply::Progress { sequence: self.sequence });
             self.failed = self.failed.take().or(told.err());
