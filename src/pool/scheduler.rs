@@ -11,7 +11,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::num::NonZero;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, TryLockError};
 use std::time::{Duration, Instant};
 
 use procpool_worker::bell::PATIENCE;
@@ -179,6 +179,15 @@ impl Shared {
     }
 
     fn central(&self) -> MutexGuard<'_, Central> {
+        /// About 10 µs: it is held for no longer, and to sleep until it is free would take longer.
+        const LOOKS: u32 = 30;
+        for _ in 0..LOOKS {
+            match self.central.try_lock() {
+                Ok(central) => return central,
+                Err(TryLockError::Poisoned(poisoned)) => return poisoned.into_inner(),
+                Err(TryLockError::WouldBlock) => (0..16).for_each(|_| std::hint::spin_loop()),
+            }
+        }
         self.central.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
