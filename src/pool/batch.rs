@@ -252,8 +252,8 @@ pub(crate) struct Pace {
 
 impl Pace {
     /// How long a chunk should take, in nanoseconds. Sending one and waking up for its answer costs
-    /// 10 to 20 µs, so that this loses one or two per cent; results are not seen any earlier than a
-    /// chunk's end or its first millisecond, whichever is first, so that it isn't felt either.
+    /// 20 to 50 µs of CPU time, so that this loses some per cent; results are not seen any earlier than
+    /// a chunk's end or its first millisecond, whichever is first, so that it isn't felt.
     pub(crate) const CHUNK: u64 = 1_000_000;
 
     /// The same for a job whose results are wanted together: nobody sees any of them earlier, and the

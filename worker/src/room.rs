@@ -5,13 +5,11 @@
 //! its host meanwhile, costs more than all of its small ones. Measured under Firecracker with free page
 //! reporting: 0.2 ms for one that was in use a moment ago, 6 ms for one that had been free for some
 //! seconds, and 1.2 ms for 512 small pages either way, or 0.8 when they are had by one system call. So
-//! they are asked for one by one, right before they are filled, and after the first that is
-//! [slow](SLOW), small ones are. But who fills one vector after the other has large pages in any case:
-//! one that has been used is quick the next time, if that is [soon](SOON).
+//! they are asked for one by one, right before they are filled; after the first that is [slow](SLOW),
+//! small ones are. To go on with large ones all the same, since one that has been used is quick the next
+//! time, was tried: it made one call in two or three as slow as ten.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-
-use crate::harden::{self, cpu_time, now};
+use crate::harden::{self, cpu_time};
 
 /// The size of a large page.
 const LARGE: usize = 2 << 20;
@@ -24,13 +22,6 @@ const LEAST: usize = 4 << 20;
 /// small ones.
 const SLOW: u64 = 1_000_000;
 
-/// How long free pages stay with a virtual machine at least, in nanoseconds (Linux,
-/// `PAGE_REPORTING_DELAY`).
-const SOON: u64 = 2_000_000_000;
-
-/// When a large vector was made the last time.
-static MADE_AT: AtomicU64 = AtomicU64::new(0);
-
 /// What is to be asked for of one vector's memory.
 #[derive(Debug)]
 pub struct Room {
@@ -39,9 +30,8 @@ pub struct Room {
     /// Where the next large page begins, and where the last one ends.
     next: usize,
     end: usize,
-    /// Whether a large page was slow, and whether that doesn't matter.
+    /// Whether a large page was slow.
     is_slow: bool,
-    is_soon: bool,
 }
 
 impl Room {
@@ -50,17 +40,8 @@ impl Room {
         let elements = Vec::<T>::with_capacity(count);
         let bytes = elements.capacity().saturating_mul(size_of::<T>());
         let start = elements.as_ptr().addr();
-        if bytes < LEAST {
-            return (
-                elements,
-                Self { start, next: start, end: start, is_slow: false, is_soon: false },
-            );
-        }
-        let now = now();
-        let is_soon = now.saturating_sub(MADE_AT.swap(now, Relaxed)) < SOON;
-        let end = (start + bytes) / LARGE * LARGE;
-        let next = start.next_multiple_of(LARGE);
-        (elements, Self { start, next, end, is_slow: false, is_soon })
+        let end = if bytes < LEAST { start } else { (start + bytes) / LARGE * LARGE };
+        (elements, Self { start, next: start.next_multiple_of(LARGE), end, is_slow: false })
     }
 
     /// Asks for the pages of the next `count` elements of this vector.
@@ -94,7 +75,7 @@ impl Room {
             // SAFETY: the page lies in the vector's memory, behind all of its elements. Volatile,
             // since nobody reads it.
             unsafe { page.write_volatile(0) };
-            self.is_slow = cpu_time().saturating_sub(began) > SLOW && !self.is_soon;
+            self.is_slow = cpu_time().saturating_sub(began) > SLOW;
         }
     }
 }
