@@ -183,6 +183,22 @@ fn what_is_behind_a_slow_item_among_tiny_ones_is_done_by_others() {
 }
 
 #[test]
+fn a_map_that_was_to_be_short_and_is_not_is_shared_out_all_the_same() {
+    fn nap(millis: u64) -> u32 {
+        std::thread::sleep(Duration::from_millis(millis));
+        std::process::id()
+    }
+    let pool = Pool::new(2).unwrap();
+    // By all that is known, six take a microsecond: their caller gives all of them to one worker, and
+    // stays awake for them.
+    for _ in 0..3 {
+        pool.map(nap, vec![0; 1000]).unwrap();
+    }
+    let pids = pool.map(nap, [100; 6]).unwrap();
+    assert!(pids.iter().any(|pid| *pid != pids[0]), "{pids:?}");
+}
+
+#[test]
 fn a_panic_among_plain_numbers_costs_its_item_alone() {
     fn task(x: u32) -> u16 {
         assert!(!x.is_multiple_of(97), "{x}");

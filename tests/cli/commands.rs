@@ -220,11 +220,12 @@ fn too_many_failures_end_the_run() {
         ["run", "-p", "2", "--halt", halt, "-n", "1000", "--", "sh", "-c", script]
             .map(str::to_owned)
     };
-    let soon = run(&arguments("soon,fail=3", "exit 1"));
+    // Jobs that take a while, so that few more begin before the failures are noticed.
+    let soon = run(&arguments("soon,fail=3", "sleep 0.05; exit 1"));
     assert_eq!(soon.code, Some(1));
     assert!(soon.stderr.contains("halted: 3 of 3 have failed"), "{soon:?}");
     assert!(soon.stderr.matches("exited with code 1").count() < 8, "{soon:?}");
-    let share = run(&arguments("soon,fail=10%", "test $0 -lt 50"));
+    let share = run(&arguments("soon,fail=10%", "test $0 -lt 50 || { sleep 0.05; exit 1; }"));
     let done: usize = share.stderr.matches("exited with code 1").count();
     assert!((3..20).contains(&done), "{share:?}");
     // The other one would run for ever.
