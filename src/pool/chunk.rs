@@ -80,8 +80,9 @@ pub(crate) fn inline_limit(max_frame: usize) -> usize {
     max_frame.min(32 << 10) - 64
 }
 
-/// The largest body of a chunk of several items.
-pub(crate) const MOST_BYTES: usize = 244 << 10;
+/// The largest body of a chunk of several items. If its results take as much, a lane holds them, with
+/// what is said of each block.
+pub(crate) const MOST_BYTES: usize = CAPACITY - (8 << 10);
 
 impl Chunk {
     /// Of at least one batch. All batches have the same limit. From here on items can be taken
@@ -444,8 +445,8 @@ struct Teller<'a> {
     observers: Option<&'a Observers>,
 }
 
-/// How to wait for a chunk whose answer is likely to come soon.
-pub(crate) struct Prompt<'a> {
+/// How to wait awake for a chunk whose answer is likely to come soon.
+pub(crate) struct Awake<'a> {
     /// How long to stay awake for it.
     pub(crate) patience: Duration,
     /// Called if it hasn't come by then.
@@ -463,10 +464,10 @@ pub(crate) fn run(
     inline_limit: usize,
     counters: &Counters,
     observers: Option<&Observers>,
-    prompt: Option<Prompt<'_>>,
+    awake: Option<Awake<'_>>,
 ) -> Result<(), Box<Loss>> {
     let teller = Teller { counters, observers };
-    let outcome = drive(worker, running, inline_limit, &teller, prompt);
+    let outcome = drive(worker, running, inline_limit, &teller, awake);
     // Somebody may have decided to end it just as it finished.
     let is_lost = outcome.is_err() || worker.process.doomed().is_some();
     if is_lost {
@@ -495,7 +496,7 @@ fn drive(
     running: &Running,
     inline_limit: usize,
     teller: &Teller<'_>,
-    prompt: Option<Prompt<'_>>,
+    awake: Option<Awake<'_>>,
 ) -> Result<(), TransportError> {
     let lock = || running.lock().unwrap_or_else(PoisonError::into_inner);
     let harvest = |worker: &mut Worker, all: bool, room: bool| match lock().as_mut() {
@@ -507,7 +508,7 @@ fn drive(
         }),
         None => Err(Nonsense),
     };
-    worker.more = prompt.is_some();
+    worker.more = awake.is_some();
     worker.sequence = worker.sequence.wrapping_add(1);
     let sequence = worker.sequence;
     if let Some(news) = worker.mapped.news() {
@@ -537,10 +538,10 @@ fn drive(
         }
     }
     worker.send_frame()?;
-    if let Some(prompt) = prompt
-        && !worker.listen(prompt.patience)
+    if let Some(awake) = awake
+        && !worker.listen(awake.patience)
     {
-        (prompt.late)();
+        (awake.late)();
     }
     loop {
         match worker.recv()? {

@@ -161,7 +161,7 @@ impl Job {
         if self.together.load(Relaxed) { Pace::LONG_CHUNK } else { Pace::CHUNK }
     }
 
-    /// How many items a chunk is to have, where nothing else is said.
+    /// How many items a chunk is to have: as many as were asked for, or as take so long.
     pub(crate) fn chunk(&self) -> u32 {
         self.options.chunk_size.unwrap_or_else(|| self.pace.chunk(self.stint()))
     }

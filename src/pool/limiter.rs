@@ -9,7 +9,7 @@
 //! otherwise left to those that will be back in a moment: the same calls then take one change of
 //! thread for a hundred of them, and the CPU of two workers. And while what waits is worth less than
 //! [a chunk](super::batch::Pace::WORTHWHILE), one worker is enough: on two cores, 20,000 empty calls
-//! took 1,000 changes of thread with two and take 600 with one.
+//! took 1,000 changes of thread with two and 600 with one.
 //!
 //! That nobody waits behind a task that is brisk as a rule and slow this time: a chunk counts for a
 //! period or two, which a [tick](Limiter::tick) ends every millisecond while there is work that

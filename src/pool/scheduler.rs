@@ -22,7 +22,7 @@ use rustix::process::Signal;
 use super::WorkerInfo;
 use super::batch::{Batch, Pace};
 use super::builder::Config;
-use super::chunk::{self, Chunk, Loss, Prompt, Running};
+use super::chunk::{self, Awake, Chunk, Loss, Running};
 use super::events::EventKind;
 use super::job::{Failure, Job, Origin};
 use super::limiter::{Limiter, Period};
@@ -270,8 +270,8 @@ impl Shared {
         // the others; few enough that an input is not read far ahead of its use.
         const LEAST: u64 = 32;
         const MOST: u64 = 1 << 20;
-        let is_short = job.options.chunk_size.is_none() && !job.together.load(Relaxed);
-        let chunks = if is_short { 4 } else { 2 };
+        let has_small_chunks = job.options.chunk_size.is_none() && !job.together.load(Relaxed);
+        let chunks = if has_small_chunks { 4 } else { 2 };
         (chunks * u64::from(job.chunk())).clamp(LEAST, MOST) * self.config.workers as u64
     }
 
@@ -551,9 +551,9 @@ impl Shared {
                 self.call_watcher(&mut central);
             }
         };
-        let prompt = turn.patience.map(|patience| Prompt { patience, late: &late });
+        let awake = turn.patience.map(|patience| Awake { patience, late: &late });
         let counters = &self.counters;
-        let outcome = chunk::run(&mut worker, running, limit, counters, Some(observers), prompt);
+        let outcome = chunk::run(&mut worker, running, limit, counters, Some(observers), awake);
         let outcome = outcome.map_err(|loss| self.mourn(&worker, *loss));
         if self.regions.have_returned()
             && let Some(at) = Regions::look_at()

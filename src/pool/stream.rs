@@ -23,14 +23,14 @@ use serde::de::DeserializeOwned;
 use super::Report;
 use super::batch::{Batch, Pace};
 use super::buffer::Buffer;
+use super::chunk;
 use super::job::{Arrival, Content, Failure, Job, Origin, Outcome};
 use super::regions::Lease;
 use super::scheduler::Shared;
 use crate::error::{Side, TaskError, TaskErrorKind};
 
-/// The most bytes of arguments in one batch: if its results take as much, a lane holds them, with what
-/// is said of each block.
-const BATCH_BYTES: usize = 240 << 10;
+/// The most bytes of arguments in one batch, which with its head is to be one chunk's body.
+const BATCH_BYTES: usize = chunk::MOST_BYTES - (4 << 10);
 
 /// From how many bytes on a batch takes over the buffer that it was encoded in, with all of its room.
 const OWN_BUFFER: usize = 32 << 10;

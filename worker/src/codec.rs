@@ -127,13 +127,10 @@ pub unsafe fn decode_shared<T: DeserializeOwned>(
     if let Some(value) = unsafe { plain::take(from, len) } {
         return value;
     }
-    let mut copy = Vec::<u8>::with_capacity(len);
-    // SAFETY: the source is valid for `len` bytes, and the copy has just been allocated for them.
-    unsafe {
-        copy::copy(from, copy.as_mut_ptr(), len);
-        copy.set_len(len);
-    }
-    decode(&copy)
+    let mut bytes = Vec::new();
+    // SAFETY: as promised by the caller.
+    unsafe { copy::append_from(&mut bytes, from, len) };
+    decode(&bytes)
 }
 
 fn config<const LIMIT: usize>() -> Configuration<LittleEndian, Fixint, Limit<LIMIT>> {

@@ -35,11 +35,22 @@ pub unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
 /// As [`Vec::extend_from_slice`].
 #[inline]
 pub fn append(to: &mut Vec<u8>, bytes: &[u8]) {
-    to.reserve(bytes.len());
-    // SAFETY: room has just been made, and a vector's room is nobody else's.
+    // SAFETY: a slice is valid for its length.
+    unsafe { append_from(to, bytes.as_ptr(), bytes.len()) };
+}
+
+/// As [`append`], of bytes that another process may be writing meanwhile.
+///
+/// # Safety
+///
+/// `from` is valid for reads of `len` bytes, which are not the vector's.
+#[inline]
+pub unsafe fn append_from(to: &mut Vec<u8>, from: *const u8, len: usize) {
+    to.reserve(len);
+    // SAFETY: as promised by the caller; room has just been made.
     unsafe {
-        copy(bytes.as_ptr(), to.as_mut_ptr().add(to.len()), bytes.len());
-        to.set_len(to.len() + bytes.len());
+        copy(from, to.as_mut_ptr().add(to.len()), len);
+        to.set_len(to.len() + len);
     }
 }
 

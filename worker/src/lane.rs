@@ -252,15 +252,10 @@ impl Lane {
         if range.start > range.end || range.end > CAPACITY {
             return;
         }
-        to.reserve(range.len());
-        // SAFETY: the range lies inside the results and `to` has room for it. The worker doesn't
-        // write below what it has committed until the parent resumes it; should it do so all the
-        // same, the copy holds garbage, which its reader expects.
-        unsafe {
-            let from = self.base.add(RESULTS + range.start);
-            copy::copy(from, to.as_mut_ptr().add(to.len()), range.len());
-            to.set_len(to.len() + range.len());
-        }
+        // SAFETY: the range lies inside the results. The worker doesn't write below what it has
+        // committed until the parent resumes it; should it do so all the same, the copy holds garbage,
+        // which its reader expects.
+        unsafe { copy::append_from(to, self.base.add(RESULTS + range.start), range.len()) };
     }
 
     /// Makes all room free again: the worker, which waits to be resumed, starts at the front.
