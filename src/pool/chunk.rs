@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use procpool_worker::codec::Sink;
-use procpool_worker::lane::{CAPACITY, Lane, Note};
+use procpool_worker::lane::{CAPACITY, Note, ParentLane};
 use procpool_worker::protocol::{Body, Manner, Reply, Request, SPAN_HEAD, Span};
 use procpool_worker::seed;
 use procpool_worker::transport::TransportError;
@@ -31,7 +31,7 @@ use crate::error::{DeathCause, Side, TaskErrorKind};
 #[derive(Debug)]
 pub(crate) struct Chunk {
     pub(crate) process: Arc<Process>,
-    pub(crate) lane: Arc<Lane>,
+    pub(crate) lane: Arc<ParentLane>,
     /// What is not delivered, in order.
     batches: VecDeque<Batch>,
     /// How many items it has, those that were delivered included.

@@ -10,7 +10,7 @@ use procpool_worker::bell::Ear;
 use procpool_worker::codec;
 use procpool_worker::function::Identity;
 use procpool_worker::harden::now;
-use procpool_worker::lane::Lane;
+use procpool_worker::lane::ParentLane;
 use procpool_worker::protocol::{Place, Reply, Request, Setup, VERSION};
 use procpool_worker::transport::{
     Bootstrap, FrameReceiver, FrameSender, Region, RegionReceiver, RegionSender, TransportError,
@@ -249,7 +249,7 @@ pub(crate) struct Newborn {
 #[derive(Debug)]
 pub(crate) struct Worker {
     pub(crate) process: Arc<Process>,
-    pub(crate) lane: Arc<Lane>,
+    pub(crate) lane: Arc<ParentLane>,
     requests: FrameSender,
     arguments: RegionSender,
     replies: FrameReceiver,
@@ -303,7 +303,7 @@ impl Newborn {
         if greeting.nonce != nonce || greeting.pid != process.pid() {
             return Err(stranger(format!("PID {} answers for {}", greeting.pid, process.pid())));
         }
-        let lane = match Lane::new(hello.lane) {
+        let lane = match ParentLane::new(hello.lane) {
             Ok(lane) => Arc::new(lane),
             Err(region) => return Err(stranger(format!("its lane has {} bytes", region.len()))),
         };

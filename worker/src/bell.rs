@@ -13,9 +13,9 @@
 //! the kernel's own hand-over is as quick as can be. And after a wait that was in vain, the next ones
 //! sleep at once: first one, then two, four, up to [`MOST_SKIPPED`].
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use crate::atomic::{AtomicU64, Ordering};
 use crate::harden::now;
 
 /// How long a wait is that costs no more than going to sleep and being woken does.

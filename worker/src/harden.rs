@@ -24,11 +24,12 @@
 
 use std::fs::File;
 use std::io::{self, Write as _};
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::process::{Pid, Signal};
 
-use crate::lane::{Lane, Note};
+use crate::lane::{Note, Words};
 use crate::protocol::Setup;
 
 /// Nothing on Linux sends it, and by default it ends the process.
@@ -165,12 +166,12 @@ pub fn apply(setup: &Setup) -> io::Result<()> {
 const OOM_SCORE: i32 = 500;
 
 /// Where [`note_abort`] leaves its note.
-static NOTE: AtomicPtr<u64> = AtomicPtr::new(std::ptr::null_mut());
+static LANE: OnceLock<&'static Words> = OnceLock::new();
 
 /// Has an abort that follows on refused memory noted in the lane, from where the parent can tell it
-/// from other aborts. `lane` must never be unmapped.
-pub fn note_refused_memory(lane: &Lane) {
-    NOTE.store(lane.note_word(), Ordering::Release);
+/// from other aborts.
+pub(crate) fn note_refused_memory(lane: &'static Words) {
+    let _ = LANE.set(lane);
     let handler = note_abort as extern "C" fn(libc::c_int);
     // SAFETY: a plain system call; what the handler does is allowed in one.
     unsafe { libc::signal(libc::SIGABRT, handler as libc::sighandler_t) };
@@ -180,12 +181,13 @@ pub fn note_refused_memory(lane: &Lane) {
 /// that Rust and C++ do between that and the abort is to print a line. After this has returned,
 /// `abort` goes on.
 extern "C" fn note_abort(_signal: libc::c_int) {
-    let note = NOTE.load(Ordering::Acquire);
-    // SAFETY: errno is the thread's own; the word lies in the lane, which is never unmapped.
-    unsafe {
-        if *libc::__errno_location() == libc::ENOMEM && !note.is_null() {
-            AtomicU64::from_ptr(note).store(Note::OutOfMemory as u64, Ordering::Release);
-        }
+    // SAFETY: errno is the thread's own.
+    let errno = unsafe { *libc::__errno_location() };
+    // To look whether the lane is set is one atomic load, as is allowed here.
+    if errno == libc::ENOMEM
+        && let Some(lane) = LANE.get()
+    {
+        lane.leave_note(Note::OutOfMemory);
     }
 }
 

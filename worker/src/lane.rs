@@ -21,11 +21,36 @@
 //!
 //! To the parent the region is hostile once a worker has crashed: everything it reads is checked
 //! ([`Progress`] against the chunk, lengths against the region), results are copied out before they
-//! are looked at, and no reference into the region is ever made, only atomics and raw copies.
+//! are looked at, and no reference to them is ever made, only raw copies.
+//!
+//! # Who may do what
+//!
+//! The two halves are two types. Both see the [`Words`], which are atomics alone: what the parent does
+//! with them is public, what the worker does with them isn't. A [`ParentLane`] may be shared between
+//! threads; it copies results out and never writes them. A [`WorkerLane`] is what may write results:
+//! a process has one of a region, on one thread, and writes through `&mut`.
+//!
+//! # Orderings
+//!
+//! - A result's bytes are written before its [`commit`](Words::commit), a release store; the parent
+//!   copies them after an acquire load of the same word ([`progress`](Words::progress)).
+//! - That an item is had by one side needs no ordering, only that every change of the claim is a
+//!   compare-and-swap. Each is acquire and release, so that whoever sees a claim also sees the chunk that
+//!   was [opened](Words::open) for it: its relaxed stores are published by the claim's own release.
+//! - Opening comes after the worker's last store of the chunk before: its last reply, which the parent
+//!   has received, puts that first.
+//! - `started` and `begun` are released, and the parent loads `started` before `committed`: if the first
+//!   is the larger, that item had begun and was not committed in the moment of the second load.
+//! - The recall is a hint, and relaxed: what it asks for is done by the claim.
+//!
+//! Tests under `loom` go through what these orderings allow; see CONTRIBUTING.
 
-use std::ops::Range;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+#![allow(unsafe_code)] // One cast lays the words over shared memory; results are copied by raw pointer.
 
+use std::ops::{Deref, Range};
+use std::ptr::NonNull;
+
+use crate::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::bell::Bell;
 use crate::codec::Sink;
 use crate::copy;
@@ -35,15 +60,7 @@ use crate::transport::Region;
 /// enough that touching all of it when a worker starts costs little (about 30 µs).
 pub const LANE_BYTES: usize = 256 << 10;
 
-// Each word that one side writes and the other reads often has a cache line of its own.
-const CLAIM: usize = 0;
-const COMMITTED: usize = 64;
-const STARTED: usize = 128;
-const BEGUN: usize = 136;
-const NOTE: usize = 144;
-const RECALL: usize = 192;
-const REQUESTS: usize = 256;
-const REPLIES: usize = 320;
+/// Where the results begin: the words have a page of their own.
 const RESULTS: usize = 4096;
 
 /// Room for results in bytes.
@@ -130,58 +147,67 @@ pub struct Progress {
     pub bytes: u32,
 }
 
-/// One shared region, seen from either side.
-#[derive(Debug)]
-pub struct Lane {
-    base: *mut u8,
-    region: Region,
+/// A word, or some of one writer, on a cache line of its own: one side writes it, the other reads it
+/// often.
+#[derive(Debug, Default)]
+#[repr(C, align(64))]
+struct Line<T>(T);
+
+impl<T> Deref for Line<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.0
+    }
 }
 
-// SAFETY: `base` points into the mapping that `region` owns for as long as the lane lives. The words
-// are only touched as atomics; who may touch the results when is said at each method.
-unsafe impl Send for Lane {}
-// SAFETY: as above.
-unsafe impl Sync for Lane {}
+/// What the worker says of the item that runs, and of its own end.
+#[derive(Debug, Default)]
+#[repr(C)]
+struct Running {
+    started: AtomicU32,
+    begun: AtomicU64,
+    note: AtomicU64,
+}
 
-impl Lane {
-    /// Sees a region as a lane, or gives it back if it is too small for one.
-    ///
-    /// # Errors
-    ///
-    /// The region, when its size is not that of a lane.
-    pub fn new(mut region: Region) -> Result<Self, Region> {
-        if region.len() != LANE_BYTES {
-            return Err(region);
-        }
-        Ok(Self { base: region.base(), region })
-    }
+/// The lane's words, as they lie at the start of its region. All are atomics, and any bytes are valid
+/// ones: whatever the other process does to them, what is read here is a number that is not to be
+/// trusted.
+#[derive(Debug, Default)]
+#[repr(C)]
+pub struct Words {
+    claim: Line<AtomicU64>,
+    committed: Line<AtomicU64>,
+    running: Line<Running>,
+    recall: Line<AtomicU64>,
+    requests: Line<AtomicU64>,
+    replies: Line<AtomicU64>,
+}
 
-    /// The region, to be sent to the peer.
-    pub fn region(&self) -> &Region {
-        &self.region
-    }
+// Those of `loom` are larger than a word, and are never laid over a region.
+#[cfg(not(loom))]
+const _: () = assert!(size_of::<Words>() == 6 * 64 && size_of::<Words>() <= RESULTS);
 
-    #[inline]
-    fn word(&self, at: usize) -> &AtomicU64 {
-        // SAFETY: `at` is one of the offsets above, inside the region and aligned since the region
-        // is mapped at a page; the peer too touches it as an atomic only.
-        unsafe { AtomicU64::from_ptr(self.base.add(at).cast()) }
-    }
-
-    #[inline]
-    fn started_word(&self) -> &AtomicU32 {
-        // SAFETY: as in `word`.
-        unsafe { AtomicU32::from_ptr(self.base.add(STARTED).cast()) }
-    }
-
+impl Words {
     /// What the parent rings.
     pub fn requests(&self) -> Bell<'_> {
-        Bell::new(self.word(REQUESTS))
+        Bell::new(&self.requests)
     }
 
     /// What the worker rings.
     pub fn replies(&self) -> Bell<'_> {
-        Bell::new(self.word(REPLIES))
+        Bell::new(&self.replies)
+    }
+
+    /// How many items are not started.
+    pub fn unstarted(&self) -> u32 {
+        let (front, end) = unpack(self.claim.load(Ordering::Acquire));
+        end.saturating_sub(front)
+    }
+
+    /// How many items the worker says it has begun. Not to be trusted.
+    pub fn started(&self) -> u32 {
+        self.running.started.load(Ordering::Acquire)
     }
 
     // The parent's side.
@@ -189,25 +215,25 @@ impl Lane {
     /// Prepares for a chunk of `items`, whose first block counts as begun `now`. The worker must be
     /// waiting for a frame.
     pub fn open(&self, items: u32, now: u64) {
-        self.word(BEGUN).store(now, Ordering::Relaxed);
-        self.word(COMMITTED).store(0, Ordering::Relaxed);
-        self.started_word().store(0, Ordering::Relaxed);
-        self.word(RECALL).store(0, Ordering::Relaxed);
-        self.word(CLAIM).store(pack(0, items), Ordering::Release);
+        self.running.begun.store(now, Ordering::Relaxed);
+        self.committed.store(0, Ordering::Relaxed);
+        self.running.started.store(0, Ordering::Relaxed);
+        self.recall.store(0, Ordering::Relaxed);
+        self.claim.store(pack(0, items), Ordering::Release);
     }
 
     /// Asks the worker to put back what it has claimed and not begun, if it has any such items.
     pub fn recall(&self) {
-        let (front, _) = unpack(self.word(CLAIM).load(Ordering::Acquire));
+        let (front, _) = unpack(self.claim.load(Ordering::Acquire));
         if front > self.started() {
-            self.word(RECALL).store(1, Ordering::Release);
+            self.recall.store(1, Ordering::Release);
         }
     }
 
-    /// Takes back up to `max` items that are not started, from the end; gives their range.
+    /// Takes back up to `max` items that are not started, from the end, and returns their range.
     pub fn take_back(&self, max: u32) -> Range<u32> {
         let mut taken = 0..0;
-        let _ = self.word(CLAIM).fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
+        let _ = self.claim.fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
             let (front, end) = unpack(word);
             let from = front.max(end.saturating_sub(max));
             taken = from..end;
@@ -216,35 +242,137 @@ impl Lane {
         if taken.is_empty() { 0..0 } else { taken }
     }
 
-    /// How many items are not started.
-    pub fn unstarted(&self) -> u32 {
-        let (front, end) = unpack(self.word(CLAIM).load(Ordering::Acquire));
-        end.saturating_sub(front)
-    }
-
     /// What the worker has committed. Not to be trusted.
     pub fn progress(&self) -> Progress {
-        let (items, bytes) = unpack(self.word(COMMITTED).load(Ordering::Acquire));
+        let (items, bytes) = unpack(self.committed.load(Ordering::Acquire));
         Progress { items, bytes }
-    }
-
-    /// How many items the worker says it has begun. Not to be trusted.
-    pub fn started(&self) -> u32 {
-        self.started_word().load(Ordering::Acquire)
     }
 
     /// When the running block of items began, in nanoseconds of the monotonic clock. Not to be
     /// trusted.
     pub fn begun(&self) -> u64 {
-        self.word(BEGUN).load(Ordering::Acquire)
+        self.running.begun.load(Ordering::Acquire)
     }
 
     /// What the worker has noted about its end. Not to be trusted.
     pub fn note(&self) -> Option<Note> {
-        match self.word(NOTE).load(Ordering::Acquire) as u32 {
+        match self.running.note.load(Ordering::Acquire) as u32 {
             note if note == Note::OutOfMemory as u32 => Some(Note::OutOfMemory),
             _ => None,
         }
+    }
+
+    /// Makes all room free again: the worker, which waits to be resumed, starts at the front.
+    pub fn empty(&self) {
+        let (items, _) = unpack(self.committed.load(Ordering::Acquire));
+        self.committed.store(pack(items, 0), Ordering::Release);
+    }
+
+    // The worker's side.
+
+    /// Leaves a note. Allowed in a signal handler.
+    pub(crate) fn leave_note(&self, note: Note) {
+        self.running.note.store(note as u64, Ordering::Release);
+    }
+
+    /// Claims up to `block` items from the front.
+    pub(crate) fn claim(&self, block: u32) -> Range<u32> {
+        let mut claimed = 0..0;
+        let _ = self.claim.fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
+            let (front, end) = unpack(word);
+            claimed = front..end.min(front.saturating_add(block));
+            (front < end).then(|| pack(claimed.end, end))
+        });
+        if claimed.is_empty() { 0..0 } else { claimed }
+    }
+
+    /// Whether the parent wants claimed items back.
+    #[inline]
+    pub(crate) fn is_recalled(&self) -> bool {
+        self.recall.load(Ordering::Relaxed) != 0
+    }
+
+    /// Puts back what was claimed from item `from` on, none of which has begun.
+    pub(crate) fn unclaim(&self, from: u32) {
+        self.recall.store(0, Ordering::Relaxed);
+        let _ = self.claim.fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
+            let (front, end) = unpack(word);
+            (from < front).then(|| pack(from, end))
+        });
+    }
+
+    /// Says that a block of items begins at `now`.
+    pub(crate) fn begin(&self, now: u64) {
+        self.running.begun.store(now, Ordering::Release);
+    }
+
+    /// Says that items up to but not including `items` have begun.
+    #[inline]
+    pub(crate) fn start(&self, items: u32) {
+        self.running.started.store(items, Ordering::Release);
+    }
+
+    /// Says that `progress` is finished and valid.
+    #[inline]
+    pub(crate) fn commit(&self, progress: Progress) {
+        self.committed.store(pack(progress.items, progress.bytes), Ordering::Release);
+    }
+}
+
+/// Where the two parts of a region of [`LANE_BYTES`] begin; none if it has another size.
+fn parts(region: &mut Region) -> Option<(NonNull<Words>, NonNull<u8>)> {
+    if region.len() != LANE_BYTES {
+        return None;
+    }
+    let base = NonNull::new(region.base())?;
+    // SAFETY: inside of the region.
+    let results = unsafe { base.add(RESULTS) };
+    // A region is mapped at a page, so that this is for whoever changes that.
+    base.cast::<Words>().is_aligned().then_some((base.cast(), results))
+}
+
+/// The parent's half of a lane: it reads what the worker says of itself, takes items back, and copies
+/// results out. May be shared between threads.
+#[derive(Debug)]
+pub struct ParentLane {
+    words: NonNull<Words>,
+    results: NonNull<u8>,
+    region: Region,
+}
+
+// SAFETY: the pointers lead into the mapping that `region` owns for as long as this lives. Behind them
+// are atomics, and results, which are only copied out, as bytes that may be anything.
+unsafe impl Send for ParentLane {}
+// SAFETY: as above.
+unsafe impl Sync for ParentLane {}
+
+impl Deref for ParentLane {
+    type Target = Words;
+
+    #[inline]
+    fn deref(&self) -> &Words {
+        // SAFETY: inside of the region, aligned, and any bytes are such words; the peer too touches
+        // them as atomics only.
+        unsafe { self.words.as_ref() }
+    }
+}
+
+impl ParentLane {
+    /// Sees a region as a lane.
+    ///
+    /// # Errors
+    ///
+    /// The region, when its size is not that of a lane.
+    pub fn new(mut region: Region) -> Result<Self, Region> {
+        match parts(&mut region) {
+            Some((words, results)) => Ok(Self { words, results, region }),
+            None => Err(region),
+        }
+    }
+
+    /// The region, to be sent to the worker.
+    pub fn region(&self) -> &Region {
+        &self.region
     }
 
     /// Copies committed results to the end of `to`. A range outside of the region copies nothing.
@@ -255,86 +383,86 @@ impl Lane {
         // SAFETY: the range lies inside the results. The worker doesn't write below what it has
         // committed until the parent resumes it; should it do so all the same, the copy holds garbage,
         // which its reader expects.
-        unsafe { copy::append_from(to, self.base.add(RESULTS + range.start), range.len()) };
+        unsafe { copy::append_from(to, self.results.add(range.start).as_ptr(), range.len()) };
     }
+}
 
-    /// Makes all room free again: the worker, which waits to be resumed, starts at the front.
-    pub fn empty(&self) {
-        let (items, _) = unpack(self.word(COMMITTED).load(Ordering::Acquire));
-        self.word(COMMITTED).store(pack(items, 0), Ordering::Release);
-    }
+/// The worker's half of a lane: what writes results. It belongs to the thread that serves:
+///
+/// ```compile_fail,E0277
+/// fn share(lane: &procpool_worker::lane::WorkerLane) {
+///     std::thread::scope(|scope| scope.spawn(|| drop(lane)).join().unwrap());
+/// }
+/// ```
+///
+/// and safe code can't make a second one of the same memory:
+///
+/// ```compile_fail
+/// use procpool_worker::lane::{LANE_BYTES, WorkerLane};
+///
+/// let region = procpool_worker::transport::Region::zeroed(LANE_BYTES).unwrap();
+/// WorkerLane::new(region);
+/// ```
+#[derive(Debug)]
+pub struct WorkerLane {
+    pub(crate) words: &'static Words,
+    /// As a pointer it also keeps this on its thread: neither `Send` nor `Sync`.
+    results: NonNull<u8>,
+}
 
-    // The worker's side.
+impl Deref for WorkerLane {
+    type Target = Words;
 
-    /// Where a [`Note`] is left: valid as long as the lane is.
-    pub fn note_word(&self) -> *mut u64 {
-        self.word(NOTE).as_ptr()
-    }
-
-    /// Claims up to `block` items from the front.
-    pub fn claim(&self, block: u32) -> Range<u32> {
-        let mut claimed = 0..0;
-        let _ = self.word(CLAIM).fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
-            let (front, end) = unpack(word);
-            claimed = front..end.min(front.saturating_add(block));
-            (front < end).then(|| pack(claimed.end, end))
-        });
-        if claimed.is_empty() { 0..0 } else { claimed }
-    }
-
-    /// Whether the parent wants claimed items back.
     #[inline]
-    pub fn is_recalled(&self) -> bool {
-        self.word(RECALL).load(Ordering::Relaxed) != 0
+    fn deref(&self) -> &Words {
+        self.words
+    }
+}
+
+impl WorkerLane {
+    /// Sees a region as a lane. It stays mapped as long as the process lives: a signal handler leaves
+    /// its [`Note`] there.
+    ///
+    /// # Errors
+    ///
+    /// The region, when its size is not that of a lane.
+    ///
+    /// # Safety
+    ///
+    /// No other `WorkerLane` is made of this memory in this process.
+    pub(crate) unsafe fn new(mut region: Region) -> Result<Self, Region> {
+        let Some((words, results)) = parts(&mut region) else { return Err(region) };
+        std::mem::forget(region);
+        // SAFETY: inside of the region, which is never unmapped, aligned, and any bytes are such words;
+        // the peer too touches them as atomics only.
+        let words = unsafe { words.as_ref() };
+        Ok(Self { words, results })
     }
 
-    /// Puts back what was claimed from item `from` on, none of which has begun.
-    pub fn unclaim(&self, from: u32) {
-        self.word(RECALL).store(0, Ordering::Relaxed);
-        let _ = self.word(CLAIM).fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
-            let (front, end) = unpack(word);
-            (from < front).then(|| pack(from, end))
-        });
-    }
-
-    /// Says that a block of items begins at `now`.
-    pub fn begin(&self, now: u64) {
-        self.word(BEGUN).store(now, Ordering::Release);
-    }
-
-    /// Says that items up to but not including `items` have begun.
+    /// A place to write a result at, from byte `at` on, keeping `spare` bytes of the end free.
     #[inline]
-    pub fn start(&self, items: u32) {
-        self.started_word().store(items, Ordering::Release);
-    }
-
-    /// Says that `progress` is finished and valid.
-    #[inline]
-    pub fn commit(&self, progress: Progress) {
-        self.word(COMMITTED).store(pack(progress.items, progress.bytes), Ordering::Release);
-    }
-
-    /// A place to write results at, from byte `at` on, keeping `spare` bytes of the end free.
-    #[inline]
-    pub fn writer(&self, at: usize, spare: usize) -> LaneWriter<'_> {
+    pub(crate) fn writer(&mut self, at: usize, spare: usize) -> ResultWriter<'_> {
         let room = CAPACITY.saturating_sub(spare);
-        LaneWriter { lane: self, start: at, at: at.min(room), room, spilled: Vec::new() }
+        let at = at.min(room);
+        ResultWriter { lane: self, start: at, at, room, spilled: Vec::new() }
     }
 
     /// Where byte `at` of the results lies, with room for `len` bytes: what isn't committed is the
     /// worker's to write.
     #[inline]
-    pub fn room(&self, at: usize, len: usize) -> *mut u8 {
-        assert!(at + len <= CAPACITY, "results are only written where there is room");
+    pub(crate) fn room(&mut self, at: usize, len: usize) -> *mut u8 {
+        let fits = at.checked_add(len).is_some_and(|end| end <= CAPACITY);
+        assert!(fits, "results are only written where there is room");
         // SAFETY: inside the region, as was just checked.
-        unsafe { self.base.add(RESULTS + at) }
+        unsafe { self.results.add(at).as_ptr() }
     }
 
-    /// Writes `bytes` at byte `at` of the results, if they fit.
+    /// Writes `bytes` at byte `at` of the results, which has room for them.
     #[inline]
-    pub fn write(&self, at: usize, bytes: &[u8]) {
+    pub(crate) fn write(&mut self, at: usize, bytes: &[u8]) {
         let to = self.room(at, bytes.len());
-        // SAFETY: there is room for them, and what is not committed is the worker's.
+        // SAFETY: there is room for them, and this thread alone writes results. `bytes` are none of
+        // them: no reference to a result is ever made.
         unsafe { copy::copy(bytes.as_ptr(), to, bytes.len()) };
     }
 }
@@ -348,25 +476,25 @@ fn unpack(word: u64) -> (u32, u32) {
     (word as u32, (word >> 32) as u32)
 }
 
-/// Writes one value into the lane, or, as soon as it is found not to fit, onto the heap.
+/// Writes one result into the lane, or, as soon as it is found not to fit, onto the heap.
 #[derive(Debug)]
-pub struct LaneWriter<'a> {
-    lane: &'a Lane,
+pub(crate) struct ResultWriter<'a> {
+    lane: &'a mut WorkerLane,
     start: usize,
     at: usize,
     room: usize,
     spilled: Vec<u8>,
 }
 
-impl LaneWriter<'_> {
+impl ResultWriter<'_> {
     /// The end of what was written, or all of the value if it didn't fit.
     #[inline]
-    pub fn finish(self) -> Result<usize, Vec<u8>> {
+    pub(crate) fn finish(self) -> Result<usize, Vec<u8>> {
         if self.spilled.is_empty() { Ok(self.at) } else { Err(self.spilled) }
     }
 }
 
-impl Sink for LaneWriter<'_> {
+impl Sink for ResultWriter<'_> {
     #[inline]
     fn put(&mut self, bytes: &[u8]) {
         if self.spilled.is_empty() && bytes.len() <= self.room - self.at {
@@ -375,7 +503,10 @@ impl Sink for LaneWriter<'_> {
             return;
         }
         if self.spilled.is_empty() {
-            self.lane.copy_results(self.start..self.at, &mut self.spilled);
+            let len = self.at - self.start;
+            let written = self.lane.room(self.start, len);
+            // SAFETY: so many bytes have been written there by this writer.
+            unsafe { copy::append_from(&mut self.spilled, written, len) };
             self.at = self.room;
         }
         self.spilled.extend_from_slice(bytes);
@@ -387,10 +518,18 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    fn lane(items: u32) -> Lane {
-        let lane = Lane::new(Region::zeroed(LANE_BYTES).unwrap()).unwrap();
-        lane.open(items, 0);
-        lane
+    fn words(items: u32) -> Words {
+        let words = Words::default();
+        words.open(items, 0);
+        words
+    }
+
+    /// Both halves of one region.
+    fn halves() -> (ParentLane, WorkerLane) {
+        let parent = ParentLane::new(Region::zeroed(LANE_BYTES).unwrap()).unwrap();
+        // SAFETY: the only one.
+        let worker = unsafe { WorkerLane::new(parent.region().clone()) }.unwrap();
+        (parent, worker)
     }
 
     /// A worker that runs a chunk in its smallest steps, as `serve` does.
@@ -403,7 +542,7 @@ mod tests {
     }
 
     impl Worker {
-        fn step(&mut self, lane: &Lane, block: u32) {
+        fn step(&mut self, lane: &Words, block: u32) {
             if self.running && !self.claimed.is_empty() && lane.is_recalled() {
                 lane.unclaim(self.claimed.start);
                 self.claimed = 0..0;
@@ -433,8 +572,8 @@ mod tests {
     }
 
     /// Plays `moves` from the start, and gives the worker, what was taken back, and the lane.
-    fn play(items: u32, block: u32, moves: &[Move]) -> (Worker, Vec<Range<u32>>, Lane) {
-        let (lane, mut worker, mut taken) = (lane(items), Worker::default(), Vec::new());
+    fn play(items: u32, block: u32, moves: &[Move]) -> (Worker, Vec<Range<u32>>, Words) {
+        let (lane, mut worker, mut taken) = (words(items), Worker::default(), Vec::new());
         for next in moves {
             match next {
                 Move::Step => worker.step(&lane, block),
@@ -448,7 +587,7 @@ mod tests {
 
     /// At the end, each item is in one place: committed, the one that was running, taken back, or
     /// never begun.
-    fn check(items: u32, (worker, taken, lane): &(Worker, Vec<Range<u32>>, Lane), moves: &[Move]) {
+    fn check(items: u32, (worker, taken, lane): &(Worker, Vec<Range<u32>>, Words), moves: &[Move]) {
         let (started, committed) = (lane.started(), lane.progress().items);
         let left = items - taken.iter().map(|range| range.end - range.start).sum::<u32>();
         let mut end = items;
@@ -511,7 +650,7 @@ mod tests {
 
     #[test]
     fn what_is_recalled_can_be_taken_back_but_for_the_item_that_runs() {
-        let (lane, mut worker) = (lane(8), Worker::default());
+        let (lane, mut worker) = (words(8), Worker::default());
         worker.step(&lane, 8);
         worker.step(&lane, 8);
         assert_eq!((lane.started(), lane.unstarted()), (1, 0));
@@ -522,7 +661,7 @@ mod tests {
 
     #[test]
     fn claimed_and_taken_back_at_once_an_item_is_had_by_one() {
-        let lane = lane(100_000);
+        let lane = words(100_000);
         let (claimed, taken) = std::thread::scope(|scope| {
             let worker = scope.spawn(|| {
                 let mut items = 0;
@@ -548,7 +687,7 @@ mod tests {
 
     #[test]
     fn a_value_that_does_not_fit_is_spilled_whole() {
-        let lane = lane(1);
+        let (_, mut lane) = halves();
         let mut writer = lane.writer(CAPACITY - 10, 2);
         writer.put(b"1234567");
         assert_eq!(writer.finish(), Ok(CAPACITY - 3));
@@ -561,7 +700,7 @@ mod tests {
 
     #[test]
     fn reading_outside_of_the_results_gives_nothing() {
-        let lane = lane(1);
+        let (lane, _) = halves();
         let mut to = Vec::new();
         lane.copy_results(0..CAPACITY + 1, &mut to);
         #[allow(clippy::reversed_empty_ranges)]

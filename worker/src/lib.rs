@@ -28,6 +28,14 @@
 // The headers explain how things are done, and name what does them.
 #![allow(rustdoc::private_intra_doc_links)]
 
+/// The atomics that [`lane`] and [`bell`] use: those of `loom` where it goes through their orderings.
+mod atomic {
+    #[cfg(loom)]
+    pub(crate) use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+    #[cfg(not(loom))]
+    pub(crate) use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+}
+
 pub mod attach;
 pub mod bell;
 pub mod codec;

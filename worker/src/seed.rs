@@ -10,7 +10,7 @@
 use std::cell::Cell;
 use std::hash::{BuildHasher, Hasher, RandomState};
 
-use crate::lane::Lane;
+use crate::lane::Words;
 
 /// How a state goes on: 2^64 divided by the golden ratio.
 pub const GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -35,7 +35,7 @@ pub fn fresh() -> u64 {
 /// The span that runs on this thread.
 #[derive(Clone, Copy)]
 struct Running {
-    lane: &'static Lane,
+    lane: &'static Words,
     /// Its first item, counted through the chunk, and that one's state.
     first: u32,
     state: u64,
@@ -48,7 +48,7 @@ thread_local! {
 }
 
 /// From now on a span runs.
-pub(crate) fn enter(lane: &'static Lane, first: u32, state: u64) {
+pub(crate) fn enter(lane: &'static Words, first: u32, state: u64) {
     RUNNING.set(Some(Running { lane, first, state, drawn: (first, 0) }));
 }
 

@@ -24,12 +24,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::bell::Ear;
+use crate::bell::{Bell, Ear};
 use crate::codec::{self, CodecError};
 use crate::context::{Context, Source};
 use crate::function::{Call, ForeignFunction, Identity};
 use crate::harden::{self, now};
-use crate::lane::{CAPACITY, LANE_BYTES, Lane, Progress, RECORD_HEAD, Record, TIME_RECORD};
+use crate::lane::{CAPACITY, LANE_BYTES, Progress, RECORD_HEAD, Record, TIME_RECORD, WorkerLane};
 use crate::panics::{self, PanicReport};
 use crate::protocol::{self, Body, Greeting, Manner, Marker, Place, Reply, Request, VERSION};
 use crate::transport::{
@@ -78,8 +78,7 @@ fn enter(marker: &Marker) -> Result<Worker, TransportError> {
     let (arguments, regions_in) = transport::regions()?;
     let (to_parent, replies) = transport::frames()?;
     let (regions_out, results) = transport::regions()?;
-    let lane = Lane::new(Region::zeroed(LANE_BYTES)?)
-        .map_err(|region| TransportError::Malformed(format!("a lane of {} bytes", region.len())))?;
+    let region = Region::zeroed(LANE_BYTES)?;
     let greeting = Greeting {
         version: VERSION,
         identity: Identity::own(),
@@ -93,14 +92,17 @@ fn enter(marker: &Marker) -> Result<Worker, TransportError> {
         replies,
         waker: to_parent.clone(),
         results,
-        lane: lane.region().clone(),
+        lane: region.clone(),
     };
     transport::greet(&marker.bootstrap, hello)?;
     panics::install(Run::last_words);
-    // The worker's lane lives as long as the process.
-    let lane: &Lane = Box::leak(Box::new(lane));
-    let link = Link { from_parent, regions_in, to_parent, regions_out, lane, ear: Ear::default() };
-    harden::note_refused_memory(lane);
+    // SAFETY: the region was made above, and only the parent is sent it.
+    let lane = unsafe { WorkerLane::new(region) }
+        .map_err(|region| TransportError::Malformed(format!("a lane of {} bytes", region.len())))?;
+    let (bell, parents_bell) = (lane.words.replies(), lane.words.requests());
+    let ear = Ear::default();
+    let link = Link { from_parent, regions_in, to_parent, regions_out, bell, parents_bell, ear };
+    harden::note_refused_memory(lane.words);
     Ok(Worker {
         link,
         lane,
@@ -120,13 +122,14 @@ struct Link {
     regions_in: RegionReceiver,
     to_parent: FrameSender,
     regions_out: RegionSender,
-    lane: &'static Lane,
+    bell: Bell<'static>,
+    parents_bell: Bell<'static>,
     ear: Ear,
 }
 
 impl Link {
     fn recv(&mut self) -> Result<Vec<u8>, TransportError> {
-        self.ear.listen_for_more(self.lane.requests());
+        self.ear.listen_for_more(self.parents_bell);
         let frame = self.from_parent.recv()?;
         self.ear.receive();
         Ok(frame)
@@ -137,7 +140,7 @@ impl Link {
         codec::encode(reply, &mut frame)
             .map_err(|error| TransportError::Malformed(error.to_string()))?;
         self.to_parent.send(&frame)?;
-        self.lane.replies().ring(false);
+        self.bell.ring(false);
         Ok(())
     }
 }
@@ -197,7 +200,7 @@ impl Kept {
 
 struct Worker {
     link: Link,
-    lane: &'static Lane,
+    lane: WorkerLane,
     kept: Kept,
     /// Size of the next block, and the function that it was found good for.
     block: u32,
@@ -312,7 +315,7 @@ impl Worker {
         let Manner { sequence, limited, prompt, context } = manner;
         let singly = limited || self.capture;
         let mut run = Run {
-            lane: self.lane,
+            lane: &mut self.lane,
             link: &mut self.link,
             kept: &mut self.kept,
             sequence,
@@ -351,7 +354,7 @@ impl Worker {
             run.arguments = arguments;
             run.width = span.width;
             run.span = run.span.end..run.span.end.saturating_add(span.items);
-            seed::enter(self.lane, run.span.start, span.seed);
+            seed::enter(run.lane.words, run.span.start, span.seed);
             // SAFETY: `resolve` gives the pair that `Call::new` was given in the parent.
             unsafe { trampoline(function, &mut run) };
             seed::leave();
@@ -504,7 +507,7 @@ enum Stage {
 /// A chunk as it is run.
 #[derive(Debug)]
 pub struct Run<'a> {
-    lane: &'a Lane,
+    lane: &'a mut WorkerLane,
     link: &'a mut Link,
     kept: &'a mut Kept,
     sequence: u32,
@@ -632,7 +635,7 @@ impl<'a> Run<'a> {
             let results =
                 self.lane.room(self.progress.bytes as usize, items.len() * size_of::<R>());
             (self.widths, self.stage) = (Some((size_of::<A>(), size_of::<R>())), Stage::Calling);
-            let (lane, mut progress) = (self.lane, self.progress);
+            let (lane, mut progress) = (self.lane.words, self.progress);
             for (index, item) in items.clone().enumerate() {
                 lane.start(item + 1);
                 // SAFETY: as promised by the caller, any bytes are an argument; here are as many
