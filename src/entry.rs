@@ -30,7 +30,9 @@ pub fn init() {
     // `main`, or runs even before that.
     unsafe { std::env::remove_var(MARKER) };
     match Marker::from_env(&value) {
-        Some(marker) => serve::run(&marker),
+        // SAFETY: a pool has set the marker for a copy of its own executable; the handshake compares
+        // the two.
+        Some(marker) => unsafe { serve::run(&marker) },
         None => {
             eprintln!("procpool: {MARKER}={value:?} was not set by this version of procpool");
             std::process::exit(2)

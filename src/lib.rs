@@ -130,18 +130,25 @@
 //! - A worker's standard input is empty; its output goes where the parent's goes, unless
 //!   [`output`](PoolBuilder::output) says otherwise.
 
+#![deny(unsafe_code)]
+
 #[cfg(not(target_os = "linux"))]
 compile_error!("procpool needs Linux: pidfds, parent death signals and /proc/self/exe");
 
+#[allow(unsafe_code)] // Messages lie in shared memory.
 mod channel;
 #[cfg(feature = "cli")]
 #[doc(hidden)]
 pub mod cli;
+#[allow(unsafe_code)] // Serves the parent that the marker names.
 mod entry;
 mod error;
+#[allow(unsafe_code)] // Raw system calls, and the mappings that all shared memory stands on.
 mod os;
 mod pool;
+#[allow(unsafe_code)] // Values lie in shared memory.
 mod shared;
+#[allow(unsafe_code)] // So do locks and their waiters.
 pub mod sync;
 #[cfg(feature = "cli")]
 #[doc(hidden)]

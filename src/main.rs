@@ -1,5 +1,7 @@
 //! The `procpool` command: the library's entry point first, then the command line.
 
+#![forbid(unsafe_code)]
+
 use std::process::ExitCode;
 
 fn main() -> ExitCode {

@@ -350,7 +350,7 @@ mod tests {
                 put_item(&mut arguments, &mut Attachments::default(), text).unwrap();
             }
         }
-        let call = Call { function: 0, trampoline: 0 };
+        let call = Call::NOWHERE;
         let job = Job::new(Ok(call), Default::default(), Default::default(), 0, None, 0);
         let width = if numbers { 4 } else { 0 };
         Batch::new(job, 100, texts.len() as u32, width, &arguments, Attachments::default())

@@ -430,7 +430,7 @@ mod tests {
 
     #[test]
     fn who_wants_results_together_is_not_woken_for_each() {
-        let call = Call { function: 0, trampoline: 0 };
+        let call = Call::NOWHERE;
         let job = Job::new(Ok(call), Default::default(), Default::default(), 0, None, 0);
         job.enter(8);
         std::thread::scope(|scope| {

@@ -43,12 +43,14 @@ mod chunk;
 mod context;
 mod driver;
 mod events;
+#[allow(unsafe_code)] // Decodes results from memory that a worker may be writing.
 mod job;
 mod ledger;
 mod limiter;
 mod options;
 mod process;
 mod records;
+#[allow(unsafe_code)] // Copies into and out of such memory.
 mod regions;
 mod scheduler;
 mod seats;

@@ -318,7 +318,7 @@ pub(crate) fn read_hostile(bytes: &[u8]) {
     let mut front = rest.split_front(survey.items / 2);
     let count = |records: &mut Records| std::iter::from_fn(|| records.next().map(drop)).count();
     assert_eq!(count(&mut front) + count(&mut rest), survey.items as usize);
-    let call = procpool_worker::function::Call { function: 0, trampoline: 0 };
+    let call = procpool_worker::function::Call::NOWHERE;
     let job = Job::new(Ok(call), Default::default(), Default::default(), 0, None, 0);
     let arrival = || {
         let content = Content::Records(records());

@@ -24,6 +24,7 @@ pub mod wordcount;
 
 mod bytes;
 pub(crate) mod canvas;
+#[allow(unsafe_code)] // Asks the C library what a character is.
 mod ctype;
 mod files;
 mod job;

@@ -27,7 +27,7 @@ pub(crate) enum Source {
 }
 
 /// One call's context.
-pub struct Context {
+pub(crate) struct Context {
     /// Until the value is made.
     source: Cell<Option<Source>>,
     value: OnceCell<Result<Box<dyn Any>, CodecError>>,
@@ -56,7 +56,8 @@ impl Context {
         self.made_by(|source| {
             let call: Call = source.decode()?;
             let (init, _) = call.resolve().map_err(CodecError::new::<Call>)?;
-            // SAFETY: named by `name_init` together with the trampoline that asks for this.
+            // SAFETY: named by `name_init`, as a `fn() -> S`, together with the trampoline that asks for
+            // this.
             let init = unsafe { std::mem::transmute::<*const (), fn() -> S>(init) };
             Ok(Workshop { init, state: Cell::new(None) })
         })

@@ -20,15 +20,20 @@ use crate::serve::Run;
 /// Runs the items of one span: decodes, calls the function, encodes and commits.
 ///
 /// The first argument is the function's address, whose type the trampoline alone knows.
-pub type Trampoline = unsafe fn(*const (), &mut Run<'_>);
+pub(crate) type Trampoline = unsafe fn(*const (), &mut Run<'_>);
 
-/// A function and its trampoline, as distances from the anchor.
+/// A function and its trampoline, as distances from the anchor. Only [`name`](crate::serve::name) and
+/// its like make one, of a function and a trampoline that fit; from numbers it doesn't compile.
+///
+/// ```compile_fail,E0451
+/// let call = procpool_worker::function::Call { function: 1, trampoline: 2 };
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Call {
     /// Distance of the function.
-    pub function: u64,
+    pub(crate) function: u64,
     /// Distance of the trampoline.
-    pub trampoline: u64,
+    pub(crate) trampoline: u64,
 }
 
 /// The function is not part of the executable's own image.
@@ -41,7 +46,7 @@ pub struct ForeignFunction;
 /// A call that does not point into this image's code: the peer's mistake or malice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the call points outside of this executable's code")]
-pub struct UnknownFunction;
+pub(crate) struct UnknownFunction;
 
 /// What makes two processes copies of one image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,12 +59,23 @@ pub struct Identity {
 }
 
 impl Call {
+    /// Points to no code; for tests.
+    #[doc(hidden)]
+    pub const NOWHERE: Self = Self { function: u64::MAX / 3, trampoline: u64::MAX / 3 };
+
     /// Names `function`, to be run by `trampoline`.
     ///
     /// # Errors
     ///
     /// When the function is not in the same image as this crate.
-    pub fn new(function: *const (), trampoline: Trampoline) -> Result<Self, ForeignFunction> {
+    ///
+    /// # Safety
+    ///
+    /// `trampoline` may be called with `function`, or nothing that this names is ever run as a span.
+    pub(crate) unsafe fn new(
+        function: *const (),
+        trampoline: Trampoline,
+    ) -> Result<Self, ForeignFunction> {
         let image = Image::own();
         let distance = |address: *const ()| {
             image
@@ -77,7 +93,7 @@ impl Call {
     /// # Errors
     ///
     /// When they are not in this image's code.
-    pub fn resolve(self) -> Result<(*const (), Trampoline), UnknownFunction> {
+    pub(crate) fn resolve(self) -> Result<(*const (), Trampoline), UnknownFunction> {
         let image = Image::own();
         let address = |distance: u64| {
             let address = anchor_address().wrapping_add(distance as usize);
@@ -209,19 +225,23 @@ mod tests {
             x * 2
         }
         let address = double as fn(u32) -> u32 as *const ();
-        let call = Call::new(address, trampoline).unwrap();
+        // SAFETY: it is never run.
+        let call = unsafe { Call::new(address, trampoline) }.unwrap();
         assert_eq!(call.resolve().unwrap().0, address);
     }
 
     #[test]
     fn a_function_of_another_shared_object_is_refused() {
-        assert_eq!(Call::new(libc::getpid as *const (), trampoline), Err(ForeignFunction));
+        // SAFETY: as above.
+        let call = unsafe { Call::new(libc::getpid as *const (), trampoline) };
+        assert_eq!(call, Err(ForeignFunction));
     }
 
     #[test]
     fn a_call_outside_of_the_code_is_refused() {
-        let call = Call { function: u64::MAX / 3, trampoline: 0 };
-        assert!(matches!(call.resolve(), Err(UnknownFunction)));
+        assert!(matches!(Call::NOWHERE.resolve(), Err(UnknownFunction)));
+        let half = Call { trampoline: 0, ..Call::NOWHERE };
+        assert!(matches!(half.resolve(), Err(UnknownFunction)));
     }
 
     #[test]

@@ -43,7 +43,7 @@ const HIGH_FD: i32 = 512;
 /// # Errors
 ///
 /// When the parent is already gone, or the system refuses what can't be done without.
-pub fn harden(parent: u32) -> io::Result<()> {
+pub(crate) fn harden(parent: u32) -> io::Result<()> {
     close_strays();
     reset_signals();
     let death = Signal::from_named_raw(PARENT_DIED);
@@ -107,7 +107,7 @@ static LEAVING: AtomicBool = AtomicBool::new(false);
 /// Has this process take its group with it when it exits. A parent that dies closes the channel, as
 /// one that lets a worker go does; the worker may then be gone before either cord is pulled, and
 /// what its tasks have started would live on.
-pub fn leave_with_group() {
+pub(crate) fn leave_with_group() {
     LEAVING.store(true, Ordering::Release);
 }
 
@@ -135,7 +135,7 @@ extern "C" fn at_exit() {
 /// # Errors
 ///
 /// When the system refuses one of them.
-pub fn apply(setup: &Setup) -> io::Result<()> {
+pub(crate) fn apply(setup: &Setup) -> io::Result<()> {
     set_name(&setup.name);
     // The kernel is to take a worker before the program that can replace it. A worker may be more
     // willing than its parent, not less, so this is allowed; where it isn't, nothing is lost.
@@ -193,7 +193,7 @@ extern "C" fn note_abort(_signal: libc::c_int) {
 
 /// How much this process has printed into the file that its output is captured in. Flushes what
 /// Rust and C have buffered.
-pub fn printed() -> u64 {
+pub(crate) fn printed() -> u64 {
     let _ = std::io::stdout().flush();
     // SAFETY: flushes C's own streams.
     unsafe { libc::fflush(std::ptr::null_mut()) };

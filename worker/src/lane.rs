@@ -23,29 +23,25 @@
 //! ([`Progress`] against the chunk, lengths against the region), results are copied out before they
 //! are looked at, and no reference to them is ever made, only raw copies.
 //!
-//! # Who may do what
+//! # The two halves
 //!
-//! The two halves are two types. Both see the [`Words`], which are atomics alone: what the parent does
-//! with them is public, what the worker does with them isn't. A [`ParentLane`] may be shared between
-//! threads; it copies results out and never writes them. A [`WorkerLane`] is what may write results:
-//! a process has one of a region, on one thread, and writes through `&mut`.
+//! Each half is a type of its own. Both see the [`Words`], which are atomics alone: the parent's
+//! operations on them are public, the worker's are private to this crate. A [`ParentLane`] may be shared
+//! between threads; it copies results out and never writes them. Only a [`WorkerLane`] writes results,
+//! through `&mut` and on one thread; a process has one per region.
 //!
 //! # Orderings
 //!
-//! - A result's bytes are written before its [`commit`](Words::commit), a release store; the parent
+//! - A result's bytes are written before its [`commit`](Words::commit), a release store. The parent
 //!   copies them after an acquire load of the same word ([`progress`](Words::progress)).
-//! - That an item is had by one side needs no ordering, only that every change of the claim is a
-//!   compare-and-swap. Each is acquire and release, so that whoever sees a claim also sees the chunk that
-//!   was [opened](Words::open) for it: its relaxed stores are published by the claim's own release.
-//! - Opening comes after the worker's last store of the chunk before: its last reply, which the parent
-//!   has received, puts that first.
-//! - `started` and `begun` are released, and the parent loads `started` before `committed`: if the first
-//!   is the larger, that item had begun and was not committed in the moment of the second load.
-//! - The recall is a hint, and relaxed: what it asks for is done by the claim.
-//!
-//! Tests under `loom` go through what these orderings allow; see CONTRIBUTING.
-
-#![allow(unsafe_code)] // One cast lays the words over shared memory; results are copied by raw pointer.
+//! - Every change of the claim is a compare-and-swap; this alone hands each item to one side. Each is
+//!   acquire and release: the side that gets an item also sees what the other side wrote before it put
+//!   the item there, above all the words as [`open`](Words::open) set them with relaxed stores.
+//! - `open` runs after the worker's last store of the chunk before: the parent has received the reply
+//!   that ends that chunk.
+//! - `started` is a release store, made after the commit of the item before. A thread that loads
+//!   `started` and then `committed` sees at most one item that is begun and not committed.
+//! - The recall is a relaxed hint. The claim does what it asks for.
 
 use std::ops::{Deref, Range};
 use std::ptr::NonNull;
@@ -147,8 +143,7 @@ pub struct Progress {
     pub bytes: u32,
 }
 
-/// A word, or some of one writer, on a cache line of its own: one side writes it, the other reads it
-/// often.
+/// A cache line of its own for what one side writes and the other reads often.
 #[derive(Debug, Default)]
 #[repr(C, align(64))]
 struct Line<T>(T);
@@ -161,7 +156,7 @@ impl<T> Deref for Line<T> {
     }
 }
 
-/// What the worker says of the item that runs, and of its own end.
+/// What the worker says about the running item and about its own end.
 #[derive(Debug, Default)]
 #[repr(C)]
 struct Running {
@@ -170,9 +165,8 @@ struct Running {
     note: AtomicU64,
 }
 
-/// The lane's words, as they lie at the start of its region. All are atomics, and any bytes are valid
-/// ones: whatever the other process does to them, what is read here is a number that is not to be
-/// trusted.
+/// The lane's words, as they lie at the start of its region. All are atomics of which every bit pattern
+/// is a value: a hostile process can make them say anything, and can't make a load undefined.
 #[derive(Debug, Default)]
 #[repr(C)]
 pub struct Words {
@@ -184,8 +178,8 @@ pub struct Words {
     replies: Line<AtomicU64>,
 }
 
-// Those of `loom` are larger than a word, and are never laid over a region.
-#[cfg(not(loom))]
+// loom's atomics are larger than a word. They are never laid over a region.
+#[cfg(not(all(test, loom)))]
 const _: () = assert!(size_of::<Words>() == 6 * 64 && size_of::<Words>() <= RESULTS);
 
 impl Words {
@@ -319,7 +313,7 @@ impl Words {
     }
 }
 
-/// Where the two parts of a region of [`LANE_BYTES`] begin; none if it has another size.
+/// Returns where the words and the results of a region begin, if it has [`LANE_BYTES`].
 fn parts(region: &mut Region) -> Option<(NonNull<Words>, NonNull<u8>)> {
     if region.len() != LANE_BYTES {
         return None;
@@ -327,12 +321,23 @@ fn parts(region: &mut Region) -> Option<(NonNull<Words>, NonNull<u8>)> {
     let base = NonNull::new(region.base())?;
     // SAFETY: inside of the region.
     let results = unsafe { base.add(RESULTS) };
-    // A region is mapped at a page, so that this is for whoever changes that.
+    // Always so, as a region is mapped at a page.
     base.cast::<Words>().is_aligned().then_some((base.cast(), results))
 }
 
-/// The parent's half of a lane: it reads what the worker says of itself, takes items back, and copies
-/// results out. May be shared between threads.
+/// The parent's half of a lane. Reads what the worker says of itself, takes items back, copies results
+/// out. Threads may share it:
+///
+/// ```
+/// use procpool_worker::{lane::ParentLane, transport::Region};
+///
+/// fn make(region: Region) {
+///     let _ = ParentLane::new(region);
+/// }
+/// fn share(lane: &ParentLane) {
+///     std::thread::scope(|scope| scope.spawn(|| lane.started()).join().unwrap());
+/// }
+/// ```
 #[derive(Debug)]
 pub struct ParentLane {
     words: NonNull<Words>,
@@ -340,8 +345,8 @@ pub struct ParentLane {
     region: Region,
 }
 
-// SAFETY: the pointers lead into the mapping that `region` owns for as long as this lives. Behind them
-// are atomics, and results, which are only copied out, as bytes that may be anything.
+// SAFETY: the pointers lead into the mapping that `region` owns for as long as this lives. What they
+// point to are atomics, and results, which are only copied out, as bytes of any value.
 unsafe impl Send for ParentLane {}
 // SAFETY: as above.
 unsafe impl Sync for ParentLane {}
@@ -358,11 +363,11 @@ impl Deref for ParentLane {
 }
 
 impl ParentLane {
-    /// Sees a region as a lane.
+    /// Takes a region as a lane.
     ///
     /// # Errors
     ///
-    /// The region, when its size is not that of a lane.
+    /// Returns the region if its size is not that of a lane.
     pub fn new(mut region: Region) -> Result<Self, Region> {
         match parts(&mut region) {
             Some((words, results)) => Ok(Self { words, results, region }),
@@ -387,21 +392,24 @@ impl ParentLane {
     }
 }
 
-/// The worker's half of a lane: what writes results. It belongs to the thread that serves:
+/// The worker's half of a lane. Writes results. It belongs to the thread that serves,
 ///
 /// ```compile_fail,E0277
-/// fn share(lane: &procpool_worker::lane::WorkerLane) {
-///     std::thread::scope(|scope| scope.spawn(|| drop(lane)).join().unwrap());
+/// use procpool_worker::{lane::WorkerLane, transport::Region};
+///
+/// fn share(lane: &WorkerLane) {
+///     std::thread::scope(|scope| scope.spawn(|| lane.started()).join().unwrap());
 /// }
 /// ```
 ///
-/// and safe code can't make a second one of the same memory:
+/// and safe code can't make one, so there is no second one of the same memory.
 ///
-/// ```compile_fail
-/// use procpool_worker::lane::{LANE_BYTES, WorkerLane};
+/// ```compile_fail,E0624
+/// use procpool_worker::{lane::WorkerLane, transport::Region};
 ///
-/// let region = procpool_worker::transport::Region::zeroed(LANE_BYTES).unwrap();
-/// WorkerLane::new(region);
+/// fn make(region: Region) {
+///     let _ = unsafe { WorkerLane::new(region) };
+/// }
 /// ```
 #[derive(Debug)]
 pub struct WorkerLane {
@@ -420,12 +428,12 @@ impl Deref for WorkerLane {
 }
 
 impl WorkerLane {
-    /// Sees a region as a lane. It stays mapped as long as the process lives: a signal handler leaves
-    /// its [`Note`] there.
+    /// Takes a region as a lane. It stays mapped until the process ends: a signal handler leaves its
+    /// [`Note`] there.
     ///
     /// # Errors
     ///
-    /// The region, when its size is not that of a lane.
+    /// Returns the region if its size is not that of a lane.
     ///
     /// # Safety
     ///
@@ -447,8 +455,8 @@ impl WorkerLane {
         ResultWriter { lane: self, start: at, at, room, spilled: Vec::new() }
     }
 
-    /// Where byte `at` of the results lies, with room for `len` bytes: what isn't committed is the
-    /// worker's to write.
+    /// Returns the address of byte `at` of the results, which has room for `len` bytes. Bytes that are
+    /// not committed are the worker's to write.
     #[inline]
     pub(crate) fn room(&mut self, at: usize, len: usize) -> *mut u8 {
         let fits = at.checked_add(len).is_some_and(|end| end <= CAPACITY);
@@ -513,7 +521,7 @@ impl Sink for ResultWriter<'_> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;

@@ -25,30 +25,49 @@
 //! | [`panics`] | turning a panic into a report |
 //! | [`harden`] | making a fresh process a safe worker (signals, file descriptors, dying with the parent) |
 
+// A program can depend on this crate too: what is public and can be misused is an `unsafe fn`. The
+// modules that may use `unsafe` are named below.
+#![deny(unsafe_code)]
 // The headers explain how things are done, and name what does them.
 #![allow(rustdoc::private_intra_doc_links)]
 
-/// The atomics that [`lane`] and [`bell`] use: those of `loom` where it goes through their orderings.
+/// The atomics of [`lane`] and [`bell`]: loom's in its models, std's otherwise.
 mod atomic {
-    #[cfg(loom)]
-    pub(crate) use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-    #[cfg(not(loom))]
-    pub(crate) use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+    #[cfg(all(test, loom))]
+    pub(crate) use loom::{
+        hint::spin_loop,
+        sync::atomic::{AtomicU32, AtomicU64, Ordering},
+    };
+    #[cfg(not(all(test, loom)))]
+    pub(crate) use std::{
+        hint::spin_loop,
+        sync::atomic::{AtomicU32, AtomicU64, Ordering},
+    };
 }
 
 pub mod attach;
 pub mod bell;
+#[allow(unsafe_code)] // Decodes from memory that another process may be writing.
 pub mod codec;
-pub mod context;
+#[allow(unsafe_code)] // The same, and makes a function of a named address.
+mod context;
+#[allow(unsafe_code)] // Copies by raw pointer.
 pub mod copy;
+#[allow(unsafe_code)] // Reads the image's headers, and makes a trampoline of a named address.
 pub mod function;
+#[allow(unsafe_code)] // Raw system calls and signal handlers.
 pub mod harden;
+#[allow(unsafe_code)] // Lays its words over shared memory; copies results by raw pointer.
 pub mod lane;
 pub mod panics;
+#[allow(unsafe_code)] // Moves numbers as the bytes that they are.
 pub mod plain;
 pub mod protocol;
+#[allow(unsafe_code)] // Touches pages of a vector that are to be filled.
 pub mod room;
 pub mod seed;
+#[allow(unsafe_code)] // Calls named functions; reads arguments and writes results by raw pointer.
 pub mod serve;
 pub mod state;
+#[allow(unsafe_code)] // Where a region's memory begins.
 pub mod transport;

@@ -39,11 +39,11 @@ thread_local! {
 
 /// What is to be done with a report in a program built with `panic = "abort"`, where the hook is
 /// the last that runs.
-pub type LastWords = fn(PanicReport);
+pub(crate) type LastWords = fn(PanicReport);
 
 /// Makes this thread's panics be noted for [`take`], and calls `last_words` where a panic is the
 /// end of the process.
-pub fn install(last_words: LastWords) {
+pub(crate) fn install(last_words: LastWords) {
     SERVING.set(true);
     let before = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
@@ -64,7 +64,7 @@ pub fn install(last_words: LastWords) {
 }
 
 /// The report of the panic that was just caught with this payload.
-pub fn take(payload: &(dyn Any + Send)) -> PanicReport {
+pub(crate) fn take(payload: &(dyn Any + Send)) -> PanicReport {
     // A task may have put a hook of its own in the place of ours, or used `resume_unwind`, which
     // calls none: then the payload is all there is.
     NOTED.take().unwrap_or_else(|| PanicReport {

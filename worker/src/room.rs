@@ -56,7 +56,10 @@ impl Room {
     fn ask<T>(&mut self, elements: &mut Vec<T>, count: usize) {
         let base = elements.as_mut_ptr().cast::<u8>();
         let full = base.addr() + elements.len() * size_of::<T>();
-        let reach = full + count * size_of::<T>();
+        let reach = full.saturating_add(count.saturating_mul(size_of::<T>()));
+        // A vector that was shrunk in place doesn't own the rest any more.
+        let end = base.addr() + elements.capacity() * size_of::<T>();
+        self.end = self.end.min(end / LARGE * LARGE);
         if base.addr() != self.start {
             self.next = self.end;
         }
@@ -72,8 +75,8 @@ impl Room {
             }
             let began = cpu_time();
             harden::prefer_huge_page(page, LARGE);
-            // SAFETY: the page lies in the vector's memory, behind all of its elements. Volatile,
-            // since nobody reads it.
+            // SAFETY: the page lies in the memory that the vector owns now, since `end` was cut to it
+            // above, and behind all of its elements. Volatile, since nobody reads it.
             unsafe { page.write_volatile(0) };
             self.is_slow = cpu_time().saturating_sub(began) > SLOW;
         }
@@ -95,6 +98,19 @@ mod tests {
         }
         assert!(room.next >= room.end);
         assert!((0..).zip(&numbers).all(|(place, number)| place == *number));
+    }
+
+    #[test]
+    fn what_a_vector_has_given_up_is_not_touched() {
+        let (mut bytes, mut room) = Room::new::<u8>(32 * LARGE);
+        bytes.resize(3 * LARGE, 1);
+        bytes.shrink_to(4 * LARGE);
+        room.prepare(&mut bytes, usize::MAX);
+        assert!(bytes.iter().all(|byte| *byte == 1));
+        // A vector that the room was not made for is left alone.
+        let (mut words, mut room) = (Vec::<u64>::new(), Room::new::<u64>(LARGE).1);
+        room.prepare(&mut words, LARGE);
+        assert!(words.is_empty());
     }
 
     #[test]

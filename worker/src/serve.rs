@@ -59,7 +59,12 @@ const PROGRESS_SELDOM: u64 = 20_000_000;
 const EXIT_UNFIT: i32 = 70;
 
 /// Serves as the worker that `marker` makes this process, and ends the process.
-pub fn run(marker: &Marker) -> ! {
+///
+/// # Safety
+///
+/// The marker must come from a parent that runs this executable and keeps to the protocol: the functions
+/// that its frames name are called.
+pub unsafe fn run(marker: &Marker) -> ! {
     let code = match enter(marker) {
         Ok(mut worker) => worker.serve(),
         Err(error) => {
@@ -378,7 +383,8 @@ where
     A: DeserializeOwned,
     R: Serialize,
 {
-    Call::new(function as *const (), trampoline::<A, R>)
+    // SAFETY: a `fn(A) -> R` and its trampoline.
+    unsafe { Call::new(function as *const (), trampoline::<A, R>) }
 }
 
 /// Names `function`, which shares a context among the items of its call.
@@ -392,7 +398,8 @@ where
     A: DeserializeOwned,
     R: Serialize,
 {
-    Call::new(function as *const (), trampoline_with::<C, A, R>)
+    // SAFETY: a `fn(&C, A) -> R` and its trampoline.
+    unsafe { Call::new(function as *const (), trampoline_with::<C, A, R>) }
 }
 
 /// Names `function`, which changes a state that `init` makes, and `init`, as which the context of
@@ -410,7 +417,9 @@ where
     A: DeserializeOwned,
     R: Serialize,
 {
-    let name = |function| Call::new(function, trampoline_init::<S, A, R>);
+    // SAFETY: a `fn(&mut S, A) -> R` and its trampoline; `init` is sent as the context, which only
+    // that trampoline reads, and names a `fn() -> S`.
+    let name = |function| unsafe { Call::new(function, trampoline_init::<S, A, R>) };
     Ok((name(function as *const ())?, name(init as *const ())?))
 }
 
@@ -424,7 +433,8 @@ where
     A: DeserializeOwned,
     S: 'static,
 {
-    Call::new(function as *const (), initializer_trampoline::<A, S>)
+    // SAFETY: a `fn(A) -> S` and its trampoline.
+    unsafe { Call::new(function as *const (), initializer_trampoline::<A, S>) }
 }
 
 /// Runs the items of one span with a `fn(A) -> R`.
@@ -506,7 +516,7 @@ enum Stage {
 
 /// A chunk as it is run.
 #[derive(Debug)]
-pub struct Run<'a> {
+pub(crate) struct Run<'a> {
     lane: &'a mut WorkerLane,
     link: &'a mut Link,
     kept: &'a mut Kept,

@@ -19,6 +19,7 @@ use anyhow::{Context, Result};
 use super::args::IsolateArgs;
 use super::exit::Exit;
 
+#[allow(unsafe_code)] // Its tasks crash on purpose.
 mod cases;
 mod neighbour;
 mod processes;
