@@ -211,3 +211,48 @@ mod tests {
         assert!(skipped > 50, "{skipped}");
     }
 }
+
+#[cfg(all(test, loom))]
+mod loom_model {
+    use std::cell::Cell;
+
+    use loom::sync::Arc;
+
+    use super::*;
+    use crate::atomic::AtomicU32;
+
+    /// One side sends two frames and rings for each. The other listens on another CPU, by a clock that
+    /// each reading advances.
+    #[test]
+    fn a_listener_that_hears_the_bell_finds_the_frame_and_hears_no_ring_twice() {
+        loom::model(|| {
+            let shared = Arc::new((AtomicU64::default(), AtomicU32::default()));
+            let sender = loom::thread::spawn({
+                let shared = Arc::clone(&shared);
+                move || {
+                    let (word, sent) = &*shared;
+                    for frame in 1..=2 {
+                        sent.store(frame, Ordering::Relaxed);
+                        Bell::new(word).ring_from(2, false);
+                    }
+                }
+            });
+            let (word, sent) = &*shared;
+            let (mut ear, clock) = (Ear::default(), Cell::new(0));
+            let tick = || clock.replace(clock.get() + 1);
+            for _ in 0..3 {
+                if ear.listen_by(Bell::new(word), Duration::from_nanos(2), || 1, tick) {
+                    ear.receive();
+                    assert!(sent.load(Ordering::Relaxed) >= ear.received);
+                }
+            }
+            sender.join().unwrap();
+            // All rings are visible now: the rest is heard without a wait.
+            while ear.received < 2 {
+                assert!(ear.listen_by(Bell::new(word), Duration::ZERO, || 1, || 0));
+                ear.receive();
+            }
+            assert!(!ear.listen_by(Bell::new(word), Duration::ZERO, || 1, || 0));
+        });
+    }
+}

@@ -42,6 +42,8 @@
 //! - `started` is a release store, made after the commit of the item before. A thread that loads
 //!   `started` and then `committed` sees at most one item that is begun and not committed.
 //! - The recall is a relaxed hint. The claim does what it asks for.
+//!
+//! The tests in `loom_model` check these under every order that they allow; see CONTRIBUTING.
 
 use std::ops::{Deref, Range};
 use std::ptr::NonNull;
@@ -715,5 +717,274 @@ mod tests {
         lane.copy_results(5..4, &mut to);
         assert!(to.is_empty());
         assert!(Record::parse(u32::MAX.to_le_bytes()).is_some_and(|(_, len)| len > LANE_BYTES));
+    }
+}
+
+#[cfg(all(test, loom))]
+mod loom_model {
+    use loom::cell::UnsafeCell;
+    use loom::sync::{Arc, Mutex};
+    use loom::thread::{spawn, yield_now};
+
+    use super::*;
+
+    /// The words and what they hand over: items and results, which loom lets one thread at a time touch,
+    /// and the sockets.
+    struct Model {
+        words: Words,
+        items: [UnsafeCell<Item>; 3],
+        results: [UnsafeCell<u32>; ROOM],
+        /// How many frames each side has sent: a socket orders like a release and an acquire.
+        to_worker: AtomicU32,
+        to_parent: AtomicU32,
+    }
+
+    /// How many results fit.
+    const ROOM: usize = 2;
+
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    enum Item {
+        Waits,
+        Begun,
+        TakenBack,
+    }
+
+    impl Model {
+        fn new() -> Arc<Self> {
+            Arc::new(Self {
+                words: Words::default(),
+                items: [(); 3].map(|()| UnsafeCell::new(Item::Waits)),
+                results: [(); ROOM].map(|()| UnsafeCell::new(0)),
+                to_worker: AtomicU32::default(),
+                to_parent: AtomicU32::default(),
+            })
+        }
+
+        /// Moves a waiting item on. Fails if another thread has moved it, or is about to.
+        fn becomes(&self, item: u32, what: Item) {
+            // SAFETY: loom fails the test if two threads are here at once.
+            self.items[item as usize].with_mut(|item| unsafe {
+                assert_eq!(*item, Item::Waits);
+                *item = what;
+            });
+        }
+
+        fn take_back(&self, max: u32) -> u32 {
+            let range = self.words.take_back(max);
+            range.clone().for_each(|item| self.becomes(item, Item::TakenBack));
+            range.end - range.start
+        }
+
+        /// Runs what can be claimed, as `serve` does. Returns how many items it has run.
+        fn run(&self, block: u32) -> u32 {
+            let mut done = 0;
+            loop {
+                let mut claimed = self.words.claim(block);
+                if claimed.is_empty() {
+                    return done;
+                }
+                while !claimed.is_empty() {
+                    self.words.start(claimed.start + 1);
+                    self.becomes(claimed.start, Item::Begun);
+                    claimed.start += 1;
+                    done += 1;
+                    if !claimed.is_empty() && self.words.is_recalled() {
+                        self.words.unclaim(claimed.start);
+                        claimed.end = claimed.start;
+                    }
+                    self.words.commit(Progress { items: done, bytes: 0 });
+                }
+            }
+        }
+    }
+
+    /// Explores every order with at most so many preemptions.
+    fn explore(preemptions: usize, model: impl Fn() + Sync + Send + 'static) {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = Some(preemptions);
+        builder.check(model);
+    }
+
+    fn send(count: &AtomicU32) {
+        count.store(count.load(Ordering::Relaxed) + 1, Ordering::Release);
+    }
+
+    fn wait_for(count: &AtomicU32, frames: u32) {
+        while count.load(Ordering::Acquire) < frames {
+            yield_now();
+        }
+    }
+
+    #[test]
+    fn each_item_is_committed_or_taken_back_and_none_is_both() {
+        for block in 1..=3 {
+            explore(3, move || {
+                let model = Model::new();
+                model.words.open(3, 0);
+                let worker = spawn({
+                    let model = Arc::clone(&model);
+                    move || model.run(block)
+                });
+                let mut taken = model.take_back(1);
+                model.words.recall();
+                taken += model.take_back(u32::MAX);
+                let done = worker.join().unwrap();
+                assert_eq!((done + taken, model.words.unstarted()), (3, 0));
+                assert_eq!(model.words.progress().items, done);
+                // Items at the front were run, those at the end were taken back.
+                for (item, what) in (0..).zip(&model.items) {
+                    let expected = if item < done { Item::Begun } else { Item::TakenBack };
+                    // SAFETY: all threads are joined.
+                    what.with(|what| assert_eq!(unsafe { *what }, expected));
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn one_item_at_most_is_begun_and_not_committed() {
+        explore(3, || {
+            let model = Model::new();
+            model.words.open(2, 0);
+            let worker = spawn({
+                let model = Arc::clone(&model);
+                move || model.run(2)
+            });
+            let started = model.words.started();
+            let committed = model.words.progress().items;
+            assert!(started <= committed + 1, "{started} begun, {committed} committed");
+            assert!(model.words.started() >= committed);
+            worker.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn after_a_recall_all_but_the_running_item_can_be_taken_back() {
+        explore(3, || {
+            let model = Model::new();
+            model.words.open(3, 0);
+            let worker = spawn({
+                let model = Arc::clone(&model);
+                move || {
+                    let claimed = model.words.claim(3);
+                    model.words.start(1);
+                    model.becomes(0, Item::Begun);
+                    // The item runs until the parent finds that it does.
+                    while !model.words.is_recalled() {
+                        yield_now();
+                    }
+                    model.words.unclaim(claimed.start + 1);
+                    model.words.commit(Progress { items: 1, bytes: 0 });
+                    wait_for(&model.to_worker, 1);
+                    assert_eq!(model.words.claim(3), 0..0);
+                }
+            });
+            while model.words.unstarted() > 0 || model.words.started() == 0 {
+                yield_now();
+            }
+            let mut taken = 0;
+            while taken < 2 {
+                model.words.recall();
+                taken += model.take_back(u32::MAX);
+                yield_now();
+            }
+            send(&model.to_worker);
+            worker.join().unwrap();
+            assert_eq!(taken, 2);
+        });
+    }
+
+    #[test]
+    fn the_results_of_committed_items_are_seen_whole_also_in_room_that_is_used_again() {
+        explore(2, || {
+            let model = Model::new();
+            model.words.open(3, 0);
+            let worker = spawn({
+                let model = Arc::clone(&model);
+                move || {
+                    let mut bytes = 0;
+                    for item in 0..3 {
+                        if bytes == ROOM {
+                            send(&model.to_parent);
+                            wait_for(&model.to_worker, 1);
+                            bytes = 0;
+                        }
+                        model.words.start(item + 1);
+                        // SAFETY: loom fails the test if the parent reads it meanwhile.
+                        model.results[bytes].with_mut(|result| unsafe { *result = item + 1 });
+                        bytes += 1;
+                        let progress = Progress { items: item + 1, bytes: bytes as u32 };
+                        model.words.commit(progress);
+                    }
+                }
+            });
+            let (mut items, mut read) = (0, 0);
+            let mut look = || {
+                let progress = model.words.progress();
+                for result in &model.results[read..progress.bytes as usize] {
+                    items += 1;
+                    // SAFETY: loom fails the test if the worker writes it meanwhile.
+                    result.with(|result| assert_eq!(unsafe { *result }, items));
+                }
+                read = progress.bytes as usize;
+                assert_eq!(items, progress.items);
+                if read == ROOM && model.to_parent.load(Ordering::Acquire) == 1 {
+                    model.words.empty();
+                    read = 0;
+                    send(&model.to_worker);
+                }
+                items
+            };
+            look();
+            while look() < 3 {
+                yield_now();
+            }
+            worker.join().unwrap();
+        });
+    }
+
+    /// The supervisor reads a chunk under its slot's lock while the driver opens one after the other.
+    #[test]
+    fn a_thread_that_reads_a_chunk_sees_nothing_of_the_one_before() {
+        explore(3, || {
+            let model = Model::new();
+            model.words.open(2, 1);
+            let worker = spawn({
+                let model = Arc::clone(&model);
+                move || {
+                    for (frame, items) in [(1, 2), (2, 1)] {
+                        wait_for(&model.to_worker, frame);
+                        let claimed = model.words.claim(2);
+                        assert!(claimed.end <= items);
+                        for item in claimed {
+                            assert!(!model.words.is_recalled());
+                            model.words.start(item + 1);
+                            model.words.commit(Progress { items: item + 1, bytes: 0 });
+                        }
+                        send(&model.to_parent);
+                    }
+                }
+            });
+            let chunk = Arc::new(Mutex::new(0));
+            let supervisor = spawn({
+                let (model, chunk) = (Arc::clone(&model), Arc::clone(&chunk));
+                move || {
+                    let items = chunk.lock().unwrap();
+                    if *items == 1 {
+                        assert!(model.words.started() <= 1 && model.words.progress().items <= 1);
+                        assert_eq!(model.words.begun(), 2);
+                    }
+                }
+            });
+            send(&model.to_worker);
+            wait_for(&model.to_parent, 1);
+            model.words.open(1, 2);
+            *chunk.lock().unwrap() = 1;
+            send(&model.to_worker);
+            wait_for(&model.to_parent, 2);
+            worker.join().unwrap();
+            supervisor.join().unwrap();
+            assert_eq!(model.words.progress().items, 1);
+        });
     }
 }
