@@ -29,7 +29,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::bell::Bell;
 use crate::codec::Sink;
 use crate::copy;
-use crate::transport::Region;
+use crate::region::Region;
 
 /// Size of a lane in bytes. Large enough that a chunk of tiny results is worth its frame, small
 /// enough that touching all of it when a worker starts costs little (about 30 µs).
@@ -149,11 +149,11 @@ impl Lane {
     /// # Errors
     ///
     /// The region, when its size is not that of a lane.
-    pub fn new(mut region: Region) -> Result<Self, Region> {
+    pub fn new(region: Region) -> Result<Self, Region> {
         if region.len() != LANE_BYTES {
             return Err(region);
         }
-        Ok(Self { base: region.base(), region })
+        Ok(Self { base: region.as_ptr(), region })
     }
 
     /// The region, to be sent to the peer.
@@ -388,7 +388,7 @@ mod tests {
     use super::*;
 
     fn lane(items: u32) -> Lane {
-        let lane = Lane::new(Region::zeroed(LANE_BYTES).unwrap()).unwrap();
+        let lane = Lane::new(Region::new(LANE_BYTES, 0).unwrap()).unwrap();
         lane.open(items, 0);
         lane
     }

@@ -13,7 +13,9 @@
 //! | [`attach`] | keeping what encoded arguments point to |
 //! | [`plain`] | the types that are moved in bulk |
 //! | [`protocol`] | the frames that travel, and the marker that makes a process a worker |
-//! | [`transport`] | moving frames and regions (the only file that knows ipc-channel) |
+//! | [`transport`] | moving frames to the worker (the only file that knows ipc-channel) |
+//! | [`control`] | the worker's answers, and passing descriptors |
+//! | [`region`] | memory that parent and worker share |
 //! | [`lane`] | the shared region: who has claimed which item, what is committed, the results |
 //! | [`bell`] | waiting awake where an answer comes sooner than a thread is woken |
 //! | [`serve`] | the worker's loop: claim, decode, call, encode, commit |
@@ -32,6 +34,7 @@ pub mod attach;
 pub mod bell;
 pub mod codec;
 pub mod context;
+pub mod control;
 pub mod copy;
 pub mod function;
 pub mod harden;
@@ -39,6 +42,7 @@ pub mod lane;
 pub mod panics;
 pub mod plain;
 pub mod protocol;
+pub mod region;
 pub mod room;
 pub mod seed;
 pub mod serve;
