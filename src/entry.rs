@@ -1,8 +1,10 @@
 //! The way into a process: whether it is a worker, and whether it may make pools.
 
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use procpool_worker::protocol::{MARKER, Marker};
+use procpool_worker::protocol::{TITLE, Token};
 use procpool_worker::serve;
 
 static INITIALIZED: AtomicBool = AtomicBool::new(false);
@@ -25,19 +27,35 @@ pub fn init() {
     if !first {
         return;
     }
-    let Ok(value) = std::env::var(MARKER) else { return };
-    // SAFETY: `init` is called before the program has started a thread: it is the first line of
-    // `main`, or runs even before that.
-    unsafe { std::env::remove_var(MARKER) };
-    match Marker::from_env(&value) {
-        // SAFETY: a pool has set the marker for a copy of its own executable; the handshake compares
-        // the two.
-        Some(marker) => unsafe { serve::run(&marker) },
+    let mut arguments = command_line().into_iter().skip(1);
+    let is_worker = |title: &OsString| title.as_encoded_bytes().starts_with(TITLE.as_bytes());
+    if !arguments.next().is_some_and(|title| is_worker(&title)) {
+        return;
+    }
+    let token = arguments.next().and_then(|token| Token::from_arg(&token.to_string_lossy()));
+    match token {
+        // SAFETY: a pool has started this process, a copy of its own executable, with the token; the
+        // handshake compares the two.
+        Some(token) => unsafe { serve::run(token) },
+        // Going on as a program could start pools, and those workers again.
         None => {
-            eprintln!("procpool: {MARKER}={value:?} was not set by this version of procpool");
+            eprintln!(
+                "procpool: {TITLE}… is for workers, and this one was not started by this version of procpool"
+            );
             std::process::exit(2)
         }
     }
+}
+
+/// Returns the command line. Before `main`, some C libraries have not told Rust of it.
+fn command_line() -> Vec<OsString> {
+    let known: Vec<OsString> = std::env::args_os().take(3).collect();
+    if !known.is_empty() {
+        return known;
+    }
+    let line = std::fs::read("/proc/self/cmdline").unwrap_or_default();
+    let arguments = line.split(|byte| *byte == 0).take(3);
+    arguments.map(|argument| OsString::from_vec(argument.to_vec())).collect()
 }
 
 pub(crate) fn is_initialized() -> bool {

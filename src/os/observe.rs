@@ -74,6 +74,13 @@ pub(crate) fn family(pid: u32) -> Usage {
     usage
 }
 
+/// Returns whether a process is stopped, by a signal or a debugger; false where that can't be read.
+pub(crate) fn is_stopped(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The name may have any characters, so what follows it is looked for from the end: proc(5).
+    stat.rsplit(") ").next().is_some_and(|fields| fields.starts_with(['T', 't']))
+}
+
 /// How many processes the kernel has killed for want of memory since it started, in all cgroups.
 pub(crate) fn oom_kills() -> u64 {
     let vmstat = std::fs::read_to_string("/proc/vmstat").unwrap_or_default();

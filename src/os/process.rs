@@ -12,7 +12,7 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use procpool_worker::protocol::{MARKER, Marker};
+use procpool_worker::protocol::{TITLE, Token};
 use rustix::fs::{MemfdFlags, Mode, OFlags};
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process_group, pidfd_open,
@@ -58,6 +58,16 @@ pub(crate) struct Launch {
     pub(crate) cord: OwnedFd,
 }
 
+impl Launch {
+    /// Opens the liveness pipe anew for one worker: which process group is to be signalled is a property
+    /// of the open file.
+    pub(crate) fn open_cord(&self) -> io::Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let path = format!("/proc/self/fd/{}", self.cord.as_raw_fd());
+        Ok(rustix::fs::open(path, flags, Mode::empty())?)
+    }
+}
+
 /// Has the kernel kill a process's group when the cord's other end is closed. It is done here and not
 /// by the child, which may be stopped before it has come to do anything.
 fn tie(cord: &OwnedFd, pid: Pid) -> io::Result<()> {
@@ -79,32 +89,29 @@ pub(crate) struct Child {
 }
 
 impl Child {
-    /// Starts a copy of this program. The calling thread must outlive it: its end is announced to
+    /// Starts a copy of this program, with the worker's end of its control socket as standard input
+    /// and `cord` as its liveness pipe. The calling thread must outlive it: its end is announced to
     /// the child as the parent's death.
     pub(crate) fn start(
         launch: &Launch,
         env: impl IntoIterator<Item = (OsString, OsString)>,
         title: &str,
-        marker: &Marker,
+        token: Token,
+        control: OwnedFd,
+        cord: &OwnedFd,
         capture: Option<&OwnedFd>,
     ) -> io::Result<Self> {
-        // Opened anew, because who is to be signalled is a property of the open pipe.
-        let cord = rustix::fs::open(
-            format!("/proc/self/fd/{}", launch.cord.as_raw_fd()),
-            OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC,
-            Mode::empty(),
-        )?;
         // This process's own file, even if another has been put in its place since.
         let mut command = Command::new("/proc/self/exe");
         if let Some(name) = std::env::args_os().next() {
             command.arg0(name);
         }
         command
-            .arg(format!("--procpool-worker={title}"))
+            .arg(format!("{TITLE}{title}"))
+            .arg(token.to_arg())
             .envs(launch.env.iter().map(|(name, value)| (name, value)))
             .envs(env)
-            .env(MARKER, marker.to_env())
-            .stdin(Stdio::from(cord.try_clone()?))
+            .stdin(Stdio::from(control))
             // Its own process group, so that what its tasks start can be killed with it.
             .process_group(0);
         if let Some(dir) = &launch.current_dir {
@@ -122,7 +129,7 @@ impl Child {
         // No `pre_exec`: with one, std forks, which beside a parent of 1 GiB takes 46 ms.
         let child = command.spawn()?;
         let pid = Pid::from_child(&child);
-        let tied = tie(&cord, pid);
+        let tied = tie(cord, pid);
         match tied.and_then(|()| Ok(pidfd_open(pid, PidfdFlags::empty())?)) {
             Ok(pidfd) => Ok(Self { pid, pidfd }),
             Err(error) => {

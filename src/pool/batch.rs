@@ -7,12 +7,12 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
 use procpool_worker::attach::Attachments;
+use procpool_worker::plain::Elements;
 use procpool_worker::protocol::take_item;
 use procpool_worker::seed;
 
 use super::buffer::Buffer;
 use super::job::{Arrival, Content, Failure, Job, Origin};
-use super::regions::Lease;
 use super::scheduler::Counters;
 
 /// Consecutive items of one job, with their encoded arguments. An item is in exactly one place: in
@@ -38,11 +38,11 @@ pub(crate) struct Batch {
 }
 
 /// Encoded arguments: a part of a shared buffer, so that a batch can be split without copying; or
-/// one large argument's elements, in the region that they travel in.
+/// one large argument's elements, which travel in a region of the worker that runs it.
 #[derive(Debug, Clone)]
 enum Arguments {
     Bytes { bytes: Bytes, start: usize, end: usize },
-    Elements(Arc<Lease>),
+    Elements(Arc<Elements>),
 }
 
 /// A few bytes, which most single calls have, need no memory of their own.
@@ -99,9 +99,10 @@ impl Batch {
         Self::with(job, first, items, width, arguments, attachments)
     }
 
-    /// One item whose argument's elements are in `region`.
-    pub(crate) fn of_elements(job: Arc<Job>, first: u64, region: Lease) -> Self {
-        Self::with(job, first, 1, 0, Arguments::Elements(Arc::new(region)), Attachments::default())
+    /// One item whose argument has these elements.
+    pub(crate) fn of_elements(job: Arc<Job>, first: u64, elements: Elements) -> Self {
+        let arguments = Arguments::Elements(Arc::new(elements));
+        Self::with(job, first, 1, 0, arguments, Attachments::default())
     }
 
     fn with(
@@ -124,7 +125,7 @@ impl Batch {
         Self { job, first, slot: Some(slot), arguments, attachments, ..*self }
     }
 
-    /// The encoded arguments; empty where they are in a region.
+    /// The encoded arguments; empty where they are elements.
     pub(crate) fn arguments(&self) -> &[u8] {
         match &self.arguments {
             Arguments::Bytes { bytes, start, end } => bytes.get(*start, *end),
@@ -132,11 +133,16 @@ impl Batch {
         }
     }
 
-    /// The region in which the only item's elements are.
-    pub(crate) fn elements(&self) -> Option<&Lease> {
+    /// What the arguments point to.
+    pub(crate) fn attachments(&self) -> &Attachments {
+        &self.attachments
+    }
+
+    /// The only item's elements, where its argument has some.
+    pub(crate) fn elements(&self) -> Option<&[u8]> {
         match &self.arguments {
             Arguments::Bytes { .. } => None,
-            Arguments::Elements(region) => Some(region),
+            Arguments::Elements(elements) => Some(elements.as_bytes()),
         }
     }
 

@@ -26,6 +26,7 @@ use super::regions::Lease;
 use super::scheduler::Counters;
 use super::worker::{Doom, Process, Worker};
 use crate::error::{DeathCause, Side, TaskErrorKind};
+use crate::os::observe;
 
 /// A chunk that a worker runs.
 #[derive(Debug)]
@@ -42,13 +43,17 @@ pub(crate) struct Chunk {
     sent: Instant,
     /// The time limit of each item.
     pub(crate) limit: Option<Duration>,
-    /// The item that was last seen running, and since when.
-    seen: (u32, Instant),
+    /// How many items were begun and committed when that was last looked at, and since when.
+    seen: ((u32, u32), Instant),
     /// The item that was running when the pool was suspended, and for how long it was.
     suspended: (Option<u32>, Duration),
     /// How much of the captured output has been delivered.
     printed: u64,
 }
+
+/// How long a worker may be silent while no item runs. A healthy one takes microseconds; on a machine
+/// with a hundred processes for each CPU it has been seen to take a tenth of this.
+pub(crate) const SILENCE: Duration = Duration::from_secs(1);
 
 /// How much of a dead worker's output is kept, in bytes.
 const LAST_OUTPUT: u64 = 64 << 10;
@@ -104,7 +109,7 @@ impl Chunk {
             read: 0,
             sent: now,
             limit,
-            seen: (0, now),
+            seen: ((0, 0), now),
             suspended: (None, Duration::ZERO),
             printed: 0,
         }
@@ -169,17 +174,36 @@ impl Chunk {
         let item = self.running();
         let before = if self.suspended.0 == item { self.suspended.1 } else { Duration::ZERO };
         self.suspended = (item, before + pause);
+        self.seen.1 = Instant::now();
     }
 
-    /// Ends the worker if its item has run for longer than the limit; gives what it then won't
-    /// begin, and when to look again.
+    /// How long the worker may be silent: with items that it has not begun, or after it has committed
+    /// the last one.
+    pub(crate) fn patience(&self) -> Duration {
+        self.limit.map_or(SILENCE, |limit| limit.min(SILENCE))
+    }
+
+    /// Ends the worker if its item has run for longer than the limit, or if no item runs and it is
+    /// silent; returns what it then won't begin, and when to look again.
     pub(crate) fn enforce(&mut self) -> (Vec<Batch>, Option<Instant>) {
-        let Some(limit) = self.limit else { return (Vec::new(), None) };
         let now = Instant::now();
-        let Some(item) = self.running() else { return (Vec::new(), now.checked_add(limit)) };
-        if self.seen.0 != item + 1 {
-            self.seen = (item + 1, now);
+        let state = (self.lane.started(), self.lane.progress().items);
+        if self.seen.0 != state {
+            self.seen = (state, now);
         }
+        match (self.running(), self.limit) {
+            (Some(item), Some(limit)) => self.enforce_limit(item, limit, now),
+            (Some(_), None) => (Vec::new(), now.checked_add(SILENCE)),
+            (None, _) => self.enforce_progress(now),
+        }
+    }
+
+    fn enforce_limit(
+        &mut self,
+        item: u32,
+        limit: Duration,
+        now: Instant,
+    ) -> (Vec<Batch>, Option<Instant>) {
         let begun = Duration::from_nanos(self.lane.begun());
         let clock = Duration::from_nanos(procpool_worker::harden::now());
         // What the worker says of its beginning is believed as long as it makes the wait shorter.
@@ -195,6 +219,20 @@ impl Chunk {
             self.process.end_softly(Doom::TimedOut(limit));
         }
         (rest, now.checked_add(limit))
+    }
+
+    /// Takes back what a silent worker has not begun, for others to run. A worker that is stopped, or
+    /// silent even then, is killed: what it has claimed and not begun can be had in no other way.
+    fn enforce_progress(&mut self, now: Instant) -> (Vec<Batch>, Option<Instant>) {
+        let (quiet, patience) = (now - self.seen.1, self.patience());
+        if quiet < patience {
+            return (Vec::new(), now.checked_add(patience - quiet));
+        }
+        let rest = self.take_back(u32::MAX);
+        if quiet >= patience + SILENCE || observe::is_stopped(self.process.pid()) {
+            self.process.kill(Doom::Silent);
+        }
+        (rest, now.checked_add(SILENCE))
     }
 
     /// Ends the worker, which uses too much memory; gives what it then won't begin.
@@ -237,13 +275,20 @@ impl Chunk {
             self.batches.iter().map(|batch| batch.arguments().len() + SPAN_HEAD).sum();
         // Such a batch is always alone: it fits into no frame.
         let elements = self.batches.front().and_then(Batch::elements);
-        let mut region = None;
-        if elements.is_none() && size > limit {
-            let mut lease = worker.mapped.room(size)?;
-            self.put_spans(&mut lease);
-            region = Some(lease);
-        }
-        let place = elements.or(region.as_ref()).map(|lease| worker.mapped.show(lease));
+        let region = match elements {
+            Some(elements) => {
+                let mut lease = worker.mapped.room(elements.len())?;
+                lease.put(elements);
+                Some(lease)
+            }
+            None if size > limit => {
+                let mut lease = worker.mapped.room(size)?;
+                self.put_spans(&mut lease);
+                Some(lease)
+            }
+            None => None,
+        };
+        let place = region.as_ref().map(|lease| worker.mapped.show(lease));
         let body = match place {
             Some(place) if elements.is_some() => Body::Elements(place),
             Some(place) => Body::Region(place),
@@ -256,8 +301,9 @@ impl Chunk {
             prompt: is_observed || self.batches.iter().any(is_awaited),
             context: self.context().map(|context| context.id),
         };
-        worker.make(&Request::Chunk { body, manner })?;
-        if region.is_none() {
+        let attached = worker.attach(self.batches.iter().map(Batch::attachments))?;
+        worker.make(&Request::Chunk { attached, body, manner })?;
+        if region.is_none() || elements.is_some() {
             self.put_spans(&mut worker.frame);
         }
         Ok(Sending { region, is_new: place.is_some_and(|place| place.is_new) })
@@ -467,7 +513,9 @@ pub(crate) fn run(
     awake: Option<Awake<'_>>,
 ) -> Result<(), Box<Loss>> {
     let teller = Teller { counters, observers };
-    let outcome = drive(worker, running, inline_limit, &teller, awake);
+    // What is in a region stays there until the worker is done with it, or is no more.
+    let mut body = None;
+    let outcome = drive(worker, running, &mut body, inline_limit, &teller, awake);
     // Somebody may have decided to end it just as it finished.
     let is_lost = outcome.is_err() || worker.process.doomed().is_some();
     if is_lost {
@@ -479,6 +527,7 @@ pub(crate) fn run(
         worker.process.child.kill();
         worker.process.wait_death();
     }
+    drop(body);
     let chunk = running.lock().unwrap_or_else(PoisonError::into_inner).take();
     worker.tasks += chunk.as_ref().map_or(0, |chunk| u64::from(chunk.delivered));
     match chunk {
@@ -494,6 +543,7 @@ pub(crate) fn run(
 fn drive(
     worker: &mut Worker,
     running: &Running,
+    body: &mut Option<Lease>,
     inline_limit: usize,
     teller: &Teller<'_>,
     awake: Option<Awake<'_>>,
@@ -514,27 +564,29 @@ fn drive(
     if let Some(news) = worker.mapped.news() {
         worker.send(&news)?;
     }
-    // What is in a region stays there until the worker is done with it.
-    let mut body = None;
     if let Some(chunk) = lock().as_mut() {
-        if let Some(context) = chunk.context() {
-            worker.share(context)?;
-        }
+        let sent = match chunk.context() {
+            Some(context) => worker.share(context),
+            None => Ok(()),
+        };
         let is_observed = teller.observers.is_some_and(Observers::listen);
-        match chunk.encode(worker, inline_limit, is_observed) {
+        match sent.and_then(|()| chunk.encode(worker, inline_limit, is_observed)) {
             Ok(sending) => {
-                body = sending.region;
-                let lease = body.as_ref().or(chunk.batches.front().and_then(Batch::elements));
-                if let Some(region) = lease.and_then(Lease::region).filter(|_| sending.is_new) {
+                *body = sending.region;
+                let region = body.as_mut().and_then(Lease::region);
+                if let Some(region) = region.filter(|_| sending.is_new) {
                     worker.send_region(region)?;
+                    region.close_descriptor();
                 }
             }
-            Err(error) => {
+            // It is this process that lacks memory or descriptors.
+            Err(TransportError::Io(error)) => {
                 let reason = format!("it could not be put into shared memory: {error}");
                 let kind = TaskErrorKind::Encode { side: Side::Argument, reason };
                 chunk.refuse(&kind, teller.counters);
                 return Ok(());
             }
+            Err(error) => return Err(error),
         }
     }
     worker.send_frame()?;
@@ -547,7 +599,6 @@ fn drive(
         match worker.recv()? {
             Reply::Done { sequence: of } if of == sequence => {
                 harvest(worker, true, false)?;
-                drop(body);
                 let is_complete = lock().as_ref().is_none_or(|chunk| chunk.batches.is_empty());
                 return if is_complete { Ok(()) } else { Err(Nonsense.into()) };
             }
@@ -556,7 +607,6 @@ fn drive(
                 harvest(worker, true, true)?;
                 worker.send(&Request::Resume)?;
             }
-            Reply::Obituary => return Err(TransportError::PeerGone),
             other => return Err(TransportError::Malformed(format!("an unexpected {other:?}"))),
         }
     }
@@ -576,12 +626,14 @@ impl Loss {
             Some(Doom::Cancelled) => return TaskErrorKind::Cancelled,
             Some(Doom::OutOfMemory) => DeathCause::OutOfMemory,
             Some(Doom::Malformed) => DeathCause::Misbehaved,
-            Some(Doom::StartTimedOut(_) | Doom::Retired) | None => match process.wait_death() {
-                DeathCause::Signaled(..) if self.note == Some(Note::OutOfMemory) => {
-                    DeathCause::OutOfMemory
+            Some(Doom::StartTimedOut(_) | Doom::Retired | Doom::Silent) | None => {
+                match process.wait_death() {
+                    DeathCause::Signaled(..) if self.note == Some(Note::OutOfMemory) => {
+                        DeathCause::OutOfMemory
+                    }
+                    cause => cause,
                 }
-                cause => cause,
-            },
+            }
         };
         TaskErrorKind::Died { cause, last_output: self.last_lines() }
     }

@@ -7,12 +7,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use procpool_worker::attach::Attachments;
 use procpool_worker::protocol::{Body, Place};
-use procpool_worker::transport::Region;
+use procpool_worker::region::Region;
 use procpool_worker::{codec, plain};
 use serde::Serialize;
 
 use super::scheduler::Shared;
-use super::stream::{serialize_panicked, unshared};
+use super::stream::serialize_panicked;
 
 /// A call's context, encoded.
 #[derive(Debug)]
@@ -25,7 +25,7 @@ pub(crate) struct Context {
     /// What is sent before it.
     pub(crate) region: Option<Region>,
     /// What it points to.
-    _attachments: Attachments,
+    pub(crate) attachments: Attachments,
     over: AtomicBool,
 }
 
@@ -38,7 +38,8 @@ impl Context {
     pub(crate) fn encode<C: Serialize>(value: &C, inline_limit: usize) -> Result<Self, String> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let share = |bytes: &[u8]| {
-            let region = Region::copy_of(bytes).map_err(|error| unshared(&error))?;
+            let region = Region::copy_of(bytes)
+                .map_err(|error| format!("it could not be put into shared memory: {error}"))?;
             let len = bytes.len() as u64;
             // Each worker is sent it once.
             Ok::<_, String>((Place { number: 0, len, is_new: true, is_kept: false }, Some(region)))
@@ -64,7 +65,7 @@ impl Context {
             }
         };
         let (id, over) = (NEXT.fetch_add(1, Relaxed), AtomicBool::new(false));
-        Ok(Self { id, body, bytes, region, _attachments: attachments, over })
+        Ok(Self { id, body, bytes, region, attachments, over })
     }
 
     /// Whether all items of the call are settled.

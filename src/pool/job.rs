@@ -380,7 +380,11 @@ fn decode<R: DeserializeOwned>(mut raw: RawOutcome<'_>) -> Result<R, (TaskErrorK
             // SAFETY: as for the elements.
             contained(|| unsafe { codec::decode_shared(region.as_ptr(), region.len()) })
         }
-        // An answer without its value is not reached: there are as many regions as marks.
+        (Record::Region, None) => {
+            let why = "its shared memory was not received: this process has no file descriptor left (raise `ulimit -n`)";
+            return Err((garbled(why.to_owned()), DidRun::Yes));
+        }
+        // Numbers and the like never come by themselves.
         _ => return Err(failure(raw).unwrap_or((garbled("is missing".to_owned()), DidRun::Yes))),
     };
     decoded.map_err(|reason| (garbled(reason), DidRun::Yes))

@@ -276,10 +276,10 @@ impl Pool {
         R: Serialize + DeserializeOwned,
     {
         let job = self.single(f);
-        if let Some(batch) = stream::encode_one(self.shared(), &job, &argument)
-            && let Err(batch) = self.shared().run_here(batch)
-        {
-            self.shared().submit(batch);
+        let shared = self.shared();
+        match stream::encode_one(&job, argument) {
+            Ok(batch) => shared.run_here(batch).unwrap_or_else(|batch| shared.submit(batch)),
+            Err(reason) => stream::fail_unencoded(shared, &job, reason),
         }
         job.wait(None);
         task::collect_one(&job).result
@@ -292,8 +292,9 @@ impl Pool {
         R: Serialize + DeserializeOwned,
     {
         let job = self.single(f);
-        if let Some(batch) = stream::encode_one(self.shared(), &job, &argument) {
-            self.shared().submit(batch);
+        match stream::encode_one(&job, argument) {
+            Ok(batch) => self.shared().submit(batch),
+            Err(reason) => stream::fail_unencoded(self.shared(), &job, reason),
         }
         Task::of_one(Arc::clone(self.shared()), job)
     }
@@ -456,16 +457,18 @@ impl Pool {
         R: Serialize + DeserializeOwned,
     {
         let (shared, job) = (self.shared(), self.many(f));
-        let encode = || stream::encode_one(shared, &job, &argument);
-        let first = encode();
-        // What can't be encoded is each worker's error.
-        let others = (1..shared.config.workers).filter_map(|slot| match &first {
-            Some(first) => Some(first.for_slot(job.enter(1), slot)),
-            None => encode(),
-        });
-        let batches: Vec<Batch> = others.collect();
-        for batch in first.map(|first| first.for_slot(0, 0)).into_iter().chain(batches) {
-            shared.submit(batch);
+        match stream::encode_one(&job, argument) {
+            Ok(first) => {
+                // All are made before any can have ended.
+                let others: Vec<Batch> = (1..shared.config.workers)
+                    .map(|slot| first.for_slot(job.enter(1), slot))
+                    .collect();
+                shared.submit(first.for_slot(0, 0));
+                others.into_iter().for_each(|batch| shared.submit(batch));
+            }
+            // It is each worker's error.
+            Err(reason) => (0..shared.config.workers)
+                .for_each(|_| stream::fail_unencoded(shared, &job, reason.clone())),
         }
         job.wait(None);
         task::collect_each(&job)

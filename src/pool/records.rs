@@ -20,8 +20,8 @@ use super::regions::Lease;
 pub(crate) struct Records {
     bytes: Buffer,
     at: usize,
-    /// One for each [`Record::Region`], in order.
-    regions: VecDeque<Lease>,
+    /// One for each [`Record::Region`], in order; none where there was no descriptor to receive it.
+    regions: VecDeque<Option<Lease>>,
     /// One for each [`Record::Output`], in order.
     outputs: VecDeque<Vec<u8>>,
     /// The run of numbers that is being read: where the rest of it lies, and how wide each is.
@@ -165,7 +165,11 @@ pub(crate) fn output_ends(mut bytes: &[u8]) -> Vec<u64> {
 
 impl Records {
     /// Of bytes that [`survey`] has passed.
-    pub(crate) fn new(bytes: Buffer, regions: VecDeque<Lease>, outputs: VecDeque<Vec<u8>>) -> Self {
+    pub(crate) fn new(
+        bytes: Buffer,
+        regions: VecDeque<Option<Lease>>,
+        outputs: VecDeque<Vec<u8>>,
+    ) -> Self {
         Self { bytes, regions, outputs, ..Self::default() }
     }
 
@@ -205,7 +209,8 @@ impl Records {
             let rest = &self.bytes[next..];
             let has_output = matches!(split(rest), Some((Record::Output, ..)));
             self.timed = self.timed.saturating_sub(1);
-            let region = (kind == Record::Region).then(|| self.regions.pop_front()).flatten();
+            let region =
+                (kind == Record::Region).then(|| self.regions.pop_front().flatten()).flatten();
             let output = if has_output { self.outputs.pop_front() } else { None };
             return Some(Piece::One(RawOutcome {
                 kind,
@@ -280,7 +285,9 @@ impl Records {
                 }
                 Piece::One(raw) => {
                     put(&mut front.bytes, raw.kind, &[raw.payload]);
-                    front.regions.extend(raw.region);
+                    if raw.kind == Record::Region {
+                        front.regions.push_back(raw.region);
+                    }
                     if !raw.output.is_empty() {
                         put(&mut front.bytes, Record::Output, &[&0u64.to_le_bytes()]);
                         front.outputs.push_back(raw.output);

@@ -2,26 +2,26 @@
 //! a page fault for each 4 KiB on either side, several times what the copy does.
 //!
 //! [`Regions`] are a pool's. One that holds something is out as a [`Lease`], and comes back when the
-//! lease is dropped: then the same worker may have it again, which has it [`Mapped`]. It is never kept
-//! for two workers, so that one which writes where it shouldn't reaches no other's arguments; one that
-//! two have had, because an item moved on, is given up when it comes back. So is what a worker that
-//! has ended had, what is more than [`KEPT`], and everything that has been idle for [`IDLE`].
+//! lease is dropped: then the worker that has it [`Mapped`] may have it again, and no other, so that no
+//! worker ever sees what another one is sent. What a worker that has ended had is given up when it
+//! comes back, and so is what is more than [`KEPT`], and everything that has been idle for [`IDLE`].
 //!
 //! Whoever has mapped a region that is given up lets go of it when it is next spoken to; its memory
 //! goes back to the system at once, whoever may still have it mapped.
 //!
 //! A region for arguments is made here, one for results by the worker that first has such a result.
-//! Both are numbered by whoever made them.
+//! Both are numbered by whoever made them. Neither keeps a descriptor once it has been sent: results
+//! that nobody has taken yet cost memory and nothing else.
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use procpool_worker::codec::Sink;
-use procpool_worker::copy;
 use procpool_worker::protocol::{Place, Request};
-use procpool_worker::transport::{Region, TransportError};
+use procpool_worker::region::Region;
 
 /// How many bytes a pool keeps that hold nothing: a large argument and its result. More than that
 /// is as dear as it would be without being kept.
@@ -33,9 +33,8 @@ const IDLE: Duration = Duration::from_secs(5);
 /// The least size of a region that is made for small items, so that the next chunk's fit too.
 const LEAST: usize = 512 << 10;
 
-/// Nobody's, and several workers'. Every other owner is one worker.
-const NOBODY: u64 = 0;
-const SEVERAL: u64 = u64::MAX;
+/// Stands for this process where a worker's number stands for that worker.
+const PARENT: u64 = 0;
 
 /// A pool's shared memory.
 #[derive(Debug, Default)]
@@ -55,7 +54,7 @@ struct Inner {
     workers: u64,
 }
 
-/// Which region: the worker that made and numbered it, or nobody, and its number.
+/// Which region: who made and numbered it, the parent or a worker, and its number.
 type Key = (u64, u32);
 
 #[derive(Debug)]
@@ -77,7 +76,8 @@ pub(crate) struct Lease {
     /// Taken out when it goes back.
     region: Option<Region>,
     len: usize,
-    owner: AtomicU64,
+    /// Which worker has it mapped, or is to.
+    owner: u64,
 }
 
 impl Regions {
@@ -85,32 +85,28 @@ impl Regions {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A region that holds a copy of `bytes`, for whichever worker.
-    pub(crate) fn copy_of(self: &Arc<Self>, bytes: &[u8]) -> Result<Lease, TransportError> {
-        if let Some(mut lease) = self.reuse(bytes.len(), None) {
-            lease.put(bytes);
+    /// An empty one with room for `bytes`, for this worker.
+    fn with_room(self: &Arc<Self>, bytes: usize, worker: u64) -> io::Result<Lease> {
+        if let Some(lease) = self.reuse(bytes, worker) {
+            // What it held before may have needed less memory.
+            lease.region.as_ref().map_or(Ok(()), |region| region.populate(bytes))?;
             return Ok(lease);
         }
-        let mut lease = self.lease(Region::copy_of(bytes)?);
-        lease.len = bytes.len();
-        Ok(lease)
+        let region = Region::new(bytes.max(LEAST), bytes)?;
+        let mut inner = self.inner();
+        inner.number = inner.number.wrapping_add(1);
+        let key = (PARENT, inner.number);
+        inner.live.insert(key);
+        Ok(Lease { home: Arc::clone(self), key, region: Some(region), len: 0, owner: worker })
     }
 
-    /// An empty one with room for `bytes`, for this worker.
-    fn with_room(self: &Arc<Self>, bytes: usize, worker: u64) -> Result<Lease, TransportError> {
-        match self.reuse(bytes, Some(worker)) {
-            Some(lease) => Ok(lease),
-            None => Ok(self.lease(Region::zeroed(bytes.max(LEAST))?)),
-        }
-    }
-
-    /// One that is there: the smallest that fits, of those the one that came back last.
-    fn reuse(self: &Arc<Self>, bytes: usize, worker: Option<u64>) -> Option<Lease> {
+    /// One that the worker has: the smallest that fits, of those the one that came back last.
+    fn reuse(self: &Arc<Self>, bytes: usize, worker: u64) -> Option<Lease> {
         let mut inner = self.inner();
         let fits = |entry: &Entry| {
-            let is_ours = worker.is_none_or(|worker| [NOBODY, worker].contains(&entry.owner));
             let len = entry.region.len();
-            entry.key.0 == NOBODY && is_ours && len >= bytes && len / 8 <= bytes.max(LEAST)
+            let is_ours = entry.key.0 == PARENT && entry.owner == worker;
+            is_ours && len >= bytes && len / 8 <= bytes.max(LEAST)
         };
         let fitting = inner.free.iter().enumerate().rev().filter(|(_, entry)| fits(entry));
         let (at, _) = fitting.min_by_key(|(_, entry)| entry.region.len())?;
@@ -119,17 +115,7 @@ impl Regions {
 
     fn take(self: &Arc<Self>, entry: Entry, len: usize) -> Lease {
         let Entry { key, region, owner, .. } = entry;
-        let (home, owner) = (Arc::clone(self), AtomicU64::new(owner));
-        Lease { home, key, region: Some(region), len, owner }
-    }
-
-    fn lease(self: &Arc<Self>, region: Region) -> Lease {
-        let mut inner = self.inner();
-        inner.number = inner.number.wrapping_add(1);
-        let key = (NOBODY, inner.number);
-        inner.live.insert(key);
-        let (home, owner) = (Arc::clone(self), AtomicU64::new(NOBODY));
-        Lease { home, key, region: Some(region), len: 0, owner }
+        Lease { home: Arc::clone(self), key, region: Some(region), len, owner }
     }
 
     /// Whether something has come back since this was asked last.
@@ -160,7 +146,7 @@ impl Lease {
     /// Where its content is: valid for [`len`](Self::len) bytes as long as the lease is, and written
     /// by others at any time.
     pub(crate) fn as_ptr(&self) -> *const u8 {
-        self.region.as_ref().map_or(std::ptr::null(), Region::as_ptr)
+        self.region.as_ref().map_or(std::ptr::null(), |region| region.as_ptr().cast_const())
     }
 
     /// How many bytes its content has.
@@ -168,9 +154,9 @@ impl Lease {
         self.len
     }
 
-    /// What is to be sent to a worker that hasn't mapped it.
-    pub(crate) fn region(&self) -> Option<&Region> {
-        self.region.as_ref()
+    /// What is to be sent to its worker, if that hasn't mapped it.
+    pub(crate) fn region(&mut self) -> Option<&mut Region> {
+        self.region.as_mut()
     }
 }
 
@@ -178,13 +164,7 @@ impl Sink for Lease {
     /// Appends `bytes`, for which there must be room.
     fn put(&mut self, bytes: &[u8]) {
         let Some(region) = &mut self.region else { return };
-        assert!(bytes.len() <= region.len() - self.len, "there is as much room as was asked for");
-        // SAFETY: inside of the region, as was just checked; it holds what is to be sent, so nobody
-        // else is to write it, and who does so all the same changes his own arguments.
-        unsafe {
-            let to = region.base().add(self.len);
-            copy::copy(bytes.as_ptr(), to, bytes.len());
-        }
+        region.write(self.len, bytes);
         self.len += bytes.len();
     }
 }
@@ -192,10 +172,10 @@ impl Sink for Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         let Some(region) = self.region.take() else { return };
-        let (key, owner) = (self.key, *self.owner.get_mut());
+        let (key, owner) = (self.key, self.owner);
         let mut inner = self.home.inner();
         let kept: usize = inner.free.iter().map(|entry| entry.region.len()).sum();
-        let is_kept = owner != SEVERAL && kept + region.len() <= KEPT && inner.live.contains(&key);
+        let is_kept = kept + region.len() <= KEPT && inner.live.contains(&key);
         if is_kept {
             let since = Instant::now();
             inner.free.push(Entry { key, region, owner, since, is_known: false });
@@ -225,22 +205,18 @@ impl Mapped {
     }
 
     /// A region with room for `bytes` that are for this worker.
-    pub(crate) fn room(&self, bytes: usize) -> Result<Lease, TransportError> {
+    pub(crate) fn room(&self, bytes: usize) -> io::Result<Lease> {
         self.home.with_room(bytes, self.worker)
     }
 
     /// Where the worker finds what the lease holds; if that is new to it, it is to be sent the region
     /// first.
     pub(crate) fn show(&mut self, lease: &Lease) -> Place {
-        let owner = lease.owner.compare_exchange(NOBODY, self.worker, Relaxed, Relaxed);
-        let is_new = owner != Err(self.worker);
-        let is_kept = !is_new || owner.is_ok();
-        if is_new && is_kept {
+        let is_new = !self.keys.contains(&lease.key);
+        if is_new {
             self.keys.push(lease.key);
-        } else if is_new {
-            lease.owner.store(SEVERAL, Relaxed);
         }
-        Place { number: lease.key.1, len: lease.len as u64, is_new, is_kept }
+        Place { number: lease.key.1, len: lease.len as u64, is_new, is_kept: true }
     }
 
     /// What the worker has put into a region: one that it has just sent, or one that it was told to
@@ -276,7 +252,7 @@ impl Mapped {
         self.keys.retain(|key| {
             let is_live = inner.live.contains(key);
             if !is_live {
-                if key.0 == NOBODY { &mut gone } else { &mut results_gone }.push(key.1);
+                if key.0 == PARENT { &mut gone } else { &mut results_gone }.push(key.1);
             }
             is_live
         });
@@ -312,45 +288,35 @@ mod tests {
         unsafe { std::slice::from_raw_parts(lease.as_ptr(), lease.len()) }.to_vec()
     }
 
+    fn leased(mapped: &Mapped, bytes: &[u8]) -> Lease {
+        let mut lease = mapped.room(bytes.len()).unwrap();
+        lease.put(bytes);
+        lease
+    }
+
     #[test]
     fn a_region_is_used_again_by_the_worker_that_has_it() {
         let regions = Arc::new(Regions::default());
         let mut mapped = Mapped::none(&regions);
-        let first = regions.copy_of(&[1; 5000]).unwrap();
+        let first = leased(&mapped, &[1; 5000]);
         let place = mapped.show(&first);
         assert!(place.is_new && place.is_kept);
         drop(first);
-        let second = regions.copy_of(&[2; 4000]).unwrap();
+        let second = leased(&mapped, &[2; 4000]);
         assert_eq!(content(&second), [2; 4000]);
         assert_eq!(mapped.show(&second), Place { len: 4000, is_new: false, ..place });
         assert_eq!(mapped.news(), None);
     }
 
     #[test]
-    fn no_region_is_kept_for_two_workers() {
-        let regions = Arc::new(Regions::default());
-        let (mut one, mut other) = (Mapped::none(&regions), Mapped::none(&regions));
-        let lease = regions.copy_of(&[1; 5000]).unwrap();
-        one.show(&lease);
-        let place = other.show(&lease);
-        assert!(place.is_new && !place.is_kept);
-        drop(lease);
-        assert!(regions.inner().free.is_empty());
-        let gone = vec![place.number];
-        let expected = Request::Regions { gone, results_gone: vec![], results_free: vec![] };
-        assert_eq!(one.news(), Some(expected));
-        assert_eq!((one.news(), other.news()), (None, None));
-    }
-
-    #[test]
     fn what_one_worker_has_is_not_given_to_another() {
         let regions = Arc::new(Regions::default());
         let (mut one, other) = (Mapped::none(&regions), Mapped::none(&regions));
-        let lease = one.room(1000).unwrap();
+        let lease = leased(&one, &[1; 1000]);
         one.show(&lease);
         let key = lease.key;
         drop(lease);
-        let others = other.room(1000).unwrap();
+        let others = leased(&other, &[2; 1000]);
         assert_ne!(others.key, key);
         assert_eq!(one.room(1000).unwrap().key, key);
     }
@@ -359,7 +325,7 @@ mod tests {
     fn what_a_lost_worker_had_is_not_kept() {
         let regions = Arc::new(Regions::default());
         let mut mapped = Mapped::none(&regions);
-        let (out, back) = (regions.copy_of(&[1; 9]).unwrap(), regions.copy_of(&[1; 9]).unwrap());
+        let (out, back) = (leased(&mapped, &[1; 9]), leased(&mapped, &[1; 9]));
         mapped.show(&out);
         mapped.show(&back);
         drop(back);
@@ -391,7 +357,9 @@ mod tests {
     fn what_is_idle_is_given_up() {
         let regions = Arc::new(Regions::default());
         let mut mapped = Mapped::none(&regions);
-        mapped.show(&regions.copy_of(&[1; 5000]).unwrap());
+        let lease = leased(&mapped, &[1; 5000]);
+        mapped.show(&lease);
+        drop(lease);
         assert!(regions.have_returned() && !regions.have_returned());
         assert!(regions.trim().is_some());
         regions.inner().free[0].since -= IDLE;

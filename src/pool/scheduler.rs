@@ -530,11 +530,9 @@ impl Shared {
         } else if !central.crowded.is_empty() {
             self.call_watcher(central);
         }
-        let limit = chunk.limit;
+        let look = Instant::now() + chunk.patience();
         *self.running(slot) = Some(chunk);
-        if let Some(at) = limit.and_then(|limit| Instant::now().checked_add(limit)) {
-            self.orders.look_by(at);
-        }
+        self.orders.look_by(look);
         Turn { is_crowded, brisk, patience }
     }
 

@@ -13,10 +13,9 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use procpool_worker::attach::Attachments;
-use procpool_worker::plain;
+use procpool_worker::plain::{self, Elements};
 use procpool_worker::protocol::{item_width, put_item};
 use procpool_worker::room::Room;
-use procpool_worker::transport::TransportError;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -25,7 +24,6 @@ use super::batch::{Batch, Pace};
 use super::buffer::Buffer;
 use super::chunk;
 use super::job::{Arrival, Content, Failure, Job, Origin, Outcome};
-use super::regions::Lease;
 use super::scheduler::Shared;
 use crate::error::{Side, TaskError, TaskErrorKind};
 
@@ -144,11 +142,10 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
                     continue;
                 }
                 let Some(item) = self.input.next() else { return Read::End };
-                if let Some(elements) = plain::elements(&item)
-                    && elements.len() > ELEMENTS_FROM
-                {
-                    return Read::Elements(self.pool.regions.copy_of(elements));
-                }
+                let item = match Elements::of(item, ELEMENTS_FROM) {
+                    Ok(elements) => return Read::Elements(elements),
+                    Err(item) => item,
+                };
                 encoding = Some(self.buffer.len());
                 if let Err(error) = put_item(&mut self.buffer, &mut self.attachments, &item) {
                     return Read::Unencoded(error.to_string());
@@ -201,11 +198,11 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
                 self.read += 1;
                 fail_unencoded(&self.pool, &self.job, reason);
             }
-            Read::Elements(region) => {
+            Read::Elements(elements) => {
                 self.read += 1;
-                if let Some(bytes) = submit_elements(&self.pool, &self.job, region) {
-                    self.waiting.insert(self.read, bytes);
-                }
+                self.waiting.insert(self.read, elements.as_bytes().len());
+                let first = self.job.enter(1);
+                self.pool.submit(Batch::of_elements(Arc::clone(&self.job), first, elements));
             }
         }
         if !is_open && self.ended.is_none() {
@@ -263,7 +260,7 @@ enum Read {
     /// The next item can't be encoded.
     Unencoded(String),
     /// The next item is large and goes by itself.
-    Elements(Result<Lease, TransportError>),
+    Elements(Elements),
 }
 
 pub(super) fn serialize_panicked<A>(payload: &(dyn Any + Send)) -> String {
@@ -279,28 +276,17 @@ thread_local! {
 /// With more room than this it isn't kept, in bytes.
 const SCRATCH_KEPT: usize = 4 << 10;
 
-/// Encodes the argument of a job for one call and enters it; none if it could not be encoded, which
-/// is then the task's outcome.
-pub(super) fn encode_one<A: Serialize>(
-    pool: &Shared,
-    job: &Arc<Job>,
-    argument: &A,
-) -> Option<Batch> {
-    let region = plain::elements(argument).filter(|elements| elements.len() > ELEMENTS_FROM);
-    if let Some(elements) = region {
-        return match pool.regions.copy_of(elements) {
-            Ok(region) => Some(Batch::of_elements(Arc::clone(job), job.enter(1), region)),
-            Err(error) => {
-                fail_unencoded(pool, job, unshared(&error));
-                None
-            }
-        };
-    }
+/// Encodes the argument of a job for one call and enters it, or says why it could not be encoded.
+pub(super) fn encode_one<A: Serialize>(job: &Arc<Job>, argument: A) -> Result<Batch, String> {
+    let argument = match Elements::of(argument, ELEMENTS_FROM) {
+        Ok(elements) => return Ok(Batch::of_elements(Arc::clone(job), job.enter(1), elements)),
+        Err(argument) => argument,
+    };
     let (mut buffer, mut attachments) = (SCRATCH.take(), Attachments::default());
     buffer.clear();
     let encoded =
-        catch_unwind(AssertUnwindSafe(|| put_item(&mut buffer, &mut attachments, argument)));
-    let reason = match encoded {
+        catch_unwind(AssertUnwindSafe(|| put_item(&mut buffer, &mut attachments, &argument)));
+    match encoded {
         Ok(Ok(())) => {
             let width = item_width::<A>();
             let (job, first) = (Arc::clone(job), job.enter(1));
@@ -308,36 +294,11 @@ pub(super) fn encode_one<A: Serialize>(
             if buffer.capacity() <= SCRATCH_KEPT {
                 SCRATCH.set(buffer);
             }
-            return Some(batch);
+            Ok(batch)
         }
-        Ok(Err(error)) => error.to_string(),
-        Err(payload) => serialize_panicked::<A>(&*payload),
-    };
-    fail_unencoded(pool, job, reason);
-    None
-}
-
-/// Enters and sends an item whose elements are in a region; gives how many bytes those are.
-fn submit_elements(
-    pool: &Shared,
-    job: &Arc<Job>,
-    region: Result<Lease, TransportError>,
-) -> Option<usize> {
-    match region {
-        Ok(region) => {
-            let bytes = region.len();
-            pool.submit(Batch::of_elements(Arc::clone(job), job.enter(1), region));
-            Some(bytes)
-        }
-        Err(error) => {
-            fail_unencoded(pool, job, unshared(&error));
-            None
-        }
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(payload) => Err(serialize_panicked::<A>(&*payload)),
     }
-}
-
-pub(super) fn unshared(error: &TransportError) -> String {
-    format!("it could not be put into shared memory: {error}")
 }
 
 /// Enters an item and ends it at once, since its argument could not be encoded.

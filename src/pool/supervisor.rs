@@ -4,15 +4,18 @@
 //! It owns the pidfds, the limits on starting and retiring, and the time limits of tasks. It never
 //! talks to a worker and never waits for one.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use procpool_worker::control::Control;
 use procpool_worker::harden::now;
-use procpool_worker::protocol::Marker;
+use procpool_worker::lane::{LANE_BYTES, ParentLane};
+use procpool_worker::protocol::Token;
+use procpool_worker::region::Region;
 use procpool_worker::seed;
-use procpool_worker::transport::Bootstrap;
+use procpool_worker::transport::{self, TransportError};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::process::Signal;
 
@@ -24,9 +27,9 @@ use crate::error::{DeathCause, StartError};
 use crate::os::observe;
 use crate::os::process::{CaptureFile, Child, Output};
 
-/// How many file descriptors a worker takes in this process: two for frames, one to wake their
-/// reader, two for regions, one for the lane, one for the process, one for captured output.
-pub(crate) const FDS_PER_WORKER: u64 = 8;
+/// How many file descriptors a worker takes in this process: one for frames, its control socket, its
+/// pidfd, and one for captured output.
+pub(crate) const FDS_PER_WORKER: u64 = 4;
 
 /// How long a worker that has been told to go may take before it is killed.
 const RETIRE_GRACE: Duration = Duration::from_secs(2);
@@ -97,7 +100,6 @@ pub(crate) fn supervise(shared: &Shared) {
         shared,
         charges: Vec::new(),
         nonce: seed::fresh(),
-        reserve: shared.config.launch.cord.try_clone().ok(),
         next_watch: Instant::now(),
         oom_kills: observe::oom_kills(),
     };
@@ -112,8 +114,6 @@ struct Supervisor<'a> {
     charges: Vec<Charge>,
     /// The last one. Nonces tell starts apart; they are no secret.
     nonce: u64,
-    /// Given up for a moment where the last descriptor is needed to end a wait.
-    reserve: Option<OwnedFd>,
     /// When the workers' memory is looked at next.
     next_watch: Instant,
     /// How many processes the kernel has killed for want of memory.
@@ -199,30 +199,33 @@ impl Supervisor<'_> {
             }
             _ => error.to_string(),
         };
-        // ipc-channel takes it as a bug when there is no descriptor for a region it receives, so
-        // that there are enough of them is found out first.
-        let spare: Result<Vec<OwnedFd>, _> =
-            (0..10).map(|_| config.launch.cord.try_clone()).collect();
-        drop(spare.map_err(|error| hint(&error, error.raw_os_error()))?);
-        let (bootstrap, name) = Bootstrap::new().map_err(|error| {
-            let code = match &error {
-                procpool_worker::transport::TransportError::Io(error) => error.raw_os_error(),
-                _ => None,
-            };
-            hint(&error, code)
-        })?;
+        let io = |error: std::io::Error| hint(&error, error.raw_os_error());
         self.nonce = self.nonce.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(now() | 1);
-        let marker =
-            Marker { nonce: self.nonce, parent: std::process::id(), bootstrap: name.clone() };
+        let token = Token { nonce: self.nonce, parent: std::process::id() };
+        let (ours, theirs) = Control::pair().map_err(io)?;
+        let control = Control::new(ours, self.nonce);
+        let (requests, frames) = transport::frames().map_err(|error| match error {
+            TransportError::Io(error) => io(error),
+            error => error.to_string(),
+        })?;
+        let mut lane = Region::new(LANE_BYTES, LANE_BYTES).map_err(io)?;
+        let cord = config.launch.open_cord().map_err(io)?;
+        let start = lane.descriptor().into_iter();
+        let passed: Vec<_> =
+            std::iter::once(cord.as_fd()).chain(start).chain([frames.as_fd()]).collect();
+        control.send(&[], &passed).map_err(|error| error.to_string())?;
+        lane.close_descriptor();
+        drop(frames);
+        let lane = ParentLane::new(lane).map_err(|_| "the lane has another size".to_owned())?;
         let env = config.env_per_worker.iter().flat_map(|env| env(slot));
         let title = config.title(slot);
-        let io = |error: std::io::Error| hint(&error, error.raw_os_error());
         let capture = config.launch.output == Output::Capture;
         let capture = capture.then(CaptureFile::new).transpose().map_err(io)?;
         let file = capture.as_ref().map(CaptureFile::file);
-        let child = Child::start(&config.launch, env, &title, &marker, file).map_err(io)?;
-        let process = Process::new(slot, generation, child, name, capture, config.kill_grace);
-        Ok(Newborn { process, bootstrap, nonce: self.nonce })
+        let child =
+            Child::start(&config.launch, env, &title, token, theirs, &cord, file).map_err(io)?;
+        let process = Process::new(slot, generation, child, control, capture, config.kill_grace);
+        Ok(Newborn { process, lane: Arc::new(lane), requests })
     }
 
     /// Kills what takes too long to become ready or to go; gives when to look again.
@@ -338,9 +341,7 @@ impl Supervisor<'_> {
             }
             _ => {}
         }
-        self.reserve = None;
         process.bury(cause);
-        self.reserve = self.shared.config.launch.cord.try_clone().ok();
     }
 
     /// Whether a process that was killed by somebody else was so by the kernel, for want of memory:

@@ -2,20 +2,21 @@
 //! [`Process`] is what everybody else may know of it.
 
 use std::collections::VecDeque;
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use procpool_worker::attach::Attachments;
 use procpool_worker::bell::Ear;
 use procpool_worker::codec;
+use procpool_worker::control::{Control, Packet};
 use procpool_worker::function::Identity;
 use procpool_worker::harden::now;
 use procpool_worker::lane::ParentLane;
-use procpool_worker::protocol::{Place, Reply, Request, Setup, VERSION};
-use procpool_worker::transport::{
-    Bootstrap, FrameReceiver, FrameSender, Region, RegionReceiver, RegionSender, TransportError,
-    interrupt,
-};
+use procpool_worker::protocol::{MAX_ATTACHED, Passed, Place, Reply, Request, Setup, VERSION};
+use procpool_worker::region::Region;
+use procpool_worker::transport::{FrameSender, TransportError};
 use rustix::process::Signal;
 
 use super::context::Context;
@@ -31,6 +32,7 @@ pub(crate) struct Process {
     /// Which of the slot's processes it is, from 1.
     pub(crate) generation: u64,
     pub(crate) child: Child,
+    control: Control,
     /// What it prints, where that is captured.
     pub(crate) capture: Option<CaptureFile>,
     /// How long it is asked to end before it is made to.
@@ -43,8 +45,6 @@ pub(crate) struct Process {
 
 #[derive(Debug, Default)]
 struct Fate {
-    /// Wakes whoever waits for the process: first its bootstrap's name, later its reply channel.
-    wake: Option<Wake>,
     /// Why it was killed or told to go, if it was.
     doom: Option<Doom>,
     /// When it is made to end, after having been asked.
@@ -54,12 +54,6 @@ struct Fate {
     ready: bool,
     /// When its end was noticed, in nanoseconds of the monotonic clock.
     ended: Option<u64>,
-}
-
-#[derive(Debug)]
-enum Wake {
-    Bootstrap(String),
-    Replies(FrameSender),
 }
 
 /// Why the pool ends a worker.
@@ -75,6 +69,8 @@ pub(crate) enum Doom {
     OutOfMemory,
     /// It broke the protocol.
     Malformed,
+    /// It did nothing although it had something to do.
+    Silent,
     /// There is nothing more for it to do.
     Retired,
 }
@@ -84,19 +80,19 @@ impl Process {
         slot: usize,
         generation: u64,
         child: Child,
-        bootstrap: String,
+        control: Control,
         capture: Option<CaptureFile>,
         grace: Duration,
     ) -> Arc<Self> {
-        let fate = Fate { wake: Some(Wake::Bootstrap(bootstrap)), ..Fate::default() };
         Arc::new(Self {
             slot,
             generation,
             child,
+            control,
             capture,
             grace,
             used: AtomicBool::new(false),
-            fate: Mutex::new(fate),
+            fate: Mutex::default(),
             sealed: Condvar::new(),
         })
     }
@@ -172,40 +168,12 @@ impl Process {
         self.fate().ended.unwrap_or_else(now)
     }
 
-    /// Says how it ended, then wakes whoever waits for that.
+    /// Publishes how it ended, and ends every wait for it.
     pub(crate) fn bury(&self, cause: DeathCause) {
-        let wake = {
-            let mut fate = self.fate();
-            fate.death = Some(cause);
-            fate.wake.take()
-        };
+        self.fate().death = Some(cause);
         self.sealed.notify_all();
-        match wake {
-            Some(Wake::Bootstrap(name)) => {
-                // It takes a descriptor, and there may be none for a moment.
-                for _ in 0..1000 {
-                    match interrupt(&name) {
-                        Err(error) if is_out_of_files(&error) => {
-                            std::thread::sleep(Duration::from_millis(1));
-                        }
-                        _ => break,
-                    }
-                }
-            }
-            Some(Wake::Replies(sender)) => {
-                if let Ok(frame) = codec::encode_to_vec(&Reply::Obituary) {
-                    let _ = sender.send(&frame);
-                }
-            }
-            None => {}
-        }
-    }
-
-    /// From now on a wait is for replies. False when it is already dead.
-    fn wake_by(&self, replies: FrameSender) -> bool {
-        let mut fate = self.fate();
-        fate.wake = Some(Wake::Replies(replies));
-        fate.death.is_none()
+        // The end of the connection is not enough: what a task has started may hold it open.
+        self.control.shut_down();
     }
 
     /// How it ended, if it has.
@@ -232,16 +200,12 @@ impl Process {
     }
 }
 
-fn is_out_of_files(error: &std::io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
-}
-
 /// A process that has been started and not been heard of.
 #[derive(Debug)]
 pub(crate) struct Newborn {
     pub(crate) process: Arc<Process>,
-    pub(crate) bootstrap: Bootstrap,
-    pub(crate) nonce: u64,
+    pub(crate) lane: Arc<ParentLane>,
+    pub(crate) requests: FrameSender,
 }
 
 /// The right to talk to a worker: whoever has it may send it a frame, and must wait for its reply
@@ -251,9 +215,8 @@ pub(crate) struct Worker {
     pub(crate) process: Arc<Process>,
     pub(crate) lane: Arc<ParentLane>,
     requests: FrameSender,
-    arguments: RegionSender,
-    replies: FrameReceiver,
-    results: RegionReceiver,
+    /// Regions that have arrived and that no result has spoken of yet.
+    arrived: Vec<(u32, Option<Region>)>,
     ear: Ear,
     /// Whether it is to stay awake after its answer.
     pub(crate) more: bool,
@@ -272,7 +235,7 @@ pub(crate) struct Worker {
 impl Newborn {
     /// Waits until the process reports, and checks that it is what was started.
     pub(crate) fn greet(self, setup: Setup, regions: &Arc<Regions>) -> Result<Worker, StartError> {
-        let Self { process, bootstrap, nonce } = self;
+        let Self { process, lane, requests } = self;
         // How it ended says more than that it can't be heard.
         let died = |process: &Process| match process.doomed() {
             Some(Doom::StartTimedOut(limit)) => StartError::TimedOut(limit),
@@ -282,15 +245,15 @@ impl Newborn {
             process.kill(Doom::Malformed);
             StartError::Stranger(what)
         };
-        let hello = match bootstrap.accept() {
-            Ok(hello) => hello,
+        let greeting = match process.control.recv(true).and_then(|packet| reply(&packet)) {
+            Ok(Reply::Greeting(greeting)) => greeting,
+            Ok(other) => return Err(stranger(format!("it says {other:?} first"))),
             Err(TransportError::PeerGone) => {
                 process.child.kill();
                 return Err(died(&process));
             }
             Err(error) => return Err(stranger(error.to_string())),
         };
-        let greeting = &hello.greeting;
         if greeting.version != VERSION {
             return Err(stranger(format!(
                 "it speaks version {} of the protocol",
@@ -300,23 +263,14 @@ impl Newborn {
         if greeting.identity != Identity::own() {
             return Err(stranger("its executable is another".to_owned()));
         }
-        if greeting.nonce != nonce || greeting.pid != process.pid() {
+        if greeting.pid != process.pid() {
             return Err(stranger(format!("PID {} answers for {}", greeting.pid, process.pid())));
-        }
-        let lane = match ParentLane::new(hello.lane) {
-            Ok(lane) => Arc::new(lane),
-            Err(region) => return Err(stranger(format!("its lane has {} bytes", region.len()))),
-        };
-        if !process.wake_by(hello.waker) {
-            return Err(died(&process));
         }
         let mut worker = Worker {
             process,
             lane,
-            requests: hello.requests,
-            arguments: hello.arguments,
-            replies: hello.replies,
-            results: hello.results,
+            requests,
+            arrived: Vec::new(),
             ear: Ear::default(),
             more: false,
             sequence: 0,
@@ -357,14 +311,38 @@ impl Worker {
         if self.contexts.iter().any(|known| known.id == context.id) {
             return Ok(());
         }
+        let attached = self.attach([&context.attachments])?;
         if let Some(region) = &context.region {
             self.send_region(region)?;
         }
-        self.make(&Request::Context { id: context.id, body: context.body })?;
+        self.make(&Request::Context { id: context.id, attached, body: context.body })?;
         self.frame.extend_from_slice(&context.bytes);
         self.send_frame()?;
         self.contexts.push(Arc::clone(context));
         Ok(())
+    }
+
+    /// Passes what the next frame's arguments point to; returns in how many packets.
+    pub(crate) fn attach<'a>(
+        &self,
+        attachments: impl IntoIterator<Item = &'a Attachments>,
+    ) -> Result<u32, TransportError> {
+        let mut files: Vec<_> = attachments.into_iter().flat_map(Attachments::files).collect();
+        files.sort_by_key(|(file, _)| *file);
+        files.dedup_by_key(|(file, _)| *file);
+        let mut packets = 0;
+        for files in files.chunks(MAX_ATTACHED) {
+            let (names, descriptors): (Vec<_>, Vec<_>) = files.iter().copied().unzip();
+            self.pass(&Passed::Attached(names), &descriptors)?;
+            packets += 1;
+        }
+        Ok(packets)
+    }
+
+    fn pass(&self, what: &Passed, descriptors: &[BorrowedFd<'_>]) -> Result<(), TransportError> {
+        let packet = codec::encode_to_vec(what)
+            .map_err(|error| TransportError::Malformed(error.to_string()))?;
+        self.process.control.send(&packet, descriptors)
     }
 
     /// Has it drop the contexts of calls that are over.
@@ -384,16 +362,26 @@ impl Worker {
         Ok(())
     }
 
-    /// Sends the region that the next frame speaks of.
+    /// Passes the region that the next frame speaks of.
     pub(crate) fn send_region(&self, region: &Region) -> Result<(), TransportError> {
-        self.arguments.send(region)
+        match region.descriptor() {
+            Some(descriptor) => self.pass(&Passed::Region, &[descriptor]),
+            None => Err(TransportError::Malformed("a region was sent before".to_owned())),
+        }
     }
 
-    /// The results in regions that these records speak of; none if they are not there.
-    pub(crate) fn take_results(&mut self, records: &[u8]) -> Option<VecDeque<Lease>> {
+    /// Returns the results in regions that these records speak of, each none where this process had no
+    /// descriptor left to receive it; none at all if there is no such region.
+    pub(crate) fn take_results(&mut self, records: &[u8]) -> Option<VecDeque<Option<Lease>>> {
         let take = |place: Place| {
-            let new = if place.is_new { Some(self.results.take().ok()?) } else { None };
-            self.mapped.result(place, new)
+            if !place.is_new {
+                return self.mapped.result(place, None).map(Some);
+            }
+            let at = self.arrived.iter().position(|(number, _)| *number == place.number)?;
+            match self.arrived.swap_remove(at).1 {
+                Some(region) => self.mapped.result(place, Some(region)).map(Some),
+                None => Some(None),
+            }
         };
         records::places(records)?.into_iter().map(take).collect()
     }
@@ -403,10 +391,36 @@ impl Worker {
         self.ear.listen(self.lane.replies(), patience)
     }
 
-    /// Waits for a reply; a wait for a process that dies is ended by [`Process::bury`].
+    /// Waits for a reply; [`Process::bury`] ends the wait for a process that dies.
     pub(crate) fn recv(&mut self) -> Result<Reply, TransportError> {
-        let frame = self.replies.recv()?;
-        self.ear.receive();
-        codec::decode(&frame).map_err(|error| TransportError::Malformed(error.to_string()))
+        /// A worker sends one, and waits until it has been taken.
+        const MOST_ARRIVED: usize = 16;
+        loop {
+            let packet = self.process.control.recv(true)?;
+            let reply = reply(&packet)?;
+            let Reply::Region { number } = reply else {
+                self.ear.receive();
+                return Ok(reply);
+            };
+            let malformed = |what: String| TransportError::Malformed(what);
+            if self.arrived.len() >= MOST_ARRIVED || packet.descriptors.len() > 1 {
+                return Err(malformed("too many regions".to_owned()));
+            }
+            let region = match packet.descriptors.into_iter().next() {
+                Some(file) => {
+                    let region = Region::open_backed(file);
+                    let mut region = region.map_err(|error| malformed(error.to_string()))?;
+                    region.close_descriptor();
+                    Some(region)
+                }
+                None if packet.is_cut => None,
+                None => return Err(malformed("a region without a descriptor".to_owned())),
+            };
+            self.arrived.push((number, region));
+        }
     }
+}
+
+fn reply(packet: &Packet) -> Result<Reply, TransportError> {
+    codec::decode(&packet.bytes).map_err(|error| TransportError::Malformed(error.to_string()))
 }

@@ -11,6 +11,17 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
+/// Tells one open file from all others that exist at the same time.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
+pub struct FileId {
+    /// Of the device that the file is on.
+    pub device: u64,
+    /// The file's number there.
+    pub inode: u64,
+}
+
 /// What encoded bytes point to. A clone is cheap.
 #[derive(Clone, Default)]
 pub struct Attachments(Option<Arc<Objects>>);
@@ -52,6 +63,11 @@ impl Attachments {
         encode()
     }
 
+    /// Returns the files that what was attached has open.
+    pub fn files(&self) -> Vec<(FileId, std::os::fd::BorrowedFd<'_>)> {
+        Vec::new()
+    }
+
     /// Whether others may wait until what was attached is let go of: then it is to be as soon as the
     /// task is done, whatever others there are.
     pub fn have_ends(&self) -> bool {
@@ -79,6 +95,12 @@ pub fn attach(object: &Arc<impl Any + Send + Sync>) -> Result<(), Unattached> {
         Ok(())
     })
 }
+
+/// Keeps a descriptor that was passed to this process, until [`clear_received`].
+pub fn receive(_file: FileId, _descriptor: std::os::fd::OwnedFd) {}
+
+/// Closes what [`receive`] has kept.
+pub fn clear_received() {}
 
 /// As [`attach`], for an object whose end others may wait for.
 ///

@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 
 use crate::codec::{self, CodecError};
 use crate::function::Call;
-use crate::transport::Region;
+use crate::region::Region;
 use crate::{panics, plain};
 
 /// A value as it was sent.

@@ -8,12 +8,12 @@
 //!
 //! Two cords, since each alone can fail:
 //!
-//! - The worker's standard input is a pipe whose other end only the parent holds (one for all of a
-//!   pool's workers). The parent has asked the kernel to send the worker's process group SIGKILL
-//!   when that end closes (`F_SETSIG`, `F_SETOWN`, `O_ASYNC`; fcntl(2)). That reaches busy and
-//!   stopped workers, those that were stopped before they came here, and what their tasks have
-//!   started, at the moment of the parent's death, and needs nobody alive to do it. All that is done
-//!   about it here is to keep it.
+//! - The worker holds the read end of a pipe whose other end only the parent holds (one for all of a
+//!   pool's workers). The parent passes it in the first packet on the control socket, where it is
+//!   held from before the process starts. It has asked the kernel to send the worker's process group
+//!   SIGKILL when its own end closes (`F_SETSIG`, `F_SETOWN`, `O_ASYNC`; fcntl(2)). That reaches
+//!   busy and stopped workers, those that were stopped before they came here, and what their tasks
+//!   have started, at the moment of the parent's death, and needs no living process to do it.
 //! - The parent's death signal (`PR_SET_PDEATHSIG`) kills the group too, through a handler. It is
 //!   for a parent that has been forked without exec, so that its copy holds the pipe open. The
 //!   signal can't be SIGKILL: that could end the worker, and with it the first cord, before the
@@ -24,6 +24,7 @@
 
 use std::fs::File;
 use std::io::{self, Write as _};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -48,7 +49,6 @@ pub(crate) fn harden(parent: u32) -> io::Result<()> {
     reset_signals();
     let death = Signal::from_named_raw(PARENT_DIED);
     rustix::process::set_parent_process_death_signal(death)?;
-    hold_cord()?;
     // A parent that died before the signal was set is not announced by it.
     if rustix::process::getppid().map(Pid::as_raw_pid) != i32::try_from(parent).ok() {
         return Err(io::Error::other("the parent is gone"));
@@ -90,15 +90,50 @@ extern "C" fn parent_died(_signal: libc::c_int) {
     unsafe { libc::kill(0, libc::SIGKILL) };
 }
 
-/// Keeps the cord that standard input is where no task closes it, then makes standard input empty.
-fn hold_cord() -> io::Result<()> {
-    // A low limit of open files may leave no room up there; then it goes to where there is some.
-    let cord = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), HIGH_FD)
-        .or_else(|_| rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3))?;
+/// Moves a descriptor to where no task closes it by mistake. A low limit of open files may leave no
+/// room up there; then it stays where it is.
+pub(crate) fn move_high(descriptor: OwnedFd) -> OwnedFd {
+    rustix::io::fcntl_dupfd_cloexec(&descriptor, HIGH_FD).unwrap_or(descriptor)
+}
+
+/// Takes every free number below [`HIGH_FD`], as far as there are any, by duplicating `any`.
+pub(crate) fn take_low_descriptors(any: &OwnedFd) -> Vec<OwnedFd> {
+    let mut taken = Vec::with_capacity(HIGH_FD as usize);
+    while let Ok(next) = rustix::io::fcntl_dupfd_cloexec(any, 3) {
+        if next.as_raw_fd() >= HIGH_FD {
+            return taken;
+        }
+        taken.push(next);
+    }
+    // The limit of open files is below that.
+    Vec::new()
+}
+
+/// Takes over the control socket, which is standard input; standard input is empty from then on.
+///
+/// # Errors
+///
+/// When it is no socket of the parent's: somebody else has started this process.
+pub(crate) fn take_control_socket(parent: u32) -> io::Result<OwnedFd> {
+    let control = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3).map(move_high)?;
+    // Who made the socket, as the kernel knows it: a process of another user must not have its calls
+    // run here, as could be tried through `sudo` with a command line of its own.
+    let peer = rustix::net::sockopt::socket_peercred(&control);
+    let is_parents = peer.is_ok_and(|peer| {
+        peer.pid.as_raw_pid().cast_unsigned() == parent && peer.uid == rustix::process::geteuid()
+    });
+    if !is_parents {
+        return Err(io::Error::other(
+            "standard input is no socket of the process that has started it",
+        ));
+    }
     rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
-    // It is held until the process ends.
-    std::mem::forget(cord);
-    Ok(())
+    Ok(control)
+}
+
+/// Keeps the liveness pipe for as long as the process lives.
+pub(crate) fn hold_liveness_pipe(pipe: OwnedFd) {
+    std::mem::forget(pipe);
 }
 
 /// Whether the worker ends because the parent's channel has.
@@ -230,15 +265,6 @@ pub(crate) fn prefer_huge_page(start: *mut u8, bytes: usize) {
 pub(crate) fn populate(start: *mut u8, bytes: usize) {
     // SAFETY: what the memory holds stays as it is.
     unsafe { libc::madvise(start.cast(), bytes, libc::MADV_POPULATE_WRITE) };
-}
-
-/// Gives the memory behind a shared mapping back to the system, for all who have it mapped.
-pub(crate) fn discard(start: *const u8, bytes: usize) {
-    if bytes > 0 {
-        // SAFETY: the mapping stays; whoever reads it from now on reads zeroes, and what is in a
-        // shared region may be anything at any time.
-        unsafe { libc::madvise(start.cast_mut().cast(), bytes, libc::MADV_REMOVE) };
-    }
 }
 
 /// Names this thread, which is the process's main one, so that `ps` and `top` show it.

@@ -35,10 +35,11 @@
 //! - A result's bytes are written before its [`commit`](Words::commit), a release store. The parent
 //!   copies them after an acquire load of the same word ([`progress`](Words::progress)).
 //! - Every change of the claim is a compare-and-swap; this alone hands each item to one side. Each is
-//!   acquire and release: the side that gets an item also sees what the other side wrote before it put
-//!   the item there, above all the words as [`open`](Words::open) set them with relaxed stores.
-//! - `open` runs after the worker's last store of the chunk before: the parent has received the reply
-//!   that ends that chunk.
+//!   acquire and release: a parent that finds an item claimed also sees what was committed before, and
+//!   so ends no worker for an item that is done.
+//! - [`open`](Words::open) runs after the worker's last store of the chunk before, since the parent has
+//!   received the reply that ends that chunk. Its relaxed stores are published by its own release of the
+//!   claim and by the frame.
 //! - `started` is a release store, made after the commit of the item before. A thread that loads
 //!   `started` and then `committed` sees at most one item that is begun and not committed.
 //! - The recall is a relaxed hint. The claim does what it asks for.
@@ -52,7 +53,7 @@ use crate::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::bell::Bell;
 use crate::codec::Sink;
 use crate::copy;
-use crate::transport::Region;
+use crate::region::Region;
 
 /// Size of a lane in bytes. Large enough that a chunk of tiny results is worth its frame, small
 /// enough that touching all of it when a worker starts costs little (about 30 µs).
@@ -316,11 +317,11 @@ impl Words {
 }
 
 /// Returns where the words and the results of a region begin, if it has [`LANE_BYTES`].
-fn parts(region: &mut Region) -> Option<(NonNull<Words>, NonNull<u8>)> {
+fn parts(region: &Region) -> Option<(NonNull<Words>, NonNull<u8>)> {
     if region.len() != LANE_BYTES {
         return None;
     }
-    let base = NonNull::new(region.base())?;
+    let base = NonNull::new(region.as_ptr())?;
     // SAFETY: inside of the region.
     let results = unsafe { base.add(RESULTS) };
     // Always so, as a region is mapped at a page.
@@ -331,7 +332,7 @@ fn parts(region: &mut Region) -> Option<(NonNull<Words>, NonNull<u8>)> {
 /// out. Threads may share it:
 ///
 /// ```
-/// use procpool_worker::{lane::ParentLane, transport::Region};
+/// use procpool_worker::{lane::ParentLane, region::Region};
 ///
 /// fn make(region: Region) {
 ///     let _ = ParentLane::new(region);
@@ -344,10 +345,11 @@ fn parts(region: &mut Region) -> Option<(NonNull<Words>, NonNull<u8>)> {
 pub struct ParentLane {
     words: NonNull<Words>,
     results: NonNull<u8>,
-    region: Region,
+    /// Keeps them mapped.
+    _region: Region,
 }
 
-// SAFETY: the pointers lead into the mapping that `region` owns for as long as this lives. What they
+// SAFETY: the pointers lead into the mapping that `_region` owns for as long as this lives. What they
 // point to are atomics, and results, which are only copied out, as bytes of any value.
 unsafe impl Send for ParentLane {}
 // SAFETY: as above.
@@ -370,16 +372,11 @@ impl ParentLane {
     /// # Errors
     ///
     /// Returns the region if its size is not that of a lane.
-    pub fn new(mut region: Region) -> Result<Self, Region> {
-        match parts(&mut region) {
-            Some((words, results)) => Ok(Self { words, results, region }),
+    pub fn new(region: Region) -> Result<Self, Region> {
+        match parts(&region) {
+            Some((words, results)) => Ok(Self { words, results, _region: region }),
             None => Err(region),
         }
-    }
-
-    /// The region, to be sent to the worker.
-    pub fn region(&self) -> &Region {
-        &self.region
     }
 
     /// Copies committed results to the end of `to`. A range outside of the region copies nothing.
@@ -397,7 +394,7 @@ impl ParentLane {
 /// The worker's half of a lane. Writes results. It belongs to the thread that serves,
 ///
 /// ```compile_fail,E0277
-/// use procpool_worker::{lane::WorkerLane, transport::Region};
+/// use procpool_worker::{lane::WorkerLane, region::Region};
 ///
 /// fn share(lane: &WorkerLane) {
 ///     std::thread::scope(|scope| scope.spawn(|| lane.started()).join().unwrap());
@@ -407,7 +404,7 @@ impl ParentLane {
 /// and safe code can't make one, so there is no second one of the same memory.
 ///
 /// ```compile_fail,E0624
-/// use procpool_worker::{lane::WorkerLane, transport::Region};
+/// use procpool_worker::{lane::WorkerLane, region::Region};
 ///
 /// fn make(region: Region) {
 ///     let _ = unsafe { WorkerLane::new(region) };
@@ -440,8 +437,8 @@ impl WorkerLane {
     /// # Safety
     ///
     /// No other `WorkerLane` is made of this memory in this process.
-    pub(crate) unsafe fn new(mut region: Region) -> Result<Self, Region> {
-        let Some((words, results)) = parts(&mut region) else { return Err(region) };
+    pub(crate) unsafe fn new(region: Region) -> Result<Self, Region> {
+        let Some((words, results)) = parts(&region) else { return Err(region) };
         std::mem::forget(region);
         // SAFETY: inside of the region, which is never unmapped, aligned, and any bytes are such words;
         // the peer too touches them as atomics only.
@@ -536,9 +533,12 @@ mod tests {
 
     /// Both halves of one region.
     fn halves() -> (ParentLane, WorkerLane) {
-        let parent = ParentLane::new(Region::zeroed(LANE_BYTES).unwrap()).unwrap();
+        let region = Region::new(LANE_BYTES, 0).unwrap();
+        let file = region.descriptor().unwrap().try_clone_to_owned().unwrap();
+        let parent = ParentLane::new(region).unwrap();
+        let region = Region::open(file, LANE_BYTES as u64).unwrap();
         // SAFETY: the only one.
-        let worker = unsafe { WorkerLane::new(parent.region().clone()) }.unwrap();
+        let worker = unsafe { WorkerLane::new(region) }.unwrap();
         (parent, worker)
     }
 
@@ -858,6 +858,24 @@ mod loom_model {
         });
     }
 
+    /// Where items have time limits, each is claimed alone: the parent takes back the rest, and then ends
+    /// the worker if the item is not committed.
+    #[test]
+    fn of_an_item_whose_successor_was_claimed_the_commit_is_seen() {
+        explore(3, || {
+            let model = Model::new();
+            model.words.open(2, 0);
+            let worker = spawn({
+                let model = Arc::clone(&model);
+                move || model.run(1)
+            });
+            if model.take_back(u32::MAX) == 0 {
+                assert!(model.words.progress().items >= 1);
+            }
+            worker.join().unwrap();
+        });
+    }
+
     #[test]
     fn after_a_recall_all_but_the_running_item_can_be_taken_back() {
         explore(3, || {
@@ -946,7 +964,7 @@ mod loom_model {
     /// The supervisor reads a chunk under its slot's lock while the driver opens one after the other.
     #[test]
     fn a_thread_that_reads_a_chunk_sees_nothing_of_the_one_before() {
-        explore(3, || {
+        explore(2, || {
             let model = Model::new();
             model.words.open(2, 1);
             let worker = spawn({

@@ -13,7 +13,9 @@
 //! | [`attach`] | keeping what encoded arguments point to |
 //! | [`plain`] | the types that are moved in bulk |
 //! | [`protocol`] | the frames that travel, and the marker that makes a process a worker |
-//! | [`transport`] | moving frames and regions (the only file that knows ipc-channel) |
+//! | [`transport`] | moving frames to the worker (the only file that knows ipc-channel) |
+//! | [`control`] | the worker's answers, and passing descriptors |
+//! | [`region`] | memory that parent and worker share |
 //! | [`lane`] | the shared region: who has claimed which item, what is committed, the results |
 //! | [`bell`] | waiting awake where an answer comes sooner than a thread is woken |
 //! | [`serve`] | the worker's loop: claim, decode, call, encode, commit |
@@ -51,6 +53,7 @@ pub mod bell;
 pub mod codec;
 #[allow(unsafe_code)] // The same, and makes a function of a named address.
 mod context;
+pub mod control;
 #[allow(unsafe_code)] // Copies by raw pointer.
 pub mod copy;
 #[allow(unsafe_code)] // Reads the image's headers, and makes a trampoline of a named address.
@@ -63,11 +66,13 @@ pub mod panics;
 #[allow(unsafe_code)] // Moves numbers as the bytes that they are.
 pub mod plain;
 pub mod protocol;
+#[allow(unsafe_code)] // Maps memory, and copies into it by raw pointer.
+pub mod region;
 #[allow(unsafe_code)] // Touches pages of a vector that are to be filled.
 pub mod room;
 pub mod seed;
 #[allow(unsafe_code)] // Calls named functions; reads arguments and writes results by raw pointer.
 pub mod serve;
 pub mod state;
-#[allow(unsafe_code)] // Where a region's memory begins.
+#[allow(unsafe_code)] // Takes over the descriptors of ipc-channel's sockets.
 pub mod transport;

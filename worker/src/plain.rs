@@ -103,6 +103,55 @@ pub fn elements<T>(value: &T) -> Option<&[u8]> {
     None
 }
 
+/// A value's [elements], moved out of it: they can be kept and read without it.
+pub struct Elements(Box<dyn AsBytes + Send + Sync>);
+
+trait AsBytes {
+    fn bytes(&self) -> &[u8];
+}
+
+impl<N: Number> AsBytes for Vec<N> {
+    fn bytes(&self) -> &[u8] {
+        bytes_of(self)
+    }
+}
+
+impl AsBytes for String {
+    fn bytes(&self) -> &[u8] {
+        self.as_bytes()
+    }
+}
+
+impl Elements {
+    /// Moves the elements out of `value`, if it has more than so many bytes of them.
+    ///
+    /// # Errors
+    ///
+    /// The value, if it has not.
+    pub fn of<T>(value: T, least: usize) -> Result<Self, T> {
+        if elements(&value).is_none_or(|elements| elements.len() <= least) {
+            return Err(value);
+        }
+        if_plain!(T, N,
+            number {}
+            vector { return Ok(Self(Box::new(uncast::<T, Vec<N>>(value)))); }
+            text { return Ok(Self(Box::new(uncast::<T, String>(value)))); }
+        );
+        Err(value)
+    }
+
+    /// Returns the elements as they lie in memory.
+    pub fn as_bytes(&self) -> &[u8] {
+        self.0.bytes()
+    }
+}
+
+impl std::fmt::Debug for Elements {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Elements({} bytes)", self.as_bytes().len())
+    }
+}
+
 /// Makes a value of what [`elements`] gave. The memory may be written by another process meanwhile.
 ///
 /// # Errors
@@ -242,6 +291,14 @@ fn cast_ref<T, U: 'static>(value: &T) -> &U {
     assert!(typeid::of::<T>() == TypeId::of::<U>());
     // SAFETY: a reference to a type, as a reference to the same type.
     unsafe { &*std::ptr::from_ref(value).cast() }
+}
+
+/// A `T`, which must be a `U`, as such.
+fn uncast<T, U: 'static>(value: T) -> U {
+    assert!(typeid::of::<T>() == TypeId::of::<U>());
+    let value = std::mem::ManuallyDrop::new(value);
+    // SAFETY: one type, and `value` is neither used nor dropped after this.
+    unsafe { std::mem::transmute_copy(&*value) }
 }
 
 /// A `U`, which must be a `T`, as such.

@@ -1,4 +1,4 @@
-//! The frames that travel between parent and worker, and the marker that makes a process a worker.
+//! The frames that travel between parent and worker, and the token that makes a process a worker.
 //!
 //! Parent and worker speak in lockstep: the parent sends one [`Request`] and waits for the [`Reply`]
 //! that ends it ([`Reply::Progress`] may come before, as often as the worker likes, since the parent
@@ -10,47 +10,43 @@
 //! Where that would be more than one frame carries, the same bytes lie in a region which was sent
 //! just before, or earlier and kept.
 
-use std::ffi::OsString;
-
 use serde::{Deserialize, Serialize};
 
-use crate::attach::Attachments;
+use crate::attach::{Attachments, FileId};
 use crate::codec;
 use crate::function::{Call, Identity};
 use crate::plain;
 
 /// Changes with every change of what is said here.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
-/// The environment variable that makes a process a worker. It is consumed: what a task starts does
-/// not inherit it.
-pub const MARKER: &str = "PROCPOOL_WORKER";
+/// What begins the first argument of a worker's command line; its title follows. The second one is
+/// its [`Token`].
+pub const TITLE: &str = "--procpool-worker=";
 
-/// What the marker says.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Marker {
-    /// Tells this start from all others.
+/// Tells a worker who has started it. It stands on the command line, which nothing that a task starts
+/// inherits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Token {
+    /// Tells this start from all others, and begins each packet on the control socket.
     pub nonce: u64,
     /// The parent's PID.
     pub parent: u32,
-    /// Where to report.
-    pub bootstrap: String,
 }
 
-impl Marker {
-    /// As it stands in the environment.
-    pub fn to_env(&self) -> OsString {
-        format!("{VERSION}:{:016x}:{}:{}", self.nonce, self.parent, self.bootstrap).into()
+impl Token {
+    /// Returns it as it stands on the command line.
+    pub fn to_arg(self) -> String {
+        format!("{VERSION}:{:016x}:{}", self.nonce, self.parent)
     }
 
-    /// From the environment.
-    pub fn from_env(value: &str) -> Option<Self> {
-        let mut parts = value.splitn(4, ':');
+    /// Reads it from the command line.
+    pub fn from_arg(value: &str) -> Option<Self> {
+        let mut parts = value.splitn(3, ':');
         let version: u32 = parts.next()?.parse().ok()?;
         let nonce = u64::from_str_radix(parts.next()?, 16).ok()?;
         let parent = parts.next()?.parse().ok()?;
-        let bootstrap = parts.next()?.to_owned();
-        (version == VERSION).then_some(Self { nonce, parent, bootstrap })
+        (version == VERSION).then_some(Self { nonce, parent })
     }
 }
 
@@ -61,11 +57,23 @@ pub struct Greeting {
     pub version: u32,
     /// The image that it runs.
     pub identity: Identity,
-    /// From its marker.
-    pub nonce: u64,
     /// Its own PID.
     pub pid: u32,
 }
+
+/// What the parent passes on the control socket.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Passed {
+    /// The first: the liveness pipe, the lane, and the receiver of the parent's frames.
+    Start,
+    /// A region that the next frame speaks of.
+    Region,
+    /// What the arguments in the next frame point to, one descriptor each.
+    Attached(Vec<FileId>),
+}
+
+/// How many [`FileId`]s one packet has room for, and descriptors.
+pub const MAX_ATTACHED: usize = 200;
 
 /// How a chunk is to be run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,6 +96,8 @@ pub enum Request {
     /// Run a chunk; what follows the request in the frame (or lies in the region that was sent
     /// before) is its body: spans, each a [head](Span::head) and arguments.
     Chunk {
+        /// How many packets with [attached](Passed::Attached) descriptors were sent before it.
+        attached: u32,
         /// Where its body is.
         body: Body,
         /// How it is to be run.
@@ -97,6 +107,8 @@ pub enum Request {
     Context {
         /// Tells it from others.
         id: u64,
+        /// How many packets with [attached](Passed::Attached) descriptors were sent before it.
+        attached: u32,
         /// Where it is.
         body: Body,
     },
@@ -159,9 +171,16 @@ pub struct Setup {
     pub capture: bool,
 }
 
-/// What the worker answers.
+/// What the worker answers, each in a packet on the control socket.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
+    /// The first: who it is.
+    Greeting(Greeting),
+    /// A region that a result which is not committed yet speaks of; its descriptor comes with it.
+    Region {
+        /// The number that the worker has given it.
+        number: u32,
+    },
     /// To [`Request::Chunk`] or [`Request::Resume`]: nothing is left in the claim, all that was
     /// claimed is committed.
     Done {
@@ -178,9 +197,6 @@ pub enum Reply {
         /// Of the chunk.
         sequence: u32,
     },
-    /// Never said by a worker: the parent says it to itself, through the same channel, to wake
-    /// whoever waits for the reply of a worker that has died.
-    Obituary,
 }
 
 /// The head of a span: items of one chunk that are calls of one function.
@@ -283,12 +299,11 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn a_marker_is_read_as_it_was_written() {
-        let marker = Marker { nonce: 7, parent: 42, bootstrap: "/tmp/a:b".to_owned() };
-        let env = marker.to_env().into_string().unwrap();
-        assert_eq!(Marker::from_env(&env), Some(marker));
-        assert_eq!(Marker::from_env("0:7:42:/tmp"), None);
-        assert_eq!(Marker::from_env(""), None);
+    fn a_token_is_read_as_it_was_written() {
+        let token = Token { nonce: 7, parent: 42 };
+        assert_eq!(Token::from_arg(&token.to_arg()), Some(token));
+        assert_eq!(Token::from_arg("0:7:42"), None);
+        assert_eq!(Token::from_arg(""), None);
     }
 
     proptest! {

@@ -19,23 +19,28 @@ use std::any::type_name;
 use std::collections::HashMap;
 use std::io::Write as _;
 use std::ops::Range;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::bell::{Bell, Ear};
+use crate::bell::Ear;
 use crate::codec::{self, CodecError};
 use crate::context::{Context, Source};
+use crate::control::Control;
 use crate::function::{Call, ForeignFunction, Identity};
 use crate::harden::{self, now};
-use crate::lane::{CAPACITY, LANE_BYTES, Progress, RECORD_HEAD, Record, TIME_RECORD, WorkerLane};
-use crate::panics::{self, PanicReport};
-use crate::protocol::{self, Body, Greeting, Manner, Marker, Place, Reply, Request, VERSION};
-use crate::transport::{
-    self, FrameReceiver, FrameSender, Hello, Region, RegionReceiver, RegionSender, TransportError,
+use crate::lane::{
+    CAPACITY, LANE_BYTES, Progress, RECORD_HEAD, Record, TIME_RECORD, Words, WorkerLane,
 };
-use crate::{copy, plain, seed, state};
+use crate::panics::{self, PanicReport};
+use crate::protocol::{
+    self, Body, Greeting, Manner, Passed, Place, Reply, Request, Token, VERSION,
+};
+use crate::region::Region;
+use crate::transport::{FrameReceiver, TransportError};
+use crate::{attach, plain, seed, state};
 
 /// The most items that are claimed at once: so many of the tiniest take about [`SHORT_BLOCK`], and
 /// the costs of a block are lost beside theirs.
@@ -58,15 +63,17 @@ const PROGRESS_SELDOM: u64 = 20_000_000;
 /// Exit code of a worker that could not begin. The parent finds the cause on standard error.
 const EXIT_UNFIT: i32 = 70;
 
-/// Serves as the worker that `marker` makes this process, and ends the process.
+/// Serves as the worker that `token` makes this process, and ends the process.
 ///
 /// # Safety
 ///
-/// The marker must come from a parent that runs this executable and keeps to the protocol: the functions
+/// The token must come from a parent that runs this executable and keeps to the protocol: the functions
 /// that its frames name are called.
-pub unsafe fn run(marker: &Marker) -> ! {
-    let code = match enter(marker) {
+pub unsafe fn run(token: Token) -> ! {
+    let code = match enter(token) {
         Ok(mut worker) => worker.serve(),
+        // A parent that has let it go already needs no explanation.
+        Err(TransportError::PeerGone) => EXIT_UNFIT,
         Err(error) => {
             eprintln!("procpool worker {}: cannot start: {error}", std::process::id());
             EXIT_UNFIT
@@ -77,36 +84,24 @@ pub unsafe fn run(marker: &Marker) -> ! {
 }
 
 /// Hardens the process and reports to the parent.
-fn enter(marker: &Marker) -> Result<Worker, TransportError> {
-    harden::harden(marker.parent)?;
-    let (requests, from_parent) = transport::frames()?;
-    let (arguments, regions_in) = transport::regions()?;
-    let (to_parent, replies) = transport::frames()?;
-    let (regions_out, results) = transport::regions()?;
-    let region = Region::zeroed(LANE_BYTES)?;
-    let greeting = Greeting {
-        version: VERSION,
-        identity: Identity::own(),
-        nonce: marker.nonce,
-        pid: std::process::id(),
-    };
-    let hello = Hello {
-        greeting,
-        requests,
-        arguments,
-        replies,
-        waker: to_parent.clone(),
-        results,
-        lane: region.clone(),
-    };
-    transport::greet(&marker.bootstrap, hello)?;
-    panics::install(Run::last_words);
-    // SAFETY: the region was made above, and only the parent is sent it.
-    let lane = unsafe { WorkerLane::new(region) }
+fn enter(token: Token) -> Result<Worker, TransportError> {
+    harden::harden(token.parent)?;
+    let control = Control::new(harden::take_control_socket(token.parent)?, token.nonce);
+    let start = control.recv(false)?;
+    let malformed = || TransportError::Malformed("no start was passed".to_owned());
+    let passed = start.descriptors.into_iter().map(harden::move_high).collect::<Vec<_>>();
+    let [liveness, lane, frames] = <[OwnedFd; 3]>::try_from(passed).map_err(|_| malformed())?;
+    harden::hold_liveness_pipe(liveness);
+    let mut lane = Region::open(lane, LANE_BYTES as u64)?;
+    lane.close_descriptor();
+    // SAFETY: the region was mapped just now, for this alone.
+    let lane = unsafe { WorkerLane::new(lane) }
         .map_err(|region| TransportError::Malformed(format!("a lane of {} bytes", region.len())))?;
-    let (bell, parents_bell) = (lane.words.replies(), lane.words.requests());
-    let ear = Ear::default();
-    let link = Link { from_parent, regions_in, to_parent, regions_out, bell, parents_bell, ear };
+    let from_parent = FrameReceiver::adopt(frames)?;
+    let link = Link { from_parent, control, lane: lane.words, ear: Ear::default() };
+    let (version, identity, pid) = (VERSION, Identity::own(), std::process::id());
+    link.reply(&Reply::Greeting(Greeting { version, identity, pid }))?;
+    panics::install(Run::last_words);
     harden::note_refused_memory(lane.words);
     Ok(Worker {
         link,
@@ -124,28 +119,68 @@ fn enter(marker: &Marker) -> Result<Worker, TransportError> {
 #[derive(Debug)]
 struct Link {
     from_parent: FrameReceiver,
-    regions_in: RegionReceiver,
-    to_parent: FrameSender,
-    regions_out: RegionSender,
-    bell: Bell<'static>,
-    parents_bell: Bell<'static>,
+    control: Control,
+    lane: &'static Words,
     ear: Ear,
 }
 
 impl Link {
     fn recv(&mut self) -> Result<Vec<u8>, TransportError> {
-        self.ear.listen_for_more(self.parents_bell);
+        self.ear.listen_for_more(self.lane.requests());
         let frame = self.from_parent.recv()?;
         self.ear.receive();
         Ok(frame)
     }
 
     fn reply(&self, reply: &Reply) -> Result<(), TransportError> {
-        let mut frame = Vec::with_capacity(16);
-        codec::encode(reply, &mut frame)
+        self.pass(reply, &[])?;
+        self.lane.replies().ring(false);
+        Ok(())
+    }
+
+    fn pass(&self, reply: &Reply, descriptors: &[BorrowedFd<'_>]) -> Result<(), TransportError> {
+        let mut packet = Vec::with_capacity(16);
+        codec::encode(reply, &mut packet)
             .map_err(|error| TransportError::Malformed(error.to_string()))?;
-        self.to_parent.send(&frame)?;
-        self.bell.ring(false);
+        self.control.send(&packet, descriptors)
+    }
+
+    /// Takes a packet that the parent has passed before the frame that speaks of it.
+    fn passed(&self) -> Result<(Passed, Vec<OwnedFd>), TransportError> {
+        let packet = self.control.recv(false)?;
+        if packet.is_cut {
+            return Err(std::io::Error::from_raw_os_error(libc::EMFILE).into());
+        }
+        let passed = codec::decode(&packet.bytes)
+            .map_err(|error| TransportError::Malformed(error.to_string()))?;
+        Ok((passed, packet.descriptors.into_iter().map(harden::move_high).collect()))
+    }
+
+    /// Takes the region that the frame speaks of, of which so many bytes hold something.
+    fn region(&self, len: u64) -> Result<Region, TransportError> {
+        match self.passed()? {
+            (Passed::Region, mut descriptors) if descriptors.len() == 1 => {
+                let file = descriptors.swap_remove(0);
+                let mut region = Region::open(file, len)?;
+                region.close_descriptor();
+                Ok(region)
+            }
+            _ => Err(TransportError::Malformed("no region was passed".to_owned())),
+        }
+    }
+
+    /// Takes what the arguments in the frame point to.
+    fn attached(&self, packets: u32) -> Result<(), TransportError> {
+        for _ in 0..packets {
+            match self.passed()? {
+                (Passed::Attached(files), descriptors) if files.len() == descriptors.len() => {
+                    files.into_iter().zip(descriptors).for_each(|(file, descriptor)| {
+                        attach::receive(file, descriptor);
+                    });
+                }
+                _ => return Err(TransportError::Malformed("nothing was attached".to_owned())),
+            }
+        }
         Ok(())
     }
 }
@@ -179,7 +214,7 @@ impl Kept {
     }
 
     /// Copies `bytes` into a region: the smallest that is free and large enough, or a new one.
-    fn put(&mut self, bytes: &[u8], regions_out: &RegionSender) -> Result<Place, TransportError> {
+    fn put(&mut self, bytes: &[u8], link: &Link) -> Result<Place, TransportError> {
         let fitting = self.results.iter_mut().filter(|result| {
             result.is_free
                 && result.region.len() >= bytes.len()
@@ -188,18 +223,19 @@ impl Kept {
         let len = bytes.len() as u64;
         if let Some(result) = fitting.min_by_key(|result| result.region.len()) {
             result.is_free = false;
-            // SAFETY: the region is large enough, and while it is free the parent doesn't look at it.
-            unsafe {
-                let to = result.region.base();
-                copy::copy(bytes.as_ptr(), to, bytes.len());
-            }
+            // What the last result didn't need may have no memory yet.
+            result.region.populate(bytes.len())?;
+            result.region.write(0, bytes);
             return Ok(Place { number: result.number, len, is_new: false, is_kept: true });
         }
-        let region = Region::copy_of(bytes)?;
-        regions_out.send(&region)?;
-        self.made = self.made.wrapping_add(1);
-        self.results.push(ResultRegion { number: self.made, region, is_free: false });
-        Ok(Place { number: self.made, len, is_new: true, is_kept: true })
+        let mut region = Region::copy_of(bytes)?;
+        let number = self.made.wrapping_add(1);
+        let descriptor = region.descriptor().into_iter().collect::<Vec<_>>();
+        link.pass(&Reply::Region { number }, &descriptor)?;
+        region.close_descriptor();
+        self.made = number;
+        self.results.push(ResultRegion { number, region, is_free: false });
+        Ok(Place { number, len, is_new: true, is_kept: true })
     }
 }
 
@@ -245,7 +281,8 @@ impl Worker {
                 self.capture = setup.capture;
                 Ok(())
             }
-            Request::Context { id, body: place } => {
+            Request::Context { id, attached, body: place } => {
+                self.link.attached(attached)?;
                 let source = match place {
                     Body::Frame => Source::Bytes(body.to_vec()),
                     Body::Region(place) => Source::Region(self.region(place)?),
@@ -261,7 +298,8 @@ impl Worker {
                 }
                 Ok(())
             }
-            Request::Chunk { body: place, manner } => {
+            Request::Chunk { attached, body: place, manner } => {
+                self.link.attached(attached)?;
                 match place {
                     Body::Frame => self.run_chunk(manner, body, None)?,
                     Body::Region(at) | Body::Elements(at) => {
@@ -270,8 +308,8 @@ impl Worker {
                         if len > region.len() {
                             return Err(TransportError::Malformed("a region is short".to_owned()));
                         }
-                        // SAFETY: the region has so many bytes, and the parent doesn't write to it
-                        // until the chunk is done.
+                        // SAFETY: the region has so many bytes, and the parent doesn't write to it, nor
+                        // use it for another chunk, until it has been told that this one is done.
                         let bytes = unsafe { std::slice::from_raw_parts(region.as_ptr(), len) };
                         let (body, elements) = match place {
                             Body::Elements(_) => (body, Some(bytes)),
@@ -283,8 +321,7 @@ impl Worker {
                         }
                     }
                 }
-                // What the tasks printed must be seen when their results are.
-                let _ = std::io::stdout().flush();
+                attach::clear_received();
                 self.link.reply(&Reply::Done { sequence: manner.sequence })
             }
             Request::Regions { gone, results_gone, results_free } => {
@@ -300,7 +337,7 @@ impl Worker {
     /// The region that is spoken of, taken from those that are kept.
     fn region(&mut self, place: Place) -> Result<Region, TransportError> {
         if place.is_new {
-            return self.link.regions_in.take();
+            return self.link.region(place.len);
         }
         let mut kept = self.kept.arguments.iter();
         match kept.position(|(number, _)| *number == place.number) {
@@ -834,7 +871,7 @@ impl<'a> Run<'a> {
     /// Commits a result that travels in a region of its own: its elements or its encoding.
     #[cold]
     fn finish_in_region(&mut self, bytes: &[u8], is_elements: bool) {
-        match self.kept.put(bytes, &self.link.regions_out) {
+        match self.kept.put(bytes, self.link) {
             Ok(place) => {
                 let mark = codec::encode_to_vec(&(place, is_elements)).unwrap_or_default();
                 self.finish_bytes(Record::Region, &mark);
@@ -914,6 +951,9 @@ impl<'a> Run<'a> {
 
     /// Commits a block's last item together with the time that the block took.
     fn commit_block(&mut self) {
+        // What the tasks printed must be seen when their results are; and where printing blocks, it is
+        // the last item that takes long, and no silence after it.
+        let _ = std::io::stdout().flush();
         let now = now();
         let took = now.saturating_sub(self.block_begun);
         if self.capture {

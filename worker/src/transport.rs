@@ -1,30 +1,34 @@
-//! Moving frames and regions between parent and worker: the only file that knows ipc-channel.
+//! Frames from parent to worker over ipc-channel: the only file that knows it.
 //!
 //! Frames travel as bytes, each in one packet: a message of several is streamed through a second
-//! socket, and its sender waits for ever if the receiver dies meanwhile. Whatever is larger than
-//! [`max_frame`] travels as a [`Region`], on a channel of its own ([`RegionSender`]) and always
-//! *before* the frame that speaks of it, so that the frame's receiver need not wait for it. Both sides
-//! may keep a region and use it again.
+//! socket, and its sender blocks for ever if the receiver dies meanwhile. Whatever is larger than
+//! [`max_frame`] travels as a [`Region`](crate::region::Region).
 //!
-//! ipc-channel may panic on what a corrupt peer sends and where a system call fails; both are
-//! contained here and come out as errors.
+//! Only the worker receives through ipc-channel, and only what its parent has sent. ipc-channel trusts
+//! the lengths in a packet, so the parent never reads through it what a worker may have written; the
+//! answers come over the [control socket](crate::control).
+//!
+//! ipc-channel makes its channels by itself and has no way to take over a descriptor. A new worker
+//! has nothing but descriptors, so both sides ask each other's socket who it is: what is sent into a
+//! channel can be peeked at on exactly one descriptor, its receiver's ([`number_of`]). The parent
+//! duplicates that descriptor to pass it on; the worker puts the descriptor that it was passed in the
+//! place of the receiver's of a channel of its own.
 
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-use ipc_channel::ipc::{
-    self, IpcBytesReceiver, IpcBytesSender, IpcOneShotServer, IpcReceiver, IpcSender,
-    IpcSharedMemory,
-};
-use ipc_channel::{IpcError, TryRecvError};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
-use serde::{Deserialize, Serialize};
+use ipc_channel::IpcError;
+use ipc_channel::ipc::{self, IpcBytesReceiver, IpcBytesSender};
+use rustix::io::fcntl_dupfd_cloexec;
+use rustix::net::{AddressFamily, RecvFlags, SocketType};
 
+use crate::control::Control;
 use crate::harden;
-use crate::panics;
-use crate::protocol::Greeting;
+use crate::region::named;
+use crate::seed;
 
-/// Why a frame or region could not be moved.
+/// Why a frame could not be moved.
 #[derive(Debug, thiserror::Error)]
 pub enum TransportError {
     /// Nobody holds the other end any more.
@@ -40,19 +44,11 @@ pub enum TransportError {
 
 impl TransportError {
     /// The death of a peer has several faces; this makes them one.
-    fn from_io(error: io::Error) -> Self {
+    pub(crate) fn from_io(error: io::Error) -> Self {
         use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, NotConnected};
         match error.kind() {
             BrokenPipe | ConnectionAborted | ConnectionReset | NotConnected => Self::PeerGone,
             _ => Self::Io(error),
-        }
-    }
-
-    fn from_ipc(error: IpcError) -> Self {
-        match error {
-            IpcError::Disconnected => Self::PeerGone,
-            IpcError::Io(error) => Self::from_io(error),
-            error => Self::Malformed(error.to_string()),
         }
     }
 
@@ -61,267 +57,174 @@ impl TransportError {
     }
 }
 
-/// Calls ipc-channel: retries what a signal interrupted, and makes a panic an error.
+/// Calls ipc-channel, again where a signal has interrupted it.
 fn call<T>(mut operation: impl FnMut() -> Result<T, TransportError>) -> Result<T, TransportError> {
     loop {
-        let outcome = catch_unwind(AssertUnwindSafe(&mut operation));
-        match outcome {
-            Ok(Err(error)) if error.is_interrupt() => {}
-            Ok(outcome) => return outcome,
-            Err(payload) => {
-                return Err(TransportError::Malformed(panics::message(&*payload)));
-            }
+        match operation() {
+            Err(error) if error.is_interrupt() => {}
+            outcome => return outcome,
         }
     }
 }
 
-/// The largest frame in bytes that travels in one packet.
+/// Returns the largest frame in bytes that travels in one packet.
 ///
 /// # Errors
 ///
-/// When the system won't give a socket to ask.
+/// When the system has no socket to ask.
 pub fn max_frame() -> Result<usize, TransportError> {
-    call(|| Ok(ipc_channel::platform::OsIpcSender::get_max_fragment_size()))
+    // ipc-channel makes a socket to ask, and panics where there is none.
+    drop(Control::pair()?);
+    Ok(ipc_channel::platform::OsIpcSender::get_max_fragment_size())
 }
 
 /// Sends frames.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug)]
 pub struct FrameSender(IpcBytesSender);
 
 /// Receives frames.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug)]
 pub struct FrameReceiver(IpcBytesReceiver);
 
-/// A channel for frames.
+/// Creates a channel, and returns its receiver as the descriptor that is passed to a worker.
 ///
 /// # Errors
 ///
-/// When the system won't make one.
-pub fn frames() -> Result<(FrameSender, FrameReceiver), TransportError> {
-    let (sender, receiver) = ipc::bytes_channel()?;
-    Ok((FrameSender(sender), FrameReceiver(receiver)))
+/// When the system refuses.
+pub fn frames() -> Result<(FrameSender, OwnedFd), TransportError> {
+    let (sender, receiver) = channel()?;
+    let number = number_of(&sender, &receiver, first_free()?)?;
+    // SAFETY: `receiver` keeps the descriptor open until it is dropped at the end of this function.
+    let own = unsafe { BorrowedFd::borrow_raw(number) };
+    let passed = named("fcntl", fcntl_dupfd_cloexec(own, 3))?;
+    Ok((FrameSender(sender), passed))
+}
+
+fn channel() -> Result<(IpcBytesSender, IpcBytesReceiver), TransportError> {
+    ipc::bytes_channel().map_err(|error| {
+        let text = format!("socketpair: {error}");
+        let raw = error.raw_os_error().map(io::Error::from_raw_os_error);
+        TransportError::Io(raw.unwrap_or_else(|| io::Error::new(error.kind(), text)))
+    })
+}
+
+/// Returns the number that the next descriptor is likely to have.
+fn first_free() -> Result<RawFd, TransportError> {
+    Ok(Control::pair()?.0.as_raw_fd())
+}
+
+/// Returns the number of the descriptor that `receiver` reads: the one at which a frame that is only
+/// peeked at can be seen. The search begins at `likely`.
+fn number_of(
+    sender: &IpcBytesSender,
+    receiver: &IpcBytesReceiver,
+    likely: RawFd,
+) -> Result<RawFd, TransportError> {
+    /// Other threads may open and close descriptors meanwhile, so a few more are looked at; never more
+    /// than a process has in practice.
+    const MOST: RawFd = 1 << 16;
+    let token: Vec<u8> = [seed::fresh(), seed::fresh()].map(u64::to_le_bytes).concat();
+    send(sender, &token)?;
+    let mut numbers = (likely..likely.saturating_add(MOST)).chain(0..likely);
+    let found = numbers.find(|number| shows(*number, &token));
+    match (found, recv(receiver)?) {
+        (Some(number), received) if received == token => Ok(number),
+        _ => Err(io::Error::other("no descriptor receives what is sent to the channel").into()),
+    }
+}
+
+/// Returns whether the descriptor of that number, if there is one, is a socket whose next packet ends
+/// with `token`. The packet stays there.
+fn shows(number: RawFd, token: &[u8]) -> bool {
+    // SAFETY: the number is only looked at, and one that is not open is an error; whose it is doesn't
+    // matter, as nothing about it is changed.
+    let socket = unsafe { BorrowedFd::borrow_raw(number) };
+    let is_ours = rustix::net::sockopt::socket_domain(socket) == Ok(AddressFamily::UNIX)
+        && rustix::net::sockopt::socket_type(socket) == Ok(SocketType::SEQPACKET);
+    let mut packet = [0; 256];
+    is_ours
+        && rustix::net::recv(socket, &mut packet, RecvFlags::PEEK | RecvFlags::DONTWAIT)
+            .is_ok_and(|(len, _)| packet[..len].ends_with(token))
+}
+
+fn send(sender: &IpcBytesSender, frame: &[u8]) -> Result<(), TransportError> {
+    call(|| sender.send(frame).map_err(TransportError::from_io))
+}
+
+fn recv(receiver: &IpcBytesReceiver) -> Result<Vec<u8>, TransportError> {
+    call(|| {
+        receiver.recv().map_err(|error| match error {
+            IpcError::Disconnected => TransportError::PeerGone,
+            IpcError::Io(error) => TransportError::from_io(error),
+            error => TransportError::Malformed(error.to_string()),
+        })
+    })
 }
 
 impl FrameSender {
-    /// Sends a frame of at most [`max_frame`] bytes. Waits only if the receiver has several unread.
+    /// Sends a frame of at most [`max_frame`] bytes. Blocks only while the receiver has several
+    /// unread.
     ///
     /// # Errors
     ///
     /// [`TransportError::PeerGone`] when nobody can receive it.
     pub fn send(&self, frame: &[u8]) -> Result<(), TransportError> {
-        call(|| self.0.send(frame).map_err(TransportError::from_io))
+        send(&self.0, frame)
     }
 }
 
 impl FrameReceiver {
+    /// Takes over a descriptor that [`frames`] returned, in another process.
+    ///
+    /// # Errors
+    ///
+    /// When the system refuses.
+    pub fn adopt(passed: OwnedFd) -> Result<Self, TransportError> {
+        // As long as all low numbers are taken, the channel's are above them.
+        let low = harden::take_low_descriptors(&passed);
+        let (sender, receiver) = channel()?;
+        let likely = low.last().map_or(3, |low| low.as_raw_fd());
+        let number = number_of(&sender, &receiver, likely)?;
+        drop(low);
+        // SAFETY: `receiver` owns the descriptor and keeps the number; `dup3` changes what is behind it,
+        // and nothing here closes it.
+        let mut own = ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(number) });
+        let placed = rustix::io::dup3(&passed, &mut own, rustix::io::DupFlags::CLOEXEC);
+        named("dup3", placed)?;
+        Ok(Self(receiver))
+    }
+
     /// Waits for a frame.
     ///
     /// # Errors
     ///
     /// [`TransportError::PeerGone`] when nobody can send one any more.
     pub fn recv(&self) -> Result<Vec<u8>, TransportError> {
-        call(|| self.0.recv().map_err(TransportError::from_ipc))
+        recv(&self.0)
     }
 }
 
-/// Sends regions.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct RegionSender(IpcSender<Region>);
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
 
-/// Receives regions.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct RegionReceiver(IpcReceiver<Region>);
-
-/// A channel for regions.
-///
-/// # Errors
-///
-/// When the system won't make one.
-pub fn regions() -> Result<(RegionSender, RegionReceiver), TransportError> {
-    let (sender, receiver) = ipc::channel()?;
-    Ok((RegionSender(sender), RegionReceiver(receiver)))
-}
-
-impl RegionSender {
-    /// Sends a region. The memory is shared from then on, not copied.
-    ///
-    /// # Errors
-    ///
-    /// [`TransportError::PeerGone`] when nobody can receive it.
-    pub fn send(&self, region: &Region) -> Result<(), TransportError> {
-        call(|| self.0.send(region.clone()).map_err(TransportError::from_ipc))
-    }
-}
-
-impl RegionReceiver {
-    /// Takes a region that was sent before the frame that speaks of it; never waits.
-    ///
-    /// # Errors
-    ///
-    /// [`TransportError::Malformed`] when none was sent.
-    pub fn take(&self) -> Result<Region, TransportError> {
-        call(|| {
-            self.0.try_recv().map_err(|error| match error {
-                TryRecvError::Empty => TransportError::Malformed("no region was sent".to_owned()),
-                TryRecvError::IpcError(error) => TransportError::from_ipc(error),
-            })
-        })
-    }
-}
-
-/// Memory that two processes share. Anonymous: it is gone when both have let go of it, whatever
-/// way they end.
-#[derive(Clone, Serialize, Deserialize)]
-pub struct Region(IpcSharedMemory);
-
-impl std::fmt::Debug for Region {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Region({} bytes)", self.len())
-    }
-}
-
-impl Region {
-    /// A region of `len` zero bytes.
-    ///
-    /// # Errors
-    ///
-    /// When the system has no memory or no file descriptor for it.
-    pub fn zeroed(len: usize) -> Result<Self, TransportError> {
-        call(|| Ok(Self(IpcSharedMemory::from_byte(0, len))))
+    #[test]
+    fn a_receiver_that_was_passed_on_receives() {
+        let (sender, passed) = frames().unwrap();
+        sender.send(b"before").unwrap();
+        let receiver = FrameReceiver::adopt(passed).unwrap();
+        sender.send(b"after").unwrap();
+        assert_eq!(receiver.recv().unwrap(), b"before");
+        assert_eq!(receiver.recv().unwrap(), b"after");
+        drop(sender);
+        assert!(matches!(receiver.recv(), Err(TransportError::PeerGone)));
     }
 
-    /// A region that holds a copy of `bytes`.
-    ///
-    /// # Errors
-    ///
-    /// When the system has no memory or no file descriptor for it.
-    pub fn copy_of(bytes: &[u8]) -> Result<Self, TransportError> {
-        call(|| Ok(Self(IpcSharedMemory::from_bytes(bytes))))
+    #[test]
+    fn a_sender_learns_that_its_receiver_is_gone() {
+        let (sender, passed) = frames().unwrap();
+        drop(passed);
+        assert!(matches!(sender.send(b"lost"), Err(TransportError::PeerGone)));
     }
-
-    /// Gives its memory back to the system, whoever has it mapped; what it held is lost.
-    pub fn discard(&self) {
-        harden::discard(self.as_ptr(), self.len());
-    }
-
-    /// Size in bytes.
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    /// Whether it has no bytes.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Where its bytes start. The other process may write them at any time.
-    pub fn as_ptr(&self) -> *const u8 {
-        self.0.as_ptr()
-    }
-
-    /// Where its bytes start, to be written through raw copies and atomics.
-    pub fn base(&mut self) -> *mut u8 {
-        // SAFETY: the slice is given up at once for its address; what is done through that is
-        // argued where it is done.
-        unsafe { self.0.deref_mut() }.as_mut_ptr()
-    }
-}
-
-/// Where a worker that has just been started reports to: a socket in the temporary directory.
-pub struct Bootstrap {
-    server: IpcOneShotServer<Hello>,
-}
-
-impl std::fmt::Debug for Bootstrap {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Bootstrap")
-    }
-}
-
-/// A worker's first message: who it is, and its ends of everything.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Hello {
-    /// Who says it.
-    pub greeting: Greeting,
-    /// Takes the parent's frames.
-    pub requests: FrameSender,
-    /// Takes the regions that the parent's frames speak of.
-    pub arguments: RegionSender,
-    /// Gives the worker's frames.
-    pub replies: FrameReceiver,
-    /// Goes into the same channel; the parent uses it to wake whoever waits for a reply that will
-    /// not come.
-    pub waker: FrameSender,
-    /// Gives the regions that the worker's frames speak of.
-    pub results: RegionReceiver,
-    /// The shared region that the lane lies in.
-    pub lane: Region,
-}
-
-impl Bootstrap {
-    /// A new socket and its name.
-    ///
-    /// # Errors
-    ///
-    /// When it can't be made, or its path is longer than a socket's may be.
-    pub fn new() -> Result<(Self, String), TransportError> {
-        // A longer path is cut by ipc-channel without a word, and nobody finds the socket.
-        const LONGEST: usize = 107;
-        let (server, name) = call(|| Ok(IpcOneShotServer::new()?))?;
-        if name.len() > LONGEST {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidFilename,
-                format!(
-                    "the socket path {name:?} is longer than {LONGEST} bytes: set TMPDIR to a shorter directory"
-                ),
-            )
-            .into());
-        }
-        Ok((Self { server }, name))
-    }
-
-    /// Waits for the worker's first message. [`interrupt`] ends the wait.
-    ///
-    /// # Errors
-    ///
-    /// When something else came than a hello.
-    pub fn accept(self) -> Result<Hello, TransportError> {
-        let mut server = Some(self.server);
-        call(|| match server.take() {
-            // The receiver that comes with it is dropped at once: its socket would be inherited.
-            Some(server) => Ok(server.accept().map_err(TransportError::from_ipc)?.1),
-            None => Err(TransportError::PeerGone),
-        })
-    }
-}
-
-/// Reports to a parent's [`Bootstrap`].
-///
-/// # Errors
-///
-/// When the parent is gone.
-pub fn greet(name: &str, hello: Hello) -> Result<(), TransportError> {
-    let mut hello = Some(hello);
-    call(|| {
-        let sender = IpcSender::<Hello>::connect(name.to_owned())?;
-        let hello = hello.take().ok_or(TransportError::PeerGone)?;
-        sender.send(hello).map_err(TransportError::from_ipc)
-    })
-}
-
-/// Ends the wait of a [`Bootstrap::accept`] whose worker will never report: its next message is the
-/// end of a connection.
-///
-/// # Errors
-///
-/// When nobody waits there any more, or there is no file descriptor to connect with.
-pub fn interrupt(name: &str) -> io::Result<()> {
-    // Not by ipc-channel, whose sender never closes its socket if it can't be connected.
-    let socket = rustix::net::socket_with(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        SocketFlags::CLOEXEC,
-        None,
-    )?;
-    Ok(rustix::net::connect(&socket, &SocketAddrUnix::new(name)?)?)
 }
