@@ -1,13 +1,16 @@
 //! Who gets what: the queue, the slots, and the moves between them. One lock guards both, and is
 //! held for moments; what takes time (talking to a worker, starting one) happens outside of it.
 //!
-//! Locks are taken in this order: [`Central`], then a slot's [`Running`], then a job's own.
+//! Locks are taken in this order: [`Central`], then a slot's [`Running`], then a job's own. Under none
+//! of them is anything called that belongs to the user: wakers, callbacks and subscribers may ask the
+//! pool something, and may panic. What is to be called is collected as [`Calls`].
 //!
 //! The seats of the workers are [`Seats`]: what happens to one of them is told there, and the
 //! [`Todo`] that comes back is done here. The [`Worker`] itself is a token that moves: it sits in its
 //! seat while it is idle, and whoever takes it out (the slot's driver, or a caller of `apply`) brings
 //! it back or reports it lost.
 
+use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
 use std::num::NonZero;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -23,7 +26,7 @@ use super::WorkerInfo;
 use super::batch::{Batch, Pace};
 use super::builder::Config;
 use super::chunk::{self, Awake, Chunk, Loss, Running};
-use super::events::EventKind;
+use super::events::{Calls, EventKind};
 use super::job::{Failure, Job, Origin};
 use super::limiter::{Limiter, Period};
 use super::regions::Regions;
@@ -45,6 +48,22 @@ const WATCH: Duration = Duration::from_millis(1);
 
 /// The most single calls that travel together.
 const MAX_BATCHES: usize = 4096;
+
+thread_local! {
+    /// Whether this is a driver's thread or a supervisor's.
+    static IS_SERVING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Marks this thread as one that a pool needs to come to its end. What is called on it, such as a
+/// waker, must not wait for that.
+pub(crate) fn serve() {
+    IS_SERVING.set(true);
+}
+
+/// Whether this thread is one that a pool needs to come to its end.
+pub(crate) fn is_serving() -> bool {
+    IS_SERVING.get()
+}
 
 /// What the pool's threads share.
 #[derive(Debug)]
@@ -234,7 +253,14 @@ impl Shared {
             Ok(_) => TaskErrorKind::Closed,
             Err(error) => TaskErrorKind::Function { reason: error.to_string() },
         };
-        batch.fail(Failure::unstarted(kind), Origin::NONE, &self.counters);
+        self.fail(batch, Failure::unstarted(kind), Origin::NONE);
+    }
+
+    /// Ends a batch as failed in this way, and calls what waits for it: under no lock.
+    fn fail(&self, batch: &Batch, failure: Failure, origin: Origin) {
+        let mut calls = Calls::default();
+        batch.fail(failure, origin, &self.counters, &mut calls);
+        self.config.observers.fire(calls);
     }
 
     /// Runs a batch on this thread, if there is a worker with nothing to do and nothing is queued
@@ -298,7 +324,7 @@ impl Shared {
         refused.iter().for_each(|batch| self.refuse(batch));
         for batch in cancelled {
             let failure = Failure::unstarted(TaskErrorKind::Cancelled);
-            batch.fail(failure, Origin::NONE, &self.counters);
+            self.fail(&batch, failure, Origin::NONE);
         }
     }
 
@@ -323,7 +349,7 @@ impl Shared {
         drop(central);
         for batch in cancelled {
             let failure = Failure::unstarted(TaskErrorKind::Cancelled);
-            batch.fail(failure, Origin::NONE, &self.counters);
+            self.fail(&batch, failure, Origin::NONE);
         }
     }
 
@@ -623,7 +649,7 @@ impl Shared {
                 });
                 let (elapsed, output) = (loss.elapsed, std::mem::take(&mut loss.output));
                 let failure = Failure { kind, did_it_run: DidRun::Maybe, elapsed, output };
-                batch.fail(failure, origin, &self.counters);
+                self.fail(&batch, failure, origin);
             }
         } else if let Some(first) = loss.rest.first_mut() {
             first.losses += 1;
@@ -639,7 +665,7 @@ impl Shared {
             } else {
                 return true;
             };
-            batch.fail(Failure::unstarted(kind), origin(batch, loss.sent), &self.counters);
+            self.fail(batch, Failure::unstarted(kind), origin(batch, loss.sent));
             false
         });
         again
@@ -705,11 +731,6 @@ impl Shared {
                 central.first_start.get_or_insert(Err(cause.clone()));
             }
         }
-        self.config.observers.tell(|| EventKind::StartFailed {
-            slot,
-            failures,
-            cause: cause.to_string(),
-        });
         let mut told = Vec::new();
         if central.seats.has_given_up() {
             told = central.take_queued();
@@ -722,12 +743,17 @@ impl Shared {
             self.wake(Wake::All);
         }
         drop(central);
+        self.config.observers.tell(|| EventKind::StartFailed {
+            slot,
+            failures,
+            cause: cause.to_string(),
+        });
         self.carry_out(todo);
         self.changed.notify_all();
         for batch in told {
             let (cause, attempts) = (cause.clone(), failures);
             let kind = TaskErrorKind::Initializer { cause, attempts };
-            batch.fail(Failure::unstarted(kind), Origin::NONE, &self.counters);
+            self.fail(&batch, Failure::unstarted(kind), Origin::NONE);
         }
     }
 
@@ -761,9 +787,10 @@ impl Shared {
     /// A process has been started for a slot.
     pub(crate) fn spawned(&self, slot: usize, newborn: Newborn) {
         let pid = newborn.process.pid();
-        let mut central = self.central();
-        let replaces = central.seats.starts(slot) > 0;
+        // This is the only thread that starts any.
+        let replaces = self.central().seats.starts(slot) > 0;
         self.config.observers.tell(|| EventKind::Spawned { slot, pid, replaces });
+        let mut central = self.central();
         if replaces {
             self.counters.restarts.fetch_add(1, Relaxed);
         }

@@ -24,6 +24,7 @@ use super::Report;
 use super::batch::{Batch, Pace};
 use super::buffer::Buffer;
 use super::chunk;
+use super::events::Calls;
 use super::job::{Arrival, Content, Failure, Job, Origin, Outcome};
 use super::regions::Lease;
 use super::scheduler::Shared;
@@ -346,7 +347,9 @@ pub(super) fn fail_unencoded(pool: &Shared, job: &Job, reason: String) {
     let kind = TaskErrorKind::Encode { side: Side::Argument, reason };
     let content = Content::Failed(Failure::unstarted(kind));
     pool.counters.failed.fetch_add(1, Relaxed);
-    job.deliver(Arrival { first, items: 1, origin: Origin::NONE, content });
+    let mut calls = Calls::default();
+    job.deliver(Arrival { first, items: 1, origin: Origin::NONE, content }, &mut calls);
+    pool.config.observers.fire(calls);
 }
 
 /// Sends all of an input's items at once, for a job that is to be waited for later.

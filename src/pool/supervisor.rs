@@ -16,6 +16,7 @@ use procpool_worker::transport::Bootstrap;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::process::Signal;
 
+use super::callbacks::contain;
 use super::events::EventKind;
 use super::scheduler::Shared;
 use super::seats::Start;
@@ -127,7 +128,7 @@ impl Supervisor<'_> {
         orders.silence();
         let mut signals = orders.signals.lock().unwrap_or_else(PoisonError::into_inner);
         for signal in signals.drain(..) {
-            self.charges.iter().for_each(|charge| charge.process.child.signal_group(signal));
+            self.charges.iter().for_each(|charge| charge.process.signal_group(signal));
         }
         drop(signals);
         orders.signaled.notify_all();
@@ -214,7 +215,9 @@ impl Supervisor<'_> {
         self.nonce = self.nonce.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(now() | 1);
         let marker =
             Marker { nonce: self.nonce, parent: std::process::id(), bootstrap: name.clone() };
-        let env = config.env_per_worker.iter().flat_map(|env| env(slot));
+        let env = || config.env_per_worker.iter().flat_map(|env| env(slot)).collect::<Vec<_>>();
+        let env = contain(env)
+            .map_err(|message| format!("the closure of `env_per_worker` panicked: {message}"))?;
         let title = config.title(slot);
         let io = |error: std::io::Error| hint(&error, error.raw_os_error());
         let capture = config.launch.output == Output::Capture;

@@ -124,7 +124,18 @@ impl Process {
         let mut fate = self.fate();
         fate.doom.get_or_insert(doom);
         fate.kill_at = fate.kill_at.or_else(|| Instant::now().checked_add(self.grace));
-        self.child.signal_group(Signal::TERM);
+        if fate.ended.is_none() {
+            self.child.signal_group(Signal::TERM);
+        }
+    }
+
+    /// Sends a signal to it and to what it has started, unless it has ended.
+    pub(crate) fn signal_group(&self, signal: Signal) {
+        // Held meanwhile, so that it is not waited for.
+        let fate = self.fate();
+        if fate.ended.is_none() {
+            self.child.signal_group(signal);
+        }
     }
 
     /// When it is to be made to end, after having been asked.
@@ -162,7 +173,8 @@ impl Process {
         self.fate().ready
     }
 
-    /// Notes that it has ended.
+    /// Notes that it has ended. Must be called before it is waited for: from then on its number may be
+    /// another's, and nothing is sent to that any more.
     pub(crate) fn set_ended(&self) {
         self.fate().ended = Some(now());
     }
