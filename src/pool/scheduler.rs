@@ -33,7 +33,7 @@ use super::regions::Regions;
 use super::seats::{Call as Wake, Find, Phase, Seats, Start, Todo};
 use super::supervisor;
 use super::worker::{Doom, Newborn, Process, Worker};
-use crate::error::{DidRun, StartError, TaskErrorKind};
+use crate::error::{DeathCause, DidRun, StartError, TaskErrorKind};
 
 /// How many times in a row a worker may fail to become ready before the tasks that wait for one are
 /// told so. With the pauses between them this takes about a second and a half: long enough for a
@@ -320,6 +320,7 @@ impl Shared {
             cancelled.extend(ours);
             refused.extend(self.requeue(&mut central, others));
         }
+        self.mind_needless(&central);
         drop(central);
         refused.iter().for_each(|batch| self.refuse(batch));
         for batch in cancelled {
@@ -346,6 +347,7 @@ impl Shared {
         if central.is_over() {
             self.wake(Wake::All);
         }
+        self.mind_needless(&central);
         drop(central);
         for batch in cancelled {
             let failure = Failure::unstarted(TaskErrorKind::Cancelled);
@@ -355,7 +357,10 @@ impl Shared {
 
     /// Accepts nothing more.
     pub(crate) fn close(&self) {
-        let todo = self.central().seats.close();
+        let mut central = self.central();
+        let todo = central.seats.close();
+        self.mind_needless(&central);
+        drop(central);
         self.carry_out(todo);
     }
 
@@ -401,7 +406,10 @@ impl Shared {
         loop {
             let has_work = central.has_work();
             let is_idle = match central.seats.look(slot, has_work) {
-                Find::Newborn(newborn) => return Step::Greet(newborn),
+                Find::Newborn(newborn) => {
+                    self.mind_needless(&central);
+                    return Step::Greet(newborn);
+                }
                 Find::End(worker) => return Step::Quit(worker),
                 Find::Nothing => false,
                 Find::Idle(worker) => {
@@ -594,6 +602,7 @@ impl Shared {
                 worker.forget();
                 let has_work = central.has_work();
                 let todo = central.seats.put(slot, worker, is_spent, has_work, Instant::now());
+                self.mind_needless(&central);
                 drop(central);
                 self.carry_out(todo);
                 return;
@@ -602,6 +611,7 @@ impl Shared {
         };
         let has_work = central.has_work();
         let todo = central.seats.lost(slot, has_work);
+        self.mind_needless(&central);
         drop(central);
         self.carry_out(todo);
         refused.iter().for_each(|batch| self.refuse(batch));
@@ -721,10 +731,21 @@ impl Shared {
         } else {
             central.seats.unstarted(slot, has_work, now)
         };
+        let process = central.by_slot[slot].process.as_ref().filter(|_| was_greeting);
+        if process.is_some_and(|process| process.doomed() == Some(Doom::Retired)) {
+            // It has been ended because nothing was left to do for it.
+            drop(central);
+            self.carry_out(todo);
+            return self.changed.notify_all();
+        }
         let failures = central.seats.failures(slot);
+        // What has killed it may be over, and the next attempt is under way.
+        let is_killed =
+            matches!(cause, StartError::Died(DeathCause::Signaled(..) | DeathCause::OutOfMemory));
+        let is_passing = is_killed && !central.seats.is_hopeless(slot);
         // An initializer's failure is the tasks' to learn; whatever comes before it is the
         // builder's, and so is a worker that can't be started beside others that could.
-        if !matches!(cause, StartError::Initializer(_)) {
+        if !matches!(cause, StartError::Initializer(_)) && !is_passing {
             if central.seats.starts(slot) == 0 {
                 central.first_start = Some(Err(cause.clone()));
             } else {
@@ -742,6 +763,7 @@ impl Shared {
         if central.is_over() {
             self.wake(Wake::All);
         }
+        self.mind_needless(&central);
         drop(central);
         self.config.observers.tell(|| EventKind::StartFailed {
             slot,
@@ -817,6 +839,12 @@ impl Shared {
     /// Whether all is done: no driver is left to need a process.
     pub(crate) fn has_ended(&self) -> bool {
         self.central().drivers == 0
+    }
+
+    /// Whether nothing is left to do for the workers that are being started, and nothing else is.
+    pub(crate) fn is_only_starting(&self) -> bool {
+        let central = self.central();
+        central.seats.is_only_starting(central.has_work())
     }
 
     /// Whether the workers are stopped.
@@ -934,6 +962,13 @@ impl Shared {
     }
 
     // ── among themselves ──
+
+    /// Rings for the supervisor if nothing is left to do for the workers that are being started.
+    fn mind_needless(&self, central: &Central) {
+        if central.seats.is_only_starting(central.has_work()) {
+            self.orders.ring();
+        }
+    }
 
     /// Has somebody come for what is queued, unless somebody will be back for it in a moment.
     fn summon(&self, central: &mut Central) {

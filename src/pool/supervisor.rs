@@ -232,6 +232,7 @@ impl Supervisor<'_> {
     fn end_overdue(&mut self) -> Option<Instant> {
         let now = Instant::now();
         let limit = self.shared.config.start_timeout;
+        let are_needless = self.shared.is_only_starting();
         let mut wake = None;
         for charge in &mut self.charges {
             let (deadline, doom) = match charge.process.doomed() {
@@ -244,6 +245,12 @@ impl Supervisor<'_> {
                     (since + RETIRE_GRACE, Doom::Retired)
                 }
                 _ if charge.process.was_ready() => continue,
+                // Nothing is left to do for it. Its initializer, if it has come to that, may finish.
+                _ if are_needless && charge.process.was_greeted() => {
+                    let since = *charge.retired.get_or_insert(now);
+                    (since + RETIRE_GRACE, Doom::Retired)
+                }
+                _ if are_needless => (now, Doom::Retired),
                 _ => match charge.started.checked_add(limit) {
                     Some(deadline) => (deadline, Doom::StartTimedOut(limit)),
                     None => continue,

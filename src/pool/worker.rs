@@ -50,6 +50,8 @@ struct Fate {
     /// When it is made to end, after having been asked.
     kill_at: Option<Instant>,
     death: Option<DeathCause>,
+    /// Whether it has reported.
+    greeted: bool,
     /// Whether it has ever been ready.
     ready: bool,
     /// When its end was noticed, in nanoseconds of the monotonic clock.
@@ -161,6 +163,16 @@ impl Process {
     /// Whether it has been given a task.
     pub(crate) fn was_used(&self) -> bool {
         self.used.load(Relaxed)
+    }
+
+    /// Marks it as having reported; what is left is its initializer.
+    pub(crate) fn set_greeted(&self) {
+        self.fate().greeted = true;
+    }
+
+    /// Whether it has reported.
+    pub(crate) fn was_greeted(&self) -> bool {
+        self.fate().greeted
     }
 
     /// Marks it as ready, after its initializer.
