@@ -98,8 +98,10 @@ impl<R> Task<R> {
         self.take()
     }
 
-    /// Has `callback` called with the result, once, on a thread that the pool has for this. A
-    /// callback may use the pool; if it panics, that is printed and harms nothing.
+    /// Calls `callback` with the result, once, on the thread that the pool has for callbacks. A
+    /// callback may use the pool. A panic in it harms nothing and is told as
+    /// [`EventKind::CallbackPanicked`]. The thread calls one callback at a time: one that waits for
+    /// another waits for ever.
     ///
     /// ```no_run
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
