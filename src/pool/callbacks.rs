@@ -4,6 +4,7 @@
 //!
 //! What belongs to the user is called under no lock, and [contained](contain).
 
+use std::any::Any;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Sender, channel};
@@ -94,14 +95,17 @@ fn run(callback: Callback) {
 ///
 /// The panic's message.
 pub(crate) fn contain<R>(call: impl FnOnce() -> R) -> Result<R, String> {
-    catch_unwind(AssertUnwindSafe(call)).map_err(|payload| {
-        let message = procpool_worker::panics::message(&*payload);
-        // The payload is the user's too: its drop may panic, with a payload that does so again.
-        if let Err(payload) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
-            std::mem::forget(payload);
-        }
-        message
-    })
+    catch_unwind(AssertUnwindSafe(call)).map_err(defuse)
+}
+
+/// Drops a panic's payload, and returns its message.
+pub(crate) fn defuse(payload: Box<dyn Any + Send>) -> String {
+    let message = procpool_worker::panics::message(&*payload);
+    // It is the user's too: its drop may panic, with a payload that does so again.
+    if let Err(payload) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+        std::mem::forget(payload);
+    }
+    message
 }
 
 #[cfg(test)]

@@ -23,6 +23,7 @@ use serde::de::DeserializeOwned;
 use super::Report;
 use super::batch::{Batch, Pace};
 use super::buffer::Buffer;
+use super::callbacks;
 use super::chunk;
 use super::events::Calls;
 use super::job::{Arrival, Content, Failure, Job, Origin, Outcome};
@@ -169,7 +170,7 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
             (Err(payload), None) => Read::Panicked(payload),
             (Err(payload), Some(start)) => {
                 self.buffer.truncate(start);
-                Read::Unencoded(serialize_panicked::<A>(&*payload))
+                Read::Unencoded(serialize_panicked::<A>(payload))
             }
         };
         // Some may have been taken before the input panicked.
@@ -267,8 +268,8 @@ enum Read {
     Elements(Result<Lease, TransportError>),
 }
 
-pub(super) fn serialize_panicked<A>(payload: &(dyn Any + Send)) -> String {
-    let message = procpool_worker::panics::message(payload);
+pub(super) fn serialize_panicked<A>(payload: Box<dyn Any + Send>) -> String {
+    let message = callbacks::defuse(payload);
     format!("`{}`: `Serialize` panicked: {message}", std::any::type_name::<A>())
 }
 
@@ -312,7 +313,7 @@ pub(super) fn encode_one<A: Serialize>(
             return Some(batch);
         }
         Ok(Err(error)) => error.to_string(),
-        Err(payload) => serialize_panicked::<A>(&*payload),
+        Err(payload) => serialize_panicked::<A>(payload),
     };
     fail_unencoded(pool, job, reason);
     None
