@@ -7,7 +7,8 @@ use std::fmt;
 use std::io;
 use std::time::Duration;
 
-/// Why a pool could not be made.
+/// Why a pool could not be made. What another error has caused names that as its
+/// [`source`](std::error::Error::source), and does not repeat it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -39,10 +40,10 @@ pub enum Error {
         limit: u64,
     },
     /// No worker could be started.
-    #[error("the first worker could not be started: {0}")]
+    #[error("the first worker could not be started")]
     Start(#[from] StartError),
     /// Memory to be shared between processes could not be had.
-    #[error("{bytes} bytes of shared memory could not be had: {source}")]
+    #[error("{bytes} bytes of shared memory could not be had")]
     SharedMemory {
         /// How much was asked for.
         bytes: usize,
@@ -50,7 +51,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The system refused something that the pool itself needs.
-    #[error("the pool could not be set up: {what}: {source}")]
+    #[error("the pool could not be set up: the system refused {what}")]
     System {
         /// What was asked for.
         what: &'static str,
@@ -292,4 +293,110 @@ fn at(location: &Option<String>) -> String {
 
 fn output(last: &Option<String>) -> String {
     last.as_ref().map_or_else(String::new, |last| format!("; its last output: {}", last.trim_end()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error as _;
+
+    use procpool_worker::codec::CodecError;
+    use procpool_worker::function::{ForeignFunction, UnknownFunction};
+    use procpool_worker::transport::TransportError;
+
+    use super::*;
+    use crate::channel::{RecvError, SendError, SendErrorReason};
+    use crate::sync::BarrierError;
+
+    fn text() -> String {
+        "what is underneath".to_owned()
+    }
+
+    fn starts() -> Vec<StartError> {
+        let causes = [
+            DeathCause::Exited(3),
+            DeathCause::Signaled(9, false),
+            DeathCause::OutOfMemory,
+            DeathCause::Misbehaved,
+            DeathCause::Unknown,
+        ];
+        let mut starts: Vec<_> = causes.into_iter().map(StartError::Died).collect();
+        starts.extend([
+            StartError::Spawn(text()),
+            StartError::TimedOut(Duration::from_secs(1)),
+            StartError::Stranger(text()),
+            StartError::Initializer(text()),
+            StartError::Terminated,
+        ]);
+        starts
+    }
+
+    fn tasks() -> Vec<TaskErrorKind> {
+        let died = |cause| TaskErrorKind::Died { cause, last_output: Some(text()) };
+        let initializer = |cause| TaskErrorKind::Initializer { cause, attempts: 8 };
+        let mut kinds: Vec<_> = starts().into_iter().map(initializer).collect();
+        kinds.extend([
+            TaskErrorKind::Panicked { message: text(), location: None, backtrace: text() },
+            died(DeathCause::Signaled(11, true)),
+            TaskErrorKind::TimedOut { after: Duration::from_secs(1) },
+            TaskErrorKind::Taken,
+            TaskErrorKind::Cancelled,
+            TaskErrorKind::Closed,
+            TaskErrorKind::Encode { side: Side::Argument, reason: text() },
+            TaskErrorKind::Decode { side: Side::Result, reason: text() },
+            TaskErrorKind::Function { reason: ForeignFunction.to_string() },
+        ]);
+        kinds
+    }
+
+    #[test]
+    fn each_error_names_its_cause_once() {
+        let io = || io::Error::other(text());
+        let mut errors: Vec<Box<dyn std::error::Error>> = vec![
+            Box::new(Error::NotInitialized),
+            Box::new(Error::Option { option: "nice", value: text(), remedy: "none" }),
+            Box::new(Error::OpenFiles { workers: 1, needed: 2, limit: 3 }),
+            Box::new(Error::SharedMemory { bytes: 1, source: io() }),
+            Box::new(Error::System { what: "a pipe", source: io() }),
+            Box::new(TransportError::PeerGone),
+            Box::new(TransportError::Malformed(text())),
+            Box::new(TransportError::Io(io())),
+            Box::new(CodecError { type_name: "T", reason: text() }),
+            Box::new(UnknownFunction),
+            Box::new(BarrierError::TimedOut),
+            Box::new(BarrierError::Broken),
+        ];
+        for start in starts() {
+            errors.push(Box::new(Error::Start(start)));
+        }
+        for kind in tasks() {
+            errors.push(Box::new(TaskError::new(kind.clone(), 1, Some(2), 2, DidRun::Maybe)));
+            errors.push(Box::new(kind));
+        }
+        for reason in [
+            SendErrorReason::Disconnected,
+            SendErrorReason::Full,
+            SendErrorReason::TimedOut,
+            SendErrorReason::Encode(text()),
+            SendErrorReason::System(text()),
+        ] {
+            errors.push(Box::new(SendError { value: 1, reason: reason.clone() }));
+            errors.push(Box::new(reason));
+        }
+        for error in [RecvError::Decode(text()), RecvError::System(text()), RecvError::Corrupt] {
+            errors.push(Box::new(error));
+        }
+        for error in &errors {
+            let mut error: &dyn std::error::Error = &**error;
+            while let Some(source) = error.source() {
+                let (outer, inner) = (error.to_string(), source.to_string());
+                assert!(!outer.contains(&inner), "\"{inner}\" is said twice: \"{outer}\"");
+                error = source;
+            }
+        }
+        // And it is not lost either.
+        let system = Error::System { what: "a pipe", source: io() };
+        assert!(system.source().is_some_and(|source| source.to_string() == text()));
+        let start = Error::Start(StartError::Spawn(text()));
+        assert!(start.source().is_some_and(|source| source.to_string().contains(&text())));
+    }
 }

@@ -126,7 +126,11 @@
 //!   tasks after it in the same worker.
 //! - Descendants of a worker are killed with it, unless they have made a session or process group of
 //!   their own.
-//! - An encoded argument may take up to 4 GiB.
+//! - An argument takes less than 4 GiB when it is encoded. One that is a vector of plain numbers or a
+//!   string isn't encoded and may be larger.
+//! - A task's threads end with [`Process`], which doesn't wait for them; in a [`Pool`] they live as long
+//!   as the worker.
+//! - All callbacks of a pool are called in turn on one thread. One that waits for another waits for ever.
 //! - A worker's standard input is empty; its output goes where the parent's goes, unless
 //!   [`output`](PoolBuilder::output) says otherwise.
 

@@ -5,15 +5,32 @@ mod support;
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use procpool::{Error, Pool, StartError, TaskErrorKind};
+use procpool::{DeathCause, Error, Event, EventKind, Pool, StartError, TaskErrorKind, WorkerState};
 use support::{SideEffects, is_alive, kill, sleepy, square, wait_until};
 
 procpool::test_support!();
 
 /// How long a test waits for what has to happen within 100 ms, which it measures.
 const PROMPT: Duration = Duration::from_millis(100);
+
+/// A process that has this in its environment stops itself before anything else.
+const STOPS: &str = "PROCPOOL_TEST_STOPS";
+
+#[used]
+#[unsafe(link_section = ".init_array.00100")]
+static STOP: extern "C" fn() = {
+    extern "C" fn stop() {
+        if std::env::var_os(STOPS).is_some() {
+            // SAFETY: a plain system call.
+            unsafe { libc::raise(libc::SIGSTOP) };
+        }
+    }
+    stop
+};
 
 fn forever(effects: SideEffects) {
     effects.note(u64::from(std::process::id()));
@@ -210,6 +227,71 @@ fn a_stopped_worker_does_not_keep_the_pool_from_ending() {
     pool.join();
     pool.terminate();
     assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+}
+
+#[test]
+fn a_worker_that_is_stopped_while_it_starts_does_not_keep_join_waiting() {
+    let is_stopped = |pid: u32| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T'))
+    };
+    let env = |slot| match slot {
+        1 => vec![(STOPS.into(), "1".into())],
+        _ => Vec::new(),
+    };
+    let pool = Pool::builder().workers(2).env_per_worker(env).build().unwrap();
+    let pid = pool.workers()[1].pid;
+    wait_until("the worker is stopped", || is_stopped(pid));
+    assert_eq!(pool.workers()[1].state, WorkerState::Starting);
+    assert_eq!(pool.apply(square, 3), Ok(9));
+    let start = Instant::now();
+    pool.join();
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+}
+
+#[test]
+fn a_worker_that_is_stopped_in_its_initializer_does_not_keep_join_waiting() {
+    let stop = |()| {
+        // SAFETY: a plain system call.
+        unsafe { libc::raise(libc::SIGSTOP) };
+    };
+    let failed = Arc::new(AtomicBool::new(false));
+    let teller = Arc::clone(&failed);
+    let listen = move |event: &Event| {
+        teller.fetch_or(matches!(event.kind, EventKind::StartFailed { .. }), SeqCst);
+    };
+    let pool = Pool::builder().workers(2).initializer(stop, ()).on_event(listen).build().unwrap();
+    let start = Instant::now();
+    pool.join();
+    assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
+    assert!(!failed.load(SeqCst), "it was ended since nothing was left to do, and has not failed");
+}
+
+#[test]
+fn workers_that_are_killed_while_they_start_do_not_keep_a_pool_from_being_built() {
+    let spawned = AtomicU32::new(0);
+    let murder = move |event: &Event| {
+        if let EventKind::Spawned { pid, .. } = event.kind
+            && spawned.fetch_add(1, SeqCst) < 3
+        {
+            kill(pid, libc::SIGKILL);
+        }
+    };
+    let pool = Pool::builder().workers(1).on_event(murder).build().unwrap();
+    assert_eq!(pool.apply(square, 3), Ok(9));
+
+    // Where all of them are, that is said in the end.
+    let murder = move |event: &Event| {
+        if let EventKind::Spawned { pid, .. } = event.kind {
+            kill(pid, libc::SIGKILL);
+        }
+    };
+    match Pool::builder().workers(1).on_event(murder).build() {
+        Err(Error::Start(StartError::Died(DeathCause::Signaled(libc::SIGKILL, _)))) => {}
+        // One was faster than its murderer.
+        Ok(_) => {}
+        other => panic!("{other:?}"),
+    }
 }
 
 #[test]

@@ -166,7 +166,8 @@ pub(super) struct RunArgs {
     #[arg(value_name = "INPUT", allow_negative_numbers = true)]
     pub(super) inputs: Vec<OsString>,
 
-    /// The program to run for each input, its arguments, and after ::: the inputs
+    /// The program to run for each input, its arguments, and after ::: the inputs. Unless it is set,
+    /// OMP_NUM_THREADS, as the variables of other thread pools, is a worker's share of the CPUs
     #[arg(value_name = "COMMAND", last = true)]
     pub(super) command: Vec<OsString>,
 

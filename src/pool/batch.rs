@@ -12,6 +12,7 @@ use procpool_worker::protocol::take_item;
 use procpool_worker::seed;
 
 use super::buffer::Buffer;
+use super::events::Calls;
 use super::job::{Arrival, Content, Failure, Job, Origin};
 use super::scheduler::Counters;
 
@@ -192,13 +193,19 @@ impl Batch {
         Origin { pid, slot, attempt: self.attempt, queued }
     }
 
-    /// Ends its items as failed in this way.
-    pub(crate) fn fail(&self, failure: Failure, origin: Origin, counters: &Counters) {
+    /// Ends its items as failed in this way. What is to be called for it is added to `calls`.
+    pub(crate) fn fail(
+        &self,
+        failure: Failure,
+        origin: Origin,
+        counters: &Counters,
+        calls: &mut Calls,
+    ) {
         let content = Content::Failed(failure);
         let (first, items) = (self.first, self.items);
         // Counted first: who has seen the failure is to find it counted.
         counters.failed.fetch_add(items.into(), Relaxed);
-        if !self.job.deliver(Arrival { first, items, origin, content }) {
+        if !self.job.deliver(Arrival { first, items, origin, content }, calls) {
             counters.failed.fetch_sub(items.into(), Relaxed);
         }
     }

@@ -448,12 +448,17 @@ impl PoolBuilder {
         let (reader, cord) = std::io::pipe().map_err(system("a pipe"))?;
         let config = config(reader.into());
         let slots = config.workers;
+        config.observers.start().map_err(system("a thread"))?;
         let shared = Arc::new(Shared::new(config, orders, inline_limit(frame)));
         let pool = Pool::of(Arc::clone(&shared), options, cord.into());
         let start = |name: String, run: Box<dyn FnOnce(&Shared) + Send>| {
             let shared = Arc::clone(&shared);
             let thread = std::thread::Builder::new().name(name).stack_size(STACK);
-            signals::blocked(|| thread.spawn(move || run(&shared)))
+            let run = move || {
+                super::scheduler::serve();
+                run(&shared);
+            };
+            signals::blocked(|| thread.spawn(run))
                 .map(|thread| pool.keep(thread))
                 .map_err(system("a thread"))
         };

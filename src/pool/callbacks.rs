@@ -1,13 +1,17 @@
 //! Where callbacks run: on a thread of their own, which is started with the first one. A callback
 //! may take its time, use the pool, or panic, and no worker waits for it.
 
+//!
+//! What belongs to the user is called under no lock, and [contained](contain).
+
+use std::any::Any;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::ThreadId;
 
 use crate::os::signals;
-
-const THREAD: &str = "procpool-callbacks";
 
 /// Something to be called once.
 pub(crate) type Callback = Box<dyn FnOnce() + Send>;
@@ -16,47 +20,108 @@ pub(crate) type Callback = Box<dyn FnOnce() + Send>;
 /// that was sent has been called.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Callbacks {
-    sender: Arc<Mutex<Option<Sender<Callback>>>>,
+    thread: Arc<Mutex<Option<Thread>>>,
+}
+
+#[derive(Debug)]
+struct Thread {
+    id: ThreadId,
+    sender: Sender<Callback>,
 }
 
 impl Callbacks {
-    /// Has `callback` called soon.
+    /// Starts the thread, if it has not been started.
+    ///
+    /// # Errors
+    ///
+    /// The system's, where it refuses a thread.
+    pub(crate) fn start(&self) -> io::Result<()> {
+        self.sender().map(drop)
+    }
+
+    /// Calls `callback` soon on the thread. Must be called under no lock: where the system refuses
+    /// a thread, the callback is called here.
     pub(crate) fn call(&self, callback: Callback) {
-        let mut sender = self.sender.lock().unwrap_or_else(PoisonError::into_inner);
-        let unsent = match sender.as_ref() {
-            Some(sender) => sender.send(callback).err().map(|error| error.0),
-            None => Some(callback),
+        let uncalled = match self.sender() {
+            Ok(sender) => sender.send(callback).err().map(|error| error.0),
+            Err(_) => Some(callback),
         };
-        let Some(callback) = unsent else { return };
-        let (new, receiver) = channel::<Callback>();
-        let thread = std::thread::Builder::new().name(THREAD.to_owned());
-        let started = signals::blocked(|| thread.spawn(move || receiver.into_iter().for_each(run)));
-        match started {
-            Ok(_) => {
-                let _ = new.send(callback);
-                *sender = Some(new);
-            }
-            // Without a thread, better here than never.
-            Err(_) => {
-                drop(sender);
-                run(callback);
-            }
+        if let Some(callback) = uncalled {
+            run(callback);
         }
     }
 
-    /// Waits until everything that was sent has been called; not where a callback does so itself.
+    fn sender(&self) -> io::Result<Sender<Callback>> {
+        let mut known = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(thread) = known.as_ref() {
+            return Ok(thread.sender.clone());
+        }
+        let (sender, receiver) = channel::<Callback>();
+        let builder = std::thread::Builder::new().name("procpool-callbacks".to_owned());
+        let started =
+            signals::blocked(|| builder.spawn(move || receiver.into_iter().for_each(run)))?;
+        *known = Some(Thread { id: started.thread().id(), sender: sender.clone() });
+        Ok(sender)
+    }
+
+    /// Waits until everything that was sent has been called, and what those calls have sent; returns
+    /// at once on the callbacks' own thread.
     pub(crate) fn wait(&self) {
-        let is_used = self.sender.lock().unwrap_or_else(PoisonError::into_inner).is_some();
-        if !is_used || std::thread::current().name() == Some(THREAD) {
+        let thread = {
+            let known = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+            known.as_ref().map(|thread| thread.id)
+        };
+        if thread.is_none_or(|id| id == std::thread::current().id()) {
             return;
         }
-        let (done, waiter) = channel();
-        self.call(Box::new(move || done.send(()).unwrap_or(())));
-        let _ = waiter.recv();
+        // The second round is for what the first one's callbacks have sent, such as the event that
+        // one of them has panicked. No more than two: callbacks may follow each other for ever.
+        for _ in 0..2 {
+            let (done, waiter) = channel();
+            self.call(Box::new(move || done.send(()).unwrap_or(())));
+            let _ = waiter.recv();
+        }
     }
 }
 
-/// A panic is printed by the program's own hook; here it is only kept from doing harm.
+/// A panic is printed by the program's own hook, and told by whoever has sent the callback.
 fn run(callback: Callback) {
-    let _ = catch_unwind(AssertUnwindSafe(callback));
+    let _ = contain(callback);
+}
+
+/// Calls what belongs to the user, which may panic.
+///
+/// # Errors
+///
+/// The panic's message.
+pub(crate) fn contain<R>(call: impl FnOnce() -> R) -> Result<R, String> {
+    catch_unwind(AssertUnwindSafe(call)).map_err(defuse)
+}
+
+/// Drops a panic's payload, and returns its message.
+pub(crate) fn defuse(payload: Box<dyn Any + Send>) -> String {
+    let message = procpool_worker::panics::message(&*payload);
+    // It is the user's too: its drop may panic, with a payload that does so again.
+    if let Err(payload) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+        std::mem::forget(payload);
+    }
+    message
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_payload_that_panics_when_it_is_dropped_is_contained() {
+        struct Bomb;
+        impl Drop for Bomb {
+            fn drop(&mut self) {
+                std::panic::panic_any(Bomb);
+            }
+        }
+        assert!(contain(|| std::panic::panic_any(Bomb)).is_err());
+        assert_eq!(contain(|| panic!("{}", 7)), Err::<(), _>("7".to_owned()));
+        assert_eq!(contain(|| 7), Ok(7));
+    }
 }

@@ -19,7 +19,7 @@ use procpool_worker::transport::TransportError;
 use super::batch::{Batch, Pace, split_back};
 use super::buffer::Buffer;
 use super::context::Context;
-use super::events::{EventKind, Observers};
+use super::events::{Calls, EventKind, Observers};
 use super::job::{self, Arrival, Content, Failure, Origin};
 use super::records::{self, Records};
 use super::regions::Lease;
@@ -334,12 +334,14 @@ impl Chunk {
     }
 
     /// Delivers what the worker has committed. With `all`, also items whose time is not known yet.
-    /// An error means that the lane holds nonsense.
+    /// An error means that the lane holds nonsense. What is to be called for it is added to `calls`,
+    /// since the lock on the chunk is held here.
     fn harvest(
         &mut self,
         worker: &mut Worker,
         teller: &Teller<'_>,
         all: bool,
+        calls: &mut Calls,
     ) -> Result<(), Nonsense> {
         let progress = self.lane.progress();
         let bytes = progress.bytes as usize;
@@ -377,10 +379,10 @@ impl Chunk {
                 batch.job.pace.observe(survey.timed.into(), survey.nanos);
             }
         }
-        if let Some(observers) = teller.observers.filter(|observers| observers.listen()) {
-            self.tell_finished(&buffer, observers);
+        if teller.is_heard {
+            self.tell_finished(&buffer, calls);
         }
-        self.distribute(Records::new(buffer, regions, outputs), survey.items);
+        self.distribute(Records::new(buffer, regions, outputs), survey.items, calls);
         Ok(())
     }
 
@@ -397,7 +399,7 @@ impl Chunk {
     }
 
     /// Tells of each item in these records.
-    fn tell_finished(&self, records: &[u8], observers: &Observers) {
+    fn tell_finished(&self, records: &[u8], calls: &mut Calls) {
         let mut records = Records::new(records.into(), VecDeque::new(), VecDeque::new());
         for batch in &self.batches {
             for id in (batch.job.offset + batch.first..).take(batch.items as usize) {
@@ -405,7 +407,7 @@ impl Chunk {
                 let elapsed = raw.elapsed;
                 let error = job::failure(raw).map(|(kind, _)| kind.to_string());
                 let (slot, pid, attempt) = (self.process.slot, self.process.pid(), batch.attempt);
-                observers.tell(|| EventKind::Finished { slot, pid, id, attempt, elapsed, error });
+                calls.tell(EventKind::Finished { slot, pid, id, attempt, elapsed, error });
             }
         }
     }
@@ -421,7 +423,7 @@ impl Chunk {
         outputs
     }
 
-    fn distribute(&mut self, mut records: Records, mut items: u32) {
+    fn distribute(&mut self, mut records: Records, mut items: u32, calls: &mut Calls) {
         self.delivered += items;
         while items > 0 {
             let Some(mut batch) = self.batches.pop_front() else { return };
@@ -438,7 +440,7 @@ impl Chunk {
             let origin = self.origin(&batch);
             let (first, count) = (batch.first, batch.items);
             let content = Content::Records(content);
-            batch.job.deliver(Arrival { first, items: count, origin, content });
+            batch.job.deliver(Arrival { first, items: count, origin, content }, calls);
         }
     }
 
@@ -447,9 +449,10 @@ impl Chunk {
     }
 
     /// Fails what is left, none of which was sent.
-    fn refuse(&mut self, kind: &TaskErrorKind, counters: &Counters) {
+    fn refuse(&mut self, kind: &TaskErrorKind, counters: &Counters, calls: &mut Calls) {
         for batch in std::mem::take(&mut self.batches) {
-            batch.fail(Failure::unstarted(kind.clone()), self.origin(&batch), counters);
+            let failure = Failure::unstarted(kind.clone());
+            batch.fail(failure, self.origin(&batch), counters, calls);
         }
         self.items = self.delivered;
     }
@@ -489,6 +492,17 @@ struct Sending {
 struct Teller<'a> {
     counters: &'a Counters,
     observers: Option<&'a Observers>,
+    /// Whether anybody listens; looked up before a lock is taken.
+    is_heard: bool,
+}
+
+impl Teller<'_> {
+    /// Calls what was collected under the lock on a chunk, which must not be held.
+    fn fire(&self, calls: Calls) {
+        if let Some(observers) = self.observers {
+            observers.fire(calls);
+        }
+    }
 }
 
 /// How to wait awake for a chunk whose answer is likely to come soon.
@@ -512,7 +526,8 @@ pub(crate) fn run(
     observers: Option<&Observers>,
     awake: Option<Awake<'_>>,
 ) -> Result<(), Box<Loss>> {
-    let teller = Teller { counters, observers };
+    let is_heard = observers.is_some_and(Observers::listen);
+    let teller = Teller { counters, observers, is_heard };
     // What is in a region stays there until the worker is done with it, or is no more.
     let mut body = None;
     let outcome = drive(worker, running, &mut body, inline_limit, &teller, awake);
@@ -532,7 +547,9 @@ pub(crate) fn run(
     worker.tasks += chunk.as_ref().map_or(0, |chunk| u64::from(chunk.delivered));
     match chunk {
         Some(mut chunk) if is_lost => {
-            let is_sane = chunk.harvest(worker, &teller, true).is_ok();
+            let mut calls = Calls::default();
+            let is_sane = chunk.harvest(worker, &teller, true, &mut calls).is_ok();
+            teller.fire(calls);
             Err(Box::new(chunk.into_loss(is_sane)))
         }
         _ => Ok(()),
@@ -549,14 +566,19 @@ fn drive(
     awake: Option<Awake<'_>>,
 ) -> Result<(), TransportError> {
     let lock = || running.lock().unwrap_or_else(PoisonError::into_inner);
-    let harvest = |worker: &mut Worker, all: bool, room: bool| match lock().as_mut() {
-        Some(chunk) => chunk.harvest(worker, teller, all).map(|()| {
-            if room {
-                chunk.lane.empty();
-                chunk.read = 0;
-            }
-        }),
-        None => Err(Nonsense),
+    let harvest = |worker: &mut Worker, all: bool, room: bool| {
+        let mut calls = Calls::default();
+        let outcome = match lock().as_mut() {
+            Some(chunk) => chunk.harvest(worker, teller, all, &mut calls).map(|()| {
+                if room {
+                    chunk.lane.empty();
+                    chunk.read = 0;
+                }
+            }),
+            None => Err(Nonsense),
+        };
+        teller.fire(calls);
+        outcome
     };
     worker.more = awake.is_some();
     worker.sequence = worker.sequence.wrapping_add(1);
@@ -564,13 +586,13 @@ fn drive(
     if let Some(news) = worker.mapped.news() {
         worker.send(&news)?;
     }
+    let mut refused = None;
     if let Some(chunk) = lock().as_mut() {
         let sent = match chunk.context() {
             Some(context) => worker.share(context),
             None => Ok(()),
         };
-        let is_observed = teller.observers.is_some_and(Observers::listen);
-        match sent.and_then(|()| chunk.encode(worker, inline_limit, is_observed)) {
+        match sent.and_then(|()| chunk.encode(worker, inline_limit, teller.is_heard)) {
             Ok(sending) => {
                 *body = sending.region;
                 let region = body.as_mut().and_then(Lease::region);
@@ -583,11 +605,14 @@ fn drive(
             Err(TransportError::Io(error)) => {
                 let reason = format!("it could not be put into shared memory: {error}");
                 let kind = TaskErrorKind::Encode { side: Side::Argument, reason };
-                chunk.refuse(&kind, teller.counters);
-                return Ok(());
+                chunk.refuse(&kind, teller.counters, refused.get_or_insert_default());
             }
             Err(error) => return Err(error),
         }
+    }
+    if let Some(calls) = refused {
+        teller.fire(calls);
+        return Ok(());
     }
     worker.send_frame()?;
     if let Some(awake) = awake

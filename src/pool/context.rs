@@ -54,7 +54,7 @@ impl Context {
             None => {
                 let encode = || attachments.collect(|| codec::encode_to_vec(value));
                 let bytes = catch_unwind(AssertUnwindSafe(encode))
-                    .map_err(|payload| serialize_panicked::<C>(&*payload))?
+                    .map_err(serialize_panicked::<C>)?
                     .map_err(|error| error.to_string())?;
                 if bytes.len() > inline_limit {
                     let (place, region) = share(&bytes)?;

@@ -38,6 +38,7 @@ pub(crate) fn drive(shared: &Shared, slot: usize) {
 /// Makes a process that has just been started a worker that is ready.
 fn greet(shared: &Shared, slot: usize, newborn: Newborn) -> Result<Worker, StartError> {
     let mut worker = newborn.greet(shared.config.setup(slot), &shared.regions)?;
+    worker.process.set_greeted();
     shared.greeted();
     let Some(initializer) = &shared.config.initializer else { return Ok(worker) };
     // The initializer is run as any task is, so that it fails as any task does; but no other worker

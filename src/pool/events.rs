@@ -2,14 +2,14 @@
 //! observers of it; the pool itself never depends on who listens.
 
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use serde::{Serialize, Serializer};
 
-use super::callbacks::Callbacks;
+use super::callbacks::{Callback, Callbacks, contain};
 use crate::error::{DeathCause, TaskErrorKind};
 
 /// Something that has happened in a pool.
@@ -195,6 +195,32 @@ struct Backlog {
 /// How many events wait at most for listeners who are slower than what happens: about 10 MiB.
 const MOST_WAITING: usize = 1 << 16;
 
+/// What is the user's to be called after a delivery: wakers, and callbacks of jobs that are done. It is
+/// collected under locks and [fired](Observers::fire) when they are let go.
+#[derive(Default)]
+#[must_use = "whoever waits for these calls would wait for ever"]
+pub(crate) struct Calls {
+    /// What is told before.
+    events: Vec<EventKind>,
+    calls: Vec<Callback>,
+}
+
+impl Calls {
+    pub(crate) fn add(&mut self, call: Callback) {
+        self.calls.push(call);
+    }
+
+    pub(crate) fn tell(&mut self, event: EventKind) {
+        self.events.push(event);
+    }
+}
+
+impl fmt::Debug for Calls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Calls({}, {})", self.events.len(), self.calls.len())
+    }
+}
+
 /// One who listens.
 pub(crate) type Observer = Arc<dyn Fn(&Event) + Send + Sync>;
 
@@ -214,21 +240,30 @@ impl Observers {
         }
     }
 
-    /// Whether anybody listens, for what would cost something to find out.
-    pub(crate) fn listen(&self) -> bool {
-        !self.listeners.is_empty() || TO_STDERR.load(Relaxed) || traced()
+    /// Starts the thread that listeners are called on, if there are any: where things happen, locks are
+    /// held and workers are waited for.
+    pub(crate) fn start(&self) -> io::Result<()> {
+        if self.listeners.is_empty() { Ok(()) } else { self.callbacks.start() }
     }
 
-    /// Tells everybody. `kind` is only made if somebody listens.
+    /// Whether anybody listens, for what would cost something to find out.
+    pub(crate) fn listen(&self) -> bool {
+        let traces = || contain(traced).unwrap_or(false);
+        !self.listeners.is_empty() || TO_STDERR.load(Relaxed) || traces()
+    }
+
+    /// Tells everybody. `kind` is only made if somebody listens. Must be called under no lock, since a
+    /// subscriber of the crate tracing is called here and may ask the pool something.
     pub(crate) fn tell(&self, kind: impl FnOnce() -> EventKind) {
         if !self.listen() {
             return;
         }
         let event = Event { time: self.began.elapsed(), kind: kind() };
         if TO_STDERR.load(Relaxed) {
-            eprintln!("[procpool]{event}");
+            // Where standard error can't be written to, the pool goes on all the same.
+            let _ = writeln!(io::stderr(), "[procpool]{event}");
         }
-        trace(&event);
+        let _ = contain(|| trace(&event));
         if self.listeners.is_empty() {
             return;
         }
@@ -253,9 +288,19 @@ impl Observers {
             for listener in listeners.iter() {
                 // A panic has been printed by the program's own hook; the others are told all the
                 // same.
-                let _ = catch_unwind(AssertUnwindSafe(|| listener(&event)));
+                let _ = contain(|| listener(&event));
             }
         }));
+    }
+
+    /// Calls what a delivery has asked for. Must be called under no lock. A panic is told as an event.
+    pub(crate) fn fire(&self, calls: Calls) {
+        calls.events.into_iter().for_each(|event| self.tell(|| event));
+        for call in calls.calls {
+            if let Err(message) = contain(call) {
+                self.tell(|| EventKind::CallbackPanicked { message });
+            }
+        }
     }
 
     pub(crate) fn lost(&self, slot: usize, pid: u32, cause: DeathCause) {

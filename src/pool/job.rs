@@ -16,6 +16,7 @@ use serde::de::DeserializeOwned;
 
 use super::batch::Pace;
 use super::context::Context;
+use super::events::Calls;
 use super::ledger::Ledger;
 use super::options::TaskOptions;
 use super::records::{self, RawOutcome, Records};
@@ -176,8 +177,8 @@ impl Job {
     }
 
     /// Settles the items of an arrival; false if that had been done before, and then nothing has
-    /// happened.
-    pub(crate) fn deliver(&self, arrival: Arrival) -> bool {
+    /// happened. What is to be called for it is added to `calls`.
+    pub(crate) fn deliver(&self, arrival: Arrival, calls: &mut Calls) -> bool {
         let mut state = self.state();
         let ids = arrival.first..arrival.first + u64::from(arrival.items);
         let settled = state.ledger.settle(ids);
@@ -191,11 +192,11 @@ impl Job {
             state.arrivals.reserve_exact(1);
         }
         state.arrivals.push_back(arrival);
-        self.announce(state);
+        self.announce(state, calls);
         true
     }
 
-    fn announce(&self, mut state: MutexGuard<'_, State>) {
+    fn announce(&self, mut state: MutexGuard<'_, State>, calls: &mut Calls) {
         let waker = state.waker.take();
         let when_done = if state.ledger.open() == 0 { state.when_done.take() } else { None };
         let is_awaited = state.waiting > 0 && state.ledger.open() <= state.most_open;
@@ -204,10 +205,10 @@ impl Job {
             self.arrived.notify_all();
         }
         if let Some(waker) = waker {
-            waker.wake();
+            calls.add(Box::new(|| waker.wake()));
         }
         if let Some(when_done) = when_done {
-            when_done();
+            calls.add(when_done);
         }
     }
 
@@ -218,19 +219,30 @@ impl Job {
 
     /// As [`is_done`](Self::is_done); if not, `waker` is woken at the next arrival.
     pub(crate) fn poll_done(&self, waker: &Waker) -> bool {
-        let mut state = self.state();
-        if state.ledger.open() > 0 {
-            state.waker = Some(waker.clone());
+        let is_known = |state: &State| state.waker.as_ref().is_some_and(|old| old.will_wake(waker));
+        let state = self.state();
+        if state.ledger.open() == 0 || is_known(&state) {
+            return state.ledger.open() == 0;
         }
-        state.ledger.open() == 0
+        drop(state);
+        // Cloning and dropping a waker are the user's code, which may ask for this job's state.
+        let mut waker = Some(waker.clone());
+        let mut state = self.state();
+        let is_done = state.ledger.open() == 0;
+        if !is_done {
+            std::mem::swap(&mut state.waker, &mut waker);
+        }
+        drop(state);
+        drop(waker);
+        is_done
     }
 
-    /// Has `callback` called once everything is settled: now, if it is.
-    pub(crate) fn when_done(&self, callback: Box<dyn FnOnce() + Send>) {
+    /// Has `callback` called once everything is settled; if it is, that is added to `calls`.
+    pub(crate) fn when_done(&self, callback: Box<dyn FnOnce() + Send>, calls: &mut Calls) {
         let mut state = self.state();
         state.when_done = Some(callback);
         if state.ledger.open() == 0 {
-            self.announce(state);
+            self.announce(state, calls);
         }
     }
 
@@ -441,7 +453,8 @@ mod tests {
             scope.spawn(|| {
                 for first in 0..8 {
                     let content = Content::Failed(Failure::unstarted(TaskErrorKind::Cancelled));
-                    job.deliver(Arrival { first, items: 1, origin: Origin::NONE, content });
+                    let arrival = Arrival { first, items: 1, origin: Origin::NONE, content };
+                    job.deliver(arrival, &mut Calls::default());
                 }
             });
             let arrived = job.wait_arrivals(2).len();

@@ -480,12 +480,15 @@ impl Pool {
     }
 
     /// [Closes](Self::close) the pool, and waits until all that was submitted is done, the workers
-    /// have ended, and the callbacks have been called.
+    /// have ended, the callbacks have been called, and [`on_event`](PoolBuilder::on_event) has heard of
+    /// all that. In a waker or in what [`env_per_worker`](PoolBuilder::env_per_worker) is given, which
+    /// the pool's own threads call, it returns at once, as [`terminate`](Self::terminate) does.
     pub fn join(&self) {
         self.close();
-        self.shared().wait_end();
-        self.inner.join_threads();
-        self.shared().config.observers.callbacks.wait();
+        if !scheduler::is_serving() {
+            self.inner.join_threads();
+            self.shared().config.observers.callbacks.wait();
+        }
     }
 
     /// Ends everything now: workers are killed, and every task that has no result ends with
@@ -617,7 +620,12 @@ fn foreign(error: ForeignFunction) -> TaskError {
 }
 
 impl Inner {
+    /// Waits for the pool's threads to end. On one of them it returns at once: a waker, which is called
+    /// there, may end the pool, but its thread can't wait for itself.
     fn join_threads(&self) {
+        if scheduler::is_serving() {
+            return;
+        }
         let threads =
             std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
         for thread in threads {

@@ -1,13 +1,16 @@
 //! Who gets what: the queue, the slots, and the moves between them. One lock guards both, and is
 //! held for moments; what takes time (talking to a worker, starting one) happens outside of it.
 //!
-//! Locks are taken in this order: [`Central`], then a slot's [`Running`], then a job's own.
+//! Locks are taken in this order: [`Central`], then a slot's [`Running`], then a job's own. Under none
+//! of them is anything called that belongs to the user: wakers, callbacks and subscribers may ask the
+//! pool something, and may panic. What is to be called is collected as [`Calls`].
 //!
 //! The seats of the workers are [`Seats`]: what happens to one of them is told there, and the
 //! [`Todo`] that comes back is done here. The [`Worker`] itself is a token that moves: it sits in its
 //! seat while it is idle, and whoever takes it out (the slot's driver, or a caller of `apply`) brings
 //! it back or reports it lost.
 
+use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
 use std::num::NonZero;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -23,14 +26,14 @@ use super::WorkerInfo;
 use super::batch::{Batch, Pace};
 use super::builder::Config;
 use super::chunk::{self, Awake, Chunk, Loss, Running};
-use super::events::EventKind;
+use super::events::{Calls, EventKind};
 use super::job::{Failure, Job, Origin};
 use super::limiter::{Limiter, Period};
 use super::regions::Regions;
 use super::seats::{Call as Wake, Find, Phase, Seats, Start, Todo};
 use super::supervisor;
 use super::worker::{Doom, Newborn, Process, Worker};
-use crate::error::{DidRun, StartError, TaskErrorKind};
+use crate::error::{DeathCause, DidRun, StartError, TaskErrorKind};
 
 /// How many times in a row a worker may fail to become ready before the tasks that wait for one are
 /// told so. With the pauses between them this takes about a second and a half: long enough for a
@@ -45,6 +48,22 @@ const WATCH: Duration = Duration::from_millis(1);
 
 /// The most single calls that travel together.
 const MAX_BATCHES: usize = 4096;
+
+thread_local! {
+    /// Whether this is a driver's thread or a supervisor's.
+    static IS_SERVING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Marks this thread as one that a pool needs to come to its end. What is called on it, such as a
+/// waker, must not wait for that.
+pub(crate) fn serve() {
+    IS_SERVING.set(true);
+}
+
+/// Whether this thread is one that a pool needs to come to its end.
+pub(crate) fn is_serving() -> bool {
+    IS_SERVING.get()
+}
 
 /// What the pool's threads share.
 #[derive(Debug)]
@@ -234,7 +253,14 @@ impl Shared {
             Ok(_) => TaskErrorKind::Closed,
             Err(error) => TaskErrorKind::Function { reason: error.to_string() },
         };
-        batch.fail(Failure::unstarted(kind), Origin::NONE, &self.counters);
+        self.fail(batch, Failure::unstarted(kind), Origin::NONE);
+    }
+
+    /// Ends a batch as failed in this way, and calls what waits for it: under no lock.
+    fn fail(&self, batch: &Batch, failure: Failure, origin: Origin) {
+        let mut calls = Calls::default();
+        batch.fail(failure, origin, &self.counters, &mut calls);
+        self.config.observers.fire(calls);
     }
 
     /// Runs a batch on this thread, if there is a worker with nothing to do and nothing is queued
@@ -294,11 +320,12 @@ impl Shared {
             cancelled.extend(ours);
             refused.extend(self.requeue(&mut central, others));
         }
+        self.mind_needless(&central);
         drop(central);
         refused.iter().for_each(|batch| self.refuse(batch));
         for batch in cancelled {
             let failure = Failure::unstarted(TaskErrorKind::Cancelled);
-            batch.fail(failure, Origin::NONE, &self.counters);
+            self.fail(&batch, failure, Origin::NONE);
         }
     }
 
@@ -320,16 +347,20 @@ impl Shared {
         if central.is_over() {
             self.wake(Wake::All);
         }
+        self.mind_needless(&central);
         drop(central);
         for batch in cancelled {
             let failure = Failure::unstarted(TaskErrorKind::Cancelled);
-            batch.fail(failure, Origin::NONE, &self.counters);
+            self.fail(&batch, failure, Origin::NONE);
         }
     }
 
     /// Accepts nothing more.
     pub(crate) fn close(&self) {
-        let todo = self.central().seats.close();
+        let mut central = self.central();
+        let todo = central.seats.close();
+        self.mind_needless(&central);
+        drop(central);
         self.carry_out(todo);
     }
 
@@ -375,7 +406,10 @@ impl Shared {
         loop {
             let has_work = central.has_work();
             let is_idle = match central.seats.look(slot, has_work) {
-                Find::Newborn(newborn) => return Step::Greet(newborn),
+                Find::Newborn(newborn) => {
+                    self.mind_needless(&central);
+                    return Step::Greet(newborn);
+                }
                 Find::End(worker) => return Step::Quit(worker),
                 Find::Nothing => false,
                 Find::Idle(worker) => {
@@ -566,6 +600,7 @@ impl Shared {
                 worker.forget();
                 let has_work = central.has_work();
                 let todo = central.seats.put(slot, worker, is_spent, has_work, Instant::now());
+                self.mind_needless(&central);
                 drop(central);
                 self.carry_out(todo);
                 return;
@@ -574,6 +609,7 @@ impl Shared {
         };
         let has_work = central.has_work();
         let todo = central.seats.lost(slot, has_work);
+        self.mind_needless(&central);
         drop(central);
         self.carry_out(todo);
         refused.iter().for_each(|batch| self.refuse(batch));
@@ -621,7 +657,7 @@ impl Shared {
                 });
                 let (elapsed, output) = (loss.elapsed, std::mem::take(&mut loss.output));
                 let failure = Failure { kind, did_it_run: DidRun::Maybe, elapsed, output };
-                batch.fail(failure, origin, &self.counters);
+                self.fail(&batch, failure, origin);
             }
         } else if let Some(first) = loss.rest.first_mut() {
             first.losses += 1;
@@ -637,7 +673,7 @@ impl Shared {
             } else {
                 return true;
             };
-            batch.fail(Failure::unstarted(kind), origin(batch, loss.sent), &self.counters);
+            self.fail(batch, Failure::unstarted(kind), origin(batch, loss.sent));
             false
         });
         again
@@ -693,21 +729,27 @@ impl Shared {
         } else {
             central.seats.unstarted(slot, has_work, now)
         };
+        let process = central.by_slot[slot].process.as_ref().filter(|_| was_greeting);
+        if process.is_some_and(|process| process.doomed() == Some(Doom::Retired)) {
+            // It has been ended because nothing was left to do for it.
+            drop(central);
+            self.carry_out(todo);
+            return self.changed.notify_all();
+        }
         let failures = central.seats.failures(slot);
+        // What has killed it may be over, and the next attempt is under way.
+        let is_killed =
+            matches!(cause, StartError::Died(DeathCause::Signaled(..) | DeathCause::OutOfMemory));
+        let is_passing = is_killed && !central.seats.is_hopeless(slot);
         // An initializer's failure is the tasks' to learn; whatever comes before it is the
         // builder's, and so is a worker that can't be started beside others that could.
-        if !matches!(cause, StartError::Initializer(_)) {
+        if !matches!(cause, StartError::Initializer(_)) && !is_passing {
             if central.seats.starts(slot) == 0 {
                 central.first_start = Some(Err(cause.clone()));
             } else {
                 central.first_start.get_or_insert(Err(cause.clone()));
             }
         }
-        self.config.observers.tell(|| EventKind::StartFailed {
-            slot,
-            failures,
-            cause: cause.to_string(),
-        });
         let mut told = Vec::new();
         if central.seats.has_given_up() {
             told = central.take_queued();
@@ -719,13 +761,19 @@ impl Shared {
         if central.is_over() {
             self.wake(Wake::All);
         }
+        self.mind_needless(&central);
         drop(central);
+        self.config.observers.tell(|| EventKind::StartFailed {
+            slot,
+            failures,
+            cause: cause.to_string(),
+        });
         self.carry_out(todo);
         self.changed.notify_all();
         for batch in told {
             let (cause, attempts) = (cause.clone(), failures);
             let kind = TaskErrorKind::Initializer { cause, attempts };
-            batch.fail(Failure::unstarted(kind), Origin::NONE, &self.counters);
+            self.fail(&batch, Failure::unstarted(kind), Origin::NONE);
         }
     }
 
@@ -759,9 +807,10 @@ impl Shared {
     /// A process has been started for a slot.
     pub(crate) fn spawned(&self, slot: usize, newborn: Newborn) {
         let pid = newborn.process.pid();
-        let mut central = self.central();
-        let replaces = central.seats.starts(slot) > 0;
+        // This is the only thread that starts any.
+        let replaces = self.central().seats.starts(slot) > 0;
         self.config.observers.tell(|| EventKind::Spawned { slot, pid, replaces });
+        let mut central = self.central();
         if replaces {
             self.counters.restarts.fetch_add(1, Relaxed);
         }
@@ -788,6 +837,12 @@ impl Shared {
     /// Whether all is done: no driver is left to need a process.
     pub(crate) fn has_ended(&self) -> bool {
         self.central().drivers == 0
+    }
+
+    /// Whether nothing is left to do for the workers that are being started, and nothing else is.
+    pub(crate) fn is_only_starting(&self) -> bool {
+        let central = self.central();
+        central.seats.is_only_starting(central.has_work())
     }
 
     /// Whether the workers are stopped.
@@ -905,6 +960,13 @@ impl Shared {
     }
 
     // ── among themselves ──
+
+    /// Rings for the supervisor if nothing is left to do for the workers that are being started.
+    fn mind_needless(&self, central: &Central) {
+        if central.seats.is_only_starting(central.has_work()) {
+            self.orders.ring();
+        }
+    }
 
     /// Has somebody come for what is queued, unless somebody will be back for it in a moment.
     fn summon(&self, central: &mut Central) {

@@ -247,6 +247,22 @@ impl<N, W> Seats<N, W> {
         }
     }
 
+    /// Whether nothing more is to come and all that is out are workers that are being made ready, for
+    /// which nothing is left to do.
+    pub(crate) fn is_only_starting(&self, has_work: bool) -> bool {
+        let is_greeting = |seat: &&Seat<N, W>| matches!(seat.state, State::Greeting);
+        self.phase == Phase::Closed
+            && !has_work
+            && self.out > 0
+            && self.out == self.seats.iter().filter(is_greeting).count()
+    }
+
+    /// Whether a slot's worker could not be made ready so often that no other attempt is worth
+    /// waiting for.
+    pub(crate) fn is_hopeless(&self, slot: usize) -> bool {
+        self.seats[slot].failures >= self.attempts
+    }
+
     /// How many drivers have been called and have not looked.
     pub(crate) fn called(&self) -> usize {
         self.called
@@ -499,7 +515,8 @@ impl<N, W> Seats<N, W> {
     /// [`unstarted`]: Self::unstarted
     pub(crate) fn next_start(&mut self, has_work: bool, now: Instant) -> Start {
         let is_served = !self.replaces && self.seats.iter().any(|seat| seat.generation > 0);
-        if self.is_over(has_work) || self.given_up || is_served {
+        let is_needless = self.is_over(has_work) || self.is_only_starting(has_work);
+        if is_needless || self.given_up || is_served {
             return Start::None;
         }
         // Where one is there still, its end will be noticed.

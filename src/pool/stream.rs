@@ -22,7 +22,9 @@ use serde::de::DeserializeOwned;
 use super::Report;
 use super::batch::{Batch, Pace};
 use super::buffer::Buffer;
+use super::callbacks;
 use super::chunk;
+use super::events::Calls;
 use super::job::{Arrival, Content, Failure, Job, Origin, Outcome};
 use super::scheduler::Shared;
 use crate::error::{Side, TaskError, TaskErrorKind};
@@ -165,7 +167,7 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
             (Err(payload), None) => Read::Panicked(payload),
             (Err(payload), Some(start)) => {
                 self.buffer.truncate(start);
-                Read::Unencoded(serialize_panicked::<A>(&*payload))
+                Read::Unencoded(serialize_panicked::<A>(payload))
             }
         };
         // Some may have been taken before the input panicked.
@@ -263,8 +265,8 @@ enum Read {
     Elements(Elements),
 }
 
-pub(super) fn serialize_panicked<A>(payload: &(dyn Any + Send)) -> String {
-    let message = procpool_worker::panics::message(payload);
+pub(super) fn serialize_panicked<A>(payload: Box<dyn Any + Send>) -> String {
+    let message = callbacks::defuse(payload);
     format!("`{}`: `Serialize` panicked: {message}", std::any::type_name::<A>())
 }
 
@@ -297,7 +299,7 @@ pub(super) fn encode_one<A: Serialize>(job: &Arc<Job>, argument: A) -> Result<Ba
             Ok(batch)
         }
         Ok(Err(error)) => Err(error.to_string()),
-        Err(payload) => Err(serialize_panicked::<A>(&*payload)),
+        Err(payload) => Err(serialize_panicked::<A>(payload)),
     }
 }
 
@@ -307,7 +309,9 @@ pub(super) fn fail_unencoded(pool: &Shared, job: &Job, reason: String) {
     let kind = TaskErrorKind::Encode { side: Side::Argument, reason };
     let content = Content::Failed(Failure::unstarted(kind));
     pool.counters.failed.fetch_add(1, Relaxed);
-    job.deliver(Arrival { first, items: 1, origin: Origin::NONE, content });
+    let mut calls = Calls::default();
+    job.deliver(Arrival { first, items: 1, origin: Origin::NONE, content }, &mut calls);
+    pool.config.observers.fire(calls);
 }
 
 /// Sends all of an input's items at once, for a job that is to be waited for later.

@@ -19,6 +19,7 @@ use procpool_worker::transport::{self, TransportError};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::process::Signal;
 
+use super::callbacks::contain;
 use super::events::EventKind;
 use super::scheduler::Shared;
 use super::seats::Start;
@@ -127,7 +128,7 @@ impl Supervisor<'_> {
         orders.silence();
         let mut signals = orders.signals.lock().unwrap_or_else(PoisonError::into_inner);
         for signal in signals.drain(..) {
-            self.charges.iter().for_each(|charge| charge.process.child.signal_group(signal));
+            self.charges.iter().for_each(|charge| charge.process.signal_group(signal));
         }
         drop(signals);
         orders.signaled.notify_all();
@@ -217,7 +218,9 @@ impl Supervisor<'_> {
         lane.close_descriptor();
         drop(frames);
         let lane = ParentLane::new(lane).map_err(|_| "the lane has another size".to_owned())?;
-        let env = config.env_per_worker.iter().flat_map(|env| env(slot));
+        let env = || config.env_per_worker.iter().flat_map(|env| env(slot)).collect::<Vec<_>>();
+        let env = contain(env)
+            .map_err(|message| format!("the closure of `env_per_worker` panicked: {message}"))?;
         let title = config.title(slot);
         let capture = config.launch.output == Output::Capture;
         let capture = capture.then(CaptureFile::new).transpose().map_err(io)?;
@@ -232,6 +235,7 @@ impl Supervisor<'_> {
     fn end_overdue(&mut self) -> Option<Instant> {
         let now = Instant::now();
         let limit = self.shared.config.start_timeout;
+        let are_needless = self.shared.is_only_starting();
         let mut wake = None;
         for charge in &mut self.charges {
             let (deadline, doom) = match charge.process.doomed() {
@@ -244,6 +248,12 @@ impl Supervisor<'_> {
                     (since + RETIRE_GRACE, Doom::Retired)
                 }
                 _ if charge.process.was_ready() => continue,
+                // Nothing is left to do for it. Its initializer, if it has come to that, may finish.
+                _ if are_needless && charge.process.was_greeted() => {
+                    let since = *charge.retired.get_or_insert(now);
+                    (since + RETIRE_GRACE, Doom::Retired)
+                }
+                _ if are_needless => (now, Doom::Retired),
                 _ => match charge.started.checked_add(limit) {
                     Some(deadline) => (deadline, Doom::StartTimedOut(limit)),
                     None => continue,

@@ -2,7 +2,6 @@
 
 use std::future::Future;
 use std::marker::PhantomData;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -13,7 +12,8 @@ use procpool_worker::room::Room;
 use serde::de::DeserializeOwned;
 
 use super::Report;
-use super::events::EventKind;
+use super::callbacks::contain;
+use super::events::{Calls, EventKind};
 use super::job::{Arrival, Job};
 use super::scheduler::Shared;
 use crate::error::{DidRun, TaskError, TaskErrorKind};
@@ -98,8 +98,10 @@ impl<R> Task<R> {
         self.take()
     }
 
-    /// Has `callback` called with the result, once, on a thread that the pool has for this. A
-    /// callback may use the pool; if it panics, that is printed and harms nothing.
+    /// Calls `callback` with the result, once, on the thread that the pool has for callbacks. A
+    /// callback may use the pool. A panic in it harms nothing and is told as
+    /// [`EventKind::CallbackPanicked`]. The thread calls one callback at a time: one that waits for
+    /// another waits for ever.
     ///
     /// ```no_run
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -115,16 +117,20 @@ impl<R> Task<R> {
     {
         let (job, collect) = (Arc::clone(&self.job), self.collect);
         let observers = self.pool.config.observers.clone();
-        self.job.when_done(Box::new(move || {
+        // Here rather than at its end: on a driver's thread a callback that waits for another task
+        // could wait for itself. Where there is no thread, that is still better than never.
+        let _ = observers.callbacks.start();
+        let when_done = Box::new(move || {
             let callbacks = observers.callbacks.clone();
             callbacks.call(Box::new(move || {
-                let call = AssertUnwindSafe(|| callback(take(&job, collect).result));
-                if let Err(payload) = catch_unwind(call) {
-                    let message = procpool_worker::panics::message(&*payload);
+                if let Err(message) = contain(|| callback(take(&job, collect).result)) {
                     observers.tell(|| EventKind::CallbackPanicked { message });
                 }
             }));
-        }));
+        });
+        let mut calls = Calls::default();
+        self.job.when_done(when_done, &mut calls);
+        self.pool.config.observers.fire(calls);
     }
 }
 

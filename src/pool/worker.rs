@@ -50,6 +50,8 @@ struct Fate {
     /// When it is made to end, after having been asked.
     kill_at: Option<Instant>,
     death: Option<DeathCause>,
+    /// Whether it has reported.
+    greeted: bool,
     /// Whether it has ever been ready.
     ready: bool,
     /// When its end was noticed, in nanoseconds of the monotonic clock.
@@ -120,7 +122,18 @@ impl Process {
         let mut fate = self.fate();
         fate.doom.get_or_insert(doom);
         fate.kill_at = fate.kill_at.or_else(|| Instant::now().checked_add(self.grace));
-        self.child.signal_group(Signal::TERM);
+        if fate.ended.is_none() {
+            self.child.signal_group(Signal::TERM);
+        }
+    }
+
+    /// Sends a signal to it and to what it has started, unless it has ended.
+    pub(crate) fn signal_group(&self, signal: Signal) {
+        // Held meanwhile, so that it is not waited for.
+        let fate = self.fate();
+        if fate.ended.is_none() {
+            self.child.signal_group(signal);
+        }
     }
 
     /// When it is to be made to end, after having been asked.
@@ -148,6 +161,16 @@ impl Process {
         self.used.load(Relaxed)
     }
 
+    /// Marks it as having reported; what is left is its initializer.
+    pub(crate) fn set_greeted(&self) {
+        self.fate().greeted = true;
+    }
+
+    /// Whether it has reported.
+    pub(crate) fn was_greeted(&self) -> bool {
+        self.fate().greeted
+    }
+
     /// Marks it as ready, after its initializer.
     pub(crate) fn set_ready(&self) {
         self.fate().ready = true;
@@ -158,7 +181,8 @@ impl Process {
         self.fate().ready
     }
 
-    /// Notes that it has ended.
+    /// Notes that it has ended. Must be called before it is waited for: from then on its number may be
+    /// another's, and nothing is sent to that any more.
     pub(crate) fn set_ended(&self) {
         self.fate().ended = Some(now());
     }

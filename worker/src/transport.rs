@@ -38,7 +38,7 @@ pub enum TransportError {
     #[error("what the other process sent can't be understood: {0}")]
     Malformed(String),
     /// The system refused.
-    #[error("{0}")]
+    #[error(transparent)]
     Io(#[from] io::Error),
 }
 
