@@ -41,12 +41,34 @@ pub(crate) fn adopt_orphans() -> io::Result<()> {
     Ok(rustix::process::set_child_subreaper(Some(getpid()))?)
 }
 
+/// Sets the close-on-exec flag on all descriptors but the standard three.
+fn close_all_on_exec() -> io::Result<()> {
+    let flag = libc::CLOSE_RANGE_CLOEXEC as libc::c_int;
+    // SAFETY: it changes a flag of descriptors, and none of them is closed.
+    if unsafe { libc::close_range(3, libc::c_uint::MAX, flag) } == 0 {
+        return Ok(());
+    }
+    // Before Linux 5.11 there is no such flag, and a filter may refuse the call.
+    for entry in std::fs::read_dir("/proc/self/fd")? {
+        let name = entry?.file_name();
+        let Some(fd) = name.to_str().and_then(|name| name.parse::<libc::c_int>().ok()) else {
+            continue;
+        };
+        // SAFETY: as above. One that another thread has closed meanwhile needs no flag.
+        let set = fd < 3 || unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } != -1;
+        let error = io::Error::last_os_error();
+        if !set && error.raw_os_error() != Some(libc::EBADF) {
+            return Err(io::Error::new(error.kind(), format!("fcntl (F_SETFD): {error}")));
+        }
+    }
+    Ok(())
+}
+
 impl Program {
     pub(crate) fn start(command: &mut Command) -> io::Result<Self> {
         // Not all that this process has open is closed by exec of itself, and a program that
         // inherited the worker's channel would keep it open.
-        // SAFETY: it changes a flag of descriptors, and none of them is closed.
-        unsafe { libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as _) };
+        close_all_on_exec()?;
         // No `pre_exec`: without it, std spawns in a way whose cost doesn't grow with memory.
         let child = command.spawn()?;
         Ok(Self { pid: Pid::from_child(&child) })

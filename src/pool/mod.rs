@@ -91,6 +91,11 @@ use crate::os::observe;
 /// A clone is another handle on the same pool; when the last one is dropped, the pool is
 /// [terminated](Self::terminate). A pool can be used from many threads at once.
 ///
+/// It belongs to the process that has built it. In a copy of that process, made by `fork`, every call
+/// fails with [`TaskErrorKind::Forked`](crate::TaskErrorKind::Forked), [`workers`](Self::workers) is
+/// empty, and all else does nothing; the original is not harmed. A program that makes itself a daemon
+/// builds its pools after it has forked.
+///
 /// Functions are plain `fn(A) -> R`; a closure that captures nothing is one. Several arguments travel
 /// as a tuple. If `R` is itself a `Result`, an `Err` in it is an answer like any other.
 ///
@@ -252,6 +257,11 @@ impl Pool {
         self.inner.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
     }
 
+    /// Refuses what is asked of a copy that `fork` has made.
+    fn check(&self) -> Result<(), TaskError> {
+        self.shared().forked().map_or(Ok(()), |kind| Err(unsent(kind)))
+    }
+
     fn shared(&self) -> &Arc<Shared> {
         &self.inner.shared
     }
@@ -273,6 +283,7 @@ impl Pool {
         A: Serialize + DeserializeOwned,
         R: Serialize + DeserializeOwned,
     {
+        self.check()?;
         let job = self.single(f);
         if let Some(batch) = stream::encode_one(self.shared(), &job, &argument)
             && let Err(batch) = self.shared().run_here(batch)
@@ -290,7 +301,10 @@ impl Pool {
         R: Serialize + DeserializeOwned,
     {
         let job = self.single(f);
-        if let Some(batch) = stream::encode_one(self.shared(), &job, &argument) {
+        // What a copy of the pool is asked for, the task says.
+        if self.check().is_ok()
+            && let Some(batch) = stream::encode_one(self.shared(), &job, &argument)
+        {
             self.shared().submit(batch);
         }
         Task::of_one(Arc::clone(self.shared()), job)
@@ -308,6 +322,7 @@ impl Pool {
         R: Serialize + DeserializeOwned,
         I: IntoIterator<Item = A>,
     {
+        self.check()?;
         stream::collect(Arc::clone(self.shared()), self.many(f), items.into_iter())
     }
 
@@ -393,7 +408,10 @@ impl Pool {
         I: IntoIterator<Item = A>,
     {
         let job = self.many(f);
-        stream::feed_all(self.shared(), &job, items.into_iter());
+        // What a copy of the pool is asked for, the task says.
+        if self.check().is_ok() {
+            stream::feed_all(self.shared(), &job, items.into_iter());
+        }
         Task::of_many(Arc::clone(self.shared()), job)
     }
 
@@ -453,6 +471,9 @@ impl Pool {
         A: Serialize + DeserializeOwned,
         R: Serialize + DeserializeOwned,
     {
+        if let Err(error) = self.check() {
+            return (0..self.shared().config.workers).map(|_| Err(error.clone())).collect();
+        }
         let (shared, job) = (self.shared(), self.many(f));
         let encode = || stream::encode_one(shared, &job, &argument);
         let first = encode();
@@ -477,6 +498,9 @@ impl Pool {
     /// [Closes](Self::close) the pool, and waits until all that was submitted is done, the workers
     /// have ended, and the callbacks have been called.
     pub fn join(&self) {
+        if self.shared().forked().is_some() {
+            return;
+        }
         self.close();
         self.shared().wait_end();
         self.inner.join_threads();
@@ -592,6 +616,7 @@ impl Pool {
         R: DeserializeOwned,
         I: IntoIterator<Item = A>,
     {
+        self.check()?;
         let shared = self.shared();
         let context = Context::encode(context, shared.inline_limit)
             .map_err(|reason| unsent(TaskErrorKind::Encode { side: Side::Argument, reason }))?;
@@ -613,6 +638,9 @@ fn foreign(error: ForeignFunction) -> TaskError {
 
 impl Inner {
     fn join_threads(&self) {
+        if self.shared.forked().is_some() {
+            return;
+        }
         let threads =
             std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
         for thread in threads {
@@ -625,6 +653,12 @@ impl Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
+        if self.shared.forked().is_some() {
+            // The threads are the other process's: here, their handles speak of memory that may be used
+            // for others by now.
+            let threads = self.threads.get_mut().unwrap_or_else(PoisonError::into_inner);
+            return std::mem::forget(std::mem::take(threads));
+        }
         self.shared.terminate();
         self.join_threads();
     }

@@ -17,7 +17,7 @@
 
 use std::any::type_name;
 use std::collections::HashMap;
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -62,6 +62,8 @@ const EXIT_UNFIT: i32 = 70;
 pub fn run(marker: &Marker) -> ! {
     let code = match enter(marker) {
         Ok(mut worker) => worker.serve(),
+        // The parent has let it go while it started, and says itself what there is to say.
+        Err(TransportError::PeerGone) => EXIT_UNFIT,
         Err(error) => {
             eprintln!("procpool worker {}: cannot start: {error}", std::process::id());
             EXIT_UNFIT
@@ -73,6 +75,7 @@ pub fn run(marker: &Marker) -> ! {
 
 /// Hardens the process and reports to the parent.
 fn enter(marker: &Marker) -> Result<Worker, TransportError> {
+    harden::begin_serving();
     harden::harden(marker.parent)?;
     let (requests, from_parent) = transport::frames()?;
     let (arguments, regions_in) = transport::regions()?;
@@ -95,7 +98,15 @@ fn enter(marker: &Marker) -> Result<Worker, TransportError> {
         results,
         lane: lane.region().clone(),
     };
-    transport::greet(&marker.bootstrap, hello)?;
+    transport::greet(&marker.bootstrap, hello).map_err(|error| match error {
+        // The parent listens no more.
+        TransportError::Io(error)
+            if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) =>
+        {
+            TransportError::PeerGone
+        }
+        error => error,
+    })?;
     panics::install(Run::last_words);
     // The worker's lane lives as long as the process.
     let lane: &Lane = Box::leak(Box::new(lane));
@@ -133,6 +144,7 @@ impl Link {
     }
 
     fn reply(&self, reply: &Reply) -> Result<(), TransportError> {
+        harden::end_copy();
         let mut frame = Vec::with_capacity(16);
         codec::encode(reply, &mut frame)
             .map_err(|error| TransportError::Malformed(error.to_string()))?;
@@ -594,6 +606,7 @@ impl<'a> Run<'a> {
                     Ok((shared, argument)) => {
                         self.stage = Stage::Calling;
                         let result = function(shared, argument);
+                        harden::end_copy();
                         self.stage = Stage::Encoding;
                         self.finish(&result);
                     }
@@ -632,7 +645,7 @@ impl<'a> Run<'a> {
             let results =
                 self.lane.room(self.progress.bytes as usize, items.len() * size_of::<R>());
             (self.widths, self.stage) = (Some((size_of::<A>(), size_of::<R>())), Stage::Calling);
-            let (lane, mut progress) = (self.lane, self.progress);
+            let (lane, mut progress, serving) = (self.lane, self.progress, harden::serving());
             for (index, item) in items.clone().enumerate() {
                 lane.start(item + 1);
                 // SAFETY: as promised by the caller, any bytes are an argument; here are as many
@@ -640,6 +653,7 @@ impl<'a> Run<'a> {
                 let argument =
                     unsafe { arguments.as_ptr().cast::<A>().add(index).read_unaligned() };
                 let result = function(argument);
+                serving.end_copy();
                 // SAFETY: as promised by the caller, a result is just its bytes; there is room for
                 // as many as there are items.
                 unsafe { results.cast::<R>().add(index).write_unaligned(result) };
@@ -844,6 +858,7 @@ impl<'a> Run<'a> {
 
     #[cold]
     fn finish_panicked(&mut self, report: PanicReport) {
+        harden::end_copy();
         self.catch_up();
         let text = |type_name: &str, part: &str| format!("`{type_name}`: {}", report.in_part(part));
         let (argument, result) = self.types;
@@ -888,6 +903,8 @@ impl<'a> Run<'a> {
     /// Commits the item that was finished last; the block's last one with what is said of a block.
     #[inline]
     fn commit_item(&mut self) {
+        // The type's `Serialize` may have forked, too.
+        harden::end_copy();
         if self.lane.is_recalled() {
             self.unclaim();
         }
