@@ -127,7 +127,7 @@
 //! | [`Cancelled`](TaskErrorKind::Cancelled) | by [`Task::cancel`], or with its iterator | no, or maybe | is replaced if it ran |
 //! | [`Closed`](TaskErrorKind::Closed) | the pool was closed or terminated | no, or maybe | |
 //! | [`Encode`](TaskErrorKind::Encode), [`Decode`](TaskErrorKind::Decode) | a value could not be sent; names the type | argument: no; result: yes | goes on |
-//! | [`Forked`](TaskErrorKind::Forked) | the pool is a copy that `fork` made in a child process | no | |
+//! | [`Forked`](TaskErrorKind::Forked) | the pool is a copy that `fork` made in a child process | no, or maybe, in the original | |
 //! | [`Function`](TaskErrorKind::Function) | it is in another shared object | no | |
 //! | [`Initializer`](TaskErrorKind::Initializer) | no worker could be made ready | no | |
 //!

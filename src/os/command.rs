@@ -180,3 +180,46 @@ pub(crate) fn end_left_behind(ended: &mut Ended) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+
+    use super::*;
+
+    /// Has the kernel refuse a system call to this thread from now on.
+    fn refuse(call: libc::c_long) {
+        let statement = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
+        let refused = libc::SECCOMP_RET_ERRNO | libc::EINVAL as u32;
+        let mut filter = [
+            statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
+            statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, call as u32),
+            statement(libc::BPF_RET | libc::BPF_K, 0, 0, refused),
+            statement(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
+        ];
+        let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+        // SAFETY: the kernel copies the filter.
+        unsafe {
+            assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+            let mode = libc::SECCOMP_MODE_FILTER;
+            assert_eq!(libc::prctl(libc::PR_SET_SECCOMP, mode, &program, 0, 0), 0);
+        }
+    }
+
+    #[test]
+    fn no_descriptor_is_passed_on_also_where_close_range_has_no_such_flag() {
+        let test = || {
+            refuse(libc::SYS_close_range);
+            let file = std::fs::File::open("/dev/null").unwrap();
+            // SAFETY: plain system calls on a descriptor that is open.
+            let flags = unsafe {
+                assert_eq!(libc::fcntl(file.as_raw_fd(), libc::F_SETFD, 0), 0);
+                close_all_on_exec().unwrap();
+                libc::fcntl(file.as_raw_fd(), libc::F_GETFD)
+            };
+            assert_eq!(flags, libc::FD_CLOEXEC);
+        };
+        // The filter is for the thread alone.
+        std::thread::spawn(test).join().unwrap();
+    }
+}

@@ -471,3 +471,50 @@ fn set_name(name: &str) {
         let _ = rustix::thread::set_name(&name);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+
+    use super::*;
+
+    /// Has the kernel refuse a system call to this thread from now on.
+    fn refuse(call: libc::c_long) {
+        let statement = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
+        let refused = libc::SECCOMP_RET_ERRNO | libc::EACCES as u32;
+        let mut filter = [
+            statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
+            statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, call as u32),
+            statement(libc::BPF_RET | libc::BPF_K, 0, 0, refused),
+            statement(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
+        ];
+        let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+        // SAFETY: the kernel copies the filter.
+        unsafe {
+            assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+            let mode = libc::SECCOMP_MODE_FILTER;
+            assert_eq!(libc::prctl(libc::PR_SET_SECCOMP, mode, &program, 0, 0), 0);
+        }
+    }
+
+    #[test]
+    fn what_is_inherited_is_found_also_without_proc() {
+        let own = File::open("/dev/null").unwrap();
+        let passed_on = File::open("/dev/null").unwrap();
+        // SAFETY: a plain system call on a descriptor that is open.
+        assert_eq!(unsafe { libc::fcntl(passed_on.as_raw_fd(), libc::F_SETFD, 0) }, 0);
+        let test = move || {
+            for is_there in [true, false] {
+                if !is_there {
+                    refuse(libc::SYS_openat);
+                    assert!(std::fs::read_dir("/proc/self/fd").is_err());
+                }
+                let inherited = inherited();
+                assert!(inherited.contains(&passed_on.as_raw_fd()), "{inherited:?}");
+                assert!(!inherited.contains(&own.as_raw_fd()), "{inherited:?}");
+            }
+        };
+        // The filter is for the thread alone.
+        std::thread::spawn(test).join().unwrap();
+    }
+}
