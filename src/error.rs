@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::io;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Why a pool could not be made. What another error has caused names that as its
@@ -17,6 +18,23 @@ pub enum Error {
         "procpool::init() was not called in this process: make it the first line of `main`; in a test binary, add `procpool::test_support!();` at its top level"
     )]
     NotInitialized,
+    /// The program has more privileges than the user who started it, and that user could drive a
+    /// worker that has them.
+    #[error(
+        "this program runs with more privileges than the user who started it (set-user-ID, set-group-ID or file capabilities), and that user could take control of a worker: drop the privileges and execute the program anew, or have ambient capabilities in their place"
+    )]
+    Privileged,
+    /// This code is not in the executable that runs, of which a worker would be a copy.
+    #[error(
+        "procpool is linked into {}, and the executable that runs is {}, a copy of which can't be a worker: link procpool into the executable itself, and start it by its own name, not by way of the dynamic loader",
+        .library.display(), .executable.display()
+    )]
+    Library {
+        /// The file that this code comes from.
+        library: PathBuf,
+        /// The executable.
+        executable: PathBuf,
+    },
     /// An option has a value that can't be used.
     #[error("the option `{option}` cannot be {value}: {remedy}")]
     Option {
@@ -51,7 +69,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The system refused something that the pool itself needs.
-    #[error("the pool could not be set up: the system refused {what}")]
+    #[error("the pool could not be set up: {what}{}", remedy(.source))]
     System {
         /// What was asked for.
         what: &'static str,
@@ -213,7 +231,7 @@ pub enum TaskErrorKind {
         message: String,
         /// `file:line:column`, where it is known.
         location: Option<String>,
-        /// The stack; empty where `RUST_BACKTRACE=0`.
+        /// The stack, where `RUST_BACKTRACE=1` was in the worker's environment; else empty.
         backtrace: String,
     },
     /// Its worker died while it ran. Another takes the worker's place.
@@ -239,6 +257,13 @@ pub enum TaskErrorKind {
     /// The pool was closed before the task was submitted, or terminated before it was done.
     #[error("the pool is closed")]
     Closed,
+    /// The pool is a copy that `fork` has made in a child process: its workers and threads are those of
+    /// the process that forked.
+    #[error("this pool belongs to process PID {owner}, which forked: build a pool after the fork")]
+    Forked {
+        /// The PID of the process that has built the pool.
+        owner: u32,
+    },
     /// A value could not be encoded.
     #[error("its {} could not be encoded: {reason}", value(.side))]
     Encode {
@@ -278,6 +303,16 @@ pub enum Side {
     Argument,
     /// A result: encoded in the worker, decoded in the parent.
     Result,
+}
+
+/// What to do about a system call that was refused.
+pub(crate) fn remedy(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES | libc::ENOSYS) => {
+            ": if a seccomp profile or a security module refuses it, allow it there"
+        }
+        _ => "",
+    }
 }
 
 fn value(side: &Side) -> &'static str {

@@ -35,6 +35,35 @@
 //! it a worker and doesn't return there, and returns at once everywhere else. What comes before it is
 //! done in each worker too. A pool in a process that has not called it is [`Error::NotInitialized`].
 //!
+//! # Async programs
+//!
+//! With `#[tokio::main]`, the first line of `main` runs inside of the runtime, and so it does in each
+//! worker. Where [`init`] is that first line, this works: the runtime's threads and descriptors live on
+//! beside the tasks. But a task that starts a runtime of its own panics, since it is inside of one:
+//! it has to do it on a thread of its own, or within `tokio::task::block_in_place`.
+//!
+//! [`main!`] enters before `main`, so that a worker has no runtime but what its tasks make:
+//!
+//! ```
+//! procpool::main!();
+//!
+//! fn answer(x: u32) -> u32 {
+//!     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+//!     runtime.block_on(async move { x * 2 })
+//! }
+//!
+//! // As `#[tokio::main]` does it.
+//! fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     tokio::runtime::Runtime::new()?.block_on(async {
+//!         let pool = procpool::Pool::new(2)?;
+//!         assert_eq!(pool.apply_async(answer, 21).await?, 42);
+//!         Ok(())
+//!     })
+//! }
+//! ```
+//!
+//! A [`Task`] is a `Future` under any runtime; calls that wait, as [`Pool::apply`], block the thread.
+//!
 //! # What can be sent
 //!
 //! A function is a plain `fn(A) -> R`: any function that is linked into the executable, generic ones
@@ -92,12 +121,13 @@
 //!
 //! | kind | what happened | did it run | the worker |
 //! |---|---|---|---|
-//! | [`Panicked`](TaskErrorKind::Panicked) | with message, location and backtrace | yes | goes on |
+//! | [`Panicked`](TaskErrorKind::Panicked) | with message, location and, where `RUST_BACKTRACE=1`, backtrace | yes | goes on |
 //! | [`Died`](TaskErrorKind::Died) | its worker crashed, exited or was killed | maybe | is replaced |
 //! | [`TimedOut`](TaskErrorKind::TimedOut) | it ran for longer than its limit | maybe | is replaced |
 //! | [`Cancelled`](TaskErrorKind::Cancelled) | by [`Task::cancel`], or with its iterator | no, or maybe | is replaced if it ran |
 //! | [`Closed`](TaskErrorKind::Closed) | the pool was closed or terminated | no, or maybe | |
 //! | [`Encode`](TaskErrorKind::Encode), [`Decode`](TaskErrorKind::Decode) | a value could not be sent; names the type | argument: no; result: yes | goes on |
+//! | [`Forked`](TaskErrorKind::Forked) | the pool is a copy that `fork` made in a child process | no, or maybe, in the original | |
 //! | [`Function`](TaskErrorKind::Function) | it is in another shared object | no | |
 //! | [`Initializer`](TaskErrorKind::Initializer) | no worker could be made ready | no | |
 //!

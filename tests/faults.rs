@@ -62,7 +62,7 @@ fn a_panic_comes_back_with_message_place_and_backtrace_and_the_worker_goes_on() 
         assert!(x != 3, "three is {x}");
         x
     }
-    let pool = Pool::new(1).unwrap();
+    let pool = Pool::builder().workers(1).env("RUST_BACKTRACE", "1").build().unwrap();
     let before = pool.apply(|()| std::process::id(), ()).unwrap();
     let error = pool.map(task, 0..10).unwrap_err();
     let TaskErrorKind::Panicked { message, location, backtrace } = error.kind() else {
@@ -73,6 +73,20 @@ fn a_panic_comes_back_with_message_place_and_backtrace_and_the_worker_goes_on() 
     assert!(backtrace.contains("faults::"), "{backtrace}");
     assert_eq!((error.id(), error.did_it_run()), (3, DidRun::Yes));
     assert_eq!(pool.apply(|()| std::process::id(), ()).unwrap(), before);
+}
+
+#[test]
+fn without_rust_backtrace_a_panic_costs_no_backtrace() {
+    let off = |name: &str| Pool::builder().workers(1).env(name, "0");
+    let pool = off("RUST_BACKTRACE").env("RUST_LIB_BACKTRACE", "0").build().unwrap();
+    let memory = |()| std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages = |statm: String| statm.split(' ').nth(1).unwrap().parse::<u64>().unwrap();
+    let before = pages(pool.apply(memory, ()).unwrap());
+    let error = pool.apply(|()| -> () { panic!("it") }, ()).unwrap_err();
+    let TaskErrorKind::Panicked { backtrace, .. } = error.kind() else { panic!("{error:?}") };
+    assert_eq!(backtrace, "");
+    let after = pages(pool.apply(memory, ()).unwrap());
+    assert!(after < before + 2048, "{before} pages, then {after}");
 }
 
 #[test]

@@ -44,9 +44,63 @@ fn an_allocation_that_fails_under_a_limit_is_told_apart_from_other_aborts() {
     let limits = Limits::new().address_space(1 << 30);
     let pool = Pool::builder().workers(1).limits(limits).output(Output::Null).build().unwrap();
     assert_eq!(cause(&pool.apply(leak, 0).unwrap_err()), DeathCause::OutOfMemory);
+    let huge = |()| Vec::<u8>::with_capacity(1 << 40).len();
+    assert_eq!(cause(&pool.apply(huge, ()).unwrap_err()), DeathCause::OutOfMemory);
+    let on_a_thread = |()| std::thread::spawn(|| vec![1u8; 1 << 40].len()).join().map_err(drop);
+    assert_eq!(cause(&pool.apply(on_a_thread, ()).unwrap_err()), DeathCause::OutOfMemory);
     let abort = |()| -> () { std::process::abort() };
-    let cause = cause(&pool.apply(abort, ()).unwrap_err());
-    assert!(matches!(cause, DeathCause::Signaled(libc::SIGABRT, _)), "{cause:?}");
+    // It has got over a refusal before, of which errno still tells.
+    let later = |()| -> () {
+        let refused = Vec::<u8>::new().try_reserve(1 << 40);
+        // SAFETY: errno is the thread's own.
+        unsafe { *libc::__errno_location() = libc::ENOMEM };
+        assert!(refused.is_err());
+        std::process::abort()
+    };
+    // Sent from outside, while errno tells of a refusal.
+    let killed = |()| -> () {
+        // SAFETY: errno is the thread's own, and plain system calls.
+        unsafe {
+            *libc::__errno_location() = libc::ENOMEM;
+            libc::raise(libc::SIGABRT);
+            libc::signal(libc::SIGABRT, libc::SIG_DFL);
+            libc::raise(libc::SIGABRT);
+        }
+    };
+    for other in [abort, later, killed] {
+        let cause = cause(&pool.apply(other, ()).unwrap_err());
+        assert!(matches!(cause, DeathCause::Signaled(libc::SIGABRT, _)), "{cause:?}");
+    }
+}
+
+#[test]
+fn a_cpp_bad_alloc_is_out_of_memory() {
+    /// Runs C++'s `operator new` as a thread, whose exception nobody catches; false without C++.
+    fn new(bytes: usize) -> bool {
+        type Start = extern "C" fn(*mut libc::c_void) -> *mut libc::c_void;
+        // SAFETY: `operator new` takes a size and returns a pointer, each in the register in which a
+        // thread's function has its argument and result.
+        unsafe {
+            let library =
+                libc::dlopen(c"libstdc++.so.6".as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL);
+            let new = libc::dlsym(library, c"_Znwm".as_ptr());
+            if library.is_null() || new.is_null() {
+                return false;
+            }
+            let new = std::mem::transmute::<*mut libc::c_void, Start>(new);
+            let mut thread = std::mem::zeroed();
+            let argument = bytes as *mut libc::c_void;
+            libc::pthread_create(&mut thread, std::ptr::null(), new, argument);
+            libc::pthread_join(thread, std::ptr::null_mut());
+        }
+        true
+    }
+    let pool = Pool::builder().workers(1).output(Output::Null).build().unwrap();
+    if pool.apply(new, 16) == Ok(false) {
+        eprintln!("left out: there is no C++ library");
+        return;
+    }
+    assert_eq!(cause(&pool.apply(new, 1 << 60).unwrap_err()), DeathCause::OutOfMemory);
 }
 
 #[test]

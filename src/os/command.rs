@@ -41,12 +41,34 @@ pub(crate) fn adopt_orphans() -> io::Result<()> {
     Ok(rustix::process::set_child_subreaper(Some(getpid()))?)
 }
 
+/// Sets the close-on-exec flag on all descriptors but the standard three.
+fn close_all_on_exec() -> io::Result<()> {
+    let flag = libc::CLOSE_RANGE_CLOEXEC as libc::c_int;
+    // SAFETY: it changes a flag of descriptors, and none of them is closed.
+    if unsafe { libc::close_range(3, libc::c_uint::MAX, flag) } == 0 {
+        return Ok(());
+    }
+    // Before Linux 5.11 there is no such flag, and a filter may refuse the call.
+    for entry in std::fs::read_dir("/proc/self/fd")? {
+        let name = entry?.file_name();
+        let Some(fd) = name.to_str().and_then(|name| name.parse::<libc::c_int>().ok()) else {
+            continue;
+        };
+        // SAFETY: as above. One that another thread has closed meanwhile needs no flag.
+        let set = fd < 3 || unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } != -1;
+        let error = io::Error::last_os_error();
+        if !set && error.raw_os_error() != Some(libc::EBADF) {
+            return Err(io::Error::new(error.kind(), format!("fcntl (F_SETFD): {error}")));
+        }
+    }
+    Ok(())
+}
+
 impl Program {
     pub(crate) fn start(command: &mut Command) -> io::Result<Self> {
         // Not all that this process has open is closed by exec of itself, and a program that
         // inherited the worker's channel would keep it open.
-        // SAFETY: it changes a flag of descriptors, and none of them is closed.
-        unsafe { libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as _) };
+        close_all_on_exec()?;
         // No `pre_exec`: without it, std spawns in a way whose cost doesn't grow with memory.
         let child = command.spawn()?;
         Ok(Self { pid: Pid::from_child(&child) })
@@ -156,5 +178,48 @@ pub(crate) fn end_left_behind(ended: &mut Ended) {
             // Nothing is left.
             Err(_) => return,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+
+    use super::*;
+
+    /// Has the kernel refuse a system call to this thread from now on.
+    fn refuse(call: libc::c_long) {
+        let statement = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
+        let refused = libc::SECCOMP_RET_ERRNO | libc::EINVAL as u32;
+        let mut filter = [
+            statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
+            statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, call as u32),
+            statement(libc::BPF_RET | libc::BPF_K, 0, 0, refused),
+            statement(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
+        ];
+        let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+        // SAFETY: the kernel copies the filter.
+        unsafe {
+            assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+            let mode = libc::SECCOMP_MODE_FILTER;
+            assert_eq!(libc::prctl(libc::PR_SET_SECCOMP, mode, &program, 0, 0), 0);
+        }
+    }
+
+    #[test]
+    fn no_descriptor_is_passed_on_also_where_close_range_has_no_such_flag() {
+        let test = || {
+            refuse(libc::SYS_close_range);
+            let file = std::fs::File::open("/dev/null").unwrap();
+            // SAFETY: plain system calls on a descriptor that is open.
+            let flags = unsafe {
+                assert_eq!(libc::fcntl(file.as_raw_fd(), libc::F_SETFD, 0), 0);
+                close_all_on_exec().unwrap();
+                libc::fcntl(file.as_raw_fd(), libc::F_GETFD)
+            };
+            assert_eq!(flags, libc::FD_CLOEXEC);
+        };
+        // The filter is for the thread alone.
+        std::thread::spawn(test).join().unwrap();
     }
 }

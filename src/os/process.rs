@@ -68,6 +68,17 @@ impl Launch {
     }
 }
 
+/// The error of a system call that may have been refused by a filter (seccomp) or a security module:
+/// names the call and what needs it.
+pub(crate) fn explain(call: &str, purpose: &str, error: io::Error) -> io::Error {
+    // These say by themselves what is missing, and have remedies of their own.
+    if let Some(libc::EMFILE | libc::ENFILE | libc::EAGAIN) = error.raw_os_error() {
+        return error;
+    }
+    let remedy = crate::error::remedy(&error);
+    io::Error::new(error.kind(), format!("{call} (to {purpose}): {error}{remedy}"))
+}
+
 /// Has the kernel kill a process's group when the cord's other end is closed. It is done here and not
 /// by the child, which may be stopped before it has come to do anything.
 fn tie(cord: &OwnedFd, pid: Pid) -> io::Result<()> {
@@ -79,6 +90,18 @@ fn tie(cord: &OwnedFd, pid: Pid) -> io::Result<()> {
             && libc::fcntl(fd, libc::F_SETFL, libc::O_NONBLOCK | libc::O_ASYNC) != -1
     };
     if tied { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+impl Launch {
+    /// Says of what no process has come: its directory, or which calls start one.
+    fn explain(&self, error: io::Error) -> io::Error {
+        let unusable = |dir: &&PathBuf| std::fs::read_dir(dir).is_err();
+        if let Some(dir) = self.current_dir.as_ref().filter(unusable) {
+            let text = format!("the directory {} (`current_dir`): {error}", dir.display());
+            return io::Error::new(error.kind(), text);
+        }
+        explain("clone3, clone, setpgid, execve", "start a process", error)
+    }
 }
 
 /// A child process.
@@ -127,10 +150,15 @@ impl Child {
             (Output::Inherit | Output::Capture, None) => {}
         }
         // No `pre_exec`: with one, std forks, which beside a parent of 1 GiB takes 46 ms.
-        let child = command.spawn()?;
+        let child = command.spawn().map_err(|error| launch.explain(error))?;
         let pid = Pid::from_child(&child);
-        let tied = tie(cord, pid);
-        match tied.and_then(|()| Ok(pidfd_open(pid, PidfdFlags::empty())?)) {
+        let tied = tie(cord, pid)
+            .map_err(|error| explain("fcntl", "have a worker end with this process", error));
+        let watched = || {
+            pidfd_open(pid, PidfdFlags::empty())
+                .map_err(|error| explain("pidfd_open", "watch a worker", error.into()))
+        };
+        match tied.and_then(|()| watched()) {
             Ok(pidfd) => Ok(Self { pid, pidfd }),
             Err(error) => {
                 // It can't be watched, so it must not live. It has not been waited for, so the
@@ -149,6 +177,17 @@ impl Child {
     /// Becomes readable when the process has ended.
     pub(crate) fn pidfd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
+    }
+
+    /// Whether the process has ended; it is not reaped by that.
+    pub(crate) fn has_ended(&self) -> bool {
+        let ask = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
+        match waitid(WaitId::PidFd(self.pidfd.as_fd()), ask) {
+            Ok(ended) => ended.is_some(),
+            Err(rustix::io::Errno::INTR) => false,
+            // Another part of this program has reaped it, or this is refused too.
+            Err(_) => rustix::process::test_kill_process(self.pid).is_err(),
+        }
     }
 
     /// Sends a signal, if the process still exists.

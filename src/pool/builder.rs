@@ -131,9 +131,15 @@ impl Config {
 
     /// What a slot's worker is told of itself.
     pub(crate) fn setup(&self, slot: usize) -> Setup {
+        let mut limits = self.limits.resources.clone();
+        if limits.iter().all(|(resource, ..)| *resource != libc::RLIMIT_NOFILE)
+            && let Some((soft, hard)) = entry::open_files_of_workers()
+        {
+            limits.push((libc::RLIMIT_NOFILE, soft, hard));
+        }
         Setup {
             name: self.title(slot),
-            limits: self.limits.resources.clone(),
+            limits,
             nice: self.nice,
             cpu: (!self.cpus.is_empty()).then(|| self.cpus[slot % self.cpus.len()]),
             capture: self.launch.output == Output::Capture,
@@ -354,8 +360,8 @@ impl PoolBuilder {
 
     /// Kills a worker whose resident memory is larger than this, in bytes. It is looked at every
     /// 10 ms while tasks run; the task that runs then fails as
-    /// [`DeathCause::OutOfMemory`](crate::DeathCause::OutOfMemory). A panic's backtrace needs as much
-    /// as the program's debug information takes; `RUST_BACKTRACE=0` does without.
+    /// [`DeathCause::OutOfMemory`](crate::DeathCause::OutOfMemory). A panic's backtrace, where
+    /// `RUST_BACKTRACE` asks for one, needs as much as the program's debug information takes.
     pub fn max_memory_per_worker(mut self, bytes: u64) -> Self {
         self.max_memory = Some(bytes);
         self
@@ -430,10 +436,17 @@ impl PoolBuilder {
     ///
     /// # Errors
     ///
-    /// [`Error::NotInitialized`] where [`init`](crate::init) has not been called, [`Error::Option`]
-    /// for an option that can't be used, [`Error::Start`] when the first worker can't be started,
+    /// [`Error::NotInitialized`] where [`init`](crate::init) has not been called,
+    /// [`Error::Privileged`] in a program with more privileges than its user, [`Error::Library`] in a
+    /// library of another program, [`Error::Option`] for an option that can't be used, [`Error::Start`] when the first worker can't be started,
     /// and [`Error::System`] when the system refuses a thread or a file descriptor.
     pub fn build(self) -> Result<Pool, Error> {
+        if entry::is_privileged() {
+            return Err(Error::Privileged);
+        }
+        if let Some((library, executable)) = entry::foreign_image() {
+            return Err(Error::Library { library, executable });
+        }
         if !entry::is_initialized() {
             return Err(Error::NotInitialized);
         }
@@ -444,8 +457,14 @@ impl PoolBuilder {
             what: "a socket",
             source: std::io::Error::other(error.to_string()),
         })?;
-        let orders = Orders::new().map_err(system("an event descriptor"))?;
-        let (reader, cord) = std::io::pipe().map_err(system("a pipe"))?;
+        // What workers share is made where a refusal would be a panic of ipc-channel's, so it is found out
+        // here.
+        rustix::fs::memfd_create(c"procpool-probe", rustix::fs::MemfdFlags::CLOEXEC)
+            .map_err(|error| system("memfd_create, for shared memory")(error.into()))?;
+        let orders =
+            Orders::new().map_err(system("eventfd2, with which its supervisor is woken"))?;
+        let (reader, cord) =
+            std::io::pipe().map_err(system("pipe2, whose end ends the workers"))?;
         let config = config(reader.into());
         let slots = config.workers;
         config.observers.start().map_err(system("a thread"))?;
@@ -460,7 +479,7 @@ impl PoolBuilder {
             };
             signals::blocked(|| thread.spawn(run))
                 .map(|thread| pool.keep(thread))
-                .map_err(system("a thread"))
+                .map_err(system("a thread (clone3)"))
         };
         start("procpool-supervisor".to_owned(), Box::new(supervisor::supervise))
             .inspect_err(|_| shared.drivers_missing(slots))?;
@@ -536,7 +555,7 @@ impl PoolBuilder {
 /// Refuses more workers than there are file descriptors for: found out one by one, it would be in
 /// the middle of a handshake.
 fn check_open_files(workers: usize) -> Result<(), Error> {
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let limit = entry::open_files().map(|(soft, _)| soft);
     let open = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count) as u64;
     let needed = open + supervisor::FDS_PER_WORKER * workers as u64 + SPARE_FDS;
     match limit {

@@ -93,6 +93,11 @@ use crate::os::observe;
 /// A clone is another handle on the same pool; when the last one is dropped, the pool is
 /// [terminated](Self::terminate). A pool can be used from many threads at once.
 ///
+/// It belongs to the process that has built it. In a copy of that process, made by `fork`, every call
+/// fails with [`TaskErrorKind::Forked`](crate::TaskErrorKind::Forked), [`workers`](Self::workers) is
+/// empty, and all else does nothing; the original is not harmed. A program that makes itself a daemon
+/// builds its pools after it has forked.
+///
 /// Functions are plain `fn(A) -> R`; a closure that captures nothing is one. Several arguments travel
 /// as a tuple. If `R` is itself a `Result`, an `Err` in it is an answer like any other.
 ///
@@ -254,6 +259,11 @@ impl Pool {
         self.inner.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
     }
 
+    /// Refuses what is asked of a copy that `fork` has made.
+    fn check(&self) -> Result<(), TaskError> {
+        self.shared().forked().map_or(Ok(()), |kind| Err(unsent(kind)))
+    }
+
     fn shared(&self) -> &Arc<Shared> {
         &self.inner.shared
     }
@@ -275,6 +285,7 @@ impl Pool {
         A: Serialize + DeserializeOwned,
         R: Serialize + DeserializeOwned,
     {
+        self.check()?;
         let job = self.single(f);
         let shared = self.shared();
         match stream::encode_one(&job, argument) {
@@ -292,9 +303,12 @@ impl Pool {
         R: Serialize + DeserializeOwned,
     {
         let job = self.single(f);
-        match stream::encode_one(&job, argument) {
-            Ok(batch) => self.shared().submit(batch),
-            Err(reason) => stream::fail_unencoded(self.shared(), &job, reason),
+        // What a copy of the pool is asked for, the task says.
+        if self.check().is_ok() {
+            match stream::encode_one(&job, argument) {
+                Ok(batch) => self.shared().submit(batch),
+                Err(reason) => stream::fail_unencoded(self.shared(), &job, reason),
+            }
         }
         Task::of_one(Arc::clone(self.shared()), job)
     }
@@ -311,6 +325,7 @@ impl Pool {
         R: Serialize + DeserializeOwned,
         I: IntoIterator<Item = A>,
     {
+        self.check()?;
         stream::collect(Arc::clone(self.shared()), self.many(f), items.into_iter())
     }
 
@@ -396,7 +411,10 @@ impl Pool {
         I: IntoIterator<Item = A>,
     {
         let job = self.many(f);
-        stream::feed_all(self.shared(), &job, items.into_iter());
+        // What a copy of the pool is asked for, the task says.
+        if self.check().is_ok() {
+            stream::feed_all(self.shared(), &job, items.into_iter());
+        }
         Task::of_many(Arc::clone(self.shared()), job)
     }
 
@@ -456,6 +474,9 @@ impl Pool {
         A: Serialize + DeserializeOwned,
         R: Serialize + DeserializeOwned,
     {
+        if let Err(error) = self.check() {
+            return (0..self.shared().config.workers).map(|_| Err(error.clone())).collect();
+        }
         let (shared, job) = (self.shared(), self.many(f));
         match stream::encode_one(&job, argument) {
             Ok(first) => {
@@ -484,6 +505,9 @@ impl Pool {
     /// all that. In a waker or in what [`env_per_worker`](PoolBuilder::env_per_worker) is given, which
     /// the pool's own threads call, it returns at once, as [`terminate`](Self::terminate) does.
     pub fn join(&self) {
+        if self.shared().forked().is_some() {
+            return;
+        }
         self.close();
         if !scheduler::is_serving() {
             self.inner.join_threads();
@@ -600,6 +624,7 @@ impl Pool {
         R: DeserializeOwned,
         I: IntoIterator<Item = A>,
     {
+        self.check()?;
         let shared = self.shared();
         let context = Context::encode(context, shared.inline_limit)
             .map_err(|reason| unsent(TaskErrorKind::Encode { side: Side::Argument, reason }))?;
@@ -623,7 +648,7 @@ impl Inner {
     /// Waits for the pool's threads to end. On one of them it returns at once: a waker, which is called
     /// there, may end the pool, but its thread can't wait for itself.
     fn join_threads(&self) {
-        if scheduler::is_serving() {
+        if scheduler::is_serving() || self.shared.forked().is_some() {
             return;
         }
         let threads =
@@ -638,6 +663,12 @@ impl Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
+        if self.shared.forked().is_some() {
+            // The threads are the other process's: here, their handles speak of memory that may be used
+            // for others by now.
+            let threads = self.threads.get_mut().unwrap_or_else(PoisonError::into_inner);
+            return std::mem::forget(std::mem::take(threads));
+        }
         self.shared.terminate();
         self.join_threads();
     }

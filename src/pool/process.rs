@@ -94,14 +94,18 @@ impl<R> Process<R> {
         &self.pool.shared().config.name
     }
 
-    /// Whether it has not ended.
+    /// Whether it has not ended. In a copy of this process, made by `fork`, it is nobody's child: there
+    /// this is false.
     pub fn is_alive(&self) -> bool {
-        self.child.death().is_none()
+        self.pool.shared().forked().is_none() && self.child.death().is_none()
     }
 
     /// How it ended; `None` while it lives, and where another part of this program has collected its
     /// exit status.
     pub fn exit_status(&self) -> Option<ExitStatus> {
+        if self.pool.shared().forked().is_some() {
+            return None;
+        }
         let raw = match self.child.death()? {
             DeathCause::Exited(code) => code << 8,
             DeathCause::Signaled(signal, false) => signal,
@@ -127,7 +131,7 @@ impl<R> Process<R> {
     /// on and can be joined again.
     pub fn join_timeout(&mut self, limit: Duration) -> Option<Result<R, TaskError>> {
         let begun = Instant::now();
-        if !self.child.wait_death_timeout(limit) {
+        if self.pool.shared().forked().is_none() && !self.child.wait_death_timeout(limit) {
             return None;
         }
         self.task.get_timeout(limit.saturating_sub(begun.elapsed()))
@@ -135,19 +139,25 @@ impl<R> Process<R> {
 
     /// As [`join`](Self::join), with the times and, where that is captured, what it printed.
     pub fn report(&mut self) -> Report<R> {
-        self.child.wait_death();
+        if self.pool.shared().forked().is_none() {
+            self.child.wait_death();
+        }
         self.task.wait_report()
     }
 
     /// Asks it to end (SIGTERM). It does at once, unless it has a handler of its own for that; what
     /// it has started is killed when it has ended.
     pub fn terminate(&self) {
-        self.child.child.signal(Signal::TERM);
+        if self.pool.shared().forked().is_none() {
+            self.child.child.signal(Signal::TERM);
+        }
     }
 
     /// Kills it (SIGKILL), with what it has started.
     pub fn kill(&self) {
-        self.child.child.kill();
+        if self.pool.shared().forked().is_none() {
+            self.child.child.kill();
+        }
     }
 }
 

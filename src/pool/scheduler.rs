@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use procpool_worker::bell::PATIENCE;
 use procpool_worker::function::Call;
+use procpool_worker::harden;
 use procpool_worker::protocol::SPAN_HEAD;
 use rustix::process::Signal;
 
@@ -69,6 +70,8 @@ pub(crate) fn is_serving() -> bool {
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) config: Config,
+    /// The process that has built it.
+    owner: u32,
     central: Mutex<Central>,
     pub(crate) slots: Box<[Slot]>,
     /// Notified when a worker becomes ready or fails to, and when a driver ends.
@@ -184,6 +187,7 @@ impl Shared {
         let counters = Counters::new(slots);
         Self {
             config,
+            owner: harden::own_pid(),
             central: Mutex::new(central),
             slots: (0..slots).map(|_| Slot::default()).collect(),
             changed: Condvar::new(),
@@ -212,8 +216,18 @@ impl Shared {
 
     // ── from the callers ──
 
+    /// In a copy of this pool that `fork` has made: the error of all that is asked of it. The copy has
+    /// no threads, and its locks may be held by threads that it doesn't have: no lock of the pool, or
+    /// of a job that is older than the fork, may be taken there.
+    pub(crate) fn forked(&self) -> Option<TaskErrorKind> {
+        (harden::own_pid() != self.owner).then_some(TaskErrorKind::Forked { owner: self.owner })
+    }
+
     /// What is known of a function's speed.
     pub(crate) fn pace(&self, call: Call) -> Arc<Pace> {
+        if self.forked().is_some() {
+            return Arc::default();
+        }
         if let Some(pace) = self.paces.read().unwrap_or_else(PoisonError::into_inner).get(&call) {
             return Arc::clone(pace);
         }
@@ -223,11 +237,14 @@ impl Shared {
 
     /// Whether anything is still accepted.
     pub(crate) fn is_open(&self) -> bool {
-        self.central().seats.phase() == Phase::Open
+        self.forked().is_none() && self.central().seats.phase() == Phase::Open
     }
 
     /// Queues a batch. A pool that is closed settles it at once.
     pub(crate) fn submit(&self, batch: Batch) {
+        if self.forked().is_some() {
+            return self.refuse(&batch);
+        }
         let mut central = self.central();
         if central.seats.phase() != Phase::Open || batch.job.call.is_err() {
             drop(central);
@@ -250,7 +267,7 @@ impl Shared {
     /// Ends a batch that will not be run any more.
     fn refuse(&self, batch: &Batch) {
         let kind = match batch.job.call {
-            Ok(_) => TaskErrorKind::Closed,
+            Ok(_) => self.forked().unwrap_or(TaskErrorKind::Closed),
             Err(error) => TaskErrorKind::Function { reason: error.to_string() },
         };
         self.fail(batch, Failure::unstarted(kind), Origin::NONE);
@@ -303,6 +320,9 @@ impl Shared {
 
     /// Takes a job out of the queue, and ends what of it is running.
     pub(crate) fn cancel(&self, job: &Arc<Job>) {
+        if self.forked().is_some() {
+            return;
+        }
         job.cancelled.store(true, Relaxed);
         let is_target = |batch: &Batch| Arc::ptr_eq(&batch.job, job);
         let mut central = self.central();
@@ -337,6 +357,9 @@ impl Shared {
 
     /// Cancels everything that has not been begun.
     pub(crate) fn cancel_queued(&self) {
+        if self.forked().is_some() {
+            return;
+        }
         let mut central = self.central();
         let mut cancelled = central.take_queued();
         for slot in 0..self.slots.len() {
@@ -357,6 +380,9 @@ impl Shared {
 
     /// Accepts nothing more.
     pub(crate) fn close(&self) {
+        if self.forked().is_some() {
+            return;
+        }
         let mut central = self.central();
         let todo = central.seats.close();
         self.mind_needless(&central);
@@ -366,6 +392,9 @@ impl Shared {
 
     /// Ends everything: what is queued is settled here, what is running when its worker is dead.
     pub(crate) fn terminate(&self) {
+        if self.forked().is_some() {
+            return;
+        }
         let mut central = self.central();
         let todo = central.seats.terminate();
         let queue = central.take_queued();
@@ -378,6 +407,9 @@ impl Shared {
 
     /// Waits until the drivers have ended.
     pub(crate) fn wait_end(&self) {
+        if self.forked().is_some() {
+            return;
+        }
         let mut central = self.central();
         while central.drivers > 0 {
             central = self.changed.wait(central).unwrap_or_else(PoisonError::into_inner);
@@ -882,6 +914,9 @@ impl Shared {
     /// Stops all workers and what they have started, or lets them go on; the time between does not
     /// count for time limits.
     pub(crate) fn suspend(&self, stop: bool) {
+        if self.forked().is_some() {
+            return;
+        }
         let mut suspended = self.suspended.lock().unwrap_or_else(PoisonError::into_inner);
         let since = match (stop, suspended.take()) {
             (true, since) => {
@@ -908,6 +943,9 @@ impl Shared {
 
     /// What is known of the slots' workers, without what the system would have to be asked for.
     pub(crate) fn workers(&self) -> Vec<WorkerInfo> {
+        if self.forked().is_some() {
+            return Vec::new();
+        }
         let central = self.central();
         let info = |slot| WorkerInfo {
             slot,
@@ -923,6 +961,9 @@ impl Shared {
 
     /// How many tasks wait, and how many have been sent to a worker and are not delivered.
     pub(crate) fn load(&self) -> (u64, u64) {
+        if self.forked().is_some() {
+            return (0, 0);
+        }
         let queued = self.central().queued;
         let open = |slot: &Slot| {
             let running = slot.running.lock().unwrap_or_else(PoisonError::into_inner);

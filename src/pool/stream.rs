@@ -27,7 +27,7 @@ use super::chunk;
 use super::events::Calls;
 use super::job::{Arrival, Content, Failure, Job, Origin, Outcome};
 use super::scheduler::Shared;
-use crate::error::{Side, TaskError, TaskErrorKind};
+use crate::error::{DidRun, Side, TaskError, TaskErrorKind};
 
 /// The most bytes of arguments in one batch, which with its head is to be one chunk's body.
 const BATCH_BYTES: usize = chunk::MOST_BYTES - (4 << 10);
@@ -404,6 +404,8 @@ pub struct Results<I: Iterator, R> {
     early: BTreeMap<u64, Arrival>,
     /// The number whose turn it is.
     next: u64,
+    /// Whether it has been said that this is a copy made by `fork`.
+    refused: bool,
     result: std::marker::PhantomData<fn() -> R>,
 }
 
@@ -430,6 +432,7 @@ where
             current: None,
             early: BTreeMap::new(),
             next: 0,
+            refused: false,
             result: std::marker::PhantomData,
         }
     }
@@ -440,6 +443,19 @@ where
     }
 
     fn next_outcome(&mut self) -> Option<(Outcome<R>, Origin)> {
+        if let Some(kind) = self.feed.pool.forked() {
+            if std::mem::replace(&mut self.refused, true) {
+                return None;
+            }
+            let error = TaskError::new(kind, self.next, None, 0, DidRun::No);
+            let outcome = Outcome {
+                number: self.next,
+                elapsed: Duration::ZERO,
+                output: Vec::new(),
+                result: Err(error),
+            };
+            return Some((outcome, Origin::NONE));
+        }
         loop {
             if let Some(arrival) = &mut self.current {
                 let origin = arrival.origin;
@@ -491,7 +507,7 @@ where
 impl<I: Iterator, R> Drop for Results<I, R> {
     fn drop(&mut self) {
         let job = &self.feed.job;
-        if !job.is_done() {
+        if self.feed.pool.forked().is_none() && !job.is_done() {
             self.feed.pool.cancel(job);
         }
     }

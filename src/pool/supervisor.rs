@@ -35,6 +35,9 @@ pub(crate) const FDS_PER_WORKER: u64 = 4;
 /// How long a worker that has been told to go may take before it is killed.
 const RETIRE_GRACE: Duration = Duration::from_secs(2);
 
+/// How often it looks for what has happened where it can't wait for it.
+const WITHOUT_POLL: Duration = Duration::from_millis(2);
+
 /// What the supervisor is asked for.
 #[derive(Debug)]
 pub(crate) struct Orders {
@@ -317,10 +320,19 @@ impl Supervisor<'_> {
                 PollFd::from_borrowed_fd(charge.process.child.pidfd(), PollFlags::IN)
             }))
             .collect();
-        if poll(&mut fds, left.as_ref()).is_err() {
-            return;
-        }
-        let has_ended: Vec<bool> = fds[1..].iter().map(|fd| !fd.revents().is_empty()).collect();
+        let has_ended: Vec<bool> = match poll(&mut fds, left.as_ref()) {
+            Ok(_) => fds[1..].iter().map(|fd| !fd.revents().is_empty()).collect(),
+            Err(rustix::io::Errno::INTR) => return,
+            // Refused, or more descriptors than the limit of open files, which has been lowered: the
+            // processes are asked one by one.
+            Err(_) => {
+                std::thread::sleep(wake.map_or(WITHOUT_POLL, |wake| {
+                    wake.saturating_duration_since(Instant::now()).min(WITHOUT_POLL)
+                }));
+                let ended = |charge: &Charge| charge.process.child.has_ended();
+                self.charges.iter().map(ended).collect()
+            }
+        };
         let mut has_ended = has_ended.into_iter();
         let ended: Vec<Charge> =
             self.charges.extract_if(.., |_| has_ended.next() == Some(true)).collect();

@@ -65,6 +65,9 @@ impl<R> Task<R> {
     /// on and can be asked again. Once the result has been given, there is no other: then this gives
     /// [`TaskErrorKind::Taken`].
     pub fn get_timeout(&mut self, limit: Duration) -> Option<Result<R, TaskError>> {
+        if self.pool.forked().is_some() {
+            return Some(self.take().result);
+        }
         // A limit that can't be added to the time is none.
         let deadline = Instant::now().checked_add(limit);
         self.job.wait(deadline).then(|| self.take().result)
@@ -72,12 +75,17 @@ impl<R> Task<R> {
 
     /// The result of a task that is done, once.
     fn take(&self) -> Report<R> {
-        take(&self.job, self.collect)
+        match self.pool.forked() {
+            Some(kind) => {
+                bare(&self.job, Err(TaskError::new(kind, self.job.offset, None, 0, DidRun::Maybe)))
+            }
+            None => take(&self.job, self.collect),
+        }
     }
 
     /// Whether the result is there.
     pub fn is_ready(&self) -> bool {
-        self.job.is_done()
+        self.pool.forked().is_some() || self.job.is_done()
     }
 
     /// Ends it with [`TaskErrorKind::Cancelled`]: what is queued is
@@ -94,7 +102,9 @@ impl<R> Task<R> {
 
     /// As [`report`](Self::report), of a handle that is still needed.
     pub(super) fn wait_report(&self) -> Report<R> {
-        self.job.wait(None);
+        if self.pool.forked().is_none() {
+            self.job.wait(None);
+        }
         self.take()
     }
 
@@ -115,6 +125,10 @@ impl<R> Task<R> {
     where
         R: 'static,
     {
+        if self.pool.forked().is_some() {
+            // The callbacks' thread is the other process's.
+            return callback(self.take().result);
+        }
         let (job, collect) = (Arc::clone(&self.job), self.collect);
         let observers = self.pool.config.observers.clone();
         // Here rather than at its end: on a driver's thread a callback that waits for another task
@@ -152,7 +166,7 @@ impl<R> Future for Task<R> {
     type Output = Result<R, TaskError>;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        if self.job.poll_done(context.waker()) {
+        if self.pool.forked().is_some() || self.job.poll_done(context.waker()) {
             Poll::Ready(self.take().result)
         } else {
             Poll::Pending

@@ -22,11 +22,12 @@
 //! A worker that sees its channel close before either is pulled exits by itself; it then takes its
 //! group with it ([`leave_with_group`]).
 
+use std::ffi::c_void;
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use rustix::process::{Pid, Signal};
 
@@ -48,7 +49,10 @@ pub(crate) fn harden(parent: u32) -> io::Result<()> {
     close_strays();
     reset_signals();
     let death = Signal::from_named_raw(PARENT_DIED);
-    rustix::process::set_parent_process_death_signal(death)?;
+    rustix::process::set_parent_process_death_signal(death).map_err(|error| {
+        let error = io::Error::from(error);
+        io::Error::new(error.kind(), format!("prctl (to end with the parent): {error}"))
+    })?;
     // A parent that died before the signal was set is not announced by it.
     if rustix::process::getppid().map(Pid::as_raw_pid) != i32::try_from(parent).ok() {
         return Err(io::Error::other("the parent is gone"));
@@ -58,10 +62,41 @@ pub(crate) fn harden(parent: u32) -> io::Result<()> {
 
 /// Closes what was inherited by accident: the parent's other threads open files at any time, and
 /// not all of them are closed by exec.
+///
+/// What exec has let through has no close-on-exec flag, and what was opened since has one: Rust sets
+/// it on every file. The program may have opened some before it got here, and its threads go on
+/// doing so. A descriptor that C code has opened in this process without the flag is taken for an
+/// inherited one.
 fn close_strays() {
-    // SAFETY: nothing in this process has opened a file yet that it will use: this is the first
-    // that runs in it.
-    unsafe { libc::close_range(3, libc::c_uint::MAX, 0) };
+    for fd in inherited() {
+        // SAFETY: nothing in this process owns a descriptor that it has inherited: the parent keeps
+        // none open for a worker but the standard three.
+        unsafe { libc::close(fd) };
+    }
+}
+
+/// The descriptors above the standard three that exec has let through.
+fn inherited() -> Vec<libc::c_int> {
+    // SAFETY: reads the flags of a descriptor, if there is one of that number.
+    let is_inherited = |fd: &libc::c_int| match unsafe { libc::fcntl(*fd, libc::F_GETFD) } {
+        -1 => false,
+        flags => flags & libc::FD_CLOEXEC == 0,
+    };
+    match std::fs::read_dir("/proc/self/fd") {
+        Ok(open) => open
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+            .filter(|fd| *fd > libc::STDERR_FILENO && is_inherited(fd))
+            .collect(),
+        // Without /proc, or with no descriptor left to read it.
+        Err(_) => {
+            let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: libc::RLIM_INFINITY };
+            // SAFETY: writes to a local, which stays as it is where the call is refused.
+            unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) };
+            // 4 ms at the most.
+            let end = limit.rlim_max.min(65_536) as libc::c_int;
+            (libc::STDERR_FILENO + 1..end).filter(is_inherited).collect()
+        }
+    }
 }
 
 /// A process inherits which signals are blocked and ignored, and Rust's runtime has not set SIGPIPE
@@ -160,9 +195,113 @@ extern "C" fn at_exit() {
         if parents > 0 && libc::setpgid(0, parents) == 0 {
             libc::kill(-libc::getpid(), libc::SIGKILL);
         } else {
+            leave_for_a_group_of_its_own();
+        }
+    }
+}
+
+/// The parent's group can't be joined where it is in another session, or outside of this PID
+/// namespace. A process that leads a group can't make another one for itself, but a child's it can
+/// join.
+fn leave_for_a_group_of_its_own() {
+    // SAFETY: plain system calls; the child makes nothing else.
+    unsafe {
+        let own = libc::getpid();
+        let child = libc::fork();
+        if child == 0 {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            while libc::getppid() == own {
+                libc::pause();
+            }
+            libc::_exit(0);
+        }
+        if child < 0 {
+            return parent_died(0);
+        }
+        if libc::setpgid(child, child) == 0 && libc::setpgid(0, child) == 0 {
+            libc::kill(-own, libc::SIGKILL);
+            libc::kill(child, libc::SIGKILL);
+            libc::waitpid(child, std::ptr::null_mut(), 0);
+        } else {
             parent_died(0);
         }
     }
+}
+
+/// Holds this process's PID on a page that the kernel empties in a copy of the process, also in one
+/// made by a raw `clone`, of which no handler of `fork` hears.
+static PID_PAGE: OnceLock<Option<&'static AtomicU32>> = OnceLock::new();
+
+fn pid_page() -> Option<&'static AtomicU32> {
+    *PID_PAGE.get_or_init(|| {
+        let (read_write, private) =
+            (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        // SAFETY: a new mapping of a page, which is never unmapped and holds nothing but the number. Where
+        // the kernel would not empty it in a copy, nothing is written to it.
+        unsafe {
+            let page = libc::mmap(std::ptr::null_mut(), PAGE, read_write, private, -1, 0);
+            let is_emptied =
+                page != libc::MAP_FAILED && libc::madvise(page, PAGE, libc::MADV_WIPEONFORK) == 0;
+            is_emptied.then(|| AtomicU32::from_ptr(page.cast()))
+        }
+    })
+}
+
+/// At least what the kernel maps for one number.
+const PAGE: usize = 4096;
+
+/// This process's PID, without a system call where it is known.
+#[inline]
+pub fn own_pid() -> u32 {
+    let Some(page) = pid_page() else { return std::process::id() };
+    match page.load(Ordering::Relaxed) {
+        0 => {
+            page.store(std::process::id(), Ordering::Relaxed);
+            std::process::id()
+        }
+        pid => pid,
+    }
+}
+
+/// The process that serves as a worker; zero before there is one.
+static SERVING: AtomicU32 = AtomicU32::new(0);
+
+/// Notes that it is this process that serves.
+pub(crate) fn begin_serving() {
+    SERVING.store(own_pid(), Ordering::Relaxed);
+}
+
+/// How a worker is told from a copy that a task has made of it by forking.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Serving {
+    page: Option<&'static AtomicU32>,
+    /// The worker's PID; zero where there is none.
+    pid: u32,
+}
+
+#[inline]
+pub(crate) fn serving() -> Serving {
+    Serving { page: pid_page(), pid: SERVING.load(Ordering::Relaxed) }
+}
+
+impl Serving {
+    /// Ends a process that a task has forked and that has returned from the task: the channel, the
+    /// lane and the answer are its parent's, and two processes must never serve one channel. What is
+    /// buffered for output is its parent's to write.
+    #[inline]
+    pub(crate) fn end_copy(self) {
+        let pid = self.page.map_or_else(std::process::id, |page| page.load(Ordering::Relaxed));
+        if self.pid != 0 && pid != self.pid {
+            // SAFETY: ends the process.
+            unsafe { libc::_exit(0) };
+        }
+    }
+}
+
+/// Ends a copy of the worker, as [`Serving::end_copy`].
+#[inline]
+pub(crate) fn end_copy() {
+    serving().end_copy();
 }
 
 /// Does to this process what its pool asks for.
@@ -205,24 +344,109 @@ static LANE: OnceLock<&'static Words> = OnceLock::new();
 
 /// Has an abort that follows on refused memory noted in the lane, from where the parent can tell it
 /// from other aborts.
+///
+/// errno doesn't tell: it keeps ENOMEM long after a refusal that the task has got over, and printing the
+/// last words may change it. What
+/// aborts is known by the aborting thread's stack, where Rust's allocation error handler is, or, in
+/// C++, by the exception that is being thrown. A C program's `abort` after `malloc` has failed can't be
+/// told from another, and is not noted.
 pub(crate) fn note_refused_memory(lane: &'static Words) {
     let _ = LANE.set(lane);
-    let handler = note_abort as extern "C" fn(libc::c_int);
-    // SAFETY: a plain system call; what the handler does is allowed in one.
-    unsafe { libc::signal(libc::SIGABRT, handler as libc::sighandler_t) };
+    let handler = note_abort as extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut c_void);
+    // SAFETY: plain system calls on local data; see the handler for what it does.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = handler as libc::sighandler_t;
+        action.sa_flags = libc::SA_SIGINFO;
+        libc::sigaction(libc::SIGABRT, &action, std::ptr::null_mut());
+    }
 }
 
-/// Runs on the thread that aborts. A refused allocation leaves its trace in that thread's errno: all
-/// that Rust and C++ do between that and the abort is to print a line. After this has returned,
-/// `abort` goes on.
-extern "C" fn note_abort(_signal: libc::c_int) {
-    // SAFETY: errno is the thread's own.
-    let errno = unsafe { *libc::__errno_location() };
-    // To look whether the lane is set is one atomic load, as is allowed here.
-    if errno == libc::ENOMEM
+/// Runs on the thread that aborts; after it has returned, `abort` goes on. What it does is more than a
+/// signal handler may do at any time, so it does it only where this thread itself has called `abort`,
+/// and not on the small stack on which a stack overflow is reported.
+extern "C" fn note_abort(_signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut c_void) {
+    // SAFETY: plain system calls that write to a local; the kernel passes a handler that asks for it a
+    // valid `info`, which a signal that was sent by a process has with a PID.
+    let is_suspect = unsafe {
+        let mut stack: libc::stack_t = std::mem::zeroed();
+        libc::sigaltstack(std::ptr::null(), &mut stack) == 0
+            && stack.ss_flags & libc::SS_ONSTACK == 0
+            && (*info).si_code == libc::SI_TKILL
+            && (*info).si_pid() == libc::getpid()
+    };
+    if is_suspect
         && let Some(lane) = LANE.get()
+        && (rust_was_refused() || cpp_was_refused())
     {
         lane.leave_note(Note::OutOfMemory);
+    }
+}
+
+/// Whether [`std::alloc::handle_alloc_error`] is among this thread's callers.
+fn rust_was_refused() -> bool {
+    /// What stands between it and the signal handler is some ten functions.
+    const DEEPEST: usize = 64;
+
+    #[repr(C)]
+    struct Context([u8; 0]);
+
+    // Of the library that unwinds panics, whose interface is the same on all of Linux's platforms.
+    unsafe extern "C" {
+        fn _Unwind_Backtrace(
+            visit: extern "C" fn(*mut Context, *mut c_void) -> libc::c_int,
+            data: *mut c_void,
+        ) -> libc::c_int;
+        fn _Unwind_GetIP(context: *mut Context) -> usize;
+        fn _Unwind_FindEnclosingFunction(address: *mut c_void) -> *mut c_void;
+    }
+
+    struct Walk {
+        depth: usize,
+        is_found: bool,
+    }
+
+    extern "C" fn visit(context: *mut Context, data: *mut c_void) -> libc::c_int {
+        const GO_ON: libc::c_int = 0;
+        const STOP: libc::c_int = 4;
+        // SAFETY: `data` is the walk that is passed below, and `context` is valid during the call. The
+        // address is that of an instruction before the one to return to, so within the caller.
+        unsafe {
+            let walk = &mut *data.cast::<Walk>();
+            walk.depth += 1;
+            let address = _Unwind_GetIP(context).wrapping_sub(1);
+            let function = _Unwind_FindEnclosingFunction(address as *mut c_void);
+            let handler = std::alloc::handle_alloc_error as fn(std::alloc::Layout) -> !;
+            walk.is_found = function.addr() == (handler as *const ()).addr();
+            if walk.is_found || walk.depth == DEEPEST { STOP } else { GO_ON }
+        }
+    }
+
+    let mut walk = Walk { depth: 0, is_found: false };
+    // SAFETY: the function that is called back has the type that is asked for.
+    unsafe { _Unwind_Backtrace(visit, (&raw mut walk).cast()) };
+    walk.is_found
+}
+
+/// Whether this thread ends for a C++ exception `std::bad_alloc`.
+fn cpp_was_refused() -> bool {
+    /// A `std::type_info` as the platforms' C++ ABI lays it out.
+    #[repr(C)]
+    struct TypeInfo {
+        vtable: *const c_void,
+        name: *const libc::c_char,
+    }
+    // SAFETY: where there is a C++ library, this is its function, of the ABI's type, which returns null
+    // or a type that is never freed.
+    unsafe {
+        let symbol = libc::dlsym(libc::RTLD_DEFAULT, c"__cxa_current_exception_type".as_ptr());
+        if symbol.is_null() {
+            return false;
+        }
+        let current =
+            std::mem::transmute::<*mut c_void, extern "C" fn() -> *const TypeInfo>(symbol);
+        let exception = current();
+        !exception.is_null() && std::ffi::CStr::from_ptr((*exception).name) == c"St9bad_alloc"
     }
 }
 
@@ -272,5 +496,52 @@ fn set_name(name: &str) {
     let name: Vec<u8> = name.bytes().filter(|byte| *byte != 0).take(15).collect();
     if let Ok(name) = std::ffi::CString::new(name) {
         let _ = rustix::thread::set_name(&name);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+
+    use super::*;
+
+    /// Has the kernel refuse a system call to this thread from now on.
+    fn refuse(call: libc::c_long) {
+        let statement = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
+        let refused = libc::SECCOMP_RET_ERRNO | libc::EACCES as u32;
+        let mut filter = [
+            statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
+            statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, call as u32),
+            statement(libc::BPF_RET | libc::BPF_K, 0, 0, refused),
+            statement(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
+        ];
+        let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+        // SAFETY: the kernel copies the filter.
+        unsafe {
+            assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+            let mode = libc::SECCOMP_MODE_FILTER;
+            assert_eq!(libc::prctl(libc::PR_SET_SECCOMP, mode, &program, 0, 0), 0);
+        }
+    }
+
+    #[test]
+    fn what_is_inherited_is_found_also_without_proc() {
+        let own = File::open("/dev/null").unwrap();
+        let passed_on = File::open("/dev/null").unwrap();
+        // SAFETY: a plain system call on a descriptor that is open.
+        assert_eq!(unsafe { libc::fcntl(passed_on.as_raw_fd(), libc::F_SETFD, 0) }, 0);
+        let test = move || {
+            for is_there in [true, false] {
+                if !is_there {
+                    refuse(libc::SYS_openat);
+                    assert!(std::fs::read_dir("/proc/self/fd").is_err());
+                }
+                let inherited = inherited();
+                assert!(inherited.contains(&passed_on.as_raw_fd()), "{inherited:?}");
+                assert!(!inherited.contains(&own.as_raw_fd()), "{inherited:?}");
+            }
+        };
+        // The filter is for the thread alone.
+        std::thread::spawn(test).join().unwrap();
     }
 }

@@ -72,7 +72,7 @@ const EXIT_UNFIT: i32 = 70;
 pub unsafe fn run(token: Token) -> ! {
     let code = match enter(token) {
         Ok(mut worker) => worker.serve(),
-        // A parent that has let it go already needs no explanation.
+        // The parent has let it go while it started, and says itself what there is to say.
         Err(TransportError::PeerGone) => EXIT_UNFIT,
         Err(error) => {
             eprintln!("procpool worker {}: cannot start: {error}", std::process::id());
@@ -85,6 +85,7 @@ pub unsafe fn run(token: Token) -> ! {
 
 /// Hardens the process and reports to the parent.
 fn enter(token: Token) -> Result<Worker, TransportError> {
+    harden::begin_serving();
     harden::harden(token.parent)?;
     let control = Control::new(harden::take_control_socket(token.parent)?, token.nonce);
     let start = control.recv(false)?;
@@ -133,6 +134,7 @@ impl Link {
     }
 
     fn reply(&self, reply: &Reply) -> Result<(), TransportError> {
+        harden::end_copy();
         self.pass(reply, &[])?;
         self.lane.replies().ring(false);
         Ok(())
@@ -644,6 +646,7 @@ impl<'a> Run<'a> {
                     Ok((shared, argument)) => {
                         self.stage = Stage::Calling;
                         let result = function(shared, argument);
+                        harden::end_copy();
                         self.stage = Stage::Encoding;
                         self.finish(&result);
                     }
@@ -683,6 +686,7 @@ impl<'a> Run<'a> {
                 self.lane.room(self.progress.bytes as usize, items.len() * size_of::<R>());
             (self.widths, self.stage) = (Some((size_of::<A>(), size_of::<R>())), Stage::Calling);
             let (lane, mut progress) = (self.lane.words, self.progress);
+            let serving = harden::serving();
             for (index, item) in items.clone().enumerate() {
                 lane.start(item + 1);
                 // SAFETY: as promised by the caller, any bytes are an argument; here are as many
@@ -690,6 +694,7 @@ impl<'a> Run<'a> {
                 let argument =
                     unsafe { arguments.as_ptr().cast::<A>().add(index).read_unaligned() };
                 let result = function(argument);
+                serving.end_copy();
                 // SAFETY: as promised by the caller, a result is just its bytes; there is room for
                 // as many as there are items.
                 unsafe { results.cast::<R>().add(index).write_unaligned(result) };
@@ -894,6 +899,7 @@ impl<'a> Run<'a> {
 
     #[cold]
     fn finish_panicked(&mut self, report: PanicReport) {
+        harden::end_copy();
         self.catch_up();
         let text = |type_name: &str, part: &str| format!("`{type_name}`: {}", report.in_part(part));
         let (argument, result) = self.types;
@@ -938,6 +944,8 @@ impl<'a> Run<'a> {
     /// Commits the item that was finished last; the block's last one with what is said of a block.
     #[inline]
     fn commit_item(&mut self) {
+        // The type's `Serialize` may have forked, too.
+        harden::end_copy();
         if self.lane.is_recalled() {
             self.unclaim();
         }
