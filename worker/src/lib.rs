@@ -9,7 +9,9 @@
 //! | file | owns |
 //! |---|---|
 //! | [`function`] | naming a `fn(A) -> R` so that another copy of the same image can call it |
-//! | [`codec`] | values to bytes and back (the only file that knows bincode) |
+//! | [`codec`] | values to bytes and back |
+//! | [`format`](mod@format) | what the bytes of a value are (with `codec`, the only file that knows bincode) |
+//! | [`depth`] | how much stack a nested value may use |
 //! | [`attach`] | keeping what encoded arguments point to |
 //! | [`plain`] | the types that are moved in bulk |
 //! | [`protocol`] | the frames that travel, and the marker that makes a process a worker |
@@ -33,6 +35,8 @@ pub mod bell;
 pub mod codec;
 pub mod context;
 pub mod copy;
+pub mod depth;
+mod format;
 pub mod function;
 pub mod harden;
 pub mod lane;
