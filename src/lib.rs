@@ -72,7 +72,18 @@
 //!
 //! Arguments and results have serde's `Serialize` and `DeserializeOwned`. Several arguments travel as a
 //! tuple. What can't be sent doesn't compile; see [`Pool`] for how that looks. If `R` is itself a
-//! `Result`, an `Err` in it is an answer like any other.
+//! `Result`, an `Err` in it is an answer like any other; [`Failure`] is an error for it that any other
+//! error turns into by `?`.
+//!
+//! The format names no fields and no types. What needs them compiles and is refused when it is sent:
+//! `serde_json::Value`, and types with `#[serde(untagged)]`, `#[serde(tag = "…")]`,
+//! `#[serde(flatten)]` or `#[serde(skip_serializing_if = "…")]`. [`SelfDescribing`] carries them. A
+//! `#[serde(skip_serializing)]` or `#[serde(skip_deserializing)]` alone, without the other, is not
+//! noticed and misplaces the fields after it. A path that isn't UTF-8 travels as an `OsString`.
+//!
+//! A value may be nested some hundred levels deep, depending on the stack that its type needs for each:
+//! a deeper one is refused, since decoding it could overflow the receiver's stack. So is one with more
+//! than four million elements that take no bytes, such as `()`.
 //!
 //! # How calls are named
 //!
@@ -177,9 +188,11 @@ pub mod cli;
 #[allow(unsafe_code)] // Serves the parent that the marker names.
 mod entry;
 mod error;
+mod failure;
 #[allow(unsafe_code)] // Raw system calls, and the mappings that all shared memory stands on.
 mod os;
 mod pool;
+mod self_describing;
 #[allow(unsafe_code)] // Values lie in shared memory.
 mod shared;
 #[allow(unsafe_code)] // So do locks and their waiters.
@@ -193,12 +206,14 @@ pub use channel::{
 };
 pub use entry::init;
 pub use error::{DeathCause, DidRun, Error, Side, StartError, TaskError, TaskErrorKind};
+pub use failure::Failure;
 pub use os::process::Output;
 pub use pool::{
     Event, EventKind, Limits, Pool, PoolBuilder, Process, ProcessBuilder, Report, Reports, Results,
     Stats, Task, TaskOptions, WorkerInfo, WorkerState, log_to_stderr,
 };
 pub use procpool_worker::state::with as with_state;
+pub use self_describing::SelfDescribing;
 pub use shared::{Atomic, SharedArray, SharedSlice, SharedValue};
 pub use sync::{Barrier, BarrierError, Lock, LockGuard, Permit, Semaphore};
 

@@ -3,7 +3,10 @@
 
 mod support;
 
-use procpool::Pool;
+use std::collections::BTreeMap;
+
+use procpool::{Failure, Pool, SelfDescribing, Side, TaskError, TaskErrorKind};
+use serde::{Deserialize, Serialize};
 use support::{SideEffects, alone, kill, wait_until};
 
 procpool::test_support!();
@@ -115,7 +118,7 @@ fn functions_with_results_of_all_widths_share_chunks() {
 
 #[test]
 fn structured_data_passes() {
-    type Nested = std::collections::BTreeMap<String, Vec<Option<(i8, f64, char)>>>;
+    type Nested = BTreeMap<String, Vec<Option<(i8, f64, char)>>>;
     let pool = Pool::new(1).unwrap();
     let value: Nested = (0..500)
         .map(|i| (format!("key {i}"), vec![None, Some((i as i8, f64::from(i), 'ß'))]))
@@ -123,6 +126,153 @@ fn structured_data_passes() {
     assert_eq!(pool.apply(|value: Nested| value, value.clone()).unwrap(), value);
     let numbers: Vec<f64> = (0..100_000).map(f64::from).collect();
     assert_eq!(pool.apply(|numbers: Vec<f64>| numbers, numbers.clone()).unwrap(), numbers);
+}
+
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+enum Json {
+    Null,
+    Arr(Vec<Json>),
+}
+
+fn nested(levels: usize) -> Json {
+    (0..levels).fold(Json::Null, |inner, _| Json::Arr(vec![inner]))
+}
+
+/// Is written as it pleases: claims so many elements of which there are none.
+#[derive(Debug, Deserialize)]
+struct Claims(#[allow(dead_code)] Vec<()>);
+
+impl Serialize for Claims {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        (1u64 << 40).serialize(serializer)
+    }
+}
+
+fn encode_error<R: std::fmt::Debug>(result: Result<R, TaskError>, at: Side) -> String {
+    match result.unwrap_err().kind() {
+        TaskErrorKind::Encode { side, reason } if *side == at => reason.clone(),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn decode_error<R: std::fmt::Debug>(result: Result<R, TaskError>, at: Side) -> String {
+    match result.unwrap_err().kind() {
+        TaskErrorKind::Decode { side, reason } if *side == at => reason.clone(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_value_nested_too_deeply_is_its_tasks_error_on_both_ways_and_on_a_small_stack() {
+    /// As deep as it says when it is written; the writer does not recurse, so nothing stops it.
+    #[derive(Debug)]
+    struct Written(usize);
+    impl Serialize for Written {
+        fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            use serde::ser::SerializeTuple as _;
+            let mut all = serializer.serialize_tuple(2 * self.0 + 1)?;
+            for _ in 0..self.0 {
+                all.serialize_element(&1u32)?;
+                all.serialize_element(&1u64)?;
+            }
+            all.serialize_element(&0u32)?;
+            all.end()
+        }
+    }
+    impl<'de> Deserialize<'de> for Written {
+        fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            fn levels(json: &Json) -> usize {
+                match json {
+                    Json::Null => 0,
+                    Json::Arr(inner) => 1 + inner.iter().map(levels).sum::<usize>(),
+                }
+            }
+            Json::deserialize(deserializer).map(|json| Self(levels(&json)))
+        }
+    }
+    let test = || {
+        let pool = Pool::new(1).unwrap();
+        let pid = pool.workers()[0].pid;
+        assert_eq!(pool.apply(nested, 60).unwrap(), nested(60));
+        for levels in [6_000, 20_000] {
+            let reason = encode_error(pool.apply(nested, levels), Side::Result);
+            assert!(reason.contains("Json") && reason.contains("nested so deeply"), "{reason}");
+            let reason = decode_error(pool.apply(Written, levels), Side::Result);
+            assert!(reason.contains("nested so deeply"), "{reason}");
+            let reason = decode_error(pool.apply(|_: Written| 0, Written(levels)), Side::Argument);
+            assert!(reason.contains("nested so deeply"), "{reason}");
+        }
+        assert_eq!(pool.apply(Written, 60).unwrap().0, 60);
+        assert_eq!(pool.workers()[0].pid, pid, "no worker was lost");
+    };
+    std::thread::Builder::new().stack_size(512 << 10).spawn(test).unwrap().join().unwrap();
+}
+
+#[test]
+fn a_length_that_is_claimed_and_takes_no_bytes_is_an_error_and_a_million_units_pass() {
+    let pool = Pool::new(1).unwrap();
+    let reason = decode_error(pool.apply(|()| Claims(Vec::new()), ()), Side::Result);
+    assert!(reason.contains("take no bytes"), "{reason}");
+    let reason = decode_error(pool.apply(|_: Claims| 0, Claims(Vec::new())), Side::Argument);
+    assert!(reason.contains("take no bytes"), "{reason}");
+    assert_eq!(pool.apply(|units: Vec<()>| units, vec![(); 1_000_000]).unwrap().len(), 1_000_000);
+}
+
+#[test]
+fn what_the_format_cannot_carry_is_refused_with_the_remedy_and_passes_in_the_wrapper() {
+    #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+    #[serde(untagged)]
+    enum Value {
+        Number(f64),
+        Text(String),
+        List(Vec<Value>),
+    }
+    #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+    struct Record {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        name: Option<String>,
+        #[serde(flatten)]
+        rest: BTreeMap<String, Value>,
+    }
+    #[derive(Debug, Serialize, Deserialize)]
+    struct Skips {
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        list: Vec<u8>,
+        after: u64,
+    }
+    let pool = Pool::new(1).unwrap();
+    let value = Value::List(vec![Value::Number(0.5), Value::Text("é".into())]);
+    let record = Record { name: None, rest: [("value".to_owned(), value.clone())].into() };
+    let skips = || Skips { list: Vec::new(), after: 1 };
+    let reasons = [
+        decode_error(pool.apply(|_: Value| (), value.clone()), Side::Argument),
+        decode_error(pool.apply(|()| Value::Number(1.0), ()), Side::Result),
+        encode_error(pool.apply(|_: Record| (), record.clone()), Side::Argument),
+        encode_error(pool.apply(|_: Skips| (), skips()), Side::Argument),
+    ];
+    for reason in reasons {
+        assert!(reason.contains("wrap it in `procpool::SelfDescribing`"), "{reason}");
+    }
+    let echo = |value: SelfDescribing<Record>| value;
+    assert_eq!(pool.apply(echo, SelfDescribing(record.clone())).unwrap().0, record);
+}
+
+#[test]
+fn a_tasks_error_of_any_type_comes_back_with_its_causes() {
+    fn task(text: String) -> Result<u64, Failure> {
+        let number: u64 = text.parse()?;
+        if number == 0 {
+            return Err("zero".into());
+        }
+        Ok(number)
+    }
+    let pool = Pool::new(1).unwrap();
+    let results = pool.map(task, ["7", "x", "0"].map(str::to_owned)).unwrap();
+    let text = |result: Result<u64, Failure>| {
+        result.map_or_else(|failure| failure.to_string(), |number| number.to_string())
+    };
+    let texts: Vec<_> = results.into_iter().map(text).collect();
+    assert_eq!(texts, ["7", "invalid digit found in string", "zero"]);
 }
 
 #[test]

@@ -331,10 +331,7 @@ impl Arrival {
         self.first += 1;
         self.items -= 1;
         let origin = self.origin;
-        let fail = |kind, did_it_run| {
-            let pid = (origin.pid != 0).then_some(origin.pid);
-            TaskError::new(kind, job.offset + number, pid, origin.attempt, did_it_run)
-        };
+        let fail = |kind, did_it_run| Self::error(job, origin, number, kind, did_it_run);
         let (result, elapsed, output) = match &mut self.content {
             Content::Failed(Failure { kind, did_it_run, elapsed, output }) => {
                 (Err(fail(kind.clone(), *did_it_run)), *elapsed, std::mem::take(output))
@@ -354,6 +351,17 @@ impl Arrival {
         };
         Some(Outcome { number, elapsed, output, result })
     }
+
+    fn error(
+        job: &Job,
+        origin: Origin,
+        number: u64,
+        kind: TaskErrorKind,
+        did_it_run: DidRun,
+    ) -> TaskError {
+        let pid = (origin.pid != 0).then_some(origin.pid);
+        TaskError::new(kind, job.offset + number, pid, origin.attempt, did_it_run)
+    }
 }
 
 impl Arrival {
@@ -364,13 +372,20 @@ impl Arrival {
         results: &mut Vec<R>,
     ) -> Result<(), TaskError> {
         while self.items > 0 {
+            let (number, origin) = (self.first, self.origin);
+            let fail = |kind| Self::error(job, origin, number, kind, DidRun::Yes);
             if let Content::Records(records) = &mut self.content
-                && let Some(taken) = records.drain_numbers(self.items, results)
+                && let Some(drained) = records.drain_numbers(self.items, results)
             {
+                let taken = drained.map_err(|error| fail(garbled(error.to_string())))?;
                 self.first += u64::from(taken);
                 self.items -= taken;
             } else if let Some(outcome) = self.next(job) {
-                results.push(outcome.result?);
+                let result = outcome.result?;
+                results.try_reserve(1).map_err(|_| {
+                    fail(garbled(format!("no memory for {} results", results.len() + 1)))
+                })?;
+                results.push(result);
             }
         }
         Ok(())

@@ -229,8 +229,12 @@ impl Records {
     }
 
     /// Adds up to `most` answers to `results` at once, if those that come next are numbers and so is
-    /// `R`; gives how many.
-    pub(crate) fn drain_numbers<R>(&mut self, most: u32, results: &mut Vec<R>) -> Option<u32> {
+    /// `R`; gives how many, or why there is no memory for them.
+    pub(crate) fn drain_numbers<R>(
+        &mut self,
+        most: u32,
+        results: &mut Vec<R>,
+    ) -> Option<Result<u32, codec::CodecError>> {
         let wanted = plain::width::<R>()?;
         if self.run.is_empty() {
             let (kind, payload, _) = split(&self.bytes[self.at..])?;
@@ -246,7 +250,7 @@ impl Records {
         match self.next_piece(most)? {
             Piece::Numbers { bytes, width, .. } if width == wanted => {
                 let taken = (bytes.len() / width) as u32;
-                plain::extend_numbers(results, bytes).then_some(taken)
+                Some(plain::extend_numbers(results, bytes).map(|()| taken))
             }
             _ => None,
         }

@@ -1,19 +1,14 @@
-//! Values to bytes and back: the only file that knows bincode.
+//! Values to bytes and back.
 //!
-//! The format is bincode 2 with fixed-width little-endian integers. Fixed width, because a task's
-//! arguments are mostly small and the time to branch on a length costs more than the bytes saved;
-//! it also makes the format of plain numbers, `Vec`s of them, byte strings and `String`s equal to
-//! their memory on a little-endian machine, so that those are moved in bulk without a
-//! second format existing: bincode would write and read the very same bytes, only one element at a
-//! time (about 8 ns each).
-//!
-//! Decoding trusts nothing: a length that the input cannot hold is refused before memory is asked
-//! for, and bytes left over are an error.
+//! The [format](mod@crate::format) is bincode's for all values. It makes numbers, `Vec`s of them and
+//! `String`s equal to their memory on a little-endian machine, so that those are moved
+//! [in bulk](crate::plain) without a second format existing: one element at a time, the very same bytes
+//! would be written and read, at 1 to 8 ns each.
 
-use bincode::config::{Configuration, Fixint, Limit, LittleEndian};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::format::{Decoder, Encoder};
 use crate::{copy, plain};
 
 /// Where encoded bytes go.
@@ -43,20 +38,25 @@ impl CodecError {
     pub(crate) fn new<T: ?Sized>(reason: impl ToString) -> Self {
         Self { type_name: std::any::type_name::<T>(), reason: reason.to_string() }
     }
+
+    #[cold]
+    pub(crate) fn no_memory<T: ?Sized>(bytes: usize) -> Self {
+        Self::new::<T>(format_args!("no memory for {bytes} bytes"))
+    }
 }
 
 /// Appends the encoding of `value` to `sink`.
 ///
 /// # Errors
 ///
-/// When the value's own `Serialize` refuses. The sink may hold part of the value then.
+/// When the value's own `Serialize` refuses, when the value could not be read back, or when it is nested
+/// so deeply that a small stack could not hold its decoding. The sink may hold part of the value then.
 #[inline]
 pub fn encode<T: Serialize>(value: &T, sink: &mut impl Sink) -> Result<(), CodecError> {
     if plain::put(value, sink) {
         return Ok(());
     }
-    bincode::serde::encode_into_writer(value, Writer(sink), config::<0>().with_no_limit())
-        .map_err(|error| CodecError::new::<T>(error))
+    value.serialize(&mut Encoder::new(sink)).map_err(CodecError::new::<T>)
 }
 
 /// The encoding of `value` in a new vector.
@@ -94,19 +94,9 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
 ///
 /// When the front of `bytes` is not such a value.
 pub fn decode_prefix<T: DeserializeOwned>(bytes: &[u8]) -> Result<(T, &[u8]), CodecError> {
-    // bincode takes its limit as a constant and checks it before it allocates, so the next of a
-    // few steps above the input's length bounds what a poisoned length can make it ask for.
-    const SMALL: usize = 64 << 10;
-    const MEDIUM: usize = 16 << 20;
-    const LARGE: usize = 4 << 30;
-    let decoded = match bytes.len() {
-        n if n <= SMALL => bincode::serde::decode_from_slice(bytes, config::<{ 2 * SMALL }>()),
-        n if n <= MEDIUM => bincode::serde::decode_from_slice(bytes, config::<{ 2 * MEDIUM }>()),
-        n if n <= LARGE => bincode::serde::decode_from_slice(bytes, config::<{ 2 * LARGE }>()),
-        _ => bincode::serde::decode_from_slice(bytes, config::<{ usize::MAX }>()),
-    };
-    let (value, used) = decoded.map_err(|error| CodecError::new::<T>(error))?;
-    Ok((value, &bytes[used..]))
+    let mut decoder = Decoder::new(bytes);
+    let value = T::deserialize(&mut decoder).map_err(CodecError::new::<T>)?;
+    Ok((value, decoder.rest()))
 }
 
 /// Reads a value out of memory that another process may still write: bulk types are copied once,
@@ -128,22 +118,10 @@ pub unsafe fn decode_shared<T: DeserializeOwned>(
         return value;
     }
     let mut bytes = Vec::new();
+    bytes.try_reserve_exact(len).map_err(|_| CodecError::no_memory::<T>(len))?;
     // SAFETY: as promised by the caller.
     unsafe { copy::append_from(&mut bytes, from, len) };
     decode(&bytes)
-}
-
-fn config<const LIMIT: usize>() -> Configuration<LittleEndian, Fixint, Limit<LIMIT>> {
-    bincode::config::standard().with_fixed_int_encoding().with_limit::<LIMIT>()
-}
-
-struct Writer<'a, S>(&'a mut S);
-
-impl<S: Sink> bincode::enc::write::Writer for Writer<'_, S> {
-    fn write(&mut self, bytes: &[u8]) -> Result<(), bincode::error::EncodeError> {
-        self.0.put(bytes);
-        Ok(())
-    }
 }
 
 #[cfg(test)]
@@ -173,13 +151,15 @@ mod tests {
     }
 
     fn by_bincode<T: Serialize>(value: &T) -> Vec<u8> {
-        bincode::serde::encode_to_vec(value, config::<0>().with_no_limit()).unwrap()
+        let config = bincode::config::standard().with_fixed_int_encoding();
+        bincode::serde::encode_to_vec(value, config).unwrap()
     }
 
     proptest! {
         #[test]
         fn what_is_encoded_is_decoded(value in tree()) {
             let bytes = encode_to_vec(&value).unwrap();
+            prop_assert_eq!(&bytes, &by_bincode(&value));
             prop_assert_eq!(decode::<Tree>(&bytes).unwrap(), value);
         }
 
@@ -225,6 +205,171 @@ mod tests {
         assert!(decode::<Vec<(u64, String)>>(&poisoned).is_err());
         let length_wraps = (u64::MAX / 8 + 2).to_le_bytes();
         assert!(decode::<Vec<u64>>(&length_wraps).is_err());
+    }
+
+    /// An enumeration as deep as its input is long.
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    enum Json {
+        Null,
+        Arr(Vec<Json>),
+        Obj(std::collections::BTreeMap<String, Json>),
+        Some(Option<Box<Json>>),
+    }
+
+    impl Json {
+        fn nested(levels: usize) -> Self {
+            (0..levels).fold(Self::Null, |inner, _| Self::Arr(vec![inner]))
+        }
+    }
+
+    /// The encoding of so many nested arrays, as one that does not bound it would make it.
+    fn nested_bytes(levels: usize) -> Vec<u8> {
+        let level = [&1u32.to_le_bytes()[..], &1u64.to_le_bytes()].concat();
+        let mut bytes = level.repeat(levels);
+        bytes.extend(0u32.to_le_bytes());
+        bytes
+    }
+
+    fn with_stack<R: Send + 'static>(kib: usize, f: impl FnOnce() -> R + Send + 'static) -> R {
+        std::thread::Builder::new().stack_size(kib << 10).spawn(f).unwrap().join().unwrap()
+    }
+
+    #[test]
+    fn a_value_nested_too_deeply_is_an_error_on_any_stack_and_never_an_overflow() {
+        for kib in [128, 256, 512, 2048, 64 << 10] {
+            for levels in [1000, 6_000, 20_000, 1_000_000] {
+                let decoded = with_stack(kib, move || decode::<Json>(&nested_bytes(levels)));
+                let too_deep = |error: &CodecError| error.reason.contains("nested so deeply");
+                assert!(levels < 6000 || decoded.as_ref().is_err_and(too_deep), "{decoded:?}");
+            }
+        }
+        // To drop such a value takes a stack too, which is the matter of its type.
+        with_stack(64 << 10, || {
+            for levels in [6_000, 20_000] {
+                let error = encode_to_vec(&Json::nested(levels)).unwrap_err();
+                assert!(error.reason.contains("nested so deeply"), "{error}");
+            }
+        });
+    }
+
+    #[test]
+    fn what_encodes_can_be_decoded_on_a_small_stack() {
+        let deepest = (1..).find(|levels| encode_to_vec(&Json::nested(*levels)).is_err()).unwrap();
+        assert!(deepest > 64, "{deepest} levels are too many");
+        let levels = deepest - 1;
+        let bytes = encode_to_vec(&Json::nested(levels)).unwrap();
+        with_stack(512, move || assert_eq!(decode(&bytes), Ok(Json::nested(levels))));
+    }
+
+    #[test]
+    #[ignore = "prints what the constants in `depth` are chosen by"]
+    fn print_the_stack_that_a_level_takes() {
+        let most = |fits: &dyn Fn(usize) -> bool| (1..).find(|levels| !fits(*levels)).unwrap();
+        let encoded = most(&|levels| encode_to_vec(&Json::nested(levels)).is_ok());
+        let decoded = most(&|levels| decode::<Json>(&nested_bytes(levels)).is_ok());
+        println!("encoded: {} bytes a level", crate::depth::ENCODE / encoded);
+        println!("decoded: {} bytes a level", crate::depth::DECODE / decoded);
+    }
+
+    #[test]
+    fn elements_that_take_no_bytes_are_bounded_and_a_million_of_them_pass() {
+        type Nothing = std::collections::BTreeMap<(), ()>;
+        #[derive(Debug, PartialEq, Serialize, Deserialize)]
+        struct Empty {
+            a: (),
+            b: [u8; 0],
+        }
+        let claims = (1u64 << 40).to_le_bytes();
+        let began = std::time::Instant::now();
+        assert!(decode::<Vec<()>>(&claims).is_err());
+        assert!(decode::<Vec<[(); 3]>>(&claims).is_err());
+        assert!(decode::<Vec<[[[(); 32]; 32]; 32]>>(&claims).is_err());
+        assert!(decode::<Vec<Empty>>(&claims).is_err());
+        assert!(decode::<Nothing>(&claims).is_err());
+        assert!(decode::<std::collections::HashSet<()>>(&claims).is_err());
+        let many = [&1000u64.to_le_bytes()[..], &claims.repeat(1000)].concat();
+        assert!(decode::<Vec<Vec<()>>>(&many).is_err());
+        assert!(began.elapsed().as_secs() < 20);
+        for many in [0, 1, 1_000_000] {
+            let value = vec![(); many];
+            assert_eq!(decode(&encode_to_vec(&value).unwrap()), Ok(value));
+            let value = vec![[(); 3]; many];
+            assert_eq!(decode(&encode_to_vec(&value).unwrap()), Ok(value));
+        }
+        let value = vec![(7u8, ()); 5 << 20];
+        assert_eq!(decode(&encode_to_vec(&value).unwrap()), Ok(value));
+        let error = encode_to_vec(&vec![(); 5 << 20]).unwrap_err();
+        assert!(error.reason.contains("take no bytes"), "{error}");
+    }
+
+    #[test]
+    fn what_the_format_cannot_carry_is_refused_with_the_remedy() {
+        #[derive(Debug, Serialize, Deserialize)]
+        #[serde(untagged)]
+        enum Untagged {
+            A(u8),
+        }
+        #[derive(Debug, Serialize, Deserialize)]
+        #[serde(tag = "t")]
+        enum Tagged {
+            A { x: u8 },
+        }
+        #[derive(Debug, Serialize, Deserialize)]
+        struct Flat {
+            #[serde(flatten)]
+            rest: std::collections::BTreeMap<String, u8>,
+        }
+        #[derive(Debug, Serialize, Deserialize)]
+        struct Skips {
+            #[serde(skip_serializing_if = "Option::is_none")]
+            left_out: Option<u8>,
+        }
+        fn refused<T: Serialize + DeserializeOwned>(value: &T) -> String {
+            let error = encode_to_vec(value).and_then(|bytes| decode::<T>(&bytes).map(drop));
+            error.unwrap_err().to_string()
+        }
+        let all = [
+            refused(&Untagged::A(1)),
+            refused(&Tagged::A { x: 1 }),
+            refused(&Flat { rest: [("a".into(), 1)].into() }),
+            refused(&Skips { left_out: None }),
+        ];
+        for error in all {
+            assert!(error.contains("wrap it in `procpool::SelfDescribing`"), "{error}");
+            assert!(!error.contains("NotSupported") && !error.contains("Serde("), "{error}");
+        }
+        let path = <std::ffi::OsString as std::os::unix::ffi::OsStringExt>::from_vec(vec![255]);
+        let error = refused(&std::path::PathBuf::from(&path));
+        assert!(error.contains("send it as an `OsString`"), "{error}");
+        assert_eq!(decode(&encode_to_vec(&path).unwrap()), Ok(path));
+        let kept = encode_to_vec(&Skips { left_out: Some(3) }).unwrap();
+        assert_eq!(decode::<Skips>(&kept).unwrap().left_out, Some(3));
+    }
+
+    #[test]
+    fn a_sequence_that_claims_another_length_than_it_has_is_refused() {
+        struct Liar;
+        impl Serialize for Liar {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                use serde::ser::SerializeSeq as _;
+                let mut seq = serializer.serialize_seq(Some(3))?;
+                seq.serialize_element(&1u8)?;
+                seq.end()
+            }
+        }
+        let error = encode_to_vec(&Liar).unwrap_err();
+        assert!(error.reason.contains("claims 3 elements and has 1"), "{error}");
+    }
+
+    #[test]
+    fn an_error_of_a_types_own_is_passed_on_in_its_words() {
+        struct Refuses;
+        impl Serialize for Refuses {
+            fn serialize<S: serde::Serializer>(&self, _: S) -> Result<S::Ok, S::Error> {
+                Err(serde::ser::Error::custom("not today"))
+            }
+        }
+        assert_eq!(encode_to_vec(&Refuses).unwrap_err().reason, "not today");
     }
 
     #[test]

@@ -491,6 +491,29 @@ pub(crate) fn populate(start: *mut u8, bytes: usize) {
     unsafe { libc::madvise(start.cast(), bytes, libc::MADV_POPULATE_WRITE) };
 }
 
+/// The addresses of this thread's stack, where the C library knows them.
+pub(crate) fn stack() -> Option<std::ops::Range<usize>> {
+    thread_local! {
+        // For the main thread, the C library reads `/proc/self/maps`.
+        static STACK: Option<(usize, usize)> = ask();
+    }
+    fn ask() -> Option<(usize, usize)> {
+        let mut attributes = std::mem::MaybeUninit::<libc::pthread_attr_t>::uninit();
+        let (mut start, mut size) = (std::ptr::null_mut(), 0);
+        // SAFETY: the attributes are initialised where the first call returns zero, and only then
+        // read and destroyed; the rest is written to locals.
+        unsafe {
+            if libc::pthread_getattr_np(libc::pthread_self(), attributes.as_mut_ptr()) != 0 {
+                return None;
+            }
+            let got = libc::pthread_attr_getstack(attributes.as_ptr(), &mut start, &mut size);
+            libc::pthread_attr_destroy(attributes.as_mut_ptr());
+            (got == 0).then_some((start.addr(), start.addr().checked_add(size)?))
+        }
+    }
+    STACK.try_with(|stack| stack.map(|(start, end)| start..end)).ok().flatten()
+}
+
 /// Names this thread, which is the process's main one, so that `ps` and `top` show it.
 fn set_name(name: &str) {
     let name: Vec<u8> = name.bytes().filter(|byte| *byte != 0).take(15).collect();

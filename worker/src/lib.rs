@@ -9,7 +9,9 @@
 //! | file | owns |
 //! |---|---|
 //! | [`function`] | naming a `fn(A) -> R` so that another copy of the same image can call it |
-//! | [`codec`] | values to bytes and back (the only file that knows bincode) |
+//! | [`codec`] | values to bytes and back |
+//! | [`format`](mod@format) | what the bytes of a value are (with `codec`, the only file that knows bincode) |
+//! | [`depth`] | how much stack a nested value may use |
 //! | [`attach`] | keeping what encoded arguments point to |
 //! | [`plain`] | the types that are moved in bulk |
 //! | [`protocol`] | the frames that travel, and the marker that makes a process a worker |
@@ -56,6 +58,8 @@ mod context;
 pub mod control;
 #[allow(unsafe_code)] // Copies by raw pointer.
 pub mod copy;
+pub mod depth;
+mod format;
 #[allow(unsafe_code)] // Reads the image's headers, and makes a trampoline of a named address.
 pub mod function;
 #[allow(unsafe_code)] // Raw system calls and signal handlers.

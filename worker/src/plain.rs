@@ -45,15 +45,20 @@ pub fn width<T>() -> Option<usize> {
     None
 }
 
-/// Reads plain numbers that stand one after the other to the end of `to`; false, and nothing is
-/// done, if `T` is no plain number or the bytes are not a whole number of them.
+/// Reads plain numbers that stand one after the other to the end of `to`.
+///
+/// # Errors
+///
+/// When `T` is no plain number, the bytes are not a whole number of them, or there is no memory for
+/// them. Nothing is done then.
 #[inline(always)]
-pub fn extend_numbers<T>(to: &mut Vec<T>, bytes: &[u8]) -> bool {
-    let Some(width) = width::<T>().filter(|width| bytes.len().is_multiple_of(*width)) else {
-        return false;
+pub fn extend_numbers<T>(to: &mut Vec<T>, bytes: &[u8]) -> Result<(), CodecError> {
+    let len = bytes.len();
+    let Some(width) = width::<T>().filter(|width| len.is_multiple_of(*width)) else {
+        return Err(CodecError::new::<T>(format_args!("{len} bytes are no numbers of its type")));
     };
-    let count = bytes.len() / width;
-    to.reserve(count);
+    let count = len / width;
+    to.try_reserve(count).map_err(|_| CodecError::no_memory::<T>(len))?;
     // SAFETY: room for `count` values of `width` bytes, which is the size of `T`, has just been
     // made, and any bytes are a plain number.
     unsafe {
@@ -61,7 +66,7 @@ pub fn extend_numbers<T>(to: &mut Vec<T>, bytes: &[u8]) -> bool {
         copy::copy(bytes.as_ptr(), end.cast(), bytes.len());
         to.set_len(to.len() + count);
     }
-    true
+    Ok(())
 }
 
 /// Appends the encodings of up to `most` items that are plain numbers; gives how many there were. If
@@ -156,7 +161,8 @@ impl std::fmt::Debug for Elements {
 ///
 /// # Errors
 ///
-/// When `T` has no such elements, or the bytes are not a whole number of them.
+/// When `T` has no such elements, the bytes are not a whole number of them, or there is no memory for
+/// them.
 ///
 /// # Safety
 ///
@@ -167,12 +173,13 @@ pub unsafe fn from_elements<T>(from: *const u8, len: usize) -> Result<T, CodecEr
         vector {
             if len.is_multiple_of(size_of::<N>()) {
                 // SAFETY: as promised by the caller.
-                return Ok(cast::<Vec<N>, T>(unsafe { copy_elements(from, len / size_of::<N>()) }));
+                let elements = unsafe { copy_elements::<T, N>(from, len / size_of::<N>()) };
+                return elements.map(cast::<Vec<N>, T>);
             }
         }
         text {
             // SAFETY: as promised by the caller.
-            let bytes = unsafe { copy_elements::<u8>(from, len) };
+            let bytes = unsafe { copy_elements::<T, u8>(from, len) }?;
             return String::from_utf8(bytes).map(cast::<String, T>).map_err(CodecError::new::<T>);
         }
     );
@@ -256,16 +263,20 @@ unsafe fn take_elements<T, N: Number>(from: *const u8, len: usize) -> Result<Vec
         return Err(CodecError::new::<T>(reason));
     }
     // SAFETY: `body` bytes follow the head.
-    Ok(unsafe { copy_elements(from.add(HEAD), body / width) })
+    unsafe { copy_elements::<T, N>(from.add(HEAD), body / width) }
 }
 
+/// Copies numbers; `T` is named in the error.
+///
 /// # Safety
 ///
 /// `count` numbers' bytes can be read at `from`.
-unsafe fn copy_elements<N: Number>(from: *const u8, count: usize) -> Vec<N> {
+unsafe fn copy_elements<T, N: Number>(from: *const u8, count: usize) -> Result<Vec<N>, CodecError> {
     /// So much at once that the copy is not slowed down by being made in parts.
     const PART: usize = 2 << 20;
-    let (mut elements, mut room) = Room::new::<N>(count);
+    let bytes = count.saturating_mul(size_of::<N>());
+    let (mut elements, mut room) =
+        Room::try_new::<N>(count).ok_or_else(|| CodecError::no_memory::<T>(bytes))?;
     while elements.len() < count {
         let (done, width) = (elements.len(), size_of::<N>());
         let part = (count - done).min(PART / width);
@@ -277,7 +288,7 @@ unsafe fn copy_elements<N: Number>(from: *const u8, count: usize) -> Vec<N> {
             elements.set_len(done + part);
         }
     }
-    elements
+    Ok(elements)
 }
 
 fn bytes_of<N: Number>(numbers: &[N]) -> &[u8] {

@@ -37,14 +37,25 @@ pub struct Room {
 impl Room {
     /// An empty vector with room for so many elements.
     pub fn new<T>(count: usize) -> (Vec<T>, Self) {
-        let elements = Vec::<T>::with_capacity(count);
+        Self::of(Vec::with_capacity(count))
+    }
+
+    /// As [`new`](Self::new), where there is memory for so many.
+    pub(crate) fn try_new<T>(count: usize) -> Option<(Vec<T>, Self)> {
+        let mut elements = Vec::new();
+        elements.try_reserve_exact(count).ok()?;
+        Some(Self::of(elements))
+    }
+
+    fn of<T>(elements: Vec<T>) -> (Vec<T>, Self) {
         let bytes = elements.capacity().saturating_mul(size_of::<T>());
         let start = elements.as_ptr().addr();
         let end = if bytes < LEAST { start } else { (start + bytes) / LARGE * LARGE };
         (elements, Self { start, next: start.next_multiple_of(LARGE), end, is_slow: false })
     }
 
-    /// Asks for the pages of the next `count` elements of this vector.
+    /// Asks for the pages of the next `count` elements of this vector. Of any other vector, and of one
+    /// that has been given other memory or less since, only what it has reserved is touched.
     #[inline]
     pub fn prepare<T>(&mut self, elements: &mut Vec<T>, count: usize) {
         if self.next < self.end {
@@ -54,29 +65,33 @@ impl Room {
 
     #[cold]
     fn ask<T>(&mut self, elements: &mut Vec<T>, count: usize) {
-        let base = elements.as_mut_ptr().cast::<u8>();
-        let full = base.addr() + elements.len() * size_of::<T>();
+        let start = elements.as_ptr().addr();
+        let spare = elements.spare_capacity_mut();
+        let (base, full) = (spare.as_mut_ptr().cast::<u8>(), spare.as_ptr().addr());
         let reach = full.saturating_add(count.saturating_mul(size_of::<T>()));
-        // A vector that was shrunk in place doesn't own the rest any more.
-        let end = base.addr() + elements.capacity() * size_of::<T>();
-        self.end = self.end.min(end / LARGE * LARGE);
-        if base.addr() != self.start {
+        let reserved = full + size_of_val(spare);
+        if start != self.start {
             self.next = self.end;
         }
         while self.next < self.end && self.next < reach {
-            let page = base.wrapping_add(self.next - self.start);
+            let at = self.next;
             self.next += LARGE;
-            if page.addr() < full {
+            if at < full {
                 continue;
             }
+            if at + LARGE > reserved {
+                self.next = self.end;
+                break;
+            }
+            let page = base.wrapping_add(at - full);
             if self.is_slow {
                 harden::populate(page, LARGE);
                 continue;
             }
             let began = cpu_time();
             harden::prefer_huge_page(page, LARGE);
-            // SAFETY: the page lies in the memory that the vector owns now, since `end` was cut to it
-            // above, and behind all of its elements. Volatile, since nobody reads it.
+            // SAFETY: the page lies in what the vector has reserved behind its elements, as was just
+            // checked against the vector itself. Volatile, since nobody reads it.
             unsafe { page.write_volatile(0) };
             self.is_slow = cpu_time().saturating_sub(began) > SLOW;
         }
@@ -101,16 +116,17 @@ mod tests {
     }
 
     #[test]
-    fn what_a_vector_has_given_up_is_not_touched() {
-        let (mut bytes, mut room) = Room::new::<u8>(32 * LARGE);
-        bytes.resize(3 * LARGE, 1);
-        bytes.shrink_to(4 * LARGE);
-        room.prepare(&mut bytes, usize::MAX);
-        assert!(bytes.iter().all(|byte| *byte == 1));
-        // A vector that the room was not made for is left alone.
-        let (mut words, mut room) = (Vec::<u64>::new(), Room::new::<u64>(LARGE).1);
-        room.prepare(&mut words, LARGE);
-        assert!(words.is_empty());
+    fn memory_that_a_vector_no_longer_has_is_left_alone() {
+        let (mut bytes, mut room) = Room::new::<u8>(64 * LARGE);
+        bytes.push(7);
+        bytes.shrink_to(2 * LARGE);
+        // The allocator may leave it where it was, with the rest unmapped.
+        (room.start, room.next) = (bytes.as_ptr().addr(), room.start.next_multiple_of(LARGE));
+        room.prepare(&mut bytes, 64 * LARGE);
+        assert!(room.next >= room.end && bytes == [7]);
+        let (mut other, (_kept, mut room)) = (vec![1u8; 3], Room::new::<u8>(64 * LARGE));
+        room.prepare(&mut other, usize::MAX);
+        assert!(other == [1; 3]);
     }
 
     #[test]
