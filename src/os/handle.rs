@@ -64,6 +64,11 @@ impl File {
         Ok(Self { fd, identity })
     }
 
+    /// Which file it is.
+    pub(crate) fn identity(&self) -> Identity {
+        self.identity
+    }
+
     /// The same file, as another descriptor.
     pub(crate) fn try_clone(&self) -> io::Result<Self> {
         Self::new(self.fd.try_clone()?)
@@ -84,6 +89,11 @@ impl AsFd for File {
 }
 
 impl Identity {
+    /// As words, to be kept in shared memory.
+    pub(crate) fn words(self) -> [u64; 2] {
+        [self.device, self.inode]
+    }
+
     fn of(fd: impl AsFd) -> io::Result<Self> {
         let stat = rustix::fs::fstat(fd)?;
         Ok(Self { device: stat.st_dev, inode: stat.st_ino })
@@ -106,6 +116,11 @@ impl Handle {
             .and_then(File::new)
             .map_err(|source| self.because(source))?;
         if file.identity == self.identity { Ok(file) } else { Err(OpenError::Other(pid)) }
+    }
+
+    /// The error of a handle whose file is something else than what it was decoded as.
+    pub(crate) fn is_other(self) -> OpenError {
+        OpenError::Other(self.pid)
     }
 
     /// Says what may be behind a failure to open it.

@@ -1,5 +1,11 @@
 //! An object in shared memory that several processes write: a head of atomics, and what comes after
 //! it, its tail.
+//!
+//! The type of the head is noted twice: in the encoding, so that a type decoded as another is an error
+//! (see [`Kind`]), and in the memory itself, so that no encoding put together by hand makes atomics of
+//! what others reach under a lock.
+
+use std::fmt;
 
 use std::any::type_name;
 use std::marker::PhantomData;
@@ -32,7 +38,7 @@ impl<H: Atomics> Object<H> {
         let memory = SharedMemory::zeroed(bytes);
         let memory = memory.map_err(|source| Error::SharedMemory { bytes, source })?;
         let object = Self { memory: Arc::new(memory), head: PhantomData };
-        object.tag().store(kind::<H>(), Relaxed);
+        object.tag().store(number::<H>(), Relaxed);
         Ok(object)
     }
 
@@ -68,11 +74,49 @@ impl<H: Atomics> Object<H> {
     }
 }
 
-/// Tells objects apart; the same in all processes of a program.
-fn kind<H>() -> u64 {
+/// Marks an encoding as one of a `P`. Decoding it as the mark of another type is an error.
+pub(crate) struct Kind<P: ?Sized>(PhantomData<fn() -> P>);
+
+impl<P: ?Sized> Kind<P> {
+    pub(crate) const fn new() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<P: ?Sized> fmt::Debug for Kind<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Kind({})", type_name::<P>())
+    }
+}
+
+impl<P: ?Sized> Serialize for Kind<P> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        number::<P>().serialize(serializer)
+    }
+}
+
+impl<'de, P: ?Sized> Deserialize<'de> for Kind<P> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match u64::deserialize(deserializer)? == number::<P>() {
+            true => Ok(Self::new()),
+            false => Err(something_else::<P, D::Error>()),
+        }
+    }
+}
+
+/// The error of what was shared as another type than `P`.
+pub(crate) fn something_else<P: ?Sized, E: serde::de::Error>() -> E {
+    E::custom(format_args!(
+        "what was shared is something else than a `{}`: encode and decode the same type",
+        type_name::<P>()
+    ))
+}
+
+/// Tells types apart; the same in all processes of a program.
+fn number<P: ?Sized>() -> u64 {
     const BASIS: u64 = 0xcbf2_9ce4_8422_2325;
     const PRIME: u64 = 0x0000_0100_0000_01b3;
-    type_name::<H>().bytes().fold(BASIS, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(PRIME))
+    type_name::<P>().bytes().fold(BASIS, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(PRIME))
 }
 
 impl<H> Clone for Object<H> {
@@ -83,17 +127,18 @@ impl<H> Clone for Object<H> {
 
 impl<H> Serialize for Object<H> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        self.memory.handle().map_err(S::Error::custom)?.serialize(serializer)
+        let handle = self.memory.handle().map_err(S::Error::custom)?;
+        (Kind::<H>::new(), handle).serialize(serializer)
     }
 }
 
 impl<'de, H: Atomics> Deserialize<'de> for Object<H> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let handle = Handle::deserialize(deserializer)?;
+        let (_, handle) = <(Kind<H>, Handle)>::deserialize(deserializer)?;
         let memory = SharedMemory::open(handle, false).map_err(D::Error::custom)?;
         let object = Self { memory, head: PhantomData };
-        if object.memory.len() < Self::TAIL || object.tag().load(Relaxed) != kind::<H>() {
-            return Err(D::Error::custom("what was shared is something else"));
+        if object.memory.len() < Self::TAIL || object.tag().load(Relaxed) != number::<H>() {
+            return Err(something_else::<H, D::Error>());
         }
         Ok(object)
     }
