@@ -7,11 +7,12 @@ mod log;
 use std::cell::Cell;
 use std::fmt;
 use std::marker::PhantomData;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::*};
 use std::time::{Duration, Instant};
 
-use procpool_worker::attach::{Unattached, attach_end};
+use procpool_worker::attach::{Attached, FileId, Unattached, attach_end};
 use procpool_worker::codec;
 use rustix::fs::OFlags;
 use serde::de::{DeserializeOwned, Error as _};
@@ -324,6 +325,16 @@ impl End {
     }
 }
 
+impl Attached for End {
+    fn files(&self) -> Vec<(FileId, BorrowedFd<'_>)> {
+        [Some(&self.log.file), self.cord.as_ref()]
+            .into_iter()
+            .flatten()
+            .flat_map(File::files)
+            .collect()
+    }
+}
+
 impl Drop for End {
     fn drop(&mut self) {
         // Closed first: who is rung looks whether there is another.
@@ -340,16 +351,16 @@ impl Drop for End {
 impl Head {
     fn set_files(&self, log: &File, cord: &File) {
         for (words, file) in [(&self.log, log), (&self.cord, cord)] {
-            words
-                .iter()
-                .zip(file.identity().words())
-                .for_each(|(word, it)| word.store(it, Relaxed));
+            let FileId { device, inode } = file.identity();
+            words[0].store(device, Relaxed);
+            words[1].store(inode, Relaxed);
         }
     }
 
     fn has_files(&self, log: Handle, cord: Handle) -> bool {
         [(&self.log, log), (&self.cord, cord)].into_iter().all(|(words, handle)| {
-            words.iter().zip(handle.identity().words()).all(|(word, it)| word.load(Relaxed) == it)
+            let [device, inode] = words.each_ref().map(|word| word.load(Relaxed));
+            handle.identity() == FileId { device, inode }
         })
     }
 

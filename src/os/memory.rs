@@ -7,16 +7,17 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
+use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use procpool_worker::attach::Unattached;
+use procpool_worker::attach::{Attached, FileId, Unattached};
 use rustix::fs::{FallocateFlags, MemfdFlags, OFlags, SealFlags};
 use rustix::io::retry_on_intr;
 use rustix::mm::{MapFlags, ProtFlags};
 
-use super::handle::{File, Handle, Identity, OpenError};
+use super::handle::{File, Handle, OpenError};
 
 /// How long a process keeps memory that it was given mapped without using it: the next task may be
 /// given the same. It is far above the time between two tasks, and no time to be out of memory for.
@@ -48,6 +49,12 @@ pub(crate) struct Mapping {
 unsafe impl Send for Mapping {}
 // SAFETY: as above.
 unsafe impl Sync for Mapping {}
+
+impl Attached for SharedMemory {
+    fn files(&self) -> Vec<(FileId, BorrowedFd<'_>)> {
+        self.file.files()
+    }
+}
 
 impl SharedMemory {
     /// `len` zero bytes, for all to write.
@@ -282,9 +289,9 @@ struct Kept {
     is_used: bool,
 }
 
-static KEPT: Mutex<BTreeMap<Identity, Kept>> = Mutex::new(BTreeMap::new());
+static KEPT: Mutex<BTreeMap<FileId, Kept>> = Mutex::new(BTreeMap::new());
 
-fn kept() -> MutexGuard<'static, BTreeMap<Identity, Kept>> {
+fn kept() -> MutexGuard<'static, BTreeMap<FileId, Kept>> {
     KEPT.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
