@@ -433,7 +433,7 @@ fn overwritten_objects() {
             }
             let (start, end) = line.split(' ').next().unwrap().split_once('-').unwrap();
             let [start, end] = [start, end].map(|at| usize::from_str_radix(at, 16).unwrap());
-            for _ in 0..1 + random() % 64 {
+            for _ in 0..1 + random() % 256 {
                 let word = match random() % 8 {
                     0 => 0,
                     1 => u64::MAX,
@@ -444,7 +444,13 @@ fn overwritten_objects() {
                     6 => (random() % 1_000_000) << 2 | random() % 4,
                     _ => random(),
                 };
-                let at = start + (random() as usize % (end - start).min(1024)) / 8 * 8;
+                // The beginning of a log, or of a region's directory; and the first objects after that.
+                let (from, len) = if random() % 4 == 0 { (0, 1024) } else { (9_984, 4096) };
+                let len = len.min((end - start).saturating_sub(from));
+                if len == 0 {
+                    continue;
+                }
+                let at = start + from + random() as usize % len / 8 * 8;
                 // SAFETY: it is mapped, and what other processes may write at any time.
                 unsafe { (at as *mut u64).write_volatile(word) };
             }
