@@ -38,7 +38,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         processes.push(Process::spawn(random_string, (5, position, sender.clone()))?);
     }
     drop(sender); // the processes have their own
-    let mut strings: Vec<(usize, String)> = receiver.iter().collect();
+    let mut strings: Vec<(usize, String)> = receiver.iter().collect::<Result<_, _>>()?;
     println!("{} strings came", strings.len());
     strings.sort();
     for (position, string) in strings {

@@ -45,7 +45,7 @@ fn messages_arrive_in_the_order_in_which_they_were_sent() {
     };
     let task = pool.apply_async(send, sender);
     let expected = (0..10_000).map(|x| (x, x.to_string()));
-    assert!(receiver.iter().eq(expected));
+    assert!(receiver.iter().map(Result::unwrap).eq(expected));
     assert_eq!(receiver.recv(), Err(RecvError::Disconnected));
     task.get().unwrap();
 }
@@ -60,7 +60,7 @@ fn messages_of_all_sizes_arrive_whole() {
     let (echoes, echoed) = channel().unwrap();
     let pool = Pool::new(1).unwrap();
     let echo = |(receiver, echoes): (Receiver<Vec<u8>>, Sender<Vec<u8>>)| {
-        receiver.iter().for_each(|message| echoes.send(message).unwrap());
+        receiver.iter().for_each(|message| echoes.send(message.unwrap()).unwrap());
     };
     let task = pool.apply_async(echo, (receiver, echoes));
     std::thread::scope(|scope| {
@@ -179,7 +179,7 @@ fn a_million_messages_arrive_once_while_a_producer_and_a_consumer_are_killed() {
     fn consume((receiver, (seen, total, pids), me): (Receiver<u64>, Exchange, u64)) {
         report_at(&pids, 4 + me as usize);
         let mut last = [None; 4];
-        for id in receiver.iter() {
+        for id in receiver.iter().map(Result::unwrap) {
             seen[id as usize].fetch_add(1, SeqCst);
             total.fetch_add(1, SeqCst);
             let last = last[(id / EACH) as usize].replace(id);
@@ -238,12 +238,12 @@ fn senders_killed_in_the_middle_of_large_messages_leave_no_part_of_one() {
     let pool = crew(2);
     for victim in 0..10 {
         let task = pool.apply_async(flood, (sender.clone(), pids.clone(), victim));
-        for message in receiver.iter().take(1 + 3 * victim) {
+        for message in receiver.iter().map(Result::unwrap).take(1 + 3 * victim) {
             assert!(message.iter().all(|x| *x == message[0]), "a message is mixed");
         }
         kill_at(&pids, victim);
         assert!(task.get().is_err());
-        for message in receiver.try_iter() {
+        for message in receiver.try_iter().map(Result::unwrap) {
             assert!(message.iter().all(|x| *x == message[0]), "a message is mixed");
         }
     }
@@ -266,7 +266,7 @@ fn receivers_killed_at_any_time_leave_the_rest_to_the_others() {
         kill_at(&pids, victim);
         assert!(task.get().is_err());
         sender.send(u64::MAX).unwrap();
-        assert_eq!(receiver.iter().find(|x| *x == u64::MAX), Some(u64::MAX));
+        assert_eq!(receiver.iter().find(|x| *x == Ok(u64::MAX)), Some(Ok(u64::MAX)));
         assert_eq!(receiver.try_recv(), Err(RecvError::Empty));
     }
 }
@@ -280,7 +280,7 @@ fn ends_can_be_kept_by_initializers_and_passed_on_to_workers_of_workers() {
         procpool::with_state(|sender: &mut Sender<String>| sender.send(x.to_string()).unwrap())
     };
     pool.map(tell, 0..100).unwrap();
-    let mut told: Vec<u32> = receiver.try_iter().map(|x| x.parse().unwrap()).collect();
+    let mut told: Vec<u32> = receiver.try_iter().map(|x| x.unwrap().parse().unwrap()).collect();
     told.sort_unstable();
     assert!(told.into_iter().eq(0..100));
     drop(pool);
@@ -290,8 +290,8 @@ fn ends_can_be_kept_by_initializers_and_passed_on_to_workers_of_workers() {
         Pool::new(1).unwrap().apply(send, sender).unwrap();
     };
     Pool::new(1).unwrap().apply(nested, sender).unwrap();
-    let told: Vec<String> = receiver.into_iter().collect();
-    assert_eq!(told, ["from below"]);
+    let told: Result<Vec<String>, _> = receiver.into_iter().collect();
+    assert_eq!(told.unwrap(), ["from below"]);
 }
 
 #[test]
@@ -374,4 +374,34 @@ fn an_end_that_comes_too_late_is_told_so() {
     let late = pool.apply_async(|sender: Sender<u64>| sender.send(1).is_err(), sender);
     drop(receiver);
     assert_eq!((holds.get(), late.get()), (Ok(50), Ok(true)));
+}
+
+#[test]
+fn iterating_goes_on_after_a_message_that_cannot_be_decoded() {
+    /// Is encoded as any number, and decoded if it is less than ten.
+    #[derive(Debug, PartialEq, serde::Serialize)]
+    struct Digit(u64);
+    impl<'de> serde::Deserialize<'de> for Digit {
+        fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            match u64::deserialize(deserializer)? {
+                x @ ..10 => Ok(Self(x)),
+                _ => Err(serde::de::Error::custom("it has two digits")),
+            }
+        }
+    }
+    let (sender, receiver) = channel().unwrap();
+    let send_all = || [1, 10, 2].into_iter().for_each(|x| sender.send(Digit(x)).unwrap());
+    let check = |received: Vec<Result<Digit, RecvError>>| {
+        let [Ok(Digit(1)), Err(RecvError::Decode(reason)), Ok(Digit(2))] = &received[..] else {
+            panic!("{received:?}")
+        };
+        assert!(reason.contains("two digits"), "{reason}");
+    };
+    send_all();
+    check(receiver.try_iter().collect());
+    send_all();
+    send_all();
+    drop(sender);
+    check(receiver.iter().take(3).collect());
+    check(receiver.into_iter().collect());
 }

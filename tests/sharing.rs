@@ -5,8 +5,8 @@ mod support;
 
 use std::fs;
 
-use procpool::{Pool, SharedSlice, Side, TaskErrorKind, TaskOptions};
-use support::{kill, wait_until};
+use procpool::{Lock, Pool, SharedSlice, SharedValue, Side, TaskErrorKind, TaskOptions};
+use support::{alone, kill, wait_until};
 
 procpool::test_support!();
 
@@ -177,4 +177,31 @@ fn a_shared_slice_cannot_be_written_by_anybody() {
     let error = pool.apply(overwrite, numbers.clone()).unwrap_err();
     assert!(matches!(error.kind(), TaskErrorKind::Died { .. }), "{error}");
     assert_eq!(numbers[0], 1);
+}
+
+#[test]
+fn five_thousand_values_and_locks_need_few_descriptors() {
+    alone("five_thousand_of_each");
+}
+
+#[test]
+#[ignore = "run by `five_thousand_values_and_locks_need_few_descriptors`, alone"]
+fn five_thousand_of_each() {
+    let limit = libc::rlimit { rlim_cur: 1024, rlim_max: 1024 };
+    // SAFETY: a plain system call.
+    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) }, 0);
+    let both: Vec<_> =
+        (0..5000).map(|x| (SharedValue::new(x).unwrap(), Lock::new().unwrap())).collect();
+    let pool = Pool::new(2).unwrap();
+    let add = |(value, lock): (SharedValue<u64>, Lock)| {
+        let _guard = lock.lock();
+        *value.lock() += 1;
+        // Made in a worker, and of no concern to others.
+        *SharedValue::new(7u64).unwrap().lock()
+    };
+    let made = pool.map(add, both.iter().step_by(10).cloned()).unwrap();
+    assert_eq!(made, [7; 500]);
+    for (x, (value, _)) in (0..).zip(&both) {
+        assert_eq!(value.get(), x + u64::from(x % 10 == 0));
+    }
 }

@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use procpool::sync::Event;
 use procpool::{
-    Barrier, BarrierError, Lock, Pool, Semaphore, SharedArray, SharedValue, TaskErrorKind,
+    Barrier, BarrierError, Lock, Pool, Receiver, Semaphore, Sender, SharedArray, SharedSlice,
+    SharedValue, TaskErrorKind, bounded_channel, channel,
 };
-use support::{kill, wait_until};
+use support::{SOON, alone, kill, wait_until};
 
 procpool::test_support!();
 
@@ -56,7 +57,7 @@ fn what_is_counted_under_a_lock_or_by_atomics_is_exact() {
 fn a_lock_whose_owner_is_killed_a_thousand_times_is_had_by_the_next_who_is_told() {
     fn die_with_it((value, told): (SharedValue<u64>, SharedValue<AtomicU64>)) {
         let mut guard = value.lock();
-        if let Some(pid) = guard.previous_owner_died() {
+        if let Some(pid) = guard.abandoned_by() {
             assert!(!support::is_alive(pid));
             told.fetch_add(1, SeqCst);
         }
@@ -72,9 +73,9 @@ fn a_lock_whose_owner_is_killed_a_thousand_times_is_had_by_the_next_who_is_told(
     }
     let guard = value.lock();
     assert_eq!((*guard, told.load(SeqCst)), (1000, 999));
-    assert!(guard.previous_owner_died().is_some());
+    assert!(guard.abandoned_by().is_some());
     drop(guard);
-    assert_eq!(value.lock().previous_owner_died(), None);
+    assert_eq!(value.lock().abandoned_by(), None);
 }
 
 #[test]
@@ -98,7 +99,10 @@ fn a_lock_excludes_other_processes_and_other_threads() {
     };
     let panicked: Result<(), _> = pool.apply(panics, lock.clone());
     assert!(panicked.is_err());
-    assert_eq!(lock.lock().previous_owner_died(), None);
+    let (guard, worker) = (lock.lock(), pool.workers()[0].pid);
+    assert_eq!(guard.abandoned_by(), Some(worker), "an owner that panicked is told");
+    drop(guard);
+    assert_eq!(lock.lock().abandoned_by(), None);
 }
 
 #[test]
@@ -233,4 +237,251 @@ fn what_is_shared_is_of_one_kind_and_goes_through_arguments_alone() {
     assert!(error.to_string().contains("something else"), "{error}");
     let error = pool.apply(|()| Event::new().unwrap(), ()).unwrap_err();
     assert!(error.to_string().contains("only be sent in an argument"), "{error}");
+}
+
+#[test]
+fn a_barrier_breaks_when_a_participant_panics_or_aborts() {
+    let pool = Pool::builder().workers(2).chunk_size(1).build().unwrap();
+    let barrier = Barrier::new(2).unwrap();
+    let wait = |barrier: Barrier| barrier.wait_timeout(SOON) == Err(BarrierError::Broken);
+    let waits = pool.apply_async(wait, barrier.clone());
+    let panics = |_barrier: Barrier| panic!("before it waits");
+    let panicked: Result<(), _> = pool.apply(panics, barrier.clone());
+    assert!(matches!(panicked.unwrap_err().kind(), TaskErrorKind::Panicked { .. }));
+    assert_eq!(waits.get(), Ok(true));
+    barrier.reset();
+    let waits = pool.apply_async(wait, barrier.clone());
+    barrier.abort();
+    assert_eq!((waits.get(), barrier.is_broken()), (Ok(true), true));
+}
+
+#[test]
+fn a_task_that_changes_its_root_does_not_take_a_lock_that_is_held() {
+    // SAFETY: a plain system call.
+    if unsafe { libc::geteuid() } != 0 {
+        eprintln!("skipped: changing the root needs root");
+        return;
+    }
+    fn try_within((root, lock, permits): (std::path::PathBuf, Lock, Semaphore)) -> Option<bool> {
+        if let Err(error) = std::os::unix::fs::chroot(root) {
+            eprintln!("skipped: {error}");
+            return None;
+        }
+        let had = lock.lock_timeout(A_MOMENT).is_some() || lock.try_lock().is_some();
+        Some(had || permits.try_acquire().is_some())
+    }
+    let root = tempfile::tempdir().unwrap();
+    let (lock, permits) = (Lock::new().unwrap(), Semaphore::new(1).unwrap());
+    let pool = Pool::new(1).unwrap();
+    let guards = (lock.lock(), permits.acquire());
+    let had = pool.apply(try_within, (root.path().to_owned(), lock.clone(), permits.clone()));
+    assert!(matches!(had, Ok(None | Some(false))), "{had:?}");
+    drop(guards);
+    assert_eq!(pool.apply(|lock: Lock| lock.try_lock().is_some(), lock.clone()), Ok(true));
+}
+
+#[test]
+fn a_process_whose_first_thread_has_ended_keeps_its_lock_as_long_as_another_runs() {
+    fn leave((lock, is_had): (Lock, Event)) {
+        std::thread::spawn(move || {
+            let _guard = lock.lock();
+            is_had.set();
+            std::thread::sleep(SOON);
+        });
+        std::thread::sleep(A_MOMENT);
+        // SAFETY: ends this thread alone, and what it has borrowed is never used again.
+        unsafe { libc::syscall(libc::SYS_exit, 0) };
+    }
+    let (lock, is_had) = (Lock::new().unwrap(), Event::new().unwrap());
+    let pool = Pool::new(1).unwrap();
+    let task = pool.apply_async(leave, (lock.clone(), is_had.clone()));
+    assert!(is_had.wait_timeout(SOON));
+    let pid = pool.workers()[0].pid;
+    wait_until("its first thread has ended", || !support::is_alive(pid));
+    assert!(lock.try_lock().is_none() && lock.lock_timeout(A_MOMENT).is_none());
+    kill(pid, libc::SIGKILL);
+    let guard = lock.lock_timeout(SOON).expect("its owner is dead");
+    assert_eq!(guard.abandoned_by(), Some(pid));
+    assert!(task.get().is_err());
+}
+
+/// Everything that can be shared, of each kind one or more.
+macro_rules! disguises {
+    ($($index:literal: $kind:ty = $make:expr),* $(,)?) => {
+        /// Is encoded as one kind, and decoded as another.
+        struct Disguised {
+            from: u8,
+            to: u8,
+        }
+
+        const KINDS: u8 = [$($index),*].len() as u8;
+
+        impl serde::Serialize for Disguised {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                match self.from {
+                    $($index => {
+                        let made: $kind = $make;
+                        (self.from, self.to, made).serialize(serializer)
+                    })*
+                    _ => unreachable!(),
+                }
+            }
+        }
+
+        impl<'de> serde::Deserialize<'de> for Disguised {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                struct Visitor;
+                impl<'de> serde::de::Visitor<'de> for Visitor {
+                    type Value = Disguised;
+
+                    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                        f.write_str("what is shared")
+                    }
+
+                    fn visit_seq<A: serde::de::SeqAccess<'de>>(
+                        self,
+                        mut parts: A,
+                    ) -> Result<Disguised, A::Error> {
+                        let from = parts.next_element()?.unwrap();
+                        let to = parts.next_element()?.unwrap();
+                        match to {
+                            $($index => drop(parts.next_element::<$kind>()?.unwrap()),)*
+                            _ => unreachable!(),
+                        }
+                        Ok(Disguised { from, to })
+                    }
+                }
+                deserializer.deserialize_tuple(3, Visitor)
+            }
+        }
+    };
+}
+thread_local! {
+    /// The same objects each time, so that a worker has them mapped as what they are.
+    static ARRAY: SharedArray<u64> = SharedArray::new([1; 8]).unwrap();
+    static SLICE: SharedSlice<u64> = SharedSlice::new([1; 8]).unwrap();
+    static LOCK: Lock = Lock::new().unwrap();
+    static ENDS: (Sender<u64>, Receiver<u64>) = channel().unwrap();
+}
+disguises! {
+    0: SharedSlice<u64> = SLICE.with(Clone::clone),
+    1: SharedSlice<u32> = SharedSlice::new([1]).unwrap(),
+    2: SharedArray<u64> = ARRAY.with(Clone::clone),
+    3: SharedArray<AtomicU64> = SharedArray::<AtomicU64>::atomic([1]).unwrap(),
+    4: SharedArray<[u8; 3]> = SharedArray::new([]).unwrap(),
+    5: SharedValue<u64> = SharedValue::new(1).unwrap(),
+    6: SharedValue<AtomicU64> = SharedValue::<AtomicU64>::atomic(1).unwrap(),
+    7: SharedValue<[u8; 3]> = SharedValue::new([1; 3]).unwrap(),
+    8: Lock = LOCK.with(Clone::clone),
+    9: Semaphore = Semaphore::new(1).unwrap(),
+    10: Event = Event::new().unwrap(),
+    11: Barrier = Barrier::new(1).unwrap(),
+    12: Sender<u64> = ENDS.with(|ends| ends.0.clone()),
+    13: Receiver<u64> = ENDS.with(|ends| ends.1.clone()),
+    14: Receiver<u32> = bounded_channel(1).unwrap().1,
+}
+
+#[test]
+fn what_is_shared_and_decoded_as_another_type_is_an_error() {
+    let pool = Pool::new(1).unwrap();
+    for from in 0..KINDS {
+        for to in 0..KINDS {
+            // As itself first, so that the worker has it mapped.
+            let both = vec![Disguised { from, to: from }, Disguised { from, to }];
+            let outcome = pool.apply(|both: Vec<Disguised>| both.len(), both);
+            match outcome {
+                Ok(2) if from == to => {}
+                Err(error) if from != to => {
+                    assert!(
+                        error.to_string().contains("something else"),
+                        "{from} as {to}: {error}"
+                    );
+                    assert!(matches!(error.kind(), TaskErrorKind::Decode { .. }), "{error}");
+                }
+                outcome => panic!("{from} as {to}: {outcome:?}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn objects_whose_memory_is_overwritten_are_errors_and_never_more() {
+    alone("overwritten_objects");
+}
+
+#[test]
+#[ignore = "run by `objects_whose_memory_is_overwritten_are_errors_and_never_more`, alone"]
+fn overwritten_objects() {
+    const BRIEFLY: Duration = Duration::from_millis(1);
+    std::thread::spawn(|| {
+        std::thread::sleep(3 * SOON);
+        eprintln!("it takes too long");
+        std::process::exit(3);
+    });
+    // SplitMix64.
+    let mut state = 7u64;
+    let mut random = move || {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    };
+    let mut scribble = || {
+        for line in std::fs::read_to_string("/proc/self/maps").unwrap().lines() {
+            if !(line.contains(" rw-s ") && line.contains("memfd:procpool")) {
+                continue;
+            }
+            let (start, end) = line.split(' ').next().unwrap().split_once('-').unwrap();
+            let [start, end] = [start, end].map(|at| usize::from_str_radix(at, 16).unwrap());
+            for _ in 0..1 + random() % 256 {
+                let word = match random() % 8 {
+                    0 => 0,
+                    1 => u64::MAX,
+                    2 => random() % 64,
+                    3 => (random() % 4096) * 8,
+                    4 => 1 << (random() % 64),
+                    5 => (1 << 62) - 8 * (random() % 4),
+                    6 => (random() % 1_000_000) << 2 | random() % 4,
+                    _ => random(),
+                };
+                // The beginning of a log, or of a region's directory; and the first objects after that.
+                let (from, len) = if random() % 4 == 0 { (0, 1024) } else { (9_984, 4096) };
+                let len = len.min((end - start).saturating_sub(from));
+                if len == 0 {
+                    continue;
+                }
+                let at = start + from + random() as usize % len / 8 * 8;
+                // SAFETY: it is mapped, and what other processes may write at any time.
+                unsafe { (at as *mut u64).write_volatile(word) };
+            }
+        }
+    };
+    for _ in 0..30 {
+        let value = SharedValue::new(1u64).unwrap();
+        let array = SharedArray::<AtomicU64>::atomic([1; 9]).unwrap();
+        let (lock, semaphore) = (Lock::new().unwrap(), Semaphore::new(3).unwrap());
+        let (event, barrier) = (Event::new().unwrap(), Barrier::new(2).unwrap());
+        let ends = [channel::<Vec<u8>>().unwrap(), bounded_channel(2).unwrap()];
+        for round in 0..4 {
+            scribble();
+            let _ = value.lock_timeout(BRIEFLY).map(|mut value| *value += 0);
+            assert_eq!(array.len(), 9);
+            drop(lock.try_lock());
+            drop(lock.lock_timeout(BRIEFLY));
+            drop(semaphore.acquire_timeout(BRIEFLY));
+            assert!(semaphore.available() <= 3);
+            event.set();
+            event.wait_timeout(BRIEFLY);
+            scribble();
+            let _ = barrier.wait_timeout(BRIEFLY);
+            barrier.reset();
+            for (sender, receiver) in &ends {
+                let _ = sender.send_timeout(vec![1; [3, 5_000, 100_000][round % 3]], BRIEFLY);
+                scribble();
+                let _ = receiver.recv_timeout(BRIEFLY);
+                let _ = sender.try_send(vec![2]);
+                let _ = receiver.try_iter().take(10).count();
+            }
+        }
+    }
 }

@@ -27,7 +27,7 @@ pub(crate) fn channel(peers: &mut Peers, effort: &Effort) -> Outcome<Row> {
             let (sender, receiver) = procpool::channel()?;
             let (time, sum) = seconds(|| {
                 let task = pool.apply_async(send, (sender, MESSAGES));
-                let sum: u64 = receiver.iter().sum();
+                let sum: u64 = receiver.iter().map(Result::unwrap).sum();
                 task.get().map(|sent| sent.map(|()| sum))
             });
             let is_all = sum?? == MESSAGES * (MESSAGES - 1) / 2;

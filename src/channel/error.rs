@@ -28,6 +28,9 @@ pub enum SendErrorReason {
     /// The value could not be encoded.
     #[error("the message could not be encoded: {0}")]
     Encode(String),
+    /// A process has written over the channel's state. Make a new channel.
+    #[error("the channel's memory was overwritten by another process: make a new channel")]
+    Corrupt,
     /// The system has no memory for it.
     #[error("the message could not be put into shared memory: {0}")]
     System(String),

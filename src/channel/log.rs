@@ -135,12 +135,18 @@ impl Record {
     }
 }
 
-/// Why nothing could be read.
+/// Why nothing could be written or read.
 #[derive(Debug)]
-pub(super) enum ReadError {
-    /// What is in the log is not what was written there.
-    Nonsense,
+pub(super) enum LogError {
+    /// What is in the log, or its state, is not what was written there.
+    Corrupt,
     System(io::Error),
+}
+
+impl From<io::Error> for LogError {
+    fn from(error: io::Error) -> Self {
+        Self::System(error)
+    }
 }
 
 impl Log {
@@ -153,9 +159,13 @@ impl Log {
     }
 
     /// Appends a message. To be called with the sending side's lock.
-    pub(super) fn write(&self, tail: &Side, message: &[u8]) -> io::Result<()> {
+    pub(super) fn write(&self, tail: &Side, message: &[u8]) -> Result<(), LogError> {
         tail.mend();
         let mut position = tail.position();
+        // The position comes from memory that any process that has the channel can write.
+        if !is_valid(position) || message.len() as u64 > memory::ENDLESS - position {
+            return Err(LogError::Corrupt);
+        }
         if message.len() > LARGE {
             let body = window_after(position);
             memory::write_at(&self.file, message, body)?;
@@ -190,7 +200,7 @@ impl Log {
         head: &Side,
         tail: &Side,
         message: &mut Vec<u8>,
-    ) -> Result<bool, ReadError> {
+    ) -> Result<bool, LogError> {
         head.mend();
         let (mut position, end) = (head.position(), tail.position());
         if position == end {
@@ -198,10 +208,10 @@ impl Log {
         }
         match self.read_record(&mut position, end, message) {
             Ok(()) => head.advance(position),
-            Err(ReadError::Nonsense) => {
+            Err(LogError::Corrupt) => {
                 // There is no telling where the next one would begin.
                 head.advance(end);
-                return Err(ReadError::Nonsense);
+                return Err(LogError::Corrupt);
             }
             Err(error) => return Err(error),
         }
@@ -215,17 +225,16 @@ impl Log {
         position: &mut u64,
         end: u64,
         message: &mut Vec<u8>,
-    ) -> Result<(), ReadError> {
+    ) -> Result<(), LogError> {
         let mut window = lock(&self.read);
         loop {
-            if *position >= end || !position.is_multiple_of(HEAD) || end > memory::ENDLESS {
-                return Err(ReadError::Nonsense);
+            if *position >= end || !is_valid(*position) || !is_valid(end) {
+                return Err(LogError::Corrupt);
             }
-            let window =
-                Window::at(&mut window, &self.file, *position, false).map_err(ReadError::System)?;
+            let window = Window::at(&mut window, &self.file, *position, false)?;
             let left = WINDOW - *position % WINDOW - HEAD;
             let record = Record::from_word(window.head(*position).load(Relaxed));
-            match record.ok_or(ReadError::Nonsense)? {
+            match record.ok_or(LogError::Corrupt)? {
                 Record::Skip => *position = window_after(*position),
                 Record::Here(len) if len as u64 <= left => {
                     window.take(*position + HEAD, len, message);
@@ -234,11 +243,16 @@ impl Log {
                 }
                 Record::Large(len) if len > 0 && len <= end - *position => {
                     let body = window_after(*position);
-                    memory::read_at(&self.file, message, body, len).map_err(ReadError::System)?;
-                    *position = window_after(body + len - 1);
+                    // No memory is asked for that the sender has not taken: the length is a claim.
+                    let next = window_after(body + len - 1);
+                    if next > end || len > memory::allocated(&self.file)? {
+                        return Err(LogError::Corrupt);
+                    }
+                    memory::read_at(&self.file, message, body, len)?;
+                    *position = next;
                     return Ok(());
                 }
-                _ => return Err(ReadError::Nonsense),
+                _ => return Err(LogError::Corrupt),
             }
         }
     }
@@ -311,6 +325,11 @@ impl Window {
             message.set_len(len);
         }
     }
+}
+
+/// Whether a record may begin or end at `position`.
+fn is_valid(position: u64) -> bool {
+    position.is_multiple_of(HEAD) && position <= memory::ENDLESS
 }
 
 /// Where the window after the one that holds `position` begins.

@@ -7,11 +7,12 @@ mod log;
 use std::cell::Cell;
 use std::fmt;
 use std::marker::PhantomData;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::*};
 use std::time::{Duration, Instant};
 
-use procpool_worker::attach::{Unattached, attach_end};
+use procpool_worker::attach::{Attached, FileId, Unattached, attach_end};
 use procpool_worker::codec;
 use rustix::fs::OFlags;
 use serde::de::{DeserializeOwned, Error as _};
@@ -19,12 +20,12 @@ use serde::ser::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 pub use self::error::{RecvError, SendError, SendErrorReason};
-use self::log::{Log, ReadError, Side};
+use self::log::{Log, LogError, Side};
 use crate::error::Error;
 use crate::os::handle::{File, Handle};
-use crate::os::memory::Atomics;
+use crate::os::memory::{self, Atomics};
 use crate::os::pipe::{is_hung_up, pipe};
-use crate::shared::object::Object;
+use crate::shared::object::{Kind, Object, something_else};
 use crate::sync::{Bell, LockGuard, Look, deadline};
 
 /// A channel for messages between processes, with room for any number of them.
@@ -47,7 +48,7 @@ use crate::sync::{Bell, LockGuard, Look, deadline};
 /// let (sender, receiver) = procpool::channel()?;
 /// let tasks = ["a", "b"].map(|name| pool.apply_async(produce, (sender.clone(), name.to_owned())));
 /// drop(sender); // from here on, the tasks alone have it
-/// let mut words: Vec<String> = receiver.iter().collect();
+/// let mut words: Vec<String> = receiver.iter().collect::<Result<_, _>>()?;
 /// words.sort();
 /// assert_eq!(words, ["a0", "a1", "a2", "b0", "b1", "b2"]);
 /// # Ok(())
@@ -111,6 +112,7 @@ fn with_capacity<T>(capacity: u64) -> Result<(Sender<T>, Receiver<T>), Error> {
     object.head().capacity.store(capacity, Relaxed);
     let (read, write) = pipe().map_err(refused)?;
     let send_log = Log::new().map_err(refused)?;
+    object.head().set_files(&send_log.file, &read);
     let receive_log = Log::of(send_log.file.try_clone().map_err(refused)?);
     let sender = End::new(Role::Sender, object.clone(), send_log, write);
     let receiver = End::new(Role::Receiver, object, receive_log, read);
@@ -144,6 +146,9 @@ struct Head {
     /// How many ends of each kind have gone in good order: when that changes, it is worth a look
     /// whether there are any.
     gone: [AtomicU32; 2],
+    /// Which files the log and the pipe are, so that no encoding puts together parts of several.
+    log: [AtomicU64; 2],
+    cord: [AtomicU64; 2],
 }
 
 // SAFETY: it is made of atomics.
@@ -240,17 +245,21 @@ impl End {
         if self.is_alone(look) {
             return Some(Err(SendErrorReason::Disconnected));
         }
-        if head.is_full() {
+        // A thorough look goes on to where a count that can't be is told from a channel that is full.
+        if look == Look::Quick && head.is_full() {
             return None;
         }
         let guard = lock(&head.sender, patience)?;
         if head.is_full() {
-            return None;
+            return head.is_overfull().then_some(Err(SendErrorReason::Corrupt));
         }
         let written = self.log.write(&head.sender, message);
         drop(guard);
         head.arrival.0.ring(1);
-        Some(written.map_err(|error| SendErrorReason::System(error.to_string())))
+        Some(written.map_err(|error| match error {
+            LogError::Corrupt => SendErrorReason::Corrupt,
+            LogError::System(error) => SendErrorReason::System(error.to_string()),
+        }))
     }
 
     /// Receives an encoded message; none if there is none.
@@ -277,8 +286,8 @@ impl End {
             _ => head.room.0.ring(1),
         }
         Some(read.map(drop).map_err(|error| match error {
-            ReadError::Nonsense => RecvError::Corrupt,
-            ReadError::System(error) => RecvError::System(error.to_string()),
+            LogError::Corrupt => RecvError::Corrupt,
+            LogError::System(error) => RecvError::System(error.to_string()),
         }))
     }
 
@@ -289,23 +298,40 @@ impl End {
         Ok((self.log.file.handle(self)?, cord.handle(self)?))
     }
 
-    fn serialize<S: Serializer>(self: &Arc<Self>, serializer: S) -> Result<S::Ok, S::Error> {
+    /// Encodes it as the end `P`.
+    fn serialize<P, S: Serializer>(self: &Arc<Self>, serializer: S) -> Result<S::Ok, S::Error> {
         let (log, cord) = self.handles().map_err(S::Error::custom)?;
-        (&self.object, log, cord).serialize(serializer)
+        (Kind::<P>::new(), &self.object, log, cord).serialize(serializer)
     }
 
-    fn deserialize<'de, D: Deserializer<'de>>(
+    fn deserialize<'de, P, D: Deserializer<'de>>(
         role: Role,
         deserializer: D,
     ) -> Result<Arc<Self>, D::Error> {
-        let (object, log, cord) = <(Object<Head>, Handle, Handle)>::deserialize(deserializer)?;
+        type Parts<P> = (Kind<P>, Object<Head>, Handle, Handle);
+        let (_, object, log, cord) = Parts::<P>::deserialize(deserializer)?;
+        if !object.head().has_files(log, cord) {
+            return Err(something_else::<P, D::Error>());
+        }
         let access = match role {
             Role::Sender => OFlags::WRONLY,
             Role::Receiver => OFlags::RDONLY,
         };
-        let log = Log::of(log.open(OFlags::RDWR).map_err(D::Error::custom)?);
+        let log = log.open(OFlags::RDWR).map_err(D::Error::custom)?;
+        memory::check_endless(&log).map_err(D::Error::custom)?;
+        let log = Log::of(log);
         let cord = cord.open(access).map_err(D::Error::custom)?;
         Ok(Self::new(role, object, log, cord))
+    }
+}
+
+impl Attached for End {
+    fn files(&self) -> Vec<(FileId, BorrowedFd<'_>)> {
+        [Some(&self.log.file), self.cord.as_ref()]
+            .into_iter()
+            .flatten()
+            .flat_map(File::files)
+            .collect()
     }
 }
 
@@ -323,6 +349,21 @@ impl Drop for End {
 }
 
 impl Head {
+    fn set_files(&self, log: &File, cord: &File) {
+        for (words, file) in [(&self.log, log), (&self.cord, cord)] {
+            let FileId { device, inode } = file.identity();
+            words[0].store(device, Relaxed);
+            words[1].store(inode, Relaxed);
+        }
+    }
+
+    fn has_files(&self, log: Handle, cord: Handle) -> bool {
+        [(&self.log, log), (&self.cord, cord)].into_iter().all(|(words, handle)| {
+            let [device, inode] = words.each_ref().map(|word| word.load(Relaxed));
+            handle.identity() == FileId { device, inode }
+        })
+    }
+
     fn is_empty(&self) -> bool {
         self.sender.position() == self.receiver.position()
     }
@@ -334,6 +375,14 @@ impl Head {
         }
         // An empty channel has room, also where the count is behind.
         self.sender.count().wrapping_sub(self.receiver.count()) >= capacity && !self.is_empty()
+    }
+
+    /// Whether the counts can't be those of a channel that is full: they were overwritten. To be called
+    /// with the sending side's lock, without which messages come and go between the two looks.
+    fn is_overfull(&self) -> bool {
+        let waiting = self.sender.count().wrapping_sub(self.receiver.count());
+        // Either count may be behind by the one message of a process that was killed.
+        waiting.wrapping_add(1) > self.capacity.load(Relaxed).saturating_add(2)
     }
 }
 
@@ -374,7 +423,8 @@ impl<T: Serialize> Sender<T> {
     /// # Errors
     ///
     /// [`SendErrorReason::Disconnected`] when there is no receiver any more,
-    /// [`Encode`](SendErrorReason::Encode) and [`System`](SendErrorReason::System).
+    /// [`Encode`](SendErrorReason::Encode), [`Corrupt`](SendErrorReason::Corrupt) and
+    /// [`System`](SendErrorReason::System).
     pub fn send(&self, value: T) -> Result<(), SendError<T>> {
         self.send_with(value, Patience::Endless)
     }
@@ -450,14 +500,15 @@ impl<T: DeserializeOwned> Receiver<T> {
         self.recv_with(Patience::limited(limit))
     }
 
-    /// The messages as they come, until the first error: most often, that there is no sender any more.
-    pub fn iter(&self) -> impl Iterator<Item = T> + '_ {
-        std::iter::from_fn(|| self.recv().ok())
+    /// Returns the messages as they come, and in their place the errors of those that can't be had. Ends
+    /// when there is no sender any more.
+    pub fn iter(&self) -> impl Iterator<Item = Result<T, RecvError>> + '_ {
+        std::iter::from_fn(|| unless_over(self.recv()))
     }
 
-    /// The messages that are there, without waiting for others.
-    pub fn try_iter(&self) -> impl Iterator<Item = T> + '_ {
-        std::iter::from_fn(|| self.try_recv().ok())
+    /// As [`iter`](Self::iter), but ends where it would wait for another message.
+    pub fn try_iter(&self) -> impl Iterator<Item = Result<T, RecvError>> + '_ {
+        std::iter::from_fn(|| unless_over(self.try_recv()))
     }
 
     fn recv_with(&self, patience: Patience) -> Result<T, RecvError> {
@@ -474,20 +525,28 @@ impl<T: DeserializeOwned> Receiver<T> {
     }
 }
 
+/// What an iteration yields of what was received; none at its end.
+fn unless_over<T>(received: Result<T, RecvError>) -> Option<Result<T, RecvError>> {
+    match received {
+        Err(RecvError::Disconnected | RecvError::Empty) => None,
+        received => Some(received),
+    }
+}
+
 /// The messages of a channel, from [`Receiver::into_iter`].
 #[derive(Debug)]
 pub struct Messages<T>(Receiver<T>);
 
 impl<T: DeserializeOwned> Iterator for Messages<T> {
-    type Item = T;
+    type Item = Result<T, RecvError>;
 
-    fn next(&mut self) -> Option<T> {
-        self.0.recv().ok()
+    fn next(&mut self) -> Option<Self::Item> {
+        unless_over(self.0.recv())
     }
 }
 
 impl<T: DeserializeOwned> IntoIterator for Receiver<T> {
-    type Item = T;
+    type Item = Result<T, RecvError>;
     type IntoIter = Messages<T>;
 
     /// As [`iter`](Self::iter).
@@ -518,13 +577,13 @@ macro_rules! end {
 
         impl<T> Serialize for $End<T> {
             fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                self.end.serialize(serializer)
+                self.end.serialize::<Self, S>(serializer)
             }
         }
 
         impl<'de, T> Deserialize<'de> for $End<T> {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                End::deserialize(Role::$End, deserializer).map(Self::of)
+                End::deserialize::<Self, D>(Role::$End, deserializer).map(Self::of)
             }
         }
     };

@@ -1,34 +1,24 @@
-//! Naming an open file to another process: by who has it open, and as which descriptor. The other
-//! opens it anew by `/proc/PID/fd`, and compares device and inode to be sure that it is the same.
+//! Naming an open file to another process: by device and inode. The descriptor itself is sent beside
+//! the bytes that name it (see [`attach`]); where it was not, the other process opens it anew by
+//! `/proc/PID/fd`. Either way it compares device and inode to be sure that it is the same.
 //!
 //! Nothing is passed but plain data, so a handle travels inside of any encoded argument. The file has
 //! to stay open here until the other has opened it; [`attach`] sees to that.
 
-use std::any::Any;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use procpool_worker::attach::{Unattached, attach};
+use procpool_worker::attach::{self, Attached, FileId, HIGH_FD, Unattached, attach};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
-
-/// Descriptors that must survive a task which closes all the low ones are put above these.
-const HIGH_FD: i32 = 512;
-
-/// Tells one file from all others that exist at the same time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub(crate) struct Identity {
-    device: u64,
-    inode: u64,
-}
 
 /// An open file that can be named.
 #[derive(Debug)]
 pub(crate) struct File {
     fd: OwnedFd,
-    identity: Identity,
+    identity: FileId,
 }
 
 /// Names a [`File`].
@@ -36,7 +26,7 @@ pub(crate) struct File {
 pub(crate) struct Handle {
     pid: u32,
     fd: i32,
-    identity: Identity,
+    identity: FileId,
 }
 
 /// Why a handle can't be opened.
@@ -60,8 +50,13 @@ impl File {
     pub(crate) fn new(fd: OwnedFd) -> io::Result<Self> {
         // A low limit of open files may leave no room up there; then it stays where it is.
         let fd = rustix::io::fcntl_dupfd_cloexec(&fd, HIGH_FD).unwrap_or(fd);
-        let identity = Identity::of(&fd)?;
+        let identity = FileId::of(&fd)?;
         Ok(Self { fd, identity })
+    }
+
+    /// Which file it is.
+    pub(crate) fn identity(&self) -> FileId {
+        self.identity
     }
 
     /// The same file, as another descriptor.
@@ -70,7 +65,7 @@ impl File {
     }
 
     /// Names it within what is being encoded; `owner` is what keeps it open.
-    pub(crate) fn handle(&self, owner: &Arc<impl Any + Send + Sync>) -> Result<Handle, Unattached> {
+    pub(crate) fn handle(&self, owner: &Arc<impl Attached>) -> Result<Handle, Unattached> {
         attach(owner)?;
         let (pid, fd) = (std::process::id(), self.fd.as_raw_fd());
         Ok(Handle { pid, fd, identity: self.identity })
@@ -83,29 +78,41 @@ impl AsFd for File {
     }
 }
 
-impl Identity {
-    fn of(fd: impl AsFd) -> io::Result<Self> {
-        let stat = rustix::fs::fstat(fd)?;
-        Ok(Self { device: stat.st_dev, inode: stat.st_ino })
+impl Attached for File {
+    fn files(&self) -> Vec<(FileId, BorrowedFd<'_>)> {
+        vec![(self.identity, self.as_fd())]
     }
 }
 
 impl Handle {
-    pub(crate) fn identity(self) -> Identity {
+    pub(crate) fn identity(self) -> FileId {
         self.identity
     }
 
     /// Opens the file that it names; `access` is how.
     pub(crate) fn open(self, access: OFlags) -> Result<File, OpenError> {
+        let file = match attach::received(self.identity, access) {
+            Some(fd) => File::new(fd).map_err(|source| self.because(source))?,
+            None => self.open_by_path(access)?,
+        };
+        if file.identity == self.identity { Ok(file) } else { Err(self.is_other()) }
+    }
+
+    /// Opens it anew, where its descriptor was not sent.
+    fn open_by_path(self, access: OFlags) -> Result<File, OpenError> {
         let pid = self.pid;
         // Whatever it may turn out to be: opening it is not to wait, nor to make it our terminal.
         let flags = access | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let path = format!("/proc/{pid}/fd/{}", self.fd);
-        let file = rustix::fs::open(path.as_str(), flags, Mode::empty())
+        rustix::fs::open(path.as_str(), flags, Mode::empty())
             .map_err(io::Error::from)
             .and_then(File::new)
-            .map_err(|source| self.because(source))?;
-        if file.identity == self.identity { Ok(file) } else { Err(OpenError::Other(pid)) }
+            .map_err(|source| self.because(source))
+    }
+
+    /// The error of a handle whose file is something else than what it was decoded as.
+    pub(crate) fn is_other(self) -> OpenError {
+        OpenError::Other(self.pid)
     }
 
     /// Says what may be behind a failure to open it.
@@ -144,6 +151,26 @@ mod tests {
         assert_eq!(named.open(OFlags::RDWR).unwrap().identity, file.identity);
         let moved = Handle { fd: other.fd.as_raw_fd(), ..named };
         assert!(matches!(moved.open(OFlags::RDWR), Err(OpenError::Other(_))));
+    }
+
+    #[test]
+    fn a_file_whose_descriptor_was_received_needs_nothing_of_the_process_that_has_shared_it() {
+        let file = file();
+        let mut attachments = Attachments::default();
+        let named = attachments.collect(|| file.handle(&file).unwrap());
+        // That process can't be looked into.
+        let named = Handle { fd: i32::MAX, ..named };
+        assert!(named.open(OFlags::RDWR).is_err());
+        for (id, fd) in attachments.files() {
+            attach::receive(id, fd.try_clone_to_owned().unwrap());
+        }
+        for access in [OFlags::RDWR, OFlags::RDONLY] {
+            let opened = named.open(access).unwrap();
+            assert_eq!(opened.identity, file.identity);
+            assert!(opened.fd.as_raw_fd() >= HIGH_FD);
+        }
+        attach::clear_received();
+        assert!(named.open(OFlags::RDWR).is_err());
     }
 
     #[test]

@@ -7,16 +7,17 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
+use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use procpool_worker::attach::Unattached;
+use procpool_worker::attach::{Attached, FileId, Unattached};
 use rustix::fs::{FallocateFlags, MemfdFlags, OFlags, SealFlags};
 use rustix::io::retry_on_intr;
 use rustix::mm::{MapFlags, ProtFlags};
 
-use super::handle::{File, Handle, Identity, OpenError};
+use super::handle::{File, Handle, OpenError};
 
 /// How long a process keeps memory that it was given mapped without using it: the next task may be
 /// given the same. It is far above the time between two tasks, and no time to be out of memory for.
@@ -33,6 +34,8 @@ const FROZEN: SealFlags = SIZE.union(SealFlags::WRITE);
 pub(crate) struct SharedMemory {
     file: File,
     mapping: Mapping,
+    /// Whether no process can write it.
+    is_frozen: bool,
 }
 
 /// A part of this process's address space.
@@ -47,13 +50,19 @@ unsafe impl Send for Mapping {}
 // SAFETY: as above.
 unsafe impl Sync for Mapping {}
 
+impl Attached for SharedMemory {
+    fn files(&self) -> Vec<(FileId, BorrowedFd<'_>)> {
+        self.file.files()
+    }
+}
+
 impl SharedMemory {
     /// `len` zero bytes, for all to write.
     pub(crate) fn zeroed(len: usize) -> io::Result<Self> {
         let file = allocate(len)?;
         let mapping = Mapping::new(&file, 0..len as u64, true)?;
         rustix::fs::fcntl_add_seals(&file, SIZE)?;
-        Ok(Self { file, mapping })
+        Ok(Self { file, mapping, is_frozen: false })
     }
 
     /// `len` bytes that `fill` writes, and nobody after that.
@@ -78,7 +87,7 @@ impl SharedMemory {
     fn frozen(file: File, len: usize) -> io::Result<Self> {
         rustix::fs::fcntl_add_seals(&file, FROZEN)?;
         let mapping = Mapping::new(&file, 0..len as u64, false)?;
-        Ok(Self { file, mapping })
+        Ok(Self { file, mapping, is_frozen: true })
     }
 
     /// Names it within what is being encoded.
@@ -104,6 +113,11 @@ impl SharedMemory {
                 kept.entry(handle.identity()).or_insert(Kept { memory, is_used: true })
             }
         };
+        // It may have been mapped as another type: what one process may write can't be a slice of
+        // another, and the reverse would write to a page that is mapped to be read.
+        if entry.memory.is_frozen != frozen {
+            return Err(handle.is_other());
+        }
         entry.is_used = true;
         let memory = Arc::clone(&entry.memory);
         Ok(memory)
@@ -111,12 +125,13 @@ impl SharedMemory {
 
     fn map(file: File, frozen: bool) -> io::Result<Arc<Self>> {
         let expected = if frozen { FROZEN } else { SIZE };
-        if !rustix::fs::fcntl_get_seals(&file)?.contains(expected) {
-            return Err(io::Error::other("it isn't sealed"));
+        let seals = rustix::fs::fcntl_get_seals(&file)?;
+        if !seals.contains(expected) || (!frozen && seals.contains(FROZEN)) {
+            return Err(io::Error::other("it isn't sealed as it should be: it is something else"));
         }
         let len = rustix::fs::fstat(&file)?.st_size.cast_unsigned();
         let mapping = Mapping::new(&file, 0..len, !frozen)?;
-        Ok(Arc::new(Self { file, mapping }))
+        Ok(Arc::new(Self { file, mapping, is_frozen: frozen }))
     }
 
     /// Where it starts, at a page's border.
@@ -168,6 +183,20 @@ pub(crate) fn endless() -> io::Result<File> {
     let file = create(ENDLESS as usize)?;
     rustix::fs::fcntl_add_seals(&file, SIZE)?;
     Ok(file)
+}
+
+/// Checks that a file was made by [`endless`].
+pub(crate) fn check_endless(file: &File) -> io::Result<()> {
+    let is_sealed = rustix::fs::fcntl_get_seals(file)?.contains(SIZE);
+    match is_sealed && rustix::fs::fstat(file)?.st_size.cast_unsigned() == ENDLESS {
+        true => Ok(()),
+        false => Err(io::Error::other("it isn't the log of a channel: it is something else")),
+    }
+}
+
+/// How many bytes of a file take memory.
+pub(crate) fn allocated(file: &File) -> io::Result<u64> {
+    Ok(rustix::fs::fstat(file)?.st_blocks.cast_unsigned().saturating_mul(512))
 }
 
 /// More than can be written in a hundred years.
@@ -260,9 +289,9 @@ struct Kept {
     is_used: bool,
 }
 
-static KEPT: Mutex<BTreeMap<Identity, Kept>> = Mutex::new(BTreeMap::new());
+static KEPT: Mutex<BTreeMap<FileId, Kept>> = Mutex::new(BTreeMap::new());
 
-fn kept() -> MutexGuard<'static, BTreeMap<Identity, Kept>> {
+fn kept() -> MutexGuard<'static, BTreeMap<FileId, Kept>> {
     KEPT.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -2,12 +2,12 @@
 //! [`Process`] is what everybody else may know of it.
 
 use std::collections::VecDeque;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use procpool_worker::attach::Attachments;
+use procpool_worker::attach::{Attachments, FileId};
 use procpool_worker::bell::Ear;
 use procpool_worker::codec;
 use procpool_worker::control::{Control, Packet};
@@ -352,8 +352,10 @@ impl Worker {
         attachments: impl IntoIterator<Item = &'a Attachments>,
     ) -> Result<u32, TransportError> {
         let mut files: Vec<_> = attachments.into_iter().flat_map(Attachments::files).collect();
-        files.sort_by_key(|(file, _)| *file);
-        files.dedup_by_key(|(file, _)| *file);
+        // The two ends of a pipe are one file.
+        let key = |(file, descriptor): &(FileId, BorrowedFd<'_>)| (*file, descriptor.as_raw_fd());
+        files.sort_by_key(key);
+        files.dedup_by_key(|named| key(named));
         let mut packets = 0;
         for files in files.chunks(MAX_ATTACHED) {
             let (names, descriptors): (Vec<_>, Vec<_>) = files.iter().copied().unzip();

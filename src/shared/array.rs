@@ -44,8 +44,8 @@ use crate::sync::{LockGuard, RawLock};
 /// # }
 /// ```
 ///
-/// If a process dies while it has the lock, the next one gets it, and is told so by
-/// [`LockGuard::previous_owner_died`]: any part of what the other was about to write may be there.
+/// If a process dies or panics while it has the lock, the next one gets it, and is told so by
+/// [`LockGuard::abandoned_by`]: any part of what the other was about to write may be there.
 ///
 /// # As atomics
 ///

@@ -1,10 +1,28 @@
 //! An object in shared memory that several processes write: a head of atomics, and what comes after
 //! it, its tail.
+//!
+//! Small objects share regions, so that thousands of them cost a few descriptors. A region begins with
+//! a directory, which says of each of its slots what lies there and where:
+//!
+//! ```text
+//!   mark, number of slots │ slot 0 │ slot 1 │ …      │ object 0 │ object 1 │ …
+//!   ──────────────────────┴────────┴────────┴────────┴──────────┴──────────┴───
+//! ```
+//!
+//! The process that makes a region fills it from the beginning to the end. No slot is ever used again:
+//! any process may still have an object that this one has dropped. The region goes with the last
+//! object in it.
+//!
+//! The type of the head is noted twice: in the encoding, so that a type decoded as another is an error
+//! (see [`Kind`]), and in the directory, so that no encoding put together by hand makes atomics of
+//! what others reach under a lock.
 
 use std::any::type_name;
+use std::fmt;
+use std::io;
 use std::marker::PhantomData;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use serde::de::Error as _;
 use serde::ser::Error as _;
@@ -14,53 +32,150 @@ use crate::error::Error;
 use crate::os::handle::Handle;
 use crate::os::memory::{Atomics, SharedMemory};
 
-/// Where the head begins: parts that are written by different processes are kept in cache lines of
-/// their own.
+/// Parts that are written by different processes are kept in cache lines of their own.
 const LINE: usize = 64;
+
+/// Size of a region that small objects share, and of the directory's slots in it: as many as there is
+/// room for objects of two lines, the smallest that there are but for locks.
+const REGION: usize = 64 << 10;
+const SLOTS: usize = 416;
+
+/// What is larger has a region of its own.
+const SMALL: usize = 1 << 10;
 
 /// An object whose head is `H`. A clone is another handle on the same one.
 #[derive(Debug)]
 pub(crate) struct Object<H> {
     memory: Arc<SharedMemory>,
+    slot: u32,
+    /// Where the head begins, and how many bytes the tail has: read once, since any process may write
+    /// over the directory.
+    start: usize,
+    tail: usize,
     head: PhantomData<fn() -> H>,
+}
+
+/// A slot in a region's directory.
+#[derive(Debug)]
+#[repr(C)]
+struct Slot {
+    kind: AtomicU64,
+    start: AtomicU64,
+    tail: AtomicU64,
+}
+
+// SAFETY: it is made of atomics.
+unsafe impl Atomics for Slot {}
+
+/// The region that is being filled.
+#[derive(Debug)]
+struct Current {
+    memory: Weak<SharedMemory>,
+    /// Which process fills it: a copy made by fork is not to fill the same.
+    pid: u32,
+    slots: usize,
+    end: usize,
+}
+
+static CURRENT: Mutex<Option<Current>> = Mutex::new(None);
+
+/// Where the objects of a region with so many slots begin.
+const fn directory(slots: usize) -> usize {
+    (LINE + slots * size_of::<Slot>()).next_multiple_of(LINE)
+}
+
+/// A region of so many bytes and slots.
+fn region(bytes: usize, slots: usize) -> io::Result<Arc<SharedMemory>> {
+    let memory = SharedMemory::zeroed(bytes)?;
+    let words = memory.atomics::<AtomicU64>(0, 2).expect("a region holds its directory");
+    words[0].store(number::<Slot>(), Relaxed);
+    words[1].store(slots as u64, Relaxed);
+    Ok(Arc::new(memory))
+}
+
+/// Room for an object of so many bytes: a region, a slot in it, and where the object begins.
+fn allocate(bytes: usize) -> io::Result<(Arc<SharedMemory>, usize, usize)> {
+    if bytes > SMALL {
+        let start = directory(1);
+        return Ok((region(start.saturating_add(bytes), 1)?, 0, start));
+    }
+    let mut current = CURRENT.lock().unwrap_or_else(PoisonError::into_inner);
+    let pid = std::process::id();
+    let known = current.as_mut().filter(|current| {
+        current.pid == pid && current.slots < SLOTS && current.end + bytes <= REGION
+    });
+    if let Some(current) = known
+        && let Some(memory) = current.memory.upgrade()
+    {
+        let (slot, start) = (current.slots, current.end);
+        current.slots += 1;
+        current.end += bytes;
+        return Ok((memory, slot, start));
+    }
+    let (memory, start) = (region(REGION, SLOTS)?, directory(SLOTS));
+    *current = Some(Current { memory: Arc::downgrade(&memory), pid, slots: 1, end: start + bytes });
+    Ok((memory, 0, start))
+}
+
+/// The directory's entry of a slot; none if the memory is no region, or has no such slot.
+fn slot(memory: &SharedMemory, slot: usize) -> Option<&Slot> {
+    let words = memory.atomics::<AtomicU64>(0, 2)?;
+    let is_there =
+        words[0].load(Relaxed) == number::<Slot>() && (slot as u64) < words[1].load(Relaxed);
+    let offset = slot.checked_mul(size_of::<Slot>())?.checked_add(LINE)?;
+    memory.atomics(offset, 1).filter(|_| is_there)?.first()
 }
 
 impl<H: Atomics> Object<H> {
     /// All of it zero, with a tail of `tail` bytes.
     pub(crate) fn new(tail: usize) -> Result<Self, Error> {
-        let bytes = Self::TAIL.saturating_add(tail);
-        let memory = SharedMemory::zeroed(bytes);
-        let memory = memory.map_err(|source| Error::SharedMemory { bytes, source })?;
-        let object = Self { memory: Arc::new(memory), head: PhantomData };
-        object.tag().store(kind::<H>(), Relaxed);
-        Ok(object)
+        let bytes = Self::HEAD.saturating_add(tail);
+        let bytes = bytes.checked_next_multiple_of(LINE).unwrap_or(usize::MAX);
+        let refused = |source| Error::SharedMemory { bytes, source };
+        let (memory, index, start) = allocate(bytes).map_err(refused)?;
+        let entry = slot(&memory, index).expect("the slot was just taken");
+        entry.kind.store(number::<H>(), Relaxed);
+        entry.start.store(start as u64, Relaxed);
+        entry.tail.store(tail as u64, Relaxed);
+        Ok(Self { memory, slot: index as u32, start, tail, head: PhantomData })
     }
 
-    /// Where the tail begins: at a border that is good enough for all that may be there.
-    const TAIL: usize = (LINE + size_of::<H>()).next_multiple_of(LINE);
+    /// Size of the head, after which the tail begins: at a border that is good enough for all that may
+    /// be there.
+    const HEAD: usize = {
+        assert!(align_of::<H>() <= LINE);
+        size_of::<H>().next_multiple_of(LINE)
+    };
 
-    /// Says of which kind the object is.
-    fn tag(&self) -> &AtomicU64 {
-        &self.atomics(0, 1)[0]
+    /// The object in a slot; none if that holds another kind of object, or what is none.
+    fn find(memory: Arc<SharedMemory>, index: u32) -> Option<Self> {
+        let entry = slot(&memory, index as usize)?;
+        let start = usize::try_from(entry.start.load(Relaxed)).ok()?;
+        let tail = usize::try_from(entry.tail.load(Relaxed)).ok()?;
+        let end = start.checked_add(Self::HEAD)?.checked_add(tail)?;
+        let is_one = entry.kind.load(Relaxed) == number::<H>();
+        let fits = start.is_multiple_of(LINE) && end <= memory.len();
+        (is_one && fits).then_some(Self { memory, slot: index, start, tail, head: PhantomData })
     }
 
     pub(crate) fn head(&self) -> &H {
-        &self.atomics(LINE, 1)[0]
+        &self.atomics(self.start, 1)[0]
     }
 
     /// The tail as `len` atomics.
     pub(crate) fn tail<A: Atomics>(&self, len: usize) -> &[A] {
-        self.atomics(Self::TAIL, len)
+        assert!(len.checked_mul(size_of::<A>()).is_some_and(|bytes| bytes <= self.tail));
+        self.atomics(self.start + Self::HEAD, len)
     }
 
     /// How many bytes the tail has.
     pub(crate) fn tail_bytes(&self) -> usize {
-        self.memory.len() - Self::TAIL
+        self.tail
     }
 
     /// Where the tail begins.
     pub(crate) fn tail_start(&self) -> *mut u8 {
-        self.memory.start().wrapping_add(Self::TAIL)
+        self.memory.start().wrapping_add(self.start + Self::HEAD)
     }
 
     fn atomics<A: Atomics>(&self, offset: usize, len: usize) -> &[A] {
@@ -68,33 +183,106 @@ impl<H: Atomics> Object<H> {
     }
 }
 
-/// Tells objects apart; the same in all processes of a program.
-fn kind<H>() -> u64 {
+/// Marks an encoding as one of a `P`. Decoding it as the mark of another type is an error.
+pub(crate) struct Kind<P: ?Sized>(PhantomData<fn() -> P>);
+
+impl<P: ?Sized> Kind<P> {
+    pub(crate) const fn new() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<P: ?Sized> fmt::Debug for Kind<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Kind({})", type_name::<P>())
+    }
+}
+
+impl<P: ?Sized> Serialize for Kind<P> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        number::<P>().serialize(serializer)
+    }
+}
+
+impl<'de, P: ?Sized> Deserialize<'de> for Kind<P> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match u64::deserialize(deserializer)? == number::<P>() {
+            true => Ok(Self::new()),
+            false => Err(something_else::<P, D::Error>()),
+        }
+    }
+}
+
+/// The error of what was shared as another type than `P`.
+pub(crate) fn something_else<P: ?Sized, E: serde::de::Error>() -> E {
+    E::custom(format_args!(
+        "what was shared is something else than a `{}`: encode and decode the same type",
+        type_name::<P>()
+    ))
+}
+
+/// Tells types apart; the same in all processes of a program.
+fn number<P: ?Sized>() -> u64 {
     const BASIS: u64 = 0xcbf2_9ce4_8422_2325;
     const PRIME: u64 = 0x0000_0100_0000_01b3;
-    type_name::<H>().bytes().fold(BASIS, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(PRIME))
+    type_name::<P>().bytes().fold(BASIS, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(PRIME))
 }
 
 impl<H> Clone for Object<H> {
     fn clone(&self) -> Self {
-        Self { memory: Arc::clone(&self.memory), head: PhantomData }
+        Self { memory: Arc::clone(&self.memory), head: PhantomData, ..*self }
     }
 }
 
 impl<H> Serialize for Object<H> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        self.memory.handle().map_err(S::Error::custom)?.serialize(serializer)
+        let handle = self.memory.handle().map_err(S::Error::custom)?;
+        (Kind::<H>::new(), handle, self.slot).serialize(serializer)
     }
 }
 
 impl<'de, H: Atomics> Deserialize<'de> for Object<H> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let handle = Handle::deserialize(deserializer)?;
+        let (_, handle, slot) = <(Kind<H>, Handle, u32)>::deserialize(deserializer)?;
         let memory = SharedMemory::open(handle, false).map_err(D::Error::custom)?;
-        let object = Self { memory, head: PhantomData };
-        if object.memory.len() < Self::TAIL || object.tag().load(Relaxed) != kind::<H>() {
-            return Err(D::Error::custom("what was shared is something else"));
+        Self::find(memory, slot).ok_or_else(something_else::<H, D::Error>)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_slot_is_found_as_what_it_is_and_as_nothing_else_whatever_is_in_the_directory() {
+        let object = Object::<AtomicU64>::new(100).unwrap();
+        let find = |slot| Object::<AtomicU64>::find(Arc::clone(&object.memory), slot);
+        let found = find(object.slot).unwrap();
+        assert_eq!((found.start, found.tail), (object.start, 100));
+        assert!(Object::<Slot>::find(Arc::clone(&object.memory), object.slot).is_none());
+        assert!(find(u32::MAX).is_none() && find(SLOTS as u32).is_none());
+        let other = Object::<AtomicU64>::new(SMALL).unwrap();
+        assert!(!Arc::ptr_eq(&other.memory, &object.memory));
+        let entry = slot(&other.memory, 0).unwrap();
+        for (start, tail) in [(0, u64::MAX), (u64::MAX, 0), (8, 8), (1 << 20, 8), (128, 1 << 20)] {
+            entry.start.store(start, Relaxed);
+            entry.tail.store(tail, Relaxed);
+            assert!(Object::<AtomicU64>::find(Arc::clone(&other.memory), 0).is_none());
         }
-        Ok(object)
+    }
+
+    #[test]
+    fn objects_of_a_region_lie_apart_and_a_dropped_one_is_never_used_again() {
+        let objects: Vec<_> =
+            (0..2 * SLOTS).map(|_| Object::<AtomicU64>::new(8).unwrap()).collect();
+        let mut places: Vec<_> = objects.iter().map(|it| it.head() as *const AtomicU64).collect();
+        places.sort_unstable();
+        assert!(places.windows(2).all(|pair| pair[1].addr() - pair[0].addr() >= 2 * LINE));
+        let dropped = (objects[0].memory.start(), objects[0].slot);
+        let kept: Vec<_> = objects.into_iter().skip(1).collect();
+        let new = Object::<AtomicU64>::new(8).unwrap();
+        assert_ne!((new.memory.start(), new.slot), dropped);
+        drop(kept);
     }
 }

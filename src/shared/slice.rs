@@ -11,6 +11,7 @@ use serde::de::Error as _;
 use serde::ser::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::object::Kind;
 use crate::error::Error;
 use crate::os::handle::Handle;
 use crate::os::memory::SharedMemory;
@@ -132,13 +133,14 @@ impl<T: Pod + fmt::Debug> fmt::Debug for SharedSlice<T> {
 
 impl<T> Serialize for SharedSlice<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        self.memory.handle().map_err(S::Error::custom)?.serialize(serializer)
+        let handle = self.memory.handle().map_err(S::Error::custom)?;
+        (Kind::<Self>::new(), handle).serialize(serializer)
     }
 }
 
 impl<'de, T> Deserialize<'de> for SharedSlice<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let handle = Handle::deserialize(deserializer)?;
+        let (_, handle) = <(Kind<Self>, Handle)>::deserialize(deserializer)?;
         let memory = SharedMemory::open(handle, true).map_err(D::Error::custom)?;
         Ok(Self { memory, elements: PhantomData })
     }

@@ -5,9 +5,10 @@ use std::ops::Deref;
 use std::time::Duration;
 
 use bytemuck::Pod;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::array::{Atomic, SharedArray};
+use super::object::{Kind, something_else};
 use crate::error::Error;
 use crate::sync::LockGuard;
 
@@ -36,8 +37,6 @@ use crate::sync::LockGuard;
 ///
 /// Reading and writing are two steps: `counter.set(counter.get() + 1)` loses what another process does
 /// between them. `*counter.lock() += 1` doesn't.
-#[derive(Serialize, Deserialize)]
-#[serde(bound = "")]
 pub struct SharedValue<T>(SharedArray<T>);
 
 impl<T: Pod> SharedValue<T> {
@@ -110,5 +109,19 @@ impl<T> Clone for SharedValue<T> {
 impl<T> fmt::Debug for SharedValue<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SharedValue").finish_non_exhaustive()
+    }
+}
+
+impl<T> Serialize for SharedValue<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        (Kind::<Self>::new(), &self.0).serialize(serializer)
+    }
+}
+
+impl<'de, T> Deserialize<'de> for SharedValue<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let (_, array) = <(Kind<Self>, SharedArray<T>)>::deserialize(deserializer)?;
+        // The only element is there whatever was encoded: nothing here may panic for want of it.
+        if array.len() == 1 { Ok(Self(array)) } else { Err(something_else::<Self, D::Error>()) }
     }
 }

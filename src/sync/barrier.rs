@@ -41,8 +41,8 @@ use crate::shared::object::Object;
 ///
 /// # When it breaks
 ///
-/// A barrier is broken when a participant gives up ([`wait_timeout`](Self::wait_timeout)) or dies, and
-/// then it is for all: those who wait, and those who come, get [`BarrierError::Broken`], until it is
+/// A barrier is broken when a participant gives up ([`wait_timeout`](Self::wait_timeout),
+/// [`abort`](Self::abort)), drops the barrier while it panics, or dies, and then it is for all: those who wait, and those who come, get [`BarrierError::Broken`], until it is
 /// [reset](Self::reset). A process is a participant from when a task in it begins that has the
 /// barrier in its argument, or from when it first waits, until it drops the barrier. One that is killed
 /// between is missed within some milliseconds; one that never came is not, and
@@ -87,6 +87,10 @@ struct Head {
 // SAFETY: it is made of atomics.
 unsafe impl Atomics for Head {}
 
+/// How long what isn't to wait waits for another process to be through with the counts, which takes
+/// it some microseconds.
+const A_TURN: Duration = Duration::from_millis(100);
+
 /// How many participants are watched: so many for each that there is room for, since a process that was
 /// sent the barrier twice is entered twice, and some more.
 const PLACES_EACH: usize = 4;
@@ -128,7 +132,8 @@ impl Barrier {
     /// [`BarrierError::Broken`].
     pub fn reset(&self) {
         let head = self.head();
-        let guard = self.0.lock();
+        // Resetting goes on without the lock where its holder is stopped, or was overwritten.
+        let guard = self.0.lock(deadline(A_TURN));
         for place in self.0.places() {
             let word = place.load(SeqCst);
             if Owner::from_word(word).is_some_and(|owner| !owner.is_alive()) {
@@ -142,6 +147,13 @@ impl Barrier {
         head.bell.ring(u32::MAX);
     }
 
+    /// Breaks the barrier for all: those who wait, and those who come, get [`BarrierError::Broken`]
+    /// until it is [reset](Self::reset). For a participant that can't come any more.
+    pub fn abort(&self) {
+        self.head().is_broken.store(1, SeqCst);
+        self.head().bell.ring(u32::MAX);
+    }
+
     /// Whether it is broken.
     pub fn is_broken(&self) -> bool {
         self.head().is_broken.load(SeqCst) != 0
@@ -150,7 +162,10 @@ impl Barrier {
     fn wait_until(&self, deadline: Option<Instant>) -> Result<bool, BarrierError> {
         self.0.join();
         let head = self.head();
-        let guard = self.0.lock();
+        let Some(guard) = self.0.lock(deadline) else {
+            self.abort();
+            return Err(BarrierError::TimedOut);
+        };
         if self.is_broken() {
             return Err(BarrierError::Broken);
         }
@@ -207,7 +222,7 @@ impl Membership {
 
     /// Breaks the barrier, if it still is in this round.
     fn break_in(&self, round: u64) -> bool {
-        let guard = self.lock();
+        let guard = self.lock(deadline(A_TURN));
         let head = self.object.head();
         let is_current = head.round.load(SeqCst) == round;
         if is_current {
@@ -218,14 +233,14 @@ impl Membership {
         is_current
     }
 
-    fn lock(&self) -> LockGuard<'_> {
+    fn lock(&self, deadline: Option<Instant>) -> Option<LockGuard<'_>> {
         let head = self.object.head();
-        let guard = head.lock.lock();
-        if guard.previous_owner_died().is_some() {
+        let guard = head.lock.lock_until(deadline)?;
+        if guard.abandoned_by().is_some() {
             // Who it was is missed at the barrier, and may have left the counts in the middle.
             head.is_broken.store(1, SeqCst);
         }
-        guard
+        Some(guard)
     }
 
     fn places(&self) -> &[AtomicU64] {
@@ -237,6 +252,15 @@ impl Drop for Membership {
     fn drop(&mut self) {
         if let Some(Some(place)) = self.place.get() {
             self.places()[*place].store(0, SeqCst);
+        }
+    }
+}
+
+impl Drop for Barrier {
+    fn drop(&mut self) {
+        // Of a participant that panics the others would wait for what never comes.
+        if std::thread::panicking() && matches!(self.0.place.get(), Some(Some(_))) {
+            self.abort();
         }
     }
 }

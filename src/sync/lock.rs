@@ -3,7 +3,7 @@
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -35,8 +35,8 @@ use crate::shared::object::Object;
 /// # }
 /// ```
 ///
-/// If a process dies while it has the lock, the next one gets it, and is told so by
-/// [`LockGuard::previous_owner_died`]. Who gets it next is not determined.
+/// If a process dies or panics while it has the lock, the next one gets it, and is told so by
+/// [`LockGuard::abandoned_by`]. Who gets it next is not determined.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Lock(Object<RawLock>);
 
@@ -72,13 +72,16 @@ impl Lock {
 pub struct LockGuard<'a, T: ?Sized = ()> {
     lock: &'a RawLock,
     previous: Option<u32>,
+    /// Whether the thread panicked already when it got the lock.
+    was_panicking: bool,
     data: NonNull<T>,
 }
 
 impl<'a, T: ?Sized> LockGuard<'a, T> {
-    /// The PID of the process that had the lock before, if it died while it had it. What the lock guards
-    /// may then be in the middle of a change. It is told once: whoever has the lock next is not.
-    pub fn previous_owner_died(&self) -> Option<u32> {
+    /// Returns the PID of the process that had the lock before, if it died or panicked while it had it.
+    /// What the lock guards may then be in the middle of a change. It is told once: the owner after this
+    /// one is not.
+    pub fn abandoned_by(&self) -> Option<u32> {
         self.previous
     }
 
@@ -88,9 +91,9 @@ impl<'a, T: ?Sized> LockGuard<'a, T> {
     ///
     /// It is valid for as long as the lock is, and reached by guards of this lock alone.
     pub(crate) unsafe fn guarding<U: ?Sized>(self, data: NonNull<U>) -> LockGuard<'a, U> {
-        let (lock, previous) = (self.lock, self.previous);
+        let (lock, previous, was_panicking) = (self.lock, self.previous, self.was_panicking);
         std::mem::forget(self);
-        LockGuard { lock, previous, data }
+        LockGuard { lock, previous, was_panicking, data }
     }
 
     /// The same, for a part of what it guards.
@@ -123,6 +126,9 @@ impl<T: ?Sized> DerefMut for LockGuard<'_, T> {
 
 impl<T: ?Sized> Drop for LockGuard<'_, T> {
     fn drop(&mut self) {
+        if std::thread::panicking() && !self.was_panicking {
+            self.lock.panicked.store(std::process::id(), SeqCst);
+        }
         self.lock.release();
     }
 }
@@ -130,7 +136,7 @@ impl<T: ?Sized> Drop for LockGuard<'_, T> {
 impl<T: ?Sized + fmt::Debug> fmt::Debug for LockGuard<'_, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LockGuard")
-            .field("previous_owner_died", &self.previous)
+            .field("abandoned_by", &self.previous)
             .field("data", &&**self)
             .finish()
     }
@@ -143,6 +149,9 @@ pub(crate) struct RawLock {
     /// Zero, or who has it.
     owner: AtomicU64,
     bell: Bell,
+    /// The PID of the last owner, if it panicked and the next one has not been told; else zero.
+    /// Changed by the owner alone.
+    panicked: AtomicU32,
 }
 
 // SAFETY: it is made of atomics.
@@ -166,8 +175,11 @@ impl RawLock {
     }
 
     fn acquire(&self, look: Look) -> Option<LockGuard<'_>> {
-        let previous = take(&self.owner, look)?;
-        Some(LockGuard { lock: self, previous, data: NonNull::dangling() })
+        let died = take(&self.owner, look)?;
+        let panicked = Some(self.panicked.swap(0, SeqCst)).filter(|pid| *pid != 0);
+        let was_panicking = std::thread::panicking();
+        let previous = died.or(panicked);
+        Some(LockGuard { lock: self, previous, was_panicking, data: NonNull::dangling() })
     }
 
     fn release(&self) {

@@ -1,9 +1,12 @@
 //! Who holds something: a process, named so that no other is ever taken for it.
 
 use std::fs;
-use std::io::ErrorKind;
 use std::sync::Once;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, pidfd_open, test_kill_process};
 
 /// A process by its PID and the time at which it has started, in one word that is never zero. PIDs are
 /// given again, but not both.
@@ -29,7 +32,7 @@ impl Owner {
         AT_FORK.call_once(|| crate::os::process::after_fork(forget));
         let pid = std::process::id();
         // Where it can't be read now, for want of a descriptor, it stays zero for this time.
-        let start = start_time(pid).ok().flatten().unwrap_or(0);
+        let start = start_time(pid).unwrap_or(0);
         let own = (start << PID_BITS) | u64::from(pid);
         if start != 0 {
             OWN.store(own, Relaxed);
@@ -49,34 +52,46 @@ impl Owner {
         (self.0 & ((1 << PID_BITS) - 1)) as u32
     }
 
-    /// Whether the process still runs. Where it can't be known, it does.
+    /// Whether the process still runs. Where it can't be known, it does: only the kernel's word that
+    /// there is no such process, or that it is another one, counts as a death. A missing file in
+    /// `/proc` does not, which may be hidden, or lie outside of this process's root.
     pub(crate) fn is_alive(self) -> bool {
         if self == Self::own() {
             return true;
         }
-        let known = self.0 >> PID_BITS;
-        match start_time(self.pid()) {
-            Ok(start) => {
-                start.is_some_and(|start| known == 0 || (start << PID_BITS) >> PID_BITS == known)
-            }
-            Err(error) => error.kind() != ErrorKind::NotFound,
+        let Some(pid) = Pid::from_raw(self.pid().cast_signed()) else { return false };
+        if has_ended(pid) {
+            return false;
         }
+        // It may be another process that was given the same number.
+        let known = self.0 >> PID_BITS;
+        known == 0
+            || start_time(self.pid()).is_none_or(|start| (start << PID_BITS) >> PID_BITS == known)
     }
 }
 
-/// When a process has started, in clock ticks since the system has; none if it has ended, even if
-/// nobody has collected its exit status yet.
-fn start_time(pid: u32) -> std::io::Result<Option<u64>> {
-    let stat = match fs::read_to_string(format!("/proc/{pid}/stat")) {
-        // It went while it was being read.
-        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
-        stat => stat?,
-    };
+/// Whether the kernel says that all threads of a process have ended, even if nobody has collected its
+/// exit status yet. Its first thread alone may have ended: then it still runs.
+fn has_ended(pid: Pid) -> bool {
+    match pidfd_open(pid, PidfdFlags::empty()) {
+        Ok(pidfd) => {
+            let mut polled = [PollFd::new(&pidfd, PollFlags::IN)];
+            let answered = rustix::event::poll(&mut polled, Some(&Timespec::default()));
+            answered.is_ok() && polled[0].revents().contains(PollFlags::IN)
+        }
+        Err(Errno::SRCH) => true,
+        // Without a descriptor, or where the call is refused, a process is only missed once its exit
+        // status was collected.
+        Err(_) => test_kill_process(pid) == Err(Errno::SRCH),
+    }
+}
+
+/// When a process has started, in clock ticks since the system has; none if that can't be read.
+fn start_time(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name, in parentheses, may hold anything.
-    let mut fields = stat.rsplit(") ").next().unwrap_or_default().split(' ');
-    let state = fields.next();
-    let start = fields.nth(18).and_then(|start| start.parse().ok());
-    Ok(start.filter(|_| !matches!(state, Some("Z" | "X"))))
+    let mut fields = stat.rsplit(") ").next()?.split(' ');
+    fields.nth(19)?.parse().ok()
 }
 
 #[cfg(test)]
@@ -87,7 +102,7 @@ mod tests {
     #[test]
     fn a_process_is_alive_until_it_has_ended_even_if_nobody_has_waited_for_it() {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
-        let start = start_time(child.id()).unwrap().unwrap();
+        let start = start_time(child.id()).unwrap();
         let owner = Owner((start << PID_BITS) | u64::from(child.id()));
         assert!(owner.is_alive() && owner.pid() == child.id());
         assert!(!Owner(((start + 1) << PID_BITS) | u64::from(child.id())).is_alive());

@@ -4,22 +4,49 @@
 //!
 //! Whoever encodes an argument collects what is [attached](attach) meanwhile, and keeps it beside the
 //! bytes. Where nobody collects (a result, a message, another format), attaching is an error.
+//!
+//! What is attached is made of open files. Their descriptors are sent beside the bytes
+//! ([`Attachments::files`]); the receiving process keeps them ([`receive`]) until it has decoded the
+//! bytes, which find them by [`FileId`] ([`received`]), and then closes them ([`clear_received`]).
 
-use std::any::Any;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Tells one open file from all others that exist at the same time.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
-)]
+use rustix::fs::OFlags;
+use serde::{Deserialize, Serialize};
+
+/// Descriptors that must survive a task which closes all the low ones are put above these.
+pub const HIGH_FD: i32 = 512;
+
+/// Tells one file from all others that exist at the same time. Both ends of a pipe are one file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct FileId {
-    /// Of the device that the file is on.
+    /// The device that it lies on.
     pub device: u64,
-    /// The file's number there.
+    /// Its number there.
     pub inode: u64,
+}
+
+impl FileId {
+    /// Returns which file a descriptor is of.
+    ///
+    /// # Errors
+    ///
+    /// Those of `fstat`.
+    pub fn of(fd: impl AsFd) -> io::Result<Self> {
+        let stat = rustix::fs::fstat(fd)?;
+        Ok(Self { device: stat.st_dev, inode: stat.st_ino })
+    }
+}
+
+/// What can be attached: an object that keeps files open.
+pub trait Attached: Send + Sync + 'static {
+    /// Returns all files that decoding may ask for, or none where they are attached by themselves.
+    fn files(&self) -> Vec<(FileId, BorrowedFd<'_>)>;
 }
 
 /// What encoded bytes point to. A clone is cheap.
@@ -29,7 +56,7 @@ pub struct Attachments(Option<Arc<Objects>>);
 #[derive(Clone, Default)]
 struct Objects {
     /// Each once.
-    by_address: BTreeMap<usize, Arc<dyn Any + Send + Sync>>,
+    by_address: BTreeMap<usize, Arc<dyn Attached>>,
     /// Whether there is one among them whose end others may wait for.
     have_ends: bool,
 }
@@ -63,9 +90,14 @@ impl Attachments {
         encode()
     }
 
-    /// Returns the files that what was attached has open.
-    pub fn files(&self) -> Vec<(FileId, std::os::fd::BorrowedFd<'_>)> {
-        Vec::new()
+    /// Returns the files of all that was attached, to be sent beside the bytes. Each is there once; of
+    /// a pipe, each end that was attached is.
+    pub fn files(&self) -> Vec<(FileId, BorrowedFd<'_>)> {
+        let objects = self.0.iter().flat_map(|objects| objects.by_address.values());
+        let files = objects.flat_map(|object| object.files());
+        let each_once: BTreeMap<_, _> =
+            files.map(|(id, fd)| ((id, access(fd)), (id, fd))).collect();
+        each_once.into_values().collect()
     }
 
     /// Whether others may wait until what was attached is let go of: then it is to be as soon as the
@@ -86,28 +118,22 @@ impl fmt::Debug for Attachments {
 /// # Errors
 ///
 /// When nobody [collects](Attachments::collect).
-pub fn attach(object: &Arc<impl Any + Send + Sync>) -> Result<(), Unattached> {
+pub fn attach(object: &Arc<impl Attached>) -> Result<(), Unattached> {
     COLLECTED.with_borrow_mut(|collected| {
         let objects = collected.as_mut().ok_or(Unattached)?.0.get_or_insert_default();
-        let address = Arc::as_ptr(object).addr();
+        let address = Arc::as_ptr(object).cast::<()>().addr();
         let by_address = &mut Arc::make_mut(objects).by_address;
         by_address.entry(address).or_insert_with(|| Arc::clone(object) as _);
         Ok(())
     })
 }
 
-/// Keeps a descriptor that was passed to this process, until [`clear_received`].
-pub fn receive(_file: FileId, _descriptor: std::os::fd::OwnedFd) {}
-
-/// Closes what [`receive`] has kept.
-pub fn clear_received() {}
-
 /// As [`attach`], for an object whose end others may wait for.
 ///
 /// # Errors
 ///
 /// As [`attach`].
-pub fn attach_end(object: &Arc<impl Any + Send + Sync>) -> Result<(), Unattached> {
+pub fn attach_end(object: &Arc<impl Attached>) -> Result<(), Unattached> {
     attach(object)?;
     COLLECTED.with_borrow_mut(|collected| {
         if let Some(Attachments(Some(objects))) = collected {
@@ -117,10 +143,87 @@ pub fn attach_end(object: &Arc<impl Any + Send + Sync>) -> Result<(), Unattached
     Ok(())
 }
 
+/// The descriptors that were sent to this process beside what it is to decode. The ends of a pipe are
+/// one file and told apart by their access.
+static RECEIVED: Mutex<BTreeMap<(FileId, u32), OwnedFd>> = Mutex::new(BTreeMap::new());
+
+fn all_received() -> MutexGuard<'static, BTreeMap<(FileId, u32), OwnedFd>> {
+    RECEIVED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// How a descriptor was opened: to be read, written or both; all bits where that can't be known.
+fn access(fd: impl AsFd) -> u32 {
+    rustix::fs::fcntl_getfl(fd).map_or(u32::MAX, |flags| (flags & OFlags::ACCMODE).bits())
+}
+
+/// Keeps a descriptor that was sent to this process for what will be decoded, out of the way of tasks
+/// which close low descriptors.
+pub fn receive(id: FileId, fd: OwnedFd) {
+    // A low limit of open files may leave no room up there; then it stays where it is.
+    let fd = rustix::io::fcntl_dupfd_cloexec(&fd, HIGH_FD).unwrap_or(fd);
+    let access = access(&fd);
+    all_received().insert((id, access), fd);
+}
+
+/// Returns a descriptor of its own for a file that was sent to this process, if one was that can be
+/// accessed as asked for: `OFlags::RDONLY`, `WRONLY` or `RDWR`.
+pub fn received(id: FileId, wanted: OFlags) -> Option<OwnedFd> {
+    let all = all_received();
+    let exact = (wanted & OFlags::ACCMODE).bits();
+    let fd = all.get(&(id, exact)).or_else(|| all.get(&(id, OFlags::RDWR.bits())))?;
+    rustix::io::fcntl_dupfd_cloexec(fd, HIGH_FD)
+        .or_else(|_| rustix::io::fcntl_dupfd_cloexec(fd, 0))
+        .ok()
+}
+
+/// Closes the descriptors that were received: what was sent beside them is decoded.
+pub fn clear_received() {
+    let all = std::mem::take(&mut *all_received());
+    drop(all);
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    impl Attached for i32 {
+        fn files(&self) -> Vec<(FileId, BorrowedFd<'_>)> {
+            Vec::new()
+        }
+    }
+
+    /// An open file and some more of it.
+    struct Files(Vec<OwnedFd>);
+
+    impl Attached for Files {
+        fn files(&self) -> Vec<(FileId, BorrowedFd<'_>)> {
+            self.0.iter().map(|fd| (FileId::of(fd).unwrap(), fd.as_fd())).collect()
+        }
+    }
+
+    #[test]
+    fn each_attached_file_is_sent_once_and_found_by_its_id_and_access_until_cleared() {
+        let (read, write) = rustix::pipe::pipe().unwrap();
+        let copy = read.try_clone().unwrap();
+        let pipe = FileId::of(&read).unwrap();
+        let object = Arc::new(Files(vec![read, write, copy]));
+        let mut attachments = Attachments::default();
+        attachments.collect(|| attach(&object).unwrap());
+        let files = attachments.files();
+        assert_eq!(files.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [pipe; 2]);
+        assert!(received(pipe, OFlags::RDONLY).is_none());
+        for (id, fd) in files {
+            receive(id, fd.try_clone_to_owned().unwrap());
+        }
+        for wanted in [OFlags::RDONLY, OFlags::WRONLY] {
+            let fd = received(pipe, wanted).unwrap();
+            assert_eq!((FileId::of(&fd).unwrap(), access(&fd)), (pipe, wanted.bits()));
+        }
+        assert!(received(pipe, OFlags::RDWR).is_none());
+        clear_received();
+        assert!(received(pipe, OFlags::RDONLY).is_none());
+    }
 
     #[test]
     fn what_is_attached_is_kept_once_until_its_collection_is_dropped() {

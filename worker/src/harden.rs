@@ -31,14 +31,13 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use rustix::process::{Pid, Signal};
 
+use crate::attach::HIGH_FD;
 use crate::lane::{Note, Words};
 use crate::protocol::Setup;
 
 /// Nothing on Linux sends it, and by default it ends the process.
 const PARENT_DIED: libc::c_int = libc::SIGSTKFLT;
 
-/// Descriptors that must survive a task which closes all the low ones are put above these.
-const HIGH_FD: i32 = 512;
 
 /// Prepares this process, which has just started. `parent` is who started it.
 ///

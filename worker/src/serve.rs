@@ -323,7 +323,10 @@ impl Worker {
                         }
                     }
                 }
-                attach::clear_received();
+                // A context is decoded at the first item that runs, which may be another chunk's.
+                if self.contexts.is_empty() {
+                    attach::clear_received();
+                }
                 self.link.reply(&Reply::Done { sequence: manner.sequence })
             }
             Request::Regions { gone, results_gone, results_free } => {
