@@ -27,9 +27,10 @@ Examples:
 const RUN_EXAMPLES: &str = "\
 Inputs:
   Given as arguments (of a command: after :::), or one per line by --input FILE; '-' is standard
-  input. Blank lines are skipped. For tasks, a range such as 0..5 or 0..=4 stands for the whole
-  numbers in it. Without any, commands and tasks over files read standard input, and tasks over
-  numbers have defaults.
+  input. Blank lines are skipped; an empty argument, or an empty input that ends with a NUL (-0), is
+  an input like any other. For tasks, a range such as 0..5 or 0..=4 stands for the whole numbers in
+  it. Without any, commands and tasks over files read standard input, and tasks over numbers have
+  defaults.
 
 Commands:
   What stands after -- is run for each input, without a shell in between: an input is one argument,
@@ -37,7 +38,8 @@ Commands:
     {}  the input             {/}   its base name       {#}  the job's number, from 1
     {.} without its extension {//}  its directory       {%}  the worker's number, from 1
   and without any of these the input is appended. A job's standard input is empty, and what it
-  leaves running is ended with it. A job that doesn't exit with 0 has failed.
+  leaves running is ended with it. A job that doesn't exit with 0 has failed. With --shell, {} and
+  its kin stand outside of quotes, and are one word each; a shell never reads what is in them.
 
 Output:
   Of commands, what each job prints is shown when it has ended, on the output that it printed it
@@ -45,8 +47,10 @@ Output:
   follows a table, and goes to standard error otherwise.
 
 Exit codes:
-  0 all well · 1 a job failed (the others are done all the same; see --halt and --exit-count)
-  2 wrong usage · 126 the command can't be executed · 127 there is no such command
+  0 all well · 1 a job failed (the others are done all the same; see --halt), or the run could not
+  be made · 2 wrong usage · 126 the command can't be executed · 127 there is no such command; both
+  also where that is so for each job that failed · with --exit-count: how many failed, up to 100; 101
+  for more; 255 for wrong usage and for a run that could not be made
   130 interrupted by Ctrl-C · 143 by SIGTERM · 129 by SIGHUP
 
 Signals:
@@ -187,15 +191,15 @@ pub(super) struct RunArgs {
     pub(super) task: Option<String>,
 
     /// Read the inputs from a file, one per line; '-' is standard input
-    #[arg(short, long, value_name = "FILE", conflicts_with_all = ["inputs", "count"])]
+    #[arg(short, long, value_name = "FILE", conflicts_with = "count")]
     pub(super) input: Option<PathBuf>,
 
     /// Inputs that are read end with a NUL, not with a line, as from find -print0
-    #[arg(short = '0', long, conflicts_with_all = ["inputs", "count"])]
+    #[arg(short = '0', long, conflicts_with = "count")]
     pub(super) null: bool,
 
     /// The inputs 0..N, for commands and for tasks over numbers
-    #[arg(short = 'n', long, value_name = "N", conflicts_with = "inputs")]
+    #[arg(short = 'n', long, value_name = "N")]
     #[arg(value_parser = clap::value_parser!(i64).range(0..))]
     pub(super) count: Option<i64>,
 
@@ -226,7 +230,7 @@ pub(super) struct RunArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Options of commands")]
 pub(super) struct CommandOptions {
-    /// Have /bin/sh read the command, for pipes and redirections; inputs are quoted
+    /// Have /bin/sh read the command, for pipes and redirections; {} is one word, outside of quotes
     #[arg(long, requires = "command")]
     pub(super) shell: bool,
 
@@ -407,7 +411,8 @@ pub(super) struct OutputArgs {
     #[arg(short, long)]
     pub(super) quiet: bool,
 
-    /// Exit with the number of jobs that failed, or with 101 where that is over 100
+    /// Exit with the number of jobs that failed, or with 101 where that is over 100; what is 1 or 2
+    /// otherwise and no number is 255
     #[arg(long)]
     pub(super) exit_count: bool,
 }
@@ -489,8 +494,19 @@ pub(super) enum Progress {
 }
 
 /// A variable of the environment that is set to nothing is as good as one that isn't set.
-fn procs(text: &str) -> Result<usize, std::num::ParseIntError> {
-    if text.is_empty() { Ok(0) } else { text.parse() }
+fn procs(text: &str) -> Result<usize, String> {
+    if text.is_empty() {
+        return Ok(0);
+    }
+    // For GNU parallel they are relative to how many CPUs there are.
+    if text.starts_with(['+', '-']) || text.ends_with('%') {
+        return Err(
+            "give how many, not how many more or less than CPUs: 4, or 0 for one a CPU, or \
+                    \"$(($(nproc) + 1))\""
+                .to_owned(),
+        );
+    }
+    text.parse().map_err(|error: std::num::ParseIntError| error.to_string())
 }
 
 fn format_parser() -> impl TypedValueParser {
