@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::{NonEmptyStringValueParser, PossibleValuesParser, TypedValueParser};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
 use super::compare::CompareArgs;
 use super::isolate::Case;
@@ -272,7 +272,7 @@ pub(super) struct TaskOptions {
     pub(super) to: Option<FileFormat>,
 
     /// How many random points to draw
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", value_hint = ValueHint::Other, value_parser = clap::value_parser!(u64).range(1..))]
     pub(super) points: Option<u64>,
 
     /// The seed of the random points, where the inputs aren't seeds themselves
@@ -286,7 +286,7 @@ pub(super) struct LimitArgs {
     /// The longest that one input may take: 10, 1.5, 500ms, 2s, 1m; for commands also 300%, of the
     /// median so far. A worker that takes longer is killed, a command is asked to end half a second
     /// before
-    #[arg(long, value_name = "DURATION", value_parser = units::time_limit)]
+    #[arg(long, value_name = "DURATION", value_hint = ValueHint::Other, value_parser = units::time_limit)]
     pub(super) timeout: Option<TimeLimit>,
 
     /// How often an input is tried again after its worker died or its time ran out; a command,
@@ -296,7 +296,7 @@ pub(super) struct LimitArgs {
 
     /// The most memory that a worker, or all processes of a command, may take: 200M, 1G; what takes
     /// more is killed
-    #[arg(long, value_name = "SIZE", value_parser = units::memory)]
+    #[arg(long, value_name = "SIZE", value_hint = ValueHint::Other, value_parser = units::memory)]
     pub(super) memory: Option<u64>,
 
     /// After so many inputs a worker is replaced by a new one
@@ -310,7 +310,7 @@ pub(super) struct LimitArgs {
 
     /// End the run early: soon,fail=3 begins no more after three have failed, now,fail=10% kills
     /// what runs too once a tenth have failed, of three at least
-    #[arg(long, value_name = "WHEN", value_parser = halt)]
+    #[arg(long, value_name = "WHEN", value_hint = ValueHint::Other, value_parser = halt)]
     pub(super) halt: Option<Halt>,
 }
 
