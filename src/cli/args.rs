@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::{NonEmptyStringValueParser, PossibleValuesParser, TypedValueParser};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
 use super::compare::CompareArgs;
 use super::isolate::Case;
@@ -27,9 +27,10 @@ Examples:
 const RUN_EXAMPLES: &str = "\
 Inputs:
   Given as arguments (of a command: after :::), or one per line by --input FILE; '-' is standard
-  input. Blank lines are skipped. For tasks, a range such as 0..5 or 0..=4 stands for the whole
-  numbers in it. Without any, commands and tasks over files read standard input, and tasks over
-  numbers have defaults.
+  input. Blank lines are skipped; an empty argument, or an empty input that ends with a NUL (-0), is
+  an input like any other. For tasks, a range such as 0..5 or 0..=4 stands for the whole numbers in
+  it. Without any, commands and tasks over files read standard input, and tasks over numbers have
+  defaults.
 
 Commands:
   What stands after -- is run for each input, without a shell in between: an input is one argument,
@@ -37,7 +38,8 @@ Commands:
     {}  the input             {/}   its base name       {#}  the job's number, from 1
     {.} without its extension {//}  its directory       {%}  the worker's number, from 1
   and without any of these the input is appended. A job's standard input is empty, and what it
-  leaves running is ended with it. A job that doesn't exit with 0 has failed.
+  leaves running is ended with it. A job that doesn't exit with 0 has failed. With --shell, {} and
+  its kin stand outside of quotes, and are one word each; a shell never reads what is in them.
 
 Output:
   Of commands, what each job prints is shown when it has ended, on the output that it printed it
@@ -45,8 +47,10 @@ Output:
   follows a table, and goes to standard error otherwise.
 
 Exit codes:
-  0 all well · 1 a job failed (the others are done all the same; see --halt and --exit-count)
-  2 wrong usage · 126 the command can't be executed · 127 there is no such command
+  0 all well · 1 a job failed (the others are done all the same; see --halt), or the run could not
+  be made · 2 wrong usage · 126 the command can't be executed · 127 there is no such command; both
+  also where that is so for each job that failed · with --exit-count: how many failed, up to 100; 101
+  for more; 255 for wrong usage and for a run that could not be made
   130 interrupted by Ctrl-C · 143 by SIGTERM · 129 by SIGHUP
 
 Signals:
@@ -188,15 +192,15 @@ pub(super) struct RunArgs {
     pub(super) task: Option<String>,
 
     /// Read the inputs from a file, one per line; '-' is standard input
-    #[arg(short, long, value_name = "FILE", conflicts_with_all = ["inputs", "count"])]
+    #[arg(short, long, value_name = "FILE", conflicts_with = "count")]
     pub(super) input: Option<PathBuf>,
 
     /// Inputs that are read end with a NUL, not with a line, as from find -print0
-    #[arg(short = '0', long, conflicts_with_all = ["inputs", "count"])]
+    #[arg(short = '0', long, conflicts_with = "count")]
     pub(super) null: bool,
 
     /// The inputs 0..N, for commands and for tasks over numbers
-    #[arg(short = 'n', long, value_name = "N", conflicts_with = "inputs")]
+    #[arg(short = 'n', long, value_name = "N")]
     #[arg(value_parser = clap::value_parser!(i64).range(0..))]
     pub(super) count: Option<i64>,
 
@@ -227,7 +231,7 @@ pub(super) struct RunArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Options of commands")]
 pub(super) struct CommandOptions {
-    /// Have /bin/sh read the command, for pipes and redirections; inputs are quoted
+    /// Have /bin/sh read the command, for pipes and redirections; {} is one word, outside of quotes
     #[arg(long, requires = "command")]
     pub(super) shell: bool,
 
@@ -269,7 +273,7 @@ pub(super) struct TaskOptions {
     pub(super) to: Option<FileFormat>,
 
     /// How many random points to draw
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", value_hint = ValueHint::Other, value_parser = clap::value_parser!(u64).range(1..))]
     pub(super) points: Option<u64>,
 
     /// The seed of the random points, where the inputs aren't seeds themselves
@@ -283,7 +287,7 @@ pub(super) struct LimitArgs {
     /// The longest that one input may take: 10, 1.5, 500ms, 2s, 1m; for commands also 300%, of the
     /// median so far. A worker that takes longer is killed, a command is asked to end half a second
     /// before
-    #[arg(long, value_name = "DURATION", value_parser = units::time_limit)]
+    #[arg(long, value_name = "DURATION", value_hint = ValueHint::Other, value_parser = units::time_limit)]
     pub(super) timeout: Option<TimeLimit>,
 
     /// How often an input is tried again after its worker died or its time ran out; a command,
@@ -293,7 +297,7 @@ pub(super) struct LimitArgs {
 
     /// The most memory that a worker, or all processes of a command, may take: 200M, 1G; what takes
     /// more is killed
-    #[arg(long, value_name = "SIZE", value_parser = units::memory)]
+    #[arg(long, value_name = "SIZE", value_hint = ValueHint::Other, value_parser = units::memory)]
     pub(super) memory: Option<u64>,
 
     /// After so many inputs a worker is replaced by a new one
@@ -307,7 +311,7 @@ pub(super) struct LimitArgs {
 
     /// End the run early: soon,fail=3 begins no more after three have failed, now,fail=10% kills
     /// what runs too once a tenth have failed, of three at least
-    #[arg(long, value_name = "WHEN", value_parser = halt)]
+    #[arg(long, value_name = "WHEN", value_hint = ValueHint::Other, value_parser = halt)]
     pub(super) halt: Option<Halt>,
 }
 
@@ -408,7 +412,8 @@ pub(super) struct OutputArgs {
     #[arg(short, long)]
     pub(super) quiet: bool,
 
-    /// Exit with the number of jobs that failed, or with 101 where that is over 100
+    /// Exit with the number of jobs that failed, or with 101 where that is over 100; what is 1 or 2
+    /// otherwise and no number is 255
     #[arg(long)]
     pub(super) exit_count: bool,
 }
@@ -490,8 +495,19 @@ pub(super) enum Progress {
 }
 
 /// A variable of the environment that is set to nothing is as good as one that isn't set.
-fn procs(text: &str) -> Result<usize, std::num::ParseIntError> {
-    if text.is_empty() { Ok(0) } else { text.parse() }
+fn procs(text: &str) -> Result<usize, String> {
+    if text.is_empty() {
+        return Ok(0);
+    }
+    // For GNU parallel they are relative to how many CPUs there are.
+    if text.starts_with(['+', '-']) || text.ends_with('%') {
+        return Err(
+            "give how many, not how many more or less than CPUs: 4, or 0 for one a CPU, or \
+                    \"$(($(nproc) + 1))\""
+                .to_owned(),
+        );
+    }
+    text.parse().map_err(|error: std::num::ParseIntError| error.to_string())
 }
 
 fn format_parser() -> impl TypedValueParser {

@@ -15,9 +15,11 @@ pub(super) enum Exit {
     Failed(u8),
     /// 2: the arguments make no sense; nothing was started.
     WrongUsage,
-    /// 126: the command can't be executed; nothing was started.
+    /// With `--exit-count`, 255: wrong usage, or the run could not be made. No number of failures.
+    Uncounted,
+    /// 126: the command can't be executed; nothing was started, or no job that failed.
     NotExecutable,
-    /// 127: there is no such command; nothing was started.
+    /// 127: there is no such command; nothing was started, or no job that failed.
     NotFound,
     /// 130: Ctrl-C (SIGINT), as shells have it: 128 and the number of the signal.
     Interrupted,
@@ -35,6 +37,7 @@ impl Exit {
             Self::SomeFailed => 1,
             Self::Failed(count) => count,
             Self::WrongUsage => 2,
+            Self::Uncounted => 255,
             Self::NotExecutable => 126,
             Self::NotFound => 127,
             Self::Interrupted => 130,
@@ -46,12 +49,22 @@ impl Exit {
 
 impl Exit {
     /// That of a run in which so many jobs failed, which are counted if that was asked for.
-    pub(super) fn of_failed(failed: u64, count: bool) -> Self {
-        match failed {
-            0 => Self::AllWell,
+    /// Where none of those could even be started, for the same reason, that is the code of the reason.
+    pub(super) fn of_failed(failed: u64, count: bool, unstarted: Option<i32>) -> Self {
+        match (failed, unstarted) {
+            (0, _) => Self::AllWell,
+            (_, Some(126)) if !count => Self::NotExecutable,
+            (_, Some(127)) if !count => Self::NotFound,
             _ if !count => Self::SomeFailed,
-            failed => Self::Failed(failed.min(101) as u8),
+            (failed, _) => Self::Failed(failed.min(101) as u8),
         }
+    }
+}
+
+impl Exit {
+    /// The same where numbers of failures are expected: what was not a number must not look like one.
+    pub(super) fn uncounted(self) -> Self {
+        if matches!(self, Self::WrongUsage | Self::SomeFailed) { Self::Uncounted } else { self }
     }
 }
 

@@ -67,6 +67,12 @@ impl Source {
 
     /// How many inputs there will be, where that can be known beforehand. A file is read for it.
     pub(super) fn count(&self, takes: Takes) -> Option<u64> {
+        self.count_to(takes, u64::MAX)
+    }
+
+    /// How many inputs there will be, where that can be known beforehand. A file is read no further
+    /// than `most` inputs.
+    pub(super) fn count_to(&self, takes: Takes, most: u64) -> Option<u64> {
         match (&self.texts, &self.again) {
             (Texts::Given(texts), _) => Some(
                 texts.as_slice().iter().map(|text| Expanded::of(text.clone(), takes).len()).sum(),
@@ -74,8 +80,11 @@ impl Source {
             (Texts::Lines { .. }, Some(path)) => {
                 let mut reader = BufReader::new(File::open(path).ok()?);
                 let mut count: u64 = 0;
-                while let Some(line) = read_line(&mut reader, self.end).ok()? {
+                while let Some(line) = read_input(&mut reader, self.end, takes).ok()? {
                     count = count.saturating_add(Expanded::of(line, takes).len());
+                    if count >= most {
+                        break;
+                    }
                 }
                 Some(count)
             }
@@ -119,7 +128,6 @@ impl Iterator for Inputs {
                 return Some(Input::Number(number));
             }
             match Expanded::of(self.next_text()?, self.takes) {
-                Expanded::Nothing => {}
                 Expanded::One(input) => return Some(input),
                 Expanded::Range(range) => self.range = Some(range),
             }
@@ -131,10 +139,11 @@ impl Inputs {
     fn next_text(&mut self) -> Option<Bytes> {
         match &mut self.texts {
             Texts::Given(texts) => texts.next(),
-            Texts::Lines { name, reader } => read_line(reader, self.end).unwrap_or_else(|error| {
-                self.feed.break_off(format!("failed to read on in {name}: {error}"));
-                None
-            }),
+            Texts::Lines { name, reader } => read_input(reader, self.end, self.takes)
+                .unwrap_or_else(|error| {
+                    self.feed.break_off(format!("failed to read on in {name}: {error}"));
+                    None
+                }),
         }
     }
 }
@@ -173,7 +182,6 @@ impl Feed {
 /// What a line or an argument stands for.
 #[derive(Debug, PartialEq)]
 enum Expanded {
-    Nothing,
     One(Input),
     Range(RangeInclusive<i64>),
 }
@@ -181,10 +189,7 @@ enum Expanded {
 impl Expanded {
     fn of(text: Bytes, takes: Takes) -> Self {
         match takes {
-            // The name of a file may be made of spaces, but not of nothing.
-            Takes::Files if text.as_slice().is_empty() => Self::Nothing,
             Takes::Files => Self::One(Input::Text(text)),
-            Takes::Numbers if text.as_slice().trim_ascii().is_empty() => Self::Nothing,
             Takes::Numbers => match range(&text.to_text()) {
                 Some(range) => Self::Range(range),
                 None => Self::One(Input::Text(text)),
@@ -194,7 +199,6 @@ impl Expanded {
 
     fn len(&self) -> u64 {
         match self {
-            Self::Nothing => 0,
             Self::One(_) => 1,
             Self::Range(range) if range.is_empty() => 0,
             Self::Range(range) => range.end().abs_diff(*range.start()).saturating_add(1),
@@ -216,6 +220,22 @@ fn range(text: &str) -> Option<RangeInclusive<i64>> {
         true => Some(start..=end),
         false if start == end => Some(RangeInclusive::new(1, 0)),
         false => Some(start..=end - 1),
+    }
+}
+
+/// The next input of a list. Blank lines are skipped; what ends with NUL never is, since only a
+/// program writes that, and means it.
+fn read_input(reader: &mut impl BufRead, end: u8, takes: Takes) -> io::Result<Option<Bytes>> {
+    loop {
+        let line = read_line(reader, end)?;
+        let is_blank = line.as_ref().is_some_and(|line| match takes {
+            // The name of a file may be made of spaces.
+            Takes::Files => line.as_slice().is_empty(),
+            Takes::Numbers => line.as_slice().trim_ascii().is_empty(),
+        });
+        if !is_blank || end != b'\n' {
+            return Ok(line);
+        }
     }
 }
 
@@ -256,7 +276,7 @@ mod tests {
     #[test]
     fn an_input_that_ends_with_nul_may_have_any_other_byte() {
         let source = Source::file("", &b"a\nb\0\0c\r\n\0last"[..]).ending_with(0);
-        assert_eq!(texts(source, Takes::Files), ["a\nb", "c\r\n", "last"]);
+        assert_eq!(texts(source, Takes::Files), ["a\nb", "", "c\r\n", "last"]);
     }
 
     #[test]
@@ -288,8 +308,8 @@ mod tests {
     #[test]
     fn what_can_be_counted_beforehand_is() {
         let given = Source::given(["0..5", "", "9"].map(Bytes::from));
-        assert_eq!(given.count(Takes::Numbers), Some(6));
-        assert_eq!(texts(given, Takes::Numbers).len(), 6);
+        assert_eq!(given.count(Takes::Numbers), Some(7), "an empty argument is one too");
+        assert_eq!(texts(given, Takes::Numbers).len(), 7);
         assert_eq!(Source::file("", &b"1\n"[..]).count(Takes::Numbers), None);
 
         let dir = tempfile::tempdir().unwrap();
@@ -298,6 +318,7 @@ mod tests {
         let file = BufReader::new(File::open(&path).unwrap());
         let source = Source::file("", file).readable_again_at(path);
         assert_eq!(source.count(Takes::Numbers), Some(6));
+        assert_eq!(source.count_to(Takes::Numbers, 3), Some(5), "no line after the first is read");
         assert_eq!(texts(source, Takes::Numbers).len(), 6, "counting took nothing away");
     }
 

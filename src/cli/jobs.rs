@@ -142,6 +142,9 @@ impl Work for Commands {
         row.values = ended.values();
         row.error = (!ended.verdict.is_success()).then(|| ended.verdict.to_string());
         row.unread = ended.verdict == Verdict::Unread;
+        if let Verdict::NotStarted(code, _) = ended.verdict {
+            row.unstarted = Some(code);
+        }
         row.began = ended.began;
         row.elapsed = ended.elapsed;
         row.memory = Some(ended.memory);

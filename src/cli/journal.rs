@@ -3,15 +3,18 @@
 //! A line is appended for each job that has ended, and a job is shown as done only when its line is
 //! on the disk. Jobs that end while a line is being synced are synced together, so that the disk
 //! slows nothing down but the showing. At the worst the last line is torn, and it is dropped when
-//! the file is opened again.
+//! the file is opened again. Only the beginning of a line that this file has written counts as torn:
+//! a file that holds anything else is refused and left as it is.
 //!
 //! A job is known by its content, a task with its options or a command line, and its input: inputs
 //! may be moved about, added and taken away between two runs. The same job twice counts twice.
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
@@ -81,27 +84,33 @@ impl Journal {
         columns: &'static [Column],
     ) -> Result<Option<(Self, Past)>> {
         let Some(path) = &args.journal else { return Ok(None) };
-        let failed = |error: &dyn std::fmt::Display| {
-            Usage::error(format!("failed to open the journal {path:?}: {error}; check --journal"))
-        };
+        refuse_other_than_file(path)?;
         let options = File::options().read(true).append(true).create(true).open(path);
-        let file = options.map_err(|error| failed(&error))?;
+        let file = options.map_err(|error| unfit(path, &error))?;
         if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
-            return Err(failed(&"another run is writing it"));
+            return Err(unfit(path, &"another run is writing it"));
         }
-        let mut past = Past { only_failed: args.retry_failed, ..Past::default() };
-        let length = file.metadata().map_err(|error| failed(&error))?.len();
-        if length > 0 && !args.resume && !args.retry_failed {
-            let remedy =
-                "there is one of an earlier run: go on with it by --resume, or give another";
-            return Err(failed(&remedy));
+        let (past, whole, length) = Past::of(&file, path, args)?;
+        if whole < length {
+            // What follows must not be appended to half a line.
+            file.set_len(whole).map_err(|error| unfit(path, &error))?;
         }
-        let whole = past.read(&file).map_err(|error| failed(&format_args!("{error:#}")))?;
-        // What follows must not be appended to half a line.
-        file.set_len(whole).map_err(|error| failed(&error))?;
         sync_directory(path);
         let journal = Self { file, path: path.clone(), columns, lines: Vec::new() };
         Ok(Some((journal, past)))
+    }
+
+    /// What is known of an earlier run, for a run that does nothing: the file is only read.
+    pub(super) fn look(args: &JournalArgs) -> Result<Option<Past>> {
+        let Some(path) = &args.journal else { return Ok(None) };
+        refuse_other_than_file(path)?;
+        match File::open(path) {
+            Ok(file) => Past::of(&file, path, args).map(|(past, ..)| Some(past)),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                Ok(Some(Past { only_failed: args.retry_failed, ..Past::default() }))
+            }
+            Err(error) => Err(unfit(path, &error)),
+        }
     }
 
     /// Takes note of a job that has ended.
@@ -133,6 +142,45 @@ impl Journal {
     }
 }
 
+fn unfit(path: &Path, why: &dyn std::fmt::Display) -> anyhow::Error {
+    Usage::error(format!("failed to open the journal {path:?}: {why}; check --journal"))
+}
+
+/// Opening what isn't a file can wait for ever, and so can reading it.
+fn refuse_other_than_file(path: &Path) -> Result<()> {
+    match path.metadata() {
+        Ok(metadata) if !metadata.is_file() => Err(unfit(path, &"it isn't a regular file")),
+        _ => Ok(()),
+    }
+}
+
+/// What each line begins with; a zero stands for any hexadecimal digit.
+const HEAD: &[u8] = b"{\"key\":\"00000000000000000000000000000000\",\"ok\":";
+
+/// Whether these bytes are what a crash can leave of a line: its beginning, and zeros where the rest
+/// never reached the disk.
+fn is_torn(line: &[u8]) -> bool {
+    let line = match line.strip_suffix(b"\n") {
+        // A line that is whole is no torn one, whatever is in it.
+        Some(line) if !line.contains(&0) => return false,
+        Some(line) => line,
+        None => line,
+    };
+    let written = line.len() - line.iter().rev().take_while(|byte| **byte == 0).count();
+    line[..written].iter().zip(HEAD).all(|(byte, expected)| match expected {
+        b'0' => byte.is_ascii_hexdigit(),
+        expected => byte == expected,
+    })
+}
+
+/// What is said of a line that can't be one of a journal.
+fn strange(number: u64, whole: u64) -> String {
+    format!(
+        "line {number} is none of a journal; the file is left as it is: give another, or, if a \
+         crash has spoiled its end, keep what is before that line by 'truncate -s {whole}'"
+    )
+}
+
 /// The name of a new file is to survive a power cut too.
 fn sync_directory(path: &Path) {
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
@@ -149,9 +197,40 @@ pub(super) struct Past {
     failed: HashMap<Key, u32>,
     /// Whether only those are to be done.
     only_failed: bool,
+    counts: Arc<Counts>,
+}
+
+/// How many inputs were left out because of a journal, and how many were not, so far.
+#[derive(Debug, Default)]
+pub(super) struct Counts {
+    pub(super) left_out: AtomicU64,
+    pub(super) taken: AtomicU64,
 }
 
 impl Past {
+    /// Reads a journal; says how much of it is whole lines, and how much there is.
+    fn of(file: &File, path: &Path, args: &JournalArgs) -> Result<(Self, u64, u64)> {
+        let mut past = Self { only_failed: args.retry_failed, ..Self::default() };
+        let length = file.metadata().map_err(|error| unfit(path, &error))?.len();
+        if length > 0 && !args.resume && !args.retry_failed {
+            let remedy =
+                "there is one of an earlier run: go on with it by --resume, or give another";
+            return Err(unfit(path, &remedy));
+        }
+        let whole = past.read(file).map_err(|error| unfit(path, &format_args!("{error:#}")))?;
+        Ok((past, whole, length))
+    }
+
+    /// How many inputs it has left out, also after it was given away.
+    pub(super) fn counts(&self) -> Arc<Counts> {
+        Arc::clone(&self.counts)
+    }
+
+    /// How many jobs have failed, and not succeeded since.
+    pub(super) fn failed(&self) -> u64 {
+        self.failed.values().copied().map(u64::from).sum()
+    }
+
     /// Reads a journal, and says how much of it is whole lines.
     fn read(&mut self, mut file: &File) -> Result<u64> {
         file.seek(SeekFrom::Start(0))?;
@@ -160,20 +239,25 @@ impl Past {
         let mut line = Vec::new();
         loop {
             line.clear();
-            let length = reader.by_ref().read_until(b'\n', &mut line)? as u64;
             number += 1;
-            if line.last() != Some(&b'\n') {
+            // Of a file that isn't a journal, no more than its beginning is read.
+            let start = reader.fill_buf()?;
+            if !is_torn(&start[..HEAD.len().min(start.len())]) {
+                anyhow::bail!(strange(number, whole));
+            }
+            let length = reader.read_until(b'\n', &mut line)? as u64;
+            if length == 0 {
                 return Ok(whole);
             }
+            let is_last = line.last() != Some(&b'\n') || reader.fill_buf()?.is_empty();
             let known: Known = match serde_json::from_slice(&line) {
-                Ok(known) => known,
-                // Torn in the middle: blocks of a file need not reach the disk in order.
-                Err(_) if reader.fill_buf()?.is_empty() => return Ok(whole),
-                Err(error) => anyhow::bail!("line {number} is none of a journal ({error})"),
+                Ok(known) if line.last() == Some(&b'\n') => known,
+                _ if is_last && is_torn(&line) => return Ok(whole),
+                _ => anyhow::bail!(strange(number, whole)),
             };
-            whole += length;
             let key = u128::from_str_radix(&known.key, 16).map(Key);
-            self.note(key.with_context(|| format!("line {number} has no key"))?, known.ok);
+            self.note(key.with_context(|| strange(number, whole))?, known.ok);
+            whole += length;
         }
     }
 
@@ -193,7 +277,10 @@ impl Past {
         let counted = if self.only_failed { &mut self.failed } else { &mut self.succeeded };
         let left = counted.get_mut(&key).filter(|left| **left > 0);
         let found = left.map(|left| *left -= 1).is_some();
-        found != self.only_failed
+        let leaves_out = found != self.only_failed;
+        let Counts { left_out, taken } = &*self.counts;
+        if leaves_out { left_out } else { taken }.fetch_add(1, Ordering::Relaxed);
+        leaves_out
     }
 }
 
@@ -248,6 +335,15 @@ mod tests {
             assert_eq!(read(two.clone() + &line("c")[..torn]).unwrap(), length, "{torn}");
         }
         assert_eq!(read(two.clone() + "\0\0\0\n").unwrap(), length);
+        assert_eq!(read(two.clone() + "\0\0\0").unwrap(), length);
+        assert_eq!(read(two.clone() + "{\"key\":\"12\0\0").unwrap(), length);
+        assert_eq!(read(two.clone() + &line("c")[..50] + "\0\0}\n").unwrap(), length);
+        for strange in ["what?\n", "{}", "{\n", "x", "{\"key\": 1}", "note", "\0\0x\n"] {
+            let error = read(two.clone() + strange).unwrap_err().to_string();
+            assert!(error.contains("line 3"), "{strange}: {error}");
+            assert!(error.contains(&format!("truncate -s {length}'")), "{error}");
+            assert!(read(strange.to_owned()).is_err(), "{strange}");
+        }
         let error = read(line("a") + "what?\n" + &line("b")).unwrap_err().to_string();
         assert!(error.contains("line 2"), "{error}");
         assert_eq!(read(String::new()).unwrap(), 0);

@@ -25,9 +25,63 @@ pub(super) fn man(args: &ManArgs) -> Result<Exit> {
         // Its own name, which clap has as "procpool run" in some places and "run" in others.
         command = found.name(format!("procpool-{verb}"));
     }
+    let verbs: Vec<String> = match &args.verb {
+        Some(_) => vec!["procpool".to_owned()],
+        None => {
+            command.get_subcommands().map(|verb| format!("procpool-{}", verb.get_name())).collect()
+        }
+    };
+    let epilogue = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+    let man = Man::new(command);
     let mut page = Vec::new();
-    Man::new(command).render(&mut page)?;
+    man.render_title(&mut page)?;
+    man.render_name_section(&mut page)?;
+    man.render_synopsis_section(&mut page)?;
+    man.render_description_section(&mut page)?;
+    man.render_options_section(&mut page)?;
+    if args.verb.is_none() {
+        man.render_subcommands_section(&mut page)?;
+    }
+    page.extend_from_slice(sections(&epilogue).as_bytes());
+    let others: Vec<_> = verbs.iter().map(|verb| format!("\\fB{}\\fR(1)", escaped(verb))).collect();
+    page.extend_from_slice(format!(".SH \"SEE ALSO\"\n{}\n", others.join(", ")).as_bytes());
     print(&page)
+}
+
+/// What stands after the options in the help, as sections of a manual page. Its headings end with a
+/// colon; prose is filled anew, and what is a table or a command keeps its lines.
+fn sections(help: &str) -> String {
+    let mut page = String::new();
+    let (mut keeps_all, mut kept) = (false, false);
+    for line in help.lines() {
+        let text = line.trim();
+        let is_heading = !line.starts_with(' ') && text.ends_with(':');
+        let keep = !is_heading && !text.is_empty() && (keeps_all || line.starts_with("    "));
+        if keep != kept {
+            page += if keep { ".PP\n.RS 4\n.nf\n" } else { ".fi\n.RE\n" };
+            kept = keep;
+        }
+        if is_heading {
+            let name = text.trim_end_matches(':').to_uppercase();
+            keeps_all = name == "EXAMPLES";
+            page += &format!(".SH \"{}\"\n", name.replace("EXIT CODES", "EXIT STATUS"));
+        } else if text.is_empty() {
+            continue;
+        } else {
+            page += &escaped(if keep { line.trim_start() } else { text });
+            page.push('\n');
+        }
+    }
+    if kept {
+        page += ".fi\n.RE\n";
+    }
+    page
+}
+
+/// As roff reads it as text.
+fn escaped(text: &str) -> String {
+    let text = text.replace('\\', "\\e").replace('-', "\\-");
+    if text.starts_with(['.', '\'']) { format!("\\&{text}") } else { text }
 }
 
 fn print(page: &[u8]) -> Result<Exit> {

@@ -63,7 +63,13 @@ pub fn main() -> ExitCode {
         Ok(Cli { verb, color }) => {
             color::set(color);
             match verb {
-                Verb::Run(args) => report("run", run::run(*args)),
+                Verb::Run(args) => {
+                    let count = args.output.exit_count;
+                    let outcome = run::run(*args);
+                    let is_error = outcome.is_err();
+                    let exit = report("run", outcome);
+                    if count && is_error { exit.uncounted() } else { exit }
+                }
                 Verb::Tasks(args) => report("tasks", tasks::run(&args)),
                 Verb::Isolate(args) => report("isolate", isolate::run(args)),
                 Verb::Compare(args) => report("compare", compare::run(args)),
@@ -74,7 +80,10 @@ pub fn main() -> ExitCode {
         }
         Err(help_or_error) => {
             let _ = help_or_error.print(); // to a terminal that is gone, perhaps
-            if help_or_error.use_stderr() { Exit::WrongUsage } else { Exit::AllWell }
+            let exit = if help_or_error.use_stderr() { Exit::WrongUsage } else { Exit::AllWell };
+            // As it was typed, since it could not be parsed.
+            let mut typed = std::env::args_os().take_while(|argument| argument != "--");
+            if typed.any(|argument| argument == "--exit-count") { exit.uncounted() } else { exit }
         }
     };
     exit.into()

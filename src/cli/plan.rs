@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io::{self, BufReader, IsTerminal};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
@@ -66,6 +67,7 @@ pub(super) enum LogTo {
 
 impl RunPlan {
     pub(super) fn resolve(mut args: RunArgs) -> Result<Self> {
+        refuse_same_file(&args)?;
         let is_command = !args.command.is_empty();
         // Where negative numbers are inputs, clap takes -0 for one.
         let given = args.inputs.len();
@@ -83,6 +85,10 @@ impl RunPlan {
             let words = split_command(args.command, &mut args.inputs)?;
             let recipe = recipe(words, &args.command_options, &args.limits, output.output)?;
             takes = if args.count.is_some() { Takes::Numbers } else { Takes::Files };
+            refuse_two_sources(&args.inputs, args.input.as_deref(), args.count, args.null)?;
+            if args.count.is_some() {
+                refuse_unread_input()?;
+            }
             let inputs = Inputs { given: args.inputs, file: args.input, count: args.count };
             source = command_source(inputs, args.null)?;
             let prints = match recipe.prints {
@@ -107,6 +113,13 @@ impl RunPlan {
                     "--format plain is for commands: give table, json or csv",
                 ));
             }
+            if args.inputs.iter().any(|input| input == ":::") {
+                return Err(Usage::error(
+                    "::: stands after a command, and a command after --: procpool run -- COMMAND \
+                     ::: INPUT...; the inputs of a task need none",
+                ));
+            }
+            refuse_two_sources(&args.inputs, args.input.as_deref(), args.count, args.null)?;
             let params = params(task, args.task_options)?;
             let inputs = Inputs { given: args.inputs, file: args.input, count: args.count };
             source = task_source(task, inputs, args.null)?;
@@ -136,10 +149,15 @@ impl RunPlan {
                  --output inherit and --log -",
             ));
         }
+        let workers = if args.procs == 0 { args.gpus.len() } else { args.procs };
+        let most_inputs = source
+            .count_to(takes, workers as u64)
+            .map_or(workers, |count| usize::try_from(count).unwrap_or(usize::MAX).max(1));
         Ok(Self {
             source,
             takes,
-            workers: if args.procs == 0 { args.gpus.len() } else { args.procs },
+            // More workers than inputs would only be started and ended again.
+            workers: workers.min(most_inputs),
             gpus: args.gpus,
             chunk_size: args.chunk_size.map(Into::into),
             dry_run: args.dry_run,
@@ -167,8 +185,88 @@ impl RunPlan {
     }
 }
 
+/// Inputs come from one place. What was given in another must not be passed over in silence.
+fn refuse_two_sources(
+    given: &[OsString],
+    file: Option<&Path>,
+    count: Option<i64>,
+    null: bool,
+) -> Result<()> {
+    let read = match (file, count) {
+        (Some(_), _) => "--input",
+        (None, Some(_)) => "--count",
+        (None, None) if null => "--null (-0)",
+        (None, None) => return Ok(()),
+    };
+    if given.is_empty() {
+        return Ok(());
+    }
+    Err(Usage::error(format!(
+        "{read} cannot be used with inputs that are arguments: leave out one of them, or put all of \
+         them into one list"
+    )))
+}
+
+/// `-n` is how many at once for xargs, which reads its inputs from a pipe or a file. Here it would
+/// pass over them and work on 0, 1, 2….
+fn refuse_unread_input() -> Result<()> {
+    let kind = io::stdin()
+        .as_fd()
+        .try_clone_to_owned()
+        .and_then(|stdin| File::from(stdin).metadata())
+        .map(|metadata| metadata.file_type());
+    match kind {
+        Ok(kind) if kind.is_fifo() || kind.is_file() => Err(Usage::error(
+            "-n (--count) makes the inputs 0..N, and standard input would not be read: leave it out \
+             to work on standard input (-p is for how many at once), or add '< /dev/null'",
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// A file that is written must not be one that is read or written by another option.
+fn refuse_same_file(args: &RunArgs) -> Result<()> {
+    let files = [
+        ("--input", args.input.as_deref()),
+        ("--journal", args.journal.journal.as_deref()),
+        ("--log", args.output.log.as_deref()),
+        ("--trace", args.output.trace.as_deref()),
+    ];
+    let named = files.into_iter().filter_map(|(option, path)| Some((option, path?)));
+    let named: Vec<_> = named.filter(|(_, path)| *path != Path::new("-")).collect();
+    for (index, (option, path)) in named.iter().enumerate() {
+        let before = &named[..index];
+        if let Some((other, _)) = before.iter().find(|(_, other)| is_same_file(path, other)) {
+            return Err(Usage::error(format!(
+                "{option} and {other} are the same file, {path:?}, which would be overwritten: \
+                 give another to one of them"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Whether they are one file, or will be. Devices, such as /dev/null, can be shared.
+fn is_same_file(one: &Path, other: &Path) -> bool {
+    match (one.metadata(), other.metadata()) {
+        (Ok(one), Ok(other)) => {
+            one.is_file() && (one.dev(), one.ino()) == (other.dev(), other.ino())
+        }
+        (Err(_), Err(_)) => one == other,
+        _ => false,
+    }
+}
+
 /// The words of a command, and the inputs that were given after `:::`.
 fn split_command(words: Vec<OsString>, inputs: &mut Vec<OsString>) -> Result<Vec<OsString>> {
+    if let Some(word) =
+        words.iter().find(|word| [":::+", "::::", "::::+"].iter().any(|it| *word == *it))
+    {
+        return Err(Usage::error(format!(
+            "{word:?} means nothing here: inputs stand after one :::, or in a file that --input \
+             names, one per line"
+        )));
+    }
     let mut parts = words.split(|word| word == ":::");
     let command = parts.next().unwrap_or_default().to_vec();
     if command.is_empty() {
@@ -193,6 +291,7 @@ fn recipe(
     output: Option<Prints>,
 ) -> Result<Recipe> {
     let template = Template::new(words, options.shell);
+    template.check().map_err(|unfit| Usage::error(unfit.to_string()))?;
     let program = template.program()?;
     let prints = match output {
         _ if options.line_buffer => command::Prints::Lines { tag: options.tag },

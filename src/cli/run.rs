@@ -9,19 +9,20 @@ use std::io::{self, Write};
 use std::mem;
 use std::num::NonZero;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use super::args::{Format, Halt, TimeLimit};
+use super::args::{Format, Halt, JournalArgs, TimeLimit};
 use super::collect::{Collector, Event, Events, Threads, WAITING};
 use super::exit::Exit;
 use super::humane;
 use super::inputs::Feed;
 use super::interrupt;
 use super::jobs::{BuiltIn, Commands, JobMaker, Work};
-use super::journal::{Journal, Past};
+use super::journal::{Counts, Journal, Key, Past};
 use super::log::{self, Log};
 use super::mailbox::Taken;
 use super::median::Median;
@@ -33,10 +34,12 @@ use super::screen::Screen;
 use super::summary::Tally;
 use super::top::{Board, Top};
 use super::trace::Trace;
+use crate::tasks::Input;
 use crate::tasks::command::{self, CommandJob};
 use crate::{Pool, PoolBuilder};
 
 pub(super) fn run(args: super::args::RunArgs) -> Result<Exit> {
+    let started = Instant::now();
     let mut plan = RunPlan::resolve(args)?;
     if plan.dry_run {
         return dry_run(plan);
@@ -53,7 +56,7 @@ pub(super) fn run(args: super::args::RunArgs) -> Result<Exit> {
             if let Some(bytes) = limits.memory {
                 builder = builder.max_memory_per_worker(bytes);
             }
-            run_work(plan, work, builder, median)
+            run_work(plan, work, builder, median, started)
         }
         WorkPlan::Command(ref recipe) => {
             let template = recipe.template.clone();
@@ -76,18 +79,35 @@ pub(super) fn run(args: super::args::RunArgs) -> Result<Exit> {
                 None => {}
             }
             let work = Commands::new(template, limits.timeout, Arc::clone(&median));
-            run_work(plan, work, builder, median)
+            run_work(plan, work, builder, median, started)
         }
     }
 }
 
 /// Prints what would be run.
 fn dry_run(plan: RunPlan) -> Result<Exit> {
+    let mut past = Journal::look(&plan.journal)?;
+    let failed_before = past.as_ref().map_or(0, Past::failed);
+    let work: Box<dyn Fn(&Input, u64) -> Key> = match &plan.work {
+        WorkPlan::Task(task, params) => {
+            let work = BuiltIn::new(task, params.clone());
+            Box::new(move |input, number| work.key(input, number))
+        }
+        WorkPlan::Command(recipe) => {
+            let work = Commands::new(recipe.template.clone(), None, Arc::default());
+            Box::new(move |input, number| work.key(input, number))
+        }
+    };
     let (inputs, feed) = plan.source.stream(plan.takes);
     let mut stdout = io::BufWriter::new(io::stdout().lock());
     for (number, input) in (1..).zip(inputs) {
+        if past.as_mut().is_some_and(|past| past.leaves_out(work(&input, number))) {
+            continue;
+        }
         let mut line = match &plan.work {
-            WorkPlan::Task(task, _) => [task.name.as_bytes(), b" ", &input.to_bytes()].concat(),
+            WorkPlan::Task(task, _) => {
+                [task.name.as_bytes(), b" ", &command::quote(&input.to_bytes())].concat()
+            }
             // Which worker it would be isn't known.
             WorkPlan::Command(recipe) => {
                 let job = CommandJob { input, number, limit: None };
@@ -98,10 +118,45 @@ fn dry_run(plan: RunPlan) -> Result<Exit> {
         stdout.write_all(&line)?;
     }
     stdout.flush()?;
+    let is_in_vain = past.is_some_and(|past| {
+        tell_left_out(&plan.journal, &past.counts(), failed_before, plan.summary)
+    });
     match feed.trouble() {
+        None if is_in_vain => Ok(Exit::SomeFailed),
         None => Ok(Exit::AllWell),
         Some(trouble) => Err(anyhow::anyhow!("{trouble}")),
     }
+}
+
+/// Says how many inputs the journal has left out. Returns whether that was all of them although jobs
+/// that failed were to be tried again: then they were those of another command.
+fn tell_left_out(
+    journal: &JournalArgs,
+    counts: &Counts,
+    failed_before: u64,
+    summary: bool,
+) -> bool {
+    let [left_out, taken] =
+        [&counts.left_out, &counts.taken].map(|count| count.load(Ordering::Relaxed));
+    if journal.retry_failed && failed_before > 0 && taken == 0 {
+        say(format_args!(
+            "error: none of the {} jobs that failed according to the journal is among these: their \
+             command, options or inputs were others; --resume does what has not succeeded",
+            humane::grouped(failed_before)
+        ));
+        return true;
+    }
+    if left_out > 0 && summary {
+        let (noun, why) = match (left_out, journal.retry_failed) {
+            (1, false) => ("input was", "has succeeded"),
+            (_, false) => ("inputs were", "have succeeded"),
+            (1, true) => ("input was", "hasn't failed"),
+            (_, true) => ("inputs were", "haven't failed"),
+        };
+        let left_out = humane::grouped(left_out);
+        say(format_args!("{left_out} {noun} left out, which {why} according to the journal"));
+    }
+    false
 }
 
 fn run_work<W: Work>(
@@ -109,6 +164,7 @@ fn run_work<W: Work>(
     work: W,
     builder: PoolBuilder,
     median: Arc<Median>,
+    started: Instant,
 ) -> Result<Exit> {
     let log = match &plan.log {
         LogTo::File(path) => Some(Log::create(path)?),
@@ -117,6 +173,7 @@ fn run_work<W: Work>(
     let trace = plan.trace.as_deref().map(Trace::create).transpose()?;
     let (journal, past): (_, Option<Past>) =
         Journal::open(&plan.journal, plan.form.columns)?.unzip();
+    let known = past.as_ref().map(|past| (past.counts(), past.failed()));
     let board = plan.top.then(Arc::<Board>::default);
     let builder = match &board {
         None => builder,
@@ -154,7 +211,7 @@ fn run_work<W: Work>(
     let mut run = Run {
         renderer: render::renderer(plan.format, &plan.form, plan.voice),
         screen: Screen::new(progress),
-        tally: Tally::new(),
+        tally: Tally::since(started),
         order: if plan.unordered { Order::of_arrival() } else { Order::of_inputs() },
         journal,
         trace: trace.clone(),
@@ -162,6 +219,7 @@ fn run_work<W: Work>(
         halt: plan.limits.halt,
         ended: 0,
         failed: 0,
+        unstarted: Unstarted::default(),
         threads,
         feed,
         ending: None,
@@ -180,12 +238,15 @@ fn run_work<W: Work>(
     }
     let exit = run.end(ended, &pool, plan.summary.then_some(plan.format), plan.exit_count)?;
     pool.join();
+    let is_in_vain = known.is_some_and(|(counts, failed)| {
+        tell_left_out(&plan.journal, &counts, failed, plan.summary) && exit == Exit::AllWell
+    });
     let closed = [log.map(|log| log.close()), trace.map(|trace| trace.close())];
     let troubles: Vec<_> = closed.into_iter().flatten().filter_map(Result::err).collect();
     for trouble in &troubles {
         say(format_args!("error: {trouble}"));
     }
-    let is_new = !troubles.is_empty() && exit == Exit::AllWell;
+    let is_new = (!troubles.is_empty() && exit == Exit::AllWell) || is_in_vain;
     Ok(if is_new { Exit::SomeFailed } else { exit })
 }
 
@@ -238,6 +299,7 @@ struct Run {
     /// How many jobs have ended, and how many of them have failed, be they shown or not.
     ended: u64,
     failed: u64,
+    unstarted: Unstarted,
     threads: Threads,
     feed: Feed,
     /// Why the run is to end before its time, if it is.
@@ -245,6 +307,30 @@ struct Run {
     board: Option<Arc<Board>>,
     /// The live table, while it's shown.
     top: Option<Top>,
+}
+
+/// Why the jobs that failed could not be started, as long as it's the same for all of them.
+#[derive(Default)]
+enum Unstarted {
+    #[default]
+    NoneFailed,
+    All(i32),
+    NotAll,
+}
+
+impl Unstarted {
+    /// One more has failed: with the code of why it could not be started, or otherwise.
+    fn note(&mut self, code: Option<i32>) {
+        *self = match (&self, code) {
+            (Self::NoneFailed, Some(code)) => Self::All(code),
+            (Self::All(all), Some(code)) if *all == code => Self::All(code),
+            _ => Self::NotAll,
+        };
+    }
+
+    fn code(&self) -> Option<i32> {
+        if let Self::All(code) = self { Some(*code) } else { None }
+    }
 }
 
 /// Why a run ends before its inputs do.
@@ -361,7 +447,7 @@ impl Run {
         if let Some(trace) = &self.trace {
             trace.row(&row);
         }
-        let failed = row.error.is_some();
+        let (failed, unstarted) = (row.error.is_some(), row.unstarted);
         if !failed {
             self.median.note(row.elapsed);
         }
@@ -372,6 +458,7 @@ impl Run {
         })?;
         if failed {
             self.failed += 1;
+            self.unstarted.note(unstarted);
             self.halt(pool)?;
         }
         Ok(())
@@ -398,9 +485,9 @@ impl Run {
             (_, Some(Ending::Interrupted(exit))) => Ok(exit),
             (Err(error), _) => Err(error),
             (Ok(()), _) if self.failed == 0 && self.feed.trouble().is_some() => {
-                Ok(Exit::SomeFailed)
+                Ok(if count { Exit::Uncounted } else { Exit::SomeFailed })
             }
-            (Ok(()), _) => Ok(Exit::of_failed(self.failed, count)),
+            (Ok(()), _) => Ok(Exit::of_failed(self.failed, count, self.unstarted.code())),
         }
     }
 
@@ -409,10 +496,15 @@ impl Run {
     fn close(&mut self, pool: &Pool, summary: Option<Format>) -> Result<()> {
         self.screen.progress().finish();
         let Some(format) = summary else { return self.screen.flush() };
+        self.screen.flush()?;
+        let workers = pool.workers();
+        // The end of the workers is part of the time that it took.
+        pool.close();
+        pool.join();
         let now = Instant::now();
         let text = match format {
             Format::Plain => self.tally.summary("jobs", now),
-            _ => self.tally.workers(&pool.workers()) + &self.tally.summary("tasks", now),
+            _ => self.tally.workers(&workers) + &self.tally.summary("tasks", now),
         };
         let to = if format == Format::Table { self.screen.page() } else { self.screen.errors() };
         to.extend_from_slice(text.as_bytes());

@@ -72,9 +72,10 @@ fn name(row: &Row) -> String {
 }
 
 impl Tally {
-    pub(super) fn new() -> Self {
+    /// Of a run that began then.
+    pub(super) fn since(started: Instant) -> Self {
         Self {
-            started: Instant::now(),
+            started,
             by_pid: HashMap::new(),
             total: Share::default(),
             retried: 0,

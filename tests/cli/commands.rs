@@ -121,9 +121,6 @@ fn a_command_that_cannot_be_run_is_told_once_and_nothing_is_begun() {
     let ended = run(&["run", "-k", "--format", "json", "--", "{}", ":::", "true", "no-such", file]);
     let exits: Vec<_> = ended.json().iter().map(|row| row["result"]["exit"].clone()).collect();
     assert_eq!((ended.code, exits), (Some(1), vec![json!(0), json!(127), json!(126)]));
-    fs::set_permissions(file, fs::Permissions::from_mode(0o755)).unwrap();
-    let ended = run(&["run", "--", file, ":::", "1"]);
-    assert!(ended.stderr.contains("#!/bin/sh"), "{ended:?}");
 }
 
 #[test]
@@ -310,4 +307,157 @@ fn options_that_make_no_sense_are_exit_code_2_with_the_remedy() {
         assert_eq!(ended.code, Some(2), "{arguments:?}: {ended:?}");
         assert!(ended.stderr.contains(remedy), "{arguments:?}: {}", ended.stderr);
     }
+}
+
+#[test]
+fn nothing_in_an_input_is_code_for_a_shell_whatever_is_around_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let hostile = [
+        "$(touch pwned)",
+        "`touch pwned`",
+        "'; touch pwned; '",
+        "\"; touch pwned; \"",
+        "\ntouch pwned\n",
+        "'\"; touch pwned #",
+        "E\ntouch pwned\n",
+        "a[$(touch pwned)]",
+        "\\'; touch pwned; \\'",
+        "${x:-$(touch pwned)}",
+        ")\ntouch pwned",
+        "&& touch pwned",
+        "| touch pwned",
+        "*",
+        "-n",
+    ];
+    let input = hostile.join("\0");
+    let lines = [
+        "printf %s {}",
+        "echo 'got {}'",
+        "echo \"got {}\"",
+        "echo `echo {}`",
+        "echo $(echo {})",
+        "echo \"$(echo {})\"",
+        "cat <<E\n{}\nE",
+        "cat <<'E'\n{}\nE",
+        "echo x # {}",
+        "echo $((1 + {}))",
+        "echo $'{}'",
+        "echo \\{}",
+        "echo ${}",
+        "echo a{}b{.}{/}{//}",
+        "case {} in a) echo {};; esac",
+        "f() { echo {}; }; set -- 1; f 2",
+        "x={}; echo $x \"$x\"",
+        "cat <<< {}",
+        "((x = {}))",
+    ];
+    for line in lines {
+        let mut command = procpool(&["run", "-0", "-q", "-p", "1", "--shell", "--", line]);
+        let mut child = command.current_dir(&dir).stdin(Stdio::piped()).spawn().unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        // Where the line is refused, nobody reads it.
+        let _ = stdin.write_all(input.as_bytes());
+        drop(stdin);
+        let ended = wait(child);
+        assert!(!dir.path().join("pwned").exists(), "{line}: {ended:?}");
+        if ended.code == Some(2) {
+            assert!(ended.stderr.contains("outside"), "{line}: {ended:?}");
+        }
+    }
+    let ended = run(&["run", "--shell", "--", "f() { echo {}; }; set -- 1; f 2", ":::", "in put"]);
+    assert_eq!(ended.text(), "in put\n", "{ended:?}");
+}
+
+#[test]
+fn an_empty_argument_is_an_input_like_any_other() {
+    let three = run(&["run", "-k", "--", "printf", "[%s]\\n", ":::", "", "a", ""]);
+    assert_eq!(three.text(), "[]\n[a]\n[]\n", "{three:?}");
+    let ended = run_with_input(&["run", "-k", "-0", "--", "printf", "[%s]\\n"], b"a\0\0b\0");
+    assert_eq!(ended.text(), "[a]\n[]\n[b]\n", "{ended:?}");
+    let ended = run_with_input(&["run", "-k", "--", "printf", "[%s]\\n"], b"a\n\nb\n");
+    assert_eq!(ended.text(), "[a]\n[b]\n", "blank lines of a list are skipped: {ended:?}");
+}
+
+#[test]
+fn what_was_given_is_used_or_refused_and_never_passed_over_in_silence() {
+    let dir = tempfile::tempdir().unwrap();
+    let list = dir.path().join("list");
+    fs::write(&list, "a\0b\0").unwrap();
+    let list = list.to_str().unwrap();
+    let cases: [(&[&str], &str); 12] = [
+        (&["-i", list, "--", "echo", ":::", "X"], "--input cannot be used with"),
+        (&["-n", "2", "--", "echo", ":::", "X"], "--count cannot be used with"),
+        (&["-0", "--", "echo", ":::", "X"], "--null (-0) cannot be used with"),
+        (&["--", "echo", ":::", "a", ":::+", "b"], ":::+"),
+        (&["--", "echo", "::::", list], "--input"),
+        (&["--", "echo", "{1}", ":::", "a"], "{//}"),
+        (&["--", "echo", "x{..}", ":::", "a"], "{//}"),
+        (&["--", "echo", "{= s/a/b/ =}", ":::", "a"], "{//}"),
+        (&["-p", "+1", "--", "echo", ":::", "a"], "nproc"),
+        (&["-p", "200%", "--", "echo", ":::", "a"], "nproc"),
+        (&["-t", "sha256", ":::", list], "after --"),
+        (&["-i", list, "5"], "--input cannot be used with"),
+    ];
+    for (arguments, remedy) in cases {
+        let ended = run(&[&["run"], arguments].concat());
+        assert_eq!((ended.code, ended.text()), (Some(2), ""), "{arguments:?}: {ended:?}");
+        assert!(ended.stderr.contains(remedy), "{arguments:?}: {ended:?}");
+    }
+    let ended = run_with_input(&["run", "-n", "2", "--", "echo"], b"file\n");
+    assert_eq!((ended.code, ended.text()), (Some(2), ""), "{ended:?}");
+    assert!(ended.stderr.contains("-p is for how many at once"), "{ended:?}");
+    let nul = run(&["run", "-k", "-0", "-i", list, "--", "echo"]);
+    assert_eq!(nul.text(), "a\nb\n", "{nul:?}");
+    let awk = run(&["run", "--shell", "--", "echo {} 2 | awk '{print $1}'", ":::", "1"]);
+    assert_eq!(awk.text(), "1\n", "{awk:?}");
+}
+
+#[test]
+fn a_dry_run_writes_no_control_characters() {
+    let input = "a\x1b[2J\x07\u{9b}\n";
+    for arguments in [&["--", "echo"][..], &["--shell", "--", "echo {} | cat"], &["-t", "sha256"]] {
+        let arguments = [&["run", "--dry-run", "-0"], arguments].concat();
+        let ended = run_with_input(&arguments, input.as_bytes());
+        assert_eq!(ended.code, Some(0), "{ended:?}");
+        let line = ended.text().strip_suffix('\n').unwrap();
+        assert!(!line.contains(char::is_control), "{line:?}");
+        assert!(line.contains(r"$'a\033[2J\007\302\233\n'"), "{line}");
+    }
+}
+
+#[test]
+fn why_a_command_could_not_be_started_is_the_exit_code() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, content: &[u8]| {
+        let file = dir.path().join(name);
+        fs::write(&file, content).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
+        file.to_str().unwrap().to_owned()
+    };
+    // As a shell runs it.
+    let script = file("script", b"echo \"got $1\"\n");
+    assert_eq!(run(&["run", "--", &script, ":::", "x"]).text(), "got x\n");
+    let damaged = file("damaged", b"\x7fELF\0\0\0");
+    let code = |arguments: &[&str]| run(&[&["run", "-q"], arguments].concat()).code;
+    assert_eq!(code(&["--", &damaged, ":::", "x", "y"]), Some(126));
+    assert_eq!(code(&["--", "{}", ":::", "no-such", "true"]), Some(127));
+    assert_eq!(code(&["--", "{}", ":::", "no-such", &damaged]), Some(1));
+    assert_eq!(code(&["--", "{}", ":::", "no-such", "false"]), Some(1));
+    // A number of failures is never taken for another end.
+    assert_eq!(code(&["--exit-count", "--", "false", ":::", "x", "y"]), Some(2));
+    assert_eq!(code(&["--exit-count", "--", "{}", ":::", "no-such"]), Some(1));
+    assert_eq!(code(&["--exit-count", "--", ":::", "x"]), Some(255));
+    assert_eq!(code(&["--exit-count", "--no-such-option"]), Some(255));
+    assert_eq!(code(&["--exit-count", "--log", "/nowhere/log", "1"]), Some(255));
+}
+
+#[test]
+fn no_more_workers_are_started_than_there_are_inputs() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("log");
+    let ended =
+        run(&["run", "-p", "200", "--log", log.to_str().unwrap(), "--", "echo", ":::", "a", "b"]);
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    let log = fs::read_to_string(log).unwrap();
+    assert_eq!(log.matches("\"spawned\"").count().max(log.matches("Spawned").count()), 2, "{log}");
 }

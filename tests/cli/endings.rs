@@ -64,7 +64,7 @@ fn arguments_that_make_no_sense_are_exit_code_2_with_the_remedy() {
 
 #[test]
 fn a_pool_that_cannot_be_made_is_exit_code_1_with_its_reason() {
-    let ended = run(&["run", "--procs", "1000000"]);
+    let ended = run(&["run", "--procs", "1000000", "0..2000000"]);
     assert_eq!(ended.code, Some(1), "{ended:?}");
     assert!(ended.stderr.starts_with("error: ") && ended.stderr.contains("1000000"), "{ended:?}");
 }

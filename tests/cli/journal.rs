@@ -125,3 +125,70 @@ fn a_journal_is_neither_overwritten_nor_written_by_two() {
     let nowhere = with_journal(Path::new("/nowhere/journal"), &["1"]);
     assert!(nowhere.code == Some(2) && nowhere.stderr.contains("check --journal"), "{nowhere:?}");
 }
+
+#[test]
+fn a_file_that_is_no_journal_is_refused_and_left_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    for content in ["note\n", "note", "[1, 2]", "{}\n", "a,b\n1,2\n", "{\"key\": \"x\"}"] {
+        for option in ["--resume", "--retry-failed"] {
+            fs::write(&file, content).unwrap();
+            let ended = with_journal(&file, &[option, "--", "echo", ":::", "a"]);
+            assert_eq!((ended.code, ended.text()), (Some(2), ""), "{ended:?}");
+            for part in ["line 1", file.to_str().unwrap(), "give another", "--journal"] {
+                assert!(ended.stderr.contains(part), "{part}: {ended:?}");
+            }
+            assert_eq!(fs::read_to_string(&file).unwrap(), content);
+        }
+    }
+    for device in ["/dev/zero", "/dev/null", dir.path().to_str().unwrap()] {
+        let ended = with_journal(Path::new(device), &["--resume", "--", "echo", ":::", "a"]);
+        assert_eq!(ended.code, Some(2), "{ended:?}");
+        assert!(ended.stderr.contains("regular file"), "{ended:?}");
+    }
+}
+
+#[test]
+fn an_input_list_is_never_overwritten_by_what_the_run_writes() {
+    let dir = tempfile::tempdir().unwrap();
+    let list = dir.path().join("list");
+    let link = dir.path().join("link");
+    fs::write(&list, "a\nb\n").unwrap();
+    std::os::unix::fs::symlink(&list, &link).unwrap();
+    let list = list.to_str().unwrap();
+    for option in ["--trace", "--log", "--journal"] {
+        for file in [list, link.to_str().unwrap()] {
+            let ended = run(&["run", "-i", list, option, file, "--", "echo"]);
+            assert_eq!((ended.code, ended.text()), (Some(2), ""), "{ended:?}");
+            assert!(ended.stderr.contains(option) && ended.stderr.contains("same"), "{ended:?}");
+            assert_eq!(fs::read_to_string(list).unwrap(), "a\nb\n");
+        }
+    }
+    let new = dir.path().join("new");
+    let new = new.to_str().unwrap();
+    let ended = run(&["run", "--journal", new, "--trace", new, "--", "echo", ":::", "a"]);
+    assert!(ended.code == Some(2) && ended.stderr.contains("same file"), "{ended:?}");
+}
+
+#[test]
+fn what_a_journal_leaves_out_is_said_and_a_dry_run_shows_the_rest() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = dir.path().join("journal");
+    let script = "test $0 != b";
+    let tail = ["--", "sh", "-c", script, ":::", "a", "b", "c"];
+    assert_eq!(with_journal(&journal, &tail).code, Some(1));
+    let before = fs::read(&journal).unwrap();
+    for (option, inputs) in [("--resume", "b"), ("--retry-failed", "b")] {
+        let dry = with_journal(&journal, &[&["--dry-run", option], &tail[..]].concat());
+        assert_eq!(dry.text(), format!("sh -c 'test $0 != b' {inputs}\n"), "{dry:?}");
+        assert!(dry.stderr.contains("2 inputs were left out"), "{dry:?}");
+    }
+    assert_eq!(fs::read(&journal).unwrap(), before, "a dry run writes nothing");
+    let resumed = with_journal(&journal, &[&["--resume"], &tail[..]].concat());
+    assert!(resumed.stderr.contains("2 inputs were left out"), "{resumed:?}");
+    // The command was corrected, so that nothing of the journal is among the jobs.
+    let other = ["--retry-failed", "--", "sh", "-c", "true", ":::", "a", "b", "c"];
+    let retried = with_journal(&journal, &other);
+    assert_eq!(retried.code, Some(1), "{retried:?}");
+    assert!(retried.stderr.contains("--resume"), "{retried:?}");
+}

@@ -140,5 +140,19 @@ fn completions_and_the_manual_know_every_option() {
     let man = run(&["man", "run"]);
     assert!(man.text().contains(".TH") && man.text().contains("retry\\-failed"), "{man:?}");
     assert!(run(&["man"]).text().contains("procpool\\-run"));
+    for section in ["\"INPUTS\"", "\"EXIT STATUS\"", "\"EXAMPLES\"", "\"SEE ALSO\""] {
+        assert!(man.text().contains(&format!(".SH {section}\n")), "{section}: {man:?}");
+    }
+    // The table of {} keeps its lines, and so does each example.
+    let lines: Vec<_> = man.text().lines().collect();
+    let table = lines.iter().position(|line| line.starts_with("{}  the input")).unwrap();
+    assert_eq!((lines[table - 1], lines[table + 2]), (".nf", ".fi"), "{man:?}");
+    assert!(lines.contains(&r"procpool run \-\-procs 4"), "{man:?}");
+    let zsh = run(&["completions", "zsh"]);
+    for option in ["--halt", "--timeout"] {
+        let file = format!("'{option}=[");
+        let line = zsh.text().lines().find(|line| line.contains(&file)).unwrap();
+        assert!(!line.contains("_files") && !line.contains("_default"), "{line}");
+    }
     assert_eq!(run(&["man", "walk"]).code, Some(2));
 }

@@ -42,6 +42,8 @@ pub(super) struct Row {
     pub(super) cancelled: bool,
     /// Nobody reads what it prints any more.
     pub(super) unread: bool,
+    /// The command could not be started: the code that a shell gives for that.
+    pub(super) unstarted: Option<i32>,
 }
 
 impl Row {
@@ -70,6 +72,7 @@ impl Row {
                 Some(TaskErrorKind::Cancelled | TaskErrorKind::Closed)
             ),
             unread: false,
+            unstarted: None,
             error: error.map(|error| said(error.kind())),
         };
         (row, answer)
@@ -172,6 +175,7 @@ mod tests {
             memory: None,
             cancelled: false,
             unread: false,
+            unstarted: None,
         }
     }
 

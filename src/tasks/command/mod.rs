@@ -25,7 +25,8 @@ use serde::{Deserialize, Serialize};
 pub(crate) use self::lines::tagged;
 pub(crate) use self::run::SLOT;
 pub use self::run::{prepare, run};
-pub use self::template::{NoProgram, Template};
+pub(crate) use self::template::quote;
+pub use self::template::{NoProgram, Template, Unfit};
 use super::{Bytes, Column, Input, Output, Value};
 
 /// What holds for every job of a run.

@@ -1,9 +1,11 @@
 //! One job in its worker: starting it, its limits, how it ended.
 
 use std::ffi::OsString;
-use std::io::{self, ErrorKind};
+use std::fs::File;
+use std::io::{self, ErrorKind, Read};
 use std::os::fd::AsFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -93,7 +95,12 @@ impl Runner {
         let began = harden::now();
         let start = Instant::now();
         let words = self.recipe.template.words(job, &self.slot);
-        let (program, lines) = match self.start(job, &words) {
+        let file = self.recipe.program.as_deref();
+        let started = self.start(job, file, &words).or_else(|error| {
+            let script = self.as_script(&words, &error);
+            script.map_or(Err(error), |words| self.start(job, None, &words))
+        });
+        let (program, lines) = match started {
             Ok(started) => started,
             Err(error) => {
                 let (code, reason) = why_not(&words, &error);
@@ -131,11 +138,16 @@ impl Runner {
         }
     }
 
-    fn start(&self, job: &CommandJob, words: &[OsString]) -> io::Result<(Program, Vec<Lines>)> {
+    fn start(
+        &self,
+        job: &CommandJob,
+        file: Option<&Path>,
+        words: &[OsString],
+    ) -> io::Result<(Program, Vec<Lines>)> {
         let Some((name, arguments)) = words.split_first() else {
             return Err(ErrorKind::NotFound.into());
         };
-        let file = self.recipe.program.as_deref().unwrap_or(name.as_ref());
+        let file = file.unwrap_or(name.as_ref());
         let mut command = Command::new(file);
         // The worker's own standard input is empty already.
         command.arg0(name).args(arguments).stdin(Stdio::inherit());
@@ -160,6 +172,23 @@ impl Runner {
         }
         // The command holds the other ends of the pipes, and is dropped here.
         Ok((Program::start(&mut command)?, lines))
+    }
+
+    /// The words that are run instead where a file is no program: a shell runs it as a script then,
+    /// unless it's another machine's program.
+    fn as_script(&self, words: &[OsString], error: &io::Error) -> Option<Vec<OsString>> {
+        if error.raw_os_error() != Some(libc::ENOEXEC) {
+            return None;
+        }
+        let (name, arguments) = words.split_first()?;
+        let file = self.recipe.program.as_deref().unwrap_or(name.as_ref());
+        let mut start = [0; 256];
+        let length = File::open(file).and_then(|mut file| file.read(&mut start)).ok()?;
+        if start[..length].contains(&0) {
+            return None;
+        }
+        let script = ["/bin/sh".into(), file.as_os_str().to_owned()];
+        Some(script.into_iter().chain(arguments.iter().cloned()).collect())
     }
 
     /// Waits for the end of a job and of all that it has started, keeps its limits and passes on its
@@ -243,7 +272,7 @@ fn why_not(words: &[OsString], error: &io::Error) -> (i32, String) {
         ErrorKind::PermissionDenied => (126, "; check its permissions (chmod +x)"),
         ErrorKind::ArgumentListTooLong => (126, "; the input is longer than an argument may be"),
         _ if error.raw_os_error() == Some(libc::ENOEXEC) => {
-            (126, "; a script needs a first line such as #!/bin/sh")
+            (126, "; it's a program for another machine, or damaged")
         }
         // An input with a NUL in it, which only -0 keeps from being one.
         ErrorKind::InvalidInput => (126, "; separate inputs by NUL with -0"),

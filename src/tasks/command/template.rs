@@ -61,6 +61,24 @@ pub enum NoProgram {
     NotExecutable(OsString),
 }
 
+/// What is wrong with a command line, whatever the input.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unfit {
+    /// It has a replacement string of another program.
+    #[error(
+        "'{0}' is no replacement string here; there are {{}} {{.}} {{/}} {{//}} {{#}} {{%}}, as \
+         --help says; for those characters themselves, use --shell and split them by quotes: \
+         {{''1}}"
+    )]
+    Unknown(String),
+    /// It has one where a shell would not take what replaces it for one word.
+    #[error(
+        "'{0}' stands {1}: write it outside of that, since with --shell it's one word whatever is \
+         in the input, as in: echo \"got \"{{}}"
+    )]
+    NotAWord(&'static str, &'static str),
+}
+
 impl Template {
     /// Of words as they were typed. Without any place in them, the input is appended; `shell` has
     /// them joined by spaces and read by `/bin/sh`, in which an input is always one word.
@@ -89,42 +107,112 @@ impl Template {
         }
     }
 
-    /// The words for this job in the slot of that number. In the line for a shell, what stands in
-    /// for an input is quoted.
-    pub fn words(&self, job: &CommandJob, slot: &str) -> Vec<OsString> {
-        let fill = |word: &Vec<Piece>, quoted: bool| {
-            let mut filled = Vec::new();
+    /// Refuses what would not become what was meant.
+    ///
+    /// # Errors
+    ///
+    /// When something looks like a replacement string and is none, or stands within quotes of a line
+    /// for a shell.
+    pub fn check(&self) -> Result<(), Unfit> {
+        for piece in self.words.iter().flatten() {
+            if let Piece::Text(text) = piece
+                && let Some(unknown) = unknown_place(text.as_slice())
+            {
+                return Err(Unfit::Unknown(String::from_utf8_lossy(unknown).into_owned()));
+            }
+        }
+        if !self.shell {
+            return Ok(());
+        }
+        let mut scan = Scan::default();
+        for (index, word) in self.words.iter().enumerate() {
+            if index > 0 {
+                scan.pass(b" ");
+            }
             for piece in word {
                 match piece {
-                    Piece::Text(text) => filled.extend_from_slice(text.as_slice()),
-                    Piece::Place(place) => {
-                        let value = place.value(job, slot);
-                        filled.extend_from_slice(&if quoted { quote(&value) } else { value });
-                    }
+                    Piece::Text(text) => scan.pass(text.as_slice()),
+                    // These are digits, and mean the same everywhere.
+                    Piece::Place(Place::Number | Place::Slot) => scan.pass(b"1"),
+                    Piece::Place(place) => match scan.obstacle() {
+                        Some(obstacle) => return Err(Unfit::NotAWord(place.written(), obstacle)),
+                        None => scan.pass(b"x"),
+                    },
                 }
             }
-            filled
-        };
-        if !self.shell {
-            return self.words.iter().map(|word| OsString::from_vec(fill(word, false))).collect();
         }
-        let words: Vec<_> = self.words.iter().map(|word| fill(word, true)).collect();
-        let line = OsString::from_vec(words.join(&b' '));
-        vec!["sh".into(), "-c".into(), line]
+        Ok(())
+    }
+
+    /// The words for this job in the slot of that number.
+    ///
+    /// A shell never reads what stands in for an input: that comes as arguments, is put into
+    /// variables, and the line only has their names. So nothing in an input can be code, whatever is
+    /// around it.
+    pub fn words(&self, job: &CommandJob, slot: &str) -> Vec<OsString> {
+        if !self.shell {
+            let fill = |word: &Vec<Piece>| {
+                let filled = word.iter().flat_map(|piece| match piece {
+                    Piece::Text(text) => text.as_slice().to_vec(),
+                    Piece::Place(place) => place.value(job, slot).into_owned(),
+                });
+                OsString::from_vec(filled.collect())
+            };
+            return self.words.iter().map(fill).collect();
+        }
+        let mut values: Vec<(Place, Cow<'_, [u8]>)> = Vec::new();
+        let line = self.shell_line(|place| {
+            let value = place.value(job, slot);
+            if matches!(place, Place::Number | Place::Slot) {
+                return value.into_owned();
+            }
+            let known = values.iter().position(|(known, _)| *known == place);
+            let index = known.unwrap_or_else(|| {
+                values.push((place, value));
+                values.len() - 1
+            });
+            format!("\"${{procpool_{}}}\"", index + 1).into_bytes()
+        });
+        // Not in the environment, where the programs of the line would find them.
+        let mut script = String::new();
+        for index in 1..=values.len() {
+            script += &format!("procpool_{index}=$1; shift; ");
+        }
+        let script = OsString::from_vec([script.as_bytes(), &line].concat());
+        let values = values.into_iter().map(|(_, value)| OsString::from_vec(value.into_owned()));
+        ["sh".into(), "-c".into(), script, "sh".into()].into_iter().chain(values).collect()
+    }
+
+    /// The line for a shell.
+    fn shell_line(&self, mut fill: impl FnMut(Place) -> Vec<u8>) -> Vec<u8> {
+        let words = self.words.iter().map(|word| {
+            let filled = word.iter().flat_map(|piece| match piece {
+                Piece::Text(text) => text.as_slice().to_vec(),
+                Piece::Place(place) => fill(*place),
+            });
+            filled.collect::<Vec<u8>>()
+        });
+        words.collect::<Vec<_>>().join(&b' ')
     }
 
     /// The command line for this job, as it could be typed into a shell.
     pub fn line(&self, job: &CommandJob, slot: &str) -> Vec<u8> {
-        let words = self.words(job, slot);
-        if let (true, [_, _, line]) = (self.shell, words.as_slice()) {
-            return line.as_bytes().to_vec();
+        if self.shell {
+            return self.shell_line(|place| quote(&place.value(job, slot)).into_owned());
         }
+        let words = self.words(job, slot);
         let words: Vec<_> = words.iter().map(|word| quote(word.as_bytes())).collect();
         words.join(&b' ')
     }
 }
 
 impl Place {
+    /// As it's written.
+    fn written(self) -> &'static str {
+        let found = PLACES.iter().find(|(_, place)| *place == self);
+        found.and_then(|(written, _)| std::str::from_utf8(written).ok()).unwrap_or("{}")
+    }
+
     fn value<'a>(self, job: &'a CommandJob, slot: &'a str) -> Cow<'a, [u8]> {
         let path = || job.input.to_path();
         match self {
@@ -178,21 +266,170 @@ fn pieces(word: &[u8]) -> Vec<Piece> {
     pieces
 }
 
-/// As one word for a shell: as it is, if nothing in it means anything there.
-fn quote(word: &[u8]) -> Cow<'_, [u8]> {
+/// The first thing in a text that another program would replace: `{1}`, `{..}`, `{/.}`, `{2/}`,
+/// `{##}`, `{= … =}`.
+///
+/// A count of a regular expression, as in `[0-9]{4}`, is none: a number alone counts only where
+/// nothing precedes it that could be counted.
+fn unknown_place(text: &[u8]) -> Option<&[u8]> {
+    for (start, _) in text.iter().enumerate().filter(|(_, byte)| **byte == b'{') {
+        let rest = &text[start..];
+        if rest.starts_with(b"{=")
+            && let Some(end) = rest.windows(2).position(|two| two == b"=}")
+        {
+            return Some(&rest[..end + 2]);
+        }
+        let Some(end) = rest.iter().position(|byte| *byte == b'}') else { continue };
+        let inner = &rest[1..end];
+        let sign = usize::from(inner.first().is_some_and(|byte| b"+-".contains(byte)));
+        let digits = inner[sign..].iter().take_while(|byte| byte.is_ascii_digit()).count();
+        let (number, marks) = inner.split_at(sign + digits);
+        let has_marks = !marks.is_empty() && marks.iter().all(|byte| b"./#%".contains(byte));
+        let before = start.checked_sub(1).map(|before| text[before]);
+        let is_count = before
+            .is_some_and(|byte| byte.is_ascii_alphanumeric() || b"])}.*\\$\"'_".contains(&byte));
+        let is_number = marks.is_empty() && !number.is_empty() && digits > 0;
+        if (has_marks && before != Some(b'$')) || (is_number && !is_count) {
+            return Some(&rest[..=end]);
+        }
+    }
+    None
+}
+
+/// How a shell reads its line, as far as it takes to know whether a place in it is within quotes.
+///
+/// Nothing depends on that for safety: an input is never part of the line. It's for telling who has
+/// typed it that the result would not be what they think.
+#[derive(Default)]
+struct Scan {
+    /// What was opened and not closed, the innermost last.
+    open: Vec<Open>,
+    last: u8,
+    /// The last byte was escaped, or is an escape itself.
+    escape: bool,
+    /// A here-document follows this line.
+    here: bool,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Open {
+    Single,
+    Double,
+    Backquote,
+    Command,
+    Arithmetic,
+    Comment,
+    Here,
+}
+
+impl Scan {
+    fn pass(&mut self, text: &[u8]) {
+        for (index, byte) in text.iter().enumerate() {
+            let next = text.get(index + 1).copied();
+            self.step(*byte, next);
+            self.last = *byte;
+        }
+    }
+
+    fn step(&mut self, byte: u8, next: Option<u8>) {
+        let top = self.open.last().copied();
+        if std::mem::take(&mut self.escape) && top != Some(Open::Single) {
+            return;
+        }
+        match (top, byte) {
+            (Some(Open::Here), _) => {}
+            (Some(Open::Single), b'\'') | (Some(Open::Double), b'"') => drop(self.open.pop()),
+            (Some(Open::Comment), b'\n') => {
+                self.open.pop();
+                self.end_line();
+            }
+            (Some(Open::Single | Open::Comment), _) => {}
+            (_, b'\\') => self.escape = true,
+            (Some(Open::Backquote), b'`') => drop(self.open.pop()),
+            (_, b'`') => self.open.push(Open::Backquote),
+            // The second parenthesis opens one more, and closes it again.
+            (_, b'(') if self.last == b'$' && next == Some(b'(') => {
+                self.open.push(Open::Arithmetic)
+            }
+            (_, b'(') if self.last == b'$' => self.open.push(Open::Command),
+            (Some(Open::Double), _) => {}
+            (_, b'\'') => self.open.push(Open::Single),
+            (_, b'"') => self.open.push(Open::Double),
+            (_, b'(') if next == Some(b'(') => self.open.push(Open::Arithmetic),
+            (_, b'(') => {
+                self.open.push(top.filter(|top| *top == Open::Arithmetic).unwrap_or(Open::Command))
+            }
+            (Some(Open::Command | Open::Arithmetic), b')') => drop(self.open.pop()),
+            (_, b'#') if self.last == 0 || b" \t\n;&|()".contains(&self.last) => {
+                self.open.push(Open::Comment);
+            }
+            (_, b'<') if self.last == b'<' && next != Some(b'<') => self.here = true,
+            (_, b'\n') => self.end_line(),
+            _ => {}
+        }
+    }
+
+    fn end_line(&mut self) {
+        if self.here {
+            self.open.push(Open::Here);
+        }
+    }
+
+    /// What keeps a place here from being a word, if anything does.
+    fn obstacle(&self) -> Option<&'static str> {
+        if self.open.contains(&Open::Arithmetic) {
+            // Some shells run what is in the index of a variable there.
+            return Some("in an arithmetic expression");
+        }
+        match self.open.last() {
+            Some(Open::Single | Open::Double) => Some("within quotes"),
+            Some(Open::Backquote) => Some("within backquotes, for which there is $(…)"),
+            Some(Open::Comment) => Some("in a comment"),
+            Some(Open::Here) => Some("in a here-document"),
+            _ if self.escape => Some("after a backslash"),
+            _ if self.last == b'$' => Some("after a $"),
+            _ => None,
+        }
+    }
+}
+
+/// As one word for a shell: as it is, if nothing in it means anything there. What would do something
+/// to a terminal is written out, in the form that bash, zsh, ksh and POSIX since 2024 read.
+pub(crate) fn quote(word: &[u8]) -> Cow<'_, [u8]> {
     let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"%+,-./:=@_".contains(byte);
     if !word.is_empty() && word.iter().all(is_plain) {
         return Cow::Borrowed(word);
     }
-    let mut quoted = vec![b'\''];
-    for byte in word {
-        match byte {
-            b'\'' => quoted.extend_from_slice(br"'\''"),
-            byte => quoted.push(*byte),
+    // Those that change the direction of writing make a line look like another.
+    let is_unseen = |character: char| {
+        character.is_control()
+            || matches!(character, '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    let is_visible = std::str::from_utf8(word).is_ok_and(|text| !text.contains(is_unseen));
+    let mut quoted = if is_visible { b"'".to_vec() } else { b"$'".to_vec() };
+    for chunk in word.utf8_chunks() {
+        for character in chunk.valid().chars() {
+            let mut bytes = [0; 4];
+            let bytes = character.encode_utf8(&mut bytes).as_bytes();
+            match character {
+                '\'' if is_visible => quoted.extend_from_slice(br"'\''"),
+                '\'' | '\\' if !is_visible => quoted.extend_from_slice(&[b'\\', bytes[0]]),
+                '\n' if !is_visible => quoted.extend_from_slice(br"\n"),
+                '\t' if !is_visible => quoted.extend_from_slice(br"\t"),
+                character if is_unseen(character) => octal(&mut quoted, bytes),
+                _ => quoted.extend_from_slice(bytes),
+            }
         }
+        octal(&mut quoted, chunk.invalid());
     }
     quoted.push(b'\'');
     Cow::Owned(quoted)
+}
+
+fn octal(quoted: &mut Vec<u8>, bytes: &[u8]) {
+    for byte in bytes {
+        quoted.extend_from_slice(format!("\\{byte:03o}").as_bytes());
+    }
 }
 
 /// The file that a name stands for, as a shell finds it.
@@ -267,7 +504,99 @@ mod tests {
     fn in_a_shell_an_input_is_one_word_too() {
         let template = Template::new(["gzip -c {} >".into(), "{.}.gz".into()], true);
         let words = template.words(&job("it's.$HOME"), "1");
-        assert_eq!(words, ["sh", "-c", "gzip -c 'it'\\''s.$HOME' > 'it'\\''s'.gz"]);
+        let line = "procpool_1=$1; shift; procpool_2=$1; shift; \
+                    gzip -c \"${procpool_1}\" > \"${procpool_2}\".gz";
+        assert_eq!(words, ["sh", "-c", line, "sh", "it's.$HOME", "it's"]);
+        let line = template.line(&job("it's.$HOME"), "1");
+        assert_eq!(String::from_utf8(line).unwrap(), r"gzip -c 'it'\''s.$HOME' > 'it'\''s'.gz");
+    }
+
+    #[test]
+    fn in_a_shell_an_input_within_quotes_is_refused() {
+        let check = |line: &str| Template::new([OsString::from(line)], true).check();
+        for line in [
+            "echo 'got {}'",
+            "echo \"got {}\"",
+            "echo `cat {}`",
+            "echo $((1 + {}))",
+            "echo x # {}",
+            "cat <<E\n{}\nE",
+            "echo $'{}'",
+            "echo \\{}",
+            "echo ${}",
+            "sh -c 'echo {}'",
+            "echo \"$(echo '{}')\"",
+            "((x = {}))",
+            "echo \"a\\\"{}\"",
+            "cat <<'E' # x\n{/}\nE",
+        ] {
+            assert!(matches!(check(line), Err(Unfit::NotAWord(..))), "{line}");
+        }
+        for line in [
+            "cat {}",
+            "echo 'it is '{}",
+            "echo \"$(cat {})\"",
+            "echo a#{} \"x\"{.}",
+            "(cd {//}; ls)",
+            "echo '# {#}' \"{%}\" {}",
+            "cat <<< {}",
+            "echo \"a\\\"\" {}",
+            "echo '\\' {}",
+            "x={}; echo \"$x\"",
+        ] {
+            assert_eq!(check(line), Ok(()), "{line}");
+        }
+    }
+
+    #[test]
+    fn what_another_program_would_replace_is_refused_and_braces_are_not() {
+        let check = |word: &str| Template::new([OsString::from(word)], false).check();
+        for word in [
+            "{1}",
+            "{2/}",
+            "{/.}",
+            "{..}",
+            "x.{..}",
+            "-{1}",
+            "{1}{2}",
+            "{-1}",
+            "{##}",
+            "{= s/a/b/ =}",
+        ] {
+            assert!(matches!(check(word), Err(Unfit::Unknown(_))), "{word}");
+        }
+        for word in [
+            "{print $1}",
+            "{}",
+            "{.}",
+            "[0-9]{4}",
+            "a{2}",
+            "a{2,3}",
+            "${1}",
+            "\\d{3}",
+            "{a,b}",
+            "{",
+            "}{",
+            "{1..3}",
+            "{\"a\": 1}",
+            "{x}",
+            "{ 1 }",
+            "(ab){2}",
+            ".{3}",
+            "{//}{#}{%}",
+            "{0:>3}",
+        ] {
+            assert_eq!(check(word), Ok(()), "{word}");
+        }
+    }
+
+    #[test]
+    fn a_line_does_nothing_to_a_terminal() {
+        let quoted = |word: &[u8]| String::from_utf8(quote(word).into_owned()).unwrap();
+        assert_eq!(quoted(b"a\x1b[2Jb\n\t'\\"), r"$'a\033[2Jb\n\t\'\\'");
+        assert_eq!(quoted(b"\xff1"), r"$'\3771'");
+        assert_eq!(quoted("ü \u{9b}\u{202e}".as_bytes()), r"$'ü \302\233\342\200\256'");
+        assert_eq!(quoted(r"a\b".as_bytes()), r"'a\b'");
     }
 
     #[test]
