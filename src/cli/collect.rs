@@ -10,6 +10,7 @@
 //! workers, each has a task that is running whenever none can be begun.
 
 use std::collections::VecDeque;
+use std::fs::File;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -29,6 +30,8 @@ use crate::{Pool, TaskOptions};
 pub(super) enum Event {
     /// A job ended, well or not.
     Row(Box<Row>),
+    /// A job that runs prints a lot to standard output, into this file from there on.
+    Prints { id: u64, file: Arc<File>, start: u64 },
     /// Somebody wants it to end, in this way.
     Interrupted(Exit),
 }

@@ -5,6 +5,7 @@
 //! which has itself made the reaper of its descendants, and is ended before the next one starts:
 //! also what has made a session or a process group of its own.
 
+use std::collections::HashSet;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -39,6 +40,29 @@ pub(crate) struct Ended {
 /// Has what programs leave behind come to this process.
 pub(crate) fn adopt_orphans() -> io::Result<()> {
     Ok(rustix::process::set_child_subreaper(Some(getpid()))?)
+}
+
+/// Has the end of a child be known, whatever this process has inherited: with SIGCHLD ignored, nobody
+/// could know how one ended.
+pub(crate) fn default_child_signal() {
+    // SAFETY: a plain system call; no handler is installed.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
+}
+
+/// Has the signals that concern children and terminals do what they do by default, whatever this
+/// process has inherited: a program would inherit it. Output to a terminal still doesn't stop this process, since the signal
+/// for it is blocked, which programs don't inherit.
+pub(crate) fn default_signals() {
+    default_child_signal();
+    // SAFETY: plain system calls on local data; no handler is installed.
+    unsafe {
+        libc::signal(libc::SIGTTIN, libc::SIG_DFL);
+        let mut blocked = std::mem::zeroed();
+        libc::sigemptyset(&mut blocked);
+        libc::sigaddset(&mut blocked, libc::SIGTTOU);
+        libc::pthread_sigmask(libc::SIG_BLOCK, &blocked, std::ptr::null_mut());
+        libc::signal(libc::SIGTTOU, libc::SIG_DFL);
+    }
 }
 
 impl Program {
@@ -122,8 +146,16 @@ pub(crate) fn is_unread() -> bool {
 
 /// Sends a signal to all that this process has started and that is still there.
 pub(crate) fn signal_descendants(signal: Signal) {
-    for pid in observe::descendants(std::process::id()) {
-        signal_one(pid, signal);
+    signal_descendants_of(std::process::id(), signal, &mut HashSet::new());
+}
+
+/// Sends a signal to all that a process has started and that is still there, but for those which are
+/// known already.
+pub(crate) fn signal_descendants_of(process: u32, signal: Signal, known: &mut HashSet<u32>) {
+    for pid in observe::descendants(process) {
+        if known.insert(pid) {
+            signal_one(pid, signal);
+        }
     }
 }
 
