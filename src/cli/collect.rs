@@ -10,7 +10,6 @@
 //! workers, each has a task that is running whenever none can be begun.
 
 use std::collections::VecDeque;
-use std::fs::File;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -22,6 +21,7 @@ use super::inputs::{Feed, Inputs};
 use super::jobs::{JobMaker, Kept, UnderWay, Work};
 use super::mailbox::{Mailbox, Taken};
 use super::render::Row;
+use super::spill::Live;
 use super::top::Board;
 use crate::tasks::Input;
 use crate::{Pool, TaskOptions};
@@ -30,8 +30,8 @@ use crate::{Pool, TaskOptions};
 pub(super) enum Event {
     /// A job ended, well or not.
     Row(Box<Row>),
-    /// A job that runs prints a lot to standard output, into this file from there on.
-    Prints { id: u64, file: Arc<File>, start: u64 },
+    /// A job that runs prints a lot to standard output.
+    Prints(Live),
     /// Somebody wants it to end, in this way.
     Interrupted(Exit),
 }

@@ -318,11 +318,11 @@ impl Run {
             for event in arrived.drain(..) {
                 match event {
                     Event::Row(row) => self.take(row, pool)?,
-                    Event::Prints { id, file, start } if self.shows_live => {
-                        self.announced.push(Live::new(id, file, start));
+                    Event::Prints(live) if self.shows_live => {
+                        self.announced.push(live);
                         self.begin_live();
                     }
-                    Event::Prints { .. } => {}
+                    Event::Prints(_) => {}
                     Event::Interrupted(exit) => self.interrupt(exit, pool)?,
                 }
             }

@@ -40,6 +40,15 @@ impl Page {
         self.parts.push(Inserted { at: self.bytes.len(), part: Arc::clone(part), form });
     }
 
+    /// Whether it ends within a line.
+    fn is_torn(&self) -> bool {
+        let last = match self.parts.last() {
+            Some(inserted) if inserted.at == self.bytes.len() => inserted.part.last(),
+            _ => self.bytes.last().copied(),
+        };
+        last.is_some_and(|last| last != b'\n')
+    }
+
     fn is_blank(&self) -> bool {
         self.bytes.is_empty() && self.parts.is_empty()
     }
@@ -139,6 +148,13 @@ impl Screen {
             }
         }
         let Self { page, errors, progress, .. } = self;
+        // The bar begins at the start of a line, and would stick to what stands before it.
+        if progress.is_shown() && page.is_torn() && io::stdout().is_terminal() {
+            page.push(b'\n');
+        }
+        if progress.is_shown() && errors.is_torn() {
+            errors.push(b'\n');
+        }
         let written = progress.aside(|| {
             let written = page.write(&mut Stdout);
             let _ = errors.write(&mut Stderr); // if nobody sees it, nobody misses it
@@ -154,6 +170,10 @@ impl Screen {
     /// Shows what a job that runs has printed since; whether that was anything.
     pub(super) fn follow(&mut self, live: &mut Live) -> Result<bool> {
         self.flush()?;
+        if io::stdout().is_terminal() {
+            // What is shown may end within a line at any time.
+            self.progress.finish();
+        }
         match self.progress.aside(|| live.follow(&mut Stdout)) {
             Ok(some) => Ok(some),
             Err(error) => shown(Err(error)).map(|()| false),

@@ -11,18 +11,19 @@ use std::os::fd::AsFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use anyhow::{Context, Result};
 use rand::RngExt;
-use rustix::fs::{FallocateFlags, fallocate, sendfile};
+use rustix::fs::{FallocateFlags, FileType, fallocate, sendfile};
 use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
 use super::collect::{Event, Events};
 use super::humane;
-use crate::tasks::command::spill::{NOTICE, Notice};
+use crate::tasks::command::spill::{NOTICE, Notice, PAGE};
 use crate::tasks::command::{self, Range};
 
 /// How much is read at a time; a multiple of three, for base64.
@@ -76,15 +77,22 @@ impl Spills {
         self.lock().insert(key, Worker { files, awaited: 0, gone: false });
         let mut bytes = [0; NOTICE];
         let mut heard = from.write_all(&[1]);
+        let mut ends: Arc<AtomicU64> = Arc::default();
         while heard.is_ok() {
             heard = from.read_exact(&mut bytes);
             match Notice::from_bytes(&bytes).filter(|_| heard.is_ok()) {
                 Some(Notice::Runs { id, start }) => {
                     let file = self.lock().get(&key).map(|worker| Arc::clone(&worker.files[0]));
                     if let Some(file) = file {
-                        events.put_at_once(Event::Prints { id, file, start });
+                        let end = Arc::new(AtomicU64::new(u64::MAX));
+                        ends = Arc::clone(&end);
+                        events.put_at_once(Event::Prints(Live { id, file, start, end, shown: 0 }));
                     }
                     // The job's result must not be seen before this is.
+                    heard = from.write_all(&[1]);
+                }
+                Some(Notice::Ends { end }) => {
+                    ends.store(end, Ordering::Release);
                     heard = from.write_all(&[1]);
                 }
                 Some(Notice::Ranges { count }) => self.change(key, |worker| {
@@ -194,10 +202,14 @@ impl Drop for Part {
     }
 }
 
-/// Gives the file system back what is in a part of a file, where it can.
+/// Gives the file system back what is in a part of a file, where it can: whole pages, of which the
+/// first may begin with what was given back before.
 fn free(file: &File, start: u64, end: u64) {
-    let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-    let _ = fallocate(file, hole, start, end.saturating_sub(start).max(1));
+    let (start, end) = (start / PAGE * PAGE, end / PAGE * PAGE);
+    if start < end {
+        let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let _ = fallocate(file, hole, start, end - start);
+    }
 }
 
 /// In what form bytes are written.
@@ -221,6 +233,14 @@ impl Part {
     /// How many bytes it has.
     pub(super) fn length(&self) -> u64 {
         self.length
+    }
+
+    /// Its last byte.
+    pub(super) fn last(&self) -> Option<u8> {
+        let mut last = [0];
+        let at = (self.start + self.length).checked_sub(1)?;
+        self.file.read_exact_at(&mut last, at).ok()?;
+        Some(last[0])
     }
 
     /// Hands over all of it in blocks.
@@ -368,7 +388,7 @@ impl Decoder {
     }
 }
 
-/// Copies a part of a file as it is, without the bytes coming by here where that's possible.
+/// Copies a part of a file as it is, without the bytes coming by here where that's possible and safe.
 pub(super) fn copy(
     from: &File,
     start: u64,
@@ -377,7 +397,10 @@ pub(super) fn copy(
 ) -> io::Result<()> {
     to.flush()?;
     let mut at = start;
-    let mut sends = true;
+    // To a pipe or a socket, the kernel would send the file's own memory, which is freed, and so
+    // overwritten by zeros, before the reader has come to it.
+    let kind = rustix::fs::fstat(&*to).map(|to| FileType::from_raw_mode(to.st_mode));
+    let mut sends = matches!(kind, Ok(FileType::RegularFile | FileType::CharacterDevice));
     let mut block = Vec::new();
     while at < end {
         let left = usize::try_from(end - at).unwrap_or(usize::MAX);
@@ -406,19 +429,19 @@ pub(super) struct Live {
     pub(super) id: u64,
     file: Arc<File>,
     start: u64,
+    /// Where it ends, once that is known.
+    end: Arc<AtomicU64>,
     /// How much of it was shown.
     pub(super) shown: u64,
 }
 
 impl Live {
-    pub(super) fn new(id: u64, file: Arc<File>, start: u64) -> Self {
-        Self { id, file, start, shown: 0 }
-    }
-
     /// Shows what has come since; whether there was any.
     pub(super) fn follow(&mut self, to: &mut (impl Write + AsFd)) -> io::Result<bool> {
         let at = self.start + self.shown;
-        let end = self.file.metadata()?.len();
+        // In this order: when the file has something of the worker's next job, the end is known.
+        let length = self.file.metadata()?.len();
+        let end = length.min(self.end.load(Ordering::Acquire));
         if end <= at {
             return Ok(false);
         }

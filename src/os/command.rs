@@ -51,17 +51,26 @@ pub(crate) fn default_child_signal() {
 
 /// Has the signals that concern children and terminals do what they do by default, whatever this
 /// process has inherited: a program would inherit it. Output to a terminal still doesn't stop this process, since the signal
-/// for it is blocked, which programs don't inherit.
+/// for it is blocked, but for the moment in which a program starts.
 pub(crate) fn default_signals() {
     default_child_signal();
+    block_output_signal(true);
     // SAFETY: plain system calls on local data; no handler is installed.
     unsafe {
         libc::signal(libc::SIGTTIN, libc::SIG_DFL);
-        let mut blocked = std::mem::zeroed();
-        libc::sigemptyset(&mut blocked);
-        libc::sigaddset(&mut blocked, libc::SIGTTOU);
-        libc::pthread_sigmask(libc::SIG_BLOCK, &blocked, std::ptr::null_mut());
         libc::signal(libc::SIGTTOU, libc::SIG_DFL);
+    }
+}
+
+/// Blocks the signal that output to a terminal may send, or lets it through.
+fn block_output_signal(block: bool) {
+    let how = if block { libc::SIG_BLOCK } else { libc::SIG_UNBLOCK };
+    // SAFETY: plain system calls on local data.
+    unsafe {
+        let mut signals = std::mem::zeroed();
+        libc::sigemptyset(&mut signals);
+        libc::sigaddset(&mut signals, libc::SIGTTOU);
+        libc::pthread_sigmask(how, &signals, std::ptr::null_mut());
     }
 }
 
@@ -72,8 +81,11 @@ impl Program {
         // SAFETY: it changes a flag of descriptors, and none of them is closed.
         unsafe { libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as _) };
         // No `pre_exec`: without it, std spawns in a way whose cost doesn't grow with memory.
-        let child = command.spawn()?;
-        Ok(Self { pid: Pid::from_child(&child) })
+        // It inherits which signals are blocked.
+        block_output_signal(false);
+        let child = command.spawn();
+        block_output_signal(true);
+        Ok(Self { pid: Pid::from_child(&child?) })
     }
 
     /// Becomes readable when the program has ended.

@@ -35,7 +35,7 @@ const IN_MEMORY: usize = 64 << 10;
 pub(super) const AT_ONCE: usize = 1 << 20;
 
 /// Ranges begin at multiples of this, so that one can be taken out of the file by itself.
-const PAGE: u64 = 4096;
+pub(crate) const PAGE: u64 = 4096;
 
 /// How long the parent may take to accept the files.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -50,6 +50,9 @@ pub(crate) enum Notice {
     /// standard output is in the file from there on, and may be shown while it runs. It is answered
     /// by one byte.
     Runs { id: u64, start: u64 },
+    /// What the job printed that was announced last ends there; the worker's next one begins behind
+    /// it. It is answered by one byte.
+    Ends { end: u64 },
     /// So many ranges are named in the result that comes next.
     Ranges { count: u64 },
 }
@@ -63,6 +66,7 @@ impl Notice {
             Self::Files { key } => [0, key, 0],
             Self::Runs { id, start } => [1, id, start],
             Self::Ranges { count } => [2, count, 0],
+            Self::Ends { end } => [3, end, 0],
         };
         let mut bytes = [0; NOTICE];
         for (to, word) in bytes.chunks_exact_mut(8).zip(words) {
@@ -79,6 +83,7 @@ impl Notice {
             (0, key, _) => Some(Self::Files { key }),
             (1, id, start) => Some(Self::Runs { id, start }),
             (2, count, _) => Some(Self::Ranges { count }),
+            (3, end, _) => Some(Self::Ends { end }),
             _ => None,
         }
     }
@@ -290,6 +295,10 @@ impl Capture {
                 Err(error) => break Err(error),
             }
         };
+        if let (Some(_), Some((_, end))) = (self.shown, self.range) {
+            spiller.tell(Notice::Ends { end });
+            spiller.hear();
+        }
         let printed = match (self.range, &spiller.open) {
             (Some((start, end)), Some(open)) => Printed::InFile(Range {
                 key: open.key,
@@ -333,6 +342,7 @@ mod tests {
             Notice::Files { key: 7 },
             Notice::Runs { id: 1, start: 4096 },
             Notice::Ranges { count: 2 },
+            Notice::Ends { end: 5000 },
         ];
         for notice in notices {
             assert_eq!(Notice::from_bytes(&notice.to_bytes()), Some(notice));
