@@ -88,6 +88,7 @@ fn draw(path: &Path, machine: &str, bars: &[(usize, Duration)]) -> Result<(), Bo
 
 fn main() -> Result<(), Box<dyn Error>> {
     procpool::init();
+    let path = picture::path("parzen.svg")?;
     let widths: Vec<f64> = (1..=100).map(|i| f64::from(i) * 0.05).collect();
     let system = System::new_all();
     let machine = format!(
@@ -116,6 +117,5 @@ fn main() -> Result<(), Box<dyn Error>> {
         let (width, density) = (widths[at], densities[at]);
         println!("width {width:.1}: density {density:.4}, truly {truth:.4}");
     }
-    let path = std::env::args_os().nth(1).unwrap_or_else(|| "parzen.svg".into());
-    draw(Path::new(&path), &machine, &bars)
+    draw(&path, &machine, &bars)
 }

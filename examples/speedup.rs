@@ -1,7 +1,8 @@
 //! Speed-up and efficiency over 1 to 8 processes for 64 plots, as a table and as a graph.
 //!
 //! S = T₁ / Tₚ and E = S / p, where T₁ is the time of the serial run, without any pool. Beyond the number
-//! of CPUs the speed-up stays level and the efficiency falls.
+//! of CPUs the speed-up stays level and the efficiency falls. A run looks like this; its times differ
+//! from machine to machine, and by some percent from run to run:
 //!
 //! ```text
 //! $ cargo run --release --example speedup -- target/speedup.svg
@@ -95,6 +96,9 @@ fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
 
 fn main() -> Result<(), Box<dyn Error>> {
     procpool::init();
+    let path = picture::path("speedup.svg")?;
+    // Once before it counts: the first run also asks the system for its memory.
+    (0..PLOTS).map(plot).for_each(drop);
     let (plots, serial) = timed(|| (0..PLOTS).map(plot).collect::<Vec<_>>());
     let row = |name: &str, time: Duration, speed_up: f64, processes: usize| {
         let millis = time.as_secs_f64() * 1e3;
@@ -113,6 +117,5 @@ fn main() -> Result<(), Box<dyn Error>> {
         row(&workers.to_string(), time, speed_up, workers);
         speed_ups.push(speed_up);
     }
-    let path = std::env::args_os().nth(1).unwrap_or_else(|| "speedup.svg".into());
-    draw(Path::new(&path), &speed_ups)
+    draw(&path, &speed_ups)
 }

@@ -1,5 +1,7 @@
 //! When processes pay: square roots are so cheap that sending a number and its root costs more than
-//! the root, however many there are. With a hundred steps of work for each number, it pays.
+//! the root, however many there are. With a hundred steps of work for each number, the work weighs
+//! about as much as the way there and back: whether it pays depends on how many CPUs share it. A run
+//! on two looks like this:
 //!
 //! ```text
 //! $ cargo run --release --example square_roots --no-default-features

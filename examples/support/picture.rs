@@ -1,13 +1,24 @@
 //! What the examples that draw have in common: an SVG file, a white ground, a font.
 
 use std::error::Error;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use plotters::coord::Shift;
 use plotters::prelude::*;
 
 /// The font of all text.
 pub(crate) const FONT: (&str, u32) = ("sans-serif", 15);
+
+/// Where the picture goes: the first argument, or `default`. One that is not to be an SVG is refused, and
+/// before anything is measured.
+#[allow(dead_code)] // not every example has one picture
+pub(crate) fn path(default: &str) -> Result<PathBuf, Box<dyn Error>> {
+    let path = std::env::args_os().nth(1).map_or_else(|| default.into(), PathBuf::from);
+    if path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("svg")) {
+        return Ok(path);
+    }
+    Err(format!("{path:?} can't be written: the picture is an SVG, as in {default}").into())
+}
 
 /// Runs `draw` on the ground of a picture that becomes the file `path`.
 pub(crate) fn draw(

@@ -408,7 +408,7 @@ pub(super) struct OutputArgs {
     #[arg(long, conflicts_with_all = ["line_buffer", "quiet"])]
     pub(super) top: bool,
 
-    /// The results alone: no summary, no progress, nothing about failures
+    /// The results and what failed alone: no summary, no progress
     #[arg(short, long)]
     pub(super) quiet: bool,
 

@@ -21,6 +21,7 @@ use super::inputs::{Feed, Inputs};
 use super::jobs::{JobMaker, Kept, UnderWay, Work};
 use super::mailbox::{Mailbox, Taken};
 use super::render::Row;
+use super::spill::Live;
 use super::top::Board;
 use crate::tasks::Input;
 use crate::{Pool, TaskOptions};
@@ -29,6 +30,8 @@ use crate::{Pool, TaskOptions};
 pub(super) enum Event {
     /// A job ended, well or not.
     Row(Box<Row>),
+    /// A job that runs prints a lot to standard output.
+    Prints(Live),
     /// Somebody wants it to end, in this way.
     Interrupted(Exit),
 }

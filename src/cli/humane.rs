@@ -77,6 +77,21 @@ pub(super) fn one_line(text: &str) -> Cow<'_, str> {
     Cow::Owned(line)
 }
 
+/// On one line, and not much longer than one: the middle of a long text is left out.
+pub(super) fn shortened(text: &str) -> Cow<'_, str> {
+    /// How many characters are left of the beginning and of the end.
+    const KEPT: usize = 150;
+    let ends = (text.char_indices().nth(KEPT), text.char_indices().rev().nth(KEPT - 1));
+    match ends {
+        (Some((begin, _)), Some((end, _))) if end > begin + 40 => {
+            let (begin, end, left) = (&text[..begin], &text[end..], end - begin);
+            let (begin, end) = (one_line(begin), one_line(end));
+            Cow::Owned(format!("{begin} … {} bytes … {end}", grouped(left as u64)))
+        }
+        _ => one_line(text),
+    }
+}
+
 fn three_digits(number: f64) -> String {
     let decimals = match number {
         ..9.995 => 2,
@@ -115,6 +130,17 @@ mod tests {
     fn rates_can_be_taken_in() {
         assert_eq!([3.0, 99.0, 1_234_567.4].map(rate), ["3.00", "99.0", "1,234,567"]);
         assert_eq!(rate(0.0), "0.00");
+    }
+
+    #[test]
+    fn a_long_text_is_shortened_in_its_middle() {
+        assert_eq!(shortened("a\nb"), "a\\nb");
+        let short = "é".repeat(300);
+        assert_eq!(shortened(&short), short);
+        let long = format!("begin{}end", "é".repeat(100_000));
+        let shortened = shortened(&long);
+        assert!(shortened.starts_with("begin") && shortened.ends_with("end"), "{shortened}");
+        assert!(shortened.contains("199,416 bytes") && shortened.len() < 700, "{shortened}");
     }
 
     #[test]

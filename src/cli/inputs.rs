@@ -10,8 +10,9 @@ use std::io::{self, BufRead, BufReader};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use crate::tasks::{Bytes, Input, Takes};
 
@@ -95,8 +96,8 @@ impl Source {
     /// The inputs in order, and a handle to ask how their reading went and to stop it.
     pub(super) fn stream(self, takes: Takes) -> (Inputs, Feed) {
         let feed = Feed::default();
-        let Self { texts, end, .. } = self;
-        (Inputs { texts, end, takes, range: None, feed: feed.clone() }, feed)
+        let Self { texts, end, live, .. } = self;
+        (Inputs { texts, end, takes, live, range: None, feed: feed.clone() }, feed)
     }
 }
 
@@ -111,6 +112,7 @@ pub(super) struct Inputs {
     texts: Texts,
     end: u8,
     takes: Takes,
+    live: bool,
     /// What is left of a range that was begun.
     range: Option<RangeInclusive<i64>>,
     feed: Feed,
@@ -148,6 +150,31 @@ impl Inputs {
     }
 }
 
+/// Counts what was left when they were stopped, where that is at hand.
+impl Drop for Inputs {
+    fn drop(&mut self) {
+        if !self.feed.stopped() {
+            return;
+        }
+        if self.live {
+            return self.feed.0.rest_unknown.store(true, Ordering::Relaxed);
+        }
+        let deadline = Instant::now() + COUNTING;
+        let mut left = self.range.as_ref().map_or(0, |range| Expanded::Range(range.clone()).len());
+        while let Some(text) = self.next_text() {
+            left = left.saturating_add(Expanded::of(text, self.takes).len());
+            if Instant::now() > deadline {
+                self.feed.0.rest_unknown.store(true, Ordering::Relaxed);
+                break;
+            }
+        }
+        self.feed.0.left.store(left, Ordering::Relaxed);
+    }
+}
+
+/// How long what is left may be counted for: somebody wants the run to end.
+const COUNTING: Duration = Duration::from_millis(500);
+
 /// What the rest of the program knows of the inputs while the pool pulls them.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Feed(Arc<FeedState>);
@@ -156,12 +183,22 @@ pub(super) struct Feed(Arc<FeedState>);
 struct FeedState {
     stopped: AtomicBool,
     trouble: OnceLock<String>,
+    /// How many inputs were not pulled when they were stopped.
+    left: AtomicU64,
+    /// Whether there may have been more than that.
+    rest_unknown: AtomicBool,
 }
 
 impl Feed {
     /// No more inputs from now on.
     pub(super) fn stop(&self) {
         self.0.stopped.store(true, Ordering::Relaxed);
+    }
+
+    /// How many inputs were never pulled, and whether there may have been more than that. Known when
+    /// the inputs have been dropped.
+    pub(super) fn left(&self) -> (u64, bool) {
+        (self.0.left.load(Ordering::Relaxed), self.0.rest_unknown.load(Ordering::Relaxed))
     }
 
     /// Why the inputs ended before their end, if they did.

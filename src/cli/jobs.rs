@@ -19,10 +19,14 @@ use serde::de::DeserializeOwned;
 use super::args::TimeLimit;
 use super::journal::{Key, Past};
 use super::median::Median;
-use super::render::Row;
+use super::render::{End, Row};
 use crate::Report;
 use crate::tasks::command::{self, CommandJob, Ended, Template, Verdict};
 use crate::tasks::{Input, Job, Output, Params, Task};
+
+/// A share of the median allows at least so much more than the median: of very short jobs, many take
+/// several times as long for no fault of theirs.
+const LEAST_OVER_MEDIAN: Duration = Duration::from_secs(1);
 
 /// What is done with each input.
 pub(super) trait Work: Send + 'static {
@@ -34,8 +38,9 @@ pub(super) trait Work: Send + 'static {
     /// What the worker does.
     fn task(&self) -> fn(Self::Job) -> Self::Answer;
 
-    /// The job of an input, whose number among all of them counts from 1.
-    fn job(&mut self, input: &Input, number: u64) -> Self::Job;
+    /// The job of an input, whose number among all of them counts from 1, and the position of whose
+    /// result is `id`.
+    fn job(&mut self, input: &Input, number: u64, id: u64) -> Self::Job;
 
     /// What a job is known by, wherever its input stands.
     fn key(&self, input: &Input, number: u64) -> Key;
@@ -75,7 +80,7 @@ impl Work for BuiltIn {
         self.task.run
     }
 
-    fn job(&mut self, input: &Input, _number: u64) -> Job {
+    fn job(&mut self, input: &Input, _number: u64, _id: u64) -> Job {
         let taken = self.is_taken(input);
         Job { input: input.clone(), params: self.params.clone(), taken }
     }
@@ -111,7 +116,10 @@ impl Commands {
     fn limit(&self) -> Option<Duration> {
         match self.limit? {
             TimeLimit::Fixed(limit) => Some(limit),
-            TimeLimit::OfMedian(times) => Some(self.median.get()?.mul_f64(times)),
+            TimeLimit::OfMedian(times) => {
+                let median = self.median.get()?;
+                Some(median.mul_f64(times).max(median + LEAST_OVER_MEDIAN))
+            }
         }
     }
 }
@@ -124,12 +132,12 @@ impl Work for Commands {
         command::run
     }
 
-    fn job(&mut self, input: &Input, number: u64) -> CommandJob {
-        CommandJob { input: input.clone(), number, limit: self.limit() }
+    fn job(&mut self, input: &Input, number: u64, id: u64) -> CommandJob {
+        CommandJob { input: input.clone(), number, id, limit: self.limit() }
     }
 
     fn key(&self, input: &Input, number: u64) -> Key {
-        let job = CommandJob { input: input.clone(), number, limit: None };
+        let job = CommandJob { input: input.clone(), number, id: 0, limit: None };
         let words = self.template.words(&job, "");
         Key::of(
             std::iter::once(&b"command"[..]).chain(words.iter().map(|it| it.as_encoded_bytes())),
@@ -141,17 +149,22 @@ impl Work for Commands {
         let Some(ended) = ended else { return row };
         row.values = ended.values();
         row.error = (!ended.verdict.is_success()).then(|| ended.verdict.to_string());
-        row.unread = ended.verdict == Verdict::Unread;
         if let Verdict::NotStarted(code, _) = ended.verdict {
             row.unstarted = Some(code);
         }
+        row.end = match ended.verdict {
+            Verdict::Unread => Some(End::Unread),
+            Verdict::Unwritten(error) => Some(End::Unwritten(error)),
+            _ => None,
+        };
+        row.earlier = ended.earlier;
         row.began = ended.began;
         row.elapsed = ended.elapsed;
         row.memory = Some(ended.memory);
         // The worker's attempts, after those that were lost with their workers.
         row.attempt = (row.attempt + ended.attempts).saturating_sub(1);
-        row.stdout = ended.stdout.into_vec();
-        row.stderr = ended.stderr.into_vec();
+        row.stdout = ended.stdout.into();
+        row.stderr = ended.stderr.into();
         row
     }
 }
@@ -184,7 +197,7 @@ impl<W: Work> JobMaker<W> {
     pub(super) fn make(&mut self, input: Input) -> Option<(W::Job, Kept)> {
         self.inputs += 1;
         // Also one that is left out has its name among those that are written.
-        let job = self.work.job(&input, self.inputs);
+        let job = self.work.job(&input, self.inputs, self.next_id);
         let key = self.past.is_some().then(|| self.work.key(&input, self.inputs));
         if let (Some(past), Some(key)) = (&mut self.past, key)
             && past.leaves_out(key)

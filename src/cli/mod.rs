@@ -41,6 +41,7 @@ mod progress;
 mod render;
 mod run;
 mod screen;
+mod spill;
 mod summary;
 mod tasks;
 mod timeline;
@@ -56,6 +57,7 @@ use crate::tasks::command::NoProgram;
 /// Does what the arguments of this process ask for.
 pub fn main() -> ExitCode {
     compare::serve_if_copy();
+    crate::os::command::default_child_signal();
     let command = color::of_help(Cli::command());
     let parsed =
         command.try_get_matches().and_then(|mut matches| Cli::from_arg_matches_mut(&mut matches));
@@ -93,7 +95,9 @@ pub fn main() -> ExitCode {
 fn report(verb: &str, outcome: anyhow::Result<Exit>) -> Exit {
     let error = match outcome {
         Ok(exit) => return exit,
-        Err(error) if is_closed_pipe(&error) => return Exit::AllWell,
+        Err(error) if error.is::<screen::Unread>() => return Exit::AllWell,
+        // A run writes more than standard output.
+        Err(error) if verb != "run" && is_closed_pipe(&error) => return Exit::AllWell,
         Err(error) => error,
     };
     let mut stderr = io::stderr().lock();

@@ -20,6 +20,11 @@ impl<T> Order<T> {
         Self { next: None, early: BTreeMap::new() }
     }
 
+    /// Whether it would be let through now.
+    pub(super) fn is_turn(&self, number: u64) -> bool {
+        self.next.is_none_or(|next| next == number)
+    }
+
     /// Gives what came before its turn to `show`, in order, and lets through from now on what comes:
     /// some numbers will never come.
     pub(super) fn release<E>(&mut self, show: impl FnMut(T) -> Result<(), E>) -> Result<(), E> {

@@ -164,7 +164,7 @@ impl RunPlan {
             unordered: output.unordered || (is_command && !output.keep_order),
             format,
             form,
-            voice: Voice { tag: args.command_options.tag, quiet: output.quiet },
+            voice: Voice { tag: args.command_options.tag },
             progress: output.progress == Progress::Auto
                 && !output.quiet
                 && !shares_terminal
@@ -304,7 +304,8 @@ fn recipe(
         Some(Prints::Inherit) => command::Prints::Inherit,
         Some(Prints::Null) => command::Prints::Null,
     };
-    Ok(Recipe { template, program, prints, retries: limits.retries, memory: limits.memory })
+    let LimitArgs { retries, memory, .. } = *limits;
+    Ok(Recipe { template, program, prints, retries, memory, spill: Vec::new() })
 }
 
 /// What is meant for a built-in task alone.

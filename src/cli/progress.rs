@@ -42,6 +42,11 @@ impl Progress {
         Self { bar: Some(bar), failed: 0 }
     }
 
+    /// Whether there is one to be seen.
+    pub(super) fn is_shown(&self) -> bool {
+        self.bar.is_some()
+    }
+
     /// One more is done, and that many have failed so far.
     pub(super) fn advance(&mut self, failed: u64) {
         let Some(bar) = &self.bar else { return };

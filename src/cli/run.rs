@@ -29,14 +29,18 @@ use super::median::Median;
 use super::order::Order;
 use super::plan::{LogTo, RunPlan, WorkPlan};
 use super::progress::Progress;
-use super::render::{self, Render, Row};
-use super::screen::Screen;
+use super::render::{self, End, Render, Row};
+use super::screen::{Screen, Unread, shown};
+use super::spill::{Live, Spills};
 use super::summary::Tally;
 use super::top::{Board, Top};
 use super::trace::Trace;
 use crate::tasks::Input;
 use crate::tasks::command::{self, CommandJob};
 use crate::{Pool, PoolBuilder};
+
+/// How often a job that is live is looked at, while it prints nothing.
+const LOOK: Duration = Duration::from_millis(5);
 
 pub(super) fn run(args: super::args::RunArgs) -> Result<Exit> {
     let started = Instant::now();
@@ -45,6 +49,8 @@ pub(super) fn run(args: super::args::RunArgs) -> Result<Exit> {
         return dry_run(plan);
     }
     let median = Arc::new(Median::default());
+    let events = Arc::new(Events::new(WAITING));
+    let mut spills = None;
     let limits = &plan.limits;
     match plan.work {
         WorkPlan::Task(task, ref mut params) => {
@@ -56,10 +62,15 @@ pub(super) fn run(args: super::args::RunArgs) -> Result<Exit> {
             if let Some(bytes) = limits.memory {
                 builder = builder.max_memory_per_worker(bytes);
             }
-            run_work(plan, work, builder, median, started)
+            run_work(plan, work, builder, median, started, events, None)
         }
-        WorkPlan::Command(ref recipe) => {
+        WorkPlan::Command(ref mut recipe) => {
             let template = recipe.template.clone();
+            if recipe.prints == command::Prints::Grouped {
+                let (listening, name) = Spills::listen(Arc::clone(&events))?;
+                recipe.spill = name;
+                spills = Some(listening);
+            }
             let mut builder = Pool::builder().initializer(command::prepare, recipe.clone());
             match limits.timeout {
                 // A worker keeps its jobs' limits; this is for one that can't, since it is stopped.
@@ -79,7 +90,7 @@ pub(super) fn run(args: super::args::RunArgs) -> Result<Exit> {
                 None => {}
             }
             let work = Commands::new(template, limits.timeout, Arc::clone(&median));
-            run_work(plan, work, builder, median, started)
+            run_work(plan, work, builder, median, started, events, spills)
         }
     }
 }
@@ -110,14 +121,14 @@ fn dry_run(plan: RunPlan) -> Result<Exit> {
             }
             // Which worker it would be isn't known.
             WorkPlan::Command(recipe) => {
-                let job = CommandJob { input, number, limit: None };
+                let job = CommandJob { input, number, id: 0, limit: None };
                 recipe.template.line(&job, "{%}")
             }
         };
         line.push(b'\n');
-        stdout.write_all(&line)?;
+        shown(stdout.write_all(&line))?;
     }
-    stdout.flush()?;
+    shown(stdout.flush())?;
     let is_in_vain = past.is_some_and(|past| {
         tell_left_out(&plan.journal, &past.counts(), failed_before, plan.summary)
     });
@@ -165,7 +176,10 @@ fn run_work<W: Work>(
     builder: PoolBuilder,
     median: Arc<Median>,
     started: Instant,
+    events: Arc<Events>,
+    spills: Option<Spills>,
 ) -> Result<Exit> {
+    let is_command = matches!(plan.work, WorkPlan::Command(_));
     let log = match &plan.log {
         LogTo::File(path) => Some(Log::create(path)?),
         LogTo::Nowhere | LogTo::Stderr => None,
@@ -189,8 +203,7 @@ fn run_work<W: Work>(
         Progress::default()
     };
 
-    let events = Arc::new(Events::new(WAITING));
-    interrupt::watch(Arc::clone(&events), pool.clone())?;
+    interrupt::watch(Arc::clone(&events), pool.clone(), is_command)?;
     let top = match &board {
         None => None,
         Some(board) => {
@@ -217,9 +230,17 @@ fn run_work<W: Work>(
         trace: trace.clone(),
         median,
         halt: plan.limits.halt,
+        spills,
+        live: None,
+        // Where a row is what the job prints and nothing else.
+        shows_live: plan.format == Format::Plain && !plan.voice.tag && !plan.top,
+        announced: Vec::new(),
+        waiting: VecDeque::new(),
+        is_command,
         ended: 0,
         failed: 0,
         unstarted: Unstarted::default(),
+        not_begun: 0,
         threads,
         feed,
         ending: None,
@@ -296,6 +317,19 @@ struct Run {
     trace: Option<Trace>,
     median: Arc<Median>,
     halt: Option<Halt>,
+    /// What jobs print that is too much for memory.
+    spills: Option<Spills>,
+    /// The job whose output is shown while it runs. It has standard output for itself.
+    live: Option<Live>,
+    /// Whether there may be one.
+    shows_live: bool,
+    /// Jobs that run and could be the next one.
+    announced: Vec<Live>,
+    /// Rows that come after what is live.
+    waiting: VecDeque<Box<Row>>,
+    is_command: bool,
+    /// How many inputs were sent to the pool and never begun.
+    not_begun: u64,
     /// How many jobs have ended, and how many of them have failed, be they shown or not.
     ended: u64,
     failed: u64,
@@ -338,8 +372,10 @@ impl Unstarted {
 enum Ending {
     /// Somebody wants it to end in this way.
     Interrupted(Exit),
-    /// Too many have failed.
-    Halted,
+    /// They want it to end at once.
+    Killed(Exit),
+    /// Too many have failed; what runs is ended, or done.
+    Halted { now: bool },
 }
 
 impl Run {
@@ -348,6 +384,7 @@ impl Run {
         self.renderer.header(self.screen.page());
         let mut arrived = VecDeque::new();
         loop {
+            let some = self.follow_live()?;
             match events.take(&mut arrived, Some(Duration::ZERO)) {
                 Taken::Some => {}
                 Taken::End => return Ok(()),
@@ -355,17 +392,80 @@ impl Run {
                     // Idle: whoever watches should see what there is.
                     self.screen.flush()?;
                     self.trace.iter().for_each(Trace::flush);
-                    events.take(&mut arrived, None);
+                    let patience = match &self.live {
+                        None => None,
+                        Some(_) if some => Some(Duration::ZERO),
+                        Some(_) => Some(LOOK),
+                    };
+                    events.take(&mut arrived, patience);
                 }
             }
             self.keep(&arrived)?;
             for event in arrived.drain(..) {
                 match event {
                     Event::Row(row) => self.take(row, pool)?,
+                    Event::Prints(live) if self.shows_live => {
+                        self.announced.push(live);
+                        self.begin_live();
+                    }
+                    Event::Prints(_) => {}
                     Event::Interrupted(exit) => self.interrupt(exit, pool)?,
                 }
             }
         }
+    }
+
+    /// Shows what the job that is live has printed since; whether that was anything.
+    fn follow_live(&mut self) -> Result<bool> {
+        match &mut self.live {
+            None => Ok(false),
+            Some(live) => self.screen.follow(live),
+        }
+    }
+
+    /// Has a job be live whose turn it is, where none is.
+    fn begin_live(&mut self) {
+        if self.live.is_none() {
+            let next = self.announced.iter().position(|live| self.order.is_turn(live.id));
+            self.live = next.map(|next| self.announced.swap_remove(next));
+        }
+    }
+
+    /// Shows a row when it's its turn, and what waited for it.
+    fn present(&mut self, mut row: Box<Row>) -> Result<()> {
+        self.announced.retain(|live| live.id != row.id);
+        match self.live.take_if(|live| live.id == row.id) {
+            Some(mut live) => {
+                // Of one that was lost with its worker, nothing else comes.
+                while self.screen.follow(&mut live)? {}
+                row.stdout.skip(live.shown);
+                self.pass(row)?;
+                while self.live.is_none()
+                    && let Some(row) = self.waiting.pop_front()
+                {
+                    self.pass(row)?;
+                }
+                self.begin_live();
+                Ok(())
+            }
+            None if self.live.is_some() => {
+                self.waiting.push_back(row);
+                Ok(())
+            }
+            None => {
+                self.pass(row)?;
+                self.begin_live();
+                Ok(())
+            }
+        }
+    }
+
+    fn pass(&mut self, row: Box<Row>) -> Result<()> {
+        let Self { order, renderer, screen, tally, threads, .. } = self;
+        order.pass(row.id, row, |row| {
+            threads.shown();
+            show(&row, &mut **renderer, screen, tally)
+        })
     }
 
     /// Puts what has ended on the disk, before any of it is shown.
@@ -387,20 +487,33 @@ impl Run {
         self.feed.stop();
         self.threads.end_wait();
         pool.cancel_queued();
-        let Self { order, renderer, screen, tally, .. } = self;
-        order.release(|row| show(&row, &mut **renderer, screen, tally))?;
+        let Self { order, waiting, .. } = self;
+        order.release(|row| {
+            waiting.push_back(row);
+            Ok::<(), anyhow::Error>(())
+        })?;
+        while self.live.is_none()
+            && let Some(row) = self.waiting.pop_front()
+        {
+            self.pass(row)?;
+        }
         self.screen.flush()
     }
 
     fn interrupt(&mut self, exit: Exit, pool: &Pool) -> Result<()> {
-        self.begin_no_more(Ending::Interrupted(exit), pool)?;
+        let again = matches!(self.ending, Some(Ending::Interrupted(_) | Ending::Killed(_)));
+        let ending = if again { Ending::Killed(exit) } else { Ending::Interrupted(exit) };
+        self.begin_no_more(ending, pool)?;
         self.leave_top()?;
         self.screen.progress().finish();
-        let stats = pool.stats();
-        say(format_args!(
-            "interrupted: {} inputs are running and will be done; once more ends it at once",
-            humane::grouped(stats.running)
-        ));
+        let running = humane::grouped(pool.stats().running);
+        if again {
+            say(format_args!("interrupted again: {running} inputs are running and will be ended"));
+        } else {
+            say(format_args!(
+                "interrupted: {running} inputs are running and will be done; once more ends them"
+            ));
+        }
         Ok(())
     }
 
@@ -415,13 +528,13 @@ impl Run {
     fn halt(&mut self, pool: &Pool) -> Result<()> {
         let due = self.halt.filter(|halt| halt.is_due(self.failed, self.ended));
         let Some(halt) = due.filter(|_| self.ending.is_none()) else { return Ok(()) };
-        self.begin_no_more(Ending::Halted, pool)?;
+        self.begin_no_more(Ending::Halted { now: halt.now }, pool)?;
         self.leave_top()?;
         let running = humane::grouped(pool.stats().running);
         if halt.now {
-            pool.terminate();
+            interrupt::end_jobs(pool, self.is_command).context("failed to start a thread")?;
         }
-        let fate = if halt.now { "were killed" } else { "will be done" };
+        let fate = if halt.now { "will be ended" } else { "will be done" };
         self.screen.progress().aside(|| {
             say(format_args!(
                 "halted: {} of {} have failed; {running} were running and {fate}",
@@ -432,16 +545,24 @@ impl Run {
         Ok(())
     }
 
-    /// Shows it when it's its turn, and what waited for it.
-    fn take(&mut self, row: Box<Row>, pool: &Pool) -> Result<()> {
+    /// Takes note of a row and shows it.
+    fn take(&mut self, mut row: Box<Row>, pool: &Pool) -> Result<()> {
         if let Some(board) = &self.board {
             board.end(&row);
         }
         if row.cancelled {
+            self.not_begun += 1;
             return Ok(());
         }
-        if row.unread {
-            return Err(io::Error::from(io::ErrorKind::BrokenPipe).into());
+        if let Some(spills) = &self.spills {
+            row.find(spills);
+        }
+        match row.end.take() {
+            None => {}
+            Some(End::Unread) => return Err(Unread.into()),
+            Some(End::Unwritten(error)) => {
+                anyhow::bail!("failed to write what jobs print to standard output: {error}")
+            }
         }
         self.ended += 1;
         if let Some(trace) = &self.trace {
@@ -451,11 +572,10 @@ impl Run {
         if !failed {
             self.median.note(row.elapsed);
         }
-        let Self { order, renderer, screen, tally, threads, .. } = self;
-        order.pass(row.id, row, |row| {
-            threads.shown();
-            show(&row, &mut **renderer, screen, tally)
-        })?;
+        let is_ended =
+            matches!(self.ending, Some(Ending::Killed(_) | Ending::Halted { now: true }));
+        row.killed |= failed && is_ended;
+        self.present(row)?;
         if failed {
             self.failed += 1;
             self.unstarted.note(unstarted);
@@ -481,8 +601,14 @@ impl Run {
             say(format_args!("error: {trouble}; the inputs before it are done"));
         }
         match (ended, self.ending) {
-            // With the terminal or the reader gone, there is no writing to them, of course.
-            (_, Some(Ending::Interrupted(exit))) => Ok(exit),
+            (Err(error), Some(Ending::Interrupted(exit) | Ending::Killed(exit))) => {
+                // With the terminal or the reader gone, there is no writing to them, of course.
+                if !error.is::<Unread>() {
+                    say(format_args!("error: {error:#}"));
+                }
+                Ok(exit)
+            }
+            (Ok(()), Some(Ending::Interrupted(exit) | Ending::Killed(exit))) => Ok(exit),
             (Err(error), _) => Err(error),
             (Ok(()), _) if self.failed == 0 && self.feed.trouble().is_some() => {
                 Ok(if count { Exit::Uncounted } else { Exit::SomeFailed })
@@ -491,20 +617,40 @@ impl Run {
         }
     }
 
+    /// How many inputs were not begun, as far as that is known; none where the run was not ended early
+    /// or all were.
+    fn not_begun(&self) -> Option<String> {
+        self.ending?;
+        let (left, is_least) = self.feed.left();
+        let not_begun = self.not_begun.saturating_add(left);
+        let number = humane::grouped(not_begun);
+        if is_least {
+            return Some(format!("{number} or more"));
+        }
+        (not_begun > 0).then_some(number)
+    }
+
     /// The summary stands under a table, in whose format it is asked for; otherwise rows are all
     /// that belongs on standard output.
     fn close(&mut self, pool: &Pool, summary: Option<Format>) -> Result<()> {
         self.screen.progress().finish();
-        let Some(format) = summary else { return self.screen.flush() };
+        let not_begun = self.not_begun();
         self.screen.flush()?;
+        let Some(format) = summary else {
+            if let Some(not_begun) = not_begun {
+                say(format_args!("{not_begun} inputs were not begun"));
+            }
+            return Ok(());
+        };
         let workers = pool.workers();
         // The end of the workers is part of the time that it took.
         pool.close();
         pool.join();
         let now = Instant::now();
+        let not_begun = not_begun.as_deref();
         let text = match format {
-            Format::Plain => self.tally.summary("jobs", now),
-            _ => self.tally.workers(&workers) + &self.tally.summary("tasks", now),
+            Format::Plain => self.tally.summary("jobs", now, not_begun),
+            _ => self.tally.workers(&workers) + &self.tally.summary("tasks", now, not_begun),
         };
         let to = if format == Format::Table { self.screen.page() } else { self.screen.errors() };
         to.extend_from_slice(text.as_bytes());

@@ -5,18 +5,91 @@
 //! written when there are many of them or when nothing else is to be done.
 
 use std::io::{self, IsTerminal, Write};
+use std::mem;
+use std::ops::{Deref, DerefMut};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 
 use super::progress::Progress;
+use super::spill::{Live, Part, Written};
 
 /// How much is gathered at most.
 const PAGE: usize = 64 * 1024;
 
+/// Text that is put together before it's written, and what is to stand in it and is in files.
+#[derive(Default)]
+pub(super) struct Page {
+    bytes: Vec<u8>,
+    parts: Vec<Inserted>,
+}
+
+/// A part of a file that belongs in front of one of a page's bytes.
+struct Inserted {
+    at: usize,
+    part: Arc<Part>,
+    form: Written,
+}
+
+impl Page {
+    /// Puts a part of a file at the end.
+    pub(super) fn insert(&mut self, part: &Arc<Part>, form: Written) {
+        self.parts.push(Inserted { at: self.bytes.len(), part: Arc::clone(part), form });
+    }
+
+    /// Whether it ends within a line.
+    fn is_torn(&self) -> bool {
+        let last = match self.parts.last() {
+            Some(inserted) if inserted.at == self.bytes.len() => inserted.part.last(),
+            _ => self.bytes.last().copied(),
+        };
+        last.is_some_and(|last| last != b'\n')
+    }
+
+    fn is_blank(&self) -> bool {
+        self.bytes.is_empty() && self.parts.is_empty()
+    }
+
+    /// Writes all of it, and empties it.
+    fn write(&mut self, to: &mut (impl Write + AsFd)) -> io::Result<()> {
+        let mut written = 0;
+        for Inserted { at, part, form } in mem::take(&mut self.parts) {
+            to.write_all(&self.bytes[written..at])?;
+            written = at;
+            part.write(&form, to)?;
+        }
+        to.write_all(&self.bytes[written..])?;
+        self.bytes.clear();
+        to.flush()
+    }
+}
+
+impl Deref for Page {
+    type Target = Vec<u8>;
+
+    fn deref(&self) -> &Vec<u8> {
+        &self.bytes
+    }
+}
+
+impl DerefMut for Page {
+    fn deref_mut(&mut self) -> &mut Vec<u8> {
+        &mut self.bytes
+    }
+}
+
+/// Nobody reads standard output any more: a clean end.
+#[derive(Debug, thiserror::Error)]
+#[error("nobody reads standard output any more")]
+pub(super) struct Unread;
+
 pub(super) struct Screen {
-    page: Vec<u8>,
+    page: Page,
     /// What belongs on standard error after it.
-    errors: Vec<u8>,
+    errors: Page,
     progress: Progress,
     /// What is shown later, since the terminal is used for something else.
     held: Option<Held>,
@@ -35,16 +108,16 @@ const MOST_HELD: usize = 1 << 20;
 
 impl Screen {
     pub(super) fn new(progress: Progress) -> Self {
-        Self { page: Vec::with_capacity(PAGE), errors: Vec::new(), progress, held: None }
+        Self { page: Page::default(), errors: Page::default(), progress, held: None }
     }
 
     /// Where rows are put.
-    pub(super) fn page(&mut self) -> &mut Vec<u8> {
+    pub(super) fn page(&mut self) -> &mut Page {
         &mut self.page
     }
 
     /// Where is put what belongs on standard error.
-    pub(super) fn errors(&mut self) -> &mut Vec<u8> {
+    pub(super) fn errors(&mut self) -> &mut Page {
         &mut self.errors
     }
 
@@ -54,12 +127,14 @@ impl Screen {
 
     pub(super) fn flush_if_full(&mut self) -> Result<()> {
         // Before the next row would make it grow. What is said of a row belongs right after it.
-        let is_full = self.page.len() > PAGE - PAGE / 8 || !self.errors.is_empty();
+        let is_full = self.page.len() > PAGE - PAGE / 8
+            || !self.page.parts.is_empty()
+            || !self.errors.is_blank();
         if is_full { self.flush() } else { Ok(()) }
     }
 
     pub(super) fn flush(&mut self) -> Result<()> {
-        if self.page.is_empty() && self.errors.is_empty() {
+        if self.page.is_blank() && self.errors.is_blank() {
             return Ok(());
         }
         let stdout_waits = self.held.is_some() && io::stdout().is_terminal();
@@ -72,15 +147,37 @@ impl Screen {
                 held.put(&mut self.errors);
             }
         }
-        let written = self.progress.aside(|| {
-            let mut stdout = io::stdout().lock();
-            let written = stdout.write_all(&self.page).and_then(|()| stdout.flush());
-            let _ = io::stderr().write_all(&self.errors); // if nobody sees it, nobody misses it
+        let Self { page, errors, progress, .. } = self;
+        // The bar begins at the start of a line, and would stick to what stands before it.
+        if progress.is_shown() && page.is_torn() && io::stdout().is_terminal() {
+            page.push(b'\n');
+        }
+        if progress.is_shown() && errors.is_torn() {
+            errors.push(b'\n');
+        }
+        let written = progress.aside(|| {
+            let written = page.write(&mut Stdout);
+            let _ = errors.write(&mut Stderr); // if nobody sees it, nobody misses it
             written
         });
-        self.page.clear();
-        self.errors.clear();
-        written.context("failed to write the results to standard output")
+        *page = Page { bytes: mem::take(&mut page.bytes), ..Page::default() };
+        page.clear();
+        errors.clear();
+        errors.parts.clear();
+        shown(written)
+    }
+
+    /// Shows what a job that runs has printed since; whether that was anything.
+    pub(super) fn follow(&mut self, live: &mut Live) -> Result<bool> {
+        self.flush()?;
+        if io::stdout().is_terminal() {
+            // What is shown may end within a line at any time.
+            self.progress.finish();
+        }
+        match self.progress.aside(|| live.follow(&mut Stdout)) {
+            Ok(some) => Ok(some),
+            Err(error) => shown(Err(error)).map(|()| false),
+        }
     }
 
     /// From now on the terminal is used for something else.
@@ -101,9 +198,22 @@ impl Screen {
     }
 }
 
+/// What it means that standard output can't be written.
+pub(super) fn shown(written: io::Result<()>) -> Result<()> {
+    match written {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(Unread.into()),
+        written => written.context("failed to write the results to standard output"),
+    }
+}
+
 impl Held {
-    fn put(&mut self, bytes: &mut Vec<u8>) {
-        self.bytes.append(bytes);
+    fn put(&mut self, page: &mut Page) {
+        // What is in files is longer than what is kept.
+        for Inserted { at, part, .. } in page.parts.drain(..).rev() {
+            let what = format!("… {} bytes are left out: send them to a file\n", part.length());
+            page.bytes.splice(at..at, what.into_bytes());
+        }
+        self.bytes.append(&mut page.bytes);
         if self.bytes.len() > 2 * MOST_HELD {
             // To the beginning of a line.
             let least = self.bytes.len() - MOST_HELD;
@@ -111,6 +221,55 @@ impl Held {
             let end = line.map_or(least, |line| least + line + 1);
             self.bytes.drain(..end);
             self.dropped += end;
+        }
+    }
+}
+
+/// Standard output, written to directly: what the standard library has failed to write it would write
+/// again when the process ends.
+struct Stdout;
+
+/// Standard error, likewise.
+struct Stderr;
+
+impl AsFd for Stdout {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        rustix::stdio::stdout()
+    }
+}
+
+impl AsFd for Stderr {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        rustix::stdio::stderr()
+    }
+}
+
+impl Write for Stdout {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        write(self, bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Write for Stderr {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        write(self, bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn write(to: &impl AsFd, bytes: &[u8]) -> io::Result<usize> {
+    loop {
+        match rustix::io::write(to, bytes) {
+            // Another program has made what this one shares with it not wait.
+            Err(Errno::AGAIN) => poll(&mut [PollFd::new(to, PollFlags::OUT)], None).map(drop)?,
+            written => return Ok(written?),
         }
     }
 }

@@ -17,6 +17,8 @@ pub(super) struct Tally {
     by_pid: HashMap<u32, Share>,
     total: Share,
     retried: u64,
+    /// Those of the failed that were ended with the run.
+    killed: u64,
     slowest: Worst<Duration>,
     largest: Worst<u64>,
     failures: Vec<String>,
@@ -79,6 +81,7 @@ impl Tally {
             by_pid: HashMap::new(),
             total: Share::default(),
             retried: 0,
+            killed: 0,
             slowest: Worst(Vec::new()),
             largest: Worst(Vec::new()),
             failures: Vec::new(),
@@ -89,6 +92,7 @@ impl Tally {
         self.by_pid.entry(row.pid).or_default().note(row);
         self.total.note(row);
         self.retried += u64::from(row.attempt.saturating_sub(1));
+        self.killed += u64::from(row.killed);
         self.slowest.note(row.elapsed, row);
         if let Some(memory) = row.memory {
             self.largest.note(memory, row);
@@ -121,20 +125,29 @@ impl Tally {
     }
 
     /// Lines on the whole, which speak of `tasks` or of `jobs`.
-    pub(super) fn summary(&self, noun: &str, now: Instant) -> String {
+    ///
+    /// `not_begun` is what is known of inputs that were not begun, if there were any.
+    pub(super) fn summary(&self, noun: &str, now: Instant, not_begun: Option<&str>) -> String {
         let Share { tasks, failed, busy, .. } = self.total;
         let wall = now.duration_since(self.started);
         let noun = if tasks == 1 { noun.trim_end_matches('s') } else { noun };
         let seconds = wall.as_secs_f64().max(1e-9);
         let mut text = format!(
-            "{} {noun} in {}, {} a second: {} done, {} failed, {} retried\n",
+            "{} {noun} in {}, {} a second: {} done, {} failed, {} retried",
             humane::grouped(tasks),
             humane::duration(wall),
             humane::rate(tasks as f64 / seconds),
             humane::grouped(tasks - failed),
-            humane::grouped(failed),
+            humane::grouped(failed - self.killed),
             humane::grouped(self.retried),
         );
+        if self.killed > 0 {
+            text += &format!(", {} killed", humane::grouped(self.killed));
+        }
+        if let Some(not_begun) = not_begun {
+            text += &format!(", {not_begun} not begun");
+        }
+        text.push('\n');
         if tasks < 2 {
             return text;
         }

@@ -89,15 +89,17 @@ fn draw(entries: &[Entry]) -> String {
          <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n"
     );
     legend(&mut svg);
-    for tick in 0..=8 {
-        let time = end * f64::from(tick) / 8.0;
-        let x = LEFT + time * scale;
-        let text = humane::duration(Duration::from_secs_f64(time / 1e6));
+    let step = step(end);
+    for tick in (0u32..).map(|tick| f64::from(tick) * step).take_while(|tick| *tick <= end) {
+        let x = LEFT + tick * scale;
+        let text = label(tick);
+        // A label at the edge stands within the picture.
+        let middle = x.min(WIDTH - 4.0 * text.chars().count() as f64);
         add(
             &mut svg,
             format_args!(
                 "<line x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"{TOP}\" y2=\"{bottom}\" stroke=\"#e5e5e5\"/>\
-             <text x=\"{x:.1}\" y=\"{:.1}\" text-anchor=\"middle\" fill=\"#666\">{text}</text>\n",
+             <text x=\"{middle:.1}\" y=\"{:.1}\" text-anchor=\"middle\" fill=\"#666\">{text}</text>\n",
                 bottom + 16.0
             ),
         );
@@ -117,6 +119,28 @@ fn draw(entries: &[Entry]) -> String {
         draw_track(&mut svg, entries, y, scale);
     }
     svg + "</svg>\n"
+}
+
+/// The time between two ticks, in microseconds: 1, 2 or 5 of a power of ten, and as many ticks as fit
+/// with their labels.
+fn step(end: f64) -> f64 {
+    const MOST: f64 = 9.0;
+    let least = (end / MOST).max(1.0);
+    let power = 10f64.powf(least.log10().floor());
+    let steps = [1.0, 2.0, 5.0].map(|digit| digit * power);
+    steps.into_iter().find(|step| *step >= least).unwrap_or(10.0 * power)
+}
+
+/// A tick's time without digits that say nothing.
+fn label(micros: f64) -> String {
+    let (unit, size) = match micros {
+        ..1e3 => ("µs", 1.0),
+        ..1e6 => ("ms", 1e3),
+        _ => ("s", 1e6),
+    };
+    // A sum of steps may be off by the last bit of an f64.
+    let number = (micros / size * 1e3).round() / 1e3;
+    if number == 0.0 { "0".to_owned() } else { format!("{number} {unit}") }
 }
 
 fn legend(svg: &mut String) {
@@ -230,4 +254,22 @@ fn add(svg: &mut String, text: std::fmt::Arguments<'_>) {
 /// As text of a picture, in which control characters may not be.
 fn escape(text: &str) -> String {
     humane::one_line(text).replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ticks_are_round_times_and_as_many_as_fit() {
+        for (end, expected) in
+            [(2_628_000.0, 500_000.0), (999.0, 200.0), (9_000_000.0, 1_000_000.0), (3.0, 1.0)]
+        {
+            assert_eq!(step(end), expected, "{end}");
+        }
+        assert_eq!(
+            [0.0, 500_000.0, 1.5e6, 2e6, 20.0].map(label),
+            ["0", "500 ms", "1.5 s", "2 s", "20 µs"]
+        );
+    }
 }

@@ -10,6 +10,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use anyhow::Result;
 use procpool_worker::harden;
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::exit::Usage;
 use super::render::Row;
+use crate::tasks::command::Earlier;
 use crate::{Event, EventKind};
 
 /// How much is gathered at most before it's written.
@@ -145,29 +147,16 @@ impl Trace {
         state.write();
     }
 
-    /// A job that has ended.
+    /// A job that has ended: a slice for each of its attempts that is known.
     pub(super) fn row(&self, row: &Row) {
         let mut state = self.state();
-        let began = row.began.saturating_sub(state.began) as f64 / 1e3;
-        let ts = began.max(state.slot(row.worker).free);
-        let dur = row.elapsed.as_secs_f64() * 1e6;
-        state.slot(row.worker).free = ts + dur;
-        let entry = Entry {
-            name: row.input.to_text().into_owned(),
-            cat: if row.error.is_some() { "failed" } else { "done" }.to_owned(),
-            ts,
-            dur: Some(dur),
-            args: Details {
-                id: Some(row.id),
-                pid: Some(row.pid),
-                attempt: Some(row.attempt),
-                memory: row.memory,
-                error: row.error.clone(),
-                name: None,
-            },
-            ..slice()
-        };
-        state.put(row.worker, entry);
+        // The earlier attempts are the worker's last ones, before the last one of all.
+        let first = row.attempt.saturating_sub(u32::try_from(row.earlier.len()).unwrap_or(0));
+        for (attempt, earlier) in (first..).zip(&row.earlier) {
+            let Earlier { began, elapsed, ref error } = *earlier;
+            state.attempt(row, attempt, began, elapsed, Some(error));
+        }
+        state.attempt(row, row.attempt, row.began, row.elapsed, row.error.as_ref());
         if state.page.len() > PAGE {
             state.write();
         }
@@ -229,6 +218,38 @@ impl State {
         let name = name.to_owned();
         let (cat, ph, s) = ("worker".to_owned(), "i".to_owned(), Some('t'));
         self.put(slot, Entry { name, cat, ph, ts, s, args, ..Entry::default() });
+    }
+
+    /// A slice for an attempt at a job.
+    fn attempt(
+        &mut self,
+        row: &Row,
+        attempt: u32,
+        began: u64,
+        elapsed: Duration,
+        error: Option<&String>,
+    ) {
+        let began = began.saturating_sub(self.began) as f64 / 1e3;
+        let ts = began.max(self.slot(row.worker).free);
+        let dur = elapsed.as_secs_f64() * 1e6;
+        self.slot(row.worker).free = ts + dur;
+        let last = attempt == row.attempt;
+        let entry = Entry {
+            name: row.input.to_text().into_owned(),
+            cat: if error.is_some() { "failed" } else { "done" }.to_owned(),
+            ts,
+            dur: Some(dur),
+            args: Details {
+                id: Some(row.id),
+                pid: Some(row.pid),
+                attempt: Some(attempt),
+                memory: row.memory.filter(|_| last),
+                error: error.cloned(),
+                name: None,
+            },
+            ..slice()
+        };
+        self.put(row.worker, entry);
     }
 
     fn put(&mut self, slot: usize, entry: Entry) {

@@ -5,6 +5,7 @@
 //! which has itself made the reaper of its descendants, and is ended before the next one starts:
 //! also what has made a session or a process group of its own.
 
+use std::collections::HashSet;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -64,14 +65,49 @@ fn close_all_on_exec() -> io::Result<()> {
     Ok(())
 }
 
+/// Has the end of a child be known, whatever this process has inherited: with SIGCHLD ignored, nobody
+/// could know how one ended.
+pub(crate) fn default_child_signal() {
+    // SAFETY: a plain system call; no handler is installed.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
+}
+
+/// Has the signals that concern children and terminals do what they do by default, whatever this
+/// process has inherited: a program would inherit it. Output to a terminal still doesn't stop this process, since the signal
+/// for it is blocked, but for the moment in which a program starts.
+pub(crate) fn default_signals() {
+    default_child_signal();
+    block_output_signal(true);
+    // SAFETY: plain system calls on local data; no handler is installed.
+    unsafe {
+        libc::signal(libc::SIGTTIN, libc::SIG_DFL);
+        libc::signal(libc::SIGTTOU, libc::SIG_DFL);
+    }
+}
+
+/// Blocks the signal that output to a terminal may send, or lets it through.
+fn block_output_signal(block: bool) {
+    let how = if block { libc::SIG_BLOCK } else { libc::SIG_UNBLOCK };
+    // SAFETY: plain system calls on local data.
+    unsafe {
+        let mut signals = std::mem::zeroed();
+        libc::sigemptyset(&mut signals);
+        libc::sigaddset(&mut signals, libc::SIGTTOU);
+        libc::pthread_sigmask(how, &signals, std::ptr::null_mut());
+    }
+}
+
 impl Program {
     pub(crate) fn start(command: &mut Command) -> io::Result<Self> {
         // Not all that this process has open is closed by exec of itself, and a program that
         // inherited the worker's channel would keep it open.
         close_all_on_exec()?;
         // No `pre_exec`: without it, std spawns in a way whose cost doesn't grow with memory.
-        let child = command.spawn()?;
-        Ok(Self { pid: Pid::from_child(&child) })
+        // It inherits which signals are blocked.
+        block_output_signal(false);
+        let child = command.spawn();
+        block_output_signal(true);
+        Ok(Self { pid: Pid::from_child(&child?) })
     }
 
     /// Becomes readable when the program has ended.
@@ -144,8 +180,16 @@ pub(crate) fn is_unread() -> bool {
 
 /// Sends a signal to all that this process has started and that is still there.
 pub(crate) fn signal_descendants(signal: Signal) {
-    for pid in observe::descendants(std::process::id()) {
-        signal_one(pid, signal);
+    signal_descendants_of(std::process::id(), signal, &mut HashSet::new());
+}
+
+/// Sends a signal to all that a process has started and that is still there, but for those which are
+/// known already.
+pub(crate) fn signal_descendants_of(process: u32, signal: Signal, known: &mut HashSet<u32>) {
+    for pid in observe::descendants(process) {
+        if known.insert(pid) {
+            signal_one(pid, signal);
+        }
     }
 }
 

@@ -35,6 +35,16 @@ pub(crate) fn resident(pid: u32) -> Option<u64> {
     Some(pages * rustix::param::page_size() as u64)
 }
 
+/// A process's share of the memory that it has resident, in bytes: a page that several have counts for
+/// each of them in part.
+#[cfg(feature = "cli")]
+pub(crate) fn proportional(pid: u32) -> Option<u64> {
+    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
+    let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"))?;
+    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kibibytes * 1024)
+}
+
 /// The PIDs of a process's children.
 #[cfg(feature = "cli")]
 pub(crate) fn children(pid: u32) -> Vec<u32> {

@@ -252,18 +252,6 @@ impl CaptureFile {
         rustix::fs::fstat(&self.0).map_or(0, |file| file.st_size.cast_unsigned())
     }
 
-    /// Takes out all that has been written.
-    #[cfg(feature = "cli")]
-    pub(crate) fn take(&self) -> Vec<u8> {
-        let len = self.len();
-        if len == 0 {
-            return Vec::new();
-        }
-        let written = self.read(0..len);
-        self.clear();
-        written
-    }
-
     /// What was written there, as far as it exists.
     pub(crate) fn read(&self, range: Range<u64>) -> Vec<u8> {
         let end = range.end.min(self.len());

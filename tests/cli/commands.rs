@@ -227,7 +227,78 @@ fn too_many_failures_end_the_run() {
     assert!((3..20).contains(&done), "{share:?}");
     // The other one would run for ever.
     let now = run(&arguments("now,fail=1", "test $0 = 0 && exec sleep 10000; sleep 0.2; exit 1"));
-    assert!(now.code == Some(1) && now.stderr.contains("were killed"), "{now:?}");
+    assert!(now.code == Some(1) && now.stderr.contains(" killed, 99"), "{now:?}");
+}
+
+#[test]
+fn jobs_that_are_ended_with_the_run_can_clear_up_and_are_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let script = format!(
+        "cd {}; trap 'echo > cleared$0; exit 1' TERM; echo > begun$0; while :; do sleep 0.01; done",
+        dir.path().display()
+    );
+    let there = |name: &str| dir.path().join(name).exists();
+    let arguments = ["run", "-p", "2", "-n", "50", "--", "sh", "-c", &script];
+    let mut child = procpool(&arguments).spawn().unwrap();
+    wait_until("two jobs run", || there("begun0") && there("begun1"));
+    let said = lines_of(child.stderr.take().unwrap());
+    signal(child.id(), Signal::TERM);
+    assert!(said.recv_timeout(LIMIT).unwrap().starts_with("interrupted: 2 "));
+    signal(child.id(), Signal::TERM);
+    assert_eq!(wait(child).code, Some(143));
+    assert!(there("cleared0") && there("cleared1"));
+    let said: Vec<_> = said.iter().collect();
+    assert!(said.iter().any(|line| line.contains("2 killed, 48 not begun")), "{said:?}");
+
+    let arguments = ["run", "-q", "-p", "2", "--halt", "now,fail=1", "-n", "9", "--", "sh", "-c"];
+    let script = format!(
+        "test $0 != 1 || {{ while ! test -e {0}/begun0; do sleep 0.01; done; exit 1; }}; {script}",
+        dir.path().display()
+    );
+    fs::remove_file(dir.path().join("begun0")).unwrap();
+    fs::remove_file(dir.path().join("cleared0")).unwrap();
+    let ended = run(&[&arguments[..], &[&script]].concat());
+    assert!(ended.code == Some(1) && there("cleared0"), "{ended:?}");
+    assert!(ended.stderr.contains(" inputs were not begun"), "also where it's quiet: {ended:?}");
+    assert!(ended.stderr.contains("error: 1: exited with code 1"), "{ended:?}");
+}
+
+#[test]
+fn a_second_signal_ends_jobs_that_do_not_heed_it_and_a_third_ends_at_once() {
+    for third in [false, true] {
+        let script = "trap '' TERM; echo begun; while :; do sleep 0.01; done";
+        let mut child =
+            procpool(&["run", "-p", "1", "--line-buffer", "-n", "1", "--", "sh", "-c", script])
+                .spawn()
+                .unwrap();
+        let lines = lines_of(child.stdout.take().unwrap());
+        assert_eq!(lines.recv_timeout(LIMIT).unwrap(), "begun");
+        let said = lines_of(child.stderr.take().unwrap());
+        for what in ["interrupted: ", "interrupted again: "] {
+            signal(child.id(), Signal::TERM);
+            assert!(said.recv_timeout(LIMIT).unwrap().starts_with(what));
+        }
+        if third {
+            signal(child.id(), Signal::TERM);
+        }
+        assert_eq!(wait(child).code, Some(143));
+    }
+}
+
+#[test]
+fn pages_that_a_jobs_processes_share_count_once() {
+    let script = "import os, time\nblock = b'x' * 120_000_000\n\
+                  for _ in range(4):\n if os.fork() == 0: time.sleep(1); os._exit(0)\n\
+                  for _ in range(4): os.wait()\n";
+    let ended = run(&["run", "--memory", "300M", "--", "python3", "-c", script, ":::", "1"]);
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+}
+
+#[test]
+fn a_share_of_the_median_allows_a_second_more() {
+    let arguments = ["run", "-q", "-p", "1", "--timeout", "100%", "--", "sleep", ":::"];
+    let ended = run(&[&arguments[..], &["0", "0", "0", "0", "0.3"]].concat());
+    assert_eq!(ended.code, Some(0), "{ended:?}");
 }
 
 #[test]

@@ -8,6 +8,7 @@
 //! - `inputs`: where inputs come from, and that they stream.
 //! - `endings`: exit codes, errors, closed pipes, Ctrl-C.
 //! - `limits`: what one input may take, what becomes of what tasks print, and the log.
+//! - `output`: what jobs print where there is a lot of it, and outputs that can't be written.
 //! - `pages`: help, errors, tables and exit codes, word for word.
 //! - `signals`: what ends a run early, and what stops it for a while.
 //! - `isolate`: the wall, shown.
@@ -24,6 +25,7 @@ mod inputs;
 mod isolate;
 mod journal;
 mod limits;
+mod output;
 mod pages;
 mod rows;
 mod signals;

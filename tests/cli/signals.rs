@@ -35,7 +35,7 @@ fn are_gone(pids: &[u32]) -> bool {
 }
 
 #[test]
-fn a_signal_to_end_finishes_what_was_begun_and_says_so_in_one_line() {
+fn a_signal_to_end_finishes_what_was_begun_and_says_so() {
     for (which, code) in [(Signal::INT, 130), (Signal::TERM, 143), (Signal::HUP, 129)] {
         let mut child = procpool(&LONG).spawn().unwrap();
         let rows = lines_of(child.stdout.take().unwrap());
@@ -45,8 +45,9 @@ fn a_signal_to_end_finishes_what_was_begun_and_says_so_in_one_line() {
         signal(child.id(), which);
         let ended = wait(child);
         assert_eq!(ended.code, Some(code), "{ended:?}");
-        assert_eq!(ended.stderr.lines().count(), 1, "{ended:?}");
+        assert_eq!(ended.stderr.lines().count(), 2, "{ended:?}");
         assert!(ended.stderr.starts_with("interrupted: "), "{ended:?}");
+        assert!(ended.stderr.ends_with(" inputs were not begun\n"), "{ended:?}");
         // What was cancelled before it was begun leaves a gap, and what was running behind it comes.
         let mut ids = HashSet::new();
         for row in rows {

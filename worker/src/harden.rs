@@ -38,7 +38,6 @@ use crate::protocol::Setup;
 /// Nothing on Linux sends it, and by default it ends the process.
 const PARENT_DIED: libc::c_int = libc::SIGSTKFLT;
 
-
 /// Prepares this process, which has just started. `parent` is who started it.
 ///
 /// # Errors

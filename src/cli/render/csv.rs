@@ -4,6 +4,8 @@
 use csv::WriterBuilder;
 
 use super::{Form, Prints, Render, Row};
+use crate::cli::screen::Page;
+use crate::cli::spill::{Printed, Written};
 use crate::tasks::{Column, Value};
 
 pub(super) struct Csv {
@@ -18,9 +20,9 @@ impl Csv {
         Self { columns: form.columns, prints: form.prints, fields: csv::ByteRecord::new() }
     }
 
-    fn write(&mut self, page: &mut Vec<u8>) {
+    fn write(&mut self, page: &mut Page) {
         // It writes to the page directly, so it needs hardly any buffer of its own.
-        let mut writer = WriterBuilder::new().buffer_capacity(256).from_writer(page);
+        let mut writer = WriterBuilder::new().buffer_capacity(256).from_writer(&mut **page);
         let _ = writer.write_byte_record(&self.fields); // writing to memory can't fail
         let _ = writer.flush();
         self.fields.clear();
@@ -28,7 +30,7 @@ impl Csv {
 }
 
 impl Render for Csv {
-    fn header(&mut self, page: &mut Vec<u8>) {
+    fn header(&mut self, page: &mut Page) {
         for name in ["id", "pid", "worker", "attempt", "seconds", "input"] {
             self.fields.push_field(name.as_bytes());
         }
@@ -42,7 +44,7 @@ impl Render for Csv {
         self.write(page);
     }
 
-    fn row(&mut self, row: &Row, page: &mut Vec<u8>) {
+    fn row(&mut self, row: &Row, page: &mut Page) {
         self.fields.push_field(row.id.to_string().as_bytes());
         self.fields.push_field(row.pid.to_string().as_bytes());
         self.fields.push_field(row.worker.to_string().as_bytes());
@@ -62,9 +64,34 @@ impl Render for Csv {
             }
         }
         self.fields.push_field(row.error.as_deref().unwrap_or_default().as_bytes());
-        for (_, printed) in self.prints.names().iter().zip([&row.stdout, &row.stderr]) {
-            self.fields.push_field(printed);
+        let printed: Vec<_> =
+            self.prints.names().iter().zip([&row.stdout, &row.stderr]).map(|(_, it)| it).collect();
+        if printed.iter().all(|it| matches!(it, Printed::Here(_))) {
+            for printed in printed {
+                let Printed::Here(bytes) = printed else { continue };
+                self.fields.push_field(bytes);
+            }
+            return self.write(page);
         }
+        // What is in files is too long to be put together here, and follows the other fields.
         self.write(page);
+        page.pop(); // the end of the line
+        for printed in printed {
+            page.extend_from_slice(b",\"");
+            match printed {
+                Printed::Here(bytes) => {
+                    for part in bytes.split_inclusive(|byte| *byte == b'"') {
+                        page.extend_from_slice(part);
+                        if part.ends_with(b"\"") {
+                            page.push(b'"');
+                        }
+                    }
+                }
+                Printed::InFile(part) => page.insert(part, Written::Csv),
+                Printed::Named(_) => {}
+            }
+            page.push(b'"');
+        }
+        page.push(b'\n');
     }
 }

@@ -1,5 +1,6 @@
 //! One JSON object a line. The field `result` is there where the task succeeded and `error` where
-//! it failed; a result of several values is an object with a field for each.
+//! it failed; a result of several values is an object with a field for each. What was printed stands
+//! last, and where it is not UTF-8, `stdout_base64` and the like have its bytes.
 
 use std::borrow::Cow;
 use std::fmt::Write;
@@ -7,6 +8,8 @@ use std::fmt::Write;
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
 use super::{Form, Prints, Render, Row};
+use crate::cli::screen::Page;
+use crate::cli::spill::{Printed, Written, base64, json};
 use crate::tasks::{Column, Output, Value};
 
 pub(super) struct Json {
@@ -21,9 +24,9 @@ impl Json {
 }
 
 impl Render for Json {
-    fn header(&mut self, _page: &mut Vec<u8>) {}
+    fn header(&mut self, _page: &mut Page) {}
 
-    fn row(&mut self, row: &Row, page: &mut Vec<u8>) {
+    fn row(&mut self, row: &Row, page: &mut Page) {
         let object = Object {
             id: row.id,
             pid: row.pid,
@@ -35,17 +38,18 @@ impl Render for Json {
             input_hex: hex_unless_text(&row.input.to_bytes()),
             result: Answer::of(row, self.columns),
             error: row.error.as_deref(),
-            output: (self.prints == Prints::Output).then(|| text(&row.stdout)),
-            stdout: (self.prints == Prints::Both).then(|| text(&row.stdout)),
-            stderr: (self.prints == Prints::Both).then(|| text(&row.stderr)),
         };
         let start = page.len();
-        if serde_json::to_writer(&mut *page, &object).is_err() {
+        if serde_json::to_writer(&mut **page, &object).is_err() {
             // It can't fail: all is plain data and the page is memory. Still, never half an object.
             page.truncate(start);
             return;
         }
-        page.push(b'\n');
+        page.pop(); // the end of the object, in which what was printed is still to stand
+        for (name, printed) in self.prints.names().iter().zip([&row.stdout, &row.stderr]) {
+            put(name, printed, page);
+        }
+        page.extend_from_slice(b"}\n");
     }
 }
 
@@ -66,18 +70,33 @@ struct Object<'a> {
     result: Option<Answer<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<&'a str>,
-    /// What the task printed, where that is captured.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    output: Option<Cow<'a, str>>,
-    /// What the command printed, where that is grouped.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    stdout: Option<Cow<'a, str>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    stderr: Option<Cow<'a, str>>,
 }
 
-fn text(bytes: &[u8]) -> Cow<'_, str> {
-    String::from_utf8_lossy(bytes)
+/// What was printed, as a field of this name. Where that is not UTF-8, another field has the bytes.
+fn put(name: &str, printed: &Printed, page: &mut Page) {
+    let is_text = match printed {
+        Printed::Here(bytes) => std::str::from_utf8(bytes).is_ok(),
+        // One that can't be read is told where it's written.
+        Printed::InFile(part) => part.is_text().unwrap_or(true),
+        Printed::Named(_) => true,
+    };
+    page.extend_from_slice(format!(",\"{name}\":\"").as_bytes());
+    match printed {
+        Printed::Here(bytes) => json(&String::from_utf8_lossy(bytes), page),
+        Printed::InFile(part) => page.insert(part, Written::Json),
+        Printed::Named(_) => {}
+    }
+    page.push(b'"');
+    if is_text {
+        return;
+    }
+    page.extend_from_slice(format!(",\"{name}_base64\":\"").as_bytes());
+    match printed {
+        Printed::Here(bytes) => base64(bytes, page),
+        Printed::InFile(part) => page.insert(part, Written::Base64),
+        Printed::Named(_) => {}
+    }
+    page.push(b'"');
 }
 
 /// The values of a row: one by itself, or several by their columns' names.

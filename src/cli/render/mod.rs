@@ -10,8 +10,11 @@ mod table;
 use super::args::Format;
 use super::jobs::Kept;
 use super::journal::Key;
+use super::screen::Page;
+use super::spill::{Printed, Spills};
+use crate::tasks::command::Earlier;
 use crate::tasks::{Column, Input, Output};
-use crate::{Report, TaskError, TaskErrorKind};
+use crate::{DidRun, Report, TaskError, TaskErrorKind};
 
 pub(super) use json::Answer;
 
@@ -30,20 +33,33 @@ pub(super) struct Row {
     /// Which job of which input this is, for the journal.
     pub(super) key: Option<Key>,
     /// What it printed, where that is kept; of a task, with what it printed to standard error.
-    pub(super) stdout: Vec<u8>,
-    pub(super) stderr: Vec<u8>,
+    pub(super) stdout: Printed,
+    pub(super) stderr: Printed,
     /// The answer. A command has one also where it failed.
     pub(super) values: Output,
     /// Why it failed, if it did.
     pub(super) error: Option<String>,
     /// The most memory in bytes that it had at a time, where that is known.
     pub(super) memory: Option<u64>,
-    /// It was never begun, because the run was interrupted before, or was ended with the run.
+    /// It was never begun, because the run was to end before.
     pub(super) cancelled: bool,
-    /// Nobody reads what it prints any more.
-    pub(super) unread: bool,
     /// The command could not be started: the code that a shell gives for that.
     pub(super) unstarted: Option<i32>,
+    /// It was ended with the run.
+    pub(super) killed: bool,
+    /// The attempts before the last one, where they are known.
+    pub(super) earlier: Vec<Earlier>,
+    /// Why the run can't go on, if this row says so.
+    pub(super) end: Option<End>,
+}
+
+/// Why a row ends the run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// Nobody reads what jobs print any more.
+    Unread,
+    /// What jobs print can't be written, for this reason.
+    Unwritten(String),
 }
 
 impl Row {
@@ -53,6 +69,7 @@ impl Row {
             Ok(answer) => (Some(answer), None),
             Err(error) => (None, Some(error)),
         };
+        let has_run = error.as_ref().is_some_and(|error| error.did_it_run() != DidRun::No);
         let row = Self {
             id: report.id,
             pid: report.pid,
@@ -63,20 +80,40 @@ impl Row {
             began: kept.read.saturating_add(report.queued.as_nanos() as u64),
             input: kept.input,
             key: kept.key,
-            stdout: report.output,
-            stderr: Vec::new(),
+            stdout: Printed::Here(report.output),
+            stderr: Printed::default(),
             values: Output::new(),
             memory: None,
-            cancelled: matches!(
-                error.as_ref().map(TaskError::kind),
-                Some(TaskErrorKind::Cancelled | TaskErrorKind::Closed)
-            ),
-            unread: false,
+            cancelled: error.as_ref().is_some_and(is_end_of_run) && !has_run,
+            killed: error.as_ref().is_some_and(is_end_of_run) && has_run,
+            earlier: Vec::new(),
+            end: None,
             unstarted: None,
             error: error.map(|error| said(error.kind())),
         };
         (row, answer)
     }
+}
+
+impl Row {
+    /// Finds what was printed, where that is in files.
+    pub(super) fn find(&mut self, spills: &Spills) {
+        for printed in [&mut self.stdout, &mut self.stderr] {
+            let Printed::Named(range) = *printed else { continue };
+            match spills.find(range) {
+                Some(found) => *printed = found,
+                None => {
+                    let lost = "what it printed is lost, since its worker never passed it on";
+                    self.error.get_or_insert_with(|| lost.to_owned());
+                }
+            }
+        }
+    }
+}
+
+/// Whether a task has no answer because its pool was to end.
+fn is_end_of_run(error: &TaskError) -> bool {
+    matches!(error.kind(), TaskErrorKind::Cancelled | TaskErrorKind::Closed)
 }
 
 /// What happened to a task, without what the row says anyhow: its id, its worker and what it printed.
@@ -92,13 +129,13 @@ fn said(kind: &TaskErrorKind) -> String {
 /// A form of output.
 pub(super) trait Render {
     /// What stands before the first row.
-    fn header(&mut self, page: &mut Vec<u8>);
+    fn header(&mut self, page: &mut Page);
 
     /// Writes one row, its end of line included.
-    fn row(&mut self, row: &Row, page: &mut Vec<u8>);
+    fn row(&mut self, row: &Row, page: &mut Page);
 
     /// What is said of a row on standard error.
-    fn aside(&mut self, _row: &Row, _errors: &mut Vec<u8>) {}
+    fn aside(&mut self, _row: &Row, _errors: &mut Page) {}
 }
 
 /// What is shown of each row.
@@ -147,8 +184,6 @@ pub(super) fn renderer(format: Format, form: &Form, voice: Voice) -> Box<dyn Ren
 pub(super) struct Voice {
     /// The input, before each line.
     pub(super) tag: bool,
-    /// Nothing about failures.
-    pub(super) quiet: bool,
 }
 
 #[cfg(test)]
@@ -168,27 +203,31 @@ mod tests {
             began: 0,
             input,
             key: None,
-            stdout: Vec::new(),
-            stderr: Vec::new(),
+            stdout: Printed::default(),
+            stderr: Printed::default(),
             error: outcome.as_ref().err().cloned(),
             values: outcome.unwrap_or_default(),
             memory: None,
             cancelled: false,
-            unread: false,
+            killed: false,
+            earlier: Vec::new(),
+            end: None,
             unstarted: None,
         }
     }
 
     fn rendered(format: Format, task: &str, rows: &[Row]) -> Vec<u8> {
-        let mut page = Vec::new();
-        let capture = rows.iter().any(|row| !row.stdout.is_empty());
+        let mut page = Page::default();
+        let capture = rows
+            .iter()
+            .any(|row| matches!(&row.stdout, Printed::Here(printed) if !printed.is_empty()));
         let task = find(task).unwrap();
         let prints = if capture { Prints::Output } else { Prints::None };
         let form = Form { input: task.input, columns: task.columns, prints };
         let mut renderer = renderer(format, &form, Voice::default());
         renderer.header(&mut page);
         rows.iter().for_each(|row| renderer.row(row, &mut page));
-        page
+        page.clone()
     }
 
     fn text(page: Vec<u8>) -> String {
@@ -265,7 +304,7 @@ mod tests {
     #[test]
     fn what_a_task_printed_stands_with_its_result() {
         let mut rows = squares();
-        rows[0].stdout = b"one\n\x1b[2Jtwo".to_vec();
+        rows[0].stdout = Printed::Here(b"one\n\x1b[2Jtwo".to_vec());
         rows[1].attempt = 3;
         let table = text(rendered(Format::Table, "square", &rows));
         let lines: Vec<_> = table.lines().collect();

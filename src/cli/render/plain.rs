@@ -4,8 +4,10 @@
 use std::io::Write;
 
 use super::{Render, Row, Voice};
+use crate::cli::screen::Page;
+use crate::cli::spill::{Printed, Written};
 use crate::cli::{color, humane};
-use crate::tasks::command::tagged;
+use crate::tasks::command::{tag_of, tagged};
 
 pub(super) struct Plain {
     voice: Voice,
@@ -16,34 +18,36 @@ impl Plain {
         Self { voice }
     }
 
-    fn put(&self, row: &Row, printed: &[u8], page: &mut Vec<u8>) {
-        if self.voice.tag {
-            let tag = [&*row.input.to_bytes(), b"\t"].concat();
-            page.extend_from_slice(&tagged(&tag, printed));
-        } else {
-            page.extend_from_slice(printed);
+    fn put(&self, row: &Row, printed: &Printed, page: &mut Page) {
+        let tag = self.voice.tag.then(|| tag_of(&row.input));
+        match (printed, tag) {
+            (Printed::Here(printed), None) => page.extend_from_slice(printed),
+            (Printed::Here(printed), Some(tag)) => page.extend_from_slice(&tagged(&tag, printed)),
+            (Printed::InFile(part), None) => page.insert(part, Written::Raw),
+            (Printed::InFile(part), Some(tag)) => page.insert(part, Written::Tagged(tag)),
+            (Printed::Named(_), _) => {}
         }
     }
 }
 
 impl Render for Plain {
-    fn header(&mut self, _page: &mut Vec<u8>) {}
+    fn header(&mut self, _page: &mut Page) {}
 
-    fn row(&mut self, row: &Row, page: &mut Vec<u8>) {
+    fn row(&mut self, row: &Row, page: &mut Page) {
         self.put(row, &row.stdout, page);
     }
 
-    fn aside(&mut self, row: &Row, errors: &mut Vec<u8>) {
+    fn aside(&mut self, row: &Row, errors: &mut Page) {
         self.put(row, &row.stderr, errors);
-        let Some(error) = row.error.as_ref().filter(|_| !self.voice.quiet) else { return };
+        let Some(error) = &row.error else { return };
         let input = row.input.to_text();
-        let (input, error) = (humane::one_line(&input), humane::one_line(error));
+        let (input, error) = (humane::shortened(&input), humane::shortened(error));
         let time = humane::duration(row.elapsed);
         let attempt =
             if row.attempt > 1 { format!(", attempt {}", row.attempt) } else { String::new() };
         // To memory, which can't fail.
         let _ = writeln!(
-            errors,
+            **errors,
             "{} {input}: {error} (after {time}{attempt})",
             color::error(&std::io::stderr())
         );

@@ -7,6 +7,8 @@
 use std::io::Write;
 
 use super::{Form, Render, Row};
+use crate::cli::screen::Page;
+use crate::cli::spill::{Printed, TABLE_INDENT, Written};
 use crate::cli::{color, humane};
 use crate::tasks::{Column, Kind, Value};
 
@@ -46,7 +48,7 @@ impl Table {
 }
 
 impl Render for Table {
-    fn header(&mut self, page: &mut Vec<u8>) {
+    fn header(&mut self, page: &mut Page) {
         start(page, "id", "pid", "time");
         for cell in &self.cells {
             put(page, &cell.column, cell.column.name);
@@ -54,7 +56,7 @@ impl Render for Table {
         end(page);
     }
 
-    fn row(&mut self, row: &Row, page: &mut Vec<u8>) {
+    fn row(&mut self, row: &Row, page: &mut Page) {
         start(page, row.id, row.pid, humane::duration(row.elapsed));
         let input = row.input.to_text();
         if row.error.is_none() || !row.values.is_empty() {
@@ -87,9 +89,15 @@ impl Render for Table {
         }
         end(page);
         for printed in [&row.stdout, &row.stderr] {
-            for line in String::from_utf8_lossy(printed).lines() {
-                write(page, format_args!("{:>7}  │ {}", "", humane::one_line(line)));
-                end(page);
+            match printed {
+                Printed::Here(printed) => {
+                    for line in String::from_utf8_lossy(printed).lines() {
+                        write(page, format_args!("{TABLE_INDENT}{}", humane::one_line(line)));
+                        end(page);
+                    }
+                }
+                Printed::InFile(part) => page.insert(part, Written::Table),
+                Printed::Named(_) => {}
             }
         }
     }

@@ -5,6 +5,7 @@
 //! | `template` | the command line, and what it becomes for an input |
 //! | `run` | one job in its worker: starting it, its limits, how it ended |
 //! | `lines` | what it prints, passed on line by line |
+//! | `spill` | what it prints, kept until it has ended |
 //!
 //! The command line and what holds for every job (a [`Recipe`]) goes to each worker once, as the
 //! argument of its initializer [`prepare`]; after that a job is an input and a number. The worker
@@ -14,6 +15,7 @@
 
 mod lines;
 mod run;
+pub(crate) mod spill;
 mod template;
 
 use std::fmt;
@@ -22,7 +24,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-pub(crate) use self::lines::tagged;
+pub(crate) use self::lines::{tag_of, tagged};
 pub(crate) use self::run::SLOT;
 pub use self::run::{prepare, run};
 pub(crate) use self::template::quote;
@@ -42,6 +44,8 @@ pub struct Recipe {
     pub retries: u32,
     /// The most resident memory in bytes that the processes of a job may have together.
     pub memory: Option<u64>,
+    /// The abstract name of the socket at which the parent is told of what is kept in files.
+    pub spill: Vec<u8>,
 }
 
 /// What becomes of what a job prints.
@@ -68,6 +72,8 @@ pub struct CommandJob {
     pub input: Input,
     /// What `{#}` stands for.
     pub number: u64,
+    /// The position of its result among all of them.
+    pub id: u64,
     /// The longest that it may take.
     pub limit: Option<Duration>,
 }
@@ -87,10 +93,51 @@ pub struct Ended {
     pub memory: u64,
     /// How many attempts there were.
     pub attempts: u32,
+    /// Those before the last one.
+    pub earlier: Vec<Earlier>,
     /// What it printed to standard output, where that is grouped.
-    pub stdout: Bytes,
+    pub stdout: Printed,
     /// What it printed to standard error, where that is grouped.
-    pub stderr: Bytes,
+    pub stderr: Printed,
+}
+
+/// An attempt that was followed by another.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Earlier {
+    /// When it began, on the monotonic clock in nanoseconds.
+    pub began: u64,
+    /// How long it took.
+    pub elapsed: Duration,
+    /// Why it was not the last.
+    pub error: String,
+}
+
+/// What a job printed to one of its outputs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Printed {
+    /// This.
+    Here(Bytes),
+    /// What stands there.
+    InFile(Range),
+}
+
+impl Default for Printed {
+    fn default() -> Self {
+        Self::Here(Bytes::default())
+    }
+}
+
+/// A part of a file that a worker has passed to the parent.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Range {
+    /// What the worker is known by.
+    pub key: u64,
+    /// Which of its two files it is.
+    pub which: usize,
+    /// Where it begins.
+    pub start: u64,
+    /// How long it is.
+    pub length: u64,
 }
 
 impl Ended {
@@ -129,12 +176,21 @@ pub enum Verdict {
     NotStarted(i32, String),
     /// Whoever read what it prints is gone.
     Unread,
+    /// Its lines can't be written to standard output, for this reason.
+    Unwritten(String),
+    /// What it prints can't be kept until it has ended: why, and the remedy.
+    Unkept(String),
 }
 
 impl Verdict {
     /// Whether the job succeeded.
     pub fn is_success(&self) -> bool {
         *self == Self::Exited(0)
+    }
+
+    /// Whether another attempt may end better.
+    pub(crate) fn may_be_tried_again(&self) -> bool {
+        !self.is_success() && !matches!(self, Self::Unread | Self::Unwritten(_))
     }
 
     /// The exit code, as a shell gives it; none where a signal or a limit ended it.
@@ -162,6 +218,10 @@ impl fmt::Display for Verdict {
             }
             Self::NotStarted(_, reason) => f.write_str(reason),
             Self::Unread => f.write_str("was stopped, since nobody reads what it prints"),
+            Self::Unwritten(error) => {
+                write!(f, "was stopped, since what it prints can't be written: {error}")
+            }
+            Self::Unkept(why) => f.write_str(why),
         }
     }
 }

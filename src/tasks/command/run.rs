@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, ErrorKind, Read};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
@@ -12,12 +12,11 @@ use std::time::{Duration, Instant};
 use procpool_worker::harden;
 use rustix::process::Signal;
 
-use super::lines::Lines;
-use super::{CommandJob, Ended, Prints, Recipe, Verdict};
+use super::lines::{Lines, To, tag_of};
+use super::spill::{self, Capture, Spiller};
+use super::{CommandJob, Earlier, Ended, Printed, Prints, Recipe, Verdict};
 use crate::os::command::{self, Program};
 use crate::os::observe;
-use crate::os::process::CaptureFile;
-use crate::tasks::Bytes;
 
 /// The variable of a worker's environment, and so of its jobs', that says which slot it has, from 1.
 pub(crate) const SLOT: &str = "PROCPOOL_SLOT";
@@ -36,8 +35,28 @@ const GRACE: Duration = Duration::from_millis(500);
 struct Runner {
     recipe: Recipe,
     slot: String,
-    stdout: CaptureFile,
-    stderr: CaptureFile,
+    spiller: Spiller,
+}
+
+/// One of a job's two outputs.
+enum Output {
+    Lines(Lines),
+    Capture(Capture),
+}
+
+/// What there is to do for a job while it runs.
+struct Running {
+    program: Program,
+    /// Both, or none where the worker doesn't see what the job prints.
+    outputs: Vec<Output>,
+}
+
+/// How an attempt ended.
+struct Over {
+    /// Why it was ended, if it was.
+    verdict: Option<Verdict>,
+    ended: command::Ended,
+    printed: [Printed; 2],
 }
 
 /// Makes a worker ready for jobs: its initializer.
@@ -48,11 +67,11 @@ struct Runner {
 pub fn prepare(recipe: Recipe) -> impl Sized + 'static {
     let ready = || -> io::Result<Runner> {
         command::adopt_orphans()?;
+        command::default_signals();
         Ok(Runner {
             slot: std::env::var(SLOT).unwrap_or_default(),
+            spiller: Spiller::new(recipe.spill.clone()),
             recipe,
-            stdout: CaptureFile::new()?,
-            stderr: CaptureFile::new()?,
         })
     };
     ready().unwrap_or_else(|error| panic!("failed to get ready for commands: {error}"))
@@ -62,12 +81,20 @@ pub fn prepare(recipe: Recipe) -> impl Sized + 'static {
 pub fn run(job: CommandJob) -> Ended {
     let ended = crate::with_state(|runner: &mut Runner| {
         let mut attempts = 1;
+        let mut earlier = Vec::new();
         loop {
             let ended = runner.attempt(&job, attempts);
-            let again = !ended.verdict.is_success() && ended.verdict != Verdict::Unread;
-            if !again || attempts > runner.recipe.retries {
-                return ended;
+            if !ended.verdict.may_be_tried_again() || attempts > runner.recipe.retries {
+                runner.spiller.announce([&ended.stdout, &ended.stderr]);
+                return Ended { earlier, ..ended };
             }
+            earlier.push(Earlier {
+                began: ended.began,
+                elapsed: ended.elapsed,
+                error: ended.verdict.to_string(),
+            });
+            runner.spiller.drop_range(&ended.stdout);
+            runner.spiller.drop_range(&ended.stderr);
             attempts += 1;
         }
     });
@@ -84,38 +111,35 @@ impl Ended {
             cpu: Duration::ZERO,
             memory: 0,
             attempts,
-            stdout: Bytes::default(),
-            stderr: Bytes::default(),
+            earlier: Vec::new(),
+            stdout: Printed::default(),
+            stderr: Printed::default(),
         }
     }
 }
 
 impl Runner {
-    fn attempt(&self, job: &CommandJob, attempts: u32) -> Ended {
+    fn attempt(&mut self, job: &CommandJob, attempts: u32) -> Ended {
         let began = harden::now();
         let start = Instant::now();
         let words = self.recipe.template.words(job, &self.slot);
-        let file = self.recipe.program.as_deref();
-        let started = self.start(job, file, &words).or_else(|error| {
+        let file = self.recipe.program.clone();
+        let started = self.start(job, file.as_deref(), &words, attempts).or_else(|error| {
             let script = self.as_script(&words, &error);
-            script.map_or(Err(error), |words| self.start(job, None, &words))
+            script.map_or(Err(error), |words| self.start(job, None, &words, attempts))
         });
-        let (program, lines) = match started {
-            Ok(started) => started,
+        let running = match started {
+            Ok(running) => running,
             Err(error) => {
                 let (code, reason) = why_not(&words, &error);
                 return Ended::not_started(attempts, code, reason);
             }
         };
-        let waited = self.wait(program, job.limit, lines);
+        let over = self.wait(running, job.limit);
         let elapsed = start.elapsed();
         let is_unread = self.recipe.prints == Prints::Inherit && command::is_unread();
-        let (stdout, stderr) = match self.recipe.prints {
-            Prints::Grouped => (self.stdout.take().into(), self.stderr.take().into()),
-            _ => (Bytes::default(), Bytes::default()),
-        };
-        match waited {
-            Ok((verdict, ended)) => Ended {
+        match over {
+            Ok(Over { verdict, ended, printed: [stdout, stderr] }) => Ended {
                 verdict: match verdict {
                     None if is_unread && ended.status.signal().is_some() => Verdict::Unread,
                     verdict => verdict.unwrap_or_else(|| Verdict::of(ended.status)),
@@ -125,14 +149,13 @@ impl Runner {
                 cpu: ended.cpu,
                 memory: ended.memory,
                 attempts,
+                earlier: Vec::new(),
                 stdout,
                 stderr,
             },
             Err(error) => Ended {
                 began,
                 elapsed,
-                stdout,
-                stderr,
                 ..Ended::not_started(attempts, 1, format!("how it ended is not known: {error}"))
             },
         }
@@ -143,7 +166,8 @@ impl Runner {
         job: &CommandJob,
         file: Option<&Path>,
         words: &[OsString],
-    ) -> io::Result<(Program, Vec<Lines>)> {
+        attempts: u32,
+    ) -> io::Result<Running> {
         let Some((name, arguments)) = words.split_first() else {
             return Err(ErrorKind::NotFound.into());
         };
@@ -151,27 +175,31 @@ impl Runner {
         let mut command = Command::new(file);
         // The worker's own standard input is empty already.
         command.arg0(name).args(arguments).stdin(Stdio::inherit());
-        let mut lines = Vec::new();
+        let mut outputs = Vec::new();
         match self.recipe.prints {
             Prints::Inherit => {}
             Prints::Null => {
                 command.stdout(Stdio::null()).stderr(Stdio::null());
             }
-            Prints::Grouped => {
-                command.stdout(self.stdout.file().try_clone()?);
-                command.stderr(self.stderr.file().try_clone()?);
-            }
-            Prints::Lines { tag } => {
-                let tag = if tag { [&*job.input.to_bytes(), b"\t"].concat() } else { Vec::new() };
+            Prints::Grouped | Prints::Lines { .. } => {
                 let (out, to_out) = io::pipe()?;
                 let (err, to_err) = io::pipe()?;
                 command.stdout(to_out).stderr(to_err);
-                lines.push(Lines::new(out.into(), Box::new(io::stdout()), tag.clone())?);
-                lines.push(Lines::new(err.into(), Box::new(io::stderr()), tag)?);
+                if let Prints::Lines { tag } = self.recipe.prints {
+                    let tag = if tag { tag_of(&job.input) } else { Vec::new() };
+                    let lines = Lines::new(out.into(), To::Stdout, tag.clone())?;
+                    outputs.push(Output::Lines(lines));
+                    outputs.push(Output::Lines(Lines::new(err.into(), To::Stderr, tag)?));
+                } else {
+                    // What an attempt prints that may be followed by another is not to be seen.
+                    let shown = (attempts > self.recipe.retries).then_some(job.id);
+                    outputs.push(Output::Capture(Capture::new(out.into(), 0, shown)?));
+                    outputs.push(Output::Capture(Capture::new(err.into(), 1, None)?));
+                }
             }
         }
         // The command holds the other ends of the pipes, and is dropped here.
-        Ok((Program::start(&mut command)?, lines))
+        Ok(Running { program: Program::start(&mut command)?, outputs })
     }
 
     /// The words that are run instead where a file is no program: a shell runs it as a script then,
@@ -191,62 +219,107 @@ impl Runner {
         Some(script.into_iter().chain(arguments.iter().cloned()).collect())
     }
 
-    /// Waits for the end of a job and of all that it has started, keeps its limits and passes on its
-    /// lines. The verdict is why it was ended, if it was.
-    fn wait(
-        &self,
-        program: Program,
-        limit: Option<Duration>,
-        mut lines: Vec<Lines>,
-    ) -> io::Result<(Option<Verdict>, command::Ended)> {
+    /// Waits for the end of a job and of all that it has started, keeps its limits and takes in what
+    /// it prints.
+    fn wait(&mut self, running: Running, limit: Option<Duration>) -> io::Result<Over> {
+        let Running { program, mut outputs } = running;
         let memory = self.recipe.memory;
-        if limit.is_none() && memory.is_none() && lines.is_empty() {
-            let mut ended = program.wait()?;
-            command::end_left_behind(&mut ended);
-            return Ok((None, ended));
-        }
-        let pidfd = program.pidfd()?;
         let mut verdict = None;
-        let mut ran = Duration::ZERO;
-        // When it is made to end, after it was asked to.
-        let mut last = limit;
-        loop {
-            let before = Instant::now();
-            let left = last.map(|last| last.saturating_sub(ran).min(TICK));
-            let tick = if memory.is_some() { Some(left.unwrap_or(OFTEN).min(OFTEN)) } else { left };
-            let pipe = |index: usize| lines.get(index).and_then(Lines::pipe);
-            let files = [Some(pidfd.as_fd()), pipe(0), pipe(1)];
-            let [ended, ..] = command::poll_readable(files, tick);
-            if ended {
-                break;
-            }
-            let passed = before.elapsed();
-            let is_stopped = tick.is_some_and(|tick| passed > tick + 4 * TICK);
-            ran += if is_stopped { tick.unwrap_or_default() } else { passed };
-            if lines.iter_mut().try_for_each(Lines::pass).is_err() {
-                verdict.get_or_insert(Verdict::Unread);
-                lines.clear();
-                command::signal_descendants(Signal::KILL);
-            }
-            if let Some(most) = memory.filter(|most| verdict.is_none() && taken() > *most) {
-                verdict = Some(Verdict::OutOfMemory(most));
-                // It would only take more meanwhile.
-                command::signal_descendants(Signal::KILL);
-            } else if last.is_some_and(|last| ran >= last) {
-                let asked = verdict.is_some();
-                verdict = verdict.or(limit.map(Verdict::TimedOut));
-                let signal = if asked { Signal::KILL } else { Signal::TERM };
-                command::signal_descendants(signal);
-                last = Some(ran + GRACE);
+        if limit.is_some() || memory.is_some() || !outputs.is_empty() {
+            let pidfd = program.pidfd()?;
+            let mut ran = Duration::ZERO;
+            // When it is made to end, after it was asked to.
+            let mut last = limit;
+            let mut often = OFTEN;
+            loop {
+                let before = Instant::now();
+                let left = last.map(|last| last.saturating_sub(ran).min(TICK));
+                let tick =
+                    if memory.is_some() { Some(left.unwrap_or(often).min(often)) } else { left };
+                let pipe = |index: usize| outputs.get(index).and_then(Output::pipe);
+                let files = [Some(pidfd.as_fd()), pipe(0), pipe(1)];
+                let [ended, ..] = command::poll_readable(files, tick);
+                if ended {
+                    break;
+                }
+                let passed = before.elapsed();
+                let is_stopped = tick.is_some_and(|tick| passed > tick + 4 * TICK);
+                ran += if is_stopped { tick.unwrap_or_default() } else { passed };
+                let before = Instant::now();
+                let spiller = &mut self.spiller;
+                if let Err(why) = outputs.iter_mut().try_for_each(|it| it.pass(spiller)) {
+                    verdict.get_or_insert(why);
+                    // Without anything that reads, its next write ends it; what it has started may
+                    // want to clear up.
+                    outputs.clear();
+                    command::signal_descendants(Signal::TERM);
+                    last = Some(ran + GRACE);
+                }
+                if let Some(most) = memory.filter(|_| verdict.is_none()) {
+                    let looked = Instant::now();
+                    if takes_more_than(most) {
+                        verdict = Some(Verdict::OutOfMemory(most));
+                        // It would only take more meanwhile.
+                        command::signal_descendants(Signal::KILL);
+                        last = Some(ran + GRACE);
+                    }
+                    // To look at a lot of memory takes its time.
+                    often = OFTEN.max(4 * looked.elapsed());
+                }
+                ran += before.elapsed();
+                if last.is_some_and(|last| ran >= last) {
+                    let asked = verdict.is_some();
+                    verdict = verdict.or(limit.map(Verdict::TimedOut));
+                    let signal = if asked { Signal::KILL } else { Signal::TERM };
+                    command::signal_descendants(signal);
+                    last = Some(ran + GRACE);
+                }
             }
         }
         let mut ended = program.wait()?;
         // What it has left behind may hold its output open, and print on and on.
         command::end_left_behind(&mut ended);
-        if lines.into_iter().try_for_each(Lines::finish).is_err() {
-            verdict = verdict.or(Some(Verdict::Unread));
+        let mut printed = [Printed::default(), Printed::default()];
+        for (output, printed) in outputs.into_iter().zip(&mut printed) {
+            let finished = match output {
+                Output::Lines(lines) => lines.finish().map_err(|error| unwritten(&error)),
+                Output::Capture(capture) => {
+                    let (all, kept) = capture.finish(&mut self.spiller);
+                    *printed = all;
+                    kept.map_err(|error| Verdict::Unkept(spill::unkept(&error)))
+                }
+            };
+            verdict = verdict.or(finished.err());
         }
-        Ok((verdict, ended))
+        Ok(Over { verdict, ended, printed })
+    }
+}
+
+impl Output {
+    fn pipe(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Self::Lines(lines) => lines.pipe(),
+            Self::Capture(capture) => capture.pipe(),
+        }
+    }
+
+    /// Takes in some of what has come, or says why the job can't go on.
+    fn pass(&mut self, spiller: &mut Spiller) -> Result<(), Verdict> {
+        match self {
+            Self::Lines(lines) => lines.pass().map(drop).map_err(|error| unwritten(&error)),
+            Self::Capture(capture) => {
+                let passed = capture.pass(spiller);
+                passed.map(drop).map_err(|error| Verdict::Unkept(spill::unkept(&error)))
+            }
+        }
+    }
+}
+
+/// What it means that lines can't be written to standard output.
+fn unwritten(error: &io::Error) -> Verdict {
+    match error.kind() {
+        ErrorKind::BrokenPipe => Verdict::Unread,
+        _ => Verdict::Unwritten(error.to_string()),
     }
 }
 
@@ -259,9 +332,16 @@ impl Verdict {
     }
 }
 
-/// The resident memory in bytes of all that this worker has started.
-fn taken() -> u64 {
-    observe::descendants(std::process::id()).into_iter().filter_map(observe::resident).sum()
+/// Whether all that this worker has started takes more memory than this together. Pages that several
+/// of them share count once. To count them so takes long, and is done where it can matter only.
+fn takes_more_than(most: u64) -> bool {
+    let pids = observe::descendants(std::process::id());
+    let resident = |pid: &u32| observe::resident(*pid).unwrap_or(0);
+    if pids.iter().map(resident).sum::<u64>() <= most {
+        return false;
+    }
+    let share = |pid: &u32| observe::proportional(*pid).unwrap_or_else(|| resident(pid));
+    pids.iter().map(share).sum::<u64>() > most
 }
 
 /// The exit code that a shell gives for a program that can't be started, and what to do about it.

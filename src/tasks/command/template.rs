@@ -468,7 +468,7 @@ mod tests {
     use crate::tasks::Input;
 
     fn job(input: &str) -> CommandJob {
-        CommandJob { input: Input::from(input), number: 7, limit: None }
+        CommandJob { input: Input::from(input), number: 7, id: 0, limit: None }
     }
 
     fn words(template: &str, input: &str) -> Vec<String> {
