@@ -42,7 +42,7 @@ fn load((tasks, results): (Receiver<usize>, Sender<(usize, usize)>)) -> Consumer
 fn consume((): ()) -> usize {
     let consumed = with_state(|consumer: &mut Consumer| {
         let mut done = 0;
-        for n in consumer.tasks.iter() {
+        for n in consumer.tasks.iter().flatten() {
             let count = consumer.primes.partition_point(|&prime| prime <= n);
             if consumer.results.send((n, count)).is_err() {
                 break;
@@ -74,7 +74,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let consumed: usize = consumers.into_iter().sum::<Result<usize, _>>()?;
     println!("3 consumers did {consumed} tasks");
-    let counts: BTreeMap<usize, usize> = results.iter().take(consumed).collect();
+    let counts: BTreeMap<usize, usize> = results.iter().take(consumed).collect::<Result<_, _>>()?;
     for n in [10_000, 100_000, 1_000_000] {
         println!("{n:>7} {:>7}", counts[&n]);
     }

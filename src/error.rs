@@ -335,7 +335,7 @@ mod tests {
     use std::error::Error as _;
 
     use procpool_worker::codec::CodecError;
-    use procpool_worker::function::{ForeignFunction, UnknownFunction};
+    use procpool_worker::function::ForeignFunction;
     use procpool_worker::transport::TransportError;
 
     use super::*;
@@ -390,13 +390,13 @@ mod tests {
             Box::new(Error::NotInitialized),
             Box::new(Error::Option { option: "nice", value: text(), remedy: "none" }),
             Box::new(Error::OpenFiles { workers: 1, needed: 2, limit: 3 }),
+            Box::new(Error::Privileged),
             Box::new(Error::SharedMemory { bytes: 1, source: io() }),
             Box::new(Error::System { what: "a pipe", source: io() }),
             Box::new(TransportError::PeerGone),
             Box::new(TransportError::Malformed(text())),
             Box::new(TransportError::Io(io())),
             Box::new(CodecError { type_name: "T", reason: text() }),
-            Box::new(UnknownFunction),
             Box::new(BarrierError::TimedOut),
             Box::new(BarrierError::Broken),
         ];
@@ -413,6 +413,7 @@ mod tests {
             SendErrorReason::TimedOut,
             SendErrorReason::Encode(text()),
             SendErrorReason::System(text()),
+            SendErrorReason::Corrupt,
         ] {
             errors.push(Box::new(SendError { value: 1, reason: reason.clone() }));
             errors.push(Box::new(reason));
