@@ -139,7 +139,7 @@ fn ctrl_z_stops_the_workers_too_and_fg_lets_all_go_on() {
         rows.recv_timeout(LIMIT).unwrap();
     }
     for _ in 0..2 {
-        wait_until("its worker is there", || children(child.id()).len() == 1);
+        wait_until("both workers are there", || children(child.id()).len() == 2);
         let all = [vec![child.id()], children(child.id())].concat();
         signal(child.id(), Signal::TSTP);
         wait_until("all are stopped", || all.iter().all(|pid| state(*pid) == Some('T')));

@@ -323,7 +323,7 @@ fn loader() {
 fn gone() {
     procpool::init();
     let error = Pool::builder().workers(1).current_dir("/does/not/exist").build().map(drop);
-    let text = error.expect_err("no directory").to_string();
+    let text = chain(&error.expect_err("no directory"));
     assert!(text.contains("/does/not/exist"), "{text}");
 }
 
@@ -350,7 +350,7 @@ fn refused() {
         assert_eq!(libc::prctl(libc::PR_SET_SECCOMP, mode, &program, 0, 0), 0, "a filter");
     }
     let tried = Pool::builder().workers(2).start_timeout(Duration::from_secs(10)).build();
-    let tried = tried.map_err(|error| error.to_string()).and_then(|pool| {
+    let tried = tried.map_err(|error| chain(&error)).and_then(|pool| {
         let result = pool.map(|x: u64| x + 1, 0..10).map_err(|error| error.to_string());
         // Its death is heard of all the same.
         let dies = pool.apply(|()| -> () { std::process::abort() }, ());
@@ -363,4 +363,10 @@ fn refused() {
         // What a worker says itself, it says on standard error.
         Err(error) => eprintln!("{name}: {error}"),
     }
+}
+
+/// An error and its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }

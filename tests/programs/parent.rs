@@ -20,7 +20,7 @@ fn main() {
             procpool::init();
             let error = Pool::builder().workers(2).env("LATE", "1").build().map(drop);
             let Err(Error::Start(StartError::Died(_))) = &error else { panic!("{error:?}") };
-            let text = error.map_or_else(|error| error.to_string(), |()| String::new());
+            let text = error.map_or_else(|error| chain(&error), |()| String::new());
             assert!(text.contains("exited with code 2 before the handshake"), "{text}");
             assert!(text.contains("first line of main"), "{text}");
             return println!();
@@ -139,4 +139,10 @@ fn panics() {
     }
     let restarts = pool.stats().restarts;
     assert_eq!(restarts, u64::from(cfg!(panic = "abort")), "a worker is lost only by an abort");
+}
+
+/// An error and its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }

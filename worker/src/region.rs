@@ -117,8 +117,8 @@ impl Region {
         let start = self.address.as_ptr().cast();
         // SAFETY: the memory is this region's mapping; what it holds stays as it is.
         match unsafe { rustix::mm::madvise(start, bytes, Advice::LinuxPopulateWrite) } {
-            // A kernel before 5.14 doesn't know the advice.
-            Err(Errno::INVAL) => match &self.descriptor {
+            // A kernel before 5.14 doesn't know the advice, and a filter may refuse it.
+            Err(Errno::INVAL | Errno::PERM | Errno::NOSYS) => match &self.descriptor {
                 Some(file) => {
                     let reserve =
                         || rustix::fs::fallocate(file, FallocateFlags::empty(), 0, bytes as u64);
