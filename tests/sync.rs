@@ -441,7 +441,7 @@ fn overwritten_objects() {
                     3 => (random() % 4096) * 8,
                     4 => 1 << (random() % 64),
                     5 => (1 << 62) - 8 * (random() % 4),
-                    6 => (random() % 1_000_000) << 2 | random() % 4,
+                    6 => ((random() % 1_000_000) << 2) | (random() % 4),
                     _ => random(),
                 };
                 // The beginning of a log, or of a region's directory; and the first objects after that.

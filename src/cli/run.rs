@@ -95,11 +95,14 @@ pub(super) fn run(args: super::args::RunArgs) -> Result<Exit> {
     }
 }
 
+/// Names an input's work in the journal.
+type ToKey = Box<dyn Fn(&Input, u64) -> Key>;
+
 /// Prints what would be run.
 fn dry_run(plan: RunPlan) -> Result<Exit> {
     let mut past = Journal::look(&plan.journal)?;
     let failed_before = past.as_ref().map_or(0, Past::failed);
-    let work: Box<dyn Fn(&Input, u64) -> Key> = match &plan.work {
+    let work: ToKey = match &plan.work {
         WorkPlan::Task(task, params) => {
             let work = BuiltIn::new(task, params.clone());
             Box::new(move |input, number| work.key(input, number))

@@ -288,10 +288,16 @@ impl Pool {
         self.check()?;
         let job = self.single(f);
         let shared = self.shared();
-        match stream::encode_one(&job, argument) {
-            Ok(batch) => shared.run_here(batch).unwrap_or_else(|batch| shared.submit(batch)),
-            Err(reason) => stream::fail_unencoded(shared, &job, reason),
-        }
+        let _kept = match stream::encode_one(&job, argument) {
+            Ok((batch, kept)) => {
+                shared.run_here(batch).unwrap_or_else(|batch| shared.submit(batch));
+                kept
+            }
+            Err(reason) => {
+                stream::fail_unencoded(shared, &job, reason);
+                None
+            }
+        };
         job.wait(None);
         task::collect_one(&job).result
     }
@@ -306,7 +312,7 @@ impl Pool {
         // What a copy of the pool is asked for, the task says.
         if self.check().is_ok() {
             match stream::encode_one(&job, argument) {
-                Ok(batch) => self.shared().submit(batch),
+                Ok((batch, _)) => self.shared().submit(batch),
                 Err(reason) => stream::fail_unencoded(self.shared(), &job, reason),
             }
         }
@@ -478,19 +484,23 @@ impl Pool {
             return (0..self.shared().config.workers).map(|_| Err(error.clone())).collect();
         }
         let (shared, job) = (self.shared(), self.many(f));
-        match stream::encode_one(&job, argument) {
-            Ok(first) => {
+        let _kept = match stream::encode_one(&job, argument) {
+            Ok((first, kept)) => {
                 // All are made before any can have ended.
                 let others: Vec<Batch> = (1..shared.config.workers)
                     .map(|slot| first.for_slot(job.enter(1), slot))
                     .collect();
                 shared.submit(first.for_slot(0, 0));
                 others.into_iter().for_each(|batch| shared.submit(batch));
+                kept
             }
             // It is each worker's error.
-            Err(reason) => (0..shared.config.workers)
-                .for_each(|_| stream::fail_unencoded(shared, &job, reason.clone())),
-        }
+            Err(reason) => {
+                (0..shared.config.workers)
+                    .for_each(|_| stream::fail_unencoded(shared, &job, reason.clone()));
+                None
+            }
+        };
         job.wait(None);
         task::collect_each(&job)
     }

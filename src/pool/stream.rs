@@ -279,9 +279,16 @@ thread_local! {
 const SCRATCH_KEPT: usize = 4 << 10;
 
 /// Encodes the argument of a job for one call and enters it, or says why it could not be encoded.
-pub(super) fn encode_one<A: Serialize>(job: &Arc<Job>, argument: A) -> Result<Batch, String> {
+/// Returns the argument as well, unless its elements travel by themselves: a call that waits keeps it
+/// meanwhile, since what it owns may be what the task works on.
+pub(super) fn encode_one<A: Serialize>(
+    job: &Arc<Job>,
+    argument: A,
+) -> Result<(Batch, Option<A>), String> {
     let argument = match Elements::of(argument, ELEMENTS_FROM) {
-        Ok(elements) => return Ok(Batch::of_elements(Arc::clone(job), job.enter(1), elements)),
+        Ok(elements) => {
+            return Ok((Batch::of_elements(Arc::clone(job), job.enter(1), elements), None));
+        }
         Err(argument) => argument,
     };
     let (mut buffer, mut attachments) = (SCRATCH.take(), Attachments::default());
@@ -296,7 +303,7 @@ pub(super) fn encode_one<A: Serialize>(job: &Arc<Job>, argument: A) -> Result<Ba
             if buffer.capacity() <= SCRATCH_KEPT {
                 SCRATCH.set(buffer);
             }
-            Ok(batch)
+            Ok((batch, Some(argument)))
         }
         Ok(Err(error)) => Err(error.to_string()),
         Err(payload) => Err(serialize_panicked::<A>(payload)),
