@@ -36,7 +36,8 @@ static INITIALIZED: AtomicBool = AtomicBool::new(false);
 /// `main` starts a runtime, or that have initializers of their own.
 ///
 /// In a program that has more privileges than its user (set-user-ID, set-group-ID, file
-/// capabilities), `init` never makes a process a worker, and a pool is [`Error::Privileged`].
+/// capabilities), `init` never makes a process a worker, and a pool is
+/// [`Error::Privileged`](crate::Error::Privileged).
 ///
 /// # Open files
 ///
