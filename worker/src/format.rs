@@ -54,7 +54,7 @@ enum Reason {
     #[error("its type claims {claimed} elements and has {held}")]
     WrongLength { claimed: u64, held: u64 },
     #[error(
-        "its type asks the format what comes next, as `serde_json::Value` and `#[serde(untagged)]`, `#[serde(tag)]` and `#[serde(flatten)]` do, and the format does not say: wrap it in `procpool::SelfDescribing`"
+        "its type asks the format what comes next, as a `serde_json` value and `#[serde(untagged)]`, `#[serde(tag)]` and `#[serde(flatten)]` do, and the format does not say: wrap it in `procpool::SelfDescribing`"
     )]
     NotSelfDescribing,
     #[error("{wanted} bytes were expected where {left} are left")]
