@@ -89,6 +89,122 @@ fn without_retries_each_task_runs_at_most_once_whatever_is_killed() {
     }
 }
 
+/// A small generator of random numbers.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, most: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (self.0 >> 33) % most
+    }
+}
+
+/// Sends junk to every socket that this process has.
+fn scribble() {
+    for fd in 3..1200 {
+        for junk in [&b"hello, world\n"[..], b"", &[24, 0, 0, 0, 0, 0, 0, 0, 255, 255, 255, 255]] {
+            // SAFETY: a plain system call on a local buffer.
+            unsafe { libc::send(fd, junk.as_ptr().cast(), junk.len(), libc::MSG_DONTWAIT) };
+        }
+    }
+}
+
+/// What no other task may notice. Says that it ran, if it comes to that.
+fn hostile(kind: u64) -> u64 {
+    match kind {
+        0 => scribble(),
+        1 => std::process::abort(),
+        2 => std::process::exit(3),
+        3 => panic!("as it was to be"),
+        4 => loop {
+            std::hint::spin_loop();
+        },
+        // SAFETY: plain system calls; nothing of the worker's own is below 512.
+        5 => drop(unsafe { libc::close_range(3, 511, 0) }),
+        // SAFETY: the child does nothing but end.
+        6 if unsafe { libc::fork() } == 0 => {}
+        7 => drop(std::thread::spawn(scribble)),
+        // SAFETY: a plain system call.
+        8 => drop(unsafe { libc::raise(libc::SIGSTOP) }),
+        _ => {}
+    }
+    kind
+}
+
+/// Gives back what it is given, which may take shared memory both ways.
+fn echo(bytes: Vec<u8>) -> Vec<u8> {
+    bytes
+}
+
+#[test]
+fn in_chaos_each_item_has_exactly_one_outcome_and_nothing_is_left_behind() {
+    alone("chaos");
+}
+
+/// Goes on for as many seconds as `CHAOS_SECONDS` says.
+#[test]
+#[ignore = "run by `in_chaos_each_item_has_exactly_one_outcome_and_nothing_is_left_behind`, alone"]
+fn chaos() {
+    let seconds: u64 =
+        std::env::var("CHAOS_SECONDS").map_or(40, |seconds| seconds.parse().unwrap());
+    let seed = procpool::seed();
+    println!("seed {seed}");
+    let (mut random, mut items, mut signals) = (Random(seed), 0, 0);
+    leaves_nothing(1, None, || {
+        // The first half is what the second is compared with.
+        let deadline = Instant::now() + Duration::from_secs(seconds) / 2;
+        while Instant::now() < deadline {
+            let workers = 1 + random.below(16) as usize;
+            let pool = Pool::builder()
+                .workers(workers)
+                .task_timeout(Duration::from_secs(2))
+                .start_timeout(Duration::from_secs(5))
+                .build();
+            // Its first worker was one of those that were killed or stopped.
+            let Ok(pool) = pool else { continue };
+            let healthy = pool.with(TaskOptions::new().retries(1000));
+            let brief = pool.with(TaskOptions::new().timeout(Duration::from_millis(100)));
+            let over = AtomicBool::new(false);
+            std::thread::scope(|scope| {
+                let mut ours = Random(random.below(u64::MAX >> 33) | 1);
+                let (pool, over) = (&pool, &over);
+                let killer = scope.spawn(move || {
+                    let mut sent = 0;
+                    while !over.load(Ordering::SeqCst) {
+                        std::thread::sleep(Duration::from_millis(5));
+                        let workers = pool.workers();
+                        let victim = workers[ours.below(workers.len() as u64) as usize].pid;
+                        let signal = if ours.below(8) == 0 { libc::SIGSTOP } else { libc::SIGKILL };
+                        if victim != 0 {
+                            kill(victim, signal);
+                            sent += 1;
+                        }
+                    }
+                    sent
+                });
+                let wild: Vec<_> = (0..32).map(|x| brief.apply_async(hostile, x % 10)).collect();
+                let answers = healthy.map(work, 0..1000).unwrap();
+                assert!(answers.iter().copied().eq((0..1000).map(square)), "seed {seed}");
+                for len in [0, 1, 40_000, 700_000] {
+                    assert_eq!(healthy.apply(echo, vec![7; len]), Ok(vec![7; len]), "seed {seed}");
+                }
+                let lazily: Vec<u64> =
+                    healthy.imap_unordered(square, 0..200).map(Result::unwrap).collect();
+                assert_eq!(lazily.len(), 200, "seed {seed}");
+                for mut task in wild {
+                    let outcome = task.get_timeout(support::SOON);
+                    assert!(outcome.is_some(), "an outcome in time, seed {seed}");
+                }
+                over.store(true, Ordering::SeqCst);
+                signals += killer.join().unwrap();
+                items += 1000 + 4 + 200 + 32;
+            });
+        }
+    });
+    println!("{items} items, {signals} signals");
+    assert!(items > 0 && signals > 0);
+}
+
 /// Does `round` so many times; descriptors, threads, children, temporary files and shared memory
 /// are then as they were after the first.
 fn leaves_nothing(rounds: usize, pool: Option<&Pool>, mut round: impl FnMut()) {

@@ -45,6 +45,8 @@ pub(crate) struct Chunk {
     pub(crate) limit: Option<Duration>,
     /// How many items were begun and committed when that was last looked at, and since when.
     seen: ((u32, u32), Instant),
+    /// Whether it is the worker's turn: it has been sent what to do, and has not answered.
+    is_sent: bool,
     /// The item that was running when the pool was suspended, and for how long it was.
     suspended: (Option<u32>, Duration),
     /// How much of the captured output has been delivered.
@@ -110,6 +112,7 @@ impl Chunk {
             sent: now,
             limit,
             seen: ((0, 0), now),
+            is_sent: false,
             suspended: (None, Duration::ZERO),
             printed: 0,
         }
@@ -183,6 +186,11 @@ impl Chunk {
         self.limit.map_or(SILENCE, |limit| limit.min(SILENCE))
     }
 
+    /// Takes note that it is the worker's turn from now on.
+    fn set_sent(&mut self) {
+        (self.is_sent, self.seen.1) = (true, Instant::now());
+    }
+
     /// Ends the worker if its item has run for longer than the limit, or if no item runs and it is
     /// silent; returns what it then won't begin, and when to look again.
     pub(crate) fn enforce(&mut self) -> (Vec<Batch>, Option<Instant>) {
@@ -194,6 +202,8 @@ impl Chunk {
         match (self.running(), self.limit) {
             (Some(item), Some(limit)) => self.enforce_limit(item, limit, now),
             (Some(_), None) => (Vec::new(), now.checked_add(SILENCE)),
+            // What takes time here, as copying a large argument does, is not the worker's.
+            (None, _) if !self.is_sent => (Vec::new(), now.checked_add(self.patience())),
             (None, _) => self.enforce_progress(now),
         }
     }
@@ -570,6 +580,7 @@ fn drive(
         let mut calls = Calls::default();
         let outcome = match lock().as_mut() {
             Some(chunk) => chunk.harvest(worker, teller, all, &mut calls).map(|()| {
+                chunk.is_sent = !all;
                 if room {
                     chunk.lane.empty();
                     chunk.read = 0;
@@ -614,7 +625,13 @@ fn drive(
         teller.fire(calls);
         return Ok(());
     }
+    let sent = || {
+        if let Some(chunk) = lock().as_mut() {
+            chunk.set_sent();
+        }
+    };
     worker.send_frame()?;
+    sent();
     if let Some(awake) = awake
         && !worker.listen(awake.patience)
     {
@@ -631,6 +648,7 @@ fn drive(
             Reply::Yield { sequence: of } if of == sequence => {
                 harvest(worker, true, true)?;
                 worker.send(&Request::Resume)?;
+                sent();
             }
             other => return Err(TransportError::Malformed(format!("an unexpected {other:?}"))),
         }
