@@ -211,8 +211,11 @@ impl Child {
     pub(crate) fn reap(&self) -> DeathCause {
         // Before it is waited for: until then no other group can have its number.
         let _ = kill_process_group(self.pid, Signal::KILL);
+        // One that is being traced is its tracer's to collect until that lets go: it does nothing more,
+        // and isn't waited for.
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
         let status = loop {
-            match waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED) {
+            match waitid(WaitId::PidFd(self.pidfd.as_fd()), options) {
                 Err(rustix::io::Errno::INTR) => {}
                 status => break status,
             }
@@ -252,11 +255,18 @@ impl CaptureFile {
         rustix::fs::fstat(&self.0).map_or(0, |file| file.st_size.cast_unsigned())
     }
 
-    /// What was written there, as far as it exists.
+    /// What was written there, as far as it exists. A task may give the file any length: no more is read
+    /// than there is memory behind it, and nothing where this process has no room for that.
     pub(crate) fn read(&self, range: Range<u64>) -> Vec<u8> {
-        let end = range.end.min(self.len());
-        let len = end.saturating_sub(range.start);
-        let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
+        let backed = rustix::fs::fstat(&self.0)
+            .map_or(0, |file| file.st_size.min(file.st_blocks.saturating_mul(512)).cast_unsigned());
+        let len = range.end.min(self.len()).saturating_sub(range.start).min(backed);
+        let len = usize::try_from(len).unwrap_or(0);
+        let mut bytes = Vec::new();
+        if bytes.try_reserve_exact(len).is_err() {
+            return bytes;
+        }
+        bytes.resize(len, 0);
         let mut read = 0;
         while read < bytes.len() {
             match rustix::io::pread(&self.0, &mut bytes[read..], range.start + read as u64) {

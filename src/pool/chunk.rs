@@ -6,6 +6,7 @@
 //! when the worker was lost.
 
 use std::collections::VecDeque;
+use std::io;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -195,9 +196,16 @@ impl Chunk {
     /// silent; returns what it then won't begin, and when to look again.
     pub(crate) fn enforce(&mut self) -> (Vec<Batch>, Option<Instant>) {
         let now = Instant::now();
-        let state = (self.lane.started(), self.lane.progress().items);
-        if self.seen.0 != state {
+        // Read in this order, what is committed was begun.
+        let committed = self.lane.progress().items;
+        let (state, before) = ((self.lane.started(), committed), self.seen.0);
+        let is_sane = state.1 <= state.0 && state.0 <= self.items;
+        // Only what goes forward is progress: a lane may say anything, as often as its worker likes.
+        if is_sane && state != before && state.0 >= before.0 && state.1 >= before.1 {
             self.seen = (state, now);
+        }
+        if let Some(item) = self.running().filter(|item| self.is_cancelled(*item)) {
+            return self.enforce_cancel(item, now);
         }
         match (self.running(), self.limit) {
             (Some(item), Some(limit)) => self.enforce_limit(item, limit, now),
@@ -206,6 +214,26 @@ impl Chunk {
             (None, _) if !self.is_sent => (Vec::new(), now.checked_add(self.patience())),
             (None, _) => self.enforce_progress(now),
         }
+    }
+
+    /// Whether the call that an item is of was cancelled.
+    fn is_cancelled(&self, item: u32) -> bool {
+        let mut end = self.delivered;
+        let mut batches = self.batches.iter();
+        let of_item = batches.find(|batch| {
+            end += batch.items;
+            item < end
+        });
+        of_item.is_some_and(|batch| batch.job.cancelled.load(Relaxed))
+    }
+
+    /// Ends the worker, whose item was cancelled before it had begun.
+    fn enforce_cancel(&mut self, item: u32, now: Instant) -> (Vec<Batch>, Option<Instant>) {
+        let rest = self.take_back(u32::MAX);
+        if self.running() == Some(item) {
+            self.process.end_softly(Doom::Cancelled);
+        }
+        (rest, now.checked_add(SILENCE))
     }
 
     fn enforce_limit(
@@ -221,7 +249,8 @@ impl Chunk {
         let (suspended, pause) = self.suspended;
         let ran = if suspended == Some(item) { ran.saturating_sub(pause) } else { ran };
         if ran < limit {
-            return (Vec::new(), now.checked_add(limit - ran));
+            // It may be over before that, and what follows it be silent.
+            return (Vec::new(), now.checked_add((limit - ran).min(SILENCE)));
         }
         // First that it can't begin another: that one would be ended without having deserved it.
         let rest = self.take_back(u32::MAX);
@@ -258,6 +287,8 @@ impl Chunk {
             return Vec::new();
         }
         let rest = self.take_back(u32::MAX);
+        // What is claimed and not begun is ended when it begins, should it come to that.
+        self.lane.recall();
         let Some(item) = self.running() else { return rest };
         let mut position = self.delivered;
         for batch in &self.batches {
@@ -274,31 +305,16 @@ impl Chunk {
         self.batches.front().and_then(|batch| batch.job.context.as_ref())
     }
 
-    /// Makes the frame. A body that is too large for it is put into a region.
+    /// Makes the frame, of which `region` holds what is too large for it. Returns whether that is new to
+    /// the worker.
     fn encode(
         &self,
         worker: &mut Worker,
-        limit: usize,
+        region: Option<&Lease>,
         is_observed: bool,
-    ) -> Result<Sending, TransportError> {
-        let size: usize =
-            self.batches.iter().map(|batch| batch.arguments().len() + SPAN_HEAD).sum();
-        // Such a batch is always alone: it fits into no frame.
+    ) -> Result<bool, TransportError> {
         let elements = self.batches.front().and_then(Batch::elements);
-        let region = match elements {
-            Some(elements) => {
-                let mut lease = worker.mapped.room(elements.len())?;
-                lease.put(elements);
-                Some(lease)
-            }
-            None if size > limit => {
-                let mut lease = worker.mapped.room(size)?;
-                self.put_spans(&mut lease);
-                Some(lease)
-            }
-            None => None,
-        };
-        let place = region.as_ref().map(|lease| worker.mapped.show(lease));
+        let place = region.map(|lease| worker.mapped.show(lease));
         let body = match place {
             Some(place) if elements.is_some() => Body::Elements(place),
             Some(place) => Body::Region(place),
@@ -316,7 +332,25 @@ impl Chunk {
         if region.is_none() || elements.is_some() {
             self.put_spans(&mut worker.frame);
         }
-        Ok(Sending { region, is_new: place.is_some_and(|place| place.is_new) })
+        Ok(place.is_some_and(|place| place.is_new))
+    }
+
+    /// Puts into a region what is too large for a frame.
+    fn body(&self, worker: &Worker, limit: usize) -> io::Result<Option<Lease>> {
+        let size: usize =
+            self.batches.iter().map(|batch| batch.arguments().len() + SPAN_HEAD).sum();
+        // Such a batch is always alone: it fits into no frame.
+        if let Some(elements) = self.batches.front().and_then(Batch::elements) {
+            let mut lease = worker.mapped.room(elements.len())?;
+            lease.put(elements);
+            return Ok(Some(lease));
+        }
+        if size <= limit {
+            return Ok(None);
+        }
+        let mut lease = worker.mapped.room(size)?;
+        self.put_spans(&mut lease);
+        Ok(Some(lease))
     }
 
     /// Writes the body.
@@ -488,15 +522,6 @@ impl Chunk {
     }
 }
 
-/// What a chunk's frame speaks of.
-#[derive(Debug)]
-struct Sending {
-    /// Holds the body, where that is not in the frame.
-    region: Option<Lease>,
-    /// Whether the region that the frame speaks of has to be sent before it.
-    is_new: bool,
-}
-
 /// Who is to learn what becomes of a chunk's items, besides those who wait for them.
 #[derive(Debug)]
 struct Teller<'a> {
@@ -597,41 +622,50 @@ fn drive(
     if let Some(news) = worker.mapped.news() {
         worker.send(&news)?;
     }
-    let mut refused = None;
+    let (mut refused, mut is_out_of_step) = (None, false);
     if let Some(chunk) = lock().as_mut() {
-        let sent = match chunk.context() {
-            Some(context) => worker.share(context),
-            None => Ok(()),
-        };
-        match sent.and_then(|()| chunk.encode(worker, inline_limit, teller.is_heard)) {
-            Ok(sending) => {
-                *body = sending.region;
-                let region = body.as_mut().and_then(Lease::region);
-                if let Some(region) = region.filter(|_| sending.is_new) {
-                    worker.send_region(region)?;
-                    region.close_descriptor();
-                }
+        let mut is_sent = false;
+        let sent = chunk.body(worker, inline_limit).map_err(TransportError::from);
+        let sent = sent.and_then(|region| {
+            *body = region;
+            is_sent = true;
+            if let Some(context) = chunk.context() {
+                worker.share(context)?;
             }
+            let is_new = chunk.encode(worker, body.as_ref(), teller.is_heard)?;
+            let region = body.as_mut().and_then(Lease::region);
+            if let Some(region) = region.filter(|_| is_new) {
+                worker.send_region(region)?;
+                region.close_descriptor();
+            }
+            Ok(())
+        });
+        match sent {
+            Ok(()) => {}
             // It is this process that lacks memory or descriptors.
             Err(TransportError::Io(error)) => {
                 let reason = format!("it could not be put into shared memory: {error}");
                 let kind = TaskErrorKind::Encode { side: Side::Argument, reason };
-                chunk.refuse(&kind, teller.counters, refused.get_or_insert_default());
+                let calls = refused.get_or_insert_default();
+                chunk.refuse(&kind, teller.counters, calls);
+                is_out_of_step = is_sent;
             }
             Err(error) => return Err(error),
         }
     }
     if let Some(calls) = refused {
         teller.fire(calls);
-        return Ok(());
+        // A worker that was sent a part of it would take that for a part of the next.
+        return if is_out_of_step { Err(TransportError::PeerGone) } else { Ok(()) };
     }
     let sent = || {
         if let Some(chunk) = lock().as_mut() {
             chunk.set_sent();
         }
     };
-    worker.send_frame()?;
+    // First, so that a worker that doesn't even read is found silent.
     sent();
+    worker.send_frame()?;
     if let Some(awake) = awake
         && !worker.listen(awake.patience)
     {
@@ -647,8 +681,8 @@ fn drive(
             Reply::Progress { sequence: of } if of == sequence => harvest(worker, false, false)?,
             Reply::Yield { sequence: of } if of == sequence => {
                 harvest(worker, true, true)?;
-                worker.send(&Request::Resume)?;
                 sent();
+                worker.send(&Request::Resume)?;
             }
             other => return Err(TransportError::Malformed(format!("an unexpected {other:?}"))),
         }

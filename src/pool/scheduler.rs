@@ -342,6 +342,8 @@ impl Shared {
         }
         self.mind_needless(&central);
         drop(central);
+        // What was asked to end has a grace that the supervisor keeps.
+        self.orders.look_by(Instant::now());
         refused.iter().for_each(|batch| self.refuse(batch));
         for batch in cancelled {
             let failure = Failure::unstarted(TaskErrorKind::Cancelled);

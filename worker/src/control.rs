@@ -13,6 +13,7 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, retry_on_intr};
@@ -29,6 +30,9 @@ pub const MAX_PACKET: usize = 4096;
 
 /// The most descriptors in one packet; the kernel allows 253.
 pub const MAX_DESCRIPTORS: usize = 250;
+
+/// How long a send may wait for room: a peer that keeps to the protocol has always made some.
+const SEND_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How many bytes of a packet are the nonce.
 const NONCE: usize = size_of::<u64>();
@@ -64,6 +68,13 @@ impl Control {
 
     /// Takes one end; both ends must be given the same nonce.
     pub fn new(socket: OwnedFd, nonce: u64) -> Self {
+        // A peer that doesn't read must not keep this side from watching it. Where the limit can't be
+        // set, there is room for hundreds of packets all the same.
+        let _ = rustix::net::sockopt::set_socket_timeout(
+            &socket,
+            rustix::net::sockopt::Timeout::Send,
+            Some(SEND_TIMEOUT),
+        );
         Self { socket, nonce: nonce.to_le_bytes() }
     }
 
@@ -93,6 +104,7 @@ impl Control {
             rustix::net::sendmsg(&self.socket, &parts, &mut ancillary, SendFlags::NOSIGNAL)
         });
         sent.map(drop).map_err(|errno| match errno {
+            Errno::AGAIN => TransportError::Malformed("it reads nothing".to_owned()),
             Errno::TOOMANYREFS => TransportError::Io(io::Error::other(
                 "too many file descriptors are on their way to workers (`ulimit -n` limits them)",
             )),
@@ -119,6 +131,9 @@ impl Control {
                 match rustix::net::recvmsg(&self.socket, &mut parts, &mut ancillary, flags) {
                     Ok(received) => received,
                     Err(Errno::INTR) => continue,
+                    // Said once of a peer that has ended with packets unread; its own are still here,
+                    // and after them the end.
+                    Err(Errno::CONNRESET) => continue,
                     Err(Errno::AGAIN) => {
                         return Err(TransportError::Malformed("nothing was sent".to_owned()));
                     }
@@ -129,6 +144,10 @@ impl Control {
                 if let RecvAncillaryMessage::ScmRights(passed) = message {
                     descriptors.extend(passed);
                 }
+            }
+            for descriptor in &descriptors {
+                // To close one that is a connection must not wait for whoever is at its other end.
+                let _ = rustix::net::sockopt::set_socket_linger(descriptor, None);
             }
             if received.bytes == 0 && descriptors.is_empty() && self.has_ended() {
                 return Err(TransportError::PeerGone);

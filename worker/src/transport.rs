@@ -92,8 +92,9 @@ pub struct FrameReceiver(IpcBytesReceiver);
 ///
 /// When the system refuses.
 pub fn frames() -> Result<(FrameSender, OwnedFd), TransportError> {
+    let likely = first_free()?;
     let (sender, receiver) = channel()?;
-    let number = number_of(&sender, &receiver, first_free()?)?;
+    let number = number_of(&sender, &receiver, likely)?;
     // SAFETY: `receiver` keeps the descriptor open until it is dropped at the end of this function.
     let own = unsafe { BorrowedFd::borrow_raw(number) };
     let passed = named("fcntl", fcntl_dupfd_cloexec(own, 3))?;
@@ -120,12 +121,15 @@ fn number_of(
     receiver: &IpcBytesReceiver,
     likely: RawFd,
 ) -> Result<RawFd, TransportError> {
-    /// Other threads may open and close descriptors meanwhile, so a few more are looked at; never more
-    /// than a process has in practice.
+    /// Other threads may open and close descriptors meanwhile, so some more are looked at first.
+    const NEAR: RawFd = 64;
+    /// And at last as many as a process has in practice: that takes 30 ms.
     const MOST: RawFd = 1 << 16;
     let token: Vec<u8> = [seed::fresh(), seed::fresh()].map(u64::to_le_bytes).concat();
     send(sender, &token)?;
-    let mut numbers = (likely..likely.saturating_add(MOST)).chain(0..likely);
+    let near = likely..likely.saturating_add(NEAR);
+    let far = near.end..near.end.saturating_add(MOST);
+    let mut numbers = near.chain(0..likely).chain(far);
     let found = numbers.find(|number| shows(*number, &token));
     match (found, recv(receiver)?) {
         (Some(number), received) if received == token => Ok(number),
