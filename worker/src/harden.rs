@@ -25,7 +25,7 @@
 use std::ffi::c_void;
 use std::fs::File;
 use std::io::{self, Write as _};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
@@ -127,19 +127,6 @@ extern "C" fn parent_died(_signal: libc::c_int) {
 /// room up there; then it stays where it is.
 pub(crate) fn move_high(descriptor: OwnedFd) -> OwnedFd {
     rustix::io::fcntl_dupfd_cloexec(&descriptor, HIGH_FD).unwrap_or(descriptor)
-}
-
-/// Takes every free number below [`HIGH_FD`], as far as there are any, by duplicating `any`.
-pub(crate) fn take_low_descriptors(any: &OwnedFd) -> Vec<OwnedFd> {
-    let mut taken = Vec::with_capacity(HIGH_FD as usize);
-    while let Ok(next) = rustix::io::fcntl_dupfd_cloexec(any, 3) {
-        if next.as_raw_fd() >= HIGH_FD {
-            return taken;
-        }
-        taken.push(next);
-    }
-    // The limit of open files is below that.
-    Vec::new()
 }
 
 /// Takes over the control socket, which is standard input; standard input is empty from then on.
