@@ -146,7 +146,7 @@ fn in_chaos_each_item_has_exactly_one_outcome_and_nothing_is_left_behind() {
 #[ignore = "run by `in_chaos_each_item_has_exactly_one_outcome_and_nothing_is_left_behind`, alone"]
 fn chaos() {
     let seconds: u64 =
-        std::env::var("CHAOS_SECONDS").map_or(40, |seconds| seconds.parse().unwrap());
+        std::env::var("CHAOS_SECONDS").map_or(30, |seconds| seconds.parse().unwrap());
     let seed = procpool::seed();
     println!("seed {seed}");
     let (mut random, mut items, mut signals) = (Random(seed), 0, 0);
@@ -165,13 +165,22 @@ fn chaos() {
             let healthy = pool.with(TaskOptions::new().retries(1000));
             let brief = pool.with(TaskOptions::new().timeout(Duration::from_millis(100)));
             let over = AtomicBool::new(false);
+            // Each worker lives for 160 ms on average: one that never comes to a task is given up.
+            let pause = Duration::from_millis(160) / workers as u32;
             std::thread::scope(|scope| {
+                /// Ends the killer, also where an assertion fails.
+                struct Over<'a>(&'a AtomicBool);
+                impl Drop for Over<'_> {
+                    fn drop(&mut self) {
+                        self.0.store(true, Ordering::SeqCst);
+                    }
+                }
                 let mut ours = Random(random.below(u64::MAX >> 33) | 1);
                 let (pool, over) = (&pool, &over);
                 let killer = scope.spawn(move || {
                     let mut sent = 0;
                     while !over.load(Ordering::SeqCst) {
-                        std::thread::sleep(Duration::from_millis(5));
+                        std::thread::sleep(pause);
                         let workers = pool.workers();
                         let victim = workers[ours.below(workers.len() as u64) as usize].pid;
                         let signal = if ours.below(8) == 0 { libc::SIGSTOP } else { libc::SIGKILL };
@@ -182,6 +191,7 @@ fn chaos() {
                     }
                     sent
                 });
+                let is_over = Over(over);
                 let wild: Vec<_> = (0..32).map(|x| brief.apply_async(hostile, x % 10)).collect();
                 let answers = healthy.map(work, 0..1000).unwrap();
                 assert!(answers.iter().copied().eq((0..1000).map(square)), "seed {seed}");
@@ -195,7 +205,7 @@ fn chaos() {
                     let outcome = task.get_timeout(support::SOON);
                     assert!(outcome.is_some(), "an outcome in time, seed {seed}");
                 }
-                over.store(true, Ordering::SeqCst);
+                drop(is_over);
                 signals += killer.join().unwrap();
                 items += 1000 + 4 + 200 + 32;
             });
