@@ -624,11 +624,11 @@ fn drive(
     }
     let (mut refused, mut is_out_of_step) = (None, false);
     if let Some(chunk) = lock().as_mut() {
-        let mut is_sent = false;
+        let mut may_have_sent = false;
         let sent = chunk.body(worker, inline_limit).map_err(TransportError::from);
         let sent = sent.and_then(|region| {
             *body = region;
-            is_sent = true;
+            may_have_sent = true;
             if let Some(context) = chunk.context() {
                 worker.share(context)?;
             }
@@ -648,7 +648,7 @@ fn drive(
                 let kind = TaskErrorKind::Encode { side: Side::Argument, reason };
                 let calls = refused.get_or_insert_default();
                 chunk.refuse(&kind, teller.counters, calls);
-                is_out_of_step = is_sent;
+                is_out_of_step = may_have_sent;
             }
             Err(error) => return Err(error),
         }
