@@ -666,10 +666,11 @@ fn drive(
     // First, so that a worker that doesn't even read is found silent.
     sent();
     worker.send_frame()?;
-    if let Some(awake) = awake
-        && !worker.listen(awake.patience)
+    let mut late = awake.as_ref().map(|awake| awake.late);
+    if awake.is_some_and(|awake| !worker.listen(awake.patience))
+        && let Some(late) = late.take()
     {
-        (awake.late)();
+        late();
     }
     loop {
         match worker.recv()? {
@@ -685,6 +686,10 @@ fn drive(
                 worker.send(&Request::Resume)?;
             }
             other => return Err(TransportError::Malformed(format!("an unexpected {other:?}"))),
+        }
+        // That was not the answer, but the first of several.
+        if let Some(late) = late.take() {
+            late();
         }
     }
 }

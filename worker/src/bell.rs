@@ -93,7 +93,7 @@ impl Ear {
         now: impl Fn() -> u64,
     ) -> bool {
         let (rung, from, _) = bell.look();
-        if rung != self.received {
+        if self.is_new(rung) {
             return true;
         }
         if from == place() {
@@ -106,7 +106,7 @@ impl Ear {
         let start = now();
         loop {
             for _ in 0..LOOKS {
-                if bell.look().0 != self.received {
+                if self.is_new(bell.look().0) {
                     self.penalty = 0;
                     return true;
                 }
@@ -118,6 +118,12 @@ impl Ear {
                 return false;
             }
         }
+    }
+
+    /// Whether a count of rings is of a frame that is not received. A frame is sent before its ring, so
+    /// that it may have been received while the count still lags behind.
+    fn is_new(&self, rung: u32) -> bool {
+        rung.wrapping_sub(self.received).cast_signed() > 0
     }
 
     /// As [`listen`](Self::listen), if the last ring announced more.
@@ -157,6 +163,17 @@ mod tests {
         let (word, mut ear) = (rung(1, true), Ear::default());
         assert!(ear.listen(Bell::new(&word), Duration::ZERO));
         assert_eq!(ear.penalty, 0);
+    }
+
+    #[test]
+    fn a_ring_that_comes_after_its_frame_was_received_is_not_taken_for_the_next() {
+        let (word, mut ear) = (rung(6, true), Ear { received: 7, ..Ear::default() });
+        assert!(!ear.listen(Bell::new(&word), Duration::ZERO));
+        Bell::new(&word).ring(false);
+        ear.skip = 0;
+        assert!(!ear.listen_by(Bell::new(&word), Duration::ZERO, || 0, now));
+        Bell::new(&word).ring(false);
+        assert!(ear.listen(Bell::new(&word), Duration::ZERO));
     }
 
     #[test]

@@ -101,7 +101,8 @@ fn enter(token: Token) -> Result<Worker, TransportError> {
     let from_parent = FrameReceiver::adopt(frames)?;
     let link = Link { from_parent, control, lane: lane.words, ear: Ear::default() };
     let (version, identity, pid) = (VERSION, Identity::own(), std::process::id());
-    link.reply(&Reply::Greeting(Greeting { version, identity, pid }))?;
+    // Nobody listens for it, so that it isn't rung for.
+    link.pass(&Reply::Greeting(Greeting { version, identity, pid }), &[])?;
     panics::install(Run::last_words);
     harden::note_refused_memory(lane.words);
     Ok(Worker {
