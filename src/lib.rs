@@ -182,9 +182,6 @@ compile_error!("procpool needs Linux: pidfds, parent death signals and /proc/sel
 
 #[allow(unsafe_code)] // Messages lie in shared memory.
 mod channel;
-#[cfg(feature = "cli")]
-#[doc(hidden)]
-pub mod cli;
 #[allow(unsafe_code)] // Serves the parent that the marker names.
 mod entry;
 mod error;
@@ -197,9 +194,6 @@ mod self_describing;
 mod shared;
 #[allow(unsafe_code)] // So do locks and their waiters.
 pub mod sync;
-#[cfg(feature = "cli")]
-#[doc(hidden)]
-pub mod tasks;
 
 pub use channel::{
     Messages, Receiver, RecvError, SendError, SendErrorReason, Sender, bounded_channel, channel,

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use procpool::Pool;
-use procpool::tasks::{parzen, pi};
 use rayon::prelude::*;
 use serde_json::json;
 
 use crate::measure::{Contender, Effort, Field, Outcome, seconds, take_turns};
 use crate::peers::Peers;
+use crate::random;
 use crate::report::{Bound, Row, Unit};
 
 const SLOW: f64 = 0.5;
@@ -80,13 +80,13 @@ const ESTIMATES: u64 = 400;
 const WINDOWS: u64 = 6_000;
 
 fn estimate(seed: u64) -> u64 {
-    pi::inside(seed, pi::POINTS)
+    random::inside(seed, random::ESTIMATE_POINTS)
 }
 
 fn window(number: u64) -> u64 {
     let width = 0.1 + (number % 12) as f64 / 10.0;
-    let points = parzen::gaussian(parzen::SEED, parzen::POINTS);
-    parzen::count_in_window(points, [0.0, 0.0], width)
+    let points = random::gaussian(random::CLOUD_SEED, random::CLOUD_POINTS);
+    random::count_in_window(points, [0.0, 0.0], width)
 }
 
 pub(crate) fn efficiency(peers: &mut Peers, effort: &Effort) -> Outcome<Row> {
@@ -114,8 +114,8 @@ pub(crate) fn efficiency(peers: &mut Peers, effort: &Effort) -> Outcome<Row> {
     Ok(row.note(format!(
         "{ESTIMATES} estimates of {} points and {WINDOWS} windows over {} points, against a plain \
          loop.",
-        pi::POINTS,
-        parzen::POINTS
+        random::ESTIMATE_POINTS,
+        random::CLOUD_POINTS
     )))
 }
 

@@ -35,6 +35,9 @@ mod measure;
 mod payload;
 mod peers;
 mod python;
+#[path = "../../cli/src/tasks/random.rs"]
+#[allow(dead_code)] // Not all of its work is measured here.
+mod random;
 mod report;
 mod sharing;
 mod watchdog;

@@ -1,8 +1,6 @@
 //! What is asked of the operating system: starting, watching and killing processes, and looking at
 //! them. Everything here is Linux's.
 
-#[cfg(feature = "cli")]
-pub(crate) mod command;
 pub(crate) mod futex;
 pub(crate) mod handle;
 pub(crate) mod memory;

@@ -35,55 +35,6 @@ pub(crate) fn resident(pid: u32) -> Option<u64> {
     Some(pages * rustix::param::page_size() as u64)
 }
 
-/// A process's share of the memory that it has resident, in bytes: a page that several have counts for
-/// each of them in part.
-#[cfg(feature = "cli")]
-pub(crate) fn proportional(pid: u32) -> Option<u64> {
-    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
-    let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"))?;
-    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kibibytes * 1024)
-}
-
-/// The PIDs of a process's children.
-#[cfg(feature = "cli")]
-pub(crate) fn children(pid: u32) -> Vec<u32> {
-    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
-    let of_thread = |thread: std::fs::DirEntry| {
-        std::fs::read_to_string(thread.path().join("children")).unwrap_or_default()
-    };
-    let pids: Vec<String> = threads.flatten().map(of_thread).collect();
-    pids.iter().flat_map(|pids| pids.split(' ')).filter_map(|pid| pid.parse().ok()).collect()
-}
-
-/// The PIDs of a process's children, their children and so on.
-#[cfg(feature = "cli")]
-pub(crate) fn descendants(pid: u32) -> Vec<u32> {
-    let mut found = children(pid);
-    let mut next = 0;
-    while let Some(pid) = found.get(next) {
-        found.extend(children(*pid));
-        next += 1;
-    }
-    found
-}
-
-/// What a process and its descendants use together, and those of them that have ended have used.
-#[cfg(feature = "cli")]
-pub(crate) fn family(pid: u32) -> Usage {
-    let ticks = rustix::param::clock_ticks_per_second();
-    let mut usage = Usage::default();
-    for pid in std::iter::once(pid).chain(descendants(pid)) {
-        usage.memory += resident(pid).unwrap_or(0);
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        // The name may have any characters, so what follows it is looked for from the end: proc(5).
-        let fields = stat.rsplit(") ").next().unwrap_or_default().split(' ');
-        let times = fields.skip(11).take(4).filter_map(|time| time.parse::<u64>().ok());
-        usage.cpu_millis += times.sum::<u64>() * 1000 / ticks.max(1);
-    }
-    usage
-}
-
 /// Returns whether a process is stopped, by a signal or a debugger; false where that can't be read.
 pub(crate) fn is_stopped(pid: u32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();

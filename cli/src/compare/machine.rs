@@ -1,0 +1,119 @@
+//! The machine that it was measured on.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+#[derive(Debug, Serialize)]
+pub(super) struct Machine {
+    pub(super) cpu: String,
+    /// How many of them this process may use.
+    pub(super) cores: usize,
+    pub(super) memory: u64,
+    pub(super) kernel: String,
+    pub(super) procpool: &'static str,
+    /// Processes that ran or wanted to, over the minute before.
+    pub(super) load: String,
+    /// How much of the cores was to be had before the parts and after them.
+    pub(super) share_of_cores: Vec<f64>,
+}
+
+impl Machine {
+    pub(super) fn look() -> Self {
+        Self {
+            cpu: cpu(&read("/proc/cpuinfo")),
+            cores: cores(),
+            memory: memory(&read("/proc/meminfo")),
+            kernel: read("/proc/sys/kernel/osrelease"),
+            procpool: env!("CARGO_PKG_VERSION"),
+            load: read("/proc/loadavg").split(' ').next().unwrap_or_default().to_owned(),
+            share_of_cores: vec![share_of_cores()],
+        }
+    }
+
+    /// Looks again whether others work here, too.
+    pub(super) fn look_again(&mut self) {
+        self.share_of_cores.push(share_of_cores());
+    }
+
+    /// What to say where they did.
+    pub(super) fn busy(&self) -> Option<String> {
+        /// A quiet machine has clocks and daemons, too.
+        const QUIET: f64 = 0.95;
+        let least = self.share_of_cores.iter().copied().fold(1.0, f64::min);
+        let busy = least < QUIET;
+        busy.then(|| format!("others worked, too: {:.0} % of the cores were free", least * 100.0))
+    }
+
+    /// On one line.
+    pub(super) fn describe(&self) -> String {
+        format!(
+            "{}, {} cores, {}; Linux {}; procpool {}; load before the run {}",
+            self.cpu,
+            self.cores,
+            crate::humane::bytes(self.memory),
+            self.kernel,
+            self.procpool,
+            self.load
+        )
+    }
+}
+
+/// How much of the cores this process gets while it wants all of them. Where it isn't all, what is
+/// measured of pure work says little.
+fn share_of_cores() -> f64 {
+    const LONG: Duration = Duration::from_millis(200);
+    let cores = cores();
+    let (before, start) = (cpu_seconds(), Instant::now());
+    std::thread::scope(|scope| {
+        for _ in 0..cores {
+            scope.spawn(|| while start.elapsed() < LONG {});
+        }
+    });
+    (cpu_seconds() - before) / (start.elapsed().as_secs_f64() * cores as f64)
+}
+
+/// Seconds of CPU that this process has spent, in all its threads.
+fn cpu_seconds() -> f64 {
+    let ticks = || -> Option<u64> {
+        let stat = read("/proc/self/stat");
+        // After the name in brackets, which may hold anything, utime and stime are the 12th and 13th.
+        let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+        Some(fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?)
+    };
+    ticks().unwrap_or(0) as f64 / rustix::param::clock_ticks_per_second() as f64
+}
+
+/// How many CPUs this process may use.
+pub(super) fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// The CPU's name; not every architecture has one there.
+fn cpu(cpuinfo: &str) -> String {
+    let name = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    name.map_or_else(|| std::env::consts::ARCH.to_owned(), |(_, name)| name.trim().to_owned())
+}
+
+fn memory(meminfo: &str) -> u64 {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    kib.unwrap_or(0) * 1024
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(path).unwrap_or_default().trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cpu_is_named_where_it_has_a_name() {
+        assert_eq!(cpu("processor\t: 0\nmodel name\t: Some CPU @ 2 GHz\n"), "Some CPU @ 2 GHz");
+        assert_eq!(cpu("processor\t: 0\n"), std::env::consts::ARCH);
+        assert_eq!(memory("MemTotal:       16 kB\nMemFree: 1 kB\n"), 16384);
+    }
+}

@@ -1,0 +1,345 @@
+//! Overhead: what a process costs where a thread would do, and, for calibration, what the kernel
+//! alone takes for the same.
+
+use std::fs;
+use std::sync::Barrier;
+use std::sync::mpsc::sync_channel;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use rayon::ThreadPool;
+use rayon::prelude::*;
+use serde::Serialize;
+
+use super::copy::{Echo, start_and_end};
+use super::machine::cores;
+use super::measure::{Effort, Spread, Turn, median, percentile, seconds, sorted_calls, take_turns};
+use procpool::{Pool, WorkerState};
+
+/// Workers of the pools whose start is timed.
+const STARTED: usize = 2;
+
+#[derive(Debug, Serialize)]
+pub(super) struct Overhead {
+    /// Seconds to a pool of two and its first answer.
+    pub(super) start: Start,
+    /// Seconds of a call there and back.
+    pub(super) round_trip: RoundTrip,
+    /// Tasks a second.
+    pub(super) tiny: Tiny,
+    pub(super) payloads: Vec<Payload>,
+    /// Bytes that one takes.
+    pub(super) memory: Memory,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Start {
+    pub(super) processes: Spread,
+    pub(super) threads: Spread,
+    pub(super) bare_process: Spread,
+    pub(super) bare_thread: Spread,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct RoundTrip {
+    pub(super) calls: usize,
+    pub(super) processes: Latency,
+    pub(super) threads: Latency,
+    pub(super) socket: Latency,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Latency {
+    pub(super) p50: Spread,
+    pub(super) p99: Spread,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Tiny {
+    pub(super) items: u64,
+    pub(super) processes: Spread,
+    pub(super) threads: Spread,
+    pub(super) serial: Spread,
+    pub(super) calls: u64,
+    pub(super) processes_singly: Spread,
+    pub(super) threads_singly: Spread,
+}
+
+/// A `Vec<u8>` of one size to a worker and back.
+#[derive(Debug, Serialize)]
+pub(super) struct Payload {
+    pub(super) bytes: usize,
+    pub(super) seconds: Spread,
+    /// The same bytes copied once in memory.
+    pub(super) copy: Spread,
+    /// Bytes a second, each counted once however often it travels.
+    pub(super) rate: Spread,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Memory {
+    /// Private memory of an idle worker.
+    pub(super) process: Spread,
+    /// Private memory that this process gains with an idle thread.
+    pub(super) thread: Spread,
+}
+
+fn identity(x: u64) -> u64 {
+    x
+}
+
+fn send_back(bytes: Vec<u8>) -> Vec<u8> {
+    bytes
+}
+
+pub(super) fn measure(effort: &Effort) -> Result<Overhead> {
+    let start = start(effort)?;
+    let pool = new_pool(cores())?;
+    let threads = new_threads(cores())?;
+    Ok(Overhead {
+        start,
+        round_trip: round_trip(&pool, &threads, effort)?,
+        tiny: tiny(&pool, &threads, effort)?,
+        payloads: payloads(&pool, effort)?,
+        memory: memory(effort)?,
+    })
+}
+
+fn new_pool(workers: usize) -> Result<Pool> {
+    Pool::new(workers).context("failed to start the pool")
+}
+
+fn new_threads(threads: usize) -> Result<ThreadPool> {
+    let threads = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+    threads.context("failed to start the threads")
+}
+
+fn start(effort: &Effort) -> Result<Start> {
+    let times = effort.of(15, 5);
+    let some = |mut one: Box<dyn FnMut() -> Result<f64>>| -> Turn<'static> {
+        Box::new(move || {
+            let times: Result<Vec<_>> = (0..times).map(|_| one()).collect();
+            Ok(median(&times?))
+        })
+    };
+    let [processes, threads, bare_process, bare_thread] = take_turns(
+        effort.repetitions,
+        [
+            some(Box::new(|| {
+                let (time, pool) = seconds(|| -> Result<Pool> {
+                    let pool = new_pool(STARTED)?;
+                    pool.apply(identity, 1)?;
+                    Ok(pool)
+                });
+                pool?.terminate(); // its end is not timed
+                Ok(time)
+            })),
+            some(Box::new(|| {
+                let (time, pool) = seconds(|| -> Result<ThreadPool> {
+                    let pool = new_threads(STARTED)?;
+                    pool.install(|| identity(1));
+                    Ok(pool)
+                });
+                pool?;
+                Ok(time)
+            })),
+            some(Box::new(|| {
+                let (time, done) = seconds(start_and_end);
+                done?;
+                Ok(time)
+            })),
+            some(Box::new(|| {
+                let (time, done) = seconds(|| thread::spawn(|| identity(1)).join());
+                if done.is_err() {
+                    bail!("a thread failed");
+                }
+                Ok(time)
+            })),
+        ],
+    )?;
+    Ok(Start { processes, threads, bare_process, bare_thread })
+}
+
+fn round_trip(pool: &Pool, threads: &ThreadPool, effort: &Effort) -> Result<RoundTrip> {
+    let calls = effort.of(5_000, 1_000);
+    let socket = Echo::start()?;
+    let by_thread = || {
+        let (to, from) = sync_channel(1);
+        threads.spawn(move || {
+            let _ = to.send(identity(1)); // whoever asked waits for it
+        });
+        Ok(from.recv()?)
+    };
+    let mut all: [[Vec<f64>; 2]; 3] = Default::default();
+    for round in 0..=effort.repetitions {
+        let times = [
+            sorted_calls(calls, || Ok(pool.apply(identity, 1)?))?,
+            sorted_calls(calls, by_thread)?,
+            sorted_calls(calls, || socket.round_trip())?,
+        ];
+        // The first round warms up.
+        for (all, times) in all.iter_mut().zip(times).filter(|_| round > 0) {
+            all[0].push(percentile(&times, 0.5));
+            all[1].push(percentile(&times, 0.99));
+        }
+    }
+    let [processes, threads, socket] =
+        all.map(|[p50, p99]| Latency { p50: Spread::of(p50), p99: Spread::of(p99) });
+    Ok(RoundTrip { calls, processes, threads, socket })
+}
+
+fn tiny(pool: &Pool, threads: &ThreadPool, effort: &Effort) -> Result<Tiny> {
+    let items = effort.of(1_000_000, 200_000);
+    let calls = effort.of(20_000, 5_000);
+    let rate = |count: u64, time: f64| count as f64 / time;
+    let by_processes: Turn<'_> = Box::new(|| {
+        let (time, done) = seconds(|| pool.map(identity, 0..items));
+        done?;
+        Ok(rate(items, time))
+    });
+    let by_threads: Turn<'_> = Box::new(|| {
+        let work = || (0..items).into_par_iter().map(identity).collect::<Vec<_>>();
+        Ok(rate(items, seconds(|| threads.install(work)).0))
+    });
+    let serial: Turn<'_> =
+        Box::new(|| Ok(rate(items, seconds(|| (0..items).map(identity).collect::<Vec<_>>()).0)));
+    let processes_singly: Turn<'_> = Box::new(|| {
+        let (time, done) = seconds(|| -> Result<()> {
+            let tasks: Vec<_> = (0..calls).map(|x| pool.apply_async(identity, x)).collect();
+            for task in tasks {
+                task.get()?;
+            }
+            Ok(())
+        });
+        done?;
+        Ok(rate(calls, time))
+    });
+    let threads_singly: Turn<'_> = Box::new(|| {
+        let (time, done) = seconds(|| -> Result<()> {
+            let (to, from) = std::sync::mpsc::channel();
+            for x in 0..calls {
+                let to = to.clone();
+                threads.spawn(move || {
+                    let _ = to.send(identity(x)); // whoever asked waits for all
+                });
+            }
+            for _ in 0..calls {
+                from.recv()?;
+            }
+            Ok(())
+        });
+        done?;
+        Ok(rate(calls, time))
+    });
+    let [processes, threads, serial, processes_singly, threads_singly] = take_turns(
+        effort.repetitions,
+        [by_processes, by_threads, serial, processes_singly, threads_singly],
+    )?;
+    Ok(Tiny { items, processes, threads, serial, calls, processes_singly, threads_singly })
+}
+
+fn payloads(pool: &Pool, effort: &Effort) -> Result<Vec<Payload>> {
+    /// From a page to more than any cache, by powers of 4.
+    const FULL: [u32; 8] = [12, 14, 16, 18, 20, 22, 24, 26];
+    const QUICK: [u32; 4] = [12, 16, 20, 24];
+    let sizes: &[u32] = effort.of(&FULL, &QUICK);
+    sizes.iter().map(|power| payload(pool, 1 << power, effort)).collect()
+}
+
+fn payload(pool: &Pool, bytes: usize, effort: &Effort) -> Result<Payload> {
+    let content: Vec<u8> = (0..bytes).map(|place| place as u8).collect();
+    // Short ones many times, the longest once.
+    let times = ((16 << 20) / bytes).clamp(1, 200);
+    let some = |mut one: Box<dyn FnMut() -> Result<f64> + '_>| -> Result<f64> {
+        let times: Result<Vec<_>> = (0..times).map(|_| one()).collect();
+        Ok(median(&times?))
+    };
+    let travel: Turn<'_> = Box::new(|| {
+        some(Box::new(|| {
+            let argument = content.clone();
+            let (time, back) = seconds(|| pool.apply(send_back, argument));
+            if back?.last() != content.last() {
+                bail!("other bytes came back");
+            }
+            Ok(time)
+        }))
+    });
+    let copied: Turn<'_> = Box::new(|| some(Box::new(|| Ok(seconds(|| content.clone()).0))));
+    let [seconds, copy] = take_turns(effort.repetitions, [travel, copied])?;
+    let rate = seconds.map(|time| bytes as f64 / time);
+    Ok(Payload { bytes, seconds, copy, rate })
+}
+
+fn memory(effort: &Effort) -> Result<Memory> {
+    let mut process = Vec::new();
+    let mut thread = Vec::new();
+    for _ in 0..effort.repetitions {
+        let pool = new_pool(STARTED)?;
+        pool.map(identity, 0..1_000)?;
+        wait_until_idle(&pool)?;
+        let each: Result<Vec<_>> =
+            pool.workers().iter().map(|worker| private(&worker.pid.to_string())).collect();
+        process.push(median(&each?));
+        thread.push(memory_of_thread()?);
+    }
+    Ok(Memory { process: Spread::of(process), thread: Spread::of(thread) })
+}
+
+/// Until all workers are there and have nothing to do.
+fn wait_until_idle(pool: &Pool) -> Result<()> {
+    let start = Instant::now();
+    while pool.workers().iter().any(|worker| worker.state != WorkerState::Idle) {
+        if start.elapsed() > Duration::from_secs(60) {
+            bail!("the workers did not come to rest within a minute");
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}
+
+/// By how much this process grows with each thread that waits.
+fn memory_of_thread() -> Result<f64> {
+    const THREADS: usize = 64;
+    let barrier = Barrier::new(THREADS + 1);
+    let before = private("self")?;
+    let after = thread::scope(|scope| {
+        for _ in 0..THREADS {
+            scope.spawn(|| {
+                barrier.wait(); // until all are there
+                barrier.wait(); // until they have been looked at
+            });
+        }
+        barrier.wait();
+        let after = private("self");
+        barrier.wait();
+        after
+    })?;
+    Ok((after - before).max(0.0) / THREADS as f64)
+}
+
+/// Private memory of a process, in bytes.
+fn private(pid: &str) -> Result<f64> {
+    let path = format!("/proc/{pid}/smaps_rollup");
+    let text = fs::read_to_string(&path).with_context(|| format!("failed to read {path}"))?;
+    Ok(private_of(&text))
+}
+
+fn private_of(rollup: &str) -> f64 {
+    let kib = |line: &str| -> Option<f64> {
+        let value = line.strip_prefix("Private_Clean:").or(line.strip_prefix("Private_Dirty:"))?;
+        value.trim().strip_suffix(" kB")?.parse().ok()
+    };
+    rollup.lines().filter_map(kib).sum::<f64>() * 1024.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn private_memory_is_clean_and_dirty() {
+        let rollup = "Rss:  900 kB\nPrivate_Clean:   3 kB\nPrivate_Dirty:  40 kB\nSwap: 1 kB\n";
+        assert_eq!(private_of(rollup), 43.0 * 1024.0);
+    }
+}

@@ -1,0 +1,479 @@
+//! Pictures for a talk: each once as SVG and once as PNG.
+
+use std::error::Error;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow};
+use plotters::coord::Shift;
+use plotters::coord::ranged1d::{Ranged, ValueFormatter};
+use plotters::element::DashedPathElement;
+use plotters::prelude::*;
+
+use super::overhead::Payload;
+use super::report::{Report, show};
+use super::scaling::{AtProcs, Scaling, Way};
+use crate::humane;
+use crate::tasks::FileFormat;
+use crate::tasks::canvas::{self, Drawing, FONT};
+
+/// As wide as a slide.
+const SLIDE: (u32, u32) = (1280, 720);
+
+// Told apart by those who see no red and green, too (Okabe and Ito).
+const INK: RGBColor = RGBColor(34, 40, 49);
+const PROCESSES: RGBColor = RGBColor(213, 94, 0);
+const THREADS: RGBColor = RGBColor(0, 114, 178);
+const OTHER: RGBColor = RGBColor(130, 138, 148);
+
+/// The numbers of processes in the picture with bars, where they were measured.
+const BARS: [usize; 4] = [2, 3, 4, 6];
+
+type Drawn = std::result::Result<(), Box<dyn Error>>;
+
+/// Draws all that can be drawn of what was measured, and gives the names of the files.
+pub(super) fn write_all(report: &Report, dir: &Path) -> Result<Vec<PathBuf>> {
+    let mut written = Vec::new();
+    let cores = report.machine.cores;
+    let busy = report.machine.busy().map_or_else(String::new, |busy| format!("; {busy}"));
+    let busy = busy.as_str();
+    if let Some(scaling) = &report.scaling {
+        let by_speed = Lines { scaling, cores, busy, what: What::SpeedUp };
+        write(&by_speed, dir, "speed-up", &mut written)?;
+        let by_efficiency = Lines { scaling, cores, busy, what: What::Efficiency };
+        write(&by_efficiency, dir, "efficiency", &mut written)?;
+        write(&Bars { scaling, cores, busy }, dir, "serial-and-processes", &mut written)?;
+    }
+    if let Some(overhead) = &report.overhead {
+        write(&Payloads(&overhead.payloads, busy), dir, "payload", &mut written)?;
+    }
+    Ok(written)
+}
+
+fn write<D: Drawing>(
+    drawing: &D,
+    dir: &Path,
+    name: &str,
+    written: &mut Vec<PathBuf>,
+) -> Result<()> {
+    for to in [FileFormat::Svg, FileFormat::Png] {
+        let content = canvas::draw(drawing, to).map_err(|error| anyhow!(error))?;
+        let path = dir.join(format!("{name}.{}", to.extension()));
+        fs::write(&path, content).with_context(|| format!("failed to write {}", path.display()))?;
+        written.push(path);
+    }
+    Ok(())
+}
+
+/// Text of that size.
+fn text(size: u32, unit: u32) -> TextStyle<'static> {
+    (FONT, size * unit).into_font().color(&INK)
+}
+
+/// The title of a slide, and what is left below it.
+fn titled<B: DrawingBackend>(
+    on: &DrawingArea<B, Shift>,
+    unit: u32,
+    title: &str,
+    subtitle: &str,
+) -> std::result::Result<DrawingArea<B, Shift>, Box<dyn Error>>
+where
+    B::ErrorType: 'static,
+{
+    on.fill(&WHITE)?;
+    let at = |y: u32| ((40 * unit) as i32, (y * unit) as i32);
+    on.draw(&Text::new(title.to_owned(), at(28), text(38, unit)))?;
+    on.draw(&Text::new(subtitle.to_owned(), at(78), text(22, unit).color(&OTHER)))?;
+    Ok(on.margin(115 * unit, 20 * unit, 20 * unit, 50 * unit))
+}
+
+/// A chart's axes and grid.
+fn mesh<'a, B, X, Y>(
+    chart: &mut ChartContext<'a, B, Cartesian2d<X, Y>>,
+    unit: u32,
+    [x, y]: [&str; 2],
+    x_label: &dyn Fn(&X::ValueType) -> String,
+    y_label: &dyn Fn(&Y::ValueType) -> String,
+) -> Drawn
+where
+    B: DrawingBackend + 'a,
+    B::ErrorType: 'static,
+    X: Ranged + ValueFormatter<X::ValueType>,
+    Y: Ranged + ValueFormatter<Y::ValueType>,
+{
+    chart
+        .configure_mesh()
+        .x_desc(x)
+        .y_desc(y)
+        .x_label_formatter(x_label)
+        .y_label_formatter(y_label)
+        .x_labels(12)
+        .y_labels(8)
+        .set_all_tick_mark_size(8 * unit)
+        .label_style(text(22, unit))
+        .axis_desc_style(text(24, unit))
+        .axis_style(INK.stroke_width(unit))
+        .bold_line_style(INK.mix(0.12).stroke_width(unit))
+        .light_line_style(TRANSPARENT)
+        .draw()?;
+    Ok(())
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum What {
+    SpeedUp,
+    Efficiency,
+}
+
+/// Speed-up or efficiency by the number of threads and processes, with the ideal line.
+struct Lines<'a> {
+    scaling: &'a Scaling,
+    cores: usize,
+    /// What to say of a machine where others worked, too.
+    busy: &'a str,
+    what: What,
+}
+
+impl Lines<'_> {
+    /// What is drawn of one way at so many.
+    fn value(&self, way: &Way) -> f64 {
+        match self.what {
+            What::SpeedUp => way.speed_up.median,
+            What::Efficiency => way.efficiency.median,
+        }
+    }
+
+    /// The best that so many can do on these cores.
+    fn ideal(&self, procs: f64) -> f64 {
+        let speed_up = procs.min(self.cores as f64);
+        match self.what {
+            What::SpeedUp => speed_up,
+            What::Efficiency => speed_up / procs,
+        }
+    }
+}
+
+impl Drawing for Lines<'_> {
+    const SIZE: (u32, u32) = SLIDE;
+
+    fn draw<B: DrawingBackend>(&self, on: &DrawingArea<B, Shift>, unit: u32) -> Drawn
+    where
+        B::ErrorType: 'static,
+    {
+        let (title, axis) = match self.what {
+            What::SpeedUp => ("Speed-up", "speed-up  S = T1 / Tp"),
+            What::Efficiency => ("Efficiency", "efficiency  E = S / p"),
+        };
+        let area = titled(
+            on,
+            unit,
+            &format!("{title}: {} on {} cores", self.scaling.task, self.cores),
+            &format!(
+                "against the true serial run; median, bars from least to greatest{}",
+                self.busy
+            ),
+        )?;
+        let most = self.scaling.by_procs.last().map_or(1, |at| at.procs) as f64;
+        let all = self.scaling.by_procs.iter().flat_map(|at| [&at.threads, &at.processes]);
+        let highest = all
+            .map(|way| match self.what {
+                What::SpeedUp => way.speed_up.greatest,
+                What::Efficiency => way.efficiency.greatest,
+            })
+            .fold(self.ideal(1.0).max(self.ideal(most)), f64::max);
+        let mut chart = ChartBuilder::on(&area)
+            .x_label_area_size(76 * unit)
+            .y_label_area_size(100 * unit)
+            .build_cartesian_2d(0.7..most + 0.3, 0.0..highest * 1.12)?;
+        let whole = |x: &f64| if x.fract() == 0.0 { format!("{x:.0}") } else { String::new() };
+        let decimals = |y: &f64| format!("{y:.1}");
+        mesh(&mut chart, unit, ["p, threads or processes", axis], &whole, &decimals)?;
+
+        let steps = |to: f64| (0..=200).map(move |step| 1.0 + (to - 1.0) * f64::from(step) / 200.0);
+        let ideal = steps(most).map(|procs| (procs, self.ideal(procs)));
+        let dashes = OTHER.stroke_width(2 * unit);
+        let legend = unit as i32;
+        chart
+            .draw_series(DashedLineSeries::new(ideal, 10 * unit, 7 * unit, dashes))?
+            .label(format!("ideal on {} cores", self.cores))
+            .legend(move |(x, y)| {
+                let ends = [(x, y), (x + 40 * legend, y)];
+                DashedPathElement::new(ends, 10 * unit, 7 * unit, dashes)
+            });
+        type Of = fn(&AtProcs) -> &Way;
+        let ways: [(&str, RGBColor, f64, Of); 2] = [
+            ("threads (rayon)", THREADS, -0.03, |at| &at.threads),
+            ("processes (procpool)", PROCESSES, 0.03, |at| &at.processes),
+        ];
+        for (name, colour, aside, way) in ways {
+            let points =
+                || self.scaling.by_procs.iter().map(|at| (at.procs as f64 + aside, way(at)));
+            chart
+                .draw_series(LineSeries::new(
+                    points().map(|(x, way)| (x, self.value(way))),
+                    colour.stroke_width(4 * unit),
+                ))?
+                .label(name)
+                .legend(move |(x, y)| line_in_legend(x, y, legend, colour, 4));
+            chart.draw_series(points().map(|(x, way)| {
+                let spread = match self.what {
+                    What::SpeedUp => &way.speed_up,
+                    What::Efficiency => &way.efficiency,
+                };
+                let ends = vec![(x, spread.least), (x, spread.greatest)];
+                PathElement::new(ends, colour.mix(0.6).stroke_width(2 * unit))
+            }))?;
+            chart
+                .draw_series(points().map(|(x, way)| {
+                    Circle::new((x, self.value(way)), 7 * unit, colour.filled())
+                }))?;
+        }
+        let place = match self.what {
+            What::SpeedUp => SeriesLabelPosition::LowerRight,
+            What::Efficiency => SeriesLabelPosition::UpperRight,
+        };
+        chart
+            .configure_series_labels()
+            .position(place)
+            .margin(24 * unit)
+            .legend_area_size(50 * unit)
+            .label_font(text(24, unit))
+            .background_style(WHITE.mix(0.9).filled())
+            .draw()?;
+        on.present()?;
+        Ok(())
+    }
+}
+
+/// A stroke before a name.
+fn line_in_legend(
+    x: i32,
+    y: i32,
+    unit: i32,
+    colour: RGBColor,
+    width: i32,
+) -> PathElement<(i32, i32)> {
+    PathElement::new([(x, y), (x + 40 * unit, y)], colour.stroke_width((width * unit) as u32))
+}
+
+/// How long a payload travels, by its size, beside a copy of it in memory.
+struct Payloads<'a>(&'a [Payload], &'a str);
+
+impl Drawing for Payloads<'_> {
+    const SIZE: (u32, u32) = SLIDE;
+
+    fn draw<B: DrawingBackend>(&self, on: &DrawingArea<B, Shift>, unit: u32) -> Drawn
+    where
+        B::ErrorType: 'static,
+    {
+        let area = titled(
+            on,
+            unit,
+            "What a payload costs",
+            &format!(
+                "a Vec<u8> to a worker and back, median; bars from least to greatest{}",
+                self.1
+            ),
+        )?;
+        let sizes = || self.0.iter().map(|payload| payload.bytes as f64);
+        let (least, most) = (sizes().fold(f64::INFINITY, f64::min), sizes().fold(1.0, f64::max));
+        let times = || self.0.iter().flat_map(|payload| [&payload.seconds, &payload.copy]);
+        let quickest = times().map(|spread| spread.least).fold(f64::INFINITY, f64::min);
+        let slowest = times().map(|spread| spread.greatest).fold(0.0, f64::max);
+        // Whole powers of ten, so that the axis begins and ends at a label.
+        let power = |time: f64| 10f64.powf(time);
+        let (low, high) = (power(quickest.log10().floor()), power(slowest.log10().ceil()));
+        let mut chart = ChartBuilder::on(&area)
+            .x_label_area_size(76 * unit)
+            .y_label_area_size(120 * unit)
+            .build_cartesian_2d(
+                (least.log2() - 0.4)..(most.log2() + 0.4),
+                (low..high).log_scale().base(10.0),
+            )?;
+        let size = |power: &f64| {
+            let is_even = power.fract() == 0.0 && (*power as i64) % 2 == 0;
+            if is_even { binary(*power) } else { String::new() }
+        };
+        let time = |seconds: &f64| short_time(*seconds);
+        mesh(&mut chart, unit, ["size", "time there and back"], &size, &time)?;
+        let legend = unit as i32;
+        type Of = fn(&Payload) -> &super::measure::Spread;
+        let series: [(&str, RGBColor, Of); 2] = [
+            ("one memcpy (clone)", OTHER, |payload| &payload.copy),
+            ("process (procpool)", PROCESSES, |payload| &payload.seconds),
+        ];
+        for (name, colour, of) in series {
+            let points =
+                || self.0.iter().map(|payload| ((payload.bytes as f64).log2(), of(payload)));
+            chart
+                .draw_series(LineSeries::new(
+                    points().map(|(x, spread)| (x, spread.median)),
+                    colour.stroke_width(4 * unit),
+                ))?
+                .label(name)
+                .legend(move |(x, y)| line_in_legend(x, y, legend, colour, 4));
+            chart.draw_series(points().map(|(x, spread)| {
+                let ends = vec![(x, spread.least), (x, spread.greatest)];
+                PathElement::new(ends, colour.mix(0.6).stroke_width(2 * unit))
+            }))?;
+            chart
+                .draw_series(points().map(|(x, spread)| {
+                    Circle::new((x, spread.median), 7 * unit, colour.filled())
+                }))?;
+        }
+        chart
+            .configure_series_labels()
+            .position(SeriesLabelPosition::UpperLeft)
+            .margin(24 * unit)
+            .legend_area_size(50 * unit)
+            .label_font(text(24, unit))
+            .background_style(WHITE.mix(0.9).filled())
+            .draw()?;
+        on.present()?;
+        Ok(())
+    }
+}
+
+/// 2 to that power, in units of 1024.
+fn binary(power: f64) -> String {
+    let power = power as u32;
+    let (unit, name) = match power {
+        ..10 => (0, "B"),
+        10..20 => (10, "KiB"),
+        20..30 => (20, "MiB"),
+        _ => (30, "GiB"),
+    };
+    format!("{} {name}", 1u64 << (power - unit))
+}
+
+/// A power of ten of a second.
+fn short_time(seconds: f64) -> String {
+    match seconds {
+        ..0.95e-6 => format!("{:.0} ns", seconds * 1e9),
+        ..0.95e-3 => format!("{:.0} µs", seconds * 1e6),
+        ..0.95 => format!("{:.0} ms", seconds * 1e3),
+        _ => format!("{seconds:.0} s"),
+    }
+}
+
+/// The serial run against some numbers of processes.
+struct Bars<'a> {
+    scaling: &'a Scaling,
+    cores: usize,
+    /// What to say of a machine where others worked, too.
+    busy: &'a str,
+}
+
+impl Drawing for Bars<'_> {
+    const SIZE: (u32, u32) = SLIDE;
+
+    fn draw<B: DrawingBackend>(&self, on: &DrawingArea<B, Shift>, unit: u32) -> Drawn
+    where
+        B::ErrorType: 'static,
+    {
+        let serial = &self.scaling.serial;
+        let mut bars = vec![("serial".to_owned(), OTHER, serial)];
+        let several = || self.scaling.by_procs.iter().filter(|at| at.procs > 1);
+        let as_asked: Vec<_> = several().filter(|at| BARS.contains(&at.procs)).collect();
+        let shown = if as_asked.is_empty() { several().collect() } else { as_asked };
+        for at in shown {
+            let name = format!("{} processes", at.procs);
+            bars.push((name, PROCESSES, &at.processes.seconds));
+        }
+        let area = titled(
+            on,
+            unit,
+            &format!("Serial against processes: {} on {} cores", self.scaling.task, self.cores),
+            &format!(
+                "time for {} jobs, median; lines from least to greatest{}",
+                humane::grouped(self.scaling.jobs as u64),
+                self.busy
+            ),
+        )?;
+        let highest = bars.iter().map(|(_, _, spread)| spread.greatest).fold(0.0, f64::max);
+        let mut chart = ChartBuilder::on(&area)
+            .x_label_area_size(76 * unit)
+            .y_label_area_size(120 * unit)
+            .build_cartesian_2d(-0.5..bars.len() as f64 - 0.5, 0.0..highest * 1.15)?;
+        let name = |x: &f64| {
+            let bar = (x.fract() == 0.0 && *x >= 0.0).then(|| bars.get(*x as usize)).flatten();
+            bar.map_or_else(String::new, |(name, ..)| name.clone())
+        };
+        let time = |seconds: &f64| match seconds {
+            0.0 => "0".to_owned(),
+            seconds => show::time(*seconds),
+        };
+        chart
+            .configure_mesh()
+            .disable_x_mesh()
+            .y_desc("time")
+            .x_label_formatter(&name)
+            .y_label_formatter(&time)
+            .x_labels(bars.len() * 2)
+            .y_labels(6)
+            .set_all_tick_mark_size(8 * unit)
+            .label_style(text(22, unit))
+            .axis_desc_style(text(24, unit))
+            .axis_style(INK.stroke_width(unit))
+            .bold_line_style(INK.mix(0.12).stroke_width(unit))
+            .light_line_style(TRANSPARENT)
+            .draw()?;
+        for (place, (_, colour, spread)) in bars.iter().enumerate() {
+            let x = place as f64;
+            let corners = [(x - 0.32, 0.0), (x + 0.32, spread.median)];
+            chart.draw_series([Rectangle::new(corners, colour.filled())])?;
+            let ends = vec![(x, spread.least), (x, spread.greatest)];
+            chart.draw_series([PathElement::new(ends, INK.stroke_width(2 * unit))])?;
+            let speed_up = serial.median / spread.median;
+            let mut label = show::time(spread.median);
+            if place > 0 {
+                label += &format!("  ({speed_up:.2} ×)");
+            }
+            use plotters::style::text_anchor::{HPos, Pos, VPos};
+            let style = text(24, unit).pos(Pos::new(HPos::Center, VPos::Bottom));
+            let above = spread.greatest + highest * 0.02;
+            chart.draw_series([Text::new(label, (x, above), style)])?;
+        }
+        on.present()?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::compare::measure::Spread;
+
+    #[test]
+    fn pictures_show_what_was_measured_in_both_formats() {
+        let spread = |value: f64| Spread::of(vec![value, value * 1.1, value * 0.9]);
+        let way = |speed_up: f64| Way {
+            seconds: spread(1.0 / speed_up),
+            speed_up: spread(speed_up),
+            efficiency: spread(0.9),
+        };
+        let by_procs = [1, 2, 3].map(|procs| AtProcs {
+            procs,
+            threads: way(procs as f64),
+            processes: way(procs as f64),
+        });
+        let scaling =
+            Scaling { task: "pi", jobs: 1000, serial: spread(1.0), by_procs: by_procs.into() };
+        let mut report = Report::new(super::super::machine::Machine::look(), 3);
+        report.scaling = Some(scaling);
+        let dir = tempfile::tempdir().unwrap();
+        let written = write_all(&report, dir.path()).unwrap();
+        assert_eq!(written.len(), 6);
+        let svg = fs::read_to_string(dir.path().join("serial-and-processes.svg")).unwrap();
+        assert!(svg.contains("3 processes") && svg.contains("serial"), "{svg}");
+        let png = ::image::open(dir.path().join("speed-up.png")).unwrap();
+        assert_eq!((png.width(), png.height()), SLIDE);
+    }
+
+    #[test]
+    fn sizes_and_times_on_axes_are_short() {
+        assert_eq!([9.0, 12.0, 26.0].map(binary), ["512 B", "4 KiB", "64 MiB"]);
+        assert_eq!([1e-7, 1e-6, 1e-3, 1.0].map(short_time), ["100 ns", "1 µs", "1 ms", "1 s"]);
+    }
+}

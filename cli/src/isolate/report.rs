@@ -1,0 +1,150 @@
+//! What is shown of it: a few lines for each case, as soon as it is over, and one for all.
+
+use std::io::{self, Write};
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+use super::cases::Case;
+use super::{processes, threads};
+use crate::args::Sight;
+use crate::exit::Exit;
+
+/// Widths of the first two columns. With the third, a line has at most 100.
+const CASE: usize = 14;
+const PROCESSES: usize = 42;
+
+pub(super) struct Report {
+    format: Sight,
+    cases: usize,
+    contained: usize,
+    contained_by_threads: usize,
+}
+
+/// A case, as JSON has it.
+#[derive(Serialize)]
+struct Shown<'a> {
+    case: String,
+    what: String,
+    contained: bool,
+    processes: &'a processes::Seen,
+    threads: Threads<'a>,
+}
+
+#[derive(Serialize)]
+struct Threads<'a> {
+    contained: bool,
+    #[serde(flatten)]
+    seen: &'a threads::Seen,
+}
+
+impl Report {
+    pub(super) fn begin(format: Sight) -> Result<Self> {
+        if format == Sight::Table {
+            write(&line("", "in a pool of processes", "in a process of threads"))?;
+        }
+        Ok(Self { format, cases: 0, contained: 0, contained_by_threads: 0 })
+    }
+
+    pub(super) fn show(
+        &mut self,
+        case: Case,
+        processes: &processes::Seen,
+        threads: &threads::Seen,
+    ) -> Result<()> {
+        self.cases += 1;
+        self.contained += usize::from(processes.contained());
+        self.contained_by_threads += usize::from(threads.contained());
+        match self.format {
+            Sight::Table => write(&paragraph(case, processes, threads)),
+            Sight::Json => {
+                let shown = Shown {
+                    case: case.name(),
+                    what: case.summary(),
+                    contained: processes.contained(),
+                    processes,
+                    threads: Threads { contained: threads.contained(), seen: threads },
+                };
+                write(&format!("{}\n", serde_json::to_string(&shown)?))
+            }
+        }
+    }
+
+    /// Says how many were contained.
+    pub(super) fn end(self) -> Result<Exit> {
+        let (contained, cases) = (self.contained, self.cases);
+        let line = format!(
+            "{contained} of {cases} contained (among threads, {})\n",
+            self.contained_by_threads
+        );
+        match self.format {
+            Sight::Table => write(&format!("\n{line}"))?,
+            Sight::Json => {
+                let _ = io::stderr().write_all(line.as_bytes()); // objects only, on the other one
+            }
+        }
+        Ok(if contained == cases { Exit::AllWell } else { Exit::SomeFailed })
+    }
+}
+
+/// A case, in the lines of a table.
+fn paragraph(case: Case, processes: &processes::Seen, threads: &threads::Seen) -> String {
+    let left = [
+        format!("PID {}: {}", processes.pid, processes.happened),
+        answers(processes.right, processes.answers, processes.neighbours),
+        changes(&processes.changed, &processes.changed_in_parent),
+        match processes.new_pid {
+            Some(pid) => format!("the pool started PID {pid} in its place"),
+            None => "the pool had nothing to do".to_owned(),
+        },
+        if processes.answers_on { String::new() } else { "the pool answers no more".to_owned() },
+    ];
+    let right = [
+        match &threads.happened {
+            Some(happened) if !happened.is_empty() => format!("its thread: {happened}"),
+            _ => format!("the process {}", threads.ended),
+        },
+        answers(threads.right, threads.answers, threads.neighbours),
+        changes(&threads.changed, &[]),
+    ];
+    let verdict = if processes.contained() { "contained" } else { "NOT CONTAINED" };
+    let names = [case.name(), format!("  {verdict}")];
+    let left: Vec<&String> = left.iter().filter(|text| !text.is_empty()).collect();
+    let right: Vec<&String> = right.iter().filter(|text| !text.is_empty()).collect();
+    let mut text = String::from("\n");
+    for row in 0..left.len().max(right.len()).max(names.len()) {
+        let cell = |cells: &[&String]| cells.get(row).map_or("", |text| text.as_str()).to_owned();
+        text += &line(names.get(row).map_or("", String::as_str), &cell(&left), &cell(&right));
+    }
+    text
+}
+
+fn answers(right: usize, came: usize, of: usize) -> String {
+    let wrong = came - right;
+    match wrong {
+        0 => format!("{right} of {of} neighbours answered"),
+        _ => format!("{came} of {of} neighbours answered, {wrong} wrongly"),
+    }
+}
+
+/// What was found changed by those who had no part in it.
+fn changes(neighbours: &[String], parent: &[String]) -> String {
+    let mut text = Vec::new();
+    if !neighbours.is_empty() {
+        text.push(format!("for them, {}", neighbours.join(", ")));
+    }
+    if !parent.is_empty() {
+        text.push(format!("in the parent, {}", parent.join(", ")));
+    }
+    text.join("; ")
+}
+
+fn line(case: &str, processes: &str, threads: &str) -> String {
+    format!("{case:<CASE$} {processes:<PROCESSES$} {threads}").trim_end().to_owned() + "\n"
+}
+
+fn write(text: &str) -> Result<()> {
+    let mut stdout = io::stdout().lock();
+    let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    written.context("failed to write what was seen to standard output")
+}

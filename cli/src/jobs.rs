@@ -1,0 +1,278 @@
+//! Jobs for the pool, made of inputs one by one; and what is kept of those under way, to show it
+//! with their results.
+//!
+//! A result comes back with the position of its input and not with the input itself, which would
+//! make every answer longer. So the inputs of the jobs under way are kept here; the pool's window
+//! bounds how many.
+
+use std::cell::RefCell;
+use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasher, RandomState};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::os::clock;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::args::TimeLimit;
+use super::journal::{Key, Past};
+use super::median::Median;
+use super::render::{End, Row};
+use crate::tasks::command::{self, CommandJob, Ended, Template, Verdict};
+use crate::tasks::{Input, Job, Output, Params, Task};
+use procpool::Report;
+
+/// A share of the median allows at least so much more than the median: of very short jobs, many take
+/// several times as long for no fault of theirs.
+const LEAST_OVER_MEDIAN: Duration = Duration::from_secs(1);
+
+/// What is done with each input.
+pub(super) trait Work: Send + 'static {
+    /// What is sent to a worker.
+    type Job: Serialize + DeserializeOwned;
+    /// What comes back.
+    type Answer: Serialize + DeserializeOwned;
+
+    /// What the worker does.
+    fn task(&self) -> fn(Self::Job) -> Self::Answer;
+
+    /// The job of an input, whose number among all of them counts from 1, and the position of whose
+    /// result is `id`.
+    fn job(&mut self, input: &Input, number: u64, id: u64) -> Self::Job;
+
+    /// What a job is known by, wherever its input stands.
+    fn key(&self, input: &Input, number: u64) -> Key;
+
+    /// What is shown of a job that came back.
+    fn row(report: Report<Self::Answer>, kept: Kept) -> Row;
+}
+
+/// A built-in task.
+pub(super) struct BuiltIn {
+    task: &'static Task,
+    params: Params,
+    /// A fingerprint of each name that will be written: eight bytes, where the names of a million
+    /// files would fill the memory. That two of a million differ and look alike has a chance of 1
+    /// in 37 million.
+    names: HashSet<u64>,
+    hasher: RandomState,
+}
+
+impl BuiltIn {
+    pub(super) fn new(task: &'static Task, params: Params) -> Self {
+        Self { task, params, names: HashSet::new(), hasher: RandomState::new() }
+    }
+
+    /// Whether an earlier input will be written under the name that this one would get.
+    fn is_taken(&mut self, input: &Input) -> bool {
+        let name = self.task.output_name.and_then(|name| name(input, &self.params));
+        name.is_some_and(|name| !self.names.insert(self.hasher.hash_one(name)))
+    }
+}
+
+impl Work for BuiltIn {
+    type Job = Job;
+    type Answer = Result<Output, String>;
+
+    fn task(&self) -> fn(Job) -> Result<Output, String> {
+        self.task.run
+    }
+
+    fn job(&mut self, input: &Input, _number: u64, _id: u64) -> Job {
+        let taken = self.is_taken(input);
+        Job { input: input.clone(), params: self.params.clone(), taken }
+    }
+
+    fn key(&self, input: &Input, _number: u64) -> Key {
+        let params = format!("{:?}", self.params);
+        Key::of([b"task", self.task.name.as_bytes(), params.as_bytes(), &input.to_bytes()])
+    }
+
+    fn row(report: Report<Self::Answer>, kept: Kept) -> Row {
+        let (mut row, answer) = Row::new(report, kept);
+        match answer {
+            Some(Ok(values)) => row.values = values,
+            Some(Err(error)) => row.error = Some(error),
+            None => {}
+        }
+        row
+    }
+}
+
+/// A command.
+pub(super) struct Commands {
+    template: Template,
+    limit: Option<TimeLimit>,
+    median: Arc<Median>,
+}
+
+impl Commands {
+    pub(super) fn new(template: Template, limit: Option<TimeLimit>, median: Arc<Median>) -> Self {
+        Self { template, limit, median }
+    }
+
+    fn limit(&self) -> Option<Duration> {
+        match self.limit? {
+            TimeLimit::Fixed(limit) => Some(limit),
+            TimeLimit::OfMedian(times) => {
+                let median = self.median.get()?;
+                Some(median.mul_f64(times).max(median + LEAST_OVER_MEDIAN))
+            }
+        }
+    }
+}
+
+impl Work for Commands {
+    type Job = CommandJob;
+    type Answer = Ended;
+
+    fn task(&self) -> fn(CommandJob) -> Ended {
+        command::run
+    }
+
+    fn job(&mut self, input: &Input, number: u64, id: u64) -> CommandJob {
+        CommandJob { input: input.clone(), number, id, limit: self.limit() }
+    }
+
+    fn key(&self, input: &Input, number: u64) -> Key {
+        let job = CommandJob { input: input.clone(), number, id: 0, limit: None };
+        let words = self.template.words(&job, "");
+        Key::of(
+            std::iter::once(&b"command"[..]).chain(words.iter().map(|it| it.as_encoded_bytes())),
+        )
+    }
+
+    fn row(report: Report<Ended>, kept: Kept) -> Row {
+        let (mut row, ended) = Row::new(report, kept);
+        let Some(ended) = ended else { return row };
+        row.values = ended.values();
+        row.error = (!ended.verdict.is_success()).then(|| ended.verdict.to_string());
+        if let Verdict::NotStarted(code, _) = ended.verdict {
+            row.unstarted = Some(code);
+        }
+        row.end = match ended.verdict {
+            Verdict::Unread => Some(End::Unread),
+            Verdict::Unwritten(error) => Some(End::Unwritten(error)),
+            _ => None,
+        };
+        row.earlier = ended.earlier;
+        row.began = ended.began;
+        row.elapsed = ended.elapsed;
+        row.memory = Some(ended.memory);
+        // The worker's attempts, after those that were lost with their workers.
+        row.attempt = (row.attempt + ended.attempts).saturating_sub(1);
+        row.stdout = ended.stdout.into();
+        row.stderr = ended.stderr.into();
+        row
+    }
+}
+
+/// Makes jobs, in the order of their inputs.
+pub(super) struct JobMaker<W> {
+    work: W,
+    next_id: u64,
+    /// How many inputs there were, those included that were left out.
+    inputs: u64,
+    /// What was done before this run; none without a journal.
+    past: Option<Past>,
+}
+
+impl<W: Work> JobMaker<W> {
+    pub(super) fn new(work: W, past: Option<Past>) -> Self {
+        Self { work, next_id: 0, inputs: 0, past }
+    }
+
+    pub(super) fn task(&self) -> fn(W::Job) -> W::Answer {
+        self.work.task()
+    }
+
+    /// The position of the next job.
+    pub(super) fn next_id(&self) -> u64 {
+        self.next_id
+    }
+
+    /// The job of the next input; none where nothing is to be done for it.
+    pub(super) fn make(&mut self, input: Input) -> Option<(W::Job, Kept)> {
+        self.inputs += 1;
+        // Also one that is left out has its name among those that are written.
+        let job = self.work.job(&input, self.inputs, self.next_id);
+        let key = self.past.is_some().then(|| self.work.key(&input, self.inputs));
+        if let (Some(past), Some(key)) = (&mut self.past, key)
+            && past.leaves_out(key)
+        {
+            return None;
+        }
+        self.next_id += 1;
+        Some((job, Kept { input, key, read: clock::now() }))
+    }
+}
+
+/// What is known of a job that is under way.
+pub(super) struct Kept {
+    pub(super) input: Input,
+    pub(super) key: Option<Key>,
+    /// When it was read, on the monotonic clock in nanoseconds.
+    pub(super) read: u64,
+}
+
+/// The jobs of one stream that are under way, by their position in it. The pool reads the stream on
+/// the thread that its results are taken on, so there is nothing to lock.
+#[derive(Clone, Default)]
+pub(super) struct UnderWay(Rc<RefCell<HashMap<u64, Kept>>>);
+
+impl UnderWay {
+    /// These jobs; what is known of them is kept from when they are read.
+    pub(super) fn keeping<J>(
+        &self,
+        jobs: impl Iterator<Item = (J, Kept)>,
+    ) -> impl Iterator<Item = J> {
+        let under_way = self.clone();
+        let mut next = 0;
+        jobs.map(move |(job, kept)| {
+            under_way.0.borrow_mut().insert(next, kept);
+            next += 1;
+            job
+        })
+    }
+
+    /// What was kept of a job that came back.
+    pub(super) fn take(&self, position: u64) -> Kept {
+        // A pool that reports a position twice, or one that isn't, would be shown as what it is.
+        let unknown = || Kept { input: Input::from("?"), key: None, read: 0 };
+        self.0.borrow_mut().remove(&position).unwrap_or_else(unknown)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::tasks::find;
+
+    #[test]
+    fn an_input_is_kept_from_its_reading_until_its_result_is_there() {
+        let under_way = UnderWay::default();
+        let kept = |input: i64| Kept { input: input.into(), key: None, read: 0 };
+        let mut jobs = under_way.keeping([5, 6].map(|input| ((), kept(input))).into_iter());
+        jobs.next();
+        assert_eq!(under_way.0.borrow().len(), 1);
+        jobs.next();
+        assert_eq!([1, 0].map(|position| under_way.take(position).input), [6, 5].map(Input::from));
+        assert!(under_way.0.borrow().is_empty());
+    }
+
+    #[test]
+    fn the_second_input_of_one_output_is_marked() {
+        let taken = |task, inputs: [&str; 3]| {
+            let work = BuiltIn::new(find(task).unwrap(), Params::default());
+            let mut jobs = JobMaker::new(work, None);
+            let taken = inputs.map(|input| jobs.make(Input::from(input)).unwrap().0.taken);
+            assert_eq!(jobs.next_id(), 3);
+            taken
+        };
+        assert_eq!(taken("image", ["a/x.png", "b/y.png", "b/x.jpg"]), [false, false, true]);
+        assert_eq!(taken("sha256", ["a/x", "a/x", "a/x"]), [false; 3]);
+    }
+}

@@ -1,0 +1,125 @@
+//! The command `procpool`: what is typed, what is done about it, and what the terminal shows.
+//!
+//! One file per verb (`run`, `tasks`, `isolate`, …). Arguments come in two stages: `args` holds them as they were
+//! typed, `plan` makes of them what will be done, with every default and conflict resolved before
+//! the first process starts. A run flows through these rooms:
+//!
+//! ```text
+//!   plan ─► inputs ─► jobs ─► pool ─► collect ─► events ─► run ─► order, render ─► screen
+//!           one at    id and          threads    bounded,  the only one             stdout,
+//!           a time    input           that wait  signals   that decides             flushed
+//!                     kept            for it     too                                when idle
+//! ```
+//!
+//! Rows of results go to standard output and everything else to standard error, so that a pipe gets
+//! rows only (but for the table, where the summary belongs to the page). A closed pipe is a clean
+//! end. The exit codes are in `exit`. Tasks are in `tasks` and know nothing of the other modules.
+
+#![deny(unsafe_code)]
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::{CommandFactory, FromArgMatches};
+
+mod args;
+mod collect;
+mod color;
+mod compare;
+mod exit;
+mod humane;
+mod inputs;
+mod interrupt;
+mod isolate;
+mod jobs;
+mod journal;
+mod list;
+mod log;
+mod mailbox;
+mod manual;
+mod median;
+mod order;
+#[allow(unsafe_code)] // System calls that no crate wraps.
+mod os;
+mod plan;
+mod progress;
+mod render;
+mod run;
+mod screen;
+mod spill;
+mod summary;
+mod tasks;
+mod timeline;
+mod top;
+mod trace;
+mod units;
+
+use args::{Cli, Verb};
+use exit::{Exit, Usage};
+
+use tasks::command::NoProgram;
+
+fn main() -> ExitCode {
+    // A worker is a copy of this program: it goes in here and never comes out.
+    procpool::init();
+    compare::serve_if_copy();
+    os::program::default_child_signal();
+    let command = color::of_help(Cli::command());
+    let parsed =
+        command.try_get_matches().and_then(|mut matches| Cli::from_arg_matches_mut(&mut matches));
+    let exit = match parsed {
+        Ok(Cli { verb, color }) => {
+            color::set(color);
+            match verb {
+                Verb::Run(args) => {
+                    let count = args.output.exit_count;
+                    let outcome = run::run(*args);
+                    let is_error = outcome.is_err();
+                    let exit = report("run", outcome);
+                    if count && is_error { exit.uncounted() } else { exit }
+                }
+                Verb::Tasks(args) => report("tasks", list::run(&args)),
+                Verb::Isolate(args) => report("isolate", isolate::run(args)),
+                Verb::Compare(args) => report("compare", compare::run(args)),
+                Verb::Timeline(args) => report("timeline", timeline::run(&args)),
+                Verb::Completions(args) => report("completions", manual::completions(&args)),
+                Verb::Man(args) => report("man", manual::man(&args)),
+            }
+        }
+        Err(help_or_error) => {
+            let _ = help_or_error.print(); // to a terminal that is gone, perhaps
+            let exit = if help_or_error.use_stderr() { Exit::WrongUsage } else { Exit::AllWell };
+            // As it was typed, since it could not be parsed.
+            let mut typed = std::env::args_os().take_while(|argument| argument != "--");
+            if typed.any(|argument| argument == "--exit-count") { exit.uncounted() } else { exit }
+        }
+    };
+    exit.into()
+}
+
+/// Says what went wrong with a verb, and finds the exit code for it.
+fn report(verb: &str, outcome: anyhow::Result<Exit>) -> Exit {
+    let error = match outcome {
+        Ok(exit) => return exit,
+        Err(error) if error.is::<screen::Unread>() => return Exit::AllWell,
+        // A run writes more than standard output.
+        Err(error) if verb != "run" && is_closed_pipe(&error) => return Exit::AllWell,
+        Err(error) => error,
+    };
+    let mut stderr = io::stderr().lock();
+    // Not eprintln!, which panics where standard error is closed.
+    let _ = writeln!(stderr, "{} {error:#}", color::error(&stderr));
+    if error.is::<Usage>() {
+        let _ = writeln!(stderr, "\nFor more information, try 'procpool {verb} --help'.");
+        return Exit::WrongUsage;
+    }
+    error.downcast_ref::<NoProgram>().map_or(Exit::SomeFailed, Exit::from)
+}
+
+/// Whoever read our output has seen enough.
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .any(|cause| cause.kind() == io::ErrorKind::BrokenPipe)
+}

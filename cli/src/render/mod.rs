@@ -1,0 +1,339 @@
+//! Rows of results in one of three forms, one file each.
+
+use std::time::Duration;
+
+mod csv;
+mod json;
+mod plain;
+mod table;
+
+use super::args::Format;
+use super::jobs::Kept;
+use super::journal::Key;
+use super::screen::Page;
+use super::spill::{Printed, Spills};
+use crate::tasks::command::Earlier;
+use crate::tasks::{Column, Input, Output};
+use procpool::{DidRun, Report, TaskError, TaskErrorKind};
+
+pub(super) use json::Answer;
+
+/// What became of one input.
+#[derive(Clone)]
+pub(super) struct Row {
+    pub(super) id: u64,
+    pub(super) pid: u32,
+    pub(super) worker: usize,
+    pub(super) attempt: u32,
+    pub(super) queued: Duration,
+    pub(super) elapsed: Duration,
+    /// When it began, on the monotonic clock in nanoseconds.
+    pub(super) began: u64,
+    pub(super) input: Input,
+    /// Which job of which input this is, for the journal.
+    pub(super) key: Option<Key>,
+    /// What it printed, where that is kept; of a task, with what it printed to standard error.
+    pub(super) stdout: Printed,
+    pub(super) stderr: Printed,
+    /// The answer. A command has one also where it failed.
+    pub(super) values: Output,
+    /// Why it failed, if it did.
+    pub(super) error: Option<String>,
+    /// The most memory in bytes that it had at a time, where that is known.
+    pub(super) memory: Option<u64>,
+    /// It was never begun, because the run was to end before.
+    pub(super) cancelled: bool,
+    /// The command could not be started: the code that a shell gives for that.
+    pub(super) unstarted: Option<i32>,
+    /// It was ended with the run.
+    pub(super) killed: bool,
+    /// The attempts before the last one, where they are known.
+    pub(super) earlier: Vec<Earlier>,
+    /// Why the run can't go on, if this row says so.
+    pub(super) end: Option<End>,
+}
+
+/// Why a row ends the run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// Nobody reads what jobs print any more.
+    Unread,
+    /// What jobs print can't be written, for this reason.
+    Unwritten(String),
+}
+
+impl Row {
+    /// What a report says of its job, and its answer, if it has one.
+    pub(super) fn new<A>(report: Report<A>, kept: Kept) -> (Self, Option<A>) {
+        let (answer, error) = match report.result {
+            Ok(answer) => (Some(answer), None),
+            Err(error) => (None, Some(error)),
+        };
+        let has_run = error.as_ref().is_some_and(|error| error.did_it_run() != DidRun::No);
+        let row = Self {
+            id: report.id,
+            pid: report.pid,
+            worker: report.worker,
+            attempt: report.attempt,
+            queued: report.queued,
+            elapsed: report.elapsed,
+            began: kept.read.saturating_add(report.queued.as_nanos() as u64),
+            input: kept.input,
+            key: kept.key,
+            stdout: Printed::Here(report.output),
+            stderr: Printed::default(),
+            values: Output::new(),
+            memory: None,
+            cancelled: error.as_ref().is_some_and(is_end_of_run) && !has_run,
+            killed: error.as_ref().is_some_and(is_end_of_run) && has_run,
+            earlier: Vec::new(),
+            end: None,
+            unstarted: None,
+            error: error.map(|error| said(error.kind())),
+        };
+        (row, answer)
+    }
+}
+
+impl Row {
+    /// Finds what was printed, where that is in files.
+    pub(super) fn find(&mut self, spills: &Spills) {
+        for printed in [&mut self.stdout, &mut self.stderr] {
+            let Printed::Named(range) = *printed else { continue };
+            match spills.find(range) {
+                Some(found) => *printed = found,
+                None => {
+                    let lost = "what it printed is lost, since its worker never passed it on";
+                    self.error.get_or_insert_with(|| lost.to_owned());
+                }
+            }
+        }
+    }
+}
+
+/// Whether a task has no answer because its pool was to end.
+fn is_end_of_run(error: &TaskError) -> bool {
+    matches!(error.kind(), TaskErrorKind::Cancelled | TaskErrorKind::Closed)
+}
+
+/// What happened to a task, without what the row says anyhow: its id, its worker and what it printed.
+fn said(kind: &TaskErrorKind) -> String {
+    match kind {
+        TaskErrorKind::Died { cause, .. } => {
+            TaskErrorKind::Died { cause: *cause, last_output: None }.to_string()
+        }
+        kind => kind.to_string(),
+    }
+}
+
+/// A form of output.
+pub(super) trait Render {
+    /// What stands before the first row.
+    fn header(&mut self, page: &mut Page);
+
+    /// Writes one row, its end of line included.
+    fn row(&mut self, row: &Row, page: &mut Page);
+
+    /// What is said of a row on standard error.
+    fn aside(&mut self, _row: &Row, _errors: &mut Page) {}
+}
+
+/// What is shown of each row.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Form {
+    /// The input.
+    pub(super) input: Column,
+    /// The values of the answer.
+    pub(super) columns: &'static [Column],
+    /// What was printed.
+    pub(super) prints: Prints,
+}
+
+/// Which fields there are for what was printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Prints {
+    None,
+    /// One for both outputs of a task.
+    Output,
+    /// One for each output of a command.
+    Both,
+}
+
+impl Prints {
+    fn names(self) -> &'static [&'static str] {
+        match self {
+            Self::None => &[],
+            Self::Output => &["output"],
+            Self::Both => &["stdout", "stderr"],
+        }
+    }
+}
+
+/// The form that was asked for.
+pub(super) fn renderer(format: Format, form: &Form, voice: Voice) -> Box<dyn Render> {
+    match format {
+        Format::Plain => Box::new(plain::Plain::new(voice)),
+        Format::Table => Box::new(table::Table::new(form)),
+        Format::Json => Box::new(json::Json::new(form)),
+        Format::Csv => Box::new(csv::Csv::new(form)),
+    }
+}
+
+/// What is added to what jobs print themselves.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Voice {
+    /// The input, before each line.
+    pub(super) tag: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::tasks::find;
+
+    fn row(id: u64, input: Input, outcome: Result<Output, String>) -> Row {
+        Row {
+            id,
+            pid: 4711,
+            worker: 1,
+            attempt: 1,
+            queued: Duration::from_micros(3),
+            elapsed: Duration::from_micros(1500),
+            began: 0,
+            input,
+            key: None,
+            stdout: Printed::default(),
+            stderr: Printed::default(),
+            error: outcome.as_ref().err().cloned(),
+            values: outcome.unwrap_or_default(),
+            memory: None,
+            cancelled: false,
+            killed: false,
+            earlier: Vec::new(),
+            end: None,
+            unstarted: None,
+        }
+    }
+
+    fn rendered(format: Format, task: &str, rows: &[Row]) -> Vec<u8> {
+        let mut page = Page::default();
+        let capture = rows
+            .iter()
+            .any(|row| matches!(&row.stdout, Printed::Here(printed) if !printed.is_empty()));
+        let task = find(task).unwrap();
+        let prints = if capture { Prints::Output } else { Prints::None };
+        let form = Form { input: task.input, columns: task.columns, prints };
+        let mut renderer = renderer(format, &form, Voice::default());
+        renderer.header(&mut page);
+        rows.iter().for_each(|row| renderer.row(row, &mut page));
+        page.clone()
+    }
+
+    fn text(page: Vec<u8>) -> String {
+        String::from_utf8(page).unwrap()
+    }
+
+    fn squares() -> [Row; 2] {
+        [
+            row(0, Input::from(12), Ok(vec![144u64.into()])),
+            row(1, Input::from("x"), Err("not a number:\nsorry".into())),
+        ]
+    }
+
+    #[test]
+    fn a_table_has_aligned_columns_and_one_line_per_row() {
+        assert_eq!(
+            text(rendered(Format::Table, "square", &squares())),
+            "     id      pid       time           x          result\n\
+             \x20     0     4711    1.50 ms          12             144\n\
+             \x20     1     4711    1.50 ms           x  error: not a number:\\nsorry\n"
+        );
+    }
+
+    #[test]
+    fn in_a_table_long_names_stand_last() {
+        let digest = "0".repeat(64);
+        let rows = [
+            row(0, Input::from("a\tb"), Ok(vec![digest.clone().into()])),
+            row(1, Input::from("gone"), Err("failed to read \"gone\"".into())),
+            row(2, Input::from("c"), Err("the worker died".into())),
+        ];
+        let table = text(rendered(Format::Table, "sha256", &rows));
+        let lines: Vec<_> = table.lines().collect();
+        assert!(lines[1].ends_with(&format!("{digest}  a\\tb")), "{table}");
+        assert!(lines[2].ends_with("1.50 ms  error: failed to read \"gone\""), "{table}");
+        assert!(lines[3].ends_with("1.50 ms  c  error: the worker died"), "{table}");
+    }
+
+    #[test]
+    fn json_is_one_object_a_line() {
+        let json = text(rendered(Format::Json, "square", &squares()));
+        let rows: Vec<serde_json::Value> =
+            json.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(rows.len(), 2);
+        assert_eq!((&rows[0]["id"], &rows[0]["pid"]), (&0.into(), &4711.into()));
+        assert_eq!((&rows[0]["input"], &rows[0]["result"]), (&"12".into(), &144.into()));
+        assert_eq!(rows[0]["seconds"], 0.0015);
+        assert_eq!(rows[1]["error"], "not a number:\nsorry");
+        assert!(rows[0].get("error").is_none() && rows[1].get("result").is_none());
+
+        let counts = [row(0, Input::from("f"), Ok([1u64, 2, 3].map(Into::into).into()))];
+        let counts: serde_json::Value =
+            serde_json::from_str(&text(rendered(Format::Json, "wordcount", &counts))).unwrap();
+        assert_eq!(counts["result"], serde_json::json!({"lines": 1, "words": 2, "bytes": 3}));
+    }
+
+    #[test]
+    fn a_name_that_is_no_text_can_be_had_back_from_json_and_csv() {
+        let name = b"a\xff,\"\n";
+        let row = [row(0, Input::Text(name.to_vec().into()), Ok(vec!["d".to_owned().into()]))];
+        let json: serde_json::Value =
+            serde_json::from_str(&text(rendered(Format::Json, "sha256", &row))).unwrap();
+        assert_eq!(
+            (&json["input"], &json["input_hex"]),
+            (&"a\u{fffd},\"\n".into(), &"61ff2c220a".into())
+        );
+
+        let csv = rendered(Format::Csv, "sha256", &row);
+        let mut reader = ::csv::Reader::from_reader(csv.as_slice());
+        let record = reader.byte_records().next().unwrap().unwrap();
+        assert_eq!(&record[5], name);
+    }
+
+    #[test]
+    fn what_a_task_printed_stands_with_its_result() {
+        let mut rows = squares();
+        rows[0].stdout = Printed::Here(b"one\n\x1b[2Jtwo".to_vec());
+        rows[1].attempt = 3;
+        let table = text(rendered(Format::Table, "square", &rows));
+        let lines: Vec<_> = table.lines().collect();
+        assert!(lines[1].ends_with("144"), "{table}");
+        assert_eq!(lines[2..4], ["         │ one", "         │ \\u{1b}[2Jtwo"], "{table}");
+        assert!(lines[4].ends_with("sorry (attempt 3)"), "{table}");
+
+        let json = text(rendered(Format::Json, "square", &rows));
+        let json: Vec<serde_json::Value> =
+            json.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(
+            (&json[0]["output"], &json[1]["output"]),
+            (&"one\n\x1b[2Jtwo".into(), &"".into())
+        );
+
+        let csv = rendered(Format::Csv, "square", &rows);
+        let mut reader = ::csv::Reader::from_reader(csv.as_slice());
+        assert_eq!(reader.headers().unwrap().iter().next_back(), Some("output"));
+        let record = reader.byte_records().next().unwrap().unwrap();
+        assert_eq!(&record[8], b"one\n\x1b[2Jtwo");
+    }
+
+    #[test]
+    fn csv_has_a_field_for_each_value_and_one_for_the_error() {
+        assert_eq!(
+            text(rendered(Format::Csv, "square", &squares())),
+            "id,pid,worker,attempt,seconds,input,result,error\n\
+             0,4711,1,1,0.001500000,12,144,\n\
+             1,4711,1,1,0.001500000,x,,\"not a number:\nsorry\"\n"
+        );
+    }
+}

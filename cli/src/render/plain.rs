@@ -1,0 +1,55 @@
+//! What jobs print, as they print it: each job's by itself, to the output that it printed to. Of
+//! one that failed, standard error says which and how.
+
+use std::io::Write;
+
+use super::{Render, Row, Voice};
+use crate::screen::Page;
+use crate::spill::{Printed, Written};
+use crate::tasks::command::{tag_of, tagged};
+use crate::{color, humane};
+
+pub(super) struct Plain {
+    voice: Voice,
+}
+
+impl Plain {
+    pub(super) fn new(voice: Voice) -> Self {
+        Self { voice }
+    }
+
+    fn put(&self, row: &Row, printed: &Printed, page: &mut Page) {
+        let tag = self.voice.tag.then(|| tag_of(&row.input));
+        match (printed, tag) {
+            (Printed::Here(printed), None) => page.extend_from_slice(printed),
+            (Printed::Here(printed), Some(tag)) => page.extend_from_slice(&tagged(&tag, printed)),
+            (Printed::InFile(part), None) => page.insert(part, Written::Raw),
+            (Printed::InFile(part), Some(tag)) => page.insert(part, Written::Tagged(tag)),
+            (Printed::Named(_), _) => {}
+        }
+    }
+}
+
+impl Render for Plain {
+    fn header(&mut self, _page: &mut Page) {}
+
+    fn row(&mut self, row: &Row, page: &mut Page) {
+        self.put(row, &row.stdout, page);
+    }
+
+    fn aside(&mut self, row: &Row, errors: &mut Page) {
+        self.put(row, &row.stderr, errors);
+        let Some(error) = &row.error else { return };
+        let input = row.input.to_text();
+        let (input, error) = (humane::shortened(&input), humane::shortened(error));
+        let time = humane::duration(row.elapsed);
+        let attempt =
+            if row.attempt > 1 { format!(", attempt {}", row.attempt) } else { String::new() };
+        // To memory, which can't fail.
+        let _ = writeln!(
+            **errors,
+            "{} {input}: {error} (after {time}{attempt})",
+            color::error(&std::io::stderr())
+        );
+    }
+}

@@ -1,0 +1,141 @@
+//! Aligned columns for people.
+//!
+//! Rows stream, so nothing can be measured first: columns have fixed widths, those without one
+//! (names of files) stand last, and a value that is wider than its column moves the rest of its
+//! row.
+
+use std::io::Write;
+
+use super::{Form, Render, Row};
+use crate::screen::Page;
+use crate::spill::{Printed, TABLE_INDENT, Written};
+use crate::tasks::{Column, Kind, Value};
+use crate::{color, humane};
+
+/// What a column without a width is given where another one follows it.
+const LOOSE: usize = 28;
+
+pub(super) struct Table {
+    cells: Vec<Cell>,
+    /// What stands before an error.
+    error: &'static str,
+}
+
+/// One column after those that every row has.
+struct Cell {
+    column: Column,
+    /// Which of the task's values it shows; none is the input.
+    value: Option<usize>,
+}
+
+impl Table {
+    pub(super) fn new(form: &Form) -> Self {
+        let input = Cell { column: form.input, value: None };
+        let values = form.columns.iter().enumerate();
+        let values = values.map(|(index, column)| Cell { column: *column, value: Some(index) });
+        let (mut cells, loose): (Vec<_>, Vec<_>) =
+            std::iter::once(input).chain(values).partition(|cell| cell.column.width > 0);
+        cells.extend(loose);
+        let last = cells.len() - 1;
+        for (place, cell) in cells.iter_mut().enumerate() {
+            let loose = cell.column.width == 0;
+            if loose && place < last {
+                cell.column.width = LOOSE;
+            }
+        }
+        Self { cells, error: color::error(&std::io::stdout()) }
+    }
+}
+
+impl Render for Table {
+    fn header(&mut self, page: &mut Page) {
+        start(page, "id", "pid", "time");
+        for cell in &self.cells {
+            put(page, &cell.column, cell.column.name);
+        }
+        end(page);
+    }
+
+    fn row(&mut self, row: &Row, page: &mut Page) {
+        start(page, row.id, row.pid, humane::duration(row.elapsed));
+        let input = row.input.to_text();
+        if row.error.is_none() || !row.values.is_empty() {
+            for cell in &self.cells {
+                match cell.value.map(|index| row.values.get(index)) {
+                    None => put(page, &cell.column, &humane::one_line(&input)),
+                    Some(Some(value)) => put(page, &cell.column, &shown(value, &cell.column)),
+                    Some(None) => put(page, &cell.column, "-"),
+                }
+            }
+        }
+        match &row.error {
+            None => {}
+            Some(error) if !row.values.is_empty() => {
+                write(page, format_args!("  {} {}", self.error, humane::one_line(error)));
+            }
+            Some(error) => {
+                let cell = self.cells.iter().find(|cell| cell.value.is_none());
+                if let Some(cell) = cell.filter(|cell| cell.column.kind != Kind::Text) {
+                    put(page, &cell.column, &humane::one_line(&input));
+                } else if !error.contains(&*input) {
+                    // Errors about a file name it themselves, but the death of a worker doesn't.
+                    write(page, format_args!("  {}", humane::one_line(&input)));
+                }
+                write(page, format_args!("  {} {}", self.error, humane::one_line(error)));
+            }
+        }
+        if row.attempt > 1 {
+            write(page, format_args!(" (attempt {})", row.attempt));
+        }
+        end(page);
+        for printed in [&row.stdout, &row.stderr] {
+            match printed {
+                Printed::Here(printed) => {
+                    for line in String::from_utf8_lossy(printed).lines() {
+                        write(page, format_args!("{TABLE_INDENT}{}", humane::one_line(line)));
+                        end(page);
+                    }
+                }
+                Printed::InFile(part) => page.insert(part, Written::Table),
+                Printed::Named(_) => {}
+            }
+        }
+    }
+}
+
+fn start(
+    page: &mut Vec<u8>,
+    id: impl std::fmt::Display,
+    pid: impl std::fmt::Display,
+    time: impl std::fmt::Display,
+) {
+    write(page, format_args!("{id:>7}  {pid:>7}  {time:>9}"));
+}
+
+fn put(page: &mut Vec<u8>, column: &Column, text: &str) {
+    let width = column.width;
+    match column.kind {
+        Kind::Text => write(page, format_args!("  {text:<width$}")),
+        Kind::Number | Kind::Fixed(_) => write(page, format_args!("  {text:>width$}")),
+    }
+}
+
+/// Ends a row, without the spaces that fill up its last column.
+fn end(page: &mut Vec<u8>) {
+    page.truncate(page.trim_ascii_end().len());
+    page.push(b'\n');
+}
+
+fn shown(value: &Value, column: &Column) -> String {
+    match (value, column.kind) {
+        (Value::Whole(number), _) => number.to_string(),
+        (Value::Real(number), Kind::Fixed(decimals)) => format!("{number:.decimals$}"),
+        (Value::Real(number), _) => number.to_string(),
+        (Value::Text(text), _) => humane::one_line(&text.to_text()).into_owned(),
+        (Value::Missing, _) => "-".to_owned(),
+    }
+}
+
+fn write(page: &mut Vec<u8>, text: std::fmt::Arguments<'_>) {
+    let _ = page.write_fmt(text); // writing to memory can't fail
+}

@@ -1,0 +1,196 @@
+//! The end of every run: what was done, what each worker did of it, and which jobs took the most.
+
+use std::cmp::Reverse;
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use super::humane;
+use super::render::Row;
+use procpool::WorkerInfo;
+
+/// So many of the worst are named, of each kind.
+const WORST: usize = 3;
+
+/// What was done so far, by the process that did it.
+pub(super) struct Tally {
+    started: Instant,
+    by_pid: HashMap<u32, Share>,
+    total: Share,
+    retried: u64,
+    /// Those of the failed that were ended with the run.
+    killed: u64,
+    slowest: Worst<Duration>,
+    largest: Worst<u64>,
+    failures: Vec<String>,
+}
+
+/// What one process did.
+#[derive(Clone, Copy, Default)]
+struct Share {
+    worker: usize,
+    tasks: u64,
+    failed: u64,
+    busy: Duration,
+}
+
+impl Share {
+    fn note(&mut self, row: &Row) {
+        self.worker = row.worker;
+        self.tasks += 1;
+        self.failed += u64::from(row.error.is_some());
+        self.busy += row.elapsed;
+    }
+}
+
+/// The jobs that took the most of something, the worst first.
+struct Worst<T>(Vec<(T, String)>);
+
+impl<T: Ord + Copy> Worst<T> {
+    fn note(&mut self, value: T, row: &Row) {
+        if self.0.len() == WORST && self.0.last().is_some_and(|(least, _)| value <= *least) {
+            return;
+        }
+        self.0.push((value, name(row)));
+        self.0.sort_by_key(|(value, _)| Reverse(*value)); // stable: the first of equals stays first
+        self.0.truncate(WORST);
+    }
+
+    fn line(&self, heading: &str, show: impl Fn(T) -> String) -> String {
+        let worst: Vec<_> =
+            self.0.iter().map(|(value, name)| format!("{name} ({})", show(*value))).collect();
+        format!("{heading}: {}\n", worst.join(", "))
+    }
+}
+
+/// A job as it's named in the summary.
+fn name(row: &Row) -> String {
+    const LONGEST: usize = 40;
+    let input = row.input.to_text();
+    let input = humane::one_line(&input);
+    match input.char_indices().nth(LONGEST) {
+        None => input.into_owned(),
+        Some((end, _)) => format!("{}…", &input[..end]),
+    }
+}
+
+impl Tally {
+    /// Of a run that began then.
+    pub(super) fn since(started: Instant) -> Self {
+        Self {
+            started,
+            by_pid: HashMap::new(),
+            total: Share::default(),
+            retried: 0,
+            killed: 0,
+            slowest: Worst(Vec::new()),
+            largest: Worst(Vec::new()),
+            failures: Vec::new(),
+        }
+    }
+
+    pub(super) fn note(&mut self, row: &Row) {
+        self.by_pid.entry(row.pid).or_default().note(row);
+        self.total.note(row);
+        self.retried += u64::from(row.attempt.saturating_sub(1));
+        self.killed += u64::from(row.killed);
+        self.slowest.note(row.elapsed, row);
+        if let Some(memory) = row.memory {
+            self.largest.note(memory, row);
+        }
+        if row.error.is_some() && self.failures.len() < WORST {
+            self.failures.push(name(row));
+        }
+    }
+
+    pub(super) fn failed(&self) -> u64 {
+        self.total.failed
+    }
+
+    /// A table of the processes that worked, or could have.
+    pub(super) fn workers(&self, workers: &[WorkerInfo]) -> String {
+        let mut shares = self.by_pid.clone();
+        for idle in workers {
+            shares.entry(idle.pid).or_insert(Share { worker: idle.slot, ..Share::default() });
+        }
+        let memory: HashMap<u32, u64> =
+            workers.iter().filter_map(|worker| Some((worker.pid, worker.memory?))).collect();
+        let mut lines: Vec<_> = shares.into_iter().collect();
+        lines.sort_by_key(|(pid, share)| (share.worker, *pid));
+
+        let mut text = format!("\n{}", line("pid", "tasks", "failed", "busy", "memory"));
+        for (pid, share) in &lines {
+            text += &share.line(&named(*pid), memory.get(pid).copied());
+        }
+        text + &self.total.line("total", Some(memory.values().sum()).filter(|sum| *sum > 0)) + "\n"
+    }
+
+    /// Lines on the whole, which speak of `tasks` or of `jobs`.
+    ///
+    /// `not_begun` is what is known of inputs that were not begun, if there were any.
+    pub(super) fn summary(&self, noun: &str, now: Instant, not_begun: Option<&str>) -> String {
+        let Share { tasks, failed, busy, .. } = self.total;
+        let wall = now.duration_since(self.started);
+        let noun = if tasks == 1 { noun.trim_end_matches('s') } else { noun };
+        let seconds = wall.as_secs_f64().max(1e-9);
+        let mut text = format!(
+            "{} {noun} in {}, {} a second: {} done, {} failed, {} retried",
+            humane::grouped(tasks),
+            humane::duration(wall),
+            humane::rate(tasks as f64 / seconds),
+            humane::grouped(tasks - failed),
+            humane::grouped(failed - self.killed),
+            humane::grouped(self.retried),
+        );
+        if self.killed > 0 {
+            text += &format!(", {} killed", humane::grouped(self.killed));
+        }
+        if let Some(not_begun) = not_begun {
+            text += &format!(", {not_begun} not begun");
+        }
+        text.push('\n');
+        if tasks < 2 {
+            return text;
+        }
+        text += &format!(
+            "{} of work, {} times as fast as one after the other\n",
+            humane::duration(busy),
+            humane::factor(busy.as_secs_f64() / seconds)
+        );
+        text += &self.slowest.line("slowest", humane::duration);
+        if !self.largest.0.is_empty() {
+            text += &self.largest.line("most memory", humane::bytes);
+        }
+        if failed > 0 {
+            let more = failed - self.failures.len() as u64;
+            let more = if more > 0 {
+                format!(" and {} more", humane::grouped(more))
+            } else {
+                String::new()
+            };
+            text += &format!("failed: {}{more}\n", self.failures.join(", "));
+        }
+        text
+    }
+}
+
+impl Share {
+    fn line(&self, name: &str, memory: Option<u64>) -> String {
+        line(
+            name,
+            &humane::grouped(self.tasks),
+            &humane::grouped(self.failed),
+            &humane::duration(self.busy),
+            // A worker that is gone has none.
+            &memory.map_or("-".to_owned(), humane::bytes),
+        )
+    }
+}
+
+fn line(name: &str, tasks: &str, failed: &str, busy: &str, memory: &str) -> String {
+    format!("{name:>8}  {tasks:>11}  {failed:>9}  {busy:>9}  {memory:>10}\n")
+}
+
+/// A task that never reached a worker has no process.
+fn named(pid: u32) -> String {
+    if pid == 0 { "none".to_owned() } else { pid.to_string() }
+}

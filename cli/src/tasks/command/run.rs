@@ -1,0 +1,362 @@
+//! One job in its worker: starting it, its limits, how it ended.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, ErrorKind, Read};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::os::clock;
+use rustix::process::Signal;
+
+use super::lines::{Lines, To, tag_of};
+use super::spill::{self, Capture, Spiller};
+use super::{CommandJob, Earlier, Ended, Printed, Prints, Recipe, Verdict};
+use crate::os::observe;
+use crate::os::program::{self, Program};
+
+/// The variable of a worker's environment, and so of its jobs', that says which slot it has, from 1.
+pub(crate) const SLOT: &str = "PROCPOOL_SLOT";
+
+/// How often the memory of a job is looked at.
+const OFTEN: Duration = Duration::from_millis(10);
+
+/// The longest that a limited job is waited for at a time. A wait that took much longer means that
+/// the worker was stopped, and its job with it: such a time counts for nothing.
+const TICK: Duration = Duration::from_millis(250);
+
+/// How long a job that has been asked to end may take before it is made to.
+const GRACE: Duration = Duration::from_millis(500);
+
+/// What a worker has for its jobs.
+struct Runner {
+    recipe: Recipe,
+    slot: String,
+    spiller: Spiller,
+}
+
+/// One of a job's two outputs.
+enum Output {
+    Lines(Lines),
+    Capture(Capture),
+}
+
+/// What there is to do for a job while it runs.
+struct Running {
+    program: Program,
+    /// Both, or none where the worker doesn't see what the job prints.
+    outputs: Vec<Output>,
+}
+
+/// How an attempt ended.
+struct Over {
+    /// Why it was ended, if it was.
+    verdict: Option<Verdict>,
+    ended: program::Ended,
+    printed: [Printed; 2],
+}
+
+/// Makes a worker ready for jobs: its initializer.
+///
+/// # Panics
+///
+/// When the system refuses what it needs; the pool then says so.
+pub(crate) fn prepare(recipe: Recipe) -> impl Sized + 'static {
+    let ready = || -> io::Result<Runner> {
+        program::adopt_orphans()?;
+        program::default_signals();
+        Ok(Runner {
+            slot: std::env::var(SLOT).unwrap_or_default(),
+            spiller: Spiller::new(recipe.spill.clone()),
+            recipe,
+        })
+    };
+    ready().unwrap_or_else(|error| panic!("failed to get ready for commands: {error}"))
+}
+
+/// Does one job, and tries it again where it fails and may be.
+pub(crate) fn run(job: CommandJob) -> Ended {
+    let ended = procpool::with_state(|runner: &mut Runner| {
+        let mut attempts = 1;
+        let mut earlier = Vec::new();
+        loop {
+            let ended = runner.attempt(&job, attempts);
+            if !ended.verdict.may_be_tried_again() || attempts > runner.recipe.retries {
+                runner.spiller.announce([&ended.stdout, &ended.stderr]);
+                return Ended { earlier, ..ended };
+            }
+            earlier.push(Earlier {
+                began: ended.began,
+                elapsed: ended.elapsed,
+                error: ended.verdict.to_string(),
+            });
+            runner.spiller.drop_range(&ended.stdout);
+            runner.spiller.drop_range(&ended.stderr);
+            attempts += 1;
+        }
+    });
+    // Not reached: each worker of the pool that is given commands is prepared for them.
+    ended.unwrap_or_else(|| Ended::not_started(1, 0, "the worker was not made ready".to_owned()))
+}
+
+impl Ended {
+    fn not_started(attempts: u32, code: i32, reason: String) -> Self {
+        Self {
+            verdict: Verdict::NotStarted(code, reason),
+            began: clock::now(),
+            elapsed: Duration::ZERO,
+            cpu: Duration::ZERO,
+            memory: 0,
+            attempts,
+            earlier: Vec::new(),
+            stdout: Printed::default(),
+            stderr: Printed::default(),
+        }
+    }
+}
+
+impl Runner {
+    fn attempt(&mut self, job: &CommandJob, attempts: u32) -> Ended {
+        let began = clock::now();
+        let start = Instant::now();
+        let words = self.recipe.template.words(job, &self.slot);
+        let file = self.recipe.program.clone();
+        let started = self.start(job, file.as_deref(), &words, attempts).or_else(|error| {
+            let script = self.as_script(&words, &error);
+            script.map_or(Err(error), |words| self.start(job, None, &words, attempts))
+        });
+        let running = match started {
+            Ok(running) => running,
+            Err(error) => {
+                let (code, reason) = why_not(&words, &error);
+                return Ended::not_started(attempts, code, reason);
+            }
+        };
+        let over = self.wait(running, job.limit);
+        let elapsed = start.elapsed();
+        let is_unread = self.recipe.prints == Prints::Inherit && program::is_unread();
+        match over {
+            Ok(Over { verdict, ended, printed: [stdout, stderr] }) => Ended {
+                verdict: match verdict {
+                    None if is_unread && ended.status.signal().is_some() => Verdict::Unread,
+                    verdict => verdict.unwrap_or_else(|| Verdict::of(ended.status)),
+                },
+                began,
+                elapsed,
+                cpu: ended.cpu,
+                memory: ended.memory,
+                attempts,
+                earlier: Vec::new(),
+                stdout,
+                stderr,
+            },
+            Err(error) => Ended {
+                began,
+                elapsed,
+                ..Ended::not_started(attempts, 1, format!("how it ended is not known: {error}"))
+            },
+        }
+    }
+
+    fn start(
+        &self,
+        job: &CommandJob,
+        file: Option<&Path>,
+        words: &[OsString],
+        attempts: u32,
+    ) -> io::Result<Running> {
+        let Some((name, arguments)) = words.split_first() else {
+            return Err(ErrorKind::NotFound.into());
+        };
+        let file = file.unwrap_or(name.as_ref());
+        let mut command = Command::new(file);
+        // The worker's own standard input is empty already.
+        command.arg0(name).args(arguments).stdin(Stdio::inherit());
+        let mut outputs = Vec::new();
+        match self.recipe.prints {
+            Prints::Inherit => {}
+            Prints::Null => {
+                command.stdout(Stdio::null()).stderr(Stdio::null());
+            }
+            Prints::Grouped | Prints::Lines { .. } => {
+                let (out, to_out) = io::pipe()?;
+                let (err, to_err) = io::pipe()?;
+                command.stdout(to_out).stderr(to_err);
+                if let Prints::Lines { tag } = self.recipe.prints {
+                    let tag = if tag { tag_of(&job.input) } else { Vec::new() };
+                    let lines = Lines::new(out.into(), To::Stdout, tag.clone())?;
+                    outputs.push(Output::Lines(lines));
+                    outputs.push(Output::Lines(Lines::new(err.into(), To::Stderr, tag)?));
+                } else {
+                    // What an attempt prints that may be followed by another is not to be seen.
+                    let shown = (attempts > self.recipe.retries).then_some(job.id);
+                    outputs.push(Output::Capture(Capture::new(out.into(), 0, shown)?));
+                    outputs.push(Output::Capture(Capture::new(err.into(), 1, None)?));
+                }
+            }
+        }
+        // The command holds the other ends of the pipes, and is dropped here.
+        Ok(Running { program: Program::start(&mut command)?, outputs })
+    }
+
+    /// The words that are run instead where a file is no program: a shell runs it as a script then,
+    /// unless it's another machine's program.
+    fn as_script(&self, words: &[OsString], error: &io::Error) -> Option<Vec<OsString>> {
+        if error.raw_os_error() != Some(libc::ENOEXEC) {
+            return None;
+        }
+        let (name, arguments) = words.split_first()?;
+        let file = self.recipe.program.as_deref().unwrap_or(name.as_ref());
+        let mut start = [0; 256];
+        let length = File::open(file).and_then(|mut file| file.read(&mut start)).ok()?;
+        if start[..length].contains(&0) {
+            return None;
+        }
+        let script = ["/bin/sh".into(), file.as_os_str().to_owned()];
+        Some(script.into_iter().chain(arguments.iter().cloned()).collect())
+    }
+
+    /// Waits for the end of a job and of all that it has started, keeps its limits and takes in what
+    /// it prints.
+    fn wait(&mut self, running: Running, limit: Option<Duration>) -> io::Result<Over> {
+        let Running { program, mut outputs } = running;
+        let memory = self.recipe.memory;
+        let mut verdict = None;
+        if limit.is_some() || memory.is_some() || !outputs.is_empty() {
+            let pidfd = program.pidfd()?;
+            let mut ran = Duration::ZERO;
+            // When it is made to end, after it was asked to.
+            let mut last = limit;
+            let mut often = OFTEN;
+            loop {
+                let before = Instant::now();
+                let left = last.map(|last| last.saturating_sub(ran).min(TICK));
+                let tick =
+                    if memory.is_some() { Some(left.unwrap_or(often).min(often)) } else { left };
+                let pipe = |index: usize| outputs.get(index).and_then(Output::pipe);
+                let files = [Some(pidfd.as_fd()), pipe(0), pipe(1)];
+                let [ended, ..] = program::poll_readable(files, tick);
+                if ended {
+                    break;
+                }
+                let passed = before.elapsed();
+                let is_stopped = tick.is_some_and(|tick| passed > tick + 4 * TICK);
+                ran += if is_stopped { tick.unwrap_or_default() } else { passed };
+                let before = Instant::now();
+                let spiller = &mut self.spiller;
+                if let Err(why) = outputs.iter_mut().try_for_each(|it| it.pass(spiller)) {
+                    verdict.get_or_insert(why);
+                    // Without anything that reads, its next write ends it; what it has started may
+                    // want to clear up.
+                    outputs.clear();
+                    program::signal_descendants(Signal::TERM);
+                    last = Some(ran + GRACE);
+                }
+                if let Some(most) = memory.filter(|_| verdict.is_none()) {
+                    let looked = Instant::now();
+                    if takes_more_than(most) {
+                        verdict = Some(Verdict::OutOfMemory(most));
+                        // It would only take more meanwhile.
+                        program::signal_descendants(Signal::KILL);
+                        last = Some(ran + GRACE);
+                    }
+                    // To look at a lot of memory takes its time.
+                    often = OFTEN.max(4 * looked.elapsed());
+                }
+                ran += before.elapsed();
+                if last.is_some_and(|last| ran >= last) {
+                    let asked = verdict.is_some();
+                    verdict = verdict.or(limit.map(Verdict::TimedOut));
+                    let signal = if asked { Signal::KILL } else { Signal::TERM };
+                    program::signal_descendants(signal);
+                    last = Some(ran + GRACE);
+                }
+            }
+        }
+        let mut ended = program.wait()?;
+        // What it has left behind may hold its output open, and print on and on.
+        program::end_left_behind(&mut ended);
+        let mut printed = [Printed::default(), Printed::default()];
+        for (output, printed) in outputs.into_iter().zip(&mut printed) {
+            let finished = match output {
+                Output::Lines(lines) => lines.finish().map_err(|error| unwritten(&error)),
+                Output::Capture(capture) => {
+                    let (all, kept) = capture.finish(&mut self.spiller);
+                    *printed = all;
+                    kept.map_err(|error| Verdict::Unkept(spill::unkept(&error)))
+                }
+            };
+            verdict = verdict.or(finished.err());
+        }
+        Ok(Over { verdict, ended, printed })
+    }
+}
+
+impl Output {
+    fn pipe(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Self::Lines(lines) => lines.pipe(),
+            Self::Capture(capture) => capture.pipe(),
+        }
+    }
+
+    /// Takes in some of what has come, or says why the job can't go on.
+    fn pass(&mut self, spiller: &mut Spiller) -> Result<(), Verdict> {
+        match self {
+            Self::Lines(lines) => lines.pass().map(drop).map_err(|error| unwritten(&error)),
+            Self::Capture(capture) => {
+                let passed = capture.pass(spiller);
+                passed.map(drop).map_err(|error| Verdict::Unkept(spill::unkept(&error)))
+            }
+        }
+    }
+}
+
+/// What it means that lines can't be written to standard output.
+fn unwritten(error: &io::Error) -> Verdict {
+    match error.kind() {
+        ErrorKind::BrokenPipe => Verdict::Unread,
+        _ => Verdict::Unwritten(error.to_string()),
+    }
+}
+
+impl Verdict {
+    fn of(status: ExitStatus) -> Self {
+        match (status.code(), status.signal()) {
+            (Some(code), _) => Self::Exited(code),
+            (None, signal) => Self::Signaled(signal.unwrap_or(0), status.core_dumped()),
+        }
+    }
+}
+
+/// Whether all that this worker has started takes more memory than this together. Pages that several
+/// of them share count once. To count them so takes long, and is done where it can matter only.
+fn takes_more_than(most: u64) -> bool {
+    let pids = observe::descendants(std::process::id());
+    let resident = |pid: &u32| observe::resident(*pid).unwrap_or(0);
+    if pids.iter().map(resident).sum::<u64>() <= most {
+        return false;
+    }
+    let share = |pid: &u32| observe::proportional(*pid).unwrap_or_else(|| resident(pid));
+    pids.iter().map(share).sum::<u64>() > most
+}
+
+/// The exit code that a shell gives for a program that can't be started, and what to do about it.
+fn why_not(words: &[OsString], error: &io::Error) -> (i32, String) {
+    let name = words.first().cloned().unwrap_or_default();
+    let (code, remedy) = match error.kind() {
+        ErrorKind::NotFound | ErrorKind::NotADirectory => (127, "; check its name, and PATH"),
+        ErrorKind::PermissionDenied => (126, "; check its permissions (chmod +x)"),
+        ErrorKind::ArgumentListTooLong => (126, "; the input is longer than an argument may be"),
+        _ if error.raw_os_error() == Some(libc::ENOEXEC) => {
+            (126, "; it's a program for another machine, or damaged")
+        }
+        // An input with a NUL in it, which only -0 keeps from being one.
+        ErrorKind::InvalidInput => (126, "; separate inputs by NUL with -0"),
+        _ => (126, ""),
+    };
+    (code, format!("failed to start {name:?}: {error}{remedy}"))
+}

@@ -1,0 +1,352 @@
+//! What a job prints, kept until its result is shown: a little of it in memory, the rest in a file.
+//!
+//! The job writes into a pipe that its worker empties. Up to [`IN_MEMORY`] bytes travel with the
+//! result; a job that prints more has all of it written to a file without a name in the temporary
+//! directory. Each worker has one such file for each of the two outputs, opened at the first need,
+//! and passes both descriptors to the parent over a socket. A result then names a range. So no
+//! memory grows with what jobs print, no more descriptors are open than there are workers, and no
+//! file can outlive a worker and a parent that are killed, since it has no name.
+//!
+//! The worker is between the job and the file so that a full disk is an error that is known and
+//! told, also where the job itself doesn't look at what `write` returns.
+
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, IoSlice, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::net::{SocketAddr, UnixStream};
+use std::time::Duration;
+
+use crate::os::clock;
+use rustix::io::Errno;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use rustix::pipe::{SpliceFlags, fcntl_setpipe_size, splice};
+
+use super::{Printed, Range};
+use crate::tasks::Bytes;
+
+/// The most that is kept in memory of one output of a job, and travels with its result. A thousand
+/// results may wait to be shown.
+const IN_MEMORY: usize = 64 << 10;
+
+/// The most that is taken out of a pipe before the limits of the job are looked at again.
+pub(super) const AT_ONCE: usize = 1 << 20;
+
+/// Ranges begin at multiples of this, so that one can be taken out of the file by itself.
+pub(crate) const PAGE: u64 = 4096;
+
+/// How long the parent may take to accept the files.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What a worker tells its parent over the socket: three numbers of 64 bits each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Notice {
+    /// The files of the worker that is known by this key; their descriptors come with it, and it is
+    /// answered by one byte.
+    Files { key: u64 },
+    /// A job prints more than is kept in memory, and this is its last attempt: what it prints to
+    /// standard output is in the file from there on, and may be shown while it runs. It is answered
+    /// by one byte.
+    Runs { id: u64, start: u64 },
+    /// What the job printed that was announced last ends there; the worker's next one begins behind
+    /// it. It is answered by one byte.
+    Ends { end: u64 },
+    /// So many ranges are named in the result that comes next.
+    Ranges { count: u64 },
+}
+
+/// How long a notice is.
+pub(crate) const NOTICE: usize = 24;
+
+impl Notice {
+    fn to_bytes(self) -> [u8; NOTICE] {
+        let words = match self {
+            Self::Files { key } => [0, key, 0],
+            Self::Runs { id, start } => [1, id, start],
+            Self::Ranges { count } => [2, count, 0],
+            Self::Ends { end } => [3, end, 0],
+        };
+        let mut bytes = [0; NOTICE];
+        for (to, word) in bytes.chunks_exact_mut(8).zip(words) {
+            to.copy_from_slice(&word.to_le_bytes());
+        }
+        bytes
+    }
+
+    /// None if it's none.
+    pub(crate) fn from_bytes(bytes: &[u8; NOTICE]) -> Option<Self> {
+        let mut words = bytes.chunks_exact(8).filter_map(|word| word.try_into().ok());
+        let mut next = || words.next().map(u64::from_le_bytes);
+        match (next()?, next()?, next()?) {
+            (0, key, _) => Some(Self::Files { key }),
+            (1, id, start) => Some(Self::Runs { id, start }),
+            (2, count, _) => Some(Self::Ranges { count }),
+            (3, end, _) => Some(Self::Ends { end }),
+            _ => None,
+        }
+    }
+}
+
+/// The files of a worker.
+#[derive(Debug)]
+pub(super) struct Spiller {
+    /// The abstract name of the socket that the parent listens at.
+    socket: Vec<u8>,
+    open: Option<Open>,
+}
+
+#[derive(Debug)]
+struct Open {
+    key: u64,
+    parent: UnixStream,
+    files: [File; 2],
+    /// Where the next range of each file may begin.
+    ends: [u64; 2],
+}
+
+impl Spiller {
+    pub(super) fn new(socket: Vec<u8>) -> Self {
+        Self { socket, open: None }
+    }
+
+    /// The files, opened and made known to the parent.
+    fn open(&mut self) -> io::Result<&mut Open> {
+        let open = match self.open.take() {
+            Some(open) => open,
+            None => {
+                let files = [nameless()?, nameless()?];
+                let address = SocketAddr::from_abstract_name(&self.socket)?;
+                let parent = UnixStream::connect_addr(&address)?;
+                parent.set_read_timeout(Some(PATIENCE))?;
+                let key = clock::now() ^ (u64::from(std::process::id()) << 40);
+                pass(&parent, Notice::Files { key }, &files)?;
+                (&parent).read_exact(&mut [0])?;
+                Open { key, parent, files, ends: [0; 2] }
+            }
+        };
+        Ok(self.open.insert(open))
+    }
+
+    /// Tells the parent something, if it's there to hear it.
+    fn tell(&mut self, notice: Notice) {
+        if let Some(open) = &mut self.open {
+            // One that is gone has killed this process, or is about to.
+            let _ = open.parent.write_all(&notice.to_bytes());
+        }
+    }
+}
+
+impl Spiller {
+    /// Waits for the parent's answer.
+    fn hear(&mut self) {
+        if let Some(open) = &mut self.open {
+            let _ = open.parent.read_exact(&mut [0]);
+        }
+    }
+}
+
+/// Sends a notice with descriptors.
+fn pass(to: &UnixStream, notice: Notice, files: &[File; 2]) -> io::Result<()> {
+    let fds = files.each_ref().map(AsFd::as_fd);
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    control.push(SendAncillaryMessage::ScmRights(&fds));
+    let bytes = notice.to_bytes();
+    let sent = sendmsg(to, &[IoSlice::new(&bytes)], &mut control, SendFlags::NOSIGNAL)?;
+    if sent == bytes.len() { Ok(()) } else { Err(ErrorKind::WriteZero.into()) }
+}
+
+/// A file that has no name, in the temporary directory.
+fn nameless() -> io::Result<File> {
+    let dir = std::env::temp_dir();
+    let mut options = File::options();
+    options.read(true).write(true).mode(0o600);
+    let unnamed = options.clone().custom_flags(libc::O_TMPFILE).open(&dir);
+    match unnamed {
+        // A file system that can't: then it has a name for a moment.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EISDIR)) => {
+            let name = format!(".procpool-{}-{}", std::process::id(), clock::now());
+            let path = dir.join(name);
+            let file = options.create_new(true).open(&path)?;
+            fs::remove_file(&path)?;
+            Ok(file)
+        }
+        other => other,
+    }
+}
+
+/// What a job has printed can't be kept.
+pub(super) fn unkept(error: &io::Error) -> String {
+    let dir = std::env::temp_dir();
+    format!(
+        "what it printed could not be kept in {dir:?}: {error}; set TMPDIR to a directory with \
+         room, or use --line-buffer"
+    )
+}
+
+/// One of a job's two outputs.
+pub(super) struct Capture {
+    /// None when it has ended.
+    from: Option<File>,
+    /// Which of the two.
+    which: usize,
+    /// The job, if what it prints may be shown before it has ended.
+    shown: Option<u64>,
+    kept: Vec<u8>,
+    /// Where what it has printed begins and ends in the file, if it's there.
+    range: Option<(u64, u64)>,
+    /// Whether the kernel can move bytes to the file by itself.
+    splices: bool,
+}
+
+impl Capture {
+    /// From a pipe, which from now on never waits.
+    pub(super) fn new(from: OwnedFd, which: usize, shown: Option<u64>) -> io::Result<Self> {
+        rustix::io::ioctl_fionbio(&from, true)?;
+        let from = Some(File::from(from));
+        Ok(Self { from, which, shown, kept: Vec::new(), range: None, splices: true })
+    }
+
+    /// What to wait for before there is more.
+    pub(super) fn pipe(&self) -> Option<BorrowedFd<'_>> {
+        self.from.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Takes in what has come, but not more than [`AT_ONCE`]; whether there may be more.
+    pub(super) fn pass(&mut self, spiller: &mut Spiller) -> io::Result<bool> {
+        let mut taken = 0;
+        while taken < AT_ONCE {
+            let moved = match self.range {
+                None => self.read(spiller),
+                Some(_) => self.move_on(spiller),
+            };
+            match moved {
+                Ok(0) => {
+                    self.from = None;
+                    return Ok(false);
+                }
+                Ok(length) => taken += length,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Reads into memory, and moves all to the file once it's too much.
+    fn read(&mut self, spiller: &mut Spiller) -> io::Result<usize> {
+        let Some(from) = &mut self.from else { return Ok(0) };
+        let before = self.kept.len();
+        self.kept.resize(before + IN_MEMORY, 0);
+        let read = from.read(&mut self.kept[before..]);
+        self.kept.truncate(before + *read.as_ref().unwrap_or(&0));
+        let length = read?;
+        if self.kept.len() > IN_MEMORY {
+            let _ = fcntl_setpipe_size(&*from, AT_ONCE); // it's faster, and no more than that
+            let open = spiller.open()?;
+            let start = open.ends[self.which].next_multiple_of(PAGE);
+            open.files[self.which].write_all_at(&self.kept, start)?;
+            open.ends[self.which] = start + self.kept.len() as u64;
+            self.range = Some((start, open.ends[self.which]));
+            self.kept = Vec::new();
+            if let Some(id) = self.shown {
+                spiller.tell(Notice::Runs { id, start });
+                spiller.hear();
+            }
+        }
+        Ok(length)
+    }
+
+    /// Moves bytes to the end of the file.
+    fn move_on(&mut self, spiller: &mut Spiller) -> io::Result<usize> {
+        let (Some(from), Some((_, end))) = (&mut self.from, &mut self.range) else { return Ok(0) };
+        let open = spiller.open()?;
+        let file = &open.files[self.which];
+        let mut length = 0;
+        if self.splices {
+            let mut at = *end;
+            match splice(&*from, None, file, Some(&mut at), AT_ONCE, SpliceFlags::NONBLOCK) {
+                Ok(moved) => length = moved,
+                Err(Errno::INVAL) => self.splices = false,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        if !self.splices {
+            let mut block = [0; IN_MEMORY];
+            length = from.read(&mut block)?;
+            file.write_all_at(&block[..length], *end)?;
+        }
+        *end += length as u64;
+        open.ends[self.which] = *end;
+        Ok(length)
+    }
+
+    /// What the job has printed, once it and all that could print for it have ended.
+    pub(super) fn finish(mut self, spiller: &mut Spiller) -> (Printed, io::Result<()>) {
+        // What another process holds open may go on for ever.
+        let mut turns = 0;
+        let passed = loop {
+            match self.pass(spiller) {
+                Ok(true) if turns < 16 => turns += 1,
+                Ok(_) => break Ok(()),
+                Err(error) => break Err(error),
+            }
+        };
+        if let (Some(_), Some((_, end))) = (self.shown, self.range) {
+            spiller.tell(Notice::Ends { end });
+            spiller.hear();
+        }
+        let printed = match (self.range, &spiller.open) {
+            (Some((start, end)), Some(open)) => Printed::InFile(Range {
+                key: open.key,
+                which: self.which,
+                start,
+                length: end - start,
+            }),
+            _ => Printed::Here(Bytes::from(self.kept)),
+        };
+        (printed, passed)
+    }
+}
+
+impl Spiller {
+    /// Announces the result that names these ranges.
+    pub(super) fn announce(&mut self, printed: [&Printed; 2]) {
+        let count =
+            printed.into_iter().filter(|it| matches!(it, Printed::InFile(_))).count() as u64;
+        if count > 0 {
+            self.tell(Notice::Ranges { count });
+        }
+    }
+
+    /// Drops what an attempt has printed that is followed by another.
+    pub(super) fn drop_range(&mut self, printed: &Printed) {
+        if let (Printed::InFile(range), Some(open)) = (printed, &mut self.open) {
+            let _ = open.files[range.which].set_len(range.start);
+            open.ends[range.which] = range.start;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_notice_is_read_as_it_was_written() {
+        let notices = [
+            Notice::Files { key: 7 },
+            Notice::Runs { id: 1, start: 4096 },
+            Notice::Ranges { count: 2 },
+            Notice::Ends { end: 5000 },
+        ];
+        for notice in notices {
+            assert_eq!(Notice::from_bytes(&notice.to_bytes()), Some(notice));
+        }
+        assert_eq!(Notice::from_bytes(&[9; NOTICE]), None);
+    }
+}

@@ -1,0 +1,625 @@
+//! The command line of a run: words with places in them for the input.
+
+use std::borrow::Cow;
+use std::ffi::{OsStr, OsString};
+use std::io::ErrorKind;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::Access;
+use serde::{Deserialize, Serialize};
+
+use super::CommandJob;
+use crate::tasks::Bytes;
+
+/// The words of a command line.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Template {
+    words: Vec<Vec<Piece>>,
+    /// Whether the words are one line for a shell.
+    shell: bool,
+}
+
+/// A part of a word.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+enum Piece {
+    Text(Bytes),
+    Place(Place),
+}
+
+/// What stands in for something of the job.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+enum Place {
+    Input,
+    WithoutExtension,
+    BaseName,
+    Directory,
+    Number,
+    Slot,
+}
+
+/// As they are written.
+const PLACES: [(&[u8], Place); 6] = [
+    (b"{}", Place::Input),
+    (b"{.}", Place::WithoutExtension),
+    (b"{/}", Place::BaseName),
+    (b"{//}", Place::Directory),
+    (b"{#}", Place::Number),
+    (b"{%}", Place::Slot),
+];
+
+/// Why a program can't be run, whatever the input.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum NoProgram {
+    /// There is no such file.
+    #[error(
+        "{0:?}: there is no such command: check its name, and PATH; for what only a shell knows, add --shell"
+    )]
+    NotFound(OsString),
+    /// There is one that can't be run.
+    #[error("{0:?} can't be run: it's a directory, or its permissions don't allow it (chmod +x)")]
+    NotExecutable(OsString),
+}
+
+/// What is wrong with a command line, whatever the input.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Unfit {
+    /// It has a replacement string of another program.
+    #[error(
+        "'{0}' is no replacement string here; there are {{}} {{.}} {{/}} {{//}} {{#}} {{%}}, as \
+         --help says; for those characters themselves, use --shell and split them by quotes: \
+         {{''1}}"
+    )]
+    Unknown(String),
+    /// It has one where a shell would not take what replaces it for one word.
+    #[error(
+        "'{0}' stands {1}: write it outside of that, since with --shell it's one word whatever is \
+         in the input, as in: echo \"got \"{{}}"
+    )]
+    NotAWord(&'static str, &'static str),
+}
+
+impl Template {
+    /// Of words as they were typed. Without any place in them, the input is appended; `shell` has
+    /// them joined by spaces and read by `/bin/sh`, in which an input is always one word.
+    pub(crate) fn new(words: impl IntoIterator<Item = OsString>, shell: bool) -> Self {
+        let mut words: Vec<Vec<Piece>> =
+            words.into_iter().map(|word| pieces(word.as_bytes())).collect();
+        if !words.iter().flatten().any(|piece| matches!(piece, Piece::Place(_))) {
+            words.push(vec![Piece::Place(Place::Input)]);
+        }
+        Self { words, shell }
+    }
+
+    /// The file of the program, looked up once for all inputs; none where it depends on the input.
+    ///
+    /// # Errors
+    ///
+    /// When there is none that can be run.
+    pub(crate) fn program(&self) -> Result<Option<PathBuf>, NoProgram> {
+        if self.shell {
+            return Ok(Some("/bin/sh".into()));
+        }
+        match self.words.first().map(Vec::as_slice) {
+            Some([Piece::Text(name)]) => find(OsStr::from_bytes(name.as_slice())).map(Some),
+            Some([]) => Err(NoProgram::NotFound(OsString::new())),
+            _ => Ok(None),
+        }
+    }
+
+    /// Refuses what would not become what was meant.
+    ///
+    /// # Errors
+    ///
+    /// When something looks like a replacement string and is none, or stands within quotes of a line
+    /// for a shell.
+    pub(crate) fn check(&self) -> Result<(), Unfit> {
+        for piece in self.words.iter().flatten() {
+            if let Piece::Text(text) = piece
+                && let Some(unknown) = unknown_place(text.as_slice())
+            {
+                return Err(Unfit::Unknown(String::from_utf8_lossy(unknown).into_owned()));
+            }
+        }
+        if !self.shell {
+            return Ok(());
+        }
+        let mut scan = Scan::default();
+        for (index, word) in self.words.iter().enumerate() {
+            if index > 0 {
+                scan.pass(b" ");
+            }
+            for piece in word {
+                match piece {
+                    Piece::Text(text) => scan.pass(text.as_slice()),
+                    // These are digits, and mean the same everywhere.
+                    Piece::Place(Place::Number | Place::Slot) => scan.pass(b"1"),
+                    Piece::Place(place) => match scan.obstacle() {
+                        Some(obstacle) => return Err(Unfit::NotAWord(place.written(), obstacle)),
+                        None => scan.pass(b"x"),
+                    },
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The words for this job in the slot of that number.
+    ///
+    /// A shell never reads what stands in for an input: that comes as arguments, is put into
+    /// variables, and the line only has their names. So nothing in an input can be code, whatever is
+    /// around it.
+    pub(crate) fn words(&self, job: &CommandJob, slot: &str) -> Vec<OsString> {
+        if !self.shell {
+            let fill = |word: &Vec<Piece>| {
+                let filled = word.iter().flat_map(|piece| match piece {
+                    Piece::Text(text) => text.as_slice().to_vec(),
+                    Piece::Place(place) => place.value(job, slot).into_owned(),
+                });
+                OsString::from_vec(filled.collect())
+            };
+            return self.words.iter().map(fill).collect();
+        }
+        let mut values: Vec<(Place, Cow<'_, [u8]>)> = Vec::new();
+        let line = self.shell_line(|place| {
+            let value = place.value(job, slot);
+            if matches!(place, Place::Number | Place::Slot) {
+                return value.into_owned();
+            }
+            let known = values.iter().position(|(known, _)| *known == place);
+            let index = known.unwrap_or_else(|| {
+                values.push((place, value));
+                values.len() - 1
+            });
+            format!("\"${{procpool_{}}}\"", index + 1).into_bytes()
+        });
+        // Not in the environment, where the programs of the line would find them.
+        let mut script = String::new();
+        for index in 1..=values.len() {
+            script += &format!("procpool_{index}=$1; shift; ");
+        }
+        let script = OsString::from_vec([script.as_bytes(), &line].concat());
+        let values = values.into_iter().map(|(_, value)| OsString::from_vec(value.into_owned()));
+        ["sh".into(), "-c".into(), script, "sh".into()].into_iter().chain(values).collect()
+    }
+
+    /// The line for a shell.
+    fn shell_line(&self, mut fill: impl FnMut(Place) -> Vec<u8>) -> Vec<u8> {
+        let words = self.words.iter().map(|word| {
+            let filled = word.iter().flat_map(|piece| match piece {
+                Piece::Text(text) => text.as_slice().to_vec(),
+                Piece::Place(place) => fill(*place),
+            });
+            filled.collect::<Vec<u8>>()
+        });
+        words.collect::<Vec<_>>().join(&b' ')
+    }
+
+    /// The command line for this job, as it could be typed into a shell.
+    pub(crate) fn line(&self, job: &CommandJob, slot: &str) -> Vec<u8> {
+        if self.shell {
+            return self.shell_line(|place| quote(&place.value(job, slot)).into_owned());
+        }
+        let words = self.words(job, slot);
+        let words: Vec<_> = words.iter().map(|word| quote(word.as_bytes())).collect();
+        words.join(&b' ')
+    }
+}
+
+impl Place {
+    /// As it's written.
+    fn written(self) -> &'static str {
+        let found = PLACES.iter().find(|(_, place)| *place == self);
+        found.and_then(|(written, _)| std::str::from_utf8(written).ok()).unwrap_or("{}")
+    }
+
+    fn value<'a>(self, job: &'a CommandJob, slot: &'a str) -> Cow<'a, [u8]> {
+        let path = || job.input.to_path();
+        match self {
+            Self::Input => job.input.to_bytes(),
+            Self::WithoutExtension => {
+                let path = path().into_owned();
+                let extension = path.extension().map_or(0, |extension| extension.len() + 1);
+                let mut bytes = path.into_os_string().into_vec();
+                // Of "a.b/", the "b" is the name's extension and not the path's end.
+                if !bytes.ends_with(b"/") {
+                    bytes.truncate(bytes.len() - extension);
+                }
+                Cow::Owned(bytes)
+            }
+            Self::BaseName => match path().file_name() {
+                Some(name) => Cow::Owned(name.as_bytes().to_vec()),
+                None => job.input.to_bytes(),
+            },
+            Self::Directory => Cow::Owned(match path().parent() {
+                Some(parent) if parent.as_os_str().is_empty() => b".".to_vec(),
+                Some(parent) => parent.as_os_str().as_bytes().to_vec(),
+                None => b"/".to_vec(),
+            }),
+            Self::Number => Cow::Owned(job.number.to_string().into_bytes()),
+            Self::Slot => Cow::Borrowed(slot.as_bytes()),
+        }
+    }
+}
+
+fn pieces(word: &[u8]) -> Vec<Piece> {
+    let mut pieces = Vec::new();
+    let (mut text, mut rest) = (Vec::new(), word);
+    while let [first, others @ ..] = rest {
+        match PLACES.iter().find(|(written, _)| rest.starts_with(written)) {
+            Some((written, place)) => {
+                if !text.is_empty() {
+                    pieces.push(Piece::Text(std::mem::take(&mut text).into()));
+                }
+                pieces.push(Piece::Place(*place));
+                rest = &rest[written.len()..];
+            }
+            None => {
+                text.push(*first);
+                rest = others;
+            }
+        }
+    }
+    if !text.is_empty() {
+        pieces.push(Piece::Text(text.into()));
+    }
+    pieces
+}
+
+/// The first thing in a text that another program would replace: `{1}`, `{..}`, `{/.}`, `{2/}`,
+/// `{##}`, `{= … =}`.
+///
+/// A count of a regular expression, as in `[0-9]{4}`, is none: a number alone counts only where
+/// nothing precedes it that could be counted.
+fn unknown_place(text: &[u8]) -> Option<&[u8]> {
+    for (start, _) in text.iter().enumerate().filter(|(_, byte)| **byte == b'{') {
+        let rest = &text[start..];
+        if rest.starts_with(b"{=")
+            && let Some(end) = rest.windows(2).position(|two| two == b"=}")
+        {
+            return Some(&rest[..end + 2]);
+        }
+        let Some(end) = rest.iter().position(|byte| *byte == b'}') else { continue };
+        let inner = &rest[1..end];
+        let sign = usize::from(inner.first().is_some_and(|byte| b"+-".contains(byte)));
+        let digits = inner[sign..].iter().take_while(|byte| byte.is_ascii_digit()).count();
+        let (number, marks) = inner.split_at(sign + digits);
+        let has_marks = !marks.is_empty() && marks.iter().all(|byte| b"./#%".contains(byte));
+        let before = start.checked_sub(1).map(|before| text[before]);
+        let is_count = before
+            .is_some_and(|byte| byte.is_ascii_alphanumeric() || b"])}.*\\$\"'_".contains(&byte));
+        let is_number = marks.is_empty() && !number.is_empty() && digits > 0;
+        if (has_marks && before != Some(b'$')) || (is_number && !is_count) {
+            return Some(&rest[..=end]);
+        }
+    }
+    None
+}
+
+/// How a shell reads its line, as far as it takes to know whether a place in it is within quotes.
+///
+/// Nothing depends on that for safety: an input is never part of the line. It's for telling who has
+/// typed it that the result would not be what they think.
+#[derive(Default)]
+struct Scan {
+    /// What was opened and not closed, the innermost last.
+    open: Vec<Open>,
+    last: u8,
+    /// The last byte was escaped, or is an escape itself.
+    escape: bool,
+    /// A here-document follows this line.
+    here: bool,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Open {
+    Single,
+    Double,
+    Backquote,
+    Command,
+    Arithmetic,
+    Comment,
+    Here,
+}
+
+impl Scan {
+    fn pass(&mut self, text: &[u8]) {
+        for (index, byte) in text.iter().enumerate() {
+            let next = text.get(index + 1).copied();
+            self.step(*byte, next);
+            self.last = *byte;
+        }
+    }
+
+    fn step(&mut self, byte: u8, next: Option<u8>) {
+        let top = self.open.last().copied();
+        if std::mem::take(&mut self.escape) && top != Some(Open::Single) {
+            return;
+        }
+        match (top, byte) {
+            (Some(Open::Here), _) => {}
+            (Some(Open::Single), b'\'') | (Some(Open::Double), b'"') => drop(self.open.pop()),
+            (Some(Open::Comment), b'\n') => {
+                self.open.pop();
+                self.end_line();
+            }
+            (Some(Open::Single | Open::Comment), _) => {}
+            (_, b'\\') => self.escape = true,
+            (Some(Open::Backquote), b'`') => drop(self.open.pop()),
+            (_, b'`') => self.open.push(Open::Backquote),
+            // The second parenthesis opens one more, and closes it again.
+            (_, b'(') if self.last == b'$' && next == Some(b'(') => {
+                self.open.push(Open::Arithmetic)
+            }
+            (_, b'(') if self.last == b'$' => self.open.push(Open::Command),
+            (Some(Open::Double), _) => {}
+            (_, b'\'') => self.open.push(Open::Single),
+            (_, b'"') => self.open.push(Open::Double),
+            (_, b'(') if next == Some(b'(') => self.open.push(Open::Arithmetic),
+            (_, b'(') => {
+                self.open.push(top.filter(|top| *top == Open::Arithmetic).unwrap_or(Open::Command))
+            }
+            (Some(Open::Command | Open::Arithmetic), b')') => drop(self.open.pop()),
+            (_, b'#') if self.last == 0 || b" \t\n;&|()".contains(&self.last) => {
+                self.open.push(Open::Comment);
+            }
+            (_, b'<') if self.last == b'<' && next != Some(b'<') => self.here = true,
+            (_, b'\n') => self.end_line(),
+            _ => {}
+        }
+    }
+
+    fn end_line(&mut self) {
+        if self.here {
+            self.open.push(Open::Here);
+        }
+    }
+
+    /// What keeps a place here from being a word, if anything does.
+    fn obstacle(&self) -> Option<&'static str> {
+        if self.open.contains(&Open::Arithmetic) {
+            // Some shells run what is in the index of a variable there.
+            return Some("in an arithmetic expression");
+        }
+        match self.open.last() {
+            Some(Open::Single | Open::Double) => Some("within quotes"),
+            Some(Open::Backquote) => Some("within backquotes, for which there is $(…)"),
+            Some(Open::Comment) => Some("in a comment"),
+            Some(Open::Here) => Some("in a here-document"),
+            _ if self.escape => Some("after a backslash"),
+            _ if self.last == b'$' => Some("after a $"),
+            _ => None,
+        }
+    }
+}
+
+/// As one word for a shell: as it is, if nothing in it means anything there. What would do something
+/// to a terminal is written out, in the form that bash, zsh, ksh and POSIX since 2024 read.
+pub(crate) fn quote(word: &[u8]) -> Cow<'_, [u8]> {
+    let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"%+,-./:=@_".contains(byte);
+    if !word.is_empty() && word.iter().all(is_plain) {
+        return Cow::Borrowed(word);
+    }
+    // Those that change the direction of writing make a line look like another.
+    let is_unseen = |character: char| {
+        character.is_control()
+            || matches!(character, '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    let is_visible = std::str::from_utf8(word).is_ok_and(|text| !text.contains(is_unseen));
+    let mut quoted = if is_visible { b"'".to_vec() } else { b"$'".to_vec() };
+    for chunk in word.utf8_chunks() {
+        for character in chunk.valid().chars() {
+            let mut bytes = [0; 4];
+            let bytes = character.encode_utf8(&mut bytes).as_bytes();
+            match character {
+                '\'' if is_visible => quoted.extend_from_slice(br"'\''"),
+                '\'' | '\\' if !is_visible => quoted.extend_from_slice(&[b'\\', bytes[0]]),
+                '\n' if !is_visible => quoted.extend_from_slice(br"\n"),
+                '\t' if !is_visible => quoted.extend_from_slice(br"\t"),
+                character if is_unseen(character) => octal(&mut quoted, bytes),
+                _ => quoted.extend_from_slice(bytes),
+            }
+        }
+        octal(&mut quoted, chunk.invalid());
+    }
+    quoted.push(b'\'');
+    Cow::Owned(quoted)
+}
+
+fn octal(quoted: &mut Vec<u8>, bytes: &[u8]) {
+    for byte in bytes {
+        quoted.extend_from_slice(format!("\\{byte:03o}").as_bytes());
+    }
+}
+
+/// The file that a name stands for, as a shell finds it.
+fn find(name: &OsStr) -> Result<PathBuf, NoProgram> {
+    let mut refused = false;
+    let mut can_run = |path: &Path| {
+        let allowed = rustix::fs::access(path, Access::EXEC_OK);
+        let runs = allowed.is_ok() && path.is_file();
+        let is_missing = |error: &rustix::io::Errno| {
+            matches!(
+                std::io::Error::from(*error).kind(),
+                ErrorKind::NotFound | ErrorKind::NotADirectory
+            )
+        };
+        refused |= !runs && !allowed.as_ref().err().is_some_and(is_missing);
+        runs
+    };
+    let found = if name.as_bytes().contains(&b'/') {
+        Some(PathBuf::from(name)).filter(|path| can_run(path))
+    } else {
+        let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/bin:/bin".into());
+        std::env::split_paths(&path)
+            // An empty one is the current directory, and there a name needs a "./".
+            .map(|dir| if dir.as_os_str().is_empty() { ".".into() } else { dir })
+            .map(|dir| dir.join(name))
+            .find(|path| can_run(path))
+    };
+    let name = name.to_owned();
+    found.ok_or(if refused { NoProgram::NotExecutable(name) } else { NoProgram::NotFound(name) })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::tasks::Input;
+
+    fn job(input: &str) -> CommandJob {
+        CommandJob { input: Input::from(input), number: 7, id: 0, limit: None }
+    }
+
+    fn words(template: &str, input: &str) -> Vec<String> {
+        let template = Template::new(template.split(' ').map(OsString::from), false);
+        let words = template.words(&job(input), "2");
+        words.into_iter().map(|word| word.into_string().unwrap()).collect()
+    }
+
+    #[test]
+    fn each_place_stands_for_its_part_of_the_input() {
+        let places = |input| words("{} {.} {/} {//} {#} {%}", input);
+        assert_eq!(places("a/b.c.gz"), ["a/b.c.gz", "a/b.c", "b.c.gz", "a", "7", "2"]);
+        assert_eq!(places("plain"), ["plain", "plain", "plain", ".", "7", "2"]);
+        assert_eq!(places("/x"), ["/x", "/x", "x", "/", "7", "2"]);
+        assert_eq!(
+            places("d.d/.hidden"),
+            ["d.d/.hidden", "d.d/.hidden", ".hidden", "d.d", "7", "2"]
+        );
+        assert_eq!(places("a.b/"), ["a.b/", "a.b/", "a.b", ".", "7", "2"]);
+        assert_eq!(places("/"), ["/", "/", "/", "/", "7", "2"]);
+        assert_eq!(places(".."), ["..", "..", "..", ".", "7", "2"]);
+    }
+
+    #[test]
+    fn an_input_is_one_word_whatever_is_in_it_and_is_appended_where_it_has_no_place() {
+        assert_eq!(words("echo", "a b\n'c"), ["echo", "a b\n'c"]);
+        assert_eq!(words("mv {} {/}.old-{}", "x/y"), ["mv", "x/y", "y.old-x/y"]);
+        assert_eq!(words("echo {#}", "x"), ["echo", "7"], "another place is one too");
+        assert_eq!(words("echo { {x} {}", "{.}"), ["echo", "{", "{x}", "{.}"]);
+    }
+
+    #[test]
+    fn in_a_shell_an_input_is_one_word_too() {
+        let template = Template::new(["gzip -c {} >".into(), "{.}.gz".into()], true);
+        let words = template.words(&job("it's.$HOME"), "1");
+        let line = "procpool_1=$1; shift; procpool_2=$1; shift; \
+                    gzip -c \"${procpool_1}\" > \"${procpool_2}\".gz";
+        assert_eq!(words, ["sh", "-c", line, "sh", "it's.$HOME", "it's"]);
+        let line = template.line(&job("it's.$HOME"), "1");
+        assert_eq!(String::from_utf8(line).unwrap(), r"gzip -c 'it'\''s.$HOME' > 'it'\''s'.gz");
+    }
+
+    #[test]
+    fn in_a_shell_an_input_within_quotes_is_refused() {
+        let check = |line: &str| Template::new([OsString::from(line)], true).check();
+        for line in [
+            "echo 'got {}'",
+            "echo \"got {}\"",
+            "echo `cat {}`",
+            "echo $((1 + {}))",
+            "echo x # {}",
+            "cat <<E\n{}\nE",
+            "echo $'{}'",
+            "echo \\{}",
+            "echo ${}",
+            "sh -c 'echo {}'",
+            "echo \"$(echo '{}')\"",
+            "((x = {}))",
+            "echo \"a\\\"{}\"",
+            "cat <<'E' # x\n{/}\nE",
+        ] {
+            assert!(matches!(check(line), Err(Unfit::NotAWord(..))), "{line}");
+        }
+        for line in [
+            "cat {}",
+            "echo 'it is '{}",
+            "echo \"$(cat {})\"",
+            "echo a#{} \"x\"{.}",
+            "(cd {//}; ls)",
+            "echo '# {#}' \"{%}\" {}",
+            "cat <<< {}",
+            "echo \"a\\\"\" {}",
+            "echo '\\' {}",
+            "x={}; echo \"$x\"",
+        ] {
+            assert_eq!(check(line), Ok(()), "{line}");
+        }
+    }
+
+    #[test]
+    fn what_another_program_would_replace_is_refused_and_braces_are_not() {
+        let check = |word: &str| Template::new([OsString::from(word)], false).check();
+        for word in [
+            "{1}",
+            "{2/}",
+            "{/.}",
+            "{..}",
+            "x.{..}",
+            "-{1}",
+            "{1}{2}",
+            "{-1}",
+            "{##}",
+            "{= s/a/b/ =}",
+        ] {
+            assert!(matches!(check(word), Err(Unfit::Unknown(_))), "{word}");
+        }
+        for word in [
+            "{print $1}",
+            "{}",
+            "{.}",
+            "[0-9]{4}",
+            "a{2}",
+            "a{2,3}",
+            "${1}",
+            "\\d{3}",
+            "{a,b}",
+            "{",
+            "}{",
+            "{1..3}",
+            "{\"a\": 1}",
+            "{x}",
+            "{ 1 }",
+            "(ab){2}",
+            ".{3}",
+            "{//}{#}{%}",
+            "{0:>3}",
+        ] {
+            assert_eq!(check(word), Ok(()), "{word}");
+        }
+    }
+
+    #[test]
+    fn a_line_does_nothing_to_a_terminal() {
+        let quoted = |word: &[u8]| String::from_utf8(quote(word).into_owned()).unwrap();
+        assert_eq!(quoted(b"a\x1b[2Jb\n\t'\\"), r"$'a\033[2Jb\n\t\'\\'");
+        assert_eq!(quoted(b"\xff1"), r"$'\3771'");
+        assert_eq!(quoted("ü \u{9b}\u{202e}".as_bytes()), r"$'ü \302\233\342\200\256'");
+        assert_eq!(quoted(r"a\b".as_bytes()), r"'a\b'");
+    }
+
+    #[test]
+    fn a_line_can_be_typed_again() {
+        let line = |words: &[&str], input| {
+            let template = Template::new(words.iter().map(OsString::from), false);
+            String::from_utf8(template.line(&job(input), "1")).unwrap()
+        };
+        assert_eq!(line(&["gzip", "-k"], "a/b.txt"), "gzip -k a/b.txt");
+        assert_eq!(line(&["echo", "a b"], "it's"), r"echo 'a b' 'it'\''s'");
+        assert_eq!(line(&["echo", ""], "$x"), "echo '' '$x'");
+    }
+
+    #[test]
+    fn a_program_is_found_as_a_shell_finds_it_or_its_absence_told() {
+        let program = |word: &str| Template::new([OsString::from(word)], false).program();
+        assert!(program("sh").unwrap().unwrap().ends_with("sh"));
+        assert_eq!(program("/bin/sh").unwrap(), Some("/bin/sh".into()));
+        assert_eq!(program("{}").unwrap(), None);
+        assert!(matches!(program("no-such-program"), Err(NoProgram::NotFound(_))));
+        assert!(matches!(program("/nowhere/at/all"), Err(NoProgram::NotFound(_))));
+        assert!(matches!(program("/etc/passwd"), Err(NoProgram::NotExecutable(_))));
+        assert!(matches!(program("/etc"), Err(NoProgram::NotExecutable(_))));
+        assert!(matches!(program(""), Err(NoProgram::NotFound(_))));
+    }
+}

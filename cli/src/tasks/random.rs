@@ -1,0 +1,71 @@
+//! What the tasks over seeds compute. It knows nothing of tasks, so that the benchmarks measure the same
+//! work.
+
+use rand::distr::Distribution;
+use rand::rngs::Xoshiro256PlusPlus;
+use rand::{RngExt, SeedableRng};
+use rand_distr::StandardNormal;
+
+/// Named here rather than `StdRng`, whose algorithm may change with any release of `rand`: the
+/// results of a seed are part of what a task promises. Nearby seeds give unrelated streams (they
+/// are spread by SplitMix64).
+pub(crate) type Stream = Xoshiro256PlusPlus;
+
+/// The stream of that seed.
+pub(crate) fn stream(seed: u64) -> Stream {
+    Stream::seed_from_u64(seed)
+}
+
+/// How many points an estimate takes unless told otherwise: some milliseconds of work.
+pub(crate) const ESTIMATE_POINTS: u64 = 500_000;
+
+/// How many of that many random points lie in the quarter circle; the same for the same seed,
+/// always.
+pub(crate) fn inside(seed: u64, points: u64) -> u64 {
+    let mut random = stream(seed);
+    let mut inside = 0;
+    for _ in 0..points {
+        let (x, y): (f64, f64) = (random.random(), random.random());
+        inside += u64::from(x * x + y * y <= 1.0);
+    }
+    inside
+}
+
+/// An estimate of π from that many random points.
+pub(crate) fn estimate(seed: u64, points: u64) -> f64 {
+    4.0 * inside(seed, points) as f64 / points as f64
+}
+
+/// How many points are in a cloud unless told otherwise.
+pub(crate) const CLOUD_POINTS: u64 = 10_000;
+
+/// The seed of a cloud unless told otherwise.
+pub(crate) const CLOUD_SEED: u64 = 123;
+
+/// The density at the origin of a 2-D Gaussian with unit covariance.
+pub(crate) const TRUE_DENSITY: f64 = 1.0 / std::f64::consts::TAU;
+
+/// That many points of a 2-D Gaussian with unit covariance around the origin.
+pub(crate) fn gaussian(seed: u64, points: u64) -> impl Iterator<Item = [f64; 2]> {
+    let mut random = stream(seed);
+    (0..points).map(move |_| {
+        let x = StandardNormal.sample(&mut random);
+        let y = StandardNormal.sample(&mut random);
+        [x, y]
+    })
+}
+
+/// How many of the points lie in the square of that width around the centre, its border included.
+pub(crate) fn count_in_window(
+    points: impl Iterator<Item = [f64; 2]>,
+    centre: [f64; 2],
+    width: f64,
+) -> u64 {
+    let within = |x: f64, centre: f64| ((centre - x) / width).abs() <= 0.5;
+    points.filter(|[x, y]| within(*x, centre[0]) && within(*y, centre[1])).count() as u64
+}
+
+/// The density that `k` of `n` points in a square window of that width stand for.
+pub(crate) fn density(k: u64, n: u64, width: f64) -> f64 {
+    k as f64 / n as f64 / (width * width)
+}

@@ -1,0 +1,51 @@
+//! `square`: x², the smallest task there is, to see the pool itself at work.
+
+use super::{Column, Input, Job, Options, Output, Takes, Task};
+
+/// The square of a whole number, exact for every `i64`.
+pub(crate) fn square(x: i64) -> i128 {
+    i128::from(x) * i128::from(x)
+}
+
+/// How the command line knows it.
+pub(crate) static TASK: Task = Task {
+    name: "square",
+    summary: "the square of a whole number",
+    takes: Takes::Numbers,
+    default_inputs: &["0..5"],
+    input: Column::number("x", 10),
+    columns: &[Column::number("result", 14)],
+    options: Options { out: false, to: &[], points: None, seed: None },
+    run,
+    output_name: None,
+};
+
+fn run(job: Job) -> Result<Output, String> {
+    let x = parse(&job.input)?;
+    Ok(vec![square(x).into()])
+}
+
+fn parse(input: &Input) -> Result<i64, String> {
+    input.parse("a whole number such as 7, or a range such as 0..5")
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::tasks::Value;
+
+    #[test]
+    fn squares_are_exact_to_the_ends_of_the_range() {
+        assert_eq!(run(Job::new(-12)).unwrap(), [Value::Whole(144)]);
+        assert_eq!(run(Job::new("9")).unwrap(), [Value::Whole(81)]);
+        assert_eq!(square(i64::MIN), 1 << 126);
+    }
+
+    #[test]
+    fn what_is_no_whole_number_is_refused() {
+        for input in ["", "x", "2.5", "5..0", "9223372036854775808"] {
+            assert!(run(Job::new(input)).is_err(), "{input}");
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! What is known of a run while it goes on: which worker is at which input, and how many are done.
+//!
+//! The pool tells of tasks by their number in their stream. A stream's label says which number its
+//! first has in the run, and so the input is found.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use crate::humane;
+use crate::render::Row;
+use crate::tasks::Input;
+use procpool::{Event, EventKind};
+
+/// So many of the last failures are kept.
+const FAILURES: usize = 8;
+
+#[derive(Default)]
+pub(crate) struct Board(Mutex<State>);
+
+#[derive(Default)]
+pub(super) struct State {
+    /// The inputs of the jobs under way, by their ids.
+    inputs: HashMap<u64, Input>,
+    slots: HashMap<usize, Running>,
+    pub(super) ended: u64,
+    pub(super) failed: u64,
+    pub(super) retried: u64,
+    /// The last failures, the newest last.
+    pub(super) failures: VecDeque<String>,
+}
+
+/// What a worker was sent.
+struct Running {
+    /// The id of the one that it is at, if it runs one.
+    id: u64,
+    /// How many are left, that one included.
+    left: u32,
+    since: Instant,
+}
+
+impl Board {
+    /// An input is to be worked on.
+    pub(crate) fn begin(&self, id: u64, input: &Input) {
+        self.state().inputs.insert(id, input.clone());
+    }
+
+    /// A job has ended.
+    pub(crate) fn end(&self, row: &Row) {
+        let mut state = self.state();
+        state.inputs.remove(&row.id);
+        state.ended += u64::from(!row.cancelled);
+        state.retried += u64::from(row.attempt.saturating_sub(1));
+        if let Some(error) = row.error.as_ref().filter(|_| !row.cancelled) {
+            state.failed += 1;
+            let failure = format!("{}: {error}", row.input.to_text());
+            state.failures.push_back(humane::one_line(&failure).into_owned());
+            if state.failures.len() > FAILURES {
+                state.failures.pop_front();
+            }
+        }
+    }
+
+    /// Something has happened in the pool.
+    pub(crate) fn note(&self, event: &Event) {
+        let mut state = self.state();
+        match &event.kind {
+            EventKind::Assigned { slot, id, tasks, label, .. } => {
+                let first: u64 = label.as_ref().and_then(|label| label.parse().ok()).unwrap_or(0);
+                let running = Running { id: first + id, left: *tasks, since: Instant::now() };
+                state.slots.insert(*slot, running);
+            }
+            EventKind::Finished { slot, .. } => {
+                if let Some(running) = state.slots.get_mut(slot) {
+                    running.id += 1;
+                    running.left = running.left.saturating_sub(1);
+                    running.since = Instant::now();
+                }
+            }
+            EventKind::Lost { slot, .. } | EventKind::Retired { slot, .. } => {
+                state.slots.remove(slot);
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// The input that a worker is at, and since when.
+    pub(super) fn running(&self, slot: usize) -> Option<(String, Instant)> {
+        let running = self.slots.get(&slot).filter(|running| running.left > 0)?;
+        let input = self.inputs.get(&running.id)?.to_text();
+        Some((humane::one_line(&input).into_owned(), running.since))
+    }
+}

@@ -1,0 +1,223 @@
+//! What is drawn: how far the run is, a row for each worker, the last failures.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ratatui::backend::CrosstermBackend;
+use ratatui::layout::{Constraint, Layout};
+use ratatui::style::{Color, Modifier, Style};
+use ratatui::text::Line;
+use ratatui::widgets::{Block, Borders, Gauge, Paragraph, Row, Sparkline, Table};
+use ratatui::{Frame, Terminal};
+
+use super::board::Board;
+use super::terminal;
+use crate::os::observe;
+use crate::{color, humane};
+use procpool::{Pool, Stats, WorkerInfo, WorkerState};
+
+/// Of so many seconds the throughput is shown.
+const SECONDS: usize = 300;
+
+pub(super) struct View {
+    board: Arc<Board>,
+    pool: Pool,
+    total: Option<u64>,
+    began: Instant,
+    /// The CPU time of each worker when it was last looked at, in milliseconds.
+    cpu: HashMap<u32, u64>,
+    looked: Instant,
+    /// How many ended in each second, the last one first; and how many had until then.
+    rates: Vec<u64>,
+    second: u64,
+    before: u64,
+    is_colored: bool,
+    /// How often the terminal had been taken over when it was last drawn on.
+    taken: usize,
+}
+
+/// A worker, as it's shown.
+struct Shown {
+    worker: WorkerInfo,
+    input: String,
+    elapsed: Option<Duration>,
+    /// Of one CPU.
+    cpu: f64,
+    memory: u64,
+}
+
+/// What is drawn at a time.
+struct Picture {
+    workers: Vec<Shown>,
+    stats: Stats,
+    ended: u64,
+    failed: u64,
+    retried: u64,
+    failures: Vec<String>,
+    elapsed: Duration,
+}
+
+impl View {
+    pub(super) fn new(board: Arc<Board>, pool: Pool, total: Option<u64>) -> Self {
+        let now = Instant::now();
+        Self {
+            board,
+            pool,
+            total,
+            began: now,
+            cpu: HashMap::new(),
+            looked: now,
+            rates: vec![0],
+            second: 0,
+            before: 0,
+            is_colored: color::wanted(&io::stderr()),
+            taken: 0,
+        }
+    }
+
+    pub(super) fn draw(&mut self, to: &mut Terminal<CrosstermBackend<File>>) -> io::Result<()> {
+        let picture = self.look();
+        // Given back for good, or for as long as the process is stopped.
+        let Some(taken) = terminal::taken() else { return Ok(()) };
+        if std::mem::replace(&mut self.taken, taken) != taken {
+            terminal::begin_anew(to)?;
+        }
+        to.draw(|frame| self.paint(frame, &picture)).map(drop)
+    }
+
+    fn look(&mut self) -> Picture {
+        let now = Instant::now();
+        let passed = now.duration_since(self.looked).as_millis().max(1) as f64;
+        self.looked = now;
+        let workers = self.pool.workers();
+        let usages: Vec<_> = workers.iter().map(|worker| observe::family(worker.pid)).collect();
+        let mut cpu = HashMap::new();
+        let state = self.board.state();
+        let shown = workers.into_iter().zip(usages).map(|(worker, usage)| {
+            let before = self.cpu.get(&worker.pid).copied().unwrap_or(usage.cpu_millis);
+            cpu.insert(worker.pid, usage.cpu_millis);
+            let running = state.running(worker.slot).filter(|_| worker.state == WorkerState::Busy);
+            Shown {
+                elapsed: running.as_ref().map(|(_, since)| now.duration_since(*since)),
+                input: running.map(|(input, _)| input).unwrap_or_default(),
+                cpu: usage.cpu_millis.saturating_sub(before) as f64 / passed,
+                memory: usage.memory,
+                worker,
+            }
+        });
+        let picture = Picture {
+            workers: shown.collect(),
+            stats: self.pool.stats(),
+            ended: state.ended,
+            failed: state.failed,
+            retried: state.retried,
+            failures: state.failures.iter().cloned().collect(),
+            elapsed: now.duration_since(self.began),
+        };
+        drop(state);
+        self.cpu = cpu;
+        let second = picture.elapsed.as_secs();
+        if second > self.second {
+            // A look may come seconds late.
+            let skipped = usize::try_from(second - self.second).unwrap_or(SECONDS).min(SECONDS);
+            self.rates.splice(0..0, std::iter::repeat_n(0, skipped));
+            self.rates.truncate(SECONDS);
+            (self.second, self.before) = (second, picture.ended);
+        }
+        self.rates[0] = picture.ended - self.before.min(picture.ended);
+        picture
+    }
+
+    fn style(&self, color: Color) -> Style {
+        if self.is_colored { Style::new().fg(color) } else { Style::new() }
+    }
+
+    fn paint(&self, frame: &mut Frame<'_>, picture: &Picture) {
+        let failures = picture.failures.len() as u16;
+        let [head, rates, workers, below] = Layout::vertical([
+            Constraint::Length(2),
+            Constraint::Length(4),
+            Constraint::Min(3),
+            Constraint::Length(if failures > 0 { failures + 1 } else { 0 }),
+        ])
+        .areas(frame.area());
+        self.paint_head(frame, head, picture);
+        let bars = Sparkline::default().data(&self.rates).style(self.style(Color::Green)).block(
+            Block::new()
+                .borders(Borders::TOP)
+                .title(" ended in each second, the last at the left "),
+        );
+        frame.render_widget(bars, rates);
+        frame.render_widget(self.table(picture), workers);
+        let lines: Vec<_> =
+            picture.failures.iter().rev().map(|it| Line::raw(it.as_str())).collect();
+        let title = " the last failures ";
+        let failures = Paragraph::new(lines)
+            .style(self.style(Color::Red))
+            .block(Block::new().borders(Borders::TOP).title(title));
+        frame.render_widget(failures, below);
+    }
+
+    fn paint_head(&self, frame: &mut Frame<'_>, area: ratatui::layout::Rect, picture: &Picture) {
+        let [line, gauge] =
+            Layout::vertical([Constraint::Length(1), Constraint::Length(1)]).areas(area);
+        let Picture { ended, failed, retried, stats, elapsed, .. } = picture;
+        let rate = *ended as f64 / elapsed.as_secs_f64().max(1e-3);
+        let left = self.total.map(|total| total.saturating_sub(*ended));
+        let left = left.filter(|_| *ended > 0).map_or(String::new(), |left| {
+            let time = Duration::try_from_secs_f64(left as f64 / rate).unwrap_or(Duration::MAX);
+            format!(" · {} left", humane::duration(time))
+        });
+        let text = format!(
+            "procpool · {} · {} ended, {} failed, {} retried · {} running · {} workers lost · {}/s{left}",
+            humane::duration(*elapsed),
+            humane::grouped(*ended),
+            humane::grouped(*failed),
+            humane::grouped(*retried),
+            humane::grouped(stats.running),
+            humane::grouped(stats.restarts),
+            humane::rate(rate),
+        );
+        frame.render_widget(Paragraph::new(text), line);
+        if let Some(total) = self.total.filter(|total| *total > 0) {
+            let ratio = (*ended as f64 / total as f64).clamp(0.0, 1.0);
+            let label = format!("{}/{}", humane::grouped(*ended), humane::grouped(total));
+            let bar =
+                Gauge::default().ratio(ratio).label(label).gauge_style(self.style(Color::Green));
+            frame.render_widget(bar, gauge);
+        }
+    }
+
+    fn table(&self, picture: &Picture) -> Table<'static> {
+        let rows = picture.workers.iter().map(|shown| {
+            let worker = &shown.worker;
+            let (state, color) = match worker.state {
+                WorkerState::Busy => ("busy", Color::Green),
+                WorkerState::Idle => ("idle", Color::Blue),
+                WorkerState::Starting => ("starting", Color::Yellow),
+                WorkerState::Absent => ("absent", Color::Red),
+                _ => ("unknown", Color::Red),
+            };
+            Row::new([
+                worker.slot.to_string(),
+                worker.pid.to_string(),
+                state.to_owned(),
+                shown.elapsed.map_or(String::new(), humane::duration),
+                format!("{:.0}%", shown.cpu * 100.0),
+                humane::bytes(shown.memory),
+                humane::grouped(worker.tasks_done),
+                shown.input.clone(),
+            ])
+            .style(self.style(color))
+        });
+        let widths = [6, 8, 9, 9, 6, 10, 11].map(Constraint::Length);
+        let widths = widths.into_iter().chain([Constraint::Min(10)]);
+        let names = ["worker", "pid", "state", "elapsed", "cpu", "memory", "ended", "input"];
+        Table::new(rows, widths)
+            .header(Row::new(names).style(Style::new().add_modifier(Modifier::BOLD)))
+            .block(Block::new().borders(Borders::TOP))
+    }
+}
