@@ -12,6 +12,7 @@ import sys
 
 PACKAGES = {"procpool": "src", "procpool-worker": "worker/src", "procpool-cli": "cli/src"}
 ROOTS = ("lib.rs", "main.rs")
+USE = re.compile(r"^ *(?:pub(?:\([^)]*\))? )?use ([^;]+);", re.M)
 
 
 def without_comments_and_tests(text):
@@ -56,9 +57,9 @@ def expand(tree):
 def imports(names, file, found):
     text = without_comments_and_tests(file.read_text())
     paths = set()
-    for tree in re.findall(r"\buse\s+([^;]+);", text):
+    for tree in re.findall(USE, text):
         paths.update(expand(tree))
-    text = re.sub(r"\buse\s+[^;]+;", "", text)
+    text = re.sub(USE, "", text)
     paths.update(re.findall(r"\b(?:crate|super|self)(?:::\w+)+", text))
     children = {path[-1] for path in found if len(path) == len(names) + 1 and path[:-1] == names}
     if children:
