@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use procpool_worker::protocol::{TITLE, Token};
+use procpool_worker::protocol::{SpawnToken, TITLE};
 use procpool_worker::serve;
 
 static INITIALIZED: AtomicBool = AtomicBool::new(false);
@@ -66,7 +66,7 @@ pub fn init() {
         );
         std::process::exit(2);
     }
-    let token = arguments.next().and_then(|token| Token::from_arg(&token.to_string_lossy()));
+    let token = arguments.next().and_then(|token| SpawnToken::from_arg(&token.to_string_lossy()));
     match token {
         // SAFETY: a pool has started this process, a copy of its own executable, with the token; the
         // handshake compares the two.

@@ -334,9 +334,9 @@ fn output(last: &Option<String>) -> String {
 mod tests {
     use std::error::Error as _;
 
-    use procpool_worker::codec::CodecError;
+    use procpool_worker::error::CodecError;
+    use procpool_worker::error::TransportError;
     use procpool_worker::function::ForeignFunction;
-    use procpool_worker::transport::TransportError;
 
     use super::*;
     use crate::channel::{RecvError, SendError, SendErrorReason};

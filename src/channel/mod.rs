@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::*};
 use std::time::{Duration, Instant};
 
-use procpool_worker::attach::{Attached, FileId, Unattached, attach_end};
+use procpool_worker::attach::{Attached, FileId, NotAttachable, attach_channel_end};
 use procpool_worker::codec;
 use rustix::fs::OFlags;
 use serde::de::{DeserializeOwned, Error as _};
@@ -292,8 +292,8 @@ impl End {
     }
 
     /// Names what the end is made of within what is being encoded.
-    fn handles(self: &Arc<Self>) -> Result<(Handle, Handle), Unattached> {
-        attach_end(self)?;
+    fn handles(self: &Arc<Self>) -> Result<(Handle, Handle), NotAttachable> {
+        attach_channel_end(self)?;
         let cord = self.cord.as_ref().expect("it is taken out when the end is dropped");
         Ok((self.log.file.handle(self)?, cord.handle(self)?))
     }

@@ -9,7 +9,8 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use procpool_worker::attach::{self, Attached, FileId, HIGH_FD, Unattached, attach};
+use procpool_worker::attach::{self, Attached, FileId, NotAttachable, attach};
+use procpool_worker::sys::HIGH_FD;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -65,7 +66,7 @@ impl File {
     }
 
     /// Names it within what is being encoded; `owner` is what keeps it open.
-    pub(crate) fn handle(&self, owner: &Arc<impl Attached>) -> Result<Handle, Unattached> {
+    pub(crate) fn handle(&self, owner: &Arc<impl Attached>) -> Result<Handle, NotAttachable> {
         attach(owner)?;
         let (pid, fd) = (std::process::id(), self.fd.as_raw_fd());
         Ok(Handle { pid, fd, identity: self.identity })
@@ -91,7 +92,7 @@ impl Handle {
 
     /// Opens the file that it names; `access` is how.
     pub(crate) fn open(self, access: OFlags) -> Result<File, OpenError> {
-        let file = match attach::received(self.identity, access) {
+        let file = match attach::open_received(self.identity, access) {
             Some(fd) => File::new(fd).map_err(|source| self.because(source))?,
             None => self.open_by_path(access)?,
         };
@@ -162,7 +163,7 @@ mod tests {
         let named = Handle { fd: i32::MAX, ..named };
         assert!(named.open(OFlags::RDWR).is_err());
         for (id, fd) in attachments.files() {
-            attach::receive(id, fd.try_clone_to_owned().unwrap());
+            attach::register_received(id, fd.try_clone_to_owned().unwrap());
         }
         for access in [OFlags::RDWR, OFlags::RDONLY] {
             let opened = named.open(access).unwrap();

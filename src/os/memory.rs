@@ -12,7 +12,7 @@ use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use procpool_worker::attach::{Attached, FileId, Unattached};
+use procpool_worker::attach::{Attached, FileId, NotAttachable};
 use rustix::fs::{FallocateFlags, MemfdFlags, OFlags, SealFlags};
 use rustix::io::retry_on_intr;
 use rustix::mm::{MapFlags, ProtFlags};
@@ -91,7 +91,7 @@ impl SharedMemory {
     }
 
     /// Names it within what is being encoded.
-    pub(crate) fn handle(self: &Arc<Self>) -> Result<Handle, Unattached> {
+    pub(crate) fn handle(self: &Arc<Self>) -> Result<Handle, NotAttachable> {
         self.file.handle(self)
     }
 

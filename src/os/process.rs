@@ -12,7 +12,7 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use procpool_worker::protocol::{TITLE, Token};
+use procpool_worker::protocol::{SpawnToken, TITLE};
 use rustix::fs::{MemfdFlags, Mode, OFlags};
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process_group, pidfd_open,
@@ -54,7 +54,7 @@ pub(crate) struct Launch {
     pub(crate) current_dir: Option<PathBuf>,
     /// Where it prints.
     pub(crate) output: Output,
-    /// The other end of this pipe is held by this process alone; see `procpool_worker::harden`.
+    /// The other end of this pipe is held by this process alone; see `liveness` in `procpool-worker`.
     pub(crate) cord: OwnedFd,
 }
 
@@ -119,7 +119,7 @@ impl Child {
         launch: &Launch,
         env: impl IntoIterator<Item = (OsString, OsString)>,
         title: &str,
-        token: Token,
+        token: SpawnToken,
         control: OwnedFd,
         cord: &OwnedFd,
         capture: Option<&OwnedFd>,

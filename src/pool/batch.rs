@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
 use procpool_worker::attach::Attachments;
-use procpool_worker::plain::Elements;
-use procpool_worker::protocol::take_item;
+use procpool_worker::bulk::RawBytes;
+use procpool_worker::protocol::split_item;
 use procpool_worker::seed;
 
 use super::buffer::Buffer;
@@ -43,7 +43,7 @@ pub(crate) struct Batch {
 #[derive(Debug, Clone)]
 enum Arguments {
     Bytes { bytes: Bytes, start: usize, end: usize },
-    Elements(Arc<Elements>),
+    RawBytes(Arc<RawBytes>),
 }
 
 /// A few bytes, which most single calls have, need no memory of their own.
@@ -66,7 +66,7 @@ impl Bytes {
 }
 
 impl Batch {
-    /// `arguments` holds `items` arguments as [`put_item`](procpool_worker::protocol::put_item) puts
+    /// `arguments` holds `items` arguments as [`encode_item`](procpool_worker::protocol::encode_item) puts
     /// them, each of `width` bytes or, if that is zero, with its length before it.
     pub(crate) fn new(
         job: Arc<Job>,
@@ -101,8 +101,8 @@ impl Batch {
     }
 
     /// One item whose argument has these elements.
-    pub(crate) fn of_elements(job: Arc<Job>, first: u64, elements: Elements) -> Self {
-        let arguments = Arguments::Elements(Arc::new(elements));
+    pub(crate) fn of_elements(job: Arc<Job>, first: u64, elements: RawBytes) -> Self {
+        let arguments = Arguments::RawBytes(Arc::new(elements));
         Self::with(job, first, 1, 0, arguments, Attachments::default())
     }
 
@@ -130,7 +130,7 @@ impl Batch {
     pub(crate) fn arguments(&self) -> &[u8] {
         match &self.arguments {
             Arguments::Bytes { bytes, start, end } => bytes.get(*start, *end),
-            Arguments::Elements(_) => &[],
+            Arguments::RawBytes(_) => &[],
         }
     }
 
@@ -143,13 +143,13 @@ impl Batch {
     pub(crate) fn elements(&self) -> Option<&[u8]> {
         match &self.arguments {
             Arguments::Bytes { .. } => None,
-            Arguments::Elements(elements) => Some(elements.as_bytes()),
+            Arguments::RawBytes(elements) => Some(elements.as_bytes()),
         }
     }
 
     /// The first item's state among those of [`seed`].
     pub(crate) fn seed(&self) -> u64 {
-        seed::after(self.job.seed, self.first)
+        seed::advance(self.job.seed, self.first)
     }
 
     /// Bytes in the first `items` arguments.
@@ -160,7 +160,7 @@ impl Batch {
         let all = self.arguments();
         let mut rest = all;
         for _ in 0..items {
-            rest = take_item(rest, 0).expect("arguments are as they were encoded here").1;
+            rest = split_item(rest, 0).expect("arguments are as they were encoded here").1;
         }
         all.len() - rest.len()
     }
@@ -213,7 +213,7 @@ impl Batch {
     /// Whether it is to be sent alone, since others may wait until what its last argument points to is
     /// let go of. That may be a task in the same worker.
     pub(crate) fn is_alone(&self) -> bool {
-        self.attachments.have_ends()
+        self.attachments.holds_channel_end()
     }
 
     /// How many of the first `items` take up to `limit` bytes.
@@ -229,7 +229,7 @@ impl Batch {
         }
         let (mut rest, mut left, mut count) = (self.arguments(), limit, 0);
         while count < items {
-            let Some((_, next)) = take_item(rest, 0) else { break };
+            let Some((_, next)) = split_item(rest, 0) else { break };
             let Some(after) = left.checked_sub(rest.len() - next.len()) else { break };
             (rest, left, count) = (next, after, count + 1);
         }
@@ -348,8 +348,8 @@ impl Pace {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use procpool_worker::function::Call;
-    use procpool_worker::protocol::put_item;
+    use procpool_worker::function::FnRef;
+    use procpool_worker::protocol::encode_item;
     use proptest::prelude::*;
 
     /// A batch of texts, whose arguments have lengths before them, or of numbers, which have none.
@@ -357,13 +357,13 @@ mod tests {
         let mut arguments = Vec::new();
         for text in texts {
             if numbers {
-                put_item(&mut arguments, &mut Attachments::default(), &(text.len() as u32))
+                encode_item(&mut arguments, &mut Attachments::default(), &(text.len() as u32))
                     .unwrap();
             } else {
-                put_item(&mut arguments, &mut Attachments::default(), text).unwrap();
+                encode_item(&mut arguments, &mut Attachments::default(), text).unwrap();
             }
         }
-        let call = Call::NOWHERE;
+        let call = FnRef::NOWHERE;
         let job = Job::new(Ok(call), Default::default(), Default::default(), 0, None, 0);
         let width = if numbers { 4 } else { 0 };
         Batch::new(job, 100, texts.len() as u32, width, &arguments, Attachments::default())
@@ -375,7 +375,7 @@ mod tests {
         for batch in batches {
             let mut rest = batch.arguments();
             for id in (batch.first..).take(batch.items as usize) {
-                let (argument, next) = take_item(rest, batch.width).unwrap();
+                let (argument, next) = split_item(rest, batch.width).unwrap();
                 items.push((id, argument.to_vec()));
                 rest = next;
             }

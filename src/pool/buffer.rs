@@ -5,7 +5,7 @@
 use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, PoisonError};
 
-use procpool_worker::copy;
+use procpool_worker::memcpy;
 
 /// What is kept has at least so much room, in bytes; the allocator does well with what has less.
 const LEAST: usize = 32 << 10;
@@ -39,7 +39,7 @@ impl Buffer {
 impl From<&[u8]> for Buffer {
     fn from(bytes: &[u8]) -> Self {
         let mut buffer = Self::with_room(bytes.len());
-        copy::append(&mut buffer, bytes);
+        memcpy::append(&mut buffer, bytes);
         buffer
     }
 }

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use procpool_worker::attach::Attachments;
-use procpool_worker::function::Call;
+use procpool_worker::function::FnRef;
 use procpool_worker::protocol::{self, Setup};
-use procpool_worker::{seed, serve, transport};
+use procpool_worker::{sys, transport};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -156,7 +156,7 @@ impl std::fmt::Debug for Config {
 /// What each worker calls before its first task.
 #[derive(Debug)]
 pub(crate) struct Initializer {
-    pub(crate) call: Call,
+    pub(crate) call: FnRef,
     pub(crate) argument: Vec<u8>,
     /// What the argument points to.
     pub(crate) attachments: Attachments,
@@ -236,11 +236,11 @@ impl PoolBuilder {
     {
         let option = |value: String, remedy| Error::Option { option: "initializer", value, remedy };
         self.initializer = Some((|| {
-            let call = serve::name_initializer(f).map_err(|error| {
+            let call = FnRef::initializer(f).map_err(|error| {
                 option(error.to_string(), "pass a function of this program itself")
             })?;
             let (mut bytes, mut attachments) = (Vec::new(), Attachments::default());
-            protocol::put_item(&mut bytes, &mut attachments, &argument).map_err(|error| {
+            protocol::encode_item(&mut bytes, &mut attachments, &argument).map_err(|error| {
                 option(error.to_string(), "pass an argument that can be encoded")
             })?;
             let width = protocol::item_width::<A>();
@@ -542,7 +542,7 @@ impl PoolBuilder {
             idle_timeout: self.idle_timeout,
             min_workers: self.min_workers,
             replaces: self.replaces,
-            seed: self.seed.unwrap_or_else(seed::fresh),
+            seed: self.seed.unwrap_or_else(sys::entropy),
             limits: self.limits,
             nice: self.nice,
             cpus,

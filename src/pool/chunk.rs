@@ -11,11 +11,11 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use procpool_worker::codec::Sink;
-use procpool_worker::lane::{CAPACITY, Note, ParentLane};
-use procpool_worker::protocol::{Body, Manner, Reply, Request, SPAN_HEAD, Span};
+use procpool_worker::error::TransportError;
+use procpool_worker::lane::{AbortReason, CAPACITY, ParentLane};
+use procpool_worker::memcpy::Sink;
+use procpool_worker::protocol::{Body, ChunkOptions, Reply, Request, SPAN_HEAD, Span};
 use procpool_worker::seed;
-use procpool_worker::transport::TransportError;
 
 use super::batch::{Batch, Pace, split_back};
 use super::buffer::Buffer;
@@ -78,7 +78,7 @@ pub(crate) struct Loss {
     /// What the victim had printed, where that is captured.
     pub(crate) output: Vec<u8>,
     /// What the worker has left about its end.
-    note: Option<Note>,
+    note: Option<AbortReason>,
 }
 
 /// The largest body that travels in a frame; what is larger goes through shared memory.
@@ -98,7 +98,7 @@ impl Chunk {
     pub(crate) fn new(worker: &Worker, batches: VecDeque<Batch>) -> Self {
         let now = Instant::now();
         let items = batches.iter().map(|batch| batch.items).sum();
-        worker.lane.open(items, procpool_worker::harden::now());
+        worker.lane.open_chunk(items, procpool_worker::sys::now());
         if let Some(capture) = &worker.process.capture {
             capture.clear();
         }
@@ -134,11 +134,11 @@ impl Chunk {
         if self.is_bound() {
             return 0;
         }
-        let unstarted = self.lane.unstarted();
+        let unstarted = self.lane.unclaimed();
         let nanos = self.batches.back().map_or(0, |batch| batch.job.pace.nanos());
-        let running = procpool_worker::harden::now().saturating_sub(self.lane.begun());
+        let running = procpool_worker::sys::now().saturating_sub(self.lane.block_start());
         if running >= Pace::WORTHWHILE {
-            self.lane.recall();
+            self.lane.request_unclaim();
         }
         let soon = u64::from(unstarted).saturating_mul(nanos) < Pace::WORTHWHILE;
         if unstarted == 0 || (soon && running < Pace::WORTHWHILE) {
@@ -158,7 +158,7 @@ impl Chunk {
         if self.is_bound() {
             return Vec::new();
         }
-        let range = self.lane.take_back(max.min(self.items - self.delivered));
+        let range = self.lane.steal(max.min(self.items - self.delivered));
         // A worker gone wild may have made the claim say anything.
         if range.end != self.items || range.start < self.delivered || range.is_empty() {
             return Vec::new();
@@ -242,8 +242,8 @@ impl Chunk {
         limit: Duration,
         now: Instant,
     ) -> (Vec<Batch>, Option<Instant>) {
-        let begun = Duration::from_nanos(self.lane.begun());
-        let clock = Duration::from_nanos(procpool_worker::harden::now());
+        let begun = Duration::from_nanos(self.lane.block_start());
+        let clock = Duration::from_nanos(procpool_worker::sys::now());
         // What the worker says of its beginning is believed as long as it makes the wait shorter.
         let ran = clock.saturating_sub(begun).max(now - self.seen.1);
         let (suspended, pause) = self.suspended;
@@ -288,7 +288,7 @@ impl Chunk {
         }
         let rest = self.take_back(u32::MAX);
         // What is claimed and not begun is ended when it begins, should it come to that.
-        self.lane.recall();
+        self.lane.request_unclaim();
         let Some(item) = self.running() else { return rest };
         let mut position = self.delivered;
         for batch in &self.batches {
@@ -316,19 +316,19 @@ impl Chunk {
         let elements = self.batches.front().and_then(Batch::elements);
         let place = region.map(|lease| worker.mapped.show(lease));
         let body = match place {
-            Some(place) if elements.is_some() => Body::Elements(place),
+            Some(place) if elements.is_some() => Body::RawBytes(place),
             Some(place) => Body::Region(place),
             None => Body::Frame,
         };
         let is_awaited = |batch: &Batch| !batch.job.together.load(Relaxed);
-        let manner = Manner {
+        let options = ChunkOptions {
             sequence: worker.sequence,
             limited: self.limit.is_some(),
             prompt: is_observed || self.batches.iter().any(is_awaited),
             context: self.context().map(|context| context.id),
         };
         let attached = worker.attach(self.batches.iter().map(Batch::attachments))?;
-        worker.make(&Request::Chunk { attached, body, manner })?;
+        worker.make(&Request::Chunk { attached, body, options })?;
         if region.is_none() || elements.is_some() {
             self.put_spans(&mut worker.frame);
         }
@@ -342,7 +342,7 @@ impl Chunk {
         // Such a batch is always alone: it fits into no frame.
         if let Some(elements) = self.batches.front().and_then(Batch::elements) {
             let mut lease = worker.mapped.room(elements.len())?;
-            lease.put(elements);
+            lease.put_slice(elements);
             return Ok(Some(lease));
         }
         if size <= limit {
@@ -359,12 +359,12 @@ impl Chunk {
         while let Some(first) = self.batches.get(at) {
             // One that can't be called was refused when it was submitted.
             let (Ok(call), width) = (first.job.call, first.width) else { break };
-            let mut span = Span { call, items: 0, width, bytes: 0, seed: first.seed() };
+            let mut span = Span { function: call, items: 0, width, bytes: 0, seed: first.seed() };
             // Single calls of one function, one after the other, travel as one span.
             let start = at;
             for batch in self.batches.range(start..) {
                 if (batch.job.call, batch.width) != (Ok(call), width)
-                    || batch.seed() != seed::after(span.seed, span.items.into())
+                    || batch.seed() != seed::advance(span.seed, span.items.into())
                 {
                     break;
                 }
@@ -372,8 +372,8 @@ impl Chunk {
                 span.bytes += batch.arguments().len() as u64;
                 at += 1;
             }
-            body.put(&span.head());
-            self.batches.range(start..at).for_each(|batch| body.put(batch.arguments()));
+            body.put_slice(&span.head());
+            self.batches.range(start..at).for_each(|batch| body.put_slice(batch.arguments()));
         }
     }
 
@@ -510,13 +510,13 @@ impl Chunk {
             Some(first) if first.items > 1 => Some(first.split_front(1)),
             _ => self.batches.pop_front(),
         });
-        let ran = self.process.ended().saturating_sub(self.lane.begun());
+        let ran = self.process.ended().saturating_sub(self.lane.block_start());
         let elapsed = Duration::from_nanos(ran).min(self.sent.elapsed());
         let output = self.process.capture.as_ref().map_or_else(Vec::new, |capture| {
             let end = capture.len();
             capture.read(self.printed.max(end.saturating_sub(LAST_OUTPUT))..end)
         });
-        let note = self.lane.note();
+        let note = self.lane.abort_reason();
         let (victim, rest) = (victim.flatten(), self.batches.into());
         Loss { victim, rest, sent: self.sent, elapsed, output, note }
     }
@@ -607,7 +607,7 @@ fn drive(
             Some(chunk) => chunk.harvest(worker, teller, all, &mut calls).map(|()| {
                 chunk.is_sent = !all;
                 if room {
-                    chunk.lane.empty();
+                    chunk.lane.reset_results();
                     chunk.read = 0;
                 }
             }),
@@ -680,7 +680,7 @@ fn drive(
                 return if is_complete { Ok(()) } else { Err(Nonsense.into()) };
             }
             Reply::Progress { sequence: of } if of == sequence => harvest(worker, false, false)?,
-            Reply::Yield { sequence: of } if of == sequence => {
+            Reply::LaneFull { sequence: of } if of == sequence => {
                 harvest(worker, true, true)?;
                 sent();
                 worker.send(&Request::Resume)?;
@@ -710,7 +710,7 @@ impl Loss {
             Some(Doom::Malformed) => DeathCause::Misbehaved,
             Some(Doom::StartTimedOut(_) | Doom::Retired | Doom::Silent) | None => {
                 match process.wait_death() {
-                    DeathCause::Signaled(..) if self.note == Some(Note::OutOfMemory) => {
+                    DeathCause::Signaled(..) if self.note == Some(AbortReason::OutOfMemory) => {
                         DeathCause::OutOfMemory
                     }
                     cause => cause,

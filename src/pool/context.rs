@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use procpool_worker::attach::Attachments;
-use procpool_worker::protocol::{Body, Place};
+use procpool_worker::protocol::{Body, RegionSlice};
 use procpool_worker::region::Region;
-use procpool_worker::{codec, plain};
+use procpool_worker::{bulk, codec};
 use serde::Serialize;
 
 use super::scheduler::Shared;
@@ -42,14 +42,17 @@ impl Context {
                 .map_err(|error| format!("it could not be put into shared memory: {error}"))?;
             let len = bytes.len() as u64;
             // Each worker is sent it once.
-            Ok::<_, String>((Place { number: 0, len, is_new: true, is_kept: false }, Some(region)))
+            Ok::<_, String>((
+                RegionSlice { number: 0, len, is_new: true, is_cached: false },
+                Some(region),
+            ))
         };
         let mut attachments = Attachments::default();
-        let elements = plain::elements(value).filter(|all| all.len() > inline_limit);
+        let elements = bulk::as_raw_bytes(value).filter(|all| all.len() > inline_limit);
         let (body, bytes, region) = match elements {
             Some(elements) => {
                 let (place, region) = share(elements)?;
-                (Body::Elements(place), Vec::new(), region)
+                (Body::RawBytes(place), Vec::new(), region)
             }
             None => {
                 let encode = || attachments.collect(|| codec::encode_to_vec(value));

@@ -43,7 +43,7 @@ fn greet(shared: &Shared, slot: usize, newborn: Newborn) -> Result<Worker, Start
     let Some(initializer) = &shared.config.initializer else { return Ok(worker) };
     // The initializer is run as any task is, so that it fails as any task does; but no other worker
     // may take it over.
-    let seed = seed::mix(seed::after(shared.config.seed, slot as u64));
+    let seed = seed::finalize(seed::advance(shared.config.seed, slot as u64));
     let (call, pace) = (Ok(initializer.call), Arc::new(Pace::default()));
     let job = Job::new(call, TaskOptions::default(), pace, 0, None, seed);
     job.enter(1);

@@ -8,10 +8,11 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use procpool_worker::function::{Call, ForeignFunction};
-use procpool_worker::lane::Record;
+use procpool_worker::error::CodecError;
+use procpool_worker::function::{FnRef, ForeignFunction};
 use procpool_worker::panics::{self, PanicReport};
-use procpool_worker::{codec, plain};
+use procpool_worker::record::Record;
+use procpool_worker::{bulk, codec};
 use serde::de::DeserializeOwned;
 
 use super::batch::Pace;
@@ -25,7 +26,7 @@ use crate::error::{DidRun, Side, TaskError, TaskErrorKind};
 /// What one call asked for.
 #[derive(Debug)]
 pub(crate) struct Job {
-    pub(crate) call: Result<Call, ForeignFunction>,
+    pub(crate) call: Result<FnRef, ForeignFunction>,
     pub(crate) options: TaskOptions,
     pub(crate) pace: Arc<Pace>,
     /// What its items share, if they do.
@@ -126,7 +127,7 @@ pub(crate) struct Outcome<R> {
 
 impl Job {
     pub(crate) fn new(
-        call: Result<Call, ForeignFunction>,
+        call: Result<FnRef, ForeignFunction>,
         options: TaskOptions,
         pace: Arc<Pace>,
         offset: u64,
@@ -401,7 +402,7 @@ fn decode<R: DeserializeOwned>(mut raw: RawOutcome<'_>) -> Result<R, (TaskErrorK
         (Record::Value, _) => contained(|| codec::decode(raw.payload)),
         (Record::Region, Some(region)) if records::place(raw.payload).is_some_and(|at| at.1) => {
             // SAFETY: the region is mapped for its length for as long as it lives.
-            contained(|| unsafe { plain::from_elements(region.as_ptr(), region.len()) })
+            contained(|| unsafe { bulk::from_raw_bytes(region.as_ptr(), region.len()) })
         }
         (Record::Region, Some(region)) => {
             // SAFETY: as for the elements.
@@ -421,7 +422,7 @@ fn decode<R: DeserializeOwned>(mut raw: RawOutcome<'_>) -> Result<R, (TaskErrorK
 pub(crate) fn failure(raw: RawOutcome<'_>) -> Option<(TaskErrorKind, DidRun)> {
     let text = || String::from_utf8_lossy(raw.payload).into_owned();
     Some(match raw.kind {
-        Record::Value | Record::Numbers | Record::Region | Record::Time | Record::Output => {
+        Record::Value | Record::Primitives | Record::Region | Record::Time | Record::Output => {
             return None;
         }
         Record::Panicked => {
@@ -444,7 +445,7 @@ pub(crate) fn failure(raw: RawOutcome<'_>) -> Option<(TaskErrorKind, DidRun)> {
 }
 
 /// Decoding runs the user's `Deserialize`, which may panic: that is this task's error.
-fn contained<R>(decode: impl FnOnce() -> Result<R, codec::CodecError>) -> Result<R, String> {
+fn contained<R>(decode: impl FnOnce() -> Result<R, CodecError>) -> Result<R, String> {
     match std::panic::catch_unwind(std::panic::AssertUnwindSafe(decode)) {
         Ok(decoded) => decoded.map_err(|error| error.to_string()),
         Err(payload) => Err(format!(
@@ -461,7 +462,7 @@ mod tests {
 
     #[test]
     fn who_wants_results_together_is_not_woken_for_each() {
-        let call = Call::NOWHERE;
+        let call = FnRef::NOWHERE;
         let job = Job::new(Ok(call), Default::default(), Default::default(), 0, None, 0);
         job.enter(8);
         std::thread::scope(|scope| {

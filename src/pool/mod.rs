@@ -65,8 +65,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use procpool_worker::function::{Call, ForeignFunction};
-use procpool_worker::{seed, serve};
+use procpool_worker::function::{FnRef, ForeignFunction};
+use procpool_worker::seed;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -140,7 +140,7 @@ pub struct Pool {
 struct Inner {
     shared: Arc<Shared>,
     threads: Mutex<Vec<JoinHandle<()>>>,
-    /// While this is open, the workers live; see `procpool_worker::harden`.
+    /// While this is open, the workers live; see `liveness` in `procpool-worker`.
     _cord: OwnedFd,
 }
 
@@ -365,7 +365,7 @@ impl Pool {
         R: Serialize + DeserializeOwned,
         I: IntoIterator<Item = A>,
     {
-        self.collect_with(serve::name_with(f).map_err(foreign)?, &context, items)
+        self.collect_with(FnRef::task_with(f).map_err(foreign)?, &context, items)
     }
 
     /// As [`map`](Self::map), for a function that needs something which can't be sent, or which it
@@ -404,7 +404,7 @@ impl Pool {
         R: Serialize + DeserializeOwned,
         I: IntoIterator<Item = A>,
     {
-        let (call, init) = serve::name_init(init, f).map_err(foreign)?;
+        let (call, init) = FnRef::task_init(init, f).map_err(foreign)?;
         self.collect_with(call, &init, items)
     }
 
@@ -586,8 +586,8 @@ impl Pool {
     {
         let number = self.shared().counters.singles.fetch_add(1, Relaxed);
         // One after the other, so that they can travel together.
-        let seed = seed::after(seed::mix(self.shared().config.seed), number);
-        self.job(serve::name(f), number, None, seed)
+        let seed = seed::advance(seed::finalize(self.shared().config.seed), number);
+        self.job(FnRef::task(f), number, None, seed)
     }
 
     /// A job for many items.
@@ -596,23 +596,23 @@ impl Pool {
         A: DeserializeOwned,
         R: Serialize,
     {
-        self.many_with(serve::name(f), None)
+        self.many_with(FnRef::task(f), None)
     }
 
     fn many_with(
         &self,
-        call: Result<Call, ForeignFunction>,
+        call: Result<FnRef, ForeignFunction>,
         context: Option<Arc<Context>>,
     ) -> Arc<Job> {
         let number = self.shared().counters.manies.fetch_add(1, Relaxed);
         // Far apart, so that none runs into another.
-        let seed = seed::mix(seed::after(!self.shared().config.seed, number));
+        let seed = seed::finalize(seed::advance(!self.shared().config.seed, number));
         self.job(call, 0, context, seed)
     }
 
     fn job(
         &self,
-        call: Result<Call, ForeignFunction>,
+        call: Result<FnRef, ForeignFunction>,
         offset: u64,
         context: Option<Arc<Context>>,
         seed: u64,
@@ -624,7 +624,7 @@ impl Pool {
     /// The results of a call whose items share `context`.
     fn collect_with<C, A, R, I>(
         &self,
-        call: Call,
+        call: FnRef,
         context: &C,
         items: I,
     ) -> Result<Vec<R>, TaskError>

@@ -8,9 +8,10 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::time::Duration;
 
-use procpool_worker::lane::{RECORD_HEAD, Record};
-use procpool_worker::protocol::Place;
-use procpool_worker::{codec, copy, plain};
+use procpool_worker::error::CodecError;
+use procpool_worker::protocol::RegionSlice;
+use procpool_worker::record::{RECORD_HEAD, Record};
+use procpool_worker::{bulk, codec, memcpy};
 
 use super::buffer::Buffer;
 use super::regions::Lease;
@@ -74,7 +75,7 @@ fn split(bytes: &[u8]) -> Option<(Record, &[u8], &[u8])> {
     let (head, rest) = bytes.split_first_chunk::<RECORD_HEAD>()?;
     let (kind, len) = Record::parse(*head)?;
     // Of a worker that died in a run of numbers, the rest of the run is missing.
-    let len = if kind == Record::Numbers { len.min(rest.len()) } else { len };
+    let len = if kind == Record::Primitives { len.min(rest.len()) } else { len };
     let (payload, rest) = rest.split_at_checked(len)?;
     Some((kind, payload, rest))
 }
@@ -98,7 +99,7 @@ fn outcomes(kind: Record, payload: &[u8]) -> Option<u32> {
             number(payload)?;
             0
         }
-        Record::Numbers => {
+        Record::Primitives => {
             let (width, numbers) = numbers(payload)?;
             u32::try_from(numbers.len() / width).ok()?
         }
@@ -127,7 +128,7 @@ pub(crate) fn survey(mut bytes: &[u8]) -> Option<Survey> {
                 survey.regions += 1;
                 survey.answers += 1;
             }
-            Record::Value | Record::Numbers => survey.answers += items,
+            Record::Value | Record::Primitives => survey.answers += items,
             Record::Panicked | Record::Undecodable | Record::Unencodable | Record::Output => {}
         }
     }
@@ -135,7 +136,7 @@ pub(crate) fn survey(mut bytes: &[u8]) -> Option<Survey> {
 }
 
 /// Where the results are that came in regions, as their worker says; whether it says so of each.
-pub(crate) fn places(mut bytes: &[u8]) -> Option<Vec<Place>> {
+pub(crate) fn places(mut bytes: &[u8]) -> Option<Vec<RegionSlice>> {
     let mut places = Vec::new();
     while let Some((kind, payload, rest)) = split(bytes) {
         bytes = rest;
@@ -147,7 +148,7 @@ pub(crate) fn places(mut bytes: &[u8]) -> Option<Vec<Place>> {
 }
 
 /// Where a result is, and whether it is there as elements.
-pub(crate) fn place(payload: &[u8]) -> Option<(Place, bool)> {
+pub(crate) fn place(payload: &[u8]) -> Option<(RegionSlice, bool)> {
     codec::decode(payload).ok()
 }
 
@@ -201,7 +202,7 @@ impl Records {
                 self.look_ahead();
             }
             self.at = next;
-            if kind == Record::Numbers {
+            if kind == Record::Primitives {
                 self.width = usize::from(self.bytes[next - len]);
                 self.run = next - len + 1..next;
                 continue;
@@ -234,8 +235,8 @@ impl Records {
         &mut self,
         most: u32,
         results: &mut Vec<R>,
-    ) -> Option<Result<u32, codec::CodecError>> {
-        let wanted = plain::width::<R>()?;
+    ) -> Option<Result<u32, CodecError>> {
+        let wanted = bulk::fixed_width::<R>()?;
         if self.run.is_empty() {
             let (kind, payload, _) = split(&self.bytes[self.at..])?;
             if kind == Record::Time {
@@ -243,14 +244,14 @@ impl Records {
                 self.timed = 0;
             }
             let (kind, payload, _) = split(&self.bytes[self.at..])?;
-            if kind != Record::Numbers || payload.first() != Some(&(wanted as u8)) {
+            if kind != Record::Primitives || payload.first() != Some(&(wanted as u8)) {
                 return None;
             }
         }
         match self.next_piece(most)? {
             Piece::Numbers { bytes, width, .. } if width == wanted => {
                 let taken = (bytes.len() / width) as u32;
-                Some(plain::extend_numbers(results, bytes).map(|()| taken))
+                Some(bulk::decode_all(results, bytes).map(|()| taken))
             }
             _ => None,
         }
@@ -284,7 +285,7 @@ impl Records {
             let Some(piece) = self.next_piece(items) else { break };
             let (taken, elapsed) = match piece {
                 Piece::Numbers { bytes, width, elapsed } => {
-                    put(&mut front.bytes, Record::Numbers, &[&[width as u8], bytes]);
+                    put(&mut front.bytes, Record::Primitives, &[&[width as u8], bytes]);
                     ((bytes.len() / width) as u32, elapsed)
                 }
                 Piece::One(raw) => {
@@ -310,7 +311,7 @@ impl Records {
 fn put(bytes: &mut Vec<u8>, kind: Record, payload: &[&[u8]]) {
     let len = payload.iter().map(|part| part.len()).sum();
     bytes.extend_from_slice(&kind.head(len));
-    payload.iter().for_each(|part| copy::append(bytes, part));
+    payload.iter().for_each(|part| memcpy::append(bytes, part));
 }
 
 /// Does with bytes from a worker all that the parent does: as a frame, and as what lies in a lane.
@@ -329,7 +330,7 @@ pub(crate) fn read_hostile(bytes: &[u8]) {
     let mut front = rest.split_front(survey.items / 2);
     let count = |records: &mut Records| std::iter::from_fn(|| records.next().map(drop)).count();
     assert_eq!(count(&mut front) + count(&mut rest), survey.items as usize);
-    let call = procpool_worker::function::Call::NOWHERE;
+    let call = procpool_worker::function::FnRef::NOWHERE;
     let job = Job::new(Ok(call), Default::default(), Default::default(), 0, None, 0);
     let arrival = || {
         let content = Content::Records(records());
@@ -378,9 +379,9 @@ mod tests {
     #[test]
     fn a_run_of_numbers_is_read_one_by_one_or_together_and_may_be_cut_short() {
         let mut bytes = Vec::new();
-        put(&mut bytes, Record::Numbers, &[&[2], &[1, 0, 2, 0, 3, 0]]);
+        put(&mut bytes, Record::Primitives, &[&[2], &[1, 0, 2, 0, 3, 0]]);
         put(&mut bytes, Record::Time, &[&600u64.to_le_bytes()]);
-        put(&mut bytes, Record::Numbers, &[&[2], &[4, 0, 5, 0, 6, 0]]);
+        put(&mut bytes, Record::Primitives, &[&[2], &[4, 0, 5, 0, 6, 0]]);
         bytes.truncate(bytes.len() - 2);
         let expected = Survey { items: 5, answers: 5, regions: 0, timed: 3, nanos: 600 };
         assert_eq!(survey(&bytes), Some(expected));

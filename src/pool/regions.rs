@@ -19,8 +19,8 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use procpool_worker::codec::Sink;
-use procpool_worker::protocol::{Place, Request};
+use procpool_worker::memcpy::Sink;
+use procpool_worker::protocol::{RegionSlice, Request};
 use procpool_worker::region::Region;
 
 /// How many bytes a pool keeps that hold nothing: a large argument and its result. More than that
@@ -162,7 +162,7 @@ impl Lease {
 
 impl Sink for Lease {
     /// Appends `bytes`, for which there must be room.
-    fn put(&mut self, bytes: &[u8]) {
+    fn put_slice(&mut self, bytes: &[u8]) {
         let Some(region) = &mut self.region else { return };
         region.write(self.len, bytes);
         self.len += bytes.len();
@@ -211,17 +211,17 @@ impl Mapped {
 
     /// Where the worker finds what the lease holds; if that is new to it, it is to be sent the region
     /// first.
-    pub(crate) fn show(&mut self, lease: &Lease) -> Place {
+    pub(crate) fn show(&mut self, lease: &Lease) -> RegionSlice {
         let is_new = !self.keys.contains(&lease.key);
         if is_new {
             self.keys.push(lease.key);
         }
-        Place { number: lease.key.1, len: lease.len as u64, is_new, is_kept: true }
+        RegionSlice { number: lease.key.1, len: lease.len as u64, is_new, is_cached: true }
     }
 
     /// What the worker has put into a region: one that it has just sent, or one that it was told to
     /// be free. None if there is no such region or it is smaller.
-    pub(crate) fn result(&mut self, place: Place, new: Option<Region>) -> Option<Lease> {
+    pub(crate) fn result(&mut self, place: RegionSlice, new: Option<Region>) -> Option<Lease> {
         let (key, len) = ((self.worker, place.number), usize::try_from(place.len).ok()?);
         let mut inner = self.home.inner();
         let region = match new {
@@ -290,7 +290,7 @@ mod tests {
 
     fn leased(mapped: &Mapped, bytes: &[u8]) -> Lease {
         let mut lease = mapped.room(bytes.len()).unwrap();
-        lease.put(bytes);
+        lease.put_slice(bytes);
         lease
     }
 
@@ -300,11 +300,11 @@ mod tests {
         let mut mapped = Mapped::none(&regions);
         let first = leased(&mapped, &[1; 5000]);
         let place = mapped.show(&first);
-        assert!(place.is_new && place.is_kept);
+        assert!(place.is_new && place.is_cached);
         drop(first);
         let second = leased(&mapped, &[2; 4000]);
         assert_eq!(content(&second), [2; 4000]);
-        assert_eq!(mapped.show(&second), Place { len: 4000, is_new: false, ..place });
+        assert_eq!(mapped.show(&second), RegionSlice { len: 4000, is_new: false, ..place });
         assert_eq!(mapped.news(), None);
     }
 
@@ -339,7 +339,7 @@ mod tests {
     fn a_result_is_where_the_worker_says_only_if_that_can_be() {
         let regions = Arc::new(Regions::default());
         let mut mapped = Mapped::none(&regions);
-        let place = |number, len| Place { number, len, is_new: false, is_kept: true };
+        let place = |number, len| RegionSlice { number, len, is_new: false, is_cached: true };
         let new = || Some(Region::copy_of(&[7; 100]).unwrap());
         assert!(mapped.result(place(1, 100), None).is_none(), "there is none of that number");
         assert!(mapped.result(place(1, 101), new()).is_none(), "it is smaller");

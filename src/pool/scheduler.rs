@@ -17,10 +17,10 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, TryLockError};
 use std::time::{Duration, Instant};
 
-use procpool_worker::bell::PATIENCE;
-use procpool_worker::function::Call;
-use procpool_worker::harden;
+use procpool_worker::doorbell::SPIN_BUDGET;
+use procpool_worker::function::FnRef;
 use procpool_worker::protocol::SPAN_HEAD;
+use procpool_worker::sys;
 use rustix::process::Signal;
 
 use super::WorkerInfo;
@@ -86,7 +86,7 @@ pub(crate) struct Shared {
     /// Since when the workers are stopped, if they are.
     suspended: Mutex<Option<Instant>>,
     /// What is known of each function's speed.
-    paces: RwLock<HashMap<Call, Arc<Pace>>>,
+    paces: RwLock<HashMap<FnRef, Arc<Pace>>>,
 }
 
 /// One slot's part that has its own lock.
@@ -187,7 +187,7 @@ impl Shared {
         let counters = Counters::new(slots);
         Self {
             config,
-            owner: harden::own_pid(),
+            owner: sys::own_pid(),
             central: Mutex::new(central),
             slots: (0..slots).map(|_| Slot::default()).collect(),
             changed: Condvar::new(),
@@ -220,11 +220,11 @@ impl Shared {
     /// no threads, and its locks may be held by threads that it doesn't have: no lock of the pool, or
     /// of a job that is older than the fork, may be taken there.
     pub(crate) fn forked(&self) -> Option<TaskErrorKind> {
-        (harden::own_pid() != self.owner).then_some(TaskErrorKind::Forked { owner: self.owner })
+        (sys::own_pid() != self.owner).then_some(TaskErrorKind::Forked { owner: self.owner })
     }
 
     /// What is known of a function's speed.
-    pub(crate) fn pace(&self, call: Call) -> Arc<Pace> {
+    pub(crate) fn pace(&self, call: FnRef) -> Arc<Pace> {
         if self.forked().is_some() {
             return Arc::default();
         }
@@ -304,7 +304,7 @@ impl Shared {
         let expected = each.saturating_mul(batch.items);
         let is_free = 2 * central.seats.out() <= self.cpus;
         let is_quick = expected <= Duration::from_nanos(Pace::WORTHWHILE);
-        (is_free && is_quick).then(|| PATIENCE + 2 * expected)
+        (is_free && is_quick).then(|| SPIN_BUDGET + 2 * expected)
     }
 
     /// How many items of a job it makes sense to have waiting.

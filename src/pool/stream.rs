@@ -13,9 +13,9 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use procpool_worker::attach::Attachments;
-use procpool_worker::plain::{self, Elements};
-use procpool_worker::protocol::{item_width, put_item};
-use procpool_worker::room::Room;
+use procpool_worker::bulk::{self, RawBytes};
+use procpool_worker::prefault::Prefault;
+use procpool_worker::protocol::{encode_item, item_width};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -136,7 +136,7 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
                 if width > 0 && items >= FEW {
                     let room = (BATCH_BYTES - self.buffer.len()).div_ceil(width as usize);
                     let wanted = room.min((most - u64::from(items)) as usize);
-                    let taken = plain::put_all(&mut self.buffer, &mut self.input, wanted);
+                    let taken = bulk::encode_all(&mut self.buffer, &mut self.input, wanted);
                     items += taken as u32;
                     if taken < wanted {
                         return Read::End;
@@ -144,19 +144,19 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
                     continue;
                 }
                 let Some(item) = self.input.next() else { return Read::End };
-                let item = match Elements::of(item, ELEMENTS_FROM) {
-                    Ok(elements) => return Read::Elements(elements),
+                let item = match RawBytes::of(item, ELEMENTS_FROM) {
+                    Ok(elements) => return Read::RawBytes(elements),
                     Err(item) => item,
                 };
                 encoding = Some(self.buffer.len());
-                if let Err(error) = put_item(&mut self.buffer, &mut self.attachments, &item) {
+                if let Err(error) = encode_item(&mut self.buffer, &mut self.attachments, &item) {
                     return Read::Unencoded(error.to_string());
                 }
                 encoding = None;
                 items += 1;
                 // Reading may be slow: then what has been read is not to wait. An end is let go of
                 // with its batch, so no other item is to be in that.
-                if items < FEW && began.elapsed() > SLOW || self.attachments.have_ends() {
+                if items < FEW && began.elapsed() > SLOW || self.attachments.holds_channel_end() {
                     break;
                 }
             }
@@ -200,7 +200,7 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
                 self.read += 1;
                 fail_unencoded(&self.pool, &self.job, reason);
             }
-            Read::Elements(elements) => {
+            Read::RawBytes(elements) => {
                 self.read += 1;
                 self.waiting.insert(self.read, elements.as_bytes().len());
                 let first = self.job.enter(1);
@@ -262,7 +262,7 @@ enum Read {
     /// The next item can't be encoded.
     Unencoded(String),
     /// The next item is large and goes by itself.
-    Elements(Elements),
+    RawBytes(RawBytes),
 }
 
 pub(super) fn serialize_panicked<A>(payload: Box<dyn Any + Send>) -> String {
@@ -285,7 +285,7 @@ pub(super) fn encode_one<A: Serialize>(
     job: &Arc<Job>,
     argument: A,
 ) -> Result<(Batch, Option<A>), String> {
-    let argument = match Elements::of(argument, ELEMENTS_FROM) {
+    let argument = match RawBytes::of(argument, ELEMENTS_FROM) {
         Ok(elements) => {
             return Ok((Batch::of_elements(Arc::clone(job), job.enter(1), elements), None));
         }
@@ -294,7 +294,7 @@ pub(super) fn encode_one<A: Serialize>(
     let (mut buffer, mut attachments) = (SCRATCH.take(), Attachments::default());
     buffer.clear();
     let encoded =
-        catch_unwind(AssertUnwindSafe(|| put_item(&mut buffer, &mut attachments, &argument)));
+        catch_unwind(AssertUnwindSafe(|| encode_item(&mut buffer, &mut attachments, &argument)));
     match encoded {
         Ok(Ok(())) => {
             let width = item_width::<A>();
@@ -351,7 +351,7 @@ where
     I: Iterator<Item = A>,
 {
     let (least, _) = input.size_hint();
-    let (mut results, mut room) = Room::new(least.min(MOST_AHEAD / size_of::<R>().max(1)));
+    let (mut results, mut prefault) = Prefault::new(least.min(MOST_AHEAD / size_of::<R>().max(1)));
     let mut failure: Option<TaskError> = None;
     // The window bounds what is sent ahead, not what has come back: one slow item must not stop the
     // others, since all are wanted before any is given.
@@ -380,7 +380,7 @@ where
         while let Some(arrival) = early.remove(&next) {
             next += u64::from(arrival.items);
             if failure.is_none() {
-                room.prepare(&mut results, arrival.items as usize);
+                prefault.ensure(&mut results, arrival.items as usize);
                 failure = arrival.drain(&job, &mut results).err();
             }
         }

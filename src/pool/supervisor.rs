@@ -10,12 +10,12 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use procpool_worker::control::Control;
-use procpool_worker::harden::now;
+use procpool_worker::error::TransportError;
 use procpool_worker::lane::{LANE_BYTES, ParentLane};
-use procpool_worker::protocol::Token;
+use procpool_worker::protocol::SpawnToken;
 use procpool_worker::region::Region;
-use procpool_worker::seed;
-use procpool_worker::transport::{self, TransportError};
+use procpool_worker::sys::{self, now};
+use procpool_worker::transport;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::process::Signal;
 
@@ -103,7 +103,7 @@ pub(crate) fn supervise(shared: &Shared) {
     let mut supervisor = Supervisor {
         shared,
         charges: Vec::new(),
-        nonce: seed::fresh(),
+        nonce: sys::entropy(),
         next_watch: Instant::now(),
         oom_kills: observe::oom_kills(),
     };
@@ -205,10 +205,10 @@ impl Supervisor<'_> {
         };
         let io = |error: std::io::Error| hint(&error, error.raw_os_error());
         self.nonce = self.nonce.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(now() | 1);
-        let token = Token { nonce: self.nonce, parent: std::process::id() };
+        let token = SpawnToken { nonce: self.nonce, parent: std::process::id() };
         let (ours, theirs) = Control::pair().map_err(io)?;
         let control = Control::new(ours, self.nonce);
-        let (requests, frames) = transport::frames().map_err(|error| match error {
+        let (requests, frames) = transport::frame_channel().map_err(|error| match error {
             TransportError::Io(error) => io(error),
             error => error.to_string(),
         })?;

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use procpool_worker::room::Room;
+use procpool_worker::prefault::Prefault;
 use serde::de::DeserializeOwned;
 
 use super::Report;
@@ -226,7 +226,7 @@ pub(super) fn collect_each<R: DeserializeOwned>(job: &Job) -> Vec<Result<R, Task
 fn collect_many<R: DeserializeOwned>(job: &Job) -> Report<Vec<R>> {
     let arrivals = arrivals(job);
     let items: usize = arrivals.iter().map(|arrival| arrival.items as usize).sum();
-    let (results, mut room) = Room::new(items);
+    let (results, mut prefault) = Prefault::new(items);
     let mut report = bare(job, Ok(results));
     for mut arrival in arrivals {
         let origin = arrival.origin;
@@ -235,7 +235,7 @@ fn collect_many<R: DeserializeOwned>(job: &Job) -> Report<Vec<R>> {
         }
         report.queued += origin.queued;
         if let Ok(results) = &mut report.result {
-            room.prepare(results, arrival.items as usize);
+            prefault.ensure(results, arrival.items as usize);
         }
         while let Some(outcome) = arrival.next::<R>(job) {
             report.elapsed += outcome.elapsed;

@@ -8,15 +8,18 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use procpool_worker::attach::{Attachments, FileId};
-use procpool_worker::bell::Ear;
 use procpool_worker::codec;
 use procpool_worker::control::{Control, Packet};
-use procpool_worker::function::Identity;
-use procpool_worker::harden::now;
+use procpool_worker::doorbell::SpinWaiter;
+use procpool_worker::error::TransportError;
+use procpool_worker::function::ImageId;
 use procpool_worker::lane::ParentLane;
-use procpool_worker::protocol::{MAX_ATTACHED, Passed, Place, Reply, Request, Setup, VERSION};
+use procpool_worker::protocol::{
+    MAX_ATTACHED, Passed, RegionSlice, Reply, Request, Setup, VERSION,
+};
 use procpool_worker::region::Region;
-use procpool_worker::transport::{FrameSender, TransportError};
+use procpool_worker::sys::now;
+use procpool_worker::transport::FrameSender;
 use rustix::process::Signal;
 
 use super::context::Context;
@@ -241,7 +244,7 @@ pub(crate) struct Worker {
     requests: FrameSender,
     /// Regions that have arrived and that no result has spoken of yet.
     arrived: Vec<(u32, Option<Region>)>,
-    ear: Ear,
+    waiter: SpinWaiter,
     /// Whether it is to stay awake after its answer.
     pub(crate) more: bool,
     /// Number of the last chunk.
@@ -269,8 +272,8 @@ impl Newborn {
             process.kill(Doom::Malformed);
             StartError::Stranger(what)
         };
-        let greeting = match process.control.recv(true).and_then(|packet| reply(&packet)) {
-            Ok(Reply::Greeting(greeting)) => greeting,
+        let handshake = match process.control.recv(true).and_then(|packet| reply(&packet)) {
+            Ok(Reply::Handshake(handshake)) => handshake,
             Ok(other) => return Err(stranger(format!("it says {other:?} first"))),
             Err(TransportError::PeerGone) => {
                 process.child.kill();
@@ -278,24 +281,24 @@ impl Newborn {
             }
             Err(error) => return Err(stranger(error.to_string())),
         };
-        if greeting.version != VERSION {
+        if handshake.version != VERSION {
             return Err(stranger(format!(
                 "it speaks version {} of the protocol",
-                greeting.version
+                handshake.version
             )));
         }
-        if greeting.identity != Identity::own() {
+        if handshake.identity != ImageId::own() {
             return Err(stranger("its executable is another".to_owned()));
         }
-        if greeting.pid != process.pid() {
-            return Err(stranger(format!("PID {} answers for {}", greeting.pid, process.pid())));
+        if handshake.pid != process.pid() {
+            return Err(stranger(format!("PID {} answers for {}", handshake.pid, process.pid())));
         }
         let mut worker = Worker {
             process,
             lane,
             requests,
             arrived: Vec::new(),
-            ear: Ear::default(),
+            waiter: SpinWaiter::default(),
             more: false,
             sequence: 0,
             tasks: 0,
@@ -377,7 +380,7 @@ impl Worker {
         let contexts: Vec<u64> = over.map(|context| context.id).collect();
         if !contexts.is_empty() {
             // One that has died has forgotten everything.
-            let _ = self.send(&Request::Forget { contexts });
+            let _ = self.send(&Request::DropContexts { contexts });
         }
     }
 
@@ -399,7 +402,7 @@ impl Worker {
     /// Returns the results in regions that these records speak of, each none where this process had no
     /// descriptor left to receive it; none at all if there is no such region.
     pub(crate) fn take_results(&mut self, records: &[u8]) -> Option<VecDeque<Option<Lease>>> {
-        let take = |place: Place| {
+        let take = |place: RegionSlice| {
             if !place.is_new {
                 return self.mapped.result(place, None).map(Some);
             }
@@ -414,7 +417,7 @@ impl Worker {
 
     /// Stays awake for a reply, for at most so long; whether there is one.
     pub(crate) fn listen(&mut self, patience: Duration) -> bool {
-        self.ear.listen(self.lane.replies(), patience)
+        self.waiter.spin_until(self.lane.replies(), patience)
     }
 
     /// Waits for a reply; [`Process::bury`] ends the wait for a process that dies.
@@ -425,7 +428,7 @@ impl Worker {
             let packet = self.process.control.recv(true)?;
             let reply = reply(&packet)?;
             let Reply::Region { number } = reply else {
-                self.ear.receive();
+                self.waiter.note_received();
                 return Ok(reply);
             };
             let malformed = |what: String| TransportError::Malformed(what);

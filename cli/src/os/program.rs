@@ -1,7 +1,7 @@
 //! Running other programs from inside of a worker, and knowing how each ended and what it used.
 //!
 //! A program that a worker starts stays in the worker's process group, so that it dies with the
-//! parent as the worker does (`procpool_worker::harden`). What it leaves behind comes to the worker,
+//! parent as the worker does (`liveness` in `procpool-worker`). What it leaves behind comes to the worker,
 //! which has itself made the reaper of its descendants, and is ended before the next one starts:
 //! also what has made a session or a process group of its own.
 

@@ -1,8 +1,8 @@
-//! What the items of one call share: sent to a worker once, made at the first item that it runs of
-//! the call, and kept until the parent says that the call is over.
+//! A call's context: what its items share. The worker receives it once, decodes it at the call's first
+//! item, and keeps it until the parent ends the call.
 //!
 //! A [`Context`] holds one value. For `map_with` that is the context itself; for `map_init` it is a
-//! [`Workshop`], which makes the state that the items change.
+//! [`CallState`], which creates the state that the items change.
 
 use std::any::{Any, type_name};
 use std::cell::{Cell, OnceCell};
@@ -10,25 +10,26 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use serde::de::DeserializeOwned;
 
-use crate::codec::{self, CodecError};
-use crate::function::Call;
-use crate::region::Region;
-use crate::{panics, plain};
+use super::panics;
+use crate::shm::region::Region;
+use crate::wire::error::CodecError;
+use crate::wire::function::FnRef;
+use crate::wire::{bulk, codec};
 
-/// A value as it was sent.
+/// A value in the form that it was sent in.
 #[derive(Debug)]
 pub(crate) enum Source {
-    /// Its encoding, from a frame.
+    /// The encoding, from a frame.
     Bytes(Vec<u8>),
-    /// Its encoding.
+    /// The encoding, in a region.
     Region(Region),
-    /// Its [elements](crate::plain::elements).
-    Elements(Region),
+    /// The [raw bytes](crate::wire::bulk::as_raw_bytes), in a region.
+    RawBytes(Region),
 }
 
 /// One call's context.
 pub(crate) struct Context {
-    /// Until the value is made.
+    /// Set until the value is decoded.
     source: Cell<Option<Source>>,
     value: OnceCell<Result<Box<dyn Any>, CodecError>>,
 }
@@ -44,36 +45,37 @@ impl Context {
         Self { source: Cell::new(Some(source)), value: OnceCell::new() }
     }
 
-    /// The value, decoded the first time.
+    /// Returns the value. Decodes it on the first call.
     #[inline]
     pub(crate) fn value<C: DeserializeOwned + 'static>(&self) -> Result<&C, CodecError> {
-        self.made_by(Source::decode::<C>)
+        self.get_or_decode(Source::decode::<C>)
     }
 
-    /// The workshop that makes an `S` by the function that was named.
+    /// Returns the state holder for an `S`, which the function that the context references creates.
     #[inline]
-    pub(crate) fn workshop<S: 'static>(&self) -> Result<&Workshop<S>, CodecError> {
-        self.made_by(|source| {
-            let call: Call = source.decode()?;
-            let (init, _) = call.resolve().map_err(CodecError::new::<Call>)?;
-            // SAFETY: named by `name_init`, as a `fn() -> S`, together with the trampoline that asks for
-            // this.
+    pub(crate) fn call_state<S: 'static>(&self) -> Result<&CallState<S>, CodecError> {
+        self.get_or_decode(|source| {
+            let call: FnRef = source.decode()?;
+            let (init, _) = call.resolve().map_err(CodecError::new::<FnRef>)?;
+            // SAFETY: referenced by `FnRef::task_init`, as a `fn() -> S`, with the trampoline that calls
+            // this method for `S`.
             let init = unsafe { std::mem::transmute::<*const (), fn() -> S>(init) };
-            Ok(Workshop { init, state: Cell::new(None) })
+            Ok(CallState { init, state: Cell::new(None) })
         })
     }
 
     #[inline]
-    fn made_by<T: 'static>(
+    fn get_or_decode<T: 'static>(
         &self,
         make: impl FnOnce(Source) -> Result<T, CodecError>,
     ) -> Result<&T, CodecError> {
         let value = self.value.get_or_init(|| {
-            let source = self.source.take().ok_or_else(|| CodecError::new::<T>("it is gone"))?;
+            let source =
+                self.source.take().ok_or_else(|| CodecError::new::<T>("it was decoded before"))?;
             Ok(Box::new(make(source)?))
         });
         let value = value.as_ref().map_err(CodecError::clone)?;
-        value.downcast_ref().ok_or_else(|| CodecError::new::<T>("it is of another type"))
+        value.downcast_ref().ok_or_else(|| CodecError::new::<T>("it has another type"))
     }
 }
 
@@ -84,12 +86,12 @@ impl Source {
             // SAFETY: a region is mapped for its length.
             Self::Region(region) => unsafe { codec::decode_shared(region.as_ptr(), region.len()) },
             // SAFETY: as above.
-            Self::Elements(region) => unsafe {
-                plain::from_elements(region.as_ptr(), region.len())
+            Self::RawBytes(region) => unsafe {
+                bulk::from_raw_bytes(region.as_ptr(), region.len())
             },
         });
         let decoded = catch_unwind(decode).unwrap_or_else(|payload| {
-            let reason = panics::take(&*payload).in_part("`Deserialize`");
+            let reason = panics::take_report(&*payload).prefixed("`Deserialize`");
             Err(CodecError { type_name: type_name::<C>(), reason })
         });
         decoded.map_err(|error| CodecError {
@@ -99,17 +101,17 @@ impl Source {
     }
 }
 
-/// Makes the state that a call's items have in a worker, and keeps it between them.
-pub(crate) struct Workshop<S> {
+/// Creates the state that a call's items have in a worker, and keeps it between them.
+pub(crate) struct CallState<S> {
     init: fn() -> S,
     state: Cell<Option<Box<S>>>,
 }
 
-impl<S> Workshop<S> {
-    /// Calls `f` with the state. One that a panic has left behind half changed is not used again.
+impl<S> CallState<S> {
+    /// Calls `f` with the state. A state that a panic has left half changed is not used again.
     #[inline]
     pub(crate) fn with<R>(&self, f: impl FnOnce(&mut S) -> R) -> R {
-        let make = || Box::new(panics::within("`init`", self.init));
+        let make = || Box::new(panics::with_origin("`init`", self.init));
         let mut state = self.state.take().unwrap_or_else(make);
         let result = f(&mut state);
         self.state.set(Some(state));

@@ -1,8 +1,8 @@
-//! Turning a panic into a report: what was said, where, and the way there.
+//! Turns a panic into a report: its message, its location, its backtrace.
 //!
-//! A hook notes each panic of the serving thread instead of printing it, since the report travels
-//! to whoever asked for the task. Panics of threads that a task started go to the hook that was
-//! there before, as they would in any program.
+//! A hook records each panic of the serving thread instead of printing it, because the report travels to
+//! the task's caller. Panics of threads that a task has started go to the previous hook, as in any
+//! program.
 
 use std::any::Any;
 use std::backtrace::{Backtrace, BacktraceStatus};
@@ -11,20 +11,20 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use serde::{Deserialize, Serialize};
 
-/// A panic, as it travels to the parent.
+/// A panic, in the form that travels to the parent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PanicReport {
     /// The panic's message.
     pub message: String,
-    /// `file:line:column`, where it is known.
+    /// `file:line:column`, where known.
     pub location: Option<String>,
-    /// The stack at the panic; empty where it was not asked for.
+    /// The backtrace; empty unless the environment asks for it.
     pub backtrace: String,
 }
 
 impl PanicReport {
-    /// As a text that says in which part of the user's code it was.
-    pub(crate) fn in_part(&self, part: &str) -> String {
+    /// Returns the report as text, prefixed with the part of the user's code that panicked.
+    pub(crate) fn prefixed(&self, part: &str) -> String {
         match &self.location {
             Some(at) => format!("{part} panicked at {at}: {}", self.message),
             None => format!("{part} panicked: {}", self.message),
@@ -34,16 +34,15 @@ impl PanicReport {
 
 thread_local! {
     static SERVING: Cell<bool> = const { Cell::new(false) };
-    static NOTED: RefCell<Option<PanicReport>> = const { RefCell::new(None) };
+    static LAST_PANIC: RefCell<Option<PanicReport>> = const { RefCell::new(None) };
 }
 
-/// What is to be done with a report in a program built with `panic = "abort"`, where the hook is
-/// the last that runs.
-pub(crate) type LastWords = fn(PanicReport);
+/// Handles a report in a program built with `panic = "abort"`, where no code runs after the hook.
+pub(crate) type AbortHook = fn(PanicReport);
 
-/// Makes this thread's panics be noted for [`take`], and calls `last_words` where a panic is the
-/// end of the process.
-pub(crate) fn install(last_words: LastWords) {
+/// Installs a hook that records this thread's panics for [`take_report`]. Where a panic ends the process, the
+/// hook calls `on_abort`.
+pub(crate) fn install(on_abort: AbortHook) {
     SERVING.set(true);
     let before = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
@@ -56,35 +55,35 @@ pub(crate) fn install(last_words: LastWords) {
             backtrace: backtrace(),
         };
         if cfg!(panic = "abort") {
-            last_words(report);
+            on_abort(report);
         } else {
-            NOTED.set(Some(report));
+            LAST_PANIC.set(Some(report));
         }
     }));
 }
 
-/// The report of the panic that was just caught with this payload.
-pub(crate) fn take(payload: &(dyn Any + Send)) -> PanicReport {
-    // A task may have put a hook of its own in the place of ours, or used `resume_unwind`, which
-    // calls none: then the payload is all there is.
-    NOTED.take().unwrap_or_else(|| PanicReport {
+/// Returns the report of the panic that was just caught with this payload.
+pub(crate) fn take_report(payload: &(dyn Any + Send)) -> PanicReport {
+    // A task may have replaced the hook, or called `resume_unwind`, which runs no hook. Only the payload
+    // is known then.
+    LAST_PANIC.take().unwrap_or_else(|| PanicReport {
         message: message(payload),
         location: None,
         backtrace: String::new(),
     })
 }
 
-/// Calls `f`; the report of a panic in it says that it was in this part of the user's code.
-pub(crate) fn within<T>(part: &str, f: impl FnOnce() -> T) -> T {
+/// Calls `f`. The report of a panic in it names `part` of the user's code as its origin.
+pub(crate) fn with_origin<T>(part: &str, f: impl FnOnce() -> T) -> T {
     catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|payload| {
-        let mut report = take(&*payload);
+        let mut report = take_report(&*payload);
         report.message = format!("{part} panicked: {}", report.message);
-        NOTED.set(Some(report));
+        LAST_PANIC.set(Some(report));
         resume_unwind(payload)
     })
 }
 
-/// The text of a panic's payload.
+/// Returns the text of a panic's payload.
 pub fn message(payload: &(dyn Any + Send)) -> String {
     payload
         .downcast_ref::<&str>()
@@ -93,10 +92,10 @@ pub fn message(payload: &(dyn Any + Send)) -> String {
         .unwrap_or_else(|| "a panic whose payload is not text".to_owned())
 }
 
-/// The stack, where `RUST_LIB_BACKTRACE` or `RUST_BACKTRACE` asks for it, as in any Rust program.
+/// Returns the backtrace, if `RUST_LIB_BACKTRACE` or `RUST_BACKTRACE` asks for it.
 ///
-/// It is not taken without being asked for: a worker's first one reads the program's debug
-/// information, which takes 100 ms and 64 MiB.
+/// It is not captured by default: a worker's first backtrace reads the program's debug information,
+/// which takes 100 ms and 64 MiB.
 fn backtrace() -> String {
     let stack = Backtrace::capture();
     match stack.status() {

@@ -1,19 +1,19 @@
-//! Copies of many bytes, without a trap of the C library: from 4 KiB on, glibc before 2.39 copies with
-//! `rep movsb`, which AMD's Zen 3 and 4 do byte by byte where the destination lies a little behind the
-//! source within their pages (glibc bug 30994). That is no rare accident here: shared memory begins at
-//! a page, and a large vector 16 bytes after the beginning of one.
+//! Copies many bytes, around a trap of the C library. From 4 KiB on, glibc before 2.39 copies with
+//! `rep movsb`, which AMD's Zen 3 and 4 execute byte by byte if the destination lies slightly behind the
+//! source within their pages (glibc bug 30994). That layout is common here: shared memory starts at a
+//! page boundary, and a large vector 16 bytes after one.
 //!
-//! Measured on a Zen 3 (EPYC 7003) with glibc 2.36, from a page to 16 bytes after another, 80 kB:
-//! 2.0 GB/s in one piece, 14 GB/s in pieces of 2 KiB. Where the two don't lie like that, it is 40 in
-//! one piece and 35 in pieces.
+//! Measured on a Zen 3 (EPYC 7003) with glibc 2.36, 80 kB from a page boundary to 16 bytes after
+//! another: 2.0 GB/s in one piece, 14 GB/s in pieces of 2 KiB. In other layouts: 40 GB/s in one piece,
+//! 35 GB/s in pieces.
 
-/// So many bytes are copied by loads and stores on every machine.
+/// Bytes that every machine copies by loads and stores.
 const PIECE: usize = 2 << 10;
 
-/// From here on, glibc copies around the cache, which is quick however they lie.
+/// From this size on, glibc bypasses the cache, which is fast in every layout.
 const LARGE: usize = 1 << 20;
 
-/// As [`copy_nonoverlapping`](std::ptr::copy_nonoverlapping), of bytes.
+/// As [`copy_nonoverlapping`](std::ptr::copy_nonoverlapping) of bytes.
 ///
 /// # Safety
 ///
@@ -32,6 +32,19 @@ pub unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
     }
 }
 
+/// A destination that bytes are appended to.
+pub trait Sink {
+    /// Appends `bytes`.
+    fn put_slice(&mut self, bytes: &[u8]);
+}
+
+impl Sink for Vec<u8> {
+    #[inline]
+    fn put_slice(&mut self, bytes: &[u8]) {
+        append(self, bytes);
+    }
+}
+
 /// As [`Vec::extend_from_slice`].
 #[inline]
 pub fn append(to: &mut Vec<u8>, bytes: &[u8]) {
@@ -39,15 +52,15 @@ pub fn append(to: &mut Vec<u8>, bytes: &[u8]) {
     unsafe { append_from(to, bytes.as_ptr(), bytes.len()) };
 }
 
-/// As [`append`], of bytes that another process may be writing meanwhile.
+/// As [`append`], from memory that another process may be writing.
 ///
 /// # Safety
 ///
-/// `from` is valid for reads of `len` bytes, which are not the vector's.
+/// `from` is valid for reads of `len` bytes, which don't belong to the vector.
 #[inline]
 pub unsafe fn append_from(to: &mut Vec<u8>, from: *const u8, len: usize) {
     to.reserve(len);
-    // SAFETY: as promised by the caller; room has just been made.
+    // SAFETY: as promised by the caller; `reserve` has made the space.
     unsafe {
         copy(from, to.as_mut_ptr().add(to.len()), len);
         to.set_len(to.len() + len);

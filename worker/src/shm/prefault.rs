@@ -1,46 +1,46 @@
-//! Room for a large vector that is about to be filled, in large pages where they are to be had: a page
-//! fault for each 4 KiB costs about four times what copying them does.
+//! Pre-faults the memory of large vectors, with huge pages where they are cheap. A page fault per 4 KiB
+//! costs about four times as much as copying them.
 //!
-//! But a large page that has to be made by moving others, or that a virtual machine has given back to
-//! its host meanwhile, costs more than all of its small ones. Measured under Firecracker with free page
-//! reporting: 0.2 ms for one that was in use a moment ago, 6 ms for one that had been free for some
-//! seconds, and 1.2 ms for 512 small pages either way, or 0.8 when they are had by one system call. So
-//! they are asked for one by one, right before they are filled; after the first that is [slow](SLOW),
-//! small ones are. To go on with large ones all the same, since one that has been used is quick the next
-//! time, was tried: it made one call in two or three as slow as ten.
+//! A huge page is expensive if the kernel must move other pages to make it, or if a virtual machine has
+//! returned it to its host. Measured under Firecracker with free page reporting: 0.2 ms for a huge page
+//! that was in use a moment ago, 6 ms for one that was free for some seconds, 1.2 ms for 512 small pages
+//! by page faults, and 0.8 ms for them by one system call. So huge pages are requested one by one, right
+//! before they are filled. After the first [slow](SLOW_FAULT_NS) one, small pages are requested instead.
+//! Continuing with huge pages after a slow one was tried; it made one call in two or three up to ten
+//! times slower.
 
-use crate::harden::{self, cpu_time};
+use crate::shm::sys::{self, cpu_time};
 
-/// The size of a large page.
-const LARGE: usize = 2 << 20;
+/// Size of a huge page.
+const HUGE_PAGE: usize = 2 << 20;
 
-/// Vectors of less than this are left alone: the allocator mostly has memory for them that has been
-/// touched before.
-const LEAST: usize = 4 << 20;
+/// Vectors of fewer bytes are left alone: the allocator mostly has memory for them that was touched
+/// before.
+const MIN_BYTES: usize = 4 << 20;
 
-/// What the first touch of a large page may take in nanoseconds of CPU time, so that it is no worse than
-/// small ones.
-const SLOW: u64 = 1_000_000;
+/// How long the first touch of a huge page may take, in nanoseconds of CPU time, to be no worse than
+/// small pages.
+const SLOW_FAULT_NS: u64 = 1_000_000;
 
-/// What is to be asked for of one vector's memory.
+/// Which pages of one vector are still to be faulted in.
 #[derive(Debug)]
-pub struct Room {
-    /// Where the vector begins: it may have been given other memory.
+pub struct Prefault {
+    /// Where the vector starts: a reallocation moves it.
     start: usize,
-    /// Where the next large page begins, and where the last one ends.
+    /// Where the next huge page starts, and where the last one ends.
     next: usize,
     end: usize,
-    /// Whether a large page was slow.
+    /// Whether a huge page was slow.
     is_slow: bool,
 }
 
-impl Room {
-    /// An empty vector with room for so many elements.
+impl Prefault {
+    /// Returns an empty vector with capacity for `count` elements, and its prefaulter.
     pub fn new<T>(count: usize) -> (Vec<T>, Self) {
         Self::of(Vec::with_capacity(count))
     }
 
-    /// As [`new`](Self::new), where there is memory for so many.
+    /// As [`new`](Self::new). Returns `None` if the memory is refused.
     pub(crate) fn try_new<T>(count: usize) -> Option<(Vec<T>, Self)> {
         let mut elements = Vec::new();
         elements.try_reserve_exact(count).ok()?;
@@ -50,21 +50,21 @@ impl Room {
     fn of<T>(elements: Vec<T>) -> (Vec<T>, Self) {
         let bytes = elements.capacity().saturating_mul(size_of::<T>());
         let start = elements.as_ptr().addr();
-        let end = if bytes < LEAST { start } else { (start + bytes) / LARGE * LARGE };
-        (elements, Self { start, next: start.next_multiple_of(LARGE), end, is_slow: false })
+        let end = if bytes < MIN_BYTES { start } else { (start + bytes) / HUGE_PAGE * HUGE_PAGE };
+        (elements, Self { start, next: start.next_multiple_of(HUGE_PAGE), end, is_slow: false })
     }
 
-    /// Asks for the pages of the next `count` elements of this vector. Of any other vector, and of one
-    /// that has been given other memory or less since, only what it has reserved is touched.
+    /// Faults in the pages of the next `count` elements of this vector. With another vector, or after a
+    /// reallocation, it touches only memory that the vector has reserved.
     #[inline]
-    pub fn prepare<T>(&mut self, elements: &mut Vec<T>, count: usize) {
+    pub fn ensure<T>(&mut self, elements: &mut Vec<T>, count: usize) {
         if self.next < self.end {
-            self.ask(elements, count);
+            self.fault_in(elements, count);
         }
     }
 
     #[cold]
-    fn ask<T>(&mut self, elements: &mut Vec<T>, count: usize) {
+    fn fault_in<T>(&mut self, elements: &mut Vec<T>, count: usize) {
         let start = elements.as_ptr().addr();
         let spare = elements.spare_capacity_mut();
         let (base, full) = (spare.as_mut_ptr().cast::<u8>(), spare.as_ptr().addr());
@@ -75,25 +75,25 @@ impl Room {
         }
         while self.next < self.end && self.next < reach {
             let at = self.next;
-            self.next += LARGE;
+            self.next += HUGE_PAGE;
             if at < full {
                 continue;
             }
-            if at + LARGE > reserved {
+            if at + HUGE_PAGE > reserved {
                 self.next = self.end;
                 break;
             }
             let page = base.wrapping_add(at - full);
             if self.is_slow {
-                harden::populate(page, LARGE);
+                sys::populate(page, HUGE_PAGE);
                 continue;
             }
             let began = cpu_time();
-            harden::prefer_huge_page(page, LARGE);
-            // SAFETY: the page lies in what the vector has reserved behind its elements, as was just
-            // checked against the vector itself. Volatile, since nobody reads it.
+            sys::prefer_huge_page(page, HUGE_PAGE);
+            // SAFETY: the page lies in the vector's spare capacity, as just checked against the vector
+            // itself. Volatile, because nothing reads it.
             unsafe { page.write_volatile(0) };
-            self.is_slow = cpu_time().saturating_sub(began) > SLOW;
+            self.is_slow = cpu_time().saturating_sub(began) > SLOW_FAULT_NS;
         }
     }
 }
@@ -104,40 +104,42 @@ mod tests {
 
     #[test]
     fn what_is_in_a_vector_stays_and_what_comes_is_prepared() {
-        let count = 5 * LARGE / size_of::<u64>();
-        let (mut numbers, mut room) = Room::new::<u64>(count);
+        let count = 5 * HUGE_PAGE / size_of::<u64>();
+        let (mut numbers, mut prefault) = Prefault::new::<u64>(count);
         for first in (0..count).step_by(1000) {
             let next = first..count.min(first + 1000);
-            room.prepare(&mut numbers, next.len());
+            prefault.ensure(&mut numbers, next.len());
             numbers.extend(next.map(|number| number as u64));
         }
-        assert!(room.next >= room.end);
+        assert!(prefault.next >= prefault.end);
         assert!((0..).zip(&numbers).all(|(place, number)| place == *number));
     }
 
     #[test]
     fn memory_that_a_vector_no_longer_has_is_left_alone() {
-        let (mut bytes, mut room) = Room::new::<u8>(64 * LARGE);
+        let (mut bytes, mut prefault) = Prefault::new::<u8>(64 * HUGE_PAGE);
         bytes.push(7);
-        bytes.shrink_to(2 * LARGE);
+        bytes.shrink_to(2 * HUGE_PAGE);
         // The allocator may leave it where it was, with the rest unmapped.
-        (room.start, room.next) = (bytes.as_ptr().addr(), room.start.next_multiple_of(LARGE));
-        room.prepare(&mut bytes, 64 * LARGE);
-        assert!(room.next >= room.end && bytes == [7]);
-        let (mut other, (_kept, mut room)) = (vec![1u8; 3], Room::new::<u8>(64 * LARGE));
-        room.prepare(&mut other, usize::MAX);
+        (prefault.start, prefault.next) =
+            (bytes.as_ptr().addr(), prefault.start.next_multiple_of(HUGE_PAGE));
+        prefault.ensure(&mut bytes, 64 * HUGE_PAGE);
+        assert!(prefault.next >= prefault.end && bytes == [7]);
+        let (mut other, (_kept, mut prefault)) =
+            (vec![1u8; 3], Prefault::new::<u8>(64 * HUGE_PAGE));
+        prefault.ensure(&mut other, usize::MAX);
         assert!(other == [1; 3]);
     }
 
     #[test]
     fn a_vector_that_has_moved_or_is_small_is_left_alone() {
-        let (mut bytes, mut room) = Room::new::<u8>(2 * LEAST);
-        bytes.reserve_exact(64 * LEAST);
-        let moved = bytes.as_ptr().addr() != room.start;
-        room.prepare(&mut bytes, LEAST);
-        assert!(!moved || room.next == room.end);
-        let (mut few, mut room) = Room::new::<u8>(100);
-        room.prepare(&mut few, 100);
-        assert!(room.next >= room.end && few.is_empty());
+        let (mut bytes, mut prefault) = Prefault::new::<u8>(2 * MIN_BYTES);
+        bytes.reserve_exact(64 * MIN_BYTES);
+        let moved = bytes.as_ptr().addr() != prefault.start;
+        prefault.ensure(&mut bytes, MIN_BYTES);
+        assert!(!moved || prefault.next == prefault.end);
+        let (mut few, mut prefault) = Prefault::new::<u8>(100);
+        prefault.ensure(&mut few, 100);
+        assert!(prefault.next >= prefault.end && few.is_empty());
     }
 }

@@ -1,11 +1,11 @@
 //! Shared memory between parent and worker: an anonymous file of a fixed size, mapped.
 //!
-//! The file is sealed against shrinking before anyone else can map it, and [`Region::open`] refuses a
-//! file that isn't: memory that the other process could take away would be a SIGBUS here. Its content
-//! is never trusted: the other process may write it at any time.
+//! The file is sealed against shrinking before another process can map it, and [`Region::open`] refuses
+//! an unsealed file: truncated memory would be a SIGBUS here. The content is untrusted: the other process
+//! may write it at any time.
 //!
-//! A region needs its descriptor only until it has been sent; [`Region::close_descriptor`] closes it,
-//! and the memory stays mapped.
+//! A region needs its descriptor only until it is sent. [`Region::close_descriptor`] closes it; the
+//! memory stays mapped.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -15,12 +15,13 @@ use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
-use crate::copy;
+use crate::shm::memcpy;
+use crate::shm::sys::with_call_name;
 
-/// Seals of a region: its size never changes.
+/// The seals of a region: its size never changes.
 const SIZE: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::SEAL);
 
-/// Memory that two processes share. It is gone when both have unmapped it, however they end.
+/// Memory that two processes share. It is freed when both have unmapped it, however they end.
 #[derive(Debug)]
 pub struct Region {
     address: NonNull<u8>,
@@ -28,30 +29,30 @@ pub struct Region {
     descriptor: Option<OwnedFd>,
 }
 
-// SAFETY: a region is memory that any thread may access; its methods hand out raw pointers only.
+// SAFETY: a region is memory that any thread may access. Its methods return raw pointers only.
 unsafe impl Send for Region {}
 // SAFETY: as above.
 unsafe impl Sync for Region {}
 
 impl Region {
-    /// Creates a region of `len` zero bytes, of which the first `populated` have memory.
+    /// Creates a region of `len` zero bytes and allocates memory for the first `populated` bytes.
     ///
     /// # Errors
     ///
     /// When the system has no memory or no file descriptor for it.
     pub fn new(len: usize, populated: usize) -> io::Result<Self> {
-        let file = named(
+        let file = with_call_name(
             "memfd_create",
             rustix::fs::memfd_create("procpool", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING),
         )?;
-        named("ftruncate", retry_on_intr(|| rustix::fs::ftruncate(&file, len as u64)))?;
-        named("fcntl(F_ADD_SEALS)", rustix::fs::fcntl_add_seals(&file, SIZE))?;
+        with_call_name("ftruncate", retry_on_intr(|| rustix::fs::ftruncate(&file, len as u64)))?;
+        with_call_name("fcntl(F_ADD_SEALS)", rustix::fs::fcntl_add_seals(&file, SIZE))?;
         let region = Self::map(file, len)?;
         region.populate(populated.min(len))?;
         Ok(region)
     }
 
-    /// Creates a region that holds a copy of `bytes`.
+    /// Creates a region with a copy of `bytes`.
     ///
     /// # Errors
     ///
@@ -62,11 +63,11 @@ impl Region {
         Ok(region)
     }
 
-    /// Maps a region that the parent has made, of at least so many bytes.
+    /// Maps a region that the parent has created, of at least `least` bytes.
     ///
     /// # Errors
     ///
-    /// When it isn't sealed, is smaller, or can't be mapped.
+    /// When it is unsealed, is smaller, or can't be mapped.
     pub fn open(file: OwnedFd, least: u64) -> io::Result<Self> {
         let (file, len, _) = examine(file)?;
         if (len as u64) < least {
@@ -75,12 +76,12 @@ impl Region {
         Self::map(file, len)
     }
 
-    /// Maps a region that a worker has made. All of it must have memory: what a worker claims to have
-    /// sent has cost it as much.
+    /// Maps a region that a worker has created. Memory must be allocated for all of it: a worker can't
+    /// claim to have sent more than it has paid for.
     ///
     /// # Errors
     ///
-    /// When it isn't sealed, has less memory than its size, or can't be mapped.
+    /// When it is unsealed, has less memory than its size, or can't be mapped.
     pub fn open_backed(file: OwnedFd) -> io::Result<Self> {
         let (file, len, backed) = examine(file)?;
         if backed < len as u64 {
@@ -94,17 +95,17 @@ impl Region {
             return Ok(Self { address: NonNull::dangling(), len, descriptor: Some(file) });
         }
         let access = ProtFlags::READ | ProtFlags::WRITE;
-        // SAFETY: the kernel chooses the place, so no existing mapping is replaced.
+        // SAFETY: the kernel chooses the address, so no existing mapping is replaced.
         let address = unsafe {
             rustix::mm::mmap(std::ptr::null_mut(), len, access, MapFlags::SHARED, &file, 0)
         };
-        let address = NonNull::new(named("mmap", address)?.cast())
+        let address = NonNull::new(with_call_name("mmap", address)?.cast())
             .ok_or_else(|| io::Error::other("mapped at 0"))?;
         Ok(Self { address, len, descriptor: Some(file) })
     }
 
-    /// Gives memory to the first `bytes`, all at once: a lack of it is an error here, not a SIGBUS
-    /// later, and one call costs a fraction of a page fault for each 4 KiB.
+    /// Allocates memory for the first `bytes` bytes at once. A lack of memory is an error here instead of
+    /// a SIGBUS later, and one call costs a fraction of a page fault per 4 KiB.
     ///
     /// # Errors
     ///
@@ -115,22 +116,22 @@ impl Region {
             return Ok(());
         }
         let start = self.address.as_ptr().cast();
-        // SAFETY: the memory is this region's mapping; what it holds stays as it is.
+        // SAFETY: the memory is this region's mapping. Its content does not change.
         match unsafe { rustix::mm::madvise(start, bytes, Advice::LinuxPopulateWrite) } {
-            // A kernel before 5.14 doesn't know the advice, and a filter may refuse it.
+            // Kernels before 5.14 don't know the advice, and a filter may refuse it.
             Err(Errno::INVAL | Errno::PERM | Errno::NOSYS) => match &self.descriptor {
                 Some(file) => {
                     let reserve =
                         || rustix::fs::fallocate(file, FallocateFlags::empty(), 0, bytes as u64);
-                    named("fallocate", retry_on_intr(reserve))
+                    with_call_name("fallocate", retry_on_intr(reserve))
                 }
                 None => Ok(()),
             },
-            populated => named("madvise", populated),
+            populated => with_call_name("madvise", populated),
         }
     }
 
-    /// Closes the descriptor. The memory stays mapped; the region can't be sent any more.
+    /// Closes the descriptor. The memory stays mapped, but the region can't be sent any more.
     pub fn close_descriptor(&mut self) {
         self.descriptor = None;
     }
@@ -140,30 +141,30 @@ impl Region {
         self.descriptor.as_ref().map(AsFd::as_fd)
     }
 
-    /// Returns its memory to the system, in every process that has it mapped; its content is lost.
+    /// Returns the memory to the system, for all processes that map it. The content is lost.
     pub fn discard(&self) {
         if self.len > 0 {
-            // SAFETY: the mapping stays; readers read zeros from now on, and the content of a shared
-            // region may be anything at any time.
+            // SAFETY: the mapping stays. Readers see zeros from now on, which the content of a shared
+            // region may be at any time.
             let _ = unsafe {
                 rustix::mm::madvise(self.address.as_ptr().cast(), self.len, Advice::LinuxRemove)
             };
         }
     }
 
-    /// Returns its size in bytes.
+    /// Returns the size in bytes.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Returns whether it has no bytes.
+    /// Returns whether the size is 0.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Returns where its bytes start: valid for [`len`](Self::len) bytes as long as the region lives.
-    /// The other process may write them at any time: read and write them by raw copies and atomics
-    /// alone.
+    /// Returns the address of the first byte. It is valid for [`len`](Self::len) bytes while the region
+    /// lives. The other process may write the bytes at any time: access them by raw copies and atomics
+    /// only.
     pub fn as_ptr(&self) -> *mut u8 {
         self.address.as_ptr()
     }
@@ -172,28 +173,28 @@ impl Region {
     ///
     /// # Panics
     ///
-    /// When they don't fit.
+    /// When they do not fit.
     pub fn write(&mut self, at: usize, bytes: &[u8]) {
         assert!(at <= self.len && bytes.len() <= self.len - at, "the bytes fit into the region");
-        // SAFETY: inside of the region, as was just checked; the source is no part of it, or it could
-        // not be borrowed as initialised memory.
-        unsafe { copy::copy(bytes.as_ptr(), self.as_ptr().add(at), bytes.len()) };
+        // SAFETY: inside the region, as just checked. The source does not overlap it: a region can't be
+        // borrowed as initialised memory.
+        unsafe { memcpy::copy(bytes.as_ptr(), self.as_ptr().add(at), bytes.len()) };
     }
 }
 
 impl Drop for Region {
     fn drop(&mut self) {
         if self.len > 0 {
-            // SAFETY: mapped by `map`; what uses the memory borrows from the region or is argued where
-            // the pointer was taken.
+            // SAFETY: mapped by `map`. Users of the memory borrow the region, or justify it where they take
+            // the pointer.
             let _ = unsafe { rustix::mm::munmap(self.address.as_ptr().cast(), self.len) };
         }
     }
 }
 
-/// Returns the file, its size, and how many bytes of memory are behind it.
+/// Returns the file, its size, and the bytes of memory allocated for it.
 fn examine(file: OwnedFd) -> io::Result<(OwnedFd, usize, u64)> {
-    // What is no anonymous file has no seals.
+    // Only an anonymous file has seals.
     let seals = rustix::fs::fcntl_get_seals(&file).unwrap_or(SealFlags::empty());
     if !seals.contains(SIZE) {
         return Err(invalid("the shared memory can still change its size"));
@@ -206,18 +207,6 @@ fn examine(file: OwnedFd) -> io::Result<(OwnedFd, usize, u64)> {
 
 fn invalid(why: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, why)
-}
-
-/// Names the system call in its error.
-pub(crate) fn named<T>(call: &str, outcome: rustix::io::Result<T>) -> io::Result<T> {
-    outcome.map_err(|errno| {
-        let error = io::Error::from(errno);
-        match errno {
-            // What the callers explain by themselves keeps its number.
-            Errno::MFILE | Errno::NFILE | Errno::AGAIN | Errno::NOMEM => error,
-            _ => io::Error::new(error.kind(), format!("{call}: {error}")),
-        }
-    })
 }
 
 #[cfg(test)]
@@ -252,7 +241,7 @@ mod tests {
         let other = Region::open_backed(file()).unwrap();
         let mut bytes = Vec::new();
         // SAFETY: the region has 5000 bytes, and no other thread writes them.
-        unsafe { copy::append_from(&mut bytes, other.as_ptr(), other.len()) };
+        unsafe { memcpy::append_from(&mut bytes, other.as_ptr(), other.len()) };
         assert_eq!(bytes, [7; 5000]);
     }
 }

@@ -1,13 +1,13 @@
-//! What encoded arguments point to: shared memory and the ends of channels aren't in the bytes, which
-//! only say where this process has them open. They must be kept for as long as the bytes may still
-//! be decoded.
+//! Attachments: the files that encoded arguments refer to. The bytes of a shared-memory handle or a
+//! channel end only name descriptors of this process, so the files must stay open until the bytes are
+//! decoded.
 //!
-//! Whoever encodes an argument collects what is [attached](attach) meanwhile, and keeps it beside the
-//! bytes. Where nobody collects (a result, a message, another format), attaching is an error.
+//! The code that encodes an argument collects what is [attached](attach) meanwhile, and keeps it with the
+//! bytes. Without a collection (for a result, a message, another format), attaching is an error.
 //!
-//! What is attached is made of open files. Their descriptors are sent beside the bytes
-//! ([`Attachments::files`]); the receiving process keeps them ([`receive`]) until it has decoded the
-//! bytes, which find them by [`FileId`] ([`received`]), and then closes them ([`clear_received`]).
+//! The descriptors are sent along with the bytes ([`Attachments::files`]). The receiving process
+//! registers them ([`register_received`]), decoding finds them by [`FileId`] ([`open_received`]), and
+//! [`clear_received`] closes them.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -19,20 +19,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
-/// Descriptors that must survive a task which closes all the low ones are put above these.
-pub const HIGH_FD: i32 = 512;
+use crate::shm::sys::{HIGH_FD, move_high};
 
-/// Tells one file from all others that exist at the same time. Both ends of a pipe are one file.
+/// Identifies a file among all that exist at the same time. Both ends of a pipe are one file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct FileId {
-    /// The device that it lies on.
+    /// The device that holds it.
     pub device: u64,
-    /// Its number there.
+    /// Its inode number on that device.
     pub inode: u64,
 }
 
 impl FileId {
-    /// Returns which file a descriptor is of.
+    /// Returns the file that a descriptor refers to.
     ///
     /// # Errors
     ///
@@ -43,38 +42,38 @@ impl FileId {
     }
 }
 
-/// What can be attached: an object that keeps files open.
+/// An object that can be attached: it keeps files open.
 pub trait Attached: Send + Sync + 'static {
-    /// Returns all files that decoding may ask for, or none where they are attached by themselves.
+    /// Returns all files that decoding may need, or none if they are attached separately.
     fn files(&self) -> Vec<(FileId, BorrowedFd<'_>)>;
 }
 
-/// What encoded bytes point to. A clone is cheap.
+/// What encoded bytes refer to. A clone is cheap.
 #[derive(Clone, Default)]
 pub struct Attachments(Option<Arc<Objects>>);
 
 #[derive(Clone, Default)]
 struct Objects {
-    /// Each once.
+    /// The objects by address, so that each is held once.
     by_address: BTreeMap<usize, Arc<dyn Attached>>,
-    /// Whether there is one among them whose end others may wait for.
-    have_ends: bool,
+    /// Whether one of them is a channel end.
+    holds_channel_end: bool,
 }
 
-/// A handle was encoded where nobody keeps what it points to.
+/// A handle was encoded without a collection that keeps its files open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "it can only be sent in an argument (of a task, an initializer or a process): a result, a message in a channel or a file can't keep it alive"
+    "a handle can only be sent in an argument (of a task, an initializer or a process): a result, a channel message or a file can't keep it open"
 )]
-pub struct Unattached;
+pub struct NotAttachable;
 
 thread_local! {
-    /// What the encoding that runs on this thread has attached so far.
+    /// What the encoding on this thread has attached so far.
     static COLLECTED: RefCell<Option<Attachments>> = const { RefCell::new(None) };
 }
 
 impl Attachments {
-    /// Runs `encode`, and adds what it attaches.
+    /// Runs `encode` and adds what it attaches.
     pub fn collect<R>(&mut self, encode: impl FnOnce() -> R) -> R {
         struct Restore<'a> {
             to: &'a mut Attachments,
@@ -90,8 +89,8 @@ impl Attachments {
         encode()
     }
 
-    /// Returns the files of all that was attached, to be sent beside the bytes. Each is there once; of
-    /// a pipe, each end that was attached is.
+    /// Returns the files of all attached objects, to be sent along with the bytes. Each file is listed
+    /// once; of a pipe, each attached end.
     pub fn files(&self) -> Vec<(FileId, BorrowedFd<'_>)> {
         let objects = self.0.iter().flat_map(|objects| objects.by_address.values());
         let files = objects.flat_map(|object| object.files());
@@ -100,10 +99,10 @@ impl Attachments {
         each_once.into_values().collect()
     }
 
-    /// Whether others may wait until what was attached is let go of: then it is to be as soon as the
-    /// task is done, whatever others there are.
-    pub fn have_ends(&self) -> bool {
-        self.0.as_ref().is_some_and(|objects| objects.have_ends)
+    /// Returns whether any attachment is a channel end. Peers wait for the end to close, so the batch is
+    /// released as soon as its task finishes.
+    pub fn holds_channel_end(&self) -> bool {
+        self.0.as_ref().is_some_and(|objects| objects.holds_channel_end)
     }
 }
 
@@ -113,14 +112,14 @@ impl fmt::Debug for Attachments {
     }
 }
 
-/// Keeps `object` for as long as the bytes that are being encoded on this thread.
+/// Keeps `object` alive as long as the bytes that this thread is encoding.
 ///
 /// # Errors
 ///
-/// When nobody [collects](Attachments::collect).
-pub fn attach(object: &Arc<impl Attached>) -> Result<(), Unattached> {
+/// When no [collection](Attachments::collect) is open.
+pub fn attach(object: &Arc<impl Attached>) -> Result<(), NotAttachable> {
     COLLECTED.with_borrow_mut(|collected| {
-        let objects = collected.as_mut().ok_or(Unattached)?.0.get_or_insert_default();
+        let objects = collected.as_mut().ok_or(NotAttachable)?.0.get_or_insert_default();
         let address = Arc::as_ptr(object).cast::<()>().addr();
         let by_address = &mut Arc::make_mut(objects).by_address;
         by_address.entry(address).or_insert_with(|| Arc::clone(object) as _);
@@ -128,46 +127,44 @@ pub fn attach(object: &Arc<impl Attached>) -> Result<(), Unattached> {
     })
 }
 
-/// As [`attach`], for an object whose end others may wait for.
+/// As [`attach`], for a channel end.
 ///
 /// # Errors
 ///
 /// As [`attach`].
-pub fn attach_end(object: &Arc<impl Attached>) -> Result<(), Unattached> {
+pub fn attach_channel_end(object: &Arc<impl Attached>) -> Result<(), NotAttachable> {
     attach(object)?;
     COLLECTED.with_borrow_mut(|collected| {
         if let Some(Attachments(Some(objects))) = collected {
-            Arc::make_mut(objects).have_ends = true;
+            Arc::make_mut(objects).holds_channel_end = true;
         }
     });
     Ok(())
 }
 
-/// The descriptors that were sent to this process beside what it is to decode. The ends of a pipe are
-/// one file and told apart by their access.
+/// The descriptors received with the bytes to be decoded. The ends of a pipe are one file, told apart
+/// by their access mode.
 static RECEIVED: Mutex<BTreeMap<(FileId, u32), OwnedFd>> = Mutex::new(BTreeMap::new());
 
 fn all_received() -> MutexGuard<'static, BTreeMap<(FileId, u32), OwnedFd>> {
     RECEIVED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// How a descriptor was opened: to be read, written or both; all bits where that can't be known.
+/// Returns the access mode of a descriptor: read, write or both. All bits are set if it is unknown.
 fn access(fd: impl AsFd) -> u32 {
     rustix::fs::fcntl_getfl(fd).map_or(u32::MAX, |flags| (flags & OFlags::ACCMODE).bits())
 }
 
-/// Keeps a descriptor that was sent to this process for what will be decoded, out of the way of tasks
-/// which close low descriptors.
-pub fn receive(id: FileId, fd: OwnedFd) {
-    // A low limit of open files may leave no room up there; then it stays where it is.
-    let fd = rustix::io::fcntl_dupfd_cloexec(&fd, HIGH_FD).unwrap_or(fd);
+/// Registers a received descriptor for decoding. Moves it above the numbers that tasks may close.
+pub fn register_received(id: FileId, fd: OwnedFd) {
+    let fd = move_high(fd);
     let access = access(&fd);
     all_received().insert((id, access), fd);
 }
 
-/// Returns a descriptor of its own for a file that was sent to this process, if one was that can be
-/// accessed as asked for: `OFlags::RDONLY`, `WRONLY` or `RDWR`.
-pub fn received(id: FileId, wanted: OFlags) -> Option<OwnedFd> {
+/// Returns a new descriptor for a received file, if one was received with the access mode `wanted`:
+/// `OFlags::RDONLY`, `WRONLY` or `RDWR`.
+pub fn open_received(id: FileId, wanted: OFlags) -> Option<OwnedFd> {
     let all = all_received();
     let exact = (wanted & OFlags::ACCMODE).bits();
     let fd = all.get(&(id, exact)).or_else(|| all.get(&(id, OFlags::RDWR.bits())))?;
@@ -176,7 +173,7 @@ pub fn received(id: FileId, wanted: OFlags) -> Option<OwnedFd> {
         .ok()
 }
 
-/// Closes the descriptors that were received: what was sent beside them is decoded.
+/// Closes the received descriptors, after decoding.
 pub fn clear_received() {
     let all = std::mem::take(&mut *all_received());
     drop(all);
@@ -193,7 +190,7 @@ mod tests {
         }
     }
 
-    /// An open file and some more of it.
+    /// Several descriptors of a file.
     struct Files(Vec<OwnedFd>);
 
     impl Attached for Files {
@@ -212,17 +209,17 @@ mod tests {
         attachments.collect(|| attach(&object).unwrap());
         let files = attachments.files();
         assert_eq!(files.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [pipe; 2]);
-        assert!(received(pipe, OFlags::RDONLY).is_none());
+        assert!(open_received(pipe, OFlags::RDONLY).is_none());
         for (id, fd) in files {
-            receive(id, fd.try_clone_to_owned().unwrap());
+            register_received(id, fd.try_clone_to_owned().unwrap());
         }
         for wanted in [OFlags::RDONLY, OFlags::WRONLY] {
-            let fd = received(pipe, wanted).unwrap();
+            let fd = open_received(pipe, wanted).unwrap();
             assert_eq!((FileId::of(&fd).unwrap(), access(&fd)), (pipe, wanted.bits()));
         }
-        assert!(received(pipe, OFlags::RDWR).is_none());
+        assert!(open_received(pipe, OFlags::RDWR).is_none());
         clear_received();
-        assert!(received(pipe, OFlags::RDONLY).is_none());
+        assert!(open_received(pipe, OFlags::RDONLY).is_none());
     }
 
     #[test]
@@ -244,6 +241,6 @@ mod tests {
         assert_eq!(Arc::strong_count(&object), 2);
         drop(copy);
         assert_eq!(Arc::strong_count(&object), 1);
-        assert_eq!(attach(&object), Err(Unattached));
+        assert_eq!(attach(&object), Err(NotAttachable));
     }
 }

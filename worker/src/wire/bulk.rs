@@ -1,28 +1,28 @@
-//! Plain types: numbers, `Vec`s of numbers, and `String`s, whose encoding equals their memory on a
-//! little-endian machine, so that they can be moved in bulk. This file owns all knowledge of which
-//! those are; [`codec`](crate::codec) falls back to bincode for everything else, and the format is
+//! Bulk types: primitives, `Vec`s of primitives, and `String`s. Their encoding equals their memory on a
+//! little-endian machine, so they are copied instead of encoded element by element. This file alone
+//! knows which types those are. [`codec`](crate::wire::codec) uses bincode for all others; the format is
 //! the same either way.
 //!
-//! Which of them a type is, is known after monomorphisation: no test is left at run time.
+//! The kind of a type is known at monomorphisation: no test remains at run time.
 
 use std::any::TypeId;
 
-use crate::codec::{CodecError, Sink};
-use crate::copy;
-use crate::room::Room;
+use crate::shm::memcpy;
+use crate::shm::memcpy::Sink;
+use crate::shm::prefault::Prefault;
+use crate::wire::error::CodecError;
 
-/// A number whose encoding equals its memory. Every bit pattern of such a type is a value, which is
-/// why `bool` and `char` are not among them.
-trait Number: Copy {}
+/// A number whose encoding equals its memory. Every bit pattern is a valid value, which excludes `bool`
+/// and `char`.
+trait Primitive: Copy {}
 
-/// Runs one of three blocks if `$T` is a type whose encoding equals its memory: a number, a `Vec`
-/// of numbers (both with `$N` standing for the number's type), or a `String`. Which of them it is
-/// is known after monomorphisation, so no test is left at run time.
-macro_rules! if_plain {
+/// Runs one of three blocks if `$T` is a bulk type: a primitive, a `Vec` of primitives (`$N` is the
+/// primitive's type in both), or a `String`.
+macro_rules! if_bulk {
     ($T:ty, $N:ident, number $number:block vector $vector:block text $text:block) => {
         if cfg!(all(target_endian = "little", target_pointer_width = "64")) {
             let id = typeid::of::<$T>();
-            if_plain!(@each id, $N, $number, $vector,
+            if_bulk!(@each id, $N, $number, $vector,
                 u8 u16 u32 u64 u128 usize i8 i16 i32 i64 i128 isize f32 f64);
             if id == TypeId::of::<String>() $text
         }
@@ -35,87 +35,88 @@ macro_rules! if_plain {
     })*};
 }
 
-macro_rules! numbers { ($($type:ty)*) => {$( impl Number for $type {} )*} }
-numbers!(u8 u16 u32 u64 u128 usize i8 i16 i32 i64 i128 isize f32 f64);
+macro_rules! primitives { ($($type:ty)*) => {$( impl Primitive for $type {} )*} }
+primitives!(u8 u16 u32 u64 u128 usize i8 i16 i32 i64 i128 isize f32 f64);
 
-/// How many bytes each value of `T` takes, where that is the same for all: a plain number's width.
+/// Returns the number of bytes of every `T`, if `T` is a primitive.
 #[inline(always)]
-pub fn width<T>() -> Option<usize> {
-    if_plain!(T, N, number { return Some(size_of::<N>()); } vector {} text {});
+pub fn fixed_width<T>() -> Option<usize> {
+    if_bulk!(T, N, number { return Some(size_of::<N>()); } vector {} text {});
     None
 }
 
-/// Reads plain numbers that stand one after the other to the end of `to`.
+/// Decodes consecutive primitives and appends them to `to`.
 ///
 /// # Errors
 ///
-/// When `T` is no plain number, the bytes are not a whole number of them, or there is no memory for
-/// them. Nothing is done then.
+/// When `T` is not a primitive, `bytes` is not a whole number of them, or memory is refused. `to` is
+/// unchanged then.
 #[inline(always)]
-pub fn extend_numbers<T>(to: &mut Vec<T>, bytes: &[u8]) -> Result<(), CodecError> {
+pub fn decode_all<T>(to: &mut Vec<T>, bytes: &[u8]) -> Result<(), CodecError> {
     let len = bytes.len();
-    let Some(width) = width::<T>().filter(|width| len.is_multiple_of(*width)) else {
-        return Err(CodecError::new::<T>(format_args!("{len} bytes are no numbers of its type")));
+    let Some(width) = fixed_width::<T>().filter(|width| len.is_multiple_of(*width)) else {
+        return Err(CodecError::new::<T>(format_args!(
+            "{len} bytes are not a whole number of values"
+        )));
     };
     let count = len / width;
     to.try_reserve(count).map_err(|_| CodecError::no_memory::<T>(len))?;
-    // SAFETY: room for `count` values of `width` bytes, which is the size of `T`, has just been
-    // made, and any bytes are a plain number.
+    // SAFETY: `try_reserve` has made space for `count` values of `width` bytes, the size of `T`. Any
+    // bytes are a valid primitive.
     unsafe {
         let end = to.as_mut_ptr().add(to.len());
-        copy::copy(bytes.as_ptr(), end.cast(), bytes.len());
+        memcpy::copy(bytes.as_ptr(), end.cast(), bytes.len());
         to.set_len(to.len() + count);
     }
     Ok(())
 }
 
-/// Appends the encodings of up to `most` items that are plain numbers; gives how many there were. If
-/// `items` panics, those before are appended. Of items that are no plain numbers, none is taken.
+/// Appends the encodings of up to `most` items, if they are primitives. Returns how many were appended,
+/// which is 0 for other types. If `items` panics, the items before are appended.
 #[inline]
-pub fn put_all<T>(to: &mut Vec<u8>, items: &mut impl Iterator<Item = T>, most: usize) -> usize {
-    /// Makes what has been written a part of the vector, whatever way this ends.
+pub fn encode_all<T>(to: &mut Vec<u8>, items: &mut impl Iterator<Item = T>, most: usize) -> usize {
+    /// Sets the vector's length to what was written, also during a panic.
     struct Written<'a> {
         to: &'a mut Vec<u8>,
         len: usize,
     }
     impl Drop for Written<'_> {
         fn drop(&mut self) {
-            // SAFETY: so many bytes have been written, in room that was made for them.
+            // SAFETY: `len` bytes have been written, within the reserved capacity.
             unsafe { self.to.set_len(self.len) };
         }
     }
-    let Some(width) = width::<T>() else { return 0 };
+    let Some(width) = fixed_width::<T>() else { return 0 };
     to.reserve(most.saturating_mul(width));
     let start = to.len();
     let mut written = Written { to, len: start };
     items.take(most).for_each(|item| {
-        // SAFETY: there is room for `most` items after the start; an item is a plain number, whose
-        // encoding is its memory.
+        // SAFETY: `reserve` has made space for `most` items. An item is a primitive, whose encoding is its
+        // memory.
         unsafe { written.to.as_mut_ptr().add(written.len).cast::<T>().write_unaligned(item) };
         written.len += width;
     });
     (written.len - start) / width
 }
 
-/// The elements of a large vector of plain numbers (or of a string) as they lie in memory, so that
-/// they can be moved without being copied into an encoding first.
-pub fn elements<T>(value: &T) -> Option<&[u8]> {
-    if_plain!(T, N,
+/// Returns the memory of a vector of primitives or of a string, which can be copied without an encoding.
+pub fn as_raw_bytes<T>(value: &T) -> Option<&[u8]> {
+    if_bulk!(T, N,
         number {}
-        vector { return Some(bytes_of(cast_ref::<T, Vec<N>>(value))); }
-        text { return Some(cast_ref::<T, String>(value).as_bytes()); }
+        vector { return Some(bytes_of(as_concrete::<T, Vec<N>>(value))); }
+        text { return Some(as_concrete::<T, String>(value).as_bytes()); }
     );
     None
 }
 
-/// A value's [elements], moved out of it: they can be kept and read without it.
-pub struct Elements(Box<dyn AsBytes + Send + Sync>);
+/// A value's [raw bytes](as_raw_bytes), owned.
+pub struct RawBytes(Box<dyn AsBytes + Send + Sync>);
 
 trait AsBytes {
     fn bytes(&self) -> &[u8];
 }
 
-impl<N: Number> AsBytes for Vec<N> {
+impl<N: Primitive> AsBytes for Vec<N> {
     fn bytes(&self) -> &[u8] {
         bytes_of(self)
     }
@@ -127,128 +128,130 @@ impl AsBytes for String {
     }
 }
 
-impl Elements {
-    /// Moves the elements out of `value`, if it has more than so many bytes of them.
+impl RawBytes {
+    /// Takes `value` as raw bytes, if it has more than `least` of them.
     ///
     /// # Errors
     ///
-    /// The value, if it has not.
+    /// Returns the value if it has not.
     pub fn of<T>(value: T, least: usize) -> Result<Self, T> {
-        if elements(&value).is_none_or(|elements| elements.len() <= least) {
+        if as_raw_bytes(&value).is_none_or(|elements| elements.len() <= least) {
             return Err(value);
         }
-        if_plain!(T, N,
+        if_bulk!(T, N,
             number {}
-            vector { return Ok(Self(Box::new(uncast::<T, Vec<N>>(value)))); }
-            text { return Ok(Self(Box::new(uncast::<T, String>(value)))); }
+            vector { return Ok(Self(Box::new(into_concrete::<T, Vec<N>>(value)))); }
+            text { return Ok(Self(Box::new(into_concrete::<T, String>(value)))); }
         );
         Err(value)
     }
 
-    /// Returns the elements as they lie in memory.
+    /// Returns the raw bytes.
     pub fn as_bytes(&self) -> &[u8] {
         self.0.bytes()
     }
 }
 
-impl std::fmt::Debug for Elements {
+impl std::fmt::Debug for RawBytes {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Elements({} bytes)", self.as_bytes().len())
+        write!(f, "RawBytes({} bytes)", self.as_bytes().len())
     }
 }
 
-/// Makes a value of what [`elements`] gave. The memory may be written by another process meanwhile.
+/// Creates a value from its [raw bytes](as_raw_bytes). Another process may be writing the memory.
 ///
 /// # Errors
 ///
-/// When `T` has no such elements, the bytes are not a whole number of them, or there is no memory for
-/// them.
+/// When `T` has no raw bytes, `len` does not fit the type, or memory is refused.
 ///
 /// # Safety
 ///
 /// `from` is valid for reads of `len` bytes.
-pub unsafe fn from_elements<T>(from: *const u8, len: usize) -> Result<T, CodecError> {
-    if_plain!(T, N,
+pub unsafe fn from_raw_bytes<T>(from: *const u8, len: usize) -> Result<T, CodecError> {
+    if_bulk!(T, N,
         number {}
         vector {
             if len.is_multiple_of(size_of::<N>()) {
                 // SAFETY: as promised by the caller.
                 let elements = unsafe { copy_elements::<T, N>(from, len / size_of::<N>()) };
-                return elements.map(cast::<Vec<N>, T>);
+                return elements.map(into_generic::<Vec<N>, T>);
             }
         }
         text {
             // SAFETY: as promised by the caller.
             let bytes = unsafe { copy_elements::<T, u8>(from, len) }?;
-            return String::from_utf8(bytes).map(cast::<String, T>).map_err(CodecError::new::<T>);
+            return String::from_utf8(bytes).map(into_generic::<String, T>).map_err(CodecError::new::<T>);
         }
     );
-    Err(CodecError::new::<T>(format_args!("{len} bytes are not its elements")))
+    Err(CodecError::new::<T>(format_args!("{len} bytes do not fit the type")))
 }
 
-/// Appends `value` in bulk if its type allows that.
+/// Appends the encoding of `value` if it is a bulk type. Returns whether it is.
 #[inline(always)]
-pub(crate) fn put<T>(value: &T, sink: &mut impl Sink) -> bool {
-    if_plain!(T, N,
+pub(crate) fn encode<T>(value: &T, sink: &mut impl Sink) -> bool {
+    if_bulk!(T, N,
         number {
-            sink.put(bytes_of(std::slice::from_ref(cast_ref::<T, N>(value))));
+            sink.put_slice(bytes_of(std::slice::from_ref(as_concrete::<T, N>(value))));
             return true;
         }
         vector {
-            let elements = cast_ref::<T, Vec<N>>(value);
-            sink.put(&(elements.len() as u64).to_le_bytes());
-            sink.put(bytes_of(elements));
+            let elements = as_concrete::<T, Vec<N>>(value);
+            sink.put_slice(&(elements.len() as u64).to_le_bytes());
+            sink.put_slice(bytes_of(elements));
             return true;
         }
         text {
-            let text = cast_ref::<T, String>(value);
-            sink.put(&(text.len() as u64).to_le_bytes());
-            sink.put(text.as_bytes());
+            let text = as_concrete::<T, String>(value);
+            sink.put_slice(&(text.len() as u64).to_le_bytes());
+            sink.put_slice(text.as_bytes());
             return true;
         }
     );
     false
 }
 
-/// Reads a value in bulk if its type allows that.
+/// Decodes a value if it is a bulk type.
 ///
 /// # Safety
 ///
 /// `from` is valid for reads of `len` bytes, which another process may be writing meanwhile.
 #[inline(always)]
-pub(crate) unsafe fn take<T>(from: *const u8, len: usize) -> Option<Result<T, CodecError>> {
-    if_plain!(T, N,
+pub(crate) unsafe fn decode<T>(from: *const u8, len: usize) -> Option<Result<T, CodecError>> {
+    if_bulk!(T, N,
         number {
             let wanted = size_of::<N>();
             if len != wanted {
                 let reason = format_args!("{len} bytes where {wanted} were expected");
                 return Some(Err(CodecError::new::<T>(reason)));
             }
-            // SAFETY: `from` holds the number's bytes, by the caller's promise, and any bytes are one.
+            // SAFETY: by the caller's promise, `from` holds the primitive's bytes. Any bytes are valid.
             let number = unsafe { from.cast::<N>().read_unaligned() };
-            return Some(Ok(cast::<N, T>(number)));
+            return Some(Ok(into_generic::<N, T>(number)));
         }
         vector {
             // SAFETY: as promised by the caller.
-            let elements = unsafe { take_elements::<T, N>(from, len) };
-            return Some(elements.map(cast::<Vec<N>, T>));
+            let elements = unsafe { decode_elements::<T, N>(from, len) };
+            return Some(elements.map(into_generic::<Vec<N>, T>));
         }
         text {
             // SAFETY: as promised by the caller.
-            let text = unsafe { take_elements::<T, u8>(from, len) }
+            let text = unsafe { decode_elements::<T, u8>(from, len) }
                 .and_then(|bytes| String::from_utf8(bytes).map_err(CodecError::new::<T>));
-            return Some(text.map(cast::<String, T>));
+            return Some(text.map(into_generic::<String, T>));
         }
     );
     None
 }
 
-/// Reads a length and as many numbers, which must take up all of `len`; `T` is named in the error.
+/// Decodes a length and that many primitives, which take all of `len`. An error names `T`.
 ///
 /// # Safety
 ///
 /// `from` is valid for reads of `len` bytes.
-unsafe fn take_elements<T, N: Number>(from: *const u8, len: usize) -> Result<Vec<N>, CodecError> {
+unsafe fn decode_elements<T, N: Primitive>(
+    from: *const u8,
+    len: usize,
+) -> Result<Vec<N>, CodecError> {
     const HEAD: usize = size_of::<u64>();
     if len < HEAD {
         let reason = format_args!("{len} bytes where {HEAD} were expected");
@@ -266,57 +269,60 @@ unsafe fn take_elements<T, N: Number>(from: *const u8, len: usize) -> Result<Vec
     unsafe { copy_elements::<T, N>(from.add(HEAD), body / width) }
 }
 
-/// Copies numbers; `T` is named in the error.
+/// Copies primitives. An error names `T`.
 ///
 /// # Safety
 ///
-/// `count` numbers' bytes can be read at `from`.
-unsafe fn copy_elements<T, N: Number>(from: *const u8, count: usize) -> Result<Vec<N>, CodecError> {
-    /// So much at once that the copy is not slowed down by being made in parts.
+/// `from` is valid for reads of `count` primitives.
+unsafe fn copy_elements<T, N: Primitive>(
+    from: *const u8,
+    count: usize,
+) -> Result<Vec<N>, CodecError> {
+    /// Large enough that copying in parts is not slower.
     const PART: usize = 2 << 20;
     let bytes = count.saturating_mul(size_of::<N>());
-    let (mut elements, mut room) =
-        Room::try_new::<N>(count).ok_or_else(|| CodecError::no_memory::<T>(bytes))?;
+    let (mut elements, mut prefault) =
+        Prefault::try_new::<N>(count).ok_or_else(|| CodecError::no_memory::<T>(bytes))?;
     while elements.len() < count {
         let (done, width) = (elements.len(), size_of::<N>());
         let part = (count - done).min(PART / width);
-        room.prepare(&mut elements, part);
-        // SAFETY: the vector was allocated for `count` numbers, and any bytes are numbers.
+        prefault.ensure(&mut elements, part);
+        // SAFETY: the vector was allocated for `count` primitives, and any bytes are valid ones.
         unsafe {
             let to = elements.as_mut_ptr().add(done).cast();
-            copy::copy(from.add(done * width), to, part * width);
+            memcpy::copy(from.add(done * width), to, part * width);
             elements.set_len(done + part);
         }
     }
     Ok(elements)
 }
 
-fn bytes_of<N: Number>(numbers: &[N]) -> &[u8] {
-    // SAFETY: numbers have no padding, so all of the slice's bytes are initialised.
+fn bytes_of<N: Primitive>(numbers: &[N]) -> &[u8] {
+    // SAFETY: primitives have no padding, so all bytes of the slice are initialised.
     unsafe { std::slice::from_raw_parts(numbers.as_ptr().cast(), size_of_val(numbers)) }
 }
 
-/// A reference to a `T`, which must be a `U`, as such.
+/// Returns a reference to a `T`, which must be a `U`, as one to a `U`.
 #[inline(always)]
-fn cast_ref<T, U: 'static>(value: &T) -> &U {
+fn as_concrete<T, U: 'static>(value: &T) -> &U {
     assert!(typeid::of::<T>() == TypeId::of::<U>());
-    // SAFETY: a reference to a type, as a reference to the same type.
+    // SAFETY: both are the same type.
     unsafe { &*std::ptr::from_ref(value).cast() }
 }
 
-/// A `T`, which must be a `U`, as such.
-fn uncast<T, U: 'static>(value: T) -> U {
+/// Returns a `T`, which must be a `U`, as a `U`.
+fn into_concrete<T, U: 'static>(value: T) -> U {
     assert!(typeid::of::<T>() == TypeId::of::<U>());
     let value = std::mem::ManuallyDrop::new(value);
-    // SAFETY: one type, and `value` is neither used nor dropped after this.
+    // SAFETY: both are the same type. `value` is neither used nor dropped after this.
     unsafe { std::mem::transmute_copy(&*value) }
 }
 
-/// A `U`, which must be a `T`, as such.
+/// Returns a `U`, which must be a `T`, as a `T`.
 #[inline(always)]
-fn cast<U: 'static, T>(value: U) -> T {
+fn into_generic<U: 'static, T>(value: U) -> T {
     assert!(typeid::of::<T>() == TypeId::of::<U>());
     let value = std::mem::ManuallyDrop::new(value);
-    // SAFETY: one type, and `value` is neither used nor dropped after this.
+    // SAFETY: both are the same type. `value` is neither used nor dropped after this.
     unsafe { std::mem::transmute_copy(&*value) }
 }

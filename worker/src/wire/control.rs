@@ -1,14 +1,14 @@
-//! The control socket between parent and worker, a pair of SEQPACKET sockets: the worker's answers, and
-//! the descriptors that either side passes to the other.
+//! The control socket between parent and worker, a pair of SEQPACKET sockets: carries the worker's
+//! replies, and the descriptors that either side passes to the other.
 //!
-//! Frames with calls travel over ipc-channel ([`transport`](crate::transport)). What comes back must
-//! not: ipc-channel trusts the lengths that it reads, and whatever runs in a worker may write to its
-//! descriptors. Here each packet is read by one `recvmsg` into a buffer of fixed size, and a packet
-//! that doesn't begin with the worker's [nonce](Control::new) is dropped. So a task that writes to
-//! every descriptor it finds changes nothing.
+//! Frames with calls travel over ipc-channel ([`transport`](crate::wire::transport)). Replies must not:
+//! ipc-channel trusts the lengths that it reads, and the code of a task may write to the worker's
+//! descriptors. Here one `recvmsg` reads each packet into a buffer of fixed size, and a packet that does
+//! not start with the worker's [nonce](Control::new) is dropped. So a task that writes to every
+//! descriptor changes nothing.
 //!
-//! Descriptors are passed by `SCM_RIGHTS`, which needs neither /proc nor the right to look into the
-//! other process. They are always sent *before* the frame or the record that speaks of them.
+//! Descriptors are passed by `SCM_RIGHTS`, which needs neither /proc nor ptrace permission. They are
+//! always sent *before* the frame or the record that refers to them.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -22,19 +22,19 @@ use rustix::net::{
     SendAncillaryBuffer, SendAncillaryMessage, SendFlags, Shutdown, SocketFlags, SocketType,
 };
 
-use crate::region::named;
-use crate::transport::TransportError;
+use crate::shm::sys::with_call_name;
+use crate::wire::error::TransportError;
 
-/// The longest packet in bytes, its nonce included: the handshake is the longest one of a worker.
+/// The longest packet in bytes, with its nonce. The handshake is the longest one of a worker.
 pub const MAX_PACKET: usize = 4096;
 
 /// The most descriptors in one packet; the kernel allows 253.
 pub const MAX_DESCRIPTORS: usize = 250;
 
-/// How long a send may wait for room: a peer that keeps to the protocol has always made some.
+/// How long a send may wait for space. A peer that follows the protocol has always made some.
 const SEND_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How many bytes of a packet are the nonce.
+/// Bytes of a packet that are the nonce.
 const NONCE: usize = size_of::<u64>();
 
 /// One end of a control socket.
@@ -44,14 +44,14 @@ pub struct Control {
     nonce: [u8; NONCE],
 }
 
-/// A packet as it was received.
+/// A received packet.
 #[derive(Debug, Default)]
 pub struct Packet {
-    /// What follows the nonce.
+    /// The bytes behind the nonce.
     pub bytes: Vec<u8>,
-    /// The descriptors that came with it.
+    /// The descriptors that were passed with it.
     pub descriptors: Vec<OwnedFd>,
-    /// Whether descriptors were lost, since this process has no number left for them.
+    /// Whether descriptors were lost because this process has reached its limit of open files.
     pub is_cut: bool,
 }
 
@@ -63,13 +63,16 @@ impl Control {
     /// When the system refuses.
     pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
         let (family, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);
-        named("socketpair", rustix::net::socketpair(family, kind, SocketFlags::CLOEXEC, None))
+        with_call_name(
+            "socketpair",
+            rustix::net::socketpair(family, kind, SocketFlags::CLOEXEC, None),
+        )
     }
 
-    /// Takes one end; both ends must be given the same nonce.
+    /// Uses one end of a pair. Both ends need the same nonce.
     pub fn new(socket: OwnedFd, nonce: u64) -> Self {
-        // A peer that doesn't read must not keep this side from watching it. Where the limit can't be
-        // set, there is room for hundreds of packets all the same.
+        // A peer that does not read must not keep this side from supervising it. If the timeout can't be
+        // set, hundreds of packets still fit.
         let _ = rustix::net::sockopt::set_socket_timeout(
             &socket,
             rustix::net::sockopt::Timeout::Send,
@@ -82,12 +85,12 @@ impl Control {
     ///
     /// # Errors
     ///
-    /// [`TransportError::PeerGone`] when nobody can receive it, and the system's refusal, as of
-    /// descriptors that are more than one process may have on their way.
+    /// [`TransportError::PeerGone`] when no process holds the other end. An I/O error when the system
+    /// refuses, for example because too many descriptors are in flight.
     ///
     /// # Panics
     ///
-    /// When there are more bytes than [`MAX_PACKET`] or descriptors than [`MAX_DESCRIPTORS`].
+    /// When `bytes` is longer than [`MAX_PACKET`] allows, or there are more than [`MAX_DESCRIPTORS`].
     pub fn send(&self, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> Result<(), TransportError> {
         assert!(bytes.len() <= MAX_PACKET - NONCE && descriptors.len() <= MAX_DESCRIPTORS);
         let mut space = Vec::new();
@@ -104,7 +107,7 @@ impl Control {
             rustix::net::sendmsg(&self.socket, &parts, &mut ancillary, SendFlags::NOSIGNAL)
         });
         sent.map(drop).map_err(|errno| match errno {
-            Errno::AGAIN => TransportError::Malformed("it reads nothing".to_owned()),
+            Errno::AGAIN => TransportError::Malformed("it does not read its packets".to_owned()),
             Errno::TOOMANYREFS => TransportError::Io(io::Error::other(
                 "too many file descriptors are on their way to workers (`ulimit -n` limits them)",
             )),
@@ -112,12 +115,11 @@ impl Control {
         })
     }
 
-    /// Waits for a packet with the nonce; drops what else arrives. With `wait` false, it must be there
-    /// already.
+    /// Receives a packet with the nonce and drops all others. With `wait` false, it must be there already.
     ///
     /// # Errors
     ///
-    /// [`TransportError::PeerGone`] when none will come: nobody holds the other end, or this end was
+    /// [`TransportError::PeerGone`] when no process holds the other end, or this end was
     /// [shut down](Self::shut_down).
     pub fn recv(&self, wait: bool) -> Result<Packet, TransportError> {
         let mut flags = RecvFlags::CMSG_CLOEXEC;
@@ -131,11 +133,11 @@ impl Control {
                 match rustix::net::recvmsg(&self.socket, &mut parts, &mut ancillary, flags) {
                     Ok(received) => received,
                     Err(Errno::INTR) => continue,
-                    // Said once of a peer that has ended with packets unread; its own are still here,
-                    // and after them the end.
+                    // Reported once if the peer has ended with packets unread. Its own packets can still
+                    // be received, and then the end.
                     Err(Errno::CONNRESET) => continue,
                     Err(Errno::AGAIN) => {
-                        return Err(TransportError::Malformed("nothing was sent".to_owned()));
+                        return Err(TransportError::Malformed("a packet is missing".to_owned()));
                     }
                     Err(errno) => return Err(TransportError::from_io(errno.into())),
                 };
@@ -146,7 +148,7 @@ impl Control {
                 }
             }
             for descriptor in &descriptors {
-                // To close one that is a connection must not wait for whoever is at its other end.
+                // Closing a connection must not wait for its peer.
                 let _ = rustix::net::sockopt::set_socket_linger(descriptor, None);
             }
             if received.bytes == 0 && descriptors.is_empty() && self.has_ended() {
@@ -162,20 +164,20 @@ impl Control {
         }
     }
 
-    /// Returns whether the other end is closed or this one shut down: an empty packet looks the same to
-    /// `recvmsg`.
+    /// Returns whether the other end is closed, or this one shut down. To `recvmsg`, both look like an
+    /// empty packet.
     fn has_ended(&self) -> bool {
         let mut socket = [PollFd::new(&self.socket, PollFlags::RDHUP)];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         let ended = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
         match retry_on_intr(|| poll(&mut socket, Some(&now))) {
             Ok(_) => socket[0].revents().intersects(ended),
-            // Where the system refuses to say, an end is the one that doesn't wait for ever.
+            // If the system refuses to tell, assuming the end avoids an endless wait.
             Err(_) => true,
         }
     }
 
-    /// Ends every [`recv`](Self::recv) that waits, now and later, after what has arrived already.
+    /// Ends every current and future [`recv`](Self::recv), after the packets that have arrived.
     pub fn shut_down(&self) {
         let _ = rustix::net::shutdown(&self.socket, Shutdown::Read);
     }

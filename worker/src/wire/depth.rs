@@ -1,56 +1,56 @@
-//! Bounds the stack that a nested value uses while it is encoded or decoded: an overflow of the stack
-//! kills the process, an error costs one task.
+//! Bounds the stack that a nested value uses while it is encoded or decoded. A stack overflow kills the
+//! process; an error costs one task.
 //!
-//! What counts is the stack and not the number of levels: a level takes from 100 bytes to some KiB,
-//! depending on the type and on optimisation. The measure is the address of a local variable, which costs
-//! one comparison for each compound value.
+//! The bound is on bytes of stack, not on levels: a level takes from 100 bytes to some KiB, depending on
+//! the type and on optimisation. The measure is the address of a local variable, which costs one
+//! comparison per compound value.
 
 use std::cell::Cell;
 use std::marker::PhantomData;
 
-use crate::harden;
+use crate::shm::sys;
 
-/// The most that decoding may use. Measured on `enum Json { Null, Arr(Vec<Json>) }`: a level takes
-/// 1,150 bytes without optimisation. Half a MiB of stack holds it and what the program has used before.
+/// The stack budget for decoding. Measured on `enum Json { Null, Arr(Vec<Json>) }`: a level takes 1,150
+/// bytes without optimisation. A stack of half a MiB holds the budget and the program's own frames.
 pub const DECODE: usize = 384 << 10;
 
-/// The most that encoding may use. It is less than [`DECODE`], since decoding the same value takes more:
-/// what can't be decoded on a small stack is to fail where it is made. A level of the same type takes
-/// 690 bytes without optimisation, so that 280 levels pass; `serde_json` reads 128.
+/// The stack budget for encoding. It is smaller than [`DECODE`], because decoding the same value takes
+/// more: a value that can't be decoded on a small stack must fail at its sender. A level of the same type
+/// takes 690 bytes without optimisation, so 280 levels pass; `serde_json` reads 128.
 pub const ENCODE: usize = 192 << 10;
 
-/// Up to here, nothing is asked of the system: each thread has that much.
+/// Stack use below which the system is not asked for bounds: every thread has that much.
 const SHALLOW: usize = 16 << 10;
 
-/// Stays free at the stack's end, for what runs between two checks.
+/// Bytes kept free at the stack's end, for code between two checks.
 const RESERVE: usize = 64 << 10;
 
 thread_local! {
-    /// Where the outermost value of this thread begins, zero outside of one: a value that is encoded
-    /// within another, as `SelfDescribing` is, must not start to count anew.
+    /// Where the outermost value of this thread starts; zero outside of one. A value encoded within
+    /// another, as `SelfDescribing` is, must not restart the measurement.
     static BASE: Cell<usize> = const { Cell::new(0) };
 }
 
 /// The value is nested too deeply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "it is nested so deeply that a small stack could not hold its decoding: send it flat, for example as a list of nodes that name each other by index"
+    "nested so deeply that decoding it could overflow a small stack: send it flat, for example as a list of nodes that name each other by index"
 )]
 pub struct TooDeep;
 
-/// Measures the stack from where it is made.
+/// Measures stack use, from its creation on.
 #[derive(Debug)]
 pub struct Depth {
     base: usize,
-    /// No check passes below this address.
+    /// Checks fail below this address.
     floor: usize,
     budget: usize,
     is_outermost: bool,
-    /// It belongs to one thread's stack.
+    /// A value belongs to one thread's stack.
     _thread: PhantomData<*const ()>,
 }
 
-/// An address in the caller's stack frame.
+/// Returns an address in the caller's stack frame.
 #[inline(always)]
 fn here() -> usize {
     let local = 0u8;
@@ -58,7 +58,7 @@ fn here() -> usize {
 }
 
 impl Depth {
-    /// Starts to measure, unless that has been started further out in this thread.
+    /// Starts measuring, unless an outer value on this thread has started already.
     #[inline]
     pub fn new(budget: usize) -> Self {
         let outer = BASE.get();
@@ -73,7 +73,7 @@ impl Depth {
         }
     }
 
-    /// Checks that the caller may go deeper.
+    /// Checks that the caller may recurse further.
     ///
     /// # Errors
     ///
@@ -84,15 +84,15 @@ impl Depth {
         if here >= self.floor { Ok(()) } else { self.check_deep(here) }
     }
 
-    /// Whether more has been used than every value may use.
+    /// Returns whether more stack is used than any value may use without a closer check.
     pub fn is_deep(&self) -> bool {
         self.floor != self.base.saturating_sub(SHALLOW)
     }
 
-    /// How much the caller may use, whatever the budget.
+    /// Returns how much stack the caller may use, whatever the budget.
     pub fn left(&self) -> usize {
         let here = here();
-        match harden::stack().filter(|stack| stack.contains(&here)) {
+        match sys::stack_bounds().filter(|stack| stack.contains(&here)) {
             Some(stack) => here.saturating_sub(stack.start + RESERVE),
             None => self.budget.saturating_sub(self.base.saturating_sub(here)),
         }
@@ -101,8 +101,8 @@ impl Depth {
     #[cold]
     fn check_deep(&mut self, here: usize) -> Result<(), TooDeep> {
         self.floor = self.base.saturating_sub(self.budget);
-        // A base outside of the thread's stack is on a stack of the program's own.
-        if let Some(stack) = harden::stack().filter(|stack| stack.contains(&self.base)) {
+        // A base outside of the thread's stack lies on a stack that the program has switched to.
+        if let Some(stack) = sys::stack_bounds().filter(|stack| stack.contains(&self.base)) {
             self.floor = self.floor.max(stack.start + RESERVE);
         }
         if here >= self.floor { Ok(()) } else { Err(TooDeep) }
@@ -123,7 +123,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    /// How far down it goes until the check fails.
+    /// Recurses until the check fails. Returns the number of levels.
     #[inline(never)]
     fn descend(depth: &mut Depth) -> usize {
         let local = std::hint::black_box([0u8; 256]);
@@ -142,8 +142,8 @@ mod tests {
         let large = with_stack(8 << 20, || descend(&mut Depth::new(DECODE)));
         assert!(large > SHALLOW / 1024 && large <= DECODE / 256, "{large}");
         with_stack(RESERVE + (64 << 10), || {
-            // The C library may hand out a larger stack that it has kept.
-            let size = harden::stack().unwrap().len();
+            // The C library may reuse a larger stack from its cache.
+            let size = sys::stack_bounds().unwrap().len();
             let levels = descend(&mut Depth::new(64 << 20));
             assert!(levels > 0 && levels < (size - RESERVE) / 256, "{levels}");
         });

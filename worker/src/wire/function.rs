@@ -1,13 +1,13 @@
-//! Naming a function so that another copy of the same image can call it.
+//! References to functions that are valid in every process of the same image.
 //!
-//! A [`Call`] is two distances: from an anchor function of this crate to the function, and from the
-//! anchor to a trampoline that was compiled for the function's argument and result types. Address
-//! space randomisation moves an image as a whole, so the distances are the same in every process
-//! that runs the same image. That it is the same image is made certain twice: the child is started
-//! from `/proc/self/exe`, the parent's own inode, and [`Identity`] is compared in the handshake.
+//! A [`FnRef`] is two distances: from an anchor function of this crate to the function, and from the
+//! anchor to a trampoline that was compiled for the function's argument and result types. Address space
+//! randomisation moves an image as a whole, so the distances are the same in every process of that image.
+//! Two measures ensure that it is the same image: the child is started from `/proc/self/exe`, the parent's
+//! own inode, and the handshake compares the [`ImageId`].
 //!
-//! A function of another shared object has no fixed distance from the anchor, and is refused by
-//! [`Call::new`] before anything is sent.
+//! A function of another shared object has no fixed distance from the anchor. [`FnRef::new`] refuses it
+//! before anything is sent.
 
 use std::ffi::{c_int, c_void};
 use std::ops::Range;
@@ -15,21 +15,14 @@ use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 
-use crate::serve::Run;
-
-/// Runs the items of one span: decodes, calls the function, encodes and commits.
-///
-/// The first argument is the function's address, whose type the trampoline alone knows.
-pub(crate) type Trampoline = unsafe fn(*const (), &mut Run<'_>);
-
-/// A function and its trampoline, as distances from the anchor. Only [`name`](crate::serve::name) and
-/// its like make one, of a function and a trampoline that fit; from numbers it doesn't compile.
+/// A function and its trampoline, as distances from the anchor. Only [`FnRef::task`] and its siblings
+/// create one, from a function and the trampoline that fits it. Numbers don't compile:
 ///
 /// ```compile_fail,E0451
-/// let call = procpool_worker::function::Call { function: 1, trampoline: 2 };
+/// let call = procpool_worker::function::FnRef { function: 1, trampoline: 2 };
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Call {
+pub struct FnRef {
     /// Distance of the function.
     pub(crate) function: u64,
     /// Distance of the trampoline.
@@ -43,38 +36,39 @@ pub struct Call {
 )]
 pub struct ForeignFunction;
 
-/// A call that does not point into this image's code: the peer's mistake or malice.
+/// A reference that does not point into this image's code: the peer is broken or hostile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the call points outside of this executable's code")]
+#[error("the function reference points outside of this executable's code")]
 pub(crate) struct UnknownFunction;
 
-/// What makes two processes copies of one image.
+/// Identifies an image. Two processes of one image have equal ids.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Identity {
-    /// The linker's build id, where it wrote one.
+pub struct ImageId {
+    /// The linker's build id; empty if there is none.
     build_id: Vec<u8>,
-    /// Size of the image's code in bytes, and where in it the anchor lies.
+    /// Size of the image's code in bytes, and the anchor's offset in it.
     code: u64,
     anchor: u64,
 }
 
-impl Call {
-    /// Points to no code; for tests.
+impl FnRef {
+    /// Points to no code. For tests.
     #[doc(hidden)]
     pub const NOWHERE: Self = Self { function: u64::MAX / 3, trampoline: u64::MAX / 3 };
 
-    /// Names `function`, to be run by `trampoline`.
+    /// References `function`, to be run by the trampoline at the address `trampoline`.
     ///
     /// # Errors
     ///
-    /// When the function is not in the same image as this crate.
+    /// When one of them is not in the same image as this crate.
     ///
     /// # Safety
     ///
-    /// `trampoline` may be called with `function`, or nothing that this names is ever run as a span.
+    /// `trampoline` is a [`Trampoline`](crate::run::trampoline::Trampoline) that may be called with
+    /// `function`, or the returned reference is never run as a span.
     pub(crate) unsafe fn new(
         function: *const (),
-        trampoline: Trampoline,
+        trampoline: *const (),
     ) -> Result<Self, ForeignFunction> {
         let image = Image::own();
         let distance = |address: *const ()| {
@@ -82,35 +76,32 @@ impl Call {
                 .holds(address.addr())
                 .then(|| address.addr().wrapping_sub(anchor_address()) as u64)
         };
-        match (distance(function), distance(trampoline as *const ())) {
+        match (distance(function), distance(trampoline)) {
             (Some(function), Some(trampoline)) => Ok(Self { function, trampoline }),
             _ => Err(ForeignFunction),
         }
     }
 
-    /// The addresses in this process.
+    /// Returns the addresses of the function and of its trampoline in this process.
     ///
     /// # Errors
     ///
-    /// When they are not in this image's code.
-    pub(crate) fn resolve(self) -> Result<(*const (), Trampoline), UnknownFunction> {
+    /// When one of them is outside of this image's code.
+    pub(crate) fn resolve(self) -> Result<(*const (), *const ()), UnknownFunction> {
         let image = Image::own();
         let address = |distance: u64| {
             let address = anchor_address().wrapping_add(distance as usize);
             image.holds(address).then_some(address as *const ())
         };
-        let (Some(function), Some(trampoline)) = (address(self.function), address(self.trampoline))
-        else {
-            return Err(UnknownFunction);
-        };
-        // SAFETY: a `Call` is made from a real `Trampoline` only, by a process whose identity was
-        // found equal to ours in the handshake, so the same function lies at this distance here.
-        Ok((function, unsafe { std::mem::transmute::<*const (), Trampoline>(trampoline) }))
+        match (address(self.function), address(self.trampoline)) {
+            (Some(function), Some(trampoline)) => Ok((function, trampoline)),
+            _ => Err(UnknownFunction),
+        }
     }
 }
 
-impl Identity {
-    /// Of the image that this process runs.
+impl ImageId {
+    /// Returns the id of this process's image.
     pub fn own() -> Self {
         let image = Image::own();
         Self {
@@ -121,8 +112,8 @@ impl Identity {
     }
 }
 
-/// Distances are measured from here. What it does is of no account, but it must not be merged with
-/// another function of the same code.
+/// Distances are measured from here. The body only keeps the function from being merged with another
+/// one.
 #[inline(never)]
 extern "C" fn anchor() -> u64 {
     std::hint::black_box(0x7072_6f63_706f_6f6c)
@@ -132,7 +123,7 @@ fn anchor_address() -> usize {
     (anchor as *const ()).addr()
 }
 
-/// Where the code of the image lies that this crate is linked into.
+/// The code ranges of the image that this crate is linked into.
 #[derive(Debug, Default)]
 struct Image {
     code: Vec<Range<usize>>,
@@ -144,8 +135,8 @@ impl Image {
         static OWN: OnceLock<Image> = OnceLock::new();
         OWN.get_or_init(|| {
             let mut image = Image::default();
-            // SAFETY: the callback has the signature that is asked for, and `image` outlives the
-            // call, which hands it back as `data`.
+            // SAFETY: the callback has the requested signature. `image` outlives the call, which passes it
+            // to the callback as `data`.
             unsafe { libc::dl_iterate_phdr(Some(visit), (&raw mut image).cast()) };
             image
         })
@@ -156,18 +147,18 @@ impl Image {
     }
 }
 
-/// Called for each loaded object; stops at the one that holds the anchor.
+/// Called for each loaded object. Stops at the one that holds the anchor.
 unsafe extern "C" fn visit(
     info: *mut libc::dl_phdr_info,
     _size: usize,
     data: *mut c_void,
 ) -> c_int {
-    // SAFETY: libc hands over a valid description for the time of the call.
+    // SAFETY: libc passes a description that is valid during the call.
     let info = unsafe { &*info };
     if info.dlpi_phdr.is_null() {
         return 0;
     }
-    // SAFETY: `dlpi_phnum` headers lie at `dlpi_phdr`, as libc says.
+    // SAFETY: libc guarantees `dlpi_phnum` headers at `dlpi_phdr`.
     let headers = unsafe { std::slice::from_raw_parts(info.dlpi_phdr, info.dlpi_phnum.into()) };
     let memory = |header: &libc::Elf64_Phdr| {
         let start = (info.dlpi_addr as usize).wrapping_add(header.p_vaddr as usize);
@@ -217,7 +208,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    unsafe fn trampoline(_: *const (), _: &mut Run<'_>) {}
+    const TRAMPOLINE: *const () = anchor as *const ();
 
     #[test]
     fn a_function_of_the_image_is_found_again() {
@@ -225,22 +216,22 @@ mod tests {
             x * 2
         }
         let address = double as fn(u32) -> u32 as *const ();
-        // SAFETY: it is never run.
-        let call = unsafe { Call::new(address, trampoline) }.unwrap();
+        // SAFETY: the reference is never run.
+        let call = unsafe { FnRef::new(address, TRAMPOLINE) }.unwrap();
         assert_eq!(call.resolve().unwrap().0, address);
     }
 
     #[test]
     fn a_function_of_another_shared_object_is_refused() {
         // SAFETY: as above.
-        let call = unsafe { Call::new(libc::getpid as *const (), trampoline) };
+        let call = unsafe { FnRef::new(libc::getpid as *const (), TRAMPOLINE) };
         assert_eq!(call, Err(ForeignFunction));
     }
 
     #[test]
     fn a_call_outside_of_the_code_is_refused() {
-        assert!(matches!(Call::NOWHERE.resolve(), Err(UnknownFunction)));
-        let half = Call { trampoline: 0, ..Call::NOWHERE };
+        assert!(matches!(FnRef::NOWHERE.resolve(), Err(UnknownFunction)));
+        let half = FnRef { trampoline: 0, ..FnRef::NOWHERE };
         assert!(matches!(half.resolve(), Err(UnknownFunction)));
     }
 

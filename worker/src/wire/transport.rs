@@ -1,18 +1,18 @@
-//! Frames from parent to worker over ipc-channel: the only file that knows it.
+//! Sends frames from parent to worker over ipc-channel. No other file uses that crate.
 //!
-//! Frames travel as bytes, each in one packet: a message of several is streamed through a second
-//! socket, and its sender blocks for ever if the receiver dies meanwhile. Whatever is larger than
-//! [`max_frame`] travels as a [`Region`](crate::region::Region).
+//! A frame is bytes in a single packet. ipc-channel streams a message of several packets through a second
+//! socket, and its sender blocks forever if the receiver dies meanwhile. So anything larger than
+//! [`max_frame`] travels as a [`Region`](crate::shm::region::Region).
 //!
-//! Only the worker receives through ipc-channel, and only what its parent has sent. ipc-channel trusts
-//! the lengths in a packet, so the parent never reads through it what a worker may have written; the
-//! answers come over the [control socket](crate::control).
+//! Only the worker receives through ipc-channel, and only frames of its parent. ipc-channel trusts the
+//! lengths in a packet, so the parent never uses it to read data that a worker may have written; replies
+//! come over the [control socket](crate::wire::control).
 //!
-//! ipc-channel makes its channels by itself and has no way to take over a descriptor. A new worker
-//! has nothing but descriptors, so both sides ask each other's socket who it is: what is sent into a
-//! channel can be peeked at on exactly one descriptor, its receiver's ([`number_of`]). The parent
-//! duplicates that descriptor to pass it on; the worker puts the descriptor that it was passed in the
-//! place of the receiver's of a channel of its own.
+//! ipc-channel creates its own channels and can't adopt a descriptor, but a new worker has only
+//! descriptors. So both sides find the descriptor behind an ipc-channel receiver: a frame sent into a
+//! channel can be peeked at on exactly one descriptor ([`number_of`]). The parent duplicates that
+//! descriptor to pass it. The worker replaces the receiver's descriptor of a channel of its own by the
+//! passed one.
 
 use std::io;
 use std::mem::ManuallyDrop;
@@ -23,41 +23,14 @@ use ipc_channel::ipc::{self, IpcBytesReceiver, IpcBytesSender};
 use rustix::io::fcntl_dupfd_cloexec;
 use rustix::net::{AddressFamily, RecvFlags, SocketType};
 
-use crate::control::Control;
-use crate::region::named;
-use crate::seed;
+use crate::shm::sys::{entropy, with_call_name};
+use crate::wire::control::Control;
+use crate::wire::error::TransportError;
 
-/// Why a frame could not be moved.
-#[derive(Debug, thiserror::Error)]
-pub enum TransportError {
-    /// Nobody holds the other end any more.
-    #[error("the other process is gone")]
-    PeerGone,
-    /// What arrived can't be understood.
-    #[error("what the other process sent can't be understood: {0}")]
-    Malformed(String),
-    /// The system refused.
-    #[error(transparent)]
-    Io(#[from] io::Error),
-}
-
-impl TransportError {
-    /// The death of a peer has several faces; this makes them one.
-    pub(crate) fn from_io(error: io::Error) -> Self {
-        use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, NotConnected};
-        match error.kind() {
-            BrokenPipe | ConnectionAborted | ConnectionReset | NotConnected => Self::PeerGone,
-            _ => Self::Io(error),
-        }
-    }
-
-    fn is_interrupt(&self) -> bool {
-        matches!(self, Self::Io(error) if error.kind() == io::ErrorKind::Interrupted)
-    }
-}
-
-/// Calls ipc-channel, again where a signal has interrupted it.
-fn call<T>(mut operation: impl FnMut() -> Result<T, TransportError>) -> Result<T, TransportError> {
+/// Calls ipc-channel, and again if a signal interrupts it.
+fn retry_interrupted<T>(
+    mut operation: impl FnMut() -> Result<T, TransportError>,
+) -> Result<T, TransportError> {
     loop {
         match operation() {
             Err(error) if error.is_interrupt() => {}
@@ -70,9 +43,9 @@ fn call<T>(mut operation: impl FnMut() -> Result<T, TransportError>) -> Result<T
 ///
 /// # Errors
 ///
-/// When the system has no socket to ask.
+/// When the system refuses a socket.
 pub fn max_frame() -> Result<usize, TransportError> {
-    // ipc-channel makes a socket to ask, and panics where there is none.
+    // ipc-channel creates a socket to ask, and panics if the system refuses one.
     drop(Control::pair()?);
     Ok(ipc_channel::platform::OsIpcSender::get_max_fragment_size())
 }
@@ -85,18 +58,18 @@ pub struct FrameSender(IpcBytesSender);
 #[derive(Debug)]
 pub struct FrameReceiver(IpcBytesReceiver);
 
-/// Creates a channel, and returns its receiver as the descriptor that is passed to a worker.
+/// Creates a channel. Returns its receiver as a descriptor, to be passed to a worker.
 ///
 /// # Errors
 ///
 /// When the system refuses.
-pub fn frames() -> Result<(FrameSender, OwnedFd), TransportError> {
+pub fn frame_channel() -> Result<(FrameSender, OwnedFd), TransportError> {
     let likely = first_free()?;
     let (sender, receiver) = channel()?;
     let number = number_of(&sender, &receiver, likely)?;
     // SAFETY: `receiver` keeps the descriptor open until it is dropped at the end of this function.
     let own = unsafe { BorrowedFd::borrow_raw(number) };
-    let passed = named("fcntl", fcntl_dupfd_cloexec(own, 3))?;
+    let passed = with_call_name("fcntl", fcntl_dupfd_cloexec(own, 3))?;
     Ok((FrameSender(sender), passed))
 }
 
@@ -108,39 +81,39 @@ fn channel() -> Result<(IpcBytesSender, IpcBytesReceiver), TransportError> {
     })
 }
 
-/// Returns the number that the next descriptor is likely to have.
+/// Returns the number that the next descriptor probably gets.
 fn first_free() -> Result<RawFd, TransportError> {
     Ok(Control::pair()?.0.as_raw_fd())
 }
 
-/// Returns the number of the descriptor that `receiver` reads: the one at which a frame that is only
-/// peeked at can be seen. The search begins at `likely`.
+/// Returns the number of the descriptor that `receiver` reads: the one at which a sent frame can be
+/// peeked at. The search starts at `likely`.
 fn number_of(
     sender: &IpcBytesSender,
     receiver: &IpcBytesReceiver,
     likely: RawFd,
 ) -> Result<RawFd, TransportError> {
-    /// Other threads may open and close descriptors meanwhile, so some more are looked at first.
+    /// Numbers searched first: other threads may open and close descriptors meanwhile.
     const NEAR: RawFd = 64;
-    /// And at last as many as a process has in practice: that takes 30 ms.
+    /// Numbers searched last, more than a process has in practice. The search takes 30 ms.
     const MOST: RawFd = 1 << 16;
-    let token: Vec<u8> = [seed::fresh(), seed::fresh()].map(u64::to_le_bytes).concat();
+    let token: Vec<u8> = [entropy(), entropy()].map(u64::to_le_bytes).concat();
     send(sender, &token)?;
     let near = likely..likely.saturating_add(NEAR);
     let far = near.end..near.end.saturating_add(MOST);
     let mut numbers = near.chain(0..likely).chain(far);
-    let found = numbers.find(|number| shows(*number, &token));
+    let found = numbers.find(|number| receives(*number, &token));
     match (found, recv(receiver)?) {
         (Some(number), received) if received == token => Ok(number),
         _ => Err(io::Error::other("no descriptor receives what is sent to the channel").into()),
     }
 }
 
-/// Returns whether the descriptor of that number, if there is one, is a socket whose next packet ends
-/// with `token`. The packet stays there.
-fn shows(number: RawFd, token: &[u8]) -> bool {
-    // SAFETY: the number is only looked at, and one that is not open is an error; whose it is doesn't
-    // matter, as nothing about it is changed.
+/// Returns whether the descriptor of that number is a socket whose next packet ends with `token`. The
+/// packet stays in the socket.
+fn receives(number: RawFd, token: &[u8]) -> bool {
+    // SAFETY: the number is only inspected, and a closed one is an error. Its owner does not matter,
+    // because nothing about it changes.
     let socket = unsafe { BorrowedFd::borrow_raw(number) };
     let is_ours = rustix::net::sockopt::socket_domain(socket) == Ok(AddressFamily::UNIX)
         && rustix::net::sockopt::socket_type(socket) == Ok(SocketType::SEQPACKET);
@@ -151,11 +124,11 @@ fn shows(number: RawFd, token: &[u8]) -> bool {
 }
 
 fn send(sender: &IpcBytesSender, frame: &[u8]) -> Result<(), TransportError> {
-    call(|| sender.send(frame).map_err(TransportError::from_io))
+    retry_interrupted(|| sender.send(frame).map_err(TransportError::from_io))
 }
 
 fn recv(receiver: &IpcBytesReceiver) -> Result<Vec<u8>, TransportError> {
-    call(|| {
+    retry_interrupted(|| {
         receiver.recv().map_err(|error| match error {
             IpcError::Disconnected => TransportError::PeerGone,
             IpcError::Io(error) => TransportError::from_io(error),
@@ -165,42 +138,41 @@ fn recv(receiver: &IpcBytesReceiver) -> Result<Vec<u8>, TransportError> {
 }
 
 impl FrameSender {
-    /// Sends a frame of at most [`max_frame`] bytes. Blocks only while the receiver has several
-    /// unread.
+    /// Sends a frame of at most [`max_frame`] bytes. Blocks only while the receiver has several unread.
     ///
     /// # Errors
     ///
-    /// [`TransportError::PeerGone`] when nobody can receive it.
+    /// [`TransportError::PeerGone`] when no process holds the receiver.
     pub fn send(&self, frame: &[u8]) -> Result<(), TransportError> {
         send(&self.0, frame)
     }
 }
 
 impl FrameReceiver {
-    /// Takes over a descriptor that [`frames`] returned, in another process.
+    /// Adopts a descriptor from [`frame_channel`], in another process.
     ///
     /// # Errors
     ///
     /// When the system refuses.
     pub fn adopt(passed: OwnedFd) -> Result<Self, TransportError> {
-        // Its number is a low one, which a task may close by mistake; its worker then ends after that
-        // task. To take all low numbers first, for it to get a high one, was tried: 0.6 ms a start.
+        // The receiver's number is low. A task that closes it by mistake ends its worker. Occupying all low
+        // numbers first, to get a high one, was tried: it took 0.6 ms per start.
         let likely = first_free()?;
         let (sender, receiver) = channel()?;
         let number = number_of(&sender, &receiver, likely)?;
-        // SAFETY: `receiver` owns the descriptor and keeps the number; `dup3` changes what is behind it,
+        // SAFETY: `receiver` owns the descriptor and keeps the number. `dup3` changes what is behind it,
         // and nothing here closes it.
         let mut own = ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(number) });
         let placed = rustix::io::dup3(&passed, &mut own, rustix::io::DupFlags::CLOEXEC);
-        named("dup3", placed)?;
+        with_call_name("dup3", placed)?;
         Ok(Self(receiver))
     }
 
-    /// Waits for a frame.
+    /// Receives a frame. Blocks until one arrives.
     ///
     /// # Errors
     ///
-    /// [`TransportError::PeerGone`] when nobody can send one any more.
+    /// [`TransportError::PeerGone`] when no process holds the sender.
     pub fn recv(&self) -> Result<Vec<u8>, TransportError> {
         recv(&self.0)
     }
@@ -213,7 +185,7 @@ mod tests {
 
     #[test]
     fn a_receiver_that_was_passed_on_receives() {
-        let (sender, passed) = frames().unwrap();
+        let (sender, passed) = frame_channel().unwrap();
         sender.send(b"before").unwrap();
         let receiver = FrameReceiver::adopt(passed).unwrap();
         sender.send(b"after").unwrap();
@@ -225,7 +197,7 @@ mod tests {
 
     #[test]
     fn a_sender_learns_that_its_receiver_is_gone() {
-        let (sender, passed) = frames().unwrap();
+        let (sender, passed) = frame_channel().unwrap();
         drop(passed);
         assert!(matches!(sender.send(b"lost"), Err(TransportError::PeerGone)));
     }

@@ -1,0 +1,10 @@
+//! The process: how it becomes a safe worker, serves, and ends.
+
+#[allow(unsafe_code)] // Signal handlers and raw system calls.
+mod liveness;
+#[allow(unsafe_code)] // A signal handler, and walking the aborting thread's stack.
+mod oom;
+#[allow(unsafe_code)] // Calls the functions that frames name; borrows arguments from shared memory.
+pub mod serve;
+#[allow(unsafe_code)] // Closes inherited descriptors, resets signals.
+mod setup;

@@ -1,0 +1,96 @@
+//! The worker's ends of its channels: receives frames, sends replies, accepts passed descriptors.
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use super::fork_guard;
+use crate::shm::doorbell::SpinWaiter;
+use crate::shm::lane::Words;
+use crate::shm::region::Region;
+use crate::shm::sys;
+use crate::wire::control::Control;
+use crate::wire::error::TransportError;
+use crate::wire::protocol::{Passed, Reply};
+use crate::wire::transport::FrameReceiver;
+use crate::wire::{attach, codec};
+
+/// The worker's ends of its channels.
+#[derive(Debug)]
+pub(crate) struct Channels {
+    from_parent: FrameReceiver,
+    control: Control,
+    lane: &'static Words,
+    waiter: SpinWaiter,
+}
+
+impl Channels {
+    pub(crate) fn new(from_parent: FrameReceiver, control: Control, lane: &'static Words) -> Self {
+        Self { from_parent, control, lane, waiter: SpinWaiter::default() }
+    }
+
+    /// Receives the next frame. Spins first if the parent has announced one.
+    pub(crate) fn recv(&mut self) -> Result<Vec<u8>, TransportError> {
+        self.waiter.spin_if_hinted(self.lane.requests());
+        let frame = self.from_parent.recv()?;
+        self.waiter.note_received();
+        Ok(frame)
+    }
+
+    /// Sends a reply and rings the doorbell.
+    pub(crate) fn reply(&self, reply: &Reply) -> Result<(), TransportError> {
+        fork_guard::exit_if_forked();
+        self.pass(reply, &[])?;
+        self.lane.replies().ring(false);
+        Ok(())
+    }
+
+    /// Sends a reply with descriptors. Does not ring the doorbell.
+    pub(crate) fn pass(
+        &self,
+        reply: &Reply,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<(), TransportError> {
+        let mut packet = Vec::with_capacity(16);
+        codec::encode(reply, &mut packet)
+            .map_err(|error| TransportError::Malformed(error.to_string()))?;
+        self.control.send(&packet, descriptors)
+    }
+
+    /// Receives a packet that the parent has sent before the frame that refers to it.
+    fn recv_passed(&self) -> Result<(Passed, Vec<OwnedFd>), TransportError> {
+        let packet = self.control.recv(false)?;
+        if packet.is_cut {
+            return Err(std::io::Error::from_raw_os_error(libc::EMFILE).into());
+        }
+        let passed = codec::decode(&packet.bytes)
+            .map_err(|error| TransportError::Malformed(error.to_string()))?;
+        Ok((passed, packet.descriptors.into_iter().map(sys::move_high).collect()))
+    }
+
+    /// Receives the region that the current frame refers to, which must have at least `len` bytes.
+    pub(crate) fn recv_region(&self, len: u64) -> Result<Region, TransportError> {
+        match self.recv_passed()? {
+            (Passed::Region, mut descriptors) if descriptors.len() == 1 => {
+                let file = descriptors.swap_remove(0);
+                let mut region = Region::open(file, len)?;
+                region.close_descriptor();
+                Ok(region)
+            }
+            _ => Err(TransportError::Malformed("no region was passed".to_owned())),
+        }
+    }
+
+    /// Receives the files that the current frame's arguments refer to, in `packets` packets.
+    pub(crate) fn recv_attached(&self, packets: u32) -> Result<(), TransportError> {
+        for _ in 0..packets {
+            match self.recv_passed()? {
+                (Passed::Attached(files), descriptors) if files.len() == descriptors.len() => {
+                    files.into_iter().zip(descriptors).for_each(|(file, descriptor)| {
+                        attach::register_received(file, descriptor);
+                    });
+                }
+                _ => return Err(TransportError::Malformed("nothing was attached".to_owned())),
+            }
+        }
+        Ok(())
+    }
+}
