@@ -89,7 +89,7 @@ extern "C" fn at_exit() {
     }
 }
 
-/// Moves this process to the group of a short-lived child, and kills the own group. Used where the
+/// Moves this process to the group of a short-lived child, and kills its own group. Used where the
 /// parent's group can't be joined: it is in another session, or outside of this PID namespace. A group
 /// leader can't create another group for itself, but it can join its child's.
 fn move_to_childs_group() {

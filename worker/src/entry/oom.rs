@@ -1,10 +1,10 @@
 //! Records in the lane that an abort follows a refused allocation, so that the parent can tell an
 //! out-of-memory abort from other aborts.
 //!
-//! errno does not tell: it stays ENOMEM long after a refusal that the task has handled, and printing
-//! may change it. The aborting thread's stack tells: it holds Rust's allocation error handler, or, in
-//! C++, the exception being thrown is `std::bad_alloc`. A C program's `abort` after a failed `malloc`
-//! looks like any other abort and is not recorded.
+//! errno is no evidence: it stays ENOMEM long after a refusal that the task has handled, and printing may
+//! change it. The aborting thread's stack is: it holds Rust's allocation error handler. In C++, the
+//! exception in flight is: it is `std::bad_alloc`. A C program's `abort` after a failed `malloc` looks
+//! like any other abort and is not recorded.
 
 use std::ffi::c_void;
 use std::sync::OnceLock;
@@ -18,8 +18,7 @@ static LANE: OnceLock<&'static Words> = OnceLock::new();
 pub(super) fn install_handler(lane: &'static Words) {
     let _ = LANE.set(lane);
     let handler = on_abort as extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut c_void);
-    // SAFETY: plain system calls on local data. The handler's own comments say what it does.
-    // SAFETY: plain system calls on local data; see the handler for what it does.
+    // SAFETY: plain system calls on local data. The handler has comments of its own.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = handler as libc::sighandler_t;

@@ -27,8 +27,8 @@ use crate::wire::protocol::{
 use crate::wire::transport::FrameReceiver;
 use crate::wire::{attach, codec};
 
-/// Exit code of a worker that cannot start, or whose channel carries nonsense (`EX_SOFTWARE` of
-/// sysexits.h). The cause is on standard error.
+/// Exit code of a worker that cannot start, or whose parent violates the protocol (`EX_SOFTWARE` of
+/// sysexits.h). The worker prints the cause to standard error.
 const EX_SOFTWARE: i32 = 70;
 
 /// Serves as the worker that `token` describes. Ends the process.

@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_inherited_is_found_also_without_proc() {
+    fn inherited_descriptors_are_found_also_without_proc() {
         let own = File::open("/dev/null").unwrap();
         let passed_on = File::open("/dev/null").unwrap();
         // SAFETY: a plain system call on a descriptor that is open.

@@ -121,8 +121,8 @@ impl<'a> ChunkRun<'a> {
             channels,
             regions,
             sequence: options.sequence,
-            // An item with a time limit is timed alone. An item whose output is captured must be told
-            // from its neighbours.
+            // An item with a time limit is timed alone. Captured output must be attributed to one
+            // item.
             one_at_a_time: options.limited || capture,
             capture,
             arguments: &[],

@@ -1,7 +1,6 @@
 //! Caches the regions that later frames and results use again.
 //!
-//! The parent decides what stays: it numbers the regions for arguments and announces which regions
-//! are gone or free. This file numbers the regions for results.
+//! The parent numbers the regions for arguments, and announces which regions are gone or free. This file numbers the regions for results.
 
 use super::channels::Channels;
 use crate::shm::region::Region;

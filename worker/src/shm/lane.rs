@@ -50,8 +50,7 @@ use std::ptr::NonNull;
 
 use crate::shm::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::shm::doorbell::Doorbell;
-use crate::shm::memcpy;
-use crate::shm::memcpy::Sink;
+use crate::shm::memcpy::{self, Sink};
 use crate::shm::region::Region;
 
 /// Size of a lane in bytes. Large enough that a chunk of tiny results is worth its frame, small

@@ -103,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_in_a_vector_stays_and_what_comes_is_prepared() {
+    fn a_vector_keeps_its_elements_and_its_next_pages_are_faulted_in() {
         let count = 5 * HUGE_PAGE / size_of::<u64>();
         let (mut numbers, mut prefault) = Prefault::new::<u64>(count);
         for first in (0..count).step_by(1000) {

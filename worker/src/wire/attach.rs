@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_attached_is_kept_once_until_its_collection_is_dropped() {
+    fn an_attachment_is_kept_once_until_its_collection_is_dropped() {
         let (object, inner) = (Arc::new(1), Arc::new(2));
         let mut attachments = Attachments::default();
         attachments.collect(|| {

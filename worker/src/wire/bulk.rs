@@ -7,8 +7,7 @@
 
 use std::any::TypeId;
 
-use crate::shm::memcpy;
-use crate::shm::memcpy::Sink;
+use crate::shm::memcpy::{self, Sink};
 use crate::shm::prefault::Prefault;
 use crate::wire::error::CodecError;
 
@@ -19,18 +18,18 @@ trait Primitive: Copy {}
 /// Runs one of three blocks if `$T` is a bulk type: a primitive, a `Vec` of primitives (`$N` is the
 /// primitive's type in both), or a `String`.
 macro_rules! if_bulk {
-    ($T:ty, $N:ident, number $number:block vector $vector:block text $text:block) => {
+    ($T:ty, $N:ident, primitive $primitive:block vector $vector:block text $text:block) => {
         if cfg!(all(target_endian = "little", target_pointer_width = "64")) {
             let id = typeid::of::<$T>();
-            if_bulk!(@each id, $N, $number, $vector,
+            if_bulk!(@each id, $N, $primitive, $vector,
                 u8 u16 u32 u64 u128 usize i8 i16 i32 i64 i128 isize f32 f64);
             if id == TypeId::of::<String>() $text
         }
     };
-    (@each $id:ident, $N:ident, $number:block, $vector:block, $($type:ty)*) => {$({
+    (@each $id:ident, $N:ident, $primitive:block, $vector:block, $($type:ty)*) => {$({
         #[allow(dead_code)]
         type $N = $type;
-        if $id == TypeId::of::<$type>() $number
+        if $id == TypeId::of::<$type>() $primitive
         if $id == TypeId::of::<Vec<$type>>() $vector
     })*};
 }
@@ -41,7 +40,7 @@ primitives!(u8 u16 u32 u64 u128 usize i8 i16 i32 i64 i128 isize f32 f64);
 /// Returns the number of bytes of every `T`, if `T` is a primitive.
 #[inline(always)]
 pub fn fixed_width<T>() -> Option<usize> {
-    if_bulk!(T, N, number { return Some(size_of::<N>()); } vector {} text {});
+    if_bulk!(T, N, primitive { return Some(size_of::<N>()); } vector {} text {});
     None
 }
 
@@ -102,7 +101,7 @@ pub fn encode_all<T>(to: &mut Vec<u8>, items: &mut impl Iterator<Item = T>, most
 /// Returns the memory of a vector of primitives or of a string, which can be copied without an encoding.
 pub fn as_raw_bytes<T>(value: &T) -> Option<&[u8]> {
     if_bulk!(T, N,
-        number {}
+        primitive {}
         vector { return Some(bytes_of(as_concrete::<T, Vec<N>>(value))); }
         text { return Some(as_concrete::<T, String>(value).as_bytes()); }
     );
@@ -135,11 +134,11 @@ impl RawBytes {
     ///
     /// Returns the value if it has not.
     pub fn of<T>(value: T, least: usize) -> Result<Self, T> {
-        if as_raw_bytes(&value).is_none_or(|elements| elements.len() <= least) {
+        if as_raw_bytes(&value).is_none_or(|bytes| bytes.len() <= least) {
             return Err(value);
         }
         if_bulk!(T, N,
-            number {}
+            primitive {}
             vector { return Ok(Self(Box::new(into_concrete::<T, Vec<N>>(value)))); }
             text { return Ok(Self(Box::new(into_concrete::<T, String>(value)))); }
         );
@@ -169,7 +168,7 @@ impl std::fmt::Debug for RawBytes {
 /// `from` is valid for reads of `len` bytes.
 pub unsafe fn from_raw_bytes<T>(from: *const u8, len: usize) -> Result<T, CodecError> {
     if_bulk!(T, N,
-        number {}
+        primitive {}
         vector {
             if len.is_multiple_of(size_of::<N>()) {
                 // SAFETY: as promised by the caller.
@@ -190,7 +189,7 @@ pub unsafe fn from_raw_bytes<T>(from: *const u8, len: usize) -> Result<T, CodecE
 #[inline(always)]
 pub(crate) fn encode<T>(value: &T, sink: &mut impl Sink) -> bool {
     if_bulk!(T, N,
-        number {
+        primitive {
             sink.put_slice(bytes_of(std::slice::from_ref(as_concrete::<T, N>(value))));
             return true;
         }
@@ -218,7 +217,7 @@ pub(crate) fn encode<T>(value: &T, sink: &mut impl Sink) -> bool {
 #[inline(always)]
 pub(crate) unsafe fn decode<T>(from: *const u8, len: usize) -> Option<Result<T, CodecError>> {
     if_bulk!(T, N,
-        number {
+        primitive {
             let wanted = size_of::<N>();
             if len != wanted {
                 let reason = format_args!("{len} bytes where {wanted} were expected");

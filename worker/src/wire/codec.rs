@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn what_encodes_can_be_decoded_on_a_small_stack() {
+    fn every_encoded_value_can_be_decoded_on_a_small_stack() {
         let deepest = (1..).find(|levels| encode_to_vec(&Json::nested(*levels)).is_err()).unwrap();
         assert!(deepest > 64, "{deepest} levels are too many");
         let levels = deepest - 1;
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_format_cannot_carry_is_refused_with_the_remedy() {
+    fn values_that_the_format_cannot_carry_are_refused_with_the_remedy() {
         #[derive(Debug, Serialize, Deserialize)]
         #[serde(untagged)]
         enum Untagged {
@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_of_a_types_own_is_passed_on_in_its_words() {
+    fn a_types_own_error_keeps_its_message() {
         struct Refuses;
         impl Serialize for Refuses {
             fn serialize<S: serde::Serializer>(&self, _: S) -> Result<S::Ok, S::Error> {

@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn what_lacks_the_nonce_is_dropped() {
+    fn packets_without_the_nonce_are_dropped() {
         let (parent, worker) = pair();
         for junk in [&b""[..], b"hello, world\n", &[0; 24], &[255; 9000]] {
             let _ = rustix::net::send(&worker.socket, junk, SendFlags::DONTWAIT).unwrap();

@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn the_budget_is_what_may_be_used_and_the_end_of_a_small_stack_comes_first() {
+    fn depth_is_bounded_by_the_budget_and_by_the_end_of_a_small_stack() {
         let large = with_stack(8 << 20, || descend(&mut Depth::new(DECODE)));
         assert!(large > SHALLOW / 1024 && large <= DECODE / 256, "{large}");
         with_stack(RESERVE + (64 << 10), || {
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_within_another_does_not_start_to_count_anew() {
+    fn a_value_within_another_does_not_restart_the_measurement() {
         fn nested(levels: usize) -> usize {
             let local = std::hint::black_box([0u8; 256]);
             let mut depth = Depth::new(DECODE);

@@ -229,14 +229,14 @@ mod tests {
     }
 
     #[test]
-    fn a_call_outside_of_the_code_is_refused() {
+    fn a_reference_outside_of_the_code_is_refused() {
         assert!(matches!(FnRef::NOWHERE.resolve(), Err(UnknownFunction)));
         let half = FnRef { trampoline: 0, ..FnRef::NOWHERE };
         assert!(matches!(half.resolve(), Err(UnknownFunction)));
     }
 
     #[test]
-    fn a_build_id_is_read_from_notes_and_broken_notes_are_no_harm() {
+    fn a_build_id_is_read_from_notes_and_broken_notes_are_harmless() {
         let mut notes = Vec::new();
         for (kind, name, id) in [(1, b"abc\0", &[9u8, 9, 9][..]), (3, b"GNU\0", &[1, 2, 3, 4])] {
             notes.extend([4, id.len() as u32, kind].iter().flat_map(|word| word.to_ne_bytes()));

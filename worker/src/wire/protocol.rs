@@ -340,7 +340,7 @@ mod tests {
         }
 
         #[test]
-        fn hostile_frames_are_refused_and_no_harm(frame in any::<Vec<u8>>()) {
+        fn hostile_frames_are_refused_and_harmless(frame in any::<Vec<u8>>()) {
             let _ = codec::decode::<Reply>(&frame);
             let _ = codec::decode_prefix::<Request>(&frame);
             if let Some((span, rest)) = split_span(&frame) {
