@@ -126,7 +126,7 @@ impl fmt::Display for DeathCause {
         match *self {
             Self::Exited(code) => write!(f, "exited with code {code}"),
             Self::Signaled(signal, dumped) => {
-                match crate::os::process::signal_name(signal) {
+                match crate::os::signals::signal_name(signal) {
                     Some(name) => write!(f, "was killed by {name}")?,
                     None => write!(f, "was killed by signal {signal}")?,
                 }

@@ -8,22 +8,25 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use procpool_worker::attach::Attachments;
-use procpool_worker::function::Call;
-use procpool_worker::protocol::{self, Setup};
+use procpool_worker::protocol::{self};
 use procpool_worker::{seed, serve, transport};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::chunk::inline_limit;
-use super::events::{Event, Observer, Observers};
-use super::options::TaskOptions;
-use super::scheduler::Shared;
-use super::supervisor::{self, Orders};
-use super::{Pool, driver};
 use crate::entry;
 use crate::error::Error;
 use crate::os::process::{Launch, Output};
 use crate::os::signals;
+use crate::pool::config::{Config, EnvPerWorker, Initializer};
+use crate::pool::drive::chunk::inline_limit;
+use crate::pool::drive::driver;
+use crate::pool::handle::Pool;
+use crate::pool::limits::Limits;
+use crate::pool::observe::events::{Event, Observer, Observers};
+use crate::pool::options::TaskOptions;
+use crate::pool::process::orders::Orders;
+use crate::pool::process::supervisor;
+use crate::pool::schedule::state::Shared;
 
 /// The stack of a pool's own threads in bytes. They run no code of the user's.
 const STACK: usize = 256 << 10;
@@ -82,7 +85,6 @@ pub struct PoolBuilder {
     observers: Vec<Observer>,
 }
 
-type EnvPerWorker = Arc<dyn Fn(usize) -> Vec<(OsString, OsString)> + Send + Sync>;
 type InitializerSetup = Result<Initializer, Error>;
 
 impl std::fmt::Debug for PoolBuilder {
@@ -100,72 +102,24 @@ impl std::fmt::Debug for PoolBuilder {
     }
 }
 
-/// A pool's set-up, as it stays.
-pub(crate) struct Config {
-    pub(crate) workers: usize,
-    pub(crate) name: String,
-    pub(crate) initializer: Option<Initializer>,
-    pub(crate) window: Option<u64>,
-    pub(crate) start_timeout: Duration,
-    pub(crate) env_per_worker: Vec<EnvPerWorker>,
-    pub(crate) launch: Launch,
-    pub(crate) kill_grace: Duration,
-    pub(crate) max_tasks: Option<u64>,
-    pub(crate) max_memory: Option<u64>,
-    pub(crate) idle_timeout: Option<Duration>,
-    pub(crate) min_workers: usize,
-    pub(crate) replaces: bool,
-    pub(crate) seed: u64,
-    limits: Limits,
-    nice: i32,
-    /// The CPUs that workers are kept to, one each in turn.
-    cpus: Vec<u32>,
-    pub(crate) observers: Observers,
-}
-
-impl Config {
-    /// What a slot's worker is called.
-    pub(crate) fn title(&self, slot: usize) -> String {
-        if self.replaces { format!("{}/{slot}", self.name) } else { self.name.clone() }
+impl Pool {
+    /// A pool of so many workers; 0: as many as this process may use CPUs.
+    ///
+    /// # Errors
+    ///
+    /// As [`PoolBuilder::build`].
+    pub fn new(workers: usize) -> Result<Self, Error> {
+        Self::builder().workers(workers).build()
     }
 
-    /// What a slot's worker is told of itself.
-    pub(crate) fn setup(&self, slot: usize) -> Setup {
-        let mut limits = self.limits.resources.clone();
-        if limits.iter().all(|(resource, ..)| *resource != libc::RLIMIT_NOFILE)
-            && let Some((soft, hard)) = entry::open_files_of_workers()
-        {
-            limits.push((libc::RLIMIT_NOFILE, soft, hard));
-        }
-        Setup {
-            name: self.title(slot),
-            limits,
-            nice: self.nice,
-            cpu: (!self.cpus.is_empty()).then(|| self.cpus[slot % self.cpus.len()]),
-            capture: self.launch.output == Output::Capture,
-        }
+    /// Sets up a pool.
+    pub fn builder() -> PoolBuilder {
+        PoolBuilder::new()
     }
-}
-
-impl std::fmt::Debug for Config {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Config").field("workers", &self.workers).finish_non_exhaustive()
-    }
-}
-
-/// What each worker calls before its first task.
-#[derive(Debug)]
-pub(crate) struct Initializer {
-    pub(crate) call: Call,
-    pub(crate) argument: Vec<u8>,
-    /// What the argument points to.
-    pub(crate) attachments: Attachments,
-    /// As in [`Batch`](super::batch::Batch).
-    pub(crate) width: u32,
 }
 
 impl PoolBuilder {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             workers: 0,
             name: "procpool".to_owned(),
@@ -427,7 +381,7 @@ impl PoolBuilder {
     }
 
     /// One worker, which nothing takes the place of.
-    pub(super) fn single(mut self) -> Self {
+    pub(crate) fn single(mut self) -> Self {
         (self.workers, self.replaces) = (1, false);
         self
     }
@@ -474,7 +428,7 @@ impl PoolBuilder {
             let shared = Arc::clone(&shared);
             let thread = std::thread::Builder::new().name(name).stack_size(STACK);
             let run = move || {
-                super::scheduler::serve();
+                crate::pool::schedule::state::serve();
                 run(&shared);
             };
             signals::blocked(|| thread.spawn(run))
@@ -591,58 +545,4 @@ fn allowed_cpus() -> Vec<u32> {
         |_| Vec::new(),
         |allowed| cpus.filter(|cpu| allowed.is_set(*cpu)).map(|cpu| cpu as u32).collect(),
     )
-}
-
-/// What a worker may use, beyond its memory, for [`PoolBuilder::limits`]: limits that the kernel
-/// keeps (setrlimit(2)). They are inherited by what its tasks start.
-///
-/// ```no_run
-/// # fn main() -> Result<(), procpool::Error> {
-/// use std::time::Duration;
-///
-/// let limits = procpool::Limits::new().cpu_time(Duration::from_secs(60)).open_files(256).core_size(0);
-/// let pool = procpool::Pool::builder().limits(limits).build()?;
-/// # Ok(())
-/// # }
-/// ```
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Limits {
-    resources: Vec<(u32, u64, u64)>,
-}
-
-impl Limits {
-    /// None.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    fn set(mut self, resource: libc::__rlimit_resource_t, soft: u64, hard: u64) -> Self {
-        self.resources.retain(|(other, ..)| *other != resource);
-        self.resources.push((resource, soft, hard));
-        self
-    }
-
-    /// CPU time of each worker over its whole life, rounded up to seconds. A worker that has used it
-    /// up is killed by SIGXCPU, one that ignores that by SIGKILL a second later.
-    pub fn cpu_time(self, limit: Duration) -> Self {
-        let seconds = limit.as_secs() + u64::from(limit.subsec_nanos() > 0);
-        self.set(libc::RLIMIT_CPU, seconds, seconds + 1)
-    }
-
-    /// How many files a worker may have open. It needs about ten for itself.
-    pub fn open_files(self, files: u64) -> Self {
-        self.set(libc::RLIMIT_NOFILE, files, files)
-    }
-
-    /// Size of the core file that a crash leaves, in bytes; 0 for none.
-    pub fn core_size(self, bytes: u64) -> Self {
-        self.set(libc::RLIMIT_CORE, bytes, bytes)
-    }
-
-    /// Size of a worker's address space, in bytes. An allocation beyond it fails, and the task with
-    /// [`DeathCause::OutOfMemory`](crate::DeathCause::OutOfMemory) where the program aborts at that,
-    /// as Rust does.
-    pub fn address_space(self, bytes: u64) -> Self {
-        self.set(libc::RLIMIT_AS, bytes, bytes)
-    }
 }

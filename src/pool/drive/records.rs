@@ -12,8 +12,8 @@ use procpool_worker::lane::{RECORD_HEAD, Record};
 use procpool_worker::protocol::Place;
 use procpool_worker::{codec, copy, plain};
 
-use super::buffer::Buffer;
-use super::regions::Lease;
+use crate::pool::drive::buffer::Buffer;
+use crate::pool::drive::regions::Lease;
 
 /// The outcomes of consecutive items, as their worker wrote them.
 #[derive(Debug, Default)]
@@ -313,44 +313,11 @@ fn put(bytes: &mut Vec<u8>, kind: Record, payload: &[&[u8]]) {
     payload.iter().for_each(|part| copy::append(bytes, part));
 }
 
-/// Does with bytes from a worker all that the parent does: as a frame, and as what lies in a lane.
-/// For fuzzing; the test below goes through the same seeds.
-#[cfg(any(test, fuzzing))]
-pub(crate) fn read_hostile(bytes: &[u8]) {
-    use super::job::{Arrival, Content, Job, Origin};
-    use procpool_worker::codec;
-    use procpool_worker::protocol::Reply;
-
-    let _ = codec::decode::<Reply>(bytes);
-    let _ = (output_ends(bytes), places(bytes));
-    let Some(survey) = survey(bytes) else { return };
-    let records = || Records::new(bytes.into(), VecDeque::new(), VecDeque::new());
-    let mut rest = records();
-    let mut front = rest.split_front(survey.items / 2);
-    let count = |records: &mut Records| std::iter::from_fn(|| records.next().map(drop)).count();
-    assert_eq!(count(&mut front) + count(&mut rest), survey.items as usize);
-    let call = procpool_worker::function::Call::NOWHERE;
-    let job = Job::new(Ok(call), Default::default(), Default::default(), 0, None, 0);
-    let arrival = || {
-        let content = Content::Records(records());
-        Arrival { first: 0, items: survey.items, origin: Origin::NONE, content }
-    };
-    fn read<R: serde::de::DeserializeOwned>(mut arrival: Arrival, job: &Job, items: u32) {
-        let count = std::iter::from_fn(|| arrival.next::<R>(job).map(drop)).count();
-        assert_eq!(count, items as usize);
-    }
-    read::<u64>(arrival(), &job, survey.items);
-    read::<(String, Option<Vec<u8>>)>(arrival(), &job, survey.items);
-    read::<std::collections::BTreeMap<u8, Vec<char>>>(arrival(), &job, survey.items);
-    let _ = arrival().drain::<u16>(&job, &mut Vec::new());
-    let _ = arrival().drain::<f64>(&job, &mut Vec::new());
-    let _ = arrival().drain::<Vec<u32>>(&job, &mut Vec::new());
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::pool::call::outcome::read_hostile;
     use proptest::prelude::*;
 
     #[test]

@@ -4,9 +4,9 @@
 //! It owns the pidfds, the limits on starting and retiring, and the time limits of tasks. It never
 //! talks to a worker and never waits for one.
 
-use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::os::fd::AsFd;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use procpool_worker::control::Control;
@@ -16,17 +16,16 @@ use procpool_worker::protocol::Token;
 use procpool_worker::region::Region;
 use procpool_worker::seed;
 use procpool_worker::transport::{self, TransportError};
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
-use rustix::process::Signal;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::callbacks::contain;
-use super::events::EventKind;
-use super::scheduler::Shared;
-use super::seats::Start;
-use super::worker::{Doom, Newborn, Process};
 use crate::error::{DeathCause, StartError};
 use crate::os::observe;
 use crate::os::process::{CaptureFile, Child, Output};
+use crate::pool::observe::callbacks::contain;
+use crate::pool::observe::events::EventKind;
+use crate::pool::process::worker::{Doom, Newborn, Process};
+use crate::pool::schedule::slots::Start;
+use crate::pool::schedule::state::Shared;
 
 /// How many file descriptors a worker takes in this process: one for frames, its control socket, its
 /// pidfd, and one for captured output.
@@ -37,57 +36,6 @@ const RETIRE_GRACE: Duration = Duration::from_secs(2);
 
 /// How often it looks for what has happened where it can't wait for it.
 const WITHOUT_POLL: Duration = Duration::from_millis(2);
-
-/// What the supervisor is asked for.
-#[derive(Debug)]
-pub(crate) struct Orders {
-    signals: Mutex<Vec<Signal>>,
-    signaled: Condvar,
-    bell: OwnedFd,
-    /// When the supervisor will next look at the time limits, on the monotonic clock.
-    next_look: AtomicU64,
-}
-
-impl Orders {
-    pub(crate) fn new() -> std::io::Result<Self> {
-        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
-        Ok(Self {
-            signals: Mutex::default(),
-            signaled: Condvar::new(),
-            bell: eventfd(0, flags)?,
-            next_look: AtomicU64::new(u64::MAX),
-        })
-    }
-
-    /// Asks for a look at the time limits at `at`, if none is planned before.
-    pub(crate) fn look_by(&self, at: Instant) {
-        let left = at.saturating_duration_since(Instant::now());
-        let at = now().saturating_add(u64::try_from(left.as_nanos()).unwrap_or(u64::MAX));
-        if self.next_look.fetch_min(at, Ordering::AcqRel) > at {
-            self.ring();
-        }
-    }
-
-    /// Sends a signal to all workers and to what they have started; returns when that is done.
-    pub(crate) fn signal(&self, signal: Signal) {
-        let mut signals = self.signals.lock().unwrap_or_else(PoisonError::into_inner);
-        signals.push(signal);
-        self.ring();
-        // A pool that ends meanwhile sends nothing more.
-        let sent = |signals: &mut Vec<Signal>| !signals.is_empty();
-        let limit = Duration::from_secs(1);
-        drop(self.signaled.wait_timeout_while(signals, limit, sent));
-    }
-
-    /// Wakes the supervisor.
-    pub(crate) fn ring(&self) {
-        let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
-    }
-
-    fn silence(&self) {
-        let _ = rustix::io::read(&self.bell, &mut [0; 8]);
-    }
-}
 
 /// A process that has not ended.
 #[derive(Debug)]

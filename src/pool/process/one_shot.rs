@@ -13,9 +13,15 @@ use rustix::process::Signal;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{Event, Limits, Pool, PoolBuilder, Report, Task, worker};
 use crate::error::{DeathCause, Error, StartError, TaskError};
 use crate::os::process::Output;
+use crate::pool::builder::PoolBuilder;
+use crate::pool::call::task::Task;
+use crate::pool::handle::Pool;
+use crate::pool::limits::Limits;
+use crate::pool::observe::events::Event;
+use crate::pool::process::worker;
+use crate::pool::types::Report;
 
 /// One call in a child process of its own: `multiprocessing.Process`.
 ///

@@ -17,17 +17,22 @@ use procpool_worker::protocol::{Body, Manner, Reply, Request, SPAN_HEAD, Span};
 use procpool_worker::seed;
 use procpool_worker::transport::TransportError;
 
-use super::batch::{Batch, Pace, split_back};
-use super::buffer::Buffer;
-use super::context::Context;
-use super::events::{Calls, EventKind, Observers};
-use super::job::{self, Arrival, Content, Failure, Origin};
-use super::records::{self, Records};
-use super::regions::Lease;
-use super::scheduler::Counters;
-use super::worker::{Doom, Process, Worker};
 use crate::error::{DeathCause, Side, TaskErrorKind};
 use crate::os::observe;
+use crate::pool::call::context::Context;
+use crate::pool::call::outcome;
+use crate::pool::call::outcome::Arrival;
+use crate::pool::call::outcome::Content;
+use crate::pool::call::outcome::Failure;
+use crate::pool::call::outcome::Origin;
+use crate::pool::drive::buffer::Buffer;
+use crate::pool::drive::records::{self, Records};
+use crate::pool::drive::regions::Lease;
+use crate::pool::observe::events::{Calls, EventKind, Observers};
+use crate::pool::process::worker::{Doom, Process, Worker};
+use crate::pool::schedule::batch::{Batch, split_back};
+use crate::pool::schedule::cost::Pace;
+use crate::pool::schedule::counters::Counters;
 
 /// A chunk that a worker runs.
 #[derive(Debug)]
@@ -449,7 +454,7 @@ impl Chunk {
             for id in (batch.job.offset + batch.first..).take(batch.items as usize) {
                 let Some(raw) = records.next() else { return };
                 let elapsed = raw.elapsed;
-                let error = job::failure(raw).map(|(kind, _)| kind.to_string());
+                let error = outcome::failure(raw).map(|(kind, _)| kind.to_string());
                 let (slot, pid, attempt) = (self.process.slot, self.process.pid(), batch.attempt);
                 calls.tell(EventKind::Finished { slot, pid, id, attempt, elapsed, error });
             }

@@ -9,18 +9,13 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use procpool_worker::function::{Call, ForeignFunction};
-use procpool_worker::lane::Record;
-use procpool_worker::panics::{self, PanicReport};
-use procpool_worker::{codec, plain};
-use serde::de::DeserializeOwned;
 
-use super::batch::Pace;
-use super::context::Context;
-use super::events::Calls;
-use super::ledger::Ledger;
-use super::options::TaskOptions;
-use super::records::{self, RawOutcome, Records};
-use crate::error::{DidRun, Side, TaskError, TaskErrorKind};
+use crate::pool::call::context::Context;
+use crate::pool::call::ledger::Ledger;
+use crate::pool::call::outcome::Arrival;
+use crate::pool::observe::events::Calls;
+use crate::pool::options::TaskOptions;
+use crate::pool::schedule::cost::Pace;
 
 /// What one call asked for.
 #[derive(Debug)]
@@ -62,66 +57,6 @@ impl std::fmt::Debug for State {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("State").field("ledger", &self.ledger).finish_non_exhaustive()
     }
-}
-
-/// Outcomes of consecutive items, as they were delivered.
-#[derive(Debug)]
-pub(crate) struct Arrival {
-    /// Number of the first item.
-    pub(crate) first: u64,
-    pub(crate) items: u32,
-    pub(crate) origin: Origin,
-    pub(crate) content: Content,
-}
-
-/// Where outcomes come from.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Origin {
-    /// Zero where no worker was involved.
-    pub(crate) pid: u32,
-    pub(crate) slot: usize,
-    pub(crate) attempt: u32,
-    /// How long the items waited before they were sent to the worker.
-    pub(crate) queued: Duration,
-}
-
-impl Origin {
-    /// No worker was involved.
-    pub(crate) const NONE: Self = Self { pid: 0, slot: 0, attempt: 0, queued: Duration::ZERO };
-}
-
-#[derive(Debug)]
-pub(crate) enum Content {
-    /// As the worker wrote them.
-    Records(Records),
-    /// All of them failed in this way.
-    Failed(Failure),
-}
-
-/// How items ended without an answer.
-#[derive(Debug, Clone)]
-pub(crate) struct Failure {
-    pub(crate) kind: TaskErrorKind,
-    pub(crate) did_it_run: DidRun,
-    pub(crate) elapsed: Duration,
-    /// What was printed, where that is captured.
-    pub(crate) output: Vec<u8>,
-}
-
-impl Failure {
-    /// Before anything was begun.
-    pub(crate) fn unstarted(kind: TaskErrorKind) -> Self {
-        Self { kind, did_it_run: DidRun::No, elapsed: Duration::ZERO, output: Vec::new() }
-    }
-}
-
-/// An item's outcome with all that is known about it; see [`Report`](super::Report).
-#[derive(Debug)]
-pub(crate) struct Outcome<R> {
-    pub(crate) number: u64,
-    pub(crate) elapsed: Duration,
-    pub(crate) output: Vec<u8>,
-    pub(crate) result: Result<R, TaskError>,
 }
 
 impl Job {
@@ -321,143 +256,11 @@ impl Job {
     }
 }
 
-impl Arrival {
-    /// The next item's outcome, decoded.
-    pub(crate) fn next<R: DeserializeOwned>(&mut self, job: &Job) -> Option<Outcome<R>> {
-        if self.items == 0 {
-            return None;
-        }
-        let number = self.first;
-        self.first += 1;
-        self.items -= 1;
-        let origin = self.origin;
-        let fail = |kind, did_it_run| Self::error(job, origin, number, kind, did_it_run);
-        let (result, elapsed, output) = match &mut self.content {
-            Content::Failed(Failure { kind, did_it_run, elapsed, output }) => {
-                (Err(fail(kind.clone(), *did_it_run)), *elapsed, std::mem::take(output))
-            }
-            Content::Records(records) => match records.next() {
-                Some(mut raw) => {
-                    let (elapsed, output) = (raw.elapsed, std::mem::take(&mut raw.output));
-                    let result = decode(raw).map_err(|(kind, did_it_run)| fail(kind, did_it_run));
-                    (result, elapsed, output)
-                }
-                // Not reached: an arrival is made of as many records as it has items.
-                None => {
-                    let missing = fail(garbled("is missing".to_owned()), DidRun::Yes);
-                    (Err(missing), Duration::ZERO, Vec::new())
-                }
-            },
-        };
-        Some(Outcome { number, elapsed, output, result })
-    }
-
-    fn error(
-        job: &Job,
-        origin: Origin,
-        number: u64,
-        kind: TaskErrorKind,
-        did_it_run: DidRun,
-    ) -> TaskError {
-        let pid = (origin.pid != 0).then_some(origin.pid);
-        TaskError::new(kind, job.offset + number, pid, origin.attempt, did_it_run)
-    }
-}
-
-impl Arrival {
-    /// Adds all outcomes to `results`, up to the first that is not an answer.
-    pub(crate) fn drain<R: DeserializeOwned>(
-        mut self,
-        job: &Job,
-        results: &mut Vec<R>,
-    ) -> Result<(), TaskError> {
-        while self.items > 0 {
-            let (number, origin) = (self.first, self.origin);
-            let fail = |kind| Self::error(job, origin, number, kind, DidRun::Yes);
-            if let Content::Records(records) = &mut self.content
-                && let Some(drained) = records.drain_numbers(self.items, results)
-            {
-                let taken = drained.map_err(|error| fail(garbled(error.to_string())))?;
-                self.first += u64::from(taken);
-                self.items -= taken;
-            } else if let Some(outcome) = self.next(job) {
-                let result = outcome.result?;
-                results.try_reserve(1).map_err(|_| {
-                    fail(garbled(format!("no memory for {} results", results.len() + 1)))
-                })?;
-                results.push(result);
-            }
-        }
-        Ok(())
-    }
-}
-
-fn garbled(reason: String) -> TaskErrorKind {
-    TaskErrorKind::Decode { side: Side::Result, reason }
-}
-
-fn decode<R: DeserializeOwned>(mut raw: RawOutcome<'_>) -> Result<R, (TaskErrorKind, DidRun)> {
-    let decoded = match (raw.kind, raw.region.take()) {
-        (Record::Value, _) => contained(|| codec::decode(raw.payload)),
-        (Record::Region, Some(region)) if records::place(raw.payload).is_some_and(|at| at.1) => {
-            // SAFETY: the region is mapped for its length for as long as it lives.
-            contained(|| unsafe { plain::from_elements(region.as_ptr(), region.len()) })
-        }
-        (Record::Region, Some(region)) => {
-            // SAFETY: as for the elements.
-            contained(|| unsafe { codec::decode_shared(region.as_ptr(), region.len()) })
-        }
-        (Record::Region, None) => {
-            let why = "its shared memory was not received: this process has no file descriptor left (raise `ulimit -n`)";
-            return Err((garbled(why.to_owned()), DidRun::Yes));
-        }
-        // Numbers and the like never come by themselves.
-        _ => return Err(failure(raw).unwrap_or((garbled("is missing".to_owned()), DidRun::Yes))),
-    };
-    decoded.map_err(|reason| (garbled(reason), DidRun::Yes))
-}
-
-/// What went wrong, if the outcome is not an answer.
-pub(crate) fn failure(raw: RawOutcome<'_>) -> Option<(TaskErrorKind, DidRun)> {
-    let text = || String::from_utf8_lossy(raw.payload).into_owned();
-    Some(match raw.kind {
-        Record::Value | Record::Numbers | Record::Region | Record::Time | Record::Output => {
-            return None;
-        }
-        Record::Panicked => {
-            // A report that was longer than the lane was cut, and can't be read.
-            let report = codec::decode(raw.payload).unwrap_or_else(|_| PanicReport {
-                message: text(),
-                location: None,
-                backtrace: String::new(),
-            });
-            let PanicReport { message, location, backtrace } = report;
-            (TaskErrorKind::Panicked { message, location, backtrace }, DidRun::Yes)
-        }
-        Record::Unencodable => {
-            (TaskErrorKind::Encode { side: Side::Result, reason: text() }, DidRun::Yes)
-        }
-        Record::Undecodable => {
-            (TaskErrorKind::Decode { side: Side::Argument, reason: text() }, DidRun::No)
-        }
-    })
-}
-
-/// Decoding runs the user's `Deserialize`, which may panic: that is this task's error.
-fn contained<R>(decode: impl FnOnce() -> Result<R, codec::CodecError>) -> Result<R, String> {
-    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(decode)) {
-        Ok(decoded) => decoded.map_err(|error| error.to_string()),
-        Err(payload) => Err(format!(
-            "`{}`: `Deserialize` panicked: {}",
-            std::any::type_name::<R>(),
-            panics::message(&*payload)
-        )),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::TaskErrorKind;
+    use crate::pool::call::outcome::{Content, Failure, Origin};
 
     #[test]
     fn who_wants_results_together_is_not_woken_for_each() {

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use serde::{Serialize, Serializer};
 
-use super::callbacks::{Callback, Callbacks, contain};
 use crate::error::{DeathCause, TaskErrorKind};
+use crate::pool::observe::callbacks::{Callback, Callbacks, contain};
 
 /// Something that has happened in a pool.
 #[derive(Debug, Clone, PartialEq, Serialize)]

@@ -2,7 +2,6 @@
 //! them.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use procpool_worker::attach::Attachments;
@@ -11,8 +10,7 @@ use procpool_worker::region::Region;
 use procpool_worker::{codec, plain};
 use serde::Serialize;
 
-use super::scheduler::Shared;
-use super::stream::serialize_panicked;
+use crate::pool::call::contain::serialize_panicked;
 
 /// A call's context, encoded.
 #[derive(Debug)]
@@ -68,22 +66,13 @@ impl Context {
         Ok(Self { id, body, bytes, region, attachments, over })
     }
 
+    /// Takes note that all items of the call are settled.
+    pub(crate) fn set_over(&self) {
+        self.over.store(true, Relaxed);
+    }
+
     /// Whether all items of the call are settled.
     pub(crate) fn is_over(&self) -> bool {
         self.over.load(Relaxed)
-    }
-}
-
-/// The time of a call: at its end, however it comes, the workers drop its context.
-#[derive(Debug)]
-pub(crate) struct Scope<'a> {
-    pub(crate) pool: &'a Shared,
-    pub(crate) context: Arc<Context>,
-}
-
-impl Drop for Scope<'_> {
-    fn drop(&mut self) {
-        self.context.over.store(true, Relaxed);
-        self.pool.forget_contexts();
     }
 }

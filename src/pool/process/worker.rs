@@ -19,11 +19,11 @@ use procpool_worker::region::Region;
 use procpool_worker::transport::{FrameSender, TransportError};
 use rustix::process::Signal;
 
-use super::context::Context;
-use super::records;
-use super::regions::{Lease, Mapped, Regions};
 use crate::error::{DeathCause, StartError};
 use crate::os::process::{CaptureFile, Child};
+use crate::pool::call::context::Context;
+use crate::pool::drive::records;
+use crate::pool::drive::regions::{Lease, Mapped, Regions};
 
 /// One worker process, from its start to its end.
 #[derive(Debug)]

@@ -6,14 +6,16 @@ use std::sync::{Arc, PoisonError};
 
 use procpool_worker::seed;
 
-use super::batch::{Batch, Pace};
-use super::builder::Initializer;
-use super::chunk::{self, Chunk};
-use super::job::Job;
-use super::options::TaskOptions;
-use super::scheduler::{Counters, Shared, Step};
-use super::worker::{Doom, Newborn, Worker};
 use crate::error::StartError;
+use crate::pool::call::job::Job;
+use crate::pool::config::Initializer;
+use crate::pool::drive::chunk::{self, Chunk};
+use crate::pool::options::TaskOptions;
+use crate::pool::process::worker::{Doom, Newborn, Worker};
+use crate::pool::schedule::batch::Batch;
+use crate::pool::schedule::cost::Pace;
+use crate::pool::schedule::counters::Counters;
+use crate::pool::schedule::state::{Shared, Step};
 
 /// A driver's thread.
 pub(crate) fn drive(shared: &Shared, slot: usize) {
@@ -61,7 +63,7 @@ fn greet(shared: &Shared, slot: usize, newborn: Newborn) -> Result<Worker, Start
             _ => StartError::Initializer(format!("the worker {}", worker.process.wait_death())),
         });
     }
-    match job.take_arrival().and_then(|mut arrival| arrival.next::<()>(&job)) {
+    match job.take_arrival().and_then(|mut arrival| arrival.next::<()>(job.offset)) {
         Some(outcome) => match outcome.result {
             Ok(()) => {
                 worker.tasks = 0;

@@ -24,9 +24,8 @@
 #[cfg(test)]
 mod model;
 
+use crate::pool::types::WorkerState;
 use std::time::{Duration, Instant};
-
-use super::WorkerState;
 
 /// So many workers in a row may die without having been given a task before the next one is started
 /// with a pause: something kills them as soon as they are there, and it would be a storm.

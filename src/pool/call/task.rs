@@ -11,12 +11,13 @@ use std::time::{Duration, Instant};
 use procpool_worker::room::Room;
 use serde::de::DeserializeOwned;
 
-use super::Report;
-use super::callbacks::contain;
-use super::events::{Calls, EventKind};
-use super::job::{Arrival, Job};
-use super::scheduler::Shared;
 use crate::error::{DidRun, TaskError, TaskErrorKind};
+use crate::pool::call::job::Job;
+use crate::pool::call::outcome::Arrival;
+use crate::pool::observe::callbacks::contain;
+use crate::pool::observe::events::{Calls, EventKind};
+use crate::pool::schedule::state::Shared;
+use crate::pool::types::Report;
 
 /// Something that was submitted: one call ([`Pool::apply_async`](super::Pool::apply_async)), or one
 /// over many items ([`Pool::map_async`](super::Pool::map_async), where `R` is a `Vec`).
@@ -101,7 +102,7 @@ impl<R> Task<R> {
     }
 
     /// As [`report`](Self::report), of a handle that is still needed.
-    pub(super) fn wait_report(&self) -> Report<R> {
+    pub(crate) fn wait_report(&self) -> Report<R> {
         if self.pool.forked().is_none() {
             self.job.wait(None);
         }
@@ -150,14 +151,14 @@ impl<R> Task<R> {
 
 impl<R: DeserializeOwned> Task<R> {
     /// Of a job with one item.
-    pub(super) fn of_one(pool: Arc<Shared>, job: Arc<Job>) -> Self {
+    pub(crate) fn of_one(pool: Arc<Shared>, job: Arc<Job>) -> Self {
         Self { job, pool, collect: collect_one, result: PhantomData }
     }
 }
 
 impl<R: DeserializeOwned> Task<Vec<R>> {
     /// Of a job with any number of items.
-    pub(super) fn of_many(pool: Arc<Shared>, job: Arc<Job>) -> Self {
+    pub(crate) fn of_many(pool: Arc<Shared>, job: Arc<Job>) -> Self {
         Self { job, pool, collect: collect_many, result: PhantomData }
     }
 }
@@ -198,10 +199,10 @@ fn bare<R>(job: &Job, result: Result<R, TaskError>) -> Report<R> {
 }
 
 /// The outcome of a job with one item.
-pub(super) fn collect_one<R: DeserializeOwned>(job: &Job) -> Report<R> {
+pub(crate) fn collect_one<R: DeserializeOwned>(job: &Job) -> Report<R> {
     let next = job.take_arrival().and_then(|mut arrival| {
         let origin = arrival.origin;
-        Some(Report::new(arrival.next(job)?, origin, job))
+        Some(Report::new(arrival.next(job.offset)?, origin, job.offset))
     });
     next.expect("a task's result is taken once, after the task is done")
 }
@@ -214,10 +215,11 @@ fn arrivals(job: &Job) -> Vec<Arrival> {
 }
 
 /// Each outcome of a job with many items, in order.
-pub(super) fn collect_each<R: DeserializeOwned>(job: &Job) -> Vec<Result<R, TaskError>> {
+pub(crate) fn collect_each<R: DeserializeOwned>(job: &Job) -> Vec<Result<R, TaskError>> {
     let mut results = Vec::new();
     for mut arrival in arrivals(job) {
-        results.extend(std::iter::from_fn(|| arrival.next(job)).map(|outcome| outcome.result));
+        results
+            .extend(std::iter::from_fn(|| arrival.next(job.offset)).map(|outcome| outcome.result));
     }
     results
 }
@@ -237,7 +239,7 @@ fn collect_many<R: DeserializeOwned>(job: &Job) -> Report<Vec<R>> {
         if let Ok(results) = &mut report.result {
             room.prepare(results, arrival.items as usize);
         }
-        while let Some(outcome) = arrival.next::<R>(job) {
+        while let Some(outcome) = arrival.next::<R>(job.offset) {
             report.elapsed += outcome.elapsed;
             report.output.extend(outcome.output);
             match (&mut report.result, outcome.result) {

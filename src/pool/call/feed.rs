@@ -5,7 +5,6 @@
 //! never read by surprise, and a consumer that stops asking stops everything.
 
 use std::any::Any;
-use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
@@ -15,29 +14,22 @@ use std::time::{Duration, Instant};
 use procpool_worker::attach::Attachments;
 use procpool_worker::plain::{self, Elements};
 use procpool_worker::protocol::{item_width, put_item};
-use procpool_worker::room::Room;
 use serde::Serialize;
-use serde::de::DeserializeOwned;
 
-use super::Report;
-use super::batch::{Batch, Pace};
-use super::buffer::Buffer;
-use super::callbacks;
-use super::chunk;
-use super::events::Calls;
-use super::job::{Arrival, Content, Failure, Job, Origin, Outcome};
-use super::scheduler::Shared;
-use crate::error::{DidRun, Side, TaskError, TaskErrorKind};
+use crate::pool::call::contain::serialize_panicked;
+use crate::pool::call::encode::{ELEMENTS_FROM, fail_unencoded};
+use crate::pool::call::job::Job;
+use crate::pool::drive::buffer::Buffer;
+use crate::pool::drive::chunk;
+use crate::pool::schedule::batch::Batch;
+use crate::pool::schedule::cost::Pace;
+use crate::pool::schedule::state::Shared;
 
 /// The most bytes of arguments in one batch, which with its head is to be one chunk's body.
 const BATCH_BYTES: usize = chunk::MOST_BYTES - (4 << 10);
 
 /// From how many bytes on a batch takes over the buffer that it was encoded in, with all of its room.
 const OWN_BUFFER: usize = 32 << 10;
-
-/// From how many bytes on a vector of plain numbers or a string goes through shared memory by itself,
-/// without being encoded first: about where that is cheaper than a frame.
-const ELEMENTS_FROM: usize = 128 << 10;
 
 /// As long as a batch has fewer items than this, the clock is looked at for each.
 const FEW: u32 = 64;
@@ -48,24 +40,21 @@ const SLOW: Duration = Duration::from_millis(1);
 /// The most bytes of arguments that wait, as long as each worker has something.
 const WINDOW_BYTES: usize = 64 << 20;
 
-/// The most bytes that are reserved for results because an iterator says that it has many items.
-const MOST_AHEAD: usize = 256 << 20;
-
 /// The items of one job on their way from an iterator into the queue.
 #[derive(Debug)]
-struct Feed<I> {
+pub(crate) struct Feed<I> {
     input: I,
-    job: Arc<Job>,
-    pool: Arc<Shared>,
+    pub(crate) job: Arc<Job>,
+    pub(crate) pool: Arc<Shared>,
     /// How many items have been read, and how many of their outcomes have been taken.
-    read: u64,
-    taken: u64,
+    pub(crate) read: u64,
+    pub(crate) taken: u64,
     /// Bytes of arguments whose batches may still be waiting, by the batch's end.
     waiting: BTreeMap<u64, usize>,
     /// Whether its thread has nothing else to do than to wait for all outcomes.
-    may_drive: bool,
+    pub(crate) may_drive: bool,
     /// The input has ended: of itself, or by a panic.
-    ended: Option<Result<(), Box<dyn Any + Send>>>,
+    pub(crate) ended: Option<Result<(), Box<dyn Any + Send>>>,
     buffer: Buffer,
     /// How much room the last buffer had that a batch has taken over.
     room: usize,
@@ -74,7 +63,7 @@ struct Feed<I> {
 }
 
 impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
-    fn new(pool: Arc<Shared>, job: Arc<Job>, input: I) -> Self {
+    pub(crate) fn new(pool: Arc<Shared>, job: Arc<Job>, input: I) -> Self {
         Self {
             input,
             job,
@@ -91,7 +80,7 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
     }
 
     /// Reads until the window is full or the input ends.
-    fn fill(&mut self) {
+    pub(crate) fn fill(&mut self) {
         if self.ended.is_some() {
             return;
         }
@@ -240,7 +229,7 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
     }
 
     /// Takes note that all items before `end` have been settled.
-    fn take(&mut self, items: u64, settled_end: u64) {
+    pub(crate) fn take(&mut self, items: u64, settled_end: u64) {
         self.taken += items;
         while let Some(first) = self.waiting.first_entry() {
             if *first.key() > settled_end {
@@ -265,64 +254,8 @@ enum Read {
     Elements(Elements),
 }
 
-pub(super) fn serialize_panicked<A>(payload: Box<dyn Any + Send>) -> String {
-    let message = callbacks::defuse(payload);
-    format!("`{}`: `Serialize` panicked: {message}", std::any::type_name::<A>())
-}
-
-thread_local! {
-    /// Where single arguments are encoded, kept for its room.
-    static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
-}
-
-/// With more room than this it isn't kept, in bytes.
-const SCRATCH_KEPT: usize = 4 << 10;
-
-/// Encodes the argument of a job for one call and enters it, or says why it could not be encoded.
-/// Returns the argument as well, unless its elements travel by themselves: a call that waits keeps it
-/// meanwhile, since what it owns may be what the task works on.
-pub(super) fn encode_one<A: Serialize>(
-    job: &Arc<Job>,
-    argument: A,
-) -> Result<(Batch, Option<A>), String> {
-    let argument = match Elements::of(argument, ELEMENTS_FROM) {
-        Ok(elements) => {
-            return Ok((Batch::of_elements(Arc::clone(job), job.enter(1), elements), None));
-        }
-        Err(argument) => argument,
-    };
-    let (mut buffer, mut attachments) = (SCRATCH.take(), Attachments::default());
-    buffer.clear();
-    let encoded =
-        catch_unwind(AssertUnwindSafe(|| put_item(&mut buffer, &mut attachments, &argument)));
-    match encoded {
-        Ok(Ok(())) => {
-            let width = item_width::<A>();
-            let (job, first) = (Arc::clone(job), job.enter(1));
-            let batch = Batch::new(job, first, 1, width, &buffer, attachments);
-            if buffer.capacity() <= SCRATCH_KEPT {
-                SCRATCH.set(buffer);
-            }
-            Ok((batch, Some(argument)))
-        }
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(payload) => Err(serialize_panicked::<A>(payload)),
-    }
-}
-
-/// Enters an item and ends it at once, since its argument could not be encoded.
-pub(super) fn fail_unencoded(pool: &Shared, job: &Job, reason: String) {
-    let first = job.enter(1);
-    let kind = TaskErrorKind::Encode { side: Side::Argument, reason };
-    let content = Content::Failed(Failure::unstarted(kind));
-    pool.counters.failed.fetch_add(1, Relaxed);
-    let mut calls = Calls::default();
-    job.deliver(Arrival { first, items: 1, origin: Origin::NONE, content }, &mut calls);
-    pool.config.observers.fire(calls);
-}
-
 /// Sends all of an input's items at once, for a job that is to be waited for later.
-pub(super) fn feed_all<A, I>(pool: &Arc<Shared>, job: &Arc<Job>, input: I)
+pub(crate) fn feed_all<A, I>(pool: &Arc<Shared>, job: &Arc<Job>, input: I)
 where
     A: Serialize,
     I: Iterator<Item = A>,
@@ -336,206 +269,5 @@ where
     }
     if let Some(Err(payload)) = feed.ended {
         resume_unwind(payload);
-    }
-}
-
-/// All outcomes in input order.
-pub(super) fn collect<A, R, I>(
-    pool: Arc<Shared>,
-    job: Arc<Job>,
-    input: I,
-) -> Result<Vec<R>, TaskError>
-where
-    A: Serialize,
-    R: DeserializeOwned,
-    I: Iterator<Item = A>,
-{
-    let (least, _) = input.size_hint();
-    let (mut results, mut room) = Room::new(least.min(MOST_AHEAD / size_of::<R>().max(1)));
-    let mut failure: Option<TaskError> = None;
-    // The window bounds what is sent ahead, not what has come back: one slow item must not stop the
-    // others, since all are wanted before any is given.
-    job.together.store(true, Relaxed);
-    let mut feed = Feed::new(pool, Arc::clone(&job), input);
-    feed.may_drive = true;
-    let mut early = BTreeMap::new();
-    let mut next = 0;
-    loop {
-        feed.fill();
-        // To be woken for less costs more than it is worth.
-        let outstanding = feed.read - feed.taken;
-        let arrivals = job.wait_arrivals(outstanding - outstanding / 4);
-        if arrivals.is_empty() {
-            match feed.ended.take() {
-                None => continue,
-                Some(Ok(())) => break,
-                Some(Err(payload)) => resume_unwind(payload),
-            }
-        }
-        for arrival in arrivals {
-            let items = u64::from(arrival.items);
-            feed.take(items, arrival.first + items);
-            early.insert(arrival.first, arrival);
-        }
-        while let Some(arrival) = early.remove(&next) {
-            next += u64::from(arrival.items);
-            if failure.is_none() {
-                room.prepare(&mut results, arrival.items as usize);
-                failure = arrival.drain(&job, &mut results).err();
-            }
-        }
-    }
-    match failure {
-        None => Ok(results),
-        Some(error) => Err(error),
-    }
-}
-
-/// In which order [`Results`] come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Order {
-    Input,
-    Completion,
-}
-
-/// Results as an iterator, from [`Pool::imap`](super::Pool::imap) in the input's order, from
-/// [`Pool::imap_unordered`](super::Pool::imap_unordered) as they come.
-///
-/// The input is read as results are taken, a bounded window ahead. Where reading it panics, the
-/// earlier results come first, then the panic goes on. Dropping the iterator cancels what is left.
-pub struct Results<I: Iterator, R> {
-    feed: Feed<I>,
-    order: Order,
-    current: Option<Arrival>,
-    /// What has come before its turn.
-    early: BTreeMap<u64, Arrival>,
-    /// The number whose turn it is.
-    next: u64,
-    /// Whether it has been said that this is a copy made by `fork`.
-    refused: bool,
-    result: std::marker::PhantomData<fn() -> R>,
-}
-
-impl<I: Iterator, R> std::fmt::Debug for Results<I, R> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Results")
-            .field("order", &self.order)
-            .field("read", &self.feed.read)
-            .field("taken", &self.feed.taken)
-            .finish_non_exhaustive()
-    }
-}
-
-impl<A, R, I> Results<I, R>
-where
-    A: Serialize,
-    R: DeserializeOwned,
-    I: Iterator<Item = A>,
-{
-    pub(super) fn new(pool: Arc<Shared>, job: Arc<Job>, input: I, order: Order) -> Self {
-        Self {
-            feed: Feed::new(pool, job, input),
-            order,
-            current: None,
-            early: BTreeMap::new(),
-            next: 0,
-            refused: false,
-            result: std::marker::PhantomData,
-        }
-    }
-
-    /// The same, with each result's id, PID, times and attempt.
-    pub fn reports(self) -> Reports<I, R> {
-        Reports { results: self }
-    }
-
-    fn next_outcome(&mut self) -> Option<(Outcome<R>, Origin)> {
-        if let Some(kind) = self.feed.pool.forked() {
-            if std::mem::replace(&mut self.refused, true) {
-                return None;
-            }
-            let error = TaskError::new(kind, self.next, None, 0, DidRun::No);
-            let outcome = Outcome {
-                number: self.next,
-                elapsed: Duration::ZERO,
-                output: Vec::new(),
-                result: Err(error),
-            };
-            return Some((outcome, Origin::NONE));
-        }
-        loop {
-            if let Some(arrival) = &mut self.current {
-                let origin = arrival.origin;
-                if let Some(outcome) = arrival.next(&self.feed.job) {
-                    self.next = self.next.max(outcome.number + 1);
-                    self.feed.take(1, outcome.number + 1);
-                    return Some((outcome, origin));
-                }
-            }
-            self.feed.fill();
-            self.current = match self.order {
-                Order::Input => self.early.remove(&self.next),
-                Order::Completion => None,
-            };
-            if self.current.is_some() {
-                continue;
-            }
-            match self.feed.job.wait_arrival() {
-                Some(arrival) if self.order == Order::Completion => self.current = Some(arrival),
-                Some(arrival) => drop(self.early.insert(arrival.first, arrival)),
-                None => match self.feed.ended.take() {
-                    None => {}
-                    Some(ended) => {
-                        self.feed.ended = Some(Ok(()));
-                        match ended {
-                            Ok(()) => return None,
-                            Err(payload) => resume_unwind(payload),
-                        }
-                    }
-                },
-            }
-        }
-    }
-}
-
-impl<A, R, I> Iterator for Results<I, R>
-where
-    A: Serialize,
-    R: DeserializeOwned,
-    I: Iterator<Item = A>,
-{
-    type Item = Result<R, TaskError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        self.next_outcome().map(|(outcome, _)| outcome.result)
-    }
-}
-
-impl<I: Iterator, R> Drop for Results<I, R> {
-    fn drop(&mut self) {
-        let job = &self.feed.job;
-        if self.feed.pool.forked().is_none() && !job.is_done() {
-            self.feed.pool.cancel(job);
-        }
-    }
-}
-
-/// Results with all that is known of them, as an iterator; from [`Results::reports`].
-#[derive(Debug)]
-pub struct Reports<I: Iterator, R> {
-    results: Results<I, R>,
-}
-
-impl<A, R, I> Iterator for Reports<I, R>
-where
-    A: Serialize,
-    R: DeserializeOwned,
-    I: Iterator<Item = A>,
-{
-    type Item = Report<R>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let (outcome, origin) = self.results.next_outcome()?;
-        Some(Report::new(outcome, origin, &self.results.feed.job))
     }
 }
