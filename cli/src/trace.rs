@@ -134,6 +134,7 @@ impl Trace {
                 );
             }
             EventKind::StartFailed { slot, cause, .. } => {
+                state.slot(*slot).started = None;
                 state.instant(*slot, ts, "start failed", None, Some(cause));
             }
             EventKind::Lost { slot, pid, cause } => {
@@ -213,7 +214,6 @@ impl State {
         pid: Option<u32>,
         error: Option<&String>,
     ) {
-        self.slot(slot).started = None;
         let args = Details { pid, error: error.cloned(), ..Details::default() };
         let name = name.to_owned();
         let (cat, ph, s) = ("worker".to_owned(), "i".to_owned(), Some('t'));
