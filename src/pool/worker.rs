@@ -2,7 +2,7 @@
 //! [`Process`] is what everybody else may know of it.
 
 use std::collections::VecDeque;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -337,7 +337,7 @@ impl Worker {
         }
         let attached = self.attach([&context.attachments])?;
         if let Some(region) = &context.region {
-            self.send_region(region)?;
+            self.pass(&Passed::Region, &[region.as_fd()])?;
         }
         self.make(&Request::Context { id: context.id, attached, body: context.body })?;
         self.frame.extend_from_slice(&context.bytes);
