@@ -7,7 +7,7 @@ mod support;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use procpool::{Output, Pool, SharedSlice, TaskOptions};
+use procpool::{Output, Pool, Process, SharedSlice, TaskOptions};
 use serde::{Deserialize, Serialize};
 use support::{SOON, kill, square, wait_until};
 
@@ -130,6 +130,8 @@ fn an_answer_is_delivered_although_its_worker_hangs_after_it() {
     assert_eq!(task.get_timeout(SOON).expect("an outcome in time"), Ok(Stays(7)));
     // Its worker is replaced.
     assert_eq!(pool.apply(square, 3), Ok(9));
+    let mut process = Process::spawn(Stays, 7).unwrap();
+    assert_eq!(process.join_timeout(SOON).expect("an end in time"), Ok(Stays(7)));
 }
 
 #[test]

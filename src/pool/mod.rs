@@ -49,6 +49,7 @@ mod ledger;
 mod limiter;
 mod options;
 mod process;
+mod processes;
 mod records;
 #[allow(unsafe_code)] // Copies into and out of such memory.
 mod regions;
@@ -83,6 +84,7 @@ pub(crate) use self::records::read_hostile;
 use self::batch::Batch;
 use self::context::Context;
 use self::job::{Job, Origin, Outcome};
+use self::processes::Membership;
 use self::scheduler::Shared;
 use self::stream::Order;
 use crate::error::{DidRun, Error, Side, TaskError, TaskErrorKind};
@@ -140,8 +142,17 @@ pub struct Pool {
 struct Inner {
     shared: Arc<Shared>,
     threads: Mutex<Vec<JoinHandle<()>>>,
-    /// While this is open, the workers live; see `procpool_worker::harden`.
-    _cord: OwnedFd,
+    _keeper: Keeper,
+}
+
+/// What keeps the workers alive: the end of a pipe, which is open as long as they live; see
+/// `procpool_worker::harden`.
+#[derive(Debug)]
+enum Keeper {
+    /// A pool's own.
+    Own(#[allow(dead_code, reason = "it is there to be dropped")] OwnedFd),
+    /// That of all processes.
+    Common(#[allow(dead_code, reason = "it is there to be dropped")] Membership),
 }
 
 /// An answer or a failure, with all that is known about it.
@@ -250,8 +261,8 @@ impl Pool {
         PoolBuilder::new()
     }
 
-    fn of(shared: Arc<Shared>, options: TaskOptions, cord: OwnedFd) -> Self {
-        let inner = Inner { shared, threads: Mutex::default(), _cord: cord };
+    fn of(shared: Arc<Shared>, options: TaskOptions, keeper: Keeper) -> Self {
+        let inner = Inner { shared, threads: Mutex::default(), _keeper: keeper };
         Self { inner: Arc::new(inner), options }
     }
 

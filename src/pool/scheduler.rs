@@ -26,7 +26,7 @@ use rustix::process::Signal;
 use super::WorkerInfo;
 use super::batch::{Batch, Pace};
 use super::builder::Config;
-use super::chunk::{self, Awake, Chunk, Loss, Running};
+use super::chunk::{self, Awake, Chunk, Loss, Running, Sent};
 use super::events::{Calls, EventKind};
 use super::job::{Failure, Job, Origin};
 use super::limiter::{Limiter, Period};
@@ -46,6 +46,9 @@ const MAX_LOSSES: u32 = 8;
 
 /// How often an idle driver looks whether a chunk elsewhere has become slow.
 const WATCH: Duration = Duration::from_millis(1);
+
+/// When the supervisor looks again at a chunk that is being sent.
+const SOON: Duration = Duration::from_millis(10);
 
 /// The most single calls that travel together.
 const MAX_BATCHES: usize = 4096;
@@ -95,6 +98,16 @@ pub(crate) struct Slot {
     /// Wakes the slot's driver.
     call: Condvar,
     pub(crate) running: Running,
+    flight: Mutex<Option<Flight>>,
+}
+
+/// The only call of a [`Process`](crate::Process), between its sending, on the thread of the caller, and
+/// the end of its process, which the supervisor notices.
+#[derive(Debug)]
+struct Flight {
+    worker: Worker,
+    turn: Turn,
+    sent: Sent,
 }
 
 /// What has happened so far, in tasks.
@@ -126,6 +139,8 @@ struct Central {
     watcher: Option<usize>,
     /// The first start's outcome, for whoever builds the pool.
     first_start: Option<Result<(), StartError>>,
+    /// Whether the supervisor that all processes share has this pool.
+    is_supervised: bool,
 }
 
 /// What belongs to a slot whoever sits there.
@@ -183,6 +198,7 @@ impl Shared {
             crowded: Vec::new(),
             watcher: None,
             first_start: None,
+            is_supervised: false,
         };
         let counters = Counters::new(slots);
         Self {
@@ -407,13 +423,16 @@ impl Shared {
         }
     }
 
-    /// Waits until the drivers have ended.
+    /// Waits until the drivers have ended; of a pool of one process, which has none, until that has.
     pub(crate) fn wait_end(&self) {
         if self.forked().is_some() {
             return;
         }
         let mut central = self.central();
-        while central.drivers > 0 {
+        while match self.is_of_one_process() {
+            true => central.is_supervised,
+            false => central.drivers > 0,
+        } {
             central = self.changed.wait(central).unwrap_or_else(PoisonError::into_inner);
         }
     }
@@ -438,28 +457,35 @@ impl Shared {
     pub(crate) fn next_step(&self, slot: usize) -> Step {
         let mut central = self.central();
         loop {
-            let has_work = central.has_work();
-            let is_idle = match central.seats.look(slot, has_work) {
-                Find::Newborn(newborn) => {
-                    self.mind_needless(&central);
-                    return Step::Greet(newborn);
+            match self.look(&mut central, slot) {
+                Ok(step) => return step,
+                Err(is_idle) => central = self.sleep(central, slot, is_idle),
+            }
+        }
+    }
+
+    /// Returns what there is to do for a slot's driver; otherwise whether its worker is idle.
+    fn look(&self, central: &mut Central, slot: usize) -> Result<Step, bool> {
+        let has_work = central.has_work();
+        match central.seats.look(slot, has_work) {
+            Find::Newborn(newborn) => {
+                self.mind_needless(central);
+                Ok(Step::Greet(newborn))
+            }
+            Find::End(worker) => Ok(Step::Quit(worker)),
+            Find::Nothing => Err(false),
+            Find::Idle(worker) => {
+                let allowed = self.allowance(worker);
+                let batches = self.find_work(central, slot, allowed);
+                if !batches.is_empty()
+                    && let Some(worker) = central.seats.take(slot)
+                {
+                    central.watcher.take_if(|watcher| *watcher == slot);
+                    let turn = self.start_chunk(central, slot, &worker, batches, None);
+                    return Ok(Step::Run { worker, turn });
                 }
-                Find::End(worker) => return Step::Quit(worker),
-                Find::Nothing => false,
-                Find::Idle(worker) => {
-                    let allowed = self.allowance(worker);
-                    let batches = self.find_work(&mut central, slot, allowed);
-                    if !batches.is_empty()
-                        && let Some(worker) = central.seats.take(slot)
-                    {
-                        central.watcher.take_if(|watcher| *watcher == slot);
-                        let turn = self.start_chunk(&mut central, slot, &worker, batches, None);
-                        return Step::Run { worker, turn };
-                    }
-                    true
-                }
-            };
-            central = self.sleep(central, slot, is_idle);
+                Err(true)
+            }
         }
     }
 
@@ -588,7 +614,8 @@ impl Shared {
         let is_brisk = batches.front().is_some_and(|batch| batch.job.pace.is_brisk());
         let brisk = is_brisk.then(|| central.limiter.begin());
         worker.process.set_used();
-        let chunk = Chunk::new(worker, batches);
+        let mut chunk = Chunk::new(worker, batches);
+        chunk.is_last = self.is_of_one_process();
         let is_crowded = chunk.items() > 1;
         if is_crowded && patience.is_none() {
             central.crowded.push(slot);
@@ -620,6 +647,17 @@ impl Shared {
         let awake = turn.patience.map(|patience| Awake { patience, late: &late });
         let counters = &self.counters;
         let outcome = chunk::run(&mut worker, running, limit, counters, Some(observers), awake);
+        self.bring_back(slot, worker, turn, outcome);
+    }
+
+    /// Takes a worker back from a chunk that is done, or from which it is lost.
+    fn bring_back(
+        &self,
+        slot: usize,
+        mut worker: Worker,
+        turn: Turn,
+        outcome: Result<(), Box<Loss>>,
+    ) {
         let outcome = outcome.map_err(|loss| self.mourn(&worker, *loss));
         if self.regions.have_returned()
             && let Some(at) = Regions::look_at()
@@ -811,6 +849,75 @@ impl Shared {
         }
     }
 
+    // ── for a pool of one process, which has no driver ──
+
+    /// Whether this is the pool of a [`Process`](crate::Process): its threads are the caller, which
+    /// starts it and sends its call, and the supervisor, which sees to the rest.
+    pub(crate) fn is_of_one_process(&self) -> bool {
+        !self.config.replaces
+    }
+
+    /// Waits until the process has been started, to be greeted.
+    pub(crate) fn wait_newborn(&self) -> Result<Newborn, StartError> {
+        let mut central = self.central();
+        loop {
+            if let Some(Err(error)) = &central.first_start {
+                return Err(error.clone());
+            }
+            if let Find::Newborn(newborn) = central.seats.look(0, false) {
+                return Ok(newborn);
+            }
+            central = self.changed.wait(central).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Sends the call, after which the process is sent nothing more: it answers and ends.
+    pub(crate) fn dispatch(&self) {
+        let step = self.look(&mut self.central(), 0);
+        let Ok(Step::Run { mut worker, turn }) = step else { return self.quit(step.ok()) };
+        self.tell_assigned(0);
+        let (running, limit) = (&self.slots[0].running, self.inline_limit);
+        let observers = Some(&self.config.observers);
+        let sent = chunk::send(&mut worker, running, limit, &self.counters, observers);
+        worker.hang_up();
+        let process = Arc::clone(&worker.process);
+        *self.flight() = Some(Flight { worker, turn, sent });
+        // It may have ended before there was anything to conclude.
+        if process.death().is_some() {
+            self.conclude();
+        }
+    }
+
+    /// Settles the call when the process has ended. All that it has said has arrived by then, so that
+    /// nothing is waited for.
+    pub(crate) fn conclude(&self) {
+        let flight = self.flight().take();
+        let Some(Flight { mut worker, turn, sent }) = flight else { return };
+        let (running, observers) = (&self.slots[0].running, Some(&self.config.observers));
+        let outcome = chunk::finish(&mut worker, running, sent, &self.counters, observers, None);
+        self.bring_back(0, worker, turn, outcome);
+        let step = self.look(&mut self.central(), 0);
+        self.quit(step.ok());
+    }
+
+    fn flight(&self) -> MutexGuard<'_, Option<Flight>> {
+        self.slots[0].flight.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends the part of the process's driver, which has nothing more to do.
+    fn quit(&self, step: Option<Step>) {
+        if let Some(Step::Quit(Some(worker))) = step {
+            worker.retire();
+        }
+        self.driver_ended();
+    }
+
+    /// Notes whether the supervisor that all processes share has this pool.
+    pub(crate) fn set_supervised(&self, is_supervised: bool) {
+        self.central().is_supervised = is_supervised;
+        self.changed.notify_all();
+    }
+
     /// So many drivers could not be started.
     pub(crate) fn drivers_missing(&self, drivers: usize) {
         self.central().drivers -= drivers;
@@ -870,7 +977,9 @@ impl Shared {
 
     /// Whether all is done: no driver is left to need a process.
     pub(crate) fn has_ended(&self) -> bool {
-        self.central().drivers == 0
+        let central = self.central();
+        let is_dropped = self.is_of_one_process() && central.seats.phase() == Phase::Terminated;
+        central.drivers == 0 || is_dropped
     }
 
     /// Whether nothing is left to do for the workers that are being started, and nothing else is.
@@ -903,7 +1012,8 @@ impl Shared {
     /// Ends a worker that uses more memory than it may.
     pub(crate) fn end_for_memory(&self, process: &Arc<Process>) {
         let mut central = self.central();
-        let mut running = self.running(process.slot);
+        // A chunk that is being sent is looked at again in a moment.
+        let Some(mut running) = self.try_running(process.slot) else { return };
         let chunk = running.as_mut().filter(|chunk| Arc::ptr_eq(&chunk.process, process));
         let Some(chunk) = chunk else { return process.kill(Doom::OutOfMemory) };
         let rest = chunk.end_for_memory();
@@ -941,6 +1051,16 @@ impl Shared {
 
     fn running(&self, slot: usize) -> MutexGuard<'_, Option<Chunk>> {
         self.slots[slot].running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// As [`running`](Self::running), for the supervisor: none while a chunk is being sent or its results
+    /// are taken out, which may take long and must hold up no other.
+    fn try_running(&self, slot: usize) -> Option<MutexGuard<'_, Option<Chunk>>> {
+        match self.slots[slot].running.try_lock() {
+            Ok(running) => Some(running),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
     }
 
     /// What is known of the slots' workers, without what the system would have to be asked for.
@@ -985,10 +1105,13 @@ impl Shared {
         let mut central = self.central();
         let mut refused = Vec::new();
         for slot in 0..self.slots.len() {
-            let mut running = self.running(slot);
-            let Some(chunk) = running.as_mut() else { continue };
-            let (rest, again) = chunk.enforce();
-            drop(running);
+            let (rest, again) = match self.try_running(slot) {
+                Some(mut running) => match running.as_mut() {
+                    Some(chunk) => chunk.enforce(),
+                    None => continue,
+                },
+                None => (Vec::new(), Instant::now().checked_add(SOON)),
+            };
             next = match (next, again) {
                 (Some(next), Some(again)) => Some(next.min(again)),
                 (next, again) => next.or(again),

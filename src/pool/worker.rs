@@ -238,7 +238,8 @@ pub(crate) struct Newborn {
 pub(crate) struct Worker {
     pub(crate) process: Arc<Process>,
     pub(crate) lane: Arc<ParentLane>,
-    requests: FrameSender,
+    /// None once it is sent nothing more.
+    requests: Option<FrameSender>,
     /// Regions that have arrived and that no result has spoken of yet.
     arrived: Vec<(u32, Option<Region>)>,
     ear: Ear,
@@ -293,7 +294,7 @@ impl Newborn {
         let mut worker = Worker {
             process,
             lane,
-            requests,
+            requests: Some(requests),
             arrived: Vec::new(),
             ear: Ear::default(),
             more: false,
@@ -315,6 +316,11 @@ impl Worker {
     /// Lets it go: its channel ends, and so does it.
     pub(crate) fn retire(self) {
         self.process.doom(Doom::Retired);
+    }
+
+    /// Closes its channel: after what it was sent, it ends by itself.
+    pub(crate) fn hang_up(&mut self) {
+        self.requests = None;
     }
 
     /// Sends a request that is a frame by itself.
@@ -383,7 +389,7 @@ impl Worker {
 
     /// Sends the frame that was made in `self.frame`.
     pub(crate) fn send_frame(&self) -> Result<(), TransportError> {
-        self.requests.send(&self.frame)?;
+        self.requests.as_ref().ok_or(TransportError::PeerGone)?.send(&self.frame)?;
         self.lane.requests().ring(self.more);
         Ok(())
     }

@@ -250,6 +250,8 @@ fn daemon() {
         // One that is built here works.
         let own = Pool::new(1).expect("a pool of its own");
         assert_eq!(own.map(|x: u64| x + 1, 0..3), Ok(vec![1, 2, 3]));
+        let mut own = Process::spawn(|x: u64| x + 1, 1).expect("a process of its own");
+        assert_eq!(own.join_timeout(SOON), Some(Ok(2)));
         return;
     }
     // The original is not harmed.
