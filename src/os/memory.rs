@@ -109,12 +109,9 @@ impl SharedMemory {
             Some(entry) => entry,
             None => {
                 let file = handle.open(if frozen { OFlags::RDONLY } else { OFlags::RDWR })?;
-                let memory = Self::map(file, frozen).map_err(|source| handle.because(source))?;
+                let memory = Self::map(file, frozen)?;
                 if kept.is_empty() {
-                    std::thread::Builder::new()
-                        .name("procpool-unmap".to_owned())
-                        .spawn(let_go)
-                        .map_err(|source| handle.because(source))?;
+                    std::thread::Builder::new().name("procpool-unmap".to_owned()).spawn(let_go)?;
                 }
                 kept.entry(handle.identity()).or_insert(Kept { memory, is_used: true })
             }
@@ -122,7 +119,7 @@ impl SharedMemory {
         // It may have been mapped as another type: what one process may write can't be a slice of
         // another, and the reverse would write to a page that is mapped to be read.
         if entry.memory.is_frozen != frozen {
-            return Err(handle.is_other());
+            return Err(OpenError::Other);
         }
         entry.is_used = true;
         let memory = Arc::clone(&entry.memory);

@@ -360,6 +360,12 @@ fn refused() {
         pool.join();
         result
     });
+    let tried = tried.and_then(|answers| {
+        let mut process = Process::spawn(|x: u64| x + 1, 1).map_err(|error| chain(&error))?;
+        let answer = process.join_timeout(SOON).expect("an end in time");
+        answer.map_err(|error| chain(&error)).map(|answer| assert_eq!(answer, 2))?;
+        Ok(answers)
+    });
     match tried {
         Ok(answers) => assert_eq!(answers, (1..11).collect::<Vec<u64>>()),
         // What a worker says itself, it says on standard error.

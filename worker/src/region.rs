@@ -123,14 +123,17 @@ impl Region {
         // SAFETY: the memory is this region's mapping; what it holds stays as it is.
         match unsafe { rustix::mm::madvise(start, bytes, Advice::LinuxPopulateWrite) } {
             // A kernel before 5.14 doesn't know the advice, and a filter may refuse it.
-            Err(Errno::INVAL | Errno::PERM | Errno::NOSYS) => match &self.descriptor {
-                Some(file) => {
-                    let reserve =
-                        || rustix::fs::fallocate(file, FallocateFlags::empty(), 0, bytes as u64);
-                    named("fallocate", retry_on_intr(reserve))
+            Err(Errno::INVAL | Errno::PERM | Errno::ACCESS | Errno::NOSYS) => {
+                match &self.descriptor {
+                    Some(file) => {
+                        let reserve = || {
+                            rustix::fs::fallocate(file, FallocateFlags::empty(), 0, bytes as u64)
+                        };
+                        named("fallocate", retry_on_intr(reserve))
+                    }
+                    None => Ok(()),
                 }
-                None => Ok(()),
-            },
+            }
             populated => named("madvise", populated),
         }
     }
