@@ -243,6 +243,8 @@ pub(crate) struct Worker {
     /// Regions that have arrived and that no result has spoken of yet.
     arrived: Vec<(u32, Option<Region>)>,
     ear: Ear,
+    /// How many frames it was sent since its last answer.
+    unread: u32,
     /// Whether it is to stay awake after its answer.
     pub(crate) more: bool,
     /// Number of the last chunk.
@@ -297,6 +299,7 @@ impl Newborn {
             requests: Some(requests),
             arrived: Vec::new(),
             ear: Ear::default(),
+            unread: 0,
             more: false,
             sequence: 0,
             tasks: 0,
@@ -377,8 +380,14 @@ impl Worker {
         self.process.control.send(&packet, descriptors)
     }
 
-    /// Has it drop the contexts of calls that are over.
+    /// Has it drop the contexts of calls that are over. One that may not be reading is not told: the pool's
+    /// lock is held here, and a full channel would block.
     pub(crate) fn forget(&mut self) {
+        /// Fewer small frames than fit into a socket's buffer beside a chunk's.
+        const MOST_UNREAD: u32 = 16;
+        if self.unread >= MOST_UNREAD {
+            return;
+        }
         let over = self.contexts.extract_if(.., |context| context.is_over());
         let contexts: Vec<u64> = over.map(|context| context.id).collect();
         if !contexts.is_empty() {
@@ -387,8 +396,11 @@ impl Worker {
         }
     }
 
-    /// Sends the frame that was made in `self.frame`.
-    pub(crate) fn send_frame(&self) -> Result<(), TransportError> {
+    /// Sends the frame that was made in `self.frame`. The worker has read all that came before its last
+    /// answer, and what it is sent until the next fits into its socket's buffer, so that this doesn't block;
+    /// should it do so where that buffer is small, it ends when the worker is found silent and killed.
+    pub(crate) fn send_frame(&mut self) -> Result<(), TransportError> {
+        self.unread += 1;
         self.requests.as_ref().ok_or(TransportError::PeerGone)?.send(&self.frame)?;
         self.lane.requests().ring(self.more);
         Ok(())
@@ -432,6 +444,7 @@ impl Worker {
             let reply = reply(&packet)?;
             let Reply::Region { number } = reply else {
                 self.ear.receive();
+                self.unread = 0;
                 return Ok(reply);
             };
             let malformed = |what: String| TransportError::Malformed(what);
