@@ -469,3 +469,45 @@ impl Worker {
 fn reply(packet: &Packet) -> Result<Reply, TransportError> {
     codec::decode(&packet.bytes).map_err(|error| TransportError::Malformed(error.to_string()))
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::os::unix::process::CommandExt;
+    use std::process::Command;
+
+    use super::*;
+
+    /// A field of `/proc/PID/status`.
+    fn status(pid: u32, field: &str) -> String {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
+        line.trim().to_owned()
+    }
+
+    #[test]
+    fn what_was_seen_to_end_is_sent_no_signal_since_its_number_may_be_anothers() {
+        let mut command = Command::new("sleep");
+        let mut sleep = command.arg("3600").process_group(0).spawn().unwrap();
+        let child = Child::of(&sleep).unwrap();
+        let control = Control::new(Control::pair().unwrap().0, 0);
+        let grace = Duration::from_secs(3600);
+        let process = Process::new(0, 1, child, control, None, grace);
+        let pid = process.pid();
+        // What a process that is stopped is sent stays to be seen.
+        process.signal_group(Signal::STOP);
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !status(pid, "State:").starts_with('T') {
+            assert!(Instant::now() < deadline, "it is not stopped");
+            std::thread::yield_now();
+        }
+        let pending = || u64::from_str_radix(&status(pid, "ShdPnd:"), 16).unwrap();
+        process.set_ended();
+        process.signal_group(Signal::TERM);
+        process.end_softly(Doom::Cancelled);
+        assert_eq!(pending(), 0);
+        assert_eq!(process.doomed(), Some(Doom::Cancelled));
+        sleep.kill().unwrap();
+        sleep.wait().unwrap();
+    }
+}
