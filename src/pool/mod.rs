@@ -29,6 +29,7 @@
 //! | `regions` | shared memory for what is large |
 //! | `worker` | the handle on one process |
 //! | `supervisor` | starting processes and seeing to their end |
+//! | `processes` | the one supervisor that all processes share |
 //! | `events` | telling what happens |
 //! | `callbacks` | the thread that callbacks run on |
 //!
