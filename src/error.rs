@@ -78,6 +78,13 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// Returns what makes an error of what the system said, when it was asked for `what`.
+    pub(crate) fn system(what: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::System { what, source }
+    }
+}
+
 /// Why one worker could not be made ready.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]

@@ -17,19 +17,17 @@ use crate::entry;
 use crate::error::Error;
 use crate::os::process::{Launch, Output};
 use crate::os::signals;
-use crate::pool::config::{Config, EnvPerWorker, Initializer};
+use crate::pool::config::{Config, EnvPerWorker, Initializer, STACK};
 use crate::pool::drive::chunk::inline_limit;
 use crate::pool::drive::driver;
-use crate::pool::handle::Pool;
+use crate::pool::handle::{Keeper, Pool};
 use crate::pool::limits::Limits;
 use crate::pool::observe::events::{Event, Observer, Observers};
 use crate::pool::options::TaskOptions;
+use crate::pool::process::common::{Membership, Wires};
 use crate::pool::process::orders::Orders;
 use crate::pool::process::supervisor;
-use crate::pool::schedule::state::Shared;
-
-/// The stack of a pool's own threads in bytes. They run no code of the user's.
-const STACK: usize = 256 << 10;
+use crate::pool::schedule::state::{self, Shared};
 
 /// A worker takes this much memory in bytes at the least, with what is shared.
 const LEAST_MEMORY: u64 = 8 << 20;
@@ -395,60 +393,60 @@ impl PoolBuilder {
     /// library of another program, [`Error::Option`] for an option that can't be used, [`Error::Start`] when the first worker can't be started,
     /// and [`Error::System`] when the system refuses a thread or a file descriptor.
     pub fn build(self) -> Result<Pool, Error> {
-        if entry::is_privileged() {
-            return Err(Error::Privileged);
-        }
-        if let Some((library, executable)) = entry::foreign_image() {
-            return Err(Error::Library { library, executable });
-        }
-        if !entry::is_initialized() {
-            return Err(Error::NotInitialized);
-        }
-        let (workers, config, options) = self.resolve()?;
-        let system = |what| move |source| Error::System { what, source };
-        check_open_files(workers)?;
-        let frame = transport::max_frame().map_err(|error| Error::System {
-            what: "a socket",
-            source: std::io::Error::other(error.to_string()),
-        })?;
-        // What workers share is made where a refusal would be a panic of ipc-channel's, so it is found out
-        // here.
-        rustix::fs::memfd_create(c"procpool-probe", rustix::fs::MemfdFlags::CLOEXEC)
-            .map_err(|error| system("memfd_create, for shared memory")(error.into()))?;
-        let orders =
-            Orders::new().map_err(system("eventfd2, with which its supervisor is woken"))?;
-        let (reader, cord) =
-            std::io::pipe().map_err(system("pipe2, whose end ends the workers"))?;
-        let config = config(reader.into());
+        check_program()?;
+        let wires = Wires::new()?;
+        let (config, options) = self.resolve(Arc::clone(&wires.reader))?;
+        let inline_limit = check_system(config.workers)?;
         let slots = config.workers;
-        config.observers.start().map_err(system("a thread"))?;
-        let shared = Arc::new(Shared::new(config, orders, inline_limit(frame)));
-        let pool = Pool::of(Arc::clone(&shared), options, cord.into());
-        let start = |name: String, run: Box<dyn FnOnce(&Shared) + Send>| {
+        config.observers.start().map_err(Error::system("a thread"))?;
+        let orders = Orders::new(wires.bell);
+        let shared = Arc::new(Shared::new(config, orders, inline_limit));
+        let pool = Pool::of(Arc::clone(&shared), options, Keeper::Own(wires.writer));
+        // The supervisor's, or a slot's driver's.
+        let start = |name: String, slot: Option<usize>| {
             let shared = Arc::clone(&shared);
             let thread = std::thread::Builder::new().name(name).stack_size(STACK);
             let run = move || {
-                crate::pool::schedule::state::serve();
-                run(&shared);
+                state::serve();
+                match slot {
+                    None => supervisor::supervise(&shared),
+                    Some(slot) => driver::drive(&shared, slot),
+                }
             };
             signals::blocked(|| thread.spawn(run))
                 .map(|thread| pool.keep(thread))
-                .map_err(system("a thread (clone3)"))
+                .map_err(Error::system("a thread (clone3)"))
         };
-        start("procpool-supervisor".to_owned(), Box::new(supervisor::supervise))
+        start("procpool-supervisor".to_owned(), None)
             .inspect_err(|_| shared.drivers_missing(slots))?;
         for slot in 0..slots {
-            let drive = Box::new(move |shared: &Shared| driver::drive(shared, slot));
-            start(format!("procpool-{slot}"), drive)
+            start(format!("procpool-{slot}"), Some(slot))
                 .inspect_err(|_| shared.drivers_missing(slots - slot))?;
         }
         shared.wait_first_start()?;
         Ok(pool)
     }
 
-    /// Checks the options and fills in what was left open; the worker's end of the cord is the last
-    /// that is missing.
-    fn resolve(self) -> Result<(usize, impl FnOnce(OwnedFd) -> Config, TaskOptions), Error> {
+    /// Starts the one process of a [`Process`](crate::Process), under the supervisor that they share.
+    ///
+    /// # Errors
+    ///
+    /// As [`build`](Self::build).
+    pub(super) fn build_one(self) -> Result<Pool, Error> {
+        check_program()?;
+        let membership = Membership::enter()?;
+        let (config, options) = self.resolve(membership.cord())?;
+        let inline_limit = check_system(config.workers)?;
+        config.observers.start().map_err(Error::system("a thread"))?;
+        let shared = Arc::new(Shared::new(config, membership.orders(), inline_limit));
+        membership.supervise(&shared);
+        let pool = Pool::of(Arc::clone(&shared), options, Keeper::Common(membership));
+        driver::start_one(&shared)?;
+        Ok(pool)
+    }
+
+    /// Checks the options and fills in what was left open; `cord` is the workers' end of it.
+    fn resolve(self, cord: Arc<OwnedFd>) -> Result<(Config, TaskOptions), Error> {
         /// More slots than this are surely a mistake: each takes a process and a thread.
         const MOST: usize = 4096;
         let refuse = |option, value: String, remedy| Err(Error::Option { option, value, remedy });
@@ -482,7 +480,7 @@ impl PoolBuilder {
         };
         let mut env = share_of_cpus(workers);
         env.extend(self.env);
-        let config = move |cord| Config {
+        let config = Config {
             workers,
             name: self.name,
             initializer,
@@ -502,8 +500,32 @@ impl PoolBuilder {
             cpus,
             observers: Observers::new(self.observers),
         };
-        Ok((workers, config, self.options))
+        Ok((config, self.options))
     }
+}
+
+/// Refuses a program that can't have workers.
+fn check_program() -> Result<(), Error> {
+    if entry::is_privileged() {
+        return Err(Error::Privileged);
+    }
+    if let Some((library, executable)) = entry::foreign_image() {
+        return Err(Error::Library { library, executable });
+    }
+    match entry::is_initialized() {
+        true => Ok(()),
+        false => Err(Error::NotInitialized),
+    }
+}
+
+/// Refuses so many workers where the system does; returns the largest body that travels in a frame.
+fn check_system(workers: usize) -> Result<usize, Error> {
+    check_open_files(workers)?;
+    let frame = transport::max_frame().map_err(|error| Error::System {
+        what: "a socket",
+        source: std::io::Error::other(error.to_string()),
+    })?;
+    Ok(inline_limit(frame))
 }
 
 /// Refuses more workers than there are file descriptors for: found out one by one, it would be in

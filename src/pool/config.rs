@@ -14,6 +14,9 @@ use crate::pool::limits::Limits;
 use crate::pool::observe::events::Observers;
 
 pub(crate) type EnvPerWorker = Arc<dyn Fn(usize) -> Vec<(OsString, OsString)> + Send + Sync>;
+/// The stack of a pool's own threads, in bytes. They run no code of the user's.
+pub(crate) const STACK: usize = 256 << 10;
+
 /// A pool's set-up, as it stays.
 pub(crate) struct Config {
     pub(crate) workers: usize,

@@ -19,6 +19,7 @@ use crate::pool::call::results::{Order, Results};
 use crate::pool::call::task::{self, Task};
 use crate::pool::call::{collect, encode, feed};
 use crate::pool::options::TaskOptions;
+use crate::pool::process::common::Membership;
 use crate::pool::schedule::batch::Batch;
 use crate::pool::schedule::state::{self, Shared};
 use crate::pool::types::{Stats, WorkerInfo};
@@ -75,13 +76,22 @@ pub struct Pool {
 struct Inner {
     shared: Arc<Shared>,
     threads: Mutex<Vec<JoinHandle<()>>>,
-    /// While this is open, the workers live; see `procpool_worker::harden`.
-    _cord: OwnedFd,
+    _keeper: Keeper,
+}
+
+/// What keeps the workers alive: the end of a pipe, which is open as long as they live; see
+/// `procpool_worker::harden`.
+#[derive(Debug)]
+pub(crate) enum Keeper {
+    /// A pool's own.
+    Own(#[allow(dead_code, reason = "it is there to be dropped")] OwnedFd),
+    /// That of all processes.
+    Common(#[allow(dead_code, reason = "it is there to be dropped")] Membership),
 }
 
 impl Pool {
-    pub(crate) fn of(shared: Arc<Shared>, options: TaskOptions, cord: OwnedFd) -> Self {
-        let inner = Inner { shared, threads: Mutex::default(), _cord: cord };
+    pub(crate) fn of(shared: Arc<Shared>, options: TaskOptions, keeper: Keeper) -> Self {
+        let inner = Inner { shared, threads: Mutex::default(), _keeper: keeper };
         Self { inner: Arc::new(inner), options }
     }
 

@@ -21,7 +21,7 @@
 //! | `call` | the callers' side: `encode`, `feed` (input into batches), `job` with its `ledger` (where outcomes arrive, each item's once), `outcome` (decoding), `collect`, `results`, `task` |
 //! | `schedule` | decides: the queue (`state`, `submit`, `dispatch`), the state machine of the `slots`, the coming and going of `workers`, how much is worth sending (`cost`, `limiter`) |
 //! | `drive` | talks: one `driver` per slot sends a `chunk`, reads its `records`, and accounts for each item |
-//! | `process` | starts, watches and reaps: the `supervisor`, each `worker`'s handle, `one_shot` processes |
+//! | `process` | starts, watches and reaps: the `supervisor`, each `worker`'s handle, `one_shot` processes and the supervisor that they have in `common` |
 //! | `observe` | tells: `events`, and the thread that `callbacks` run on |
 //!
 //! The way of one `map`: `handle::Pool::map` makes a `job::Job`; `collect` has `feed::Feed` encode the items

@@ -166,14 +166,15 @@ pub fn receive(id: FileId, fd: OwnedFd) {
 }
 
 /// Returns a descriptor of its own for a file that was sent to this process, if one was that can be
-/// accessed as asked for: `OFlags::RDONLY`, `WRONLY` or `RDWR`.
-pub fn received(id: FileId, wanted: OFlags) -> Option<OwnedFd> {
+/// accessed as asked for: `OFlags::RDONLY`, `WRONLY` or `RDWR`. Where this process has no number left for
+/// it, that is the error.
+pub fn received(id: FileId, wanted: OFlags) -> Option<io::Result<OwnedFd>> {
     let all = all_received();
     let exact = (wanted & OFlags::ACCMODE).bits();
     let fd = all.get(&(id, exact)).or_else(|| all.get(&(id, OFlags::RDWR.bits())))?;
-    rustix::io::fcntl_dupfd_cloexec(fd, HIGH_FD)
-        .or_else(|_| rustix::io::fcntl_dupfd_cloexec(fd, 0))
-        .ok()
+    let own = rustix::io::fcntl_dupfd_cloexec(fd, HIGH_FD)
+        .or_else(|_| rustix::io::fcntl_dupfd_cloexec(fd, 0));
+    Some(own.map_err(io::Error::from))
 }
 
 /// Closes the descriptors that were received: what was sent beside them is decoded.
@@ -217,7 +218,7 @@ mod tests {
             receive(id, fd.try_clone_to_owned().unwrap());
         }
         for wanted in [OFlags::RDONLY, OFlags::WRONLY] {
-            let fd = received(pipe, wanted).unwrap();
+            let fd = received(pipe, wanted).unwrap().unwrap();
             assert_eq!((FileId::of(&fd).unwrap(), access(&fd)), (pipe, wanted.bits()));
         }
         assert!(received(pipe, OFlags::RDWR).is_none());

@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 
 use crate::codec::{self, CodecError};
 use crate::function::Call;
-use crate::region::Region;
+use crate::region::Frozen;
 use crate::{panics, plain};
 
 /// A value as it was sent.
@@ -21,9 +21,9 @@ pub(crate) enum Source {
     /// Its encoding, from a frame.
     Bytes(Vec<u8>),
     /// Its encoding.
-    Region(Region),
+    Region(Frozen),
     /// Its [elements](crate::plain::elements).
-    Elements(Region),
+    Elements(Frozen),
 }
 
 /// One call's context.
@@ -81,12 +81,12 @@ impl Source {
     fn decode<C: DeserializeOwned>(self) -> Result<C, CodecError> {
         let decode = AssertUnwindSafe(|| match &self {
             Self::Bytes(bytes) => codec::decode(bytes),
-            // SAFETY: a region is mapped for its length.
-            Self::Region(region) => unsafe { codec::decode_shared(region.as_ptr(), region.len()) },
-            // SAFETY: as above.
-            Self::Elements(region) => unsafe {
-                plain::from_elements(region.as_ptr(), region.len())
-            },
+            Self::Region(frozen) => codec::decode(frozen.bytes()),
+            Self::Elements(frozen) => {
+                let bytes = frozen.bytes();
+                // SAFETY: the pointer is that of the slice, which is as long.
+                unsafe { plain::from_elements(bytes.as_ptr(), bytes.len()) }
+            }
         });
         let decoded = catch_unwind(decode).unwrap_or_else(|payload| {
             let reason = panics::take(&*payload).in_part("`Deserialize`");

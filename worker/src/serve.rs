@@ -38,7 +38,7 @@ use crate::panics::{self, PanicReport};
 use crate::protocol::{
     self, Body, Greeting, Manner, Passed, Place, Reply, Request, Token, VERSION,
 };
-use crate::region::Region;
+use crate::region::{Frozen, Region};
 use crate::transport::{FrameReceiver, TransportError};
 use crate::{attach, plain, seed, state};
 
@@ -159,17 +159,26 @@ impl Link {
         Ok((passed, packet.descriptors.into_iter().map(harden::move_high).collect()))
     }
 
-    /// Takes the region that the frame speaks of, of which so many bytes hold something.
-    fn region(&self, len: u64) -> Result<Region, TransportError> {
+    /// Takes the file of the region that the frame speaks of.
+    fn region_file(&self) -> Result<OwnedFd, TransportError> {
         match self.passed()? {
             (Passed::Region, mut descriptors) if descriptors.len() == 1 => {
-                let file = descriptors.swap_remove(0);
-                let mut region = Region::open(file, len)?;
-                region.close_descriptor();
-                Ok(region)
+                Ok(descriptors.swap_remove(0))
             }
             _ => Err(TransportError::Malformed("no region was passed".to_owned())),
         }
+    }
+
+    /// Maps the region that the frame speaks of, of which so many bytes hold something.
+    fn region(&self, len: u64) -> Result<Region, TransportError> {
+        let mut region = Region::open(self.region_file()?, len)?;
+        region.close_descriptor();
+        Ok(region)
+    }
+
+    /// Maps the memory of a context, which no process can write.
+    fn frozen(&self, place: Place) -> Result<Frozen, TransportError> {
+        Ok(Frozen::open(self.region_file()?, place.len)?)
     }
 
     /// Takes what the arguments in the frame point to.
@@ -288,8 +297,8 @@ impl Worker {
                 self.link.attached(attached)?;
                 let source = match place {
                     Body::Frame => Source::Bytes(body.to_vec()),
-                    Body::Region(place) => Source::Region(self.region(place)?),
-                    Body::Elements(place) => Source::Elements(self.region(place)?),
+                    Body::Region(place) => Source::Region(self.link.frozen(place)?),
+                    Body::Elements(place) => Source::Elements(self.link.frozen(place)?),
                 };
                 self.contexts.insert(id, Context::new(source));
                 Ok(())

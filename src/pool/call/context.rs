@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use procpool_worker::attach::Attachments;
 use procpool_worker::protocol::{Body, Place};
-use procpool_worker::region::Region;
 use procpool_worker::{codec, plain};
 use serde::Serialize;
 
+use crate::os::memory::SharedMemory;
 use crate::pool::call::contain::serialize_panicked;
 
 /// A call's context, encoded.
@@ -20,8 +20,8 @@ pub(crate) struct Context {
     pub(crate) body: Body,
     /// What follows the request in its frame.
     pub(crate) bytes: Vec<u8>,
-    /// What is sent before it.
-    pub(crate) region: Option<Region>,
+    /// What is sent before it: no worker can change what another one reads there.
+    pub(crate) region: Option<SharedMemory>,
     /// What it points to.
     pub(crate) attachments: Attachments,
     over: AtomicBool,
@@ -36,7 +36,7 @@ impl Context {
     pub(crate) fn encode<C: Serialize>(value: &C, inline_limit: usize) -> Result<Self, String> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let share = |bytes: &[u8]| {
-            let region = Region::copy_of(bytes)
+            let region = SharedMemory::copy_of(bytes)
                 .map_err(|error| format!("it could not be put into shared memory: {error}"))?;
             let len = bytes.len() as u64;
             // Each worker is sent it once.

@@ -3,7 +3,7 @@
 //!
 //! [`run`] sends the frame, delivers what is committed as it is told of it, and at the end accounts
 //! for every item: delivered, or given back as never begun, or named as the one that was running
-//! when the worker was lost.
+//! when the worker was lost. Its halves, [`send`] and [`finish`], may run on two threads.
 
 use std::collections::VecDeque;
 use std::io;
@@ -29,7 +29,7 @@ use crate::pool::drive::buffer::Buffer;
 use crate::pool::drive::records::{self, Records};
 use crate::pool::drive::regions::Lease;
 use crate::pool::observe::events::{Calls, EventKind, Observers};
-use crate::pool::process::worker::{Doom, Process, Worker};
+use crate::pool::process::worker::{Doom, Process, RETIRE_GRACE, Worker};
 use crate::pool::schedule::batch::{Batch, split_back};
 use crate::pool::schedule::cost::Pace;
 use crate::pool::schedule::counters::Counters;
@@ -53,6 +53,8 @@ pub(crate) struct Chunk {
     seen: ((u32, u32), Instant),
     /// Whether it is the worker's turn: it has been sent what to do, and has not answered.
     is_sent: bool,
+    /// Whether the worker is sent nothing after it, and ends by itself.
+    pub(crate) is_last: bool,
     /// The item that was running when the pool was suspended, and for how long it was.
     suspended: (Option<u32>, Duration),
     /// How much of the captured output has been delivered.
@@ -119,6 +121,7 @@ impl Chunk {
             limit,
             seen: ((0, 0), now),
             is_sent: false,
+            is_last: false,
             suspended: (None, Duration::ZERO),
             printed: 0,
         }
@@ -269,6 +272,13 @@ impl Chunk {
     /// silent even then, is killed: what it has claimed and not begun can be had in no other way.
     fn enforce_progress(&mut self, now: Instant) -> (Vec<Batch>, Option<Instant>) {
         let (quiet, patience) = (now - self.seen.1, self.patience());
+        if self.is_last && self.seen.0.1 == self.items {
+            // It has answered, and ends as one does that is told to go.
+            if quiet >= RETIRE_GRACE {
+                self.process.kill(Doom::Retired);
+            }
+            return (Vec::new(), now.checked_add(RETIRE_GRACE.saturating_sub(quiet).max(SILENCE)));
+        }
         if quiet < patience {
             return (Vec::new(), now.checked_add(patience - quiet));
         }
@@ -536,7 +546,11 @@ struct Teller<'a> {
     is_heard: bool,
 }
 
-impl Teller<'_> {
+impl<'a> Teller<'a> {
+    fn new(counters: &'a Counters, observers: Option<&'a Observers>) -> Self {
+        Self { counters, observers, is_heard: observers.is_some_and(Observers::listen) }
+    }
+
     /// Calls what was collected under the lock on a chunk, which must not be held.
     fn fire(&self, calls: Calls) {
         if let Some(observers) = self.observers {
@@ -557,6 +571,15 @@ pub(crate) struct Awake<'a> {
 #[derive(Debug)]
 struct Nonsense;
 
+/// What has become of sending a chunk.
+#[derive(Debug)]
+pub(crate) struct Sent {
+    /// Whether an answer is to come.
+    outcome: Result<bool, TransportError>,
+    /// What is in a region stays there until the worker is done with it, or is no more.
+    body: Option<Lease>,
+}
+
 /// Runs the chunk that lies in `running` on `worker`, to the end of one of them.
 pub(crate) fn run(
     worker: &mut Worker,
@@ -566,18 +589,57 @@ pub(crate) fn run(
     observers: Option<&Observers>,
     awake: Option<Awake<'_>>,
 ) -> Result<(), Box<Loss>> {
-    let is_heard = observers.is_some_and(Observers::listen);
-    let teller = Teller { counters, observers, is_heard };
-    // What is in a region stays there until the worker is done with it, or is no more.
+    worker.more = awake.is_some();
+    let sent = send(worker, running, inline_limit, counters, observers);
+    finish(worker, running, sent, counters, observers, awake)
+}
+
+/// Sends the chunk that lies in `running`. A worker that can't be sent it is killed.
+pub(crate) fn send(
+    worker: &mut Worker,
+    running: &Running,
+    inline_limit: usize,
+    counters: &Counters,
+    observers: Option<&Observers>,
+) -> Sent {
+    let teller = Teller::new(counters, observers);
     let mut body = None;
-    let outcome = drive(worker, running, &mut body, inline_limit, &teller, awake);
+    let outcome = try_send(worker, running, &mut body, inline_limit, &teller);
+    if let Err(error) = &outcome {
+        condemn(worker, error);
+    }
+    Sent { outcome, body }
+}
+
+/// Kills a worker that has failed in this way: whatever is wrong with it, it must not be used again.
+fn condemn(worker: &Worker, error: &TransportError) {
+    if !matches!(error, TransportError::PeerGone) {
+        worker.process.doom(Doom::Malformed);
+    }
+    worker.process.child.kill();
+}
+
+/// Delivers what the worker answers to what it was sent, to the end of the chunk or of the worker.
+pub(crate) fn finish(
+    worker: &mut Worker,
+    running: &Running,
+    sent: Sent,
+    counters: &Counters,
+    observers: Option<&Observers>,
+    awake: Option<Awake<'_>>,
+) -> Result<(), Box<Loss>> {
+    let teller = Teller::new(counters, observers);
+    let Sent { outcome, body } = sent;
+    let outcome = outcome.and_then(|is_awaited| match is_awaited {
+        true => receive(worker, running, &teller, awake),
+        false => Ok(()),
+    });
     // Somebody may have decided to end it just as it finished.
     let is_lost = outcome.is_err() || worker.process.doomed().is_some();
     if is_lost {
-        // Whatever is wrong with it, it must not be used again; and before anything is said of what
-        // it has done, it must be certain that it does nothing more.
-        if !matches!(outcome, Err(TransportError::PeerGone)) {
-            worker.process.doom(Doom::Malformed);
+        // Before anything is said of what it has done, it must be certain that it does nothing more.
+        if let Err(error) = &outcome {
+            condemn(worker, error);
         }
         worker.process.child.kill();
         worker.process.wait_death();
@@ -596,34 +658,17 @@ pub(crate) fn run(
     }
 }
 
-/// Talks to the worker until the chunk is done: then all of its items are delivered, or taken back.
-fn drive(
+/// Sends the chunk; returns whether an answer is to come. Where this process can't send it, its items
+/// are failed.
+fn try_send(
     worker: &mut Worker,
     running: &Running,
     body: &mut Option<Lease>,
     inline_limit: usize,
     teller: &Teller<'_>,
-    awake: Option<Awake<'_>>,
-) -> Result<(), TransportError> {
+) -> Result<bool, TransportError> {
     let lock = || running.lock().unwrap_or_else(PoisonError::into_inner);
-    let harvest = |worker: &mut Worker, all: bool, room: bool| {
-        let mut calls = Calls::default();
-        let outcome = match lock().as_mut() {
-            Some(chunk) => chunk.harvest(worker, teller, all, &mut calls).map(|()| {
-                chunk.is_sent = !all;
-                if room {
-                    chunk.lane.empty();
-                    chunk.read = 0;
-                }
-            }),
-            None => Err(Nonsense),
-        };
-        teller.fire(calls);
-        outcome
-    };
-    worker.more = awake.is_some();
     worker.sequence = worker.sequence.wrapping_add(1);
-    let sequence = worker.sequence;
     if let Some(news) = worker.mapped.news() {
         worker.send(&news)?;
     }
@@ -661,16 +706,40 @@ fn drive(
     if let Some(calls) = refused {
         teller.fire(calls);
         // A worker that was sent a part of it would take that for a part of the next.
-        return if is_out_of_step { Err(TransportError::PeerGone) } else { Ok(()) };
+        return if is_out_of_step { Err(TransportError::PeerGone) } else { Ok(false) };
     }
-    let sent = || {
-        if let Some(chunk) = lock().as_mut() {
-            chunk.set_sent();
-        }
-    };
     // First, so that a worker that doesn't even read is found silent.
-    sent();
+    if let Some(chunk) = lock().as_mut() {
+        chunk.set_sent();
+    }
     worker.send_frame()?;
+    Ok(true)
+}
+
+/// Receives the answers until the chunk is done: then all of its items are delivered, or taken back.
+fn receive(
+    worker: &mut Worker,
+    running: &Running,
+    teller: &Teller<'_>,
+    awake: Option<Awake<'_>>,
+) -> Result<(), TransportError> {
+    let lock = || running.lock().unwrap_or_else(PoisonError::into_inner);
+    let harvest = |worker: &mut Worker, all: bool, room: bool| {
+        let mut calls = Calls::default();
+        let outcome = match lock().as_mut() {
+            Some(chunk) => chunk.harvest(worker, teller, all, &mut calls).map(|()| {
+                chunk.is_sent = !all;
+                if room {
+                    chunk.lane.empty();
+                    chunk.read = 0;
+                }
+            }),
+            None => Err(Nonsense),
+        };
+        teller.fire(calls);
+        outcome
+    };
+    let sequence = worker.sequence;
     let mut late = awake.as_ref().map(|awake| awake.late);
     if awake.is_some_and(|awake| !worker.listen(awake.patience))
         && let Some(late) = late.take()
@@ -687,7 +756,9 @@ fn drive(
             Reply::Progress { sequence: of } if of == sequence => harvest(worker, false, false)?,
             Reply::Yield { sequence: of } if of == sequence => {
                 harvest(worker, true, true)?;
-                sent();
+                if let Some(chunk) = lock().as_mut() {
+                    chunk.set_sent();
+                }
                 worker.send(&Request::Resume)?;
             }
             other => return Err(TransportError::Malformed(format!("an unexpected {other:?}"))),

@@ -37,6 +37,21 @@ pub(crate) fn drive(shared: &Shared, slot: usize) {
     shared.driver_ended();
 }
 
+/// Starts the one process of a pool that has no driver, and makes it ready on this thread.
+pub(crate) fn start_one(shared: &Shared) -> Result<(), StartError> {
+    let newborn = shared.wait_newborn()?;
+    match greet(shared, 0, newborn) {
+        Ok(worker) => {
+            shared.ready(0, worker);
+            Ok(())
+        }
+        Err(cause) => {
+            shared.start_failed(0, cause.clone(), true);
+            Err(cause)
+        }
+    }
+}
+
 /// Makes a process that has just been started a worker that is ready.
 fn greet(shared: &Shared, slot: usize, newborn: Newborn) -> Result<Worker, StartError> {
     let mut worker = newborn.greet(shared.config.setup(slot), &shared.regions)?;

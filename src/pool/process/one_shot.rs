@@ -1,5 +1,7 @@
 //! One call in a child process of its own: [`Process`] is a pool of one worker that is given one
-//! task and has no successor, so that what watches over a pool's workers watches over it too.
+//! task and has no successor, so that what watches over a pool's workers watches over it too. It has no
+//! thread of its own: the caller's sends the call, and one that all share sees to the end
+//! ([`common`](super::common)).
 
 use std::ffi::OsString;
 use std::os::unix::process::ExitStatusExt;
@@ -7,7 +9,7 @@ use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::process::Signal;
 use serde::Serialize;
@@ -136,11 +138,11 @@ impl<R> Process<R> {
     /// As [`join`](Self::join), for at most `limit`; `None` means that it has not ended yet. It goes
     /// on and can be joined again.
     pub fn join_timeout(&mut self, limit: Duration) -> Option<Result<R, TaskError>> {
-        let begun = Instant::now();
         if self.pool.shared().forked().is_none() && !self.child.wait_death_timeout(limit) {
             return None;
         }
-        self.task.get_timeout(limit.saturating_sub(begun.elapsed()))
+        // What has become of the call is settled as soon as the process has ended.
+        Some(self.task.wait_report().result)
     }
 
     /// As [`join`](Self::join), with the times and, where that is captured, what it printed.
@@ -262,11 +264,12 @@ impl ProcessBuilder {
         A: Serialize + DeserializeOwned,
         R: Serialize + DeserializeOwned,
     {
-        let pool = self.0.build()?;
+        let pool = self.0.build_one()?;
         let child = pool.shared().process(0).ok_or(StartError::Terminated)?;
         let task = pool.apply_async(f, argument);
         // After its one task, the child ends.
         pool.close();
+        pool.shared().dispatch();
         Ok(Process { task, child, pool })
     }
 }

@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use procpool_worker::harden::now;
@@ -14,20 +14,20 @@ use rustix::process::Signal;
 pub(crate) struct Orders {
     pub(super) signals: Mutex<Vec<Signal>>,
     pub(super) signaled: Condvar,
-    pub(super) bell: OwnedFd,
+    pub(super) bell: Arc<Bell>,
     /// When the supervisor will next look at the time limits, on the monotonic clock.
     pub(super) next_look: AtomicU64,
 }
 
 impl Orders {
-    pub(crate) fn new() -> std::io::Result<Self> {
-        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
-        Ok(Self {
+    /// For a supervisor that this bell wakes.
+    pub(crate) fn new(bell: Arc<Bell>) -> Self {
+        Self {
             signals: Mutex::default(),
             signaled: Condvar::new(),
-            bell: eventfd(0, flags)?,
+            bell,
             next_look: AtomicU64::new(u64::MAX),
-        })
+        }
     }
 
     /// Asks for a look at the time limits at `at`, if none is planned before.
@@ -52,10 +52,25 @@ impl Orders {
 
     /// Wakes the supervisor.
     pub(crate) fn ring(&self) {
-        let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
+        self.bell.ring();
+    }
+}
+
+/// Wakes a supervisor's thread.
+#[derive(Debug)]
+pub(crate) struct Bell(pub(super) OwnedFd);
+
+impl Bell {
+    pub(crate) fn new() -> std::io::Result<Self> {
+        Ok(Self(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
     }
 
-    pub(super) fn silence(&self) {
-        let _ = rustix::io::read(&self.bell, &mut [0; 8]);
+    pub(crate) fn ring(&self) {
+        let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
+    }
+
+    /// Forgets that it was rung; to be called before looking for what it was rung for.
+    pub(crate) fn silence(&self) {
+        let _ = rustix::io::read(&self.0, &mut [0; 8]);
     }
 }

@@ -1,9 +1,11 @@
 //! The one thread that starts processes and sees to their end. It lives as long as the pool, since
-//! the death of the thread that started a process is announced to it as its parent's death.
+//! the death of the thread that started a process is announced to it as its parent's death. All
+//! [`Process`](crate::Process)es share one such thread ([`common`](super::common)).
 //!
 //! It owns the pidfds, the limits on starting and retiring, and the time limits of tasks. It never
 //! talks to a worker and never waits for one.
 
+use std::ops::ControlFlow;
 use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
@@ -23,16 +25,14 @@ use crate::os::observe;
 use crate::os::process::{CaptureFile, Child, Output};
 use crate::pool::observe::callbacks::contain;
 use crate::pool::observe::events::EventKind;
-use crate::pool::process::worker::{Doom, Newborn, Process};
+use crate::pool::process::orders::Bell;
+use crate::pool::process::worker::{Doom, Newborn, Process, RETIRE_GRACE};
 use crate::pool::schedule::slots::Start;
 use crate::pool::schedule::state::Shared;
 
 /// How many file descriptors a worker takes in this process: one for frames, its control socket, its
 /// pidfd, and one for captured output.
 pub(crate) const FDS_PER_WORKER: u64 = 4;
-
-/// How long a worker that has been told to go may take before it is killed.
-const RETIRE_GRACE: Duration = Duration::from_secs(2);
 
 /// How often it looks for what has happened where it can't wait for it.
 const WITHOUT_POLL: Duration = Duration::from_millis(2);
@@ -47,22 +47,34 @@ struct Charge {
 }
 
 /// The supervisor's thread.
-pub(crate) fn supervise(shared: &Shared) {
-    let mut supervisor = Supervisor {
-        shared,
-        charges: Vec::new(),
-        nonce: seed::fresh(),
-        next_watch: Instant::now(),
-        oom_kills: observe::oom_kills(),
-    };
-    while supervisor.turn() {}
-    if !shared.is_terminated() {
-        shared.config.observers.tell(|| EventKind::Drained);
+pub(crate) fn supervise(shared: &Arc<Shared>) {
+    let mut supervisors = vec![Supervisor::new(Arc::clone(shared))];
+    loop {
+        shared.orders.bell.silence();
+        let wake = work(&mut supervisors);
+        if supervisors.is_empty() {
+            return;
+        }
+        sleep(&mut supervisors, &shared.orders.bell, wake);
     }
 }
 
-struct Supervisor<'a> {
-    shared: &'a Shared,
+/// Does what is due for each pool, and drops those of which all is over; returns when to look again.
+pub(crate) fn work(supervisors: &mut Vec<Supervisor>) -> Option<Instant> {
+    let mut wake = None;
+    supervisors.retain_mut(|supervisor| match supervisor.work() {
+        ControlFlow::Continue(next) => {
+            wake = earliest(wake, next);
+            true
+        }
+        ControlFlow::Break(()) => false,
+    });
+    wake
+}
+
+/// What a supervisor's thread knows of one pool.
+pub(crate) struct Supervisor {
+    shared: Arc<Shared>,
     charges: Vec<Charge>,
     /// The last one. Nonces tell starts apart; they are no secret.
     nonce: u64,
@@ -72,11 +84,20 @@ struct Supervisor<'a> {
     oom_kills: u64,
 }
 
-impl Supervisor<'_> {
-    /// Does what is due, then sleeps until something happens; false when all is over.
-    fn turn(&mut self) -> bool {
+impl Supervisor {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Self {
+            shared,
+            charges: Vec::new(),
+            nonce: seed::fresh(),
+            next_watch: Instant::now(),
+            oom_kills: observe::oom_kills(),
+        }
+    }
+
+    /// Does what is due; returns when to look again, or breaks when all is over.
+    fn work(&mut self) -> ControlFlow<(), Option<Instant>> {
         let orders = &self.shared.orders;
-        orders.silence();
         let mut signals = orders.signals.lock().unwrap_or_else(PoisonError::into_inner);
         for signal in signals.drain(..) {
             self.charges.iter().for_each(|charge| charge.process.signal_group(signal));
@@ -90,7 +111,11 @@ impl Supervisor<'_> {
         }
         if self.shared.has_ended() {
             if self.charges.is_empty() {
-                return false;
+                if !self.shared.is_terminated() {
+                    self.shared.config.observers.tell(|| EventKind::Drained);
+                }
+                self.shared.set_supervised(false);
+                return ControlFlow::Break(());
             }
             // Nobody is left to greet one that was started meanwhile.
             let is_left = |charge: &&Charge| charge.process.doomed() != Some(Doom::Retired);
@@ -101,9 +126,7 @@ impl Supervisor<'_> {
         wake = earliest(wake, self.watch_memory());
         wake = earliest(wake, self.shared.retire_idle());
         wake = earliest(wake, self.shared.regions.trim());
-        wake = earliest(wake, self.end_overdue());
-        self.sleep(wake);
-        true
+        ControlFlow::Continue(earliest(wake, self.end_overdue()))
     }
 
     /// Starts what is due; gives when the next one is.
@@ -255,40 +278,6 @@ impl Supervisor<'_> {
         Some(self.next_watch)
     }
 
-    /// Sleeps until `wake`, an order, or the end of a process, and sees to those that have ended.
-    fn sleep(&mut self, wake: Option<Instant>) {
-        let left = wake.map(|wake| wake.saturating_duration_since(Instant::now()));
-        let left = left.map(|left| Timespec {
-            tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
-            tv_nsec: left.subsec_nanos().into(),
-        });
-        let bell = PollFd::new(&self.shared.orders.bell, PollFlags::IN);
-        let mut fds: Vec<_> = std::iter::once(bell)
-            .chain(self.charges.iter().map(|charge| {
-                PollFd::from_borrowed_fd(charge.process.child.pidfd(), PollFlags::IN)
-            }))
-            .collect();
-        let has_ended: Vec<bool> = match poll(&mut fds, left.as_ref()) {
-            Ok(_) => fds[1..].iter().map(|fd| !fd.revents().is_empty()).collect(),
-            Err(rustix::io::Errno::INTR) => return,
-            // Refused, or more descriptors than the limit of open files, which has been lowered: the
-            // processes are asked one by one.
-            Err(_) => {
-                std::thread::sleep(wake.map_or(WITHOUT_POLL, |wake| {
-                    wake.saturating_duration_since(Instant::now()).min(WITHOUT_POLL)
-                }));
-                let ended = |charge: &Charge| charge.process.child.has_ended();
-                self.charges.iter().map(ended).collect()
-            }
-        };
-        let mut has_ended = has_ended.into_iter();
-        let ended: Vec<Charge> =
-            self.charges.extract_if(.., |_| has_ended.next() == Some(true)).collect();
-        for charge in ended {
-            self.see_off(&charge);
-        }
-    }
-
     /// Kills what a worker that has died has left behind, starts its successor, and only then
     /// announces the death.
     fn see_off(&mut self, charge: &Charge) {
@@ -302,6 +291,11 @@ impl Supervisor<'_> {
         };
         self.shared.ended(process);
         self.start_due();
+        if self.shared.is_of_one_process() {
+            // No driver waits for its answer, which is taken out here.
+            process.bury(cause);
+            self.shared.conclude();
+        }
         let observers = &self.shared.config.observers;
         let (slot, pid) = (process.slot, process.pid());
         match process.doomed() {
@@ -320,6 +314,42 @@ impl Supervisor<'_> {
         let kills = observe::oom_kills();
         let before = std::mem::replace(&mut self.oom_kills, kills);
         process.doomed().is_none() && kills > before
+    }
+}
+
+/// Sleeps until `wake`, a ring, or the end of a process, and sees to those that have ended.
+pub(crate) fn sleep(supervisors: &mut [Supervisor], bell: &Bell, wake: Option<Instant>) {
+    let left = wake.map(|wake| wake.saturating_duration_since(Instant::now()));
+    let left = left.map(|left| Timespec {
+        tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: left.subsec_nanos().into(),
+    });
+    let children = || {
+        let charges = supervisors.iter().flat_map(|supervisor| &supervisor.charges);
+        charges.map(|charge| &charge.process.child)
+    };
+    let bell = PollFd::new(&bell.0, PollFlags::IN);
+    let pidfds = children().map(|child| PollFd::from_borrowed_fd(child.pidfd(), PollFlags::IN));
+    let mut fds: Vec<_> = std::iter::once(bell).chain(pidfds).collect();
+    let has_ended: Vec<bool> = match poll(&mut fds, left.as_ref()) {
+        Ok(_) => fds[1..].iter().map(|fd| !fd.revents().is_empty()).collect(),
+        Err(rustix::io::Errno::INTR) => return,
+        // Refused, or more descriptors than the limit of open files, which has been lowered: the
+        // processes are asked one by one.
+        Err(_) => {
+            std::thread::sleep(wake.map_or(WITHOUT_POLL, |wake| {
+                wake.saturating_duration_since(Instant::now()).min(WITHOUT_POLL)
+            }));
+            children().map(Child::has_ended).collect()
+        }
+    };
+    let mut has_ended = has_ended.into_iter();
+    for supervisor in supervisors {
+        let is_ended = |_: &mut Charge| has_ended.next() == Some(true);
+        let ended: Vec<Charge> = supervisor.charges.extract_if(.., is_ended).collect();
+        for charge in ended {
+            supervisor.see_off(&charge);
+        }
     }
 }
 

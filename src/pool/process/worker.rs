@@ -2,7 +2,7 @@
 //! [`Process`] is what everybody else may know of it.
 
 use std::collections::VecDeque;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -24,6 +24,9 @@ use crate::os::process::{CaptureFile, Child};
 use crate::pool::call::context::Context;
 use crate::pool::drive::records;
 use crate::pool::drive::regions::{Lease, Mapped, Regions};
+
+/// How long a worker that has been told to go may take before it is killed.
+pub(crate) const RETIRE_GRACE: Duration = Duration::from_secs(2);
 
 /// One worker process, from its start to its end.
 #[derive(Debug)]
@@ -238,10 +241,13 @@ pub(crate) struct Newborn {
 pub(crate) struct Worker {
     pub(crate) process: Arc<Process>,
     pub(crate) lane: Arc<ParentLane>,
-    requests: FrameSender,
+    /// None once it is sent nothing more.
+    requests: Option<FrameSender>,
     /// Regions that have arrived and that no result has spoken of yet.
     arrived: Vec<(u32, Option<Region>)>,
     ear: Ear,
+    /// How many frames it was sent since its last answer.
+    unread: u32,
     /// Whether it is to stay awake after its answer.
     pub(crate) more: bool,
     /// Number of the last chunk.
@@ -293,9 +299,10 @@ impl Newborn {
         let mut worker = Worker {
             process,
             lane,
-            requests,
+            requests: Some(requests),
             arrived: Vec::new(),
             ear: Ear::default(),
+            unread: 0,
             more: false,
             sequence: 0,
             tasks: 0,
@@ -315,6 +322,11 @@ impl Worker {
     /// Lets it go: its channel ends, and so does it.
     pub(crate) fn retire(self) {
         self.process.doom(Doom::Retired);
+    }
+
+    /// Closes its channel: after what it was sent, it ends by itself.
+    pub(crate) fn hang_up(&mut self) {
+        self.requests = None;
     }
 
     /// Sends a request that is a frame by itself.
@@ -337,7 +349,7 @@ impl Worker {
         }
         let attached = self.attach([&context.attachments])?;
         if let Some(region) = &context.region {
-            self.send_region(region)?;
+            self.pass(&Passed::Region, &[region.as_fd()])?;
         }
         self.make(&Request::Context { id: context.id, attached, body: context.body })?;
         self.frame.extend_from_slice(&context.bytes);
@@ -371,8 +383,14 @@ impl Worker {
         self.process.control.send(&packet, descriptors)
     }
 
-    /// Has it drop the contexts of calls that are over.
+    /// Has it drop the contexts of calls that are over. One that may not be reading is not told: the pool's
+    /// lock is held here, and a full channel would block.
     pub(crate) fn forget(&mut self) {
+        /// Fewer small frames than fit into a socket's buffer beside a chunk's.
+        const MOST_UNREAD: u32 = 16;
+        if self.unread >= MOST_UNREAD {
+            return;
+        }
         let over = self.contexts.extract_if(.., |context| context.is_over());
         let contexts: Vec<u64> = over.map(|context| context.id).collect();
         if !contexts.is_empty() {
@@ -381,9 +399,12 @@ impl Worker {
         }
     }
 
-    /// Sends the frame that was made in `self.frame`.
-    pub(crate) fn send_frame(&self) -> Result<(), TransportError> {
-        self.requests.send(&self.frame)?;
+    /// Sends the frame that was made in `self.frame`. The worker has read all that came before its last
+    /// answer, and what it is sent until the next fits into its socket's buffer, so that this doesn't block;
+    /// should it do so where that buffer is small, it ends when the worker is found silent and killed.
+    pub(crate) fn send_frame(&mut self) -> Result<(), TransportError> {
+        self.unread += 1;
+        self.requests.as_ref().ok_or(TransportError::PeerGone)?.send(&self.frame)?;
         self.lane.requests().ring(self.more);
         Ok(())
     }
@@ -426,6 +447,7 @@ impl Worker {
             let reply = reply(&packet)?;
             let Reply::Region { number } = reply else {
                 self.ear.receive();
+                self.unread = 0;
                 return Ok(reply);
             };
             let malformed = |what: String| TransportError::Malformed(what);
@@ -449,4 +471,46 @@ impl Worker {
 
 fn reply(packet: &Packet) -> Result<Reply, TransportError> {
     codec::decode(&packet.bytes).map_err(|error| TransportError::Malformed(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::os::unix::process::CommandExt;
+    use std::process::Command;
+
+    use super::*;
+
+    /// A field of `/proc/PID/status`.
+    fn status(pid: u32, field: &str) -> String {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
+        line.trim().to_owned()
+    }
+
+    #[test]
+    fn what_was_seen_to_end_is_sent_no_signal_since_its_number_may_be_anothers() {
+        let mut command = Command::new("sleep");
+        let mut sleep = command.arg("3600").process_group(0).spawn().unwrap();
+        let child = Child::of(&sleep).unwrap();
+        let control = Control::new(Control::pair().unwrap().0, 0);
+        let grace = Duration::from_secs(3600);
+        let process = Process::new(0, 1, child, control, None, grace);
+        let pid = process.pid();
+        // What a process that is stopped is sent stays to be seen.
+        process.signal_group(Signal::STOP);
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !status(pid, "State:").starts_with('T') {
+            assert!(Instant::now() < deadline, "it is not stopped");
+            std::thread::yield_now();
+        }
+        let pending = || u64::from_str_radix(&status(pid, "ShdPnd:"), 16).unwrap();
+        process.set_ended();
+        process.signal_group(Signal::TERM);
+        process.end_softly(Doom::Cancelled);
+        assert_eq!(pending(), 0);
+        assert_eq!(process.doomed(), Some(Doom::Cancelled));
+        sleep.kill().unwrap();
+        sleep.wait().unwrap();
+    }
 }

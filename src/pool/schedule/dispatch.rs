@@ -32,28 +32,35 @@ impl Shared {
     pub(crate) fn next_step(&self, slot: usize) -> Step {
         let mut central = self.central();
         loop {
-            let has_work = central.has_work();
-            let is_idle = match central.seats.look(slot, has_work) {
-                Find::Newborn(newborn) => {
-                    self.mind_needless(&central);
-                    return Step::Greet(newborn);
+            match self.look(&mut central, slot) {
+                Ok(step) => return step,
+                Err(is_idle) => central = self.sleep(central, slot, is_idle),
+            }
+        }
+    }
+
+    /// Returns what there is to do for a slot's driver; otherwise whether its worker is idle.
+    pub(super) fn look(&self, central: &mut Central, slot: usize) -> Result<Step, bool> {
+        let has_work = central.has_work();
+        match central.seats.look(slot, has_work) {
+            Find::Newborn(newborn) => {
+                self.mind_needless(central);
+                Ok(Step::Greet(newborn))
+            }
+            Find::End(worker) => Ok(Step::Quit(worker)),
+            Find::Nothing => Err(false),
+            Find::Idle(worker) => {
+                let allowed = self.allowance(worker);
+                let batches = self.find_work(central, slot, allowed);
+                if !batches.is_empty()
+                    && let Some(worker) = central.seats.take(slot)
+                {
+                    central.watcher.take_if(|watcher| *watcher == slot);
+                    let turn = self.start_chunk(central, slot, &worker, batches, None);
+                    return Ok(Step::Run { worker, turn });
                 }
-                Find::End(worker) => return Step::Quit(worker),
-                Find::Nothing => false,
-                Find::Idle(worker) => {
-                    let allowed = self.allowance(worker);
-                    let batches = self.find_work(&mut central, slot, allowed);
-                    if !batches.is_empty()
-                        && let Some(worker) = central.seats.take(slot)
-                    {
-                        central.watcher.take_if(|watcher| *watcher == slot);
-                        let turn = self.start_chunk(&mut central, slot, &worker, batches, None);
-                        return Step::Run { worker, turn };
-                    }
-                    true
-                }
-            };
-            central = self.sleep(central, slot, is_idle);
+                Err(true)
+            }
         }
     }
 
@@ -182,7 +189,8 @@ impl Shared {
         let is_brisk = batches.front().is_some_and(|batch| batch.job.pace.is_brisk());
         let brisk = is_brisk.then(|| central.limiter.begin());
         worker.process.set_used();
-        let chunk = Chunk::new(worker, batches);
+        let mut chunk = Chunk::new(worker, batches);
+        chunk.is_last = self.is_of_one_process();
         let is_crowded = chunk.items() > 1;
         if is_crowded && patience.is_none() {
             central.crowded.push(slot);
@@ -214,6 +222,17 @@ impl Shared {
         let awake = turn.patience.map(|patience| Awake { patience, late: &late });
         let counters = &self.counters;
         let outcome = chunk::run(&mut worker, running, limit, counters, Some(observers), awake);
+        self.bring_back(slot, worker, turn, outcome);
+    }
+
+    /// Takes a worker back from a chunk that is done, or from which it is lost.
+    pub(super) fn bring_back(
+        &self,
+        slot: usize,
+        mut worker: Worker,
+        turn: Turn,
+        outcome: Result<(), Box<Loss>>,
+    ) {
         let outcome = outcome.map_err(|loss| self.mourn(&worker, *loss));
         if self.regions.have_returned()
             && let Some(at) = Regions::look_at()
@@ -243,7 +262,7 @@ impl Shared {
         refused.iter().for_each(|batch| self.refuse(batch));
     }
 
-    fn tell_assigned(&self, slot: usize) {
+    pub(super) fn tell_assigned(&self, slot: usize) {
         if !self.config.observers.listen() {
             return;
         }

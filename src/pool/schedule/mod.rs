@@ -6,6 +6,7 @@ pub(crate) mod cost;
 pub(crate) mod counters;
 mod dispatch;
 mod limiter;
+mod one_process;
 pub(crate) mod slots;
 pub(crate) mod state;
 mod submit;

@@ -23,7 +23,7 @@ use crate::error::{StartError, TaskErrorKind};
 use crate::pool::call::outcome::Failure;
 use crate::pool::call::outcome::Origin;
 use crate::pool::config::Config;
-use crate::pool::drive::chunk::{Chunk, Running};
+use crate::pool::drive::chunk::{Chunk, Running, Sent};
 use crate::pool::drive::regions::Regions;
 use crate::pool::observe::events::Calls;
 use crate::pool::process::orders::Orders;
@@ -84,6 +84,16 @@ pub(crate) struct Slot {
     /// Wakes the slot's driver.
     pub(super) call: Condvar,
     pub(crate) running: Running,
+    pub(super) flight: Mutex<Option<Flight>>,
+}
+
+/// The only call of a [`Process`](crate::Process), between its sending, on the thread of the caller, and
+/// the end of its process, which the supervisor notices.
+#[derive(Debug)]
+pub(super) struct Flight {
+    pub(super) worker: Worker,
+    pub(super) turn: Turn,
+    pub(super) sent: Sent,
 }
 
 #[derive(Debug)]
@@ -101,6 +111,8 @@ pub(super) struct Central {
     pub(super) watcher: Option<usize>,
     /// The first start's outcome, for whoever builds the pool.
     pub(super) first_start: Option<Result<(), StartError>>,
+    /// Whether the supervisor that all processes share has this pool.
+    pub(super) is_supervised: bool,
 }
 
 /// What belongs to a slot whoever sits there.
@@ -152,6 +164,7 @@ impl Shared {
             crowded: Vec::new(),
             watcher: None,
             first_start: None,
+            is_supervised: false,
         };
         let counters = Counters::new(slots);
         Self {
@@ -225,6 +238,16 @@ impl Shared {
             self.summon(central);
         }
         Vec::new()
+    }
+
+    /// As [`running`](Self::running), for the supervisor: none while a chunk is being sent or its results
+    /// are taken out, which may take long and must hold up no other.
+    pub(super) fn try_running(&self, slot: usize) -> Option<MutexGuard<'_, Option<Chunk>>> {
+        match self.slots[slot].running.try_lock() {
+            Ok(running) => Some(running),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
     }
 
     pub(super) fn running(&self, slot: usize) -> MutexGuard<'_, Option<Chunk>> {

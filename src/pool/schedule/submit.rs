@@ -186,13 +186,16 @@ impl Shared {
         }
     }
 
-    /// Waits until the drivers have ended.
+    /// Waits until the drivers have ended; of a pool of one process, which has none, until that has.
     pub(crate) fn wait_end(&self) {
         if self.forked().is_some() {
             return;
         }
         let mut central = self.central();
-        while central.drivers > 0 {
+        while match self.is_of_one_process() {
+            true => central.is_supervised,
+            false => central.drivers > 0,
+        } {
             central = self.changed.wait(central).unwrap_or_else(PoisonError::into_inner);
         }
     }

@@ -14,6 +14,9 @@ use crate::pool::observe::events::EventKind;
 use crate::pool::process::worker::{Doom, Newborn, Process, Worker};
 use crate::pool::types::WorkerInfo;
 
+/// When the supervisor looks again at a chunk that is being sent.
+const SOON: Duration = Duration::from_millis(10);
+
 impl Shared {
     /// A worker has been greeted; what is left is its initializer.
     pub(crate) fn greeted(&self) {
@@ -149,7 +152,9 @@ impl Shared {
 
     /// Whether all is done: no driver is left to need a process.
     pub(crate) fn has_ended(&self) -> bool {
-        self.central().drivers == 0
+        let central = self.central();
+        let is_dropped = self.is_of_one_process() && central.seats.phase() == Phase::Terminated;
+        central.drivers == 0 || is_dropped
     }
 
     /// Whether nothing is left to do for the workers that are being started, and nothing else is.
@@ -182,7 +187,8 @@ impl Shared {
     /// Ends a worker that uses more memory than it may.
     pub(crate) fn end_for_memory(&self, process: &Arc<Process>) {
         let mut central = self.central();
-        let mut running = self.running(process.slot);
+        // A chunk that is being sent is looked at again in a moment.
+        let Some(mut running) = self.try_running(process.slot) else { return };
         let chunk = running.as_mut().filter(|chunk| Arc::ptr_eq(&chunk.process, process));
         let Some(chunk) = chunk else { return process.kill(Doom::OutOfMemory) };
         let rest = chunk.end_for_memory();
@@ -260,10 +266,13 @@ impl Shared {
         let mut central = self.central();
         let mut refused = Vec::new();
         for slot in 0..self.slots.len() {
-            let mut running = self.running(slot);
-            let Some(chunk) = running.as_mut() else { continue };
-            let (rest, again) = chunk.enforce();
-            drop(running);
+            let (rest, again) = match self.try_running(slot) {
+                Some(mut running) => match running.as_mut() {
+                    Some(chunk) => chunk.enforce(),
+                    None => continue,
+                },
+                None => (Vec::new(), Instant::now().checked_add(SOON)),
+            };
             next = match (next, again) {
                 (Some(next), Some(again)) => Some(next.min(again)),
                 (next, again) => next.or(again),
