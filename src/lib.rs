@@ -249,3 +249,10 @@ pub fn seed() -> u64 {
 pub fn read_hostile(bytes: &[u8]) {
     pool::read_hostile(bytes);
 }
+
+/// Has a worker do to its parent what the bytes say; for fuzzing.
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub fn talk_to_liar(bytes: &[u8]) {
+    pool::talk(bytes);
+}

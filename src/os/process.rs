@@ -170,6 +170,13 @@ impl Child {
         }
     }
 
+    /// Watches a child that was started in another way.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn of(child: &std::process::Child) -> io::Result<Self> {
+        let pid = Pid::from_child(child);
+        Ok(Self { pid, pidfd: pidfd_open(pid, PidfdFlags::empty())? })
+    }
+
     pub(crate) fn pid(&self) -> u32 {
         self.pid.as_raw_pid().cast_unsigned()
     }

@@ -46,6 +46,8 @@ mod events;
 #[allow(unsafe_code)] // Decodes results from memory that a worker may be writing.
 mod job;
 mod ledger;
+#[cfg(any(test, fuzzing))]
+mod liar;
 mod limiter;
 mod options;
 mod process;
@@ -78,7 +80,7 @@ pub use self::stream::{Reports, Results};
 pub use self::task::Task;
 
 #[cfg(fuzzing)]
-pub(crate) use self::records::read_hostile;
+pub(crate) use self::{liar::talk, records::read_hostile};
 
 use self::batch::Batch;
 use self::context::Context;
