@@ -180,6 +180,8 @@
 #[cfg(not(target_os = "linux"))]
 compile_error!("procpool needs Linux: pidfds, parent death signals and /proc/self/exe");
 
+#[cfg_attr(all(test, loom), allow(unsafe_code))]
+mod atomic;
 #[allow(unsafe_code)] // Messages lie in shared memory.
 mod channel;
 #[cfg(feature = "cli")]

@@ -146,6 +146,9 @@ impl Liar<'_> {
     fn run(mut self) {
         let ending = self.script.byte();
         while let Some(step) = self.script.next() {
+            if self.scene.is_over.load(SeqCst) {
+                return;
+            }
             self.step(step);
         }
         match ending % 8 {
@@ -254,7 +257,8 @@ impl Liar<'_> {
             7 => {
                 let (width, count) = (self.script.byte() % 17, self.script.byte() % 17);
                 let mut payload = vec![width];
-                payload.extend_from_slice(self.script.bytes(usize::from(width * count)));
+                let len = usize::from(width) * usize::from(count);
+                payload.extend_from_slice(self.script.bytes(len));
                 self.record(7, payload.len() as u32, &payload);
                 self.done = self.done.wrapping_add(count.into());
                 self.commit(0);
@@ -306,6 +310,9 @@ impl Liar<'_> {
             20 => {
                 // One after the other, whether the parent is told to go on or not.
                 for _ in 0..=self.script.byte() {
+                    if self.scene.is_over.load(SeqCst) {
+                        return;
+                    }
                     self.reply(&Reply::Yield { sequence: self.sequence }, &[]);
                     self.await_parent();
                 }
@@ -430,9 +437,9 @@ impl Liar<'_> {
         let _ = rustix::net::sendmsg(control, &[IoSlice::new(packet)], &mut ancillary, flags);
     }
 
-    /// Lets the parent come to read what was sent.
+    /// Lets the parent come to read what was sent. On a busy machine each of these takes milliseconds.
     fn await_parent(&self) {
-        for _ in 0..50 {
+        for _ in 0..3 {
             std::thread::yield_now();
         }
     }
@@ -715,6 +722,9 @@ mod tests {
                 scripts.iter().for_each(|script| drop(scope.spawn(|| talk(script))));
             });
             talks += scripts.len();
+            if talks % 1000 == 0 {
+                println!("{talks} talks");
+            }
         }
         println!("{talks} talks");
         // What a thread that has just ended held may be there for a moment.
