@@ -343,7 +343,8 @@ fn lock(window: &Mutex<Option<Window>>) -> MutexGuard<'_, Option<Window>> {
 }
 
 /// The positions, on the code itself; what they lead to are cells here, and each side is one thread: that
-/// it is one at a time is its lock's promise. Kills are not modelled, nor what happens to the file.
+/// it is one at a time is its lock's promise. Kills are not modelled, nor what happens to the file, nor
+/// the bound on how many messages wait.
 #[cfg(all(test, loom))]
 mod loom_model {
     use loom::cell::UnsafeCell;
@@ -391,27 +392,6 @@ mod loom_model {
             }
             sender.join().unwrap();
             assert_eq!((model.sender.count(), model.receiver.count()), (2, 2));
-        });
-    }
-
-    /// A sender that finds the channel full may find it so by one too many, and never by one too few.
-    #[test]
-    fn no_more_messages_wait_than_a_sender_counts() {
-        loom::model(|| {
-            let model = Arc::new(Model::default());
-            model.sender.advance(HEAD);
-            model.sender.advance(2 * HEAD);
-            let receiver = spawn({
-                let model = Arc::clone(&model);
-                move || {
-                    model.receiver.advance(HEAD);
-                    model.receiver.advance(2 * HEAD);
-                }
-            });
-            let counted = model.sender.count() - model.receiver.count();
-            let waiting = (model.sender.position() - model.receiver.position()) / HEAD;
-            assert!(waiting <= counted, "{waiting} wait, {counted} are counted");
-            receiver.join().unwrap();
         });
     }
 }
