@@ -567,6 +567,7 @@ pub(crate) fn talk(bytes: &[u8]) {
     }
 }
 
+#[allow(clippy::zombie_processes)] // `supervise` waits for it by its pidfd.
 fn talk_to_the_end(bytes: &[u8]) {
     let mut script = Script(bytes);
     let (setting, decoding) = (script.byte(), script.byte());
