@@ -202,8 +202,8 @@ impl Child {
         }
     }
 
-    /// Any child of this process.
-    #[cfg(test)]
+    /// Watches a child that was started in another way.
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn of(child: &std::process::Child) -> io::Result<Self> {
         let pid = Pid::from_child(child);
         Ok(Self { pid, pidfd: pidfd_open(pid, PidfdFlags::empty())? })

@@ -38,6 +38,8 @@ mod call;
 mod config;
 mod drive;
 mod handle;
+#[cfg(any(test, fuzzing))]
+mod liar;
 mod limits;
 mod observe;
 mod options;
@@ -56,4 +58,4 @@ pub use self::process::one_shot::{Process, ProcessBuilder};
 pub use self::types::{Report, Stats, WorkerInfo, WorkerState};
 
 #[cfg(fuzzing)]
-pub(crate) use self::call::outcome::read_hostile;
+pub(crate) use self::{call::outcome::read_hostile, liar::talk};

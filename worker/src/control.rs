@@ -68,13 +68,7 @@ impl Control {
 
     /// Takes one end; both ends must be given the same nonce.
     pub fn new(socket: OwnedFd, nonce: u64) -> Self {
-        // A peer that doesn't read must not keep this side from watching it. Where the limit can't be
-        // set, there is room for hundreds of packets all the same.
-        let _ = rustix::net::sockopt::set_socket_timeout(
-            &socket,
-            rustix::net::sockopt::Timeout::Send,
-            Some(SEND_TIMEOUT),
-        );
+        limit_send_time(socket.as_fd());
         Self { socket, nonce: nonce.to_le_bytes() }
     }
 
@@ -179,6 +173,14 @@ impl Control {
     pub fn shut_down(&self) {
         let _ = rustix::net::shutdown(&self.socket, Shutdown::Read);
     }
+}
+
+/// Limits how long a send on the socket may wait for room: a peer that doesn't read must not keep this
+/// side from watching it. Where the limit can't be set, there is room for hundreds of packets all the
+/// same.
+pub(crate) fn limit_send_time(socket: BorrowedFd<'_>) {
+    let which = rustix::net::sockopt::Timeout::Send;
+    let _ = rustix::net::sockopt::set_socket_timeout(socket, which, Some(SEND_TIMEOUT));
 }
 
 impl AsFd for Control {

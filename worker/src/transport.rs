@@ -23,7 +23,7 @@ use ipc_channel::ipc::{self, IpcBytesReceiver, IpcBytesSender};
 use rustix::io::fcntl_dupfd_cloexec;
 use rustix::net::{AddressFamily, RecvFlags, SocketType};
 
-use crate::control::Control;
+use crate::control::{Control, limit_send_time};
 use crate::region::named;
 use crate::seed;
 
@@ -97,7 +97,24 @@ pub fn frames() -> Result<(FrameSender, OwnedFd), TransportError> {
     // SAFETY: `receiver` keeps the descriptor open until it is dropped at the end of this function.
     let own = unsafe { BorrowedFd::borrow_raw(number) };
     let passed = named("fcntl", fcntl_dupfd_cloexec(own, 3))?;
+    limit_sends(own, likely)?;
     Ok((FrameSender(sender), passed))
+}
+
+/// Limits how long a send through the channel may wait for room, as on the control socket. Its sender's
+/// descriptor is the one that receives what is written at its receiver's: the two are a socket pair.
+fn limit_sends(receiver: BorrowedFd<'_>, likely: RawFd) -> Result<(), TransportError> {
+    let token = token();
+    named("write", rustix::io::write(receiver, &token))?;
+    let number = find(likely, &token).ok_or_else(|| {
+        io::Error::other("no descriptor receives what is sent to the channel's sender")
+    })?;
+    // SAFETY: the channel's sender, which the caller keeps, owns the descriptor.
+    let sender = unsafe { BorrowedFd::borrow_raw(number) };
+    let mut taken = [0; TOKEN];
+    named("recv", rustix::net::recv(sender, &mut taken, RecvFlags::DONTWAIT))?;
+    limit_send_time(sender);
+    Ok(())
 }
 
 fn channel() -> Result<(IpcBytesSender, IpcBytesReceiver), TransportError> {
@@ -120,20 +137,34 @@ fn number_of(
     receiver: &IpcBytesReceiver,
     likely: RawFd,
 ) -> Result<RawFd, TransportError> {
+    let token = token();
+    send(sender, &token)?;
+    match (find(likely, &token), recv(receiver)?) {
+        (Some(number), received) if received == token => Ok(number),
+        _ => Err(io::Error::other("no descriptor receives what is sent to the channel").into()),
+    }
+}
+
+/// How many bytes a token has.
+const TOKEN: usize = 16;
+
+/// Returns bytes that no other packet ends with.
+fn token() -> [u8; TOKEN] {
+    let mut token = [0; TOKEN];
+    token[..8].copy_from_slice(&seed::fresh().to_le_bytes());
+    token[8..].copy_from_slice(&seed::fresh().to_le_bytes());
+    token
+}
+
+/// Returns the number of the descriptor that [`shows`] the token. The search begins at `likely`.
+fn find(likely: RawFd, token: &[u8]) -> Option<RawFd> {
     /// Other threads may open and close descriptors meanwhile, so some more are looked at first.
     const NEAR: RawFd = 64;
     /// And at last as many as a process has in practice: that takes 30 ms.
     const MOST: RawFd = 1 << 16;
-    let token: Vec<u8> = [seed::fresh(), seed::fresh()].map(u64::to_le_bytes).concat();
-    send(sender, &token)?;
     let near = likely..likely.saturating_add(NEAR);
     let far = near.end..near.end.saturating_add(MOST);
-    let mut numbers = near.chain(0..likely).chain(far);
-    let found = numbers.find(|number| shows(*number, &token));
-    match (found, recv(receiver)?) {
-        (Some(number), received) if received == token => Ok(number),
-        _ => Err(io::Error::other("no descriptor receives what is sent to the channel").into()),
-    }
+    near.chain(0..likely).chain(far).find(|number| shows(*number, token))
 }
 
 /// Returns whether the descriptor of that number, if there is one, is a socket whose next packet ends
@@ -166,13 +197,19 @@ fn recv(receiver: &IpcBytesReceiver) -> Result<Vec<u8>, TransportError> {
 
 impl FrameSender {
     /// Sends a frame of at most [`max_frame`] bytes. Blocks only while the receiver has several
-    /// unread.
+    /// unread, and for a second at most.
     ///
     /// # Errors
     ///
-    /// [`TransportError::PeerGone`] when nobody can receive it.
+    /// [`TransportError::PeerGone`] when no process can receive it, [`TransportError::Malformed`] when
+    /// none does.
     pub fn send(&self, frame: &[u8]) -> Result<(), TransportError> {
-        send(&self.0, frame)
+        send(&self.0, frame).map_err(|error| match error {
+            TransportError::Io(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                TransportError::Malformed("it reads nothing".to_owned())
+            }
+            error => error,
+        })
     }
 }
 
@@ -221,6 +258,15 @@ mod tests {
         assert_eq!(receiver.recv().unwrap(), b"after");
         drop(sender);
         assert!(matches!(receiver.recv(), Err(TransportError::PeerGone)));
+    }
+
+    #[test]
+    fn a_send_to_a_receiver_that_never_reads_is_over_in_time() {
+        let (sender, _passed) = frames().unwrap();
+        let begun = std::time::Instant::now();
+        let refused = (0..10_000).find_map(|_| sender.send(&[0; 1000]).err());
+        assert!(matches!(refused, Some(TransportError::Malformed(_))), "{refused:?}");
+        assert!(begun.elapsed() < std::time::Duration::from_secs(10));
     }
 
     #[test]

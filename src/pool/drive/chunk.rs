@@ -55,6 +55,8 @@ pub(crate) struct Chunk {
     is_sent: bool,
     /// Whether the worker is sent nothing after it, and ends by itself.
     pub(crate) is_last: bool,
+    /// How many items were delivered when it was last sent what to do.
+    heard: Option<u32>,
     /// The item that was running when the pool was suspended, and for how long it was.
     suspended: (Option<u32>, Duration),
     /// How much of the captured output has been delivered.
@@ -122,6 +124,7 @@ impl Chunk {
             seen: ((0, 0), now),
             is_sent: false,
             is_last: false,
+            heard: None,
             suspended: (None, Duration::ZERO),
             printed: 0,
         }
@@ -195,9 +198,13 @@ impl Chunk {
         self.limit.map_or(SILENCE, |limit| limit.min(SILENCE))
     }
 
-    /// Takes note that it is the worker's turn from now on.
+    /// Takes note that it is the worker's turn from now on. Its silence counts from the first time, or
+    /// from what it has delivered since: a lane that is emptied again and again is no progress.
     fn set_sent(&mut self) {
-        (self.is_sent, self.seen.1) = (true, Instant::now());
+        self.is_sent = true;
+        if self.heard.replace(self.delivered) != Some(self.delivered) {
+            self.seen.1 = Instant::now();
+        }
     }
 
     /// Ends the worker if its item has run for longer than the limit, or if no item runs and it is
