@@ -640,7 +640,9 @@ impl Run {
         let not_begun = self.not_begun();
         self.screen.flush()?;
         let Some(format) = summary else {
-            if let Some(not_begun) = not_begun {
+            // Who has interrupted it has been told already that it ends early.
+            let halted = matches!(self.ending, Some(Ending::Halted { .. }));
+            if let Some(not_begun) = not_begun.filter(|_| halted) {
                 say(format_args!("{not_begun} inputs were not begun"));
             }
             return Ok(());
