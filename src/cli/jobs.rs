@@ -9,7 +9,7 @@ use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use procpool_worker::harden;
@@ -177,11 +177,45 @@ pub(super) struct JobMaker<W> {
     inputs: u64,
     /// What was done before this run; none without a journal.
     past: Option<Past>,
+    numbers: Numbers,
+}
+
+/// The numbers of the inputs that jobs are made of. They count from 1, and those that are left out have
+/// one too.
+#[derive(Clone, Default)]
+pub(super) struct Numbers(Arc<Mutex<Vec<Gap>>>);
+
+/// From this position on, so much more than the position is the number.
+struct Gap {
+    id: u64,
+    more: u64,
+}
+
+impl Numbers {
+    /// The job of this position is that of this input. Positions come in their order.
+    fn note(&self, id: u64, number: u64) {
+        let mut gaps = self.gaps();
+        let more = number - id;
+        if gaps.last().is_none_or(|last| last.more != more) {
+            gaps.push(Gap { id, more });
+        }
+    }
+
+    /// The number of the job of this position.
+    pub(super) fn of(&self, id: u64) -> u64 {
+        let gaps = self.gaps();
+        let next = gaps.partition_point(|gap| gap.id <= id);
+        id + next.checked_sub(1).map_or(1, |last| gaps[last].more)
+    }
+
+    fn gaps(&self) -> MutexGuard<'_, Vec<Gap>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl<W: Work> JobMaker<W> {
-    pub(super) fn new(work: W, past: Option<Past>) -> Self {
-        Self { work, next_id: 0, inputs: 0, past }
+    pub(super) fn new(work: W, past: Option<Past>, numbers: Numbers) -> Self {
+        Self { work, next_id: 0, inputs: 0, past, numbers }
     }
 
     pub(super) fn task(&self) -> fn(W::Job) -> W::Answer {
@@ -205,13 +239,16 @@ impl<W: Work> JobMaker<W> {
             return None;
         }
         self.next_id += 1;
-        Some((job, Kept { input, key, read: harden::now() }))
+        self.numbers.note(self.next_id - 1, self.inputs);
+        Some((job, Kept { input, number: self.inputs, key, read: harden::now() }))
     }
 }
 
 /// What is known of a job that is under way.
 pub(super) struct Kept {
     pub(super) input: Input,
+    /// The number of the input, from 1.
+    pub(super) number: u64,
     pub(super) key: Option<Key>,
     /// When it was read, on the monotonic clock in nanoseconds.
     pub(super) read: u64,
@@ -240,7 +277,7 @@ impl UnderWay {
     /// What was kept of a job that came back.
     pub(super) fn take(&self, position: u64) -> Kept {
         // A pool that reports a position twice, or one that isn't, would be shown as what it is.
-        let unknown = || Kept { input: Input::from("?"), key: None, read: 0 };
+        let unknown = || Kept { input: Input::from("?"), number: 0, key: None, read: 0 };
         self.0.borrow_mut().remove(&position).unwrap_or_else(unknown)
     }
 }
@@ -254,7 +291,7 @@ mod tests {
     #[test]
     fn an_input_is_kept_from_its_reading_until_its_result_is_there() {
         let under_way = UnderWay::default();
-        let kept = |input: i64| Kept { input: input.into(), key: None, read: 0 };
+        let kept = |input: i64| Kept { input: input.into(), number: 0, key: None, read: 0 };
         let mut jobs = under_way.keeping([5, 6].map(|input| ((), kept(input))).into_iter());
         jobs.next();
         assert_eq!(under_way.0.borrow().len(), 1);
@@ -264,10 +301,19 @@ mod tests {
     }
 
     #[test]
+    fn numbers_count_the_inputs_that_are_left_out_too() {
+        let numbers = Numbers::default();
+        for (id, number) in [(0, 1), (1, 2), (2, 5), (3, 6), (4, 9)] {
+            numbers.note(id, number);
+        }
+        assert_eq!([0, 1, 2, 3, 4, 5].map(|id| numbers.of(id)), [1, 2, 5, 6, 9, 10]);
+    }
+
+    #[test]
     fn the_second_input_of_one_output_is_marked() {
         let taken = |task, inputs: [&str; 3]| {
             let work = BuiltIn::new(find(task).unwrap(), Params::default());
-            let mut jobs = JobMaker::new(work, None);
+            let mut jobs = JobMaker::new(work, None, Numbers::default());
             let taken = inputs.map(|input| jobs.make(Input::from(input)).unwrap().0.taken);
             assert_eq!(jobs.next_id(), 3);
             taken

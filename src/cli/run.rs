@@ -21,9 +21,9 @@ use super::exit::Exit;
 use super::humane;
 use super::inputs::Feed;
 use super::interrupt;
-use super::jobs::{BuiltIn, Commands, JobMaker, Work};
+use super::jobs::{BuiltIn, Commands, JobMaker, Numbers, Work};
 use super::journal::{Counts, Journal, Key, Past};
-use super::log::{self, Log};
+use super::log::Log;
 use super::mailbox::Taken;
 use super::median::Median;
 use super::order::Order;
@@ -183,9 +183,11 @@ fn run_work<W: Work>(
     spills: Option<Spills>,
 ) -> Result<Exit> {
     let is_command = matches!(plan.work, WorkPlan::Command(_));
+    let numbers = Numbers::default();
     let log = match &plan.log {
-        LogTo::File(path) => Some(Log::create(path)?),
-        LogTo::Nowhere | LogTo::Stderr => None,
+        LogTo::File(path) => Some(Log::create(path, numbers.clone())?),
+        LogTo::Stderr => Some(Log::to_stderr(numbers.clone())),
+        LogTo::Nowhere => None,
     };
     let trace = plan.trace.as_deref().map(Trace::create).transpose()?;
     let (journal, past): (_, Option<Past>) =
@@ -216,7 +218,7 @@ fn run_work<W: Work>(
     };
     let is_live = plan.source.is_live();
     let (inputs, feed) = plan.source.stream(plan.takes);
-    let jobs = JobMaker::new(work, past);
+    let jobs = JobMaker::new(work, past, numbers);
     let collector = Collector::new(pool.clone(), jobs.task(), Arc::clone(&events), board.clone());
     let threads = if is_live {
         collector.live(inputs, jobs, feed.clone())?
@@ -301,8 +303,6 @@ fn build_pool(
     });
     if let Some(log) = log {
         builder = builder.on_event(move |event| log.write(event));
-    } else if matches!(plan.log, LogTo::Stderr) {
-        builder = builder.on_event(log::tell);
     }
     if let Some(trace) = trace {
         builder = builder.on_event(move |event| trace.note(event));

@@ -193,7 +193,7 @@ impl State {
         }
         if !self.slots[slot].named {
             self.slots[slot].named = true;
-            self.name("thread_name", slot, format!("worker {slot}"));
+            self.name("thread_name", slot, format!("worker {}", slot + 1));
         }
         &mut self.slots[slot]
     }
@@ -240,7 +240,7 @@ impl State {
             ts,
             dur: Some(dur),
             args: Details {
-                id: Some(row.id),
+                id: Some(row.number),
                 pid: Some(row.pid),
                 attempt: Some(attempt),
                 memory: row.memory.filter(|_| last),

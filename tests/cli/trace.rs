@@ -39,7 +39,7 @@ fn a_trace_has_a_track_for_each_worker_with_its_jobs_one_after_the_other() {
     let svg = run(&["timeline", file]);
     assert_eq!(svg.code, Some(0), "{svg:?}");
     assert!(svg.text().starts_with("<svg ") && svg.text().ends_with("</svg>\n"), "{svg:?}");
-    for what in ["worker 0", "worker 1", "no&lt;&amp;&gt;", "SIGKILL", "start of PID"] {
+    for what in ["worker 1<", "worker 2<", "no&lt;&amp;&gt;", "SIGKILL", "start of PID"] {
         assert!(svg.text().contains(what), "{what}: {}", svg.text());
     }
     let picture = dir.path().join("picture.svg");
