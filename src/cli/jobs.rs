@@ -9,7 +9,7 @@ use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::rc::Rc;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use procpool_worker::harden;
@@ -19,6 +19,7 @@ use serde::de::DeserializeOwned;
 use super::args::TimeLimit;
 use super::journal::{Key, Past};
 use super::median::Median;
+use super::numbers::Numbers;
 use super::render::{End, Row};
 use crate::Report;
 use crate::tasks::command::{self, CommandJob, Ended, Template, Verdict};
@@ -180,39 +181,6 @@ pub(super) struct JobMaker<W> {
     numbers: Numbers,
 }
 
-/// The numbers of the inputs that jobs are made of. They count from 1, and those that are left out have
-/// one too.
-#[derive(Clone, Default)]
-pub(super) struct Numbers(Arc<Mutex<Vec<Gap>>>);
-
-/// From this position on, so much more than the position is the number.
-struct Gap {
-    id: u64,
-    more: u64,
-}
-
-impl Numbers {
-    /// The job of this position is that of this input. Positions come in their order.
-    fn note(&self, id: u64, number: u64) {
-        let mut gaps = self.gaps();
-        let more = number - id;
-        if gaps.last().is_none_or(|last| last.more != more) {
-            gaps.push(Gap { id, more });
-        }
-    }
-
-    /// The number of the job of this position.
-    pub(super) fn of(&self, id: u64) -> u64 {
-        let gaps = self.gaps();
-        let next = gaps.partition_point(|gap| gap.id <= id);
-        id + next.checked_sub(1).map_or(1, |last| gaps[last].more)
-    }
-
-    fn gaps(&self) -> MutexGuard<'_, Vec<Gap>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 impl<W: Work> JobMaker<W> {
     pub(super) fn new(work: W, past: Option<Past>, numbers: Numbers) -> Self {
         Self { work, next_id: 0, inputs: 0, past, numbers }
@@ -298,15 +266,6 @@ mod tests {
         jobs.next();
         assert_eq!([1, 0].map(|position| under_way.take(position).input), [6, 5].map(Input::from));
         assert!(under_way.0.borrow().is_empty());
-    }
-
-    #[test]
-    fn numbers_count_the_inputs_that_are_left_out_too() {
-        let numbers = Numbers::default();
-        for (id, number) in [(0, 1), (1, 2), (2, 5), (3, 6), (4, 9)] {
-            numbers.note(id, number);
-        }
-        assert_eq!([0, 1, 2, 3, 4, 5].map(|id| numbers.of(id)), [1, 2, 5, 6, 9, 10]);
     }
 
     #[test]

@@ -3,17 +3,15 @@
 //! It is written on the thread that the pool calls back on, so that no task waits for it. A file
 //! gets JSON, standard error lines for people.
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::Result;
 
 use super::exit::Usage;
-use super::jobs::Numbers;
+use super::numbers::{Numbering, Numbers};
 use crate::{Event, EventKind};
 
 /// A log that is being written.
@@ -34,14 +32,6 @@ enum To {
     Stderr,
 }
 
-/// What events call by their position, as people see it: workers and inputs count from 1.
-struct Numbering {
-    numbers: Numbers,
-    /// What each slot was sent last, by the position in its stream, and the position in the run at
-    /// which that stream begins.
-    sent: HashMap<usize, (Range<u64>, u64)>,
-}
-
 impl Log {
     /// A new file, or an old one emptied.
     pub(super) fn create(path: &Path, numbers: Numbers) -> Result<Self> {
@@ -57,7 +47,7 @@ impl Log {
     }
 
     fn new(to: To, numbers: Numbers) -> Self {
-        let numbering = Numbering { numbers, sent: HashMap::new() };
+        let numbering = Numbering::new(numbers);
         Self(Arc::new(Mutex::new(State { to, numbering, trouble: None })))
     }
 
@@ -99,37 +89,6 @@ impl Log {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Numbering {
-    fn of(&mut self, event: &Event) -> Event {
-        let mut event = event.clone();
-        match &mut event.kind {
-            EventKind::Assigned { slot, id, tasks, label, .. } => {
-                // The label is the run's own.
-                let first = label.take().and_then(|label| label.parse().ok()).unwrap_or(0);
-                self.sent.insert(*slot, (*id..*id + u64::from(*tasks), first));
-                *id = self.numbers.of(first + *id);
-                *slot += 1;
-            }
-            EventKind::Finished { slot, id, .. } => {
-                let first = self.sent.get(slot).map_or(0, |(_, first)| *first);
-                *id = self.numbers.of(first + *id);
-                *slot += 1;
-            }
-            EventKind::Retried { id, .. } => {
-                let sent = self.sent.values().find(|(sent, _)| sent.contains(id));
-                *id = self.numbers.of(sent.map_or(0, |(_, first)| *first) + *id);
-            }
-            EventKind::Spawned { slot, .. }
-            | EventKind::Ready { slot, .. }
-            | EventKind::StartFailed { slot, .. }
-            | EventKind::Lost { slot, .. }
-            | EventKind::Retired { slot, .. } => *slot += 1,
-            _ => {}
-        }
-        event
     }
 }
 

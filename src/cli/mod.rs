@@ -35,6 +35,7 @@ mod log;
 mod mailbox;
 mod manual;
 mod median;
+mod numbers;
 mod order;
 mod plan;
 mod progress;

@@ -21,11 +21,12 @@ use super::exit::Exit;
 use super::humane;
 use super::inputs::Feed;
 use super::interrupt;
-use super::jobs::{BuiltIn, Commands, JobMaker, Numbers, Work};
+use super::jobs::{BuiltIn, Commands, JobMaker, Work};
 use super::journal::{Counts, Journal, Key, Past};
 use super::log::Log;
 use super::mailbox::Taken;
 use super::median::Median;
+use super::numbers::Numbers;
 use super::order::Order;
 use super::plan::{LogTo, RunPlan, WorkPlan};
 use super::progress::Progress;
@@ -189,7 +190,8 @@ fn run_work<W: Work>(
         LogTo::Stderr => Some(Log::to_stderr(numbers.clone())),
         LogTo::Nowhere => None,
     };
-    let trace = plan.trace.as_deref().map(Trace::create).transpose()?;
+    let trace = plan.trace.as_deref();
+    let trace = trace.map(|path| Trace::create(path, numbers.clone())).transpose()?;
     let (journal, past): (_, Option<Past>) =
         Journal::open(&plan.journal, plan.form.columns)?.unzip();
     let known = past.as_ref().map(|past| (past.counts(), past.failed()));
