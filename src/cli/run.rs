@@ -659,7 +659,8 @@ impl Run {
             Format::Plain => self.tally.summary("jobs", now, not_begun),
             _ => self.tally.workers(&workers) + &self.tally.summary("tasks", now, not_begun),
         };
-        let to = if format == Format::Table { self.screen.page() } else { self.screen.errors() };
+        let to =
+            if format == Format::Table { self.screen.page() } else { self.screen.error_lines() };
         to.extend_from_slice(text.as_bytes());
         self.screen.flush()
     }

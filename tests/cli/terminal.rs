@@ -118,3 +118,21 @@ fn ctrl_c_in_a_terminal_prints_one_line() {
     let lines: Vec<_> = shown.lines().filter(|line| !line.trim().is_empty()).collect();
     assert_eq!(lines.len(), 1, "{shown:?}");
 }
+
+#[test]
+fn what_is_said_of_a_run_begins_a_line_of_its_own() {
+    // Without a bar, too; and on either output.
+    for (prints, more) in [("printf out", "--progress never"), ("printf out >&2", "")] {
+        let terminal = Terminal::start(&format!("run -p 1 {more} -- sh -c '{prints}' ::: a"));
+        terminal.wait_until("its end is shown", |shown| shown.contains("retried"));
+        let (code, shown) = terminal.end();
+        assert_eq!(code, Some(0), "{shown}");
+        let screen = drawn(&shown);
+        assert!(screen[0] == "out" && screen[1].starts_with("1 job"), "{screen:?}");
+    }
+    let terminal =
+        Terminal::start("run -q -p 1 --progress never -- sh -c 'printf out; exit 3' ::: a");
+    terminal.wait_until("its error is shown", |shown| shown.contains("exited with code 3"));
+    let screen = drawn(&terminal.end().1);
+    assert!(screen[0] == "out" && screen[1].starts_with("error:"), "{screen:?}");
+}
