@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Serialize, Serializer};
 
-use crate::error::{DeathCause, TaskErrorKind};
+use crate::error::DeathCause;
 use crate::pool::observe::callbacks::{Callback, Callbacks, contain};
 
 /// Something that has happened in a pool.
@@ -85,10 +85,17 @@ pub enum EventKind {
     },
     /// A task will be run again.
     Retried {
+        /// The slot of the worker that was lost.
+        slot: usize,
+        /// That worker's PID.
+        pid: u32,
         /// The task's id.
         id: u64,
         /// The attempt that failed.
         attempt: u32,
+        /// How long it ran. Serialised as seconds.
+        #[serde(serialize_with = "seconds")]
+        elapsed: Duration,
         /// What went wrong.
         error: String,
     },
@@ -150,7 +157,7 @@ impl fmt::Display for Event {
                 write!(f, " after {elapsed:?}")?;
                 error.as_ref().map_or(Ok(()), |error| write!(f, ": {error}"))
             }
-            EventKind::Retried { id, attempt, error } => {
+            EventKind::Retried { id, attempt, error, .. } => {
                 write!(f, "task {id} is tried again after attempt {attempt}: {error}")
             }
             EventKind::Lost { slot, pid, cause } => {
@@ -305,10 +312,6 @@ impl Observers {
 
     pub(crate) fn lost(&self, slot: usize, pid: u32, cause: DeathCause) {
         self.tell(|| EventKind::Lost { slot, pid, cause: cause.to_string() });
-    }
-
-    pub(crate) fn retried(&self, id: u64, attempt: u32, kind: &TaskErrorKind) {
-        self.tell(|| EventKind::Retried { id, attempt, error: kind.to_string() });
     }
 }
 

@@ -287,8 +287,14 @@ impl Shared {
             let retries = batch.job.options.retries.unwrap_or(0);
             let may_retry = !matches!(kind, TaskErrorKind::Cancelled | TaskErrorKind::Closed);
             if may_retry && batch.attempt <= retries && !batch.job.cancelled.load(Relaxed) {
-                let id = batch.job.offset + batch.first;
-                self.config.observers.retried(id, batch.attempt, &kind);
+                self.config.observers.tell(|| EventKind::Retried {
+                    slot: process.slot,
+                    pid: process.pid(),
+                    id: batch.job.offset + batch.first,
+                    attempt: batch.attempt,
+                    elapsed: loss.elapsed,
+                    error: kind.to_string(),
+                });
                 batch.attempt += 1;
                 self.counters.retried.fetch_add(1, Relaxed);
                 again.push(batch);
