@@ -60,7 +60,7 @@ def imports(names, file, found):
     for tree in re.findall(USE, text):
         paths.update(expand(tree))
     text = re.sub(USE, "", text)
-    paths.update(re.findall(r"\b(?:crate|super|self)(?:::\w+)+", text))
+    paths.update(re.findall(r"(?<!\$)\b(?:crate|super|self)(?:::\w+)+", text))
     children = {path[-1] for path in found if len(path) == len(names) + 1 and path[:-1] == names}
     if children:
         paths.update(re.findall(r"(?<![:\w])(?:%s)(?:::\w+)+" % "|".join(sorted(children)), text))

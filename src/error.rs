@@ -78,6 +78,13 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// Returns what makes an error of what the system said, when it was asked for `what`.
+    pub(crate) fn system(what: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::System { what, source }
+    }
+}
+
 /// Why one worker could not be made ready.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -126,7 +133,7 @@ impl fmt::Display for DeathCause {
         match *self {
             Self::Exited(code) => write!(f, "exited with code {code}"),
             Self::Signaled(signal, dumped) => {
-                match crate::os::process::signal_name(signal) {
+                match crate::os::signals::signal_name(signal) {
                     Some(name) => write!(f, "was killed by {name}")?,
                     None => write!(f, "was killed by signal {signal}")?,
                 }

@@ -180,6 +180,8 @@
 #[cfg(not(target_os = "linux"))]
 compile_error!("procpool needs Linux: pidfds, parent death signals and /proc/self/exe");
 
+#[cfg_attr(all(test, loom), allow(unsafe_code))]
+mod atomic;
 #[allow(unsafe_code)] // Messages lie in shared memory.
 mod channel;
 #[allow(unsafe_code)] // Serves the parent that the marker names.
@@ -242,4 +244,11 @@ pub fn seed() -> u64 {
 #[doc(hidden)]
 pub fn read_hostile(bytes: &[u8]) {
     pool::read_hostile(bytes);
+}
+
+/// Has a worker do to its parent what the bytes say; for fuzzing.
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub fn talk_to_liar(bytes: &[u8]) {
+    pool::talk(bytes);
 }

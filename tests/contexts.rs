@@ -76,6 +76,93 @@ fn a_large_context_arrives_whole() {
     assert_eq!(pool.map_with(context, at, places), Ok(places.map(|i| i as u64).to_vec()));
 }
 
+/// In the first process that decodes it, tries everything that could change the memory that the context
+/// lies in; every other process waits until that is done.
+#[derive(Debug, Serialize)]
+struct Vandal(SideEffects);
+
+const NUMBERS: u64 = 100_000;
+const SCRIBBLED: u64 = 1;
+
+impl<'de> Deserialize<'de> for Vandal {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let effects = SideEffects::deserialize(deserializer)?;
+        let claim = std::fs::File::options().write(true).create_new(true).open(effects.file(0));
+        if claim.is_ok() {
+            scribble_over_memory_files();
+            effects.note(SCRIBBLED);
+        }
+        wait_until("it is scribbled over", || effects.count(SCRIBBLED) == 1);
+        Ok(Self(effects))
+    }
+}
+
+/// Writes, where the kernel lets it, into all memory files of the context's size that this process has
+/// mapped or open.
+fn scribble_over_memory_files() {
+    let is_it = |len: u64| (8 * NUMBERS..8 * NUMBERS + 8192).contains(&len);
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let mut found = 0;
+    let mut paths: Vec<_> = (0..1100).map(|fd| format!("/proc/self/fd/{fd}")).collect();
+    for line in maps.lines().filter(|line| line.contains("memfd:")) {
+        let range = line.split_whitespace().next().unwrap();
+        let (start, end) = range.split_once('-').unwrap();
+        let start = usize::from_str_radix(start, 16).unwrap();
+        let len = usize::from_str_radix(end, 16).unwrap() - start;
+        if !is_it(len as u64) {
+            continue;
+        }
+        found += 1;
+        paths.push(format!("/proc/self/map_files/{range}"));
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: the mapping is there as long as the context is being decoded, and its bytes may be
+        // anything.
+        unsafe {
+            let start = start as *mut u8;
+            if libc::mprotect(start.cast(), len, access) == 0 {
+                start.add(4096).write_bytes(0xff, len - 4096);
+            }
+        }
+    }
+    assert!(found > 0, "the context is in no memory file: {maps}");
+    for path in paths {
+        let Ok(file) = std::fs::File::options().read(true).write(true).open(path) else { continue };
+        let Ok(len) = file.metadata().map(|file| file.len()) else { continue };
+        if !is_it(len) {
+            continue;
+        }
+        let junk = vec![0xff; len as usize - 4096];
+        let _ = std::os::unix::fs::FileExt::write_all_at(&file, &junk, 4096);
+        let (access, fd) =
+            (libc::PROT_READ | libc::PROT_WRITE, std::os::fd::AsRawFd::as_raw_fd(&file));
+        // SAFETY: a new mapping, of a file of that length.
+        unsafe {
+            let start =
+                libc::mmap(std::ptr::null_mut(), len as usize, access, libc::MAP_SHARED, fd, 0);
+            assert_eq!(start, libc::MAP_FAILED, "it can be mapped to be written");
+        }
+    }
+}
+
+#[test]
+fn no_worker_can_change_what_another_reads_of_a_large_context() {
+    let effects = SideEffects::new();
+    let pool = Pool::builder().workers(2).chunk_size(1).build().unwrap();
+    let numbers: Vec<u64> = (0..NUMBERS).collect();
+    let check = |(Vandal(effects), numbers): &(Vandal, Vec<u64>), _: u64| {
+        effects.note(std::process::id().into());
+        wait_until("both have read it", || {
+            effects.noted().iter().filter(|x| **x > SCRIBBLED).count() == 2
+        });
+        (std::process::id(), numbers.iter().copied().eq(0..NUMBERS))
+    };
+    let mut answers = pool.map_with((Vandal(effects), numbers), check, 0..20).unwrap();
+    answers.sort_unstable();
+    answers.dedup();
+    assert_eq!(answers.len(), 2, "both workers have read it: {answers:?}");
+    assert!(answers.iter().any(|(_, is_whole)| *is_whole), "{answers:?}");
+}
+
 #[test]
 fn shared_handles_may_be_inside_of_a_context_a_broadcast_and_a_processes_argument() {
     fn at((shared, _): (SharedSlice<u64>, u8)) -> u64 {

@@ -184,6 +184,32 @@ fn a_process_has_its_own_exit_code_where_its_parent_has_left_the_session_or_is_i
 }
 
 #[test]
+fn a_pool_in_a_library_that_is_loaded_while_a_program_runs_names_both_files() {
+    let library = executable().with_file_name("libprocpool_test_library.so");
+    let path = std::ffi::CString::new(library.as_os_str().as_encoded_bytes()).unwrap();
+    let mut text = [0u8; 4096];
+    // SAFETY: the library is the one of tests/programs/library.rs, whose function has this type.
+    let len = unsafe {
+        let handle = libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL);
+        assert!(!handle.is_null(), "{path:?} can't be loaded");
+        let function = libc::dlsym(handle, c"procpool_test_library".as_ptr());
+        assert!(!function.is_null());
+        let function = std::mem::transmute::<
+            *mut libc::c_void,
+            unsafe extern "C" fn(*mut u8, usize) -> usize,
+        >(function);
+        function(text.as_mut_ptr(), text.len())
+    };
+    let text = String::from_utf8_lossy(&text[..len]);
+    let program = std::env::current_exe().unwrap();
+    assert_eq!(text.lines().count(), 4, "{text}");
+    for error in text.lines() {
+        assert!(error.contains("libprocpool_test_library.so"), "{error}");
+        assert!(error.contains(program.to_str().unwrap()), "{error}");
+    }
+}
+
+#[test]
 fn a_pool_in_a_program_that_the_loader_was_asked_to_run_names_both_files() {
     let (inner, _dir) = program("loader");
     // The first interpreter in the file is its program header's.
@@ -242,7 +268,7 @@ fn a_refused_system_call_is_done_without_or_named() {
         ("close_range", libc::SYS_close_range),
         ("madvise", libc::SYS_madvise),
     ];
-    let errors = [libc::EPERM, libc::ENOSYS];
+    let errors = [libc::EPERM, libc::ENOSYS, libc::EACCES];
     let tries = calls.iter().flat_map(|call| errors.map(|errno| (call, errno)));
     let failed: Vec<String> =
         tries.filter_map(|((name, number), errno)| without(name, *number, errno).err()).collect();

@@ -7,9 +7,9 @@ mod support;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use procpool::{Output, Pool, SharedSlice, TaskOptions};
+use procpool::{Output, Pool, Process, SharedSlice, TaskOptions, WorkerState};
 use serde::{Deserialize, Serialize};
-use support::{SOON, kill, square, wait_until};
+use support::{SOON, SideEffects, kill, square, wait_until};
 
 procpool::test_support!();
 
@@ -110,6 +110,51 @@ fn an_idle_worker_that_is_stopped_keeps_no_task_from_being_done() {
     }
 }
 
+#[test]
+fn whatever_a_stopped_worker_was_sent_each_task_has_its_outcome_in_time() {
+    let pool = Pool::new(1).unwrap();
+    let len = |bytes: Vec<u8>| bytes.len();
+    for _ in 0..3 {
+        kill(pool.workers()[0].pid, libc::SIGSTOP);
+        // Each nearly fills a frame; together they go through shared memory.
+        let mut tasks: Vec<_> = (0..20).map(|_| pool.apply_async(len, vec![0; 30_000])).collect();
+        for task in &mut tasks {
+            assert_eq!(task.get_timeout(SOON).expect("an outcome in time"), Ok(30_000));
+        }
+    }
+}
+
+#[test]
+fn an_idle_worker_that_is_stopped_keeps_no_call_with_a_context_from_its_end() {
+    /// More than the frames that fit into a socket's buffer.
+    const CALLS: usize = 600;
+    let pool = Pool::builder().workers(1).chunk_size(1).build().unwrap();
+    let (release, effects) = (std::sync::Barrier::new(CALLS + 1), SideEffects::new());
+    let begun = Instant::now();
+    std::thread::scope(|scope| {
+        for call in 0..CALLS as u64 {
+            let (pool, release, effects) = (&pool, &release, &effects);
+            scope.spawn(move || {
+                // The call goes on until there is no other item.
+                let items = [call]
+                    .into_iter()
+                    .chain(std::iter::once_with(|| release.wait()).filter_map(|_| None));
+                let note = |effects: &SideEffects, call: u64| {
+                    effects.note(call);
+                    call
+                };
+                assert_eq!(pool.map_with(effects.clone(), note, items), Ok(vec![call]));
+            });
+        }
+        wait_until("all have run one item", || effects.noted().len() == CALLS);
+        wait_until("the worker is idle", || pool.workers()[0].state == WorkerState::Idle);
+        kill(pool.workers()[0].pid, libc::SIGSTOP);
+        release.wait();
+    });
+    assert!(begun.elapsed() < 2 * SOON);
+    assert_eq!(pool.apply(square, 3), Ok(9));
+}
+
 /// Never goes away in a worker.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 struct Stays(u64);
@@ -130,6 +175,8 @@ fn an_answer_is_delivered_although_its_worker_hangs_after_it() {
     assert_eq!(task.get_timeout(SOON).expect("an outcome in time"), Ok(Stays(7)));
     // Its worker is replaced.
     assert_eq!(pool.apply(square, 3), Ok(9));
+    let mut process = Process::spawn(Stays, 7).unwrap();
+    assert_eq!(process.join_timeout(SOON).expect("an end in time"), Ok(Stays(7)));
 }
 
 #[test]

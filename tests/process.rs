@@ -4,10 +4,12 @@
 mod support;
 
 use std::os::unix::process::ExitStatusExt;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use procpool::{
-    DeathCause, DidRun, Error, Limits, Output, Pool, Process, StartError, TaskErrorKind,
+    DeathCause, DidRun, Error, EventKind, Limits, Output, Pool, Process, StartError, TaskErrorKind,
+    sync,
 };
 use support::{SOON, SideEffects, alone, is_alive, kill, left_behind, square, wait_until};
 
@@ -248,4 +250,66 @@ fn many_processes_alone() {
     let before = left_behind();
     (0..50).for_each(round);
     assert_eq!(left_behind(), before);
+}
+
+#[test]
+fn many_at_once_share_one_thread_take_few_descriptors_and_none_holds_up_another() {
+    alone("many_at_once_alone");
+}
+
+#[test]
+#[ignore = "looks at the whole process, so it is run by itself"]
+fn many_at_once_alone() {
+    const COUNT: usize = 200;
+    let squared_when_told = |(told, x): (sync::Event, u64)| {
+        assert!(told.wait_timeout(SOON), "it is never told to go on");
+        square(x)
+    };
+    let before = left_behind();
+    let mut stopped = running_forever();
+    kill(stopped.pid(), libc::SIGSTOP);
+    let told = sync::Event::new().unwrap();
+    let spawn = |x| Process::spawn(squared_when_told, (told.clone(), x)).unwrap();
+    let processes: Vec<_> = (0..COUNT as u64).map(spawn).collect();
+    let [descriptors, threads, children, ..] = left_behind();
+    assert!(threads <= before[1] + 2, "{threads} threads, {} before", before[1]);
+    let each = (descriptors - before[0]) / COUNT;
+    assert!(each <= 5, "{each} descriptors each");
+    assert_eq!(children, before[2] + COUNT + 1);
+    a_time_limit_ends_it();
+    told.set();
+    for (x, mut process) in (0..).zip(processes) {
+        assert_eq!(process.join_timeout(SOON), Some(Ok(square(x))));
+        assert_eq!(code(&process), Some(0));
+    }
+    assert!(stopped.is_alive() && stopped.join_timeout(Duration::ZERO).is_none());
+    stopped.kill();
+    assert!(stopped.join_timeout(SOON).unwrap().is_err());
+    drop((stopped, told));
+    let count = |left: [usize; 5]| left[..3].to_vec();
+    assert_eq!(count(left_behind()), count(before), "descriptors, threads, children");
+}
+
+#[test]
+fn its_events_come_in_order_whether_or_not_it_is_joined() {
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let events = Arc::clone(&told);
+    let process = Process::builder()
+        .on_event(move |event| events.lock().unwrap().push(event.kind.clone()))
+        .spawn(square, 3)
+        .unwrap();
+    let is_over = || told.lock().unwrap().iter().any(|kind| matches!(kind, EventKind::Drained));
+    wait_until("it is over", is_over);
+    let told = told.lock().unwrap();
+    let [spawned, ready, assigned, finished, retired, drained] = &told[..] else {
+        panic!("{told:?}")
+    };
+    assert!(matches!(spawned, EventKind::Spawned { replaces: false, .. }));
+    assert!(
+        matches!(ready, EventKind::Ready { .. }) && matches!(assigned, EventKind::Assigned { .. })
+    );
+    assert!(matches!(finished, EventKind::Finished { error: None, .. }), "{finished:?}");
+    assert!(matches!(retired, EventKind::Retired { .. }), "{retired:?}");
+    assert!(matches!(drained, EventKind::Drained));
+    drop(process);
 }

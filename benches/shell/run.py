@@ -3,7 +3,8 @@
 
 Each round runs them in turn, in another order each time, so that what else the machine does meets
 all of them. Ratios are of one round; the spread is from the smallest to the largest. CPU time is of
-the program and of all that it waited for. Then: whether memory is flat over many inputs.
+the program and of all that it waited for. Then the same for one job that prints a lot, to a pipe and
+to a file; and whether memory is flat over many inputs.
 
     $ apt-get install parallel          # xargs is there
     $ cargo build --release
@@ -32,6 +33,8 @@ def arguments() -> argparse.Namespace:
     option("--procs", type=int, default=2)
     option("--inputs", type=int, default=1_000_000, help="inputs of the built-in task, for memory")
     option("--commands", type=int, default=20_000, help="jobs of a command, for memory")
+    option("--bytes", type=int, default=1_000_000_000, help="what the job prints that prints a lot")
+    option("--only", choices=["jobs", "output", "memory"], help="measure this part alone")
     args = parser.parse_args()
     if not args.procpool.exists():
         parser.error(f"{args.procpool} is missing: cargo build --release")
@@ -90,6 +93,68 @@ def compare(args: argparse.Namespace, scratch: Path) -> None:
         print(f"\nprocpool ÷ GNU parallel: wall {shown[0]}, CPU {shown[1]}")
 
 
+def drain(source: int) -> None:
+    while os.read(source, 1 << 20):
+        pass
+
+
+def print_a_lot(command: list[str], to: Path | None) -> tuple[float, float]:
+    """Wall time in seconds and the most memory of the process itself in MiB, of a command whose
+    output goes to a file, or to a pipe."""
+    start = time.perf_counter()
+    child = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=to.open("wb") if to else subprocess.PIPE
+    )
+    if not to:
+        reader = threading.Thread(target=drain, args=[child.stdout.fileno()])
+        reader.start()
+    peak = 0
+    while child.poll() is None:
+        try:
+            peak = max(peak, resident(child.pid, "VmHWM:"))
+        except (FileNotFoundError, ProcessLookupError, StopIteration):
+            pass  # it has just ended
+        time.sleep(0.002)
+    if not to:
+        reader.join()
+    wall = time.perf_counter() - start
+    if child.returncode != 0:
+        sys.exit(f"{command[0]} failed: status {child.returncode}")
+    return wall, peak / 1024
+
+
+def output(args: argparse.Namespace, scratch: Path) -> None:
+    if shutil.which("parallel") is None:
+        print("GNU parallel is not installed: no comparison of output", file=sys.stderr)
+        return
+    job = ["head", "-c", str(args.bytes), "/dev/zero"]
+    commands = {
+        "procpool": [str(args.procpool), "run", "--quiet", "--procs", "1", "--", *job[:3], "{}",
+                     ":::", job[3]],
+        "GNU parallel": ["parallel", "--will-cite", "-j1", *job[:3], "{}", ":::", job[3]],
+    }
+    print(f"\nOne job that prints {args.bytes:,} bytes, {args.rounds} rounds\n")
+    print("| to | | s, least | MiB of the parent, most | wall ÷ GNU parallel | MiB ÷ GNU parallel |")
+    print("|---|---|---|---|---|---|")
+    for to in (None, scratch / "output"):
+        seen: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
+        names = list(commands)
+        for turn in range(args.rounds):
+            for name in names if turn % 2 else reversed(names):
+                seen[name].append(print_a_lot(commands[name], to))
+                if to and to.stat().st_size != args.bytes:
+                    sys.exit(f"{name} wrote {to.stat().st_size} bytes")
+        for name in names:
+            ratios = []
+            for kind in (0, 1):
+                each = [one[kind] / other[kind]
+                        for one, other in zip(seen[name], seen["GNU parallel"])]
+                ratios.append(f"{statistics.median(each):.2f} ({min(each):.2f}–{max(each):.2f})")
+            least, most = min(it[0] for it in seen[name]), max(it[1] for it in seen[name])
+            where = "a file" if to else "a pipe"
+            print(f"| {where} | {name} | {least:.2f} | {most:.1f} | {ratios[0]} | {ratios[1]} |")
+
+
 def resident(pid: int, field: str) -> int:
     status = Path(f"/proc/{pid}/status").read_text()
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(field))
@@ -124,7 +189,12 @@ def main() -> None:
     args = arguments()
     print(f"{platform.system()} {platform.release()}, {os.cpu_count()} CPUs\n")
     with tempfile.TemporaryDirectory() as scratch:
-        compare(args, Path(scratch))
+        if args.only in (None, "jobs"):
+            compare(args, Path(scratch))
+        if args.only in (None, "output"):
+            output(args, Path(scratch))
+    if args.only not in (None, "memory"):
+        return
     run = [str(args.procpool), "run", "--quiet", "--procs", str(args.procs)]
     print("\n| the parent's memory in MiB | inputs | at 1/5 | at 2/5 | at 3/5 | at 4/5 |")
     print("|---|---|---|---|---|---|")

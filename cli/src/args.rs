@@ -38,13 +38,15 @@ Commands:
     {}  the input             {/}   its base name       {#}  the job's number, from 1
     {.} without its extension {//}  its directory       {%}  the worker's number, from 1
   and without any of these the input is appended. A job's standard input is empty, and what it
-  leaves running is ended with it. A job that doesn't exit with 0 has failed. With --shell, {} and
-  its kin stand outside of quotes, and are one word each; a shell never reads what is in them.
+  leaves running is ended with it. A job that doesn't exit with 0 has failed, and so has one that
+  asks for the terminal. With --shell, {} and its kin stand outside of quotes, and are one word
+  each; a shell never reads what is in them.
 
 Output:
   Of commands, what each job prints is shown when it has ended, on the output that it printed it
   to; --format gives rows instead. Results of tasks are rows on standard output. The summary
-  follows a table, and goes to standard error otherwise.
+  follows a table, and goes to standard error otherwise. Jobs (id) and workers have the same
+  numbers in rows, logs, traces and --top as in {#} and {%}.
 
 Exit codes:
   0 all well · 1 a job failed (the others are done all the same; see --halt), or the run could not

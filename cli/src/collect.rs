@@ -155,11 +155,8 @@ impl<W: Work> Collector<W> {
             (job, kept)
         });
         let jobs = under_way.keeping(jobs);
-        let pool = match self.board {
-            None => self.pool.clone(),
-            // Events tell of positions in this stream; from its label the board knows the ids.
-            Some(_) => self.pool.with(TaskOptions::new().label(first_id.to_string())),
-        };
+        // Events tell of positions in this stream; from its label listeners know those in the run.
+        let pool = self.pool.with(TaskOptions::new().label(first_id.to_string()));
         let send = |mut report: procpool::Report<_>| {
             let kept = under_way.take(report.id);
             report.id += first_id;

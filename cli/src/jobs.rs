@@ -19,6 +19,7 @@ use serde::de::DeserializeOwned;
 use super::args::TimeLimit;
 use super::journal::{Key, Past};
 use super::median::Median;
+use super::numbers::Numbers;
 use super::render::{End, Row};
 use crate::tasks::command::{self, CommandJob, Ended, Template, Verdict};
 use crate::tasks::{Input, Job, Output, Params, Task};
@@ -177,11 +178,12 @@ pub(super) struct JobMaker<W> {
     inputs: u64,
     /// What was done before this run; none without a journal.
     past: Option<Past>,
+    numbers: Numbers,
 }
 
 impl<W: Work> JobMaker<W> {
-    pub(super) fn new(work: W, past: Option<Past>) -> Self {
-        Self { work, next_id: 0, inputs: 0, past }
+    pub(super) fn new(work: W, past: Option<Past>, numbers: Numbers) -> Self {
+        Self { work, next_id: 0, inputs: 0, past, numbers }
     }
 
     pub(super) fn task(&self) -> fn(W::Job) -> W::Answer {
@@ -205,13 +207,16 @@ impl<W: Work> JobMaker<W> {
             return None;
         }
         self.next_id += 1;
-        Some((job, Kept { input, key, read: clock::now() }))
+        self.numbers.note(self.next_id - 1, self.inputs);
+        Some((job, Kept { input, number: self.inputs, key, read: clock::now() }))
     }
 }
 
 /// What is known of a job that is under way.
 pub(super) struct Kept {
     pub(super) input: Input,
+    /// The number of the input, from 1.
+    pub(super) number: u64,
     pub(super) key: Option<Key>,
     /// When it was read, on the monotonic clock in nanoseconds.
     pub(super) read: u64,
@@ -240,7 +245,7 @@ impl UnderWay {
     /// What was kept of a job that came back.
     pub(super) fn take(&self, position: u64) -> Kept {
         // A pool that reports a position twice, or one that isn't, would be shown as what it is.
-        let unknown = || Kept { input: Input::from("?"), key: None, read: 0 };
+        let unknown = || Kept { input: Input::from("?"), number: 0, key: None, read: 0 };
         self.0.borrow_mut().remove(&position).unwrap_or_else(unknown)
     }
 }
@@ -254,7 +259,7 @@ mod tests {
     #[test]
     fn an_input_is_kept_from_its_reading_until_its_result_is_there() {
         let under_way = UnderWay::default();
-        let kept = |input: i64| Kept { input: input.into(), key: None, read: 0 };
+        let kept = |input: i64| Kept { input: input.into(), number: 0, key: None, read: 0 };
         let mut jobs = under_way.keeping([5, 6].map(|input| ((), kept(input))).into_iter());
         jobs.next();
         assert_eq!(under_way.0.borrow().len(), 1);
@@ -267,7 +272,7 @@ mod tests {
     fn the_second_input_of_one_output_is_marked() {
         let taken = |task, inputs: [&str; 3]| {
             let work = BuiltIn::new(find(task).unwrap(), Params::default());
-            let mut jobs = JobMaker::new(work, None);
+            let mut jobs = JobMaker::new(work, None, Numbers::default());
             let taken = inputs.map(|input| jobs.make(Input::from(input)).unwrap().0.taken);
             assert_eq!(jobs.next_id(), 3);
             taken

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use anyhow::Result;
 
 use super::exit::Usage;
+use super::numbers::{Numbering, Numbers};
 use procpool::{Event, EventKind};
 
 /// A log that is being written.
@@ -18,20 +19,36 @@ use procpool::{Event, EventKind};
 pub(super) struct Log(Arc<Mutex<State>>);
 
 struct State {
-    file: BufWriter<File>,
-    path: PathBuf,
+    to: To,
+    numbering: Numbering,
     /// What went wrong first; after that, no more is written.
     trouble: Option<io::Error>,
 }
 
+enum To {
+    /// JSON.
+    File(BufWriter<File>, PathBuf),
+    /// Lines for people.
+    Stderr,
+}
+
 impl Log {
     /// A new file, or an old one emptied.
-    pub(super) fn create(path: &Path) -> Result<Self> {
+    pub(super) fn create(path: &Path, numbers: Numbers) -> Result<Self> {
         let file = File::create(path).map_err(|error| {
             Usage::error(format!("failed to write the log to {path:?}: {error}; check --log"))
         })?;
-        let state = State { file: BufWriter::new(file), path: path.to_owned(), trouble: None };
-        Ok(Self(Arc::new(Mutex::new(state))))
+        Ok(Self::new(To::File(BufWriter::new(file), path.to_owned()), numbers))
+    }
+
+    /// On standard error.
+    pub(super) fn to_stderr(numbers: Numbers) -> Self {
+        Self::new(To::Stderr, numbers)
+    }
+
+    fn new(to: To, numbers: Numbers) -> Self {
+        let numbering = Numbering::new(numbers);
+        Self(Arc::new(Mutex::new(State { to, numbering, trouble: None })))
     }
 
     pub(super) fn write(&self, event: &Event) {
@@ -39,12 +56,21 @@ impl Log {
         if state.trouble.is_some() {
             return;
         }
-        let written = line(event).and_then(|line| {
-            state.file.write_all(&line)?;
+        let event = state.numbering.of(event);
+        let file = match &mut state.to {
+            To::File(file, _) => file,
+            To::Stderr => {
+                // In one piece, and not by eprintln!, which panics where standard error is closed.
+                let _ = io::stderr().write_all(format!("{event}\n").as_bytes());
+                return;
+            }
+        };
+        let written = line(&event).and_then(|line| {
+            file.write_all(&line)?;
             // What there are few of can be read at once, by whoever follows the file.
             match event.kind {
                 EventKind::Assigned { .. } | EventKind::Finished { .. } => Ok(()),
-                _ => state.file.flush(),
+                _ => file.flush(),
             }
         });
         state.trouble = written.err();
@@ -52,23 +78,18 @@ impl Log {
 
     /// Writes what is left; what went wrong is said here.
     pub(super) fn close(&self) -> Result<(), String> {
-        let mut state = self.state();
-        let flushed = state.file.flush();
-        match state.trouble.take().or(flushed.err()) {
+        let State { to, trouble, .. } = &mut *self.state();
+        let To::File(file, path) = to else { return Ok(()) };
+        let flushed = file.flush();
+        match trouble.take().or(flushed.err()) {
             None => Ok(()),
-            Some(error) => Err(format!("failed to write the log to {:?}: {error}", state.path)),
+            Some(error) => Err(format!("failed to write the log to {path:?}: {error}")),
         }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// The event on standard error, for people.
-pub(super) fn tell(event: &Event) {
-    // In one piece, and not by eprintln!, which panics where standard error is closed.
-    let _ = io::stderr().write_all(format!("{event}\n").as_bytes());
 }
 
 /// The event as a line of JSON. Times are in seconds, as they are in the rows.

@@ -38,6 +38,7 @@ mod log;
 mod mailbox;
 mod manual;
 mod median;
+mod numbers;
 mod order;
 #[allow(unsafe_code)] // System calls that no crate wraps.
 mod os;

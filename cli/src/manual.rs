@@ -5,14 +5,84 @@ use std::io::{self, Write};
 
 use anyhow::{Context, Result};
 use clap::CommandFactory;
+use clap_complete::Shell;
 use clap_mangen::Man;
 
 use super::args::{Cli, CompletionsArgs, ManArgs};
 use super::exit::{Exit, Usage};
 
+/// Completes what stands after `--` as the command that it is: clap_complete knows of nothing there.
+const BASH: &str = r#"
+# After -- stands a command of its own, and after ::: its inputs.
+_procpool_or_command() {
+    local index dashes=0
+    for (( index = 1; index < COMP_CWORD; index++ )); do
+        case "${COMP_WORDS[index]}" in
+            --) (( dashes )) || dashes=$index ;;
+            :::) if (( dashes )); then COMPREPLY=(); return 0; fi ;;
+        esac
+    done
+    if (( dashes == 0 )); then
+        _procpool "$@"
+    elif declare -F _comp_command_offset > /dev/null; then
+        _comp_command_offset $(( dashes + 1 ))
+    elif declare -F _command_offset > /dev/null; then
+        _command_offset $(( dashes + 1 ))
+    elif (( COMP_CWORD == dashes + 1 )); then
+        COMPREPLY=( $(compgen -c -- "${COMP_WORDS[COMP_CWORD]}") )
+    else
+        COMPREPLY=()
+    fi
+}
+complete -F _procpool_or_command -o bashdefault -o default procpool
+"#;
+
+/// The same for zsh, at the start of the function.
+const ZSH: &str = r#"
+    # After -- stands a command of its own, and after ::: its inputs.
+    local dashes=${words[(i)--]}
+    if (( dashes < CURRENT )); then
+        if (( ${words[(ie):::]} < CURRENT )); then
+            _files
+            return
+        fi
+        shift $dashes words
+        (( CURRENT -= dashes ))
+        _normal
+        return
+    fi
+"#;
+
+/// The same for fish.
+const FISH: &str = r#"
+# After -- stands a command of its own, and after ::: its inputs.
+function __fish_procpool_command
+    set -l words (commandline -opc)
+    set -l dashes (contains -i -- -- $words)
+    or return 1
+    contains -- ::: $words
+    and return 1
+    set -e words[1..$dashes]
+    string escape -- $words
+    return 0
+end
+complete -c procpool -n "__fish_procpool_command > /dev/null" -f -a "(complete -C (string join ' ' -- (__fish_procpool_command) (commandline -ct)))"
+"#;
+
 pub(super) fn completions(args: &CompletionsArgs) -> Result<Exit> {
     let mut page = Vec::new();
     clap_complete::generate(args.shell, &mut Cli::command(), "procpool", &mut page);
+    let start = "_procpool() {\n";
+    match args.shell {
+        Shell::Bash => page.extend_from_slice(BASH.as_bytes()),
+        Shell::Fish => page.extend_from_slice(FISH.as_bytes()),
+        Shell::Zsh => {
+            let text = String::from_utf8_lossy(&page);
+            let start_and_more = [start, ZSH.trim_start_matches('\n')].concat();
+            page = text.replacen(start, &start_and_more, 1).into_bytes();
+        }
+        _ => {}
+    }
     print(&page)
 }
 

@@ -23,9 +23,10 @@ use super::inputs::Feed;
 use super::interrupt;
 use super::jobs::{BuiltIn, Commands, JobMaker, Work};
 use super::journal::{Counts, Journal, Key, Past};
-use super::log::{self, Log};
+use super::log::Log;
 use super::mailbox::Taken;
 use super::median::Median;
+use super::numbers::Numbers;
 use super::order::Order;
 use super::plan::{LogTo, RunPlan, WorkPlan};
 use super::progress::Progress;
@@ -183,11 +184,14 @@ fn run_work<W: Work>(
     spills: Option<Spills>,
 ) -> Result<Exit> {
     let is_command = matches!(plan.work, WorkPlan::Command(_));
+    let numbers = Numbers::default();
     let log = match &plan.log {
-        LogTo::File(path) => Some(Log::create(path)?),
-        LogTo::Nowhere | LogTo::Stderr => None,
+        LogTo::File(path) => Some(Log::create(path, numbers.clone())?),
+        LogTo::Stderr => Some(Log::to_stderr(numbers.clone())),
+        LogTo::Nowhere => None,
     };
-    let trace = plan.trace.as_deref().map(Trace::create).transpose()?;
+    let trace = plan.trace.as_deref();
+    let trace = trace.map(|path| Trace::create(path, numbers.clone())).transpose()?;
     let (journal, past): (_, Option<Past>) =
         Journal::open(&plan.journal, plan.form.columns)?.unzip();
     let known = past.as_ref().map(|past| (past.counts(), past.failed()));
@@ -216,7 +220,7 @@ fn run_work<W: Work>(
     };
     let is_live = plan.source.is_live();
     let (inputs, feed) = plan.source.stream(plan.takes);
-    let jobs = JobMaker::new(work, past);
+    let jobs = JobMaker::new(work, past, numbers);
     let collector = Collector::new(pool.clone(), jobs.task(), Arc::clone(&events), board.clone());
     let threads = if is_live {
         collector.live(inputs, jobs, feed.clone())?
@@ -301,8 +305,6 @@ fn build_pool(
     });
     if let Some(log) = log {
         builder = builder.on_event(move |event| log.write(event));
-    } else if matches!(plan.log, LogTo::Stderr) {
-        builder = builder.on_event(log::tell);
     }
     if let Some(trace) = trace {
         builder = builder.on_event(move |event| trace.note(event));
@@ -640,7 +642,9 @@ impl Run {
         let not_begun = self.not_begun();
         self.screen.flush()?;
         let Some(format) = summary else {
-            if let Some(not_begun) = not_begun {
+            // Who has interrupted it has been told already that it ends early.
+            let halted = matches!(self.ending, Some(Ending::Halted { .. }));
+            if let Some(not_begun) = not_begun.filter(|_| halted) {
                 say(format_args!("{not_begun} inputs were not begun"));
             }
             return Ok(());
@@ -655,7 +659,8 @@ impl Run {
             Format::Plain => self.tally.summary("jobs", now, not_begun),
             _ => self.tally.workers(&workers) + &self.tally.summary("tasks", now, not_begun),
         };
-        let to = if format == Format::Table { self.screen.page() } else { self.screen.errors() };
+        let to =
+            if format == Format::Table { self.screen.page() } else { self.screen.error_lines() };
         to.extend_from_slice(text.as_bytes());
         self.screen.flush()
     }

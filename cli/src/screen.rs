@@ -49,6 +49,11 @@ impl Page {
         last.is_some_and(|last| last != b'\n')
     }
 
+    /// Whether it ends within a line where it follows what does, or doesn't.
+    fn ends_torn(&self, before: bool) -> bool {
+        if self.is_blank() { before } else { self.is_torn() }
+    }
+
     fn is_blank(&self) -> bool {
         self.bytes.is_empty() && self.parts.is_empty()
     }
@@ -91,6 +96,8 @@ pub(super) struct Screen {
     /// What belongs on standard error after it.
     errors: Page,
     progress: Progress,
+    /// Whether what was written to standard output, and to standard error, ends within a line.
+    torn: [bool; 2],
     /// What is shown later, since the terminal is used for something else.
     held: Option<Held>,
 }
@@ -108,7 +115,13 @@ const MOST_HELD: usize = 1 << 20;
 
 impl Screen {
     pub(super) fn new(progress: Progress) -> Self {
-        Self { page: Page::default(), errors: Page::default(), progress, held: None }
+        Self {
+            page: Page::default(),
+            errors: Page::default(),
+            progress,
+            torn: [false; 2],
+            held: None,
+        }
     }
 
     /// Where rows are put.
@@ -118,6 +131,14 @@ impl Screen {
 
     /// Where is put what belongs on standard error.
     pub(super) fn errors(&mut self) -> &mut Page {
+        &mut self.errors
+    }
+
+    /// The same, at the beginning of a line.
+    pub(super) fn error_lines(&mut self) -> &mut Page {
+        if self.errors.ends_torn(self.torn[1]) {
+            self.errors.push(b'\n');
+        }
         &mut self.errors
     }
 
@@ -147,14 +168,17 @@ impl Screen {
                 held.put(&mut self.errors);
             }
         }
-        let Self { page, errors, progress, .. } = self;
-        // The bar begins at the start of a line, and would stick to what stands before it.
-        if progress.is_shown() && page.is_torn() && io::stdout().is_terminal() {
+        let Self { page, errors, progress, torn, .. } = self;
+        // The bar begins at the start of a line, and would stick to what stands before it; so would
+        // what is said on standard error.
+        let follows = progress.is_shown() || (!errors.is_blank() && io::stderr().is_terminal());
+        if follows && page.ends_torn(torn[0]) && io::stdout().is_terminal() {
             page.push(b'\n');
         }
         if progress.is_shown() && errors.is_torn() {
             errors.push(b'\n');
         }
+        *torn = [page.ends_torn(torn[0]), errors.ends_torn(torn[1])];
         let written = progress.aside(|| {
             let written = page.write(&mut Stdout);
             let _ = errors.write(&mut Stderr); // if nobody sees it, nobody misses it

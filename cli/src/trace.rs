@@ -5,6 +5,7 @@
 //! instants. Whatever is in the file is whole at any time, also when the run is killed: each time
 //! that something is written, the end of the list is written after it, and overwritten the next.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -17,6 +18,7 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use super::exit::Usage;
+use super::numbers::{Numbering, Numbers};
 use super::render::Row;
 use crate::tasks::command::Earlier;
 use procpool::{Event, EventKind};
@@ -81,9 +83,28 @@ struct State {
     /// What isn't written yet, and where in the file it belongs.
     page: Vec<u8>,
     at: u64,
+    /// By their numbers, which count from 1.
     slots: Vec<Slot>,
+    numbering: Numbering,
+    /// Attempts that were lost with their workers, by the number of the job, until that has ended:
+    /// then they have a name.
+    lost: HashMap<u64, Vec<Attempt>>,
+    /// Jobs that have ended before it was told of all their lost attempts: how many those are.
+    awaited: HashMap<u64, (String, u32)>,
     /// What went wrong first; after that, no more is written.
     trouble: Option<io::Error>,
+}
+
+/// An attempt at a job.
+struct Attempt {
+    slot: usize,
+    pid: u32,
+    attempt: u32,
+    /// When it began and how long it took, in microseconds.
+    ts: f64,
+    dur: f64,
+    memory: Option<u64>,
+    error: Option<String>,
 }
 
 /// What is known of a track.
@@ -99,7 +120,7 @@ struct Slot {
 
 impl Trace {
     /// A new file, or an old one emptied. The pool is to be made right after that.
-    pub(super) fn create(path: &Path) -> Result<Self> {
+    pub(super) fn create(path: &Path, numbers: Numbers) -> Result<Self> {
         let file = File::create(path).map_err(|error| {
             Usage::error(format!("failed to write the trace to {path:?}: {error}; check --trace"))
         })?;
@@ -110,6 +131,9 @@ impl Trace {
             page: b"[\n".to_vec(),
             at: 0,
             slots: Vec::new(),
+            numbering: Numbering::new(numbers),
+            lost: HashMap::new(),
+            awaited: HashMap::new(),
             trouble: None,
         };
         state.name("process_name", 0, "procpool".to_owned());
@@ -120,9 +144,32 @@ impl Trace {
     /// What has happened to a worker.
     pub(super) fn note(&self, event: &Event) {
         let mut state = self.state();
-        let ts = event.time.as_secs_f64() * 1e6;
+        let event = state.numbering.of(event);
+        let ts = micros(event.time);
         match &event.kind {
-            EventKind::Spawned { slot, .. } => state.slot(*slot).started = Some(ts),
+            EventKind::Spawned { slot, .. } => {
+                state.slot(*slot).started = Some(ts);
+                // What ran there has ended before.
+                let lost = state.lost.values_mut().flatten().filter(|lost| lost.slot == *slot);
+                lost.for_each(|lost| lost.dur = lost.dur.min((ts - lost.ts).max(0.0)));
+            }
+            EventKind::Retried { slot, pid, id, attempt, elapsed, error } => {
+                let dur = micros(*elapsed);
+                let (slot, pid, attempt, ts) = (*slot, *pid, *attempt, (ts - dur).max(0.0));
+                let error = Some(error.clone());
+                let lost = Attempt { slot, pid, attempt, ts, dur, memory: None, error };
+                match state.awaited.get_mut(id) {
+                    None => state.lost.entry(*id).or_default().push(lost),
+                    Some((name, left)) => {
+                        let name = name.clone();
+                        *left -= 1;
+                        if *left == 0 {
+                            state.awaited.remove(id);
+                        }
+                        state.attempt(&name, *id, lost);
+                    }
+                }
+            }
             EventKind::Ready { slot, pid } => {
                 let Some(started) = state.slot(*slot).started.take() else { return };
                 let dur = Some(ts - started);
@@ -134,6 +181,7 @@ impl Trace {
                 );
             }
             EventKind::StartFailed { slot, cause, .. } => {
+                state.slot(*slot).started = None;
                 state.instant(*slot, ts, "start failed", None, Some(cause));
             }
             EventKind::Lost { slot, pid, cause } => {
@@ -150,13 +198,23 @@ impl Trace {
     /// A job that has ended: a slice for each of its attempts that is known.
     pub(super) fn row(&self, row: &Row) {
         let mut state = self.state();
-        // The earlier attempts are the worker's last ones, before the last one of all.
+        let name = row.input.to_text();
+        // The earlier attempts are the worker's last ones, before the last one of all; those before
+        // were lost.
         let first = row.attempt.saturating_sub(u32::try_from(row.earlier.len()).unwrap_or(0));
+        let lost = state.lost.remove(&row.number).unwrap_or_default();
+        let left = first.saturating_sub(1).saturating_sub(u32::try_from(lost.len()).unwrap_or(0));
+        if left > 0 {
+            state.awaited.insert(row.number, (name.clone().into_owned(), left));
+        }
+        for lost in lost {
+            state.attempt(&name, row.number, lost);
+        }
         for (attempt, earlier) in (first..).zip(&row.earlier) {
             let Earlier { began, elapsed, ref error } = *earlier;
-            state.attempt(row, attempt, began, elapsed, Some(error));
+            state.answered(row, attempt, began, elapsed, Some(error));
         }
-        state.attempt(row, row.attempt, row.began, row.elapsed, row.error.as_ref());
+        state.answered(row, row.attempt, row.began, row.elapsed, row.error.as_ref());
         if state.page.len() > PAGE {
             state.write();
         }
@@ -180,6 +238,10 @@ impl Trace {
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn micros(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e6
 }
 
 fn slice() -> Entry {
@@ -213,15 +275,14 @@ impl State {
         pid: Option<u32>,
         error: Option<&String>,
     ) {
-        self.slot(slot).started = None;
         let args = Details { pid, error: error.cloned(), ..Details::default() };
         let name = name.to_owned();
         let (cat, ph, s) = ("worker".to_owned(), "i".to_owned(), Some('t'));
         self.put(slot, Entry { name, cat, ph, ts, s, args, ..Entry::default() });
     }
 
-    /// A slice for an attempt at a job.
-    fn attempt(
+    /// A slice for an attempt whose worker has lived on.
+    fn answered(
         &mut self,
         row: &Row,
         attempt: u32,
@@ -229,27 +290,35 @@ impl State {
         elapsed: Duration,
         error: Option<&String>,
     ) {
+        let slot = row.worker_number();
         let began = began.saturating_sub(self.began) as f64 / 1e3;
-        let ts = began.max(self.slot(row.worker).free);
-        let dur = elapsed.as_secs_f64() * 1e6;
-        self.slot(row.worker).free = ts + dur;
-        let last = attempt == row.attempt;
+        let (ts, dur) = (began.max(self.slot(slot).free), micros(elapsed));
+        self.slot(slot).free = ts + dur;
+        let memory = row.memory.filter(|_| attempt == row.attempt);
+        let error = error.cloned();
+        let it = Attempt { slot, pid: row.pid, attempt, ts, dur, memory, error };
+        self.attempt(&row.input.to_text(), row.number, it);
+    }
+
+    /// A slice for an attempt at a job.
+    fn attempt(&mut self, name: &str, number: u64, it: Attempt) {
         let entry = Entry {
-            name: row.input.to_text().into_owned(),
-            cat: if error.is_some() { "failed" } else { "done" }.to_owned(),
-            ts,
-            dur: Some(dur),
+            name: name.to_owned(),
+            cat: if it.error.is_some() { "failed" } else { "done" }.to_owned(),
+            ts: it.ts,
+            dur: Some(it.dur),
             args: Details {
-                id: Some(row.id),
-                pid: Some(row.pid),
-                attempt: Some(attempt),
-                memory: row.memory.filter(|_| last),
-                error: error.cloned(),
+                id: Some(number),
+                pid: Some(it.pid),
+                attempt: Some(it.attempt),
+                memory: it.memory,
+                error: it.error,
                 name: None,
             },
             ..slice()
         };
-        self.put(row.worker, entry);
+        self.slot(it.slot);
+        self.put(it.slot, entry);
     }
 
     fn put(&mut self, slot: usize, entry: Entry) {
@@ -257,7 +326,7 @@ impl State {
             self.page.extend_from_slice(b",\n");
         }
         let start = self.page.len();
-        let entry = Entry { pid: 1, tid: slot + 1, ..entry };
+        let entry = Entry { pid: 1, tid: slot, ..entry };
         if serde_json::to_writer(&mut self.page, &entry).is_err() {
             // It can't fail: all is plain data, and the page is memory.
             self.page.truncate(start);

@@ -20,9 +20,10 @@
 
 use std::io;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering::*};
+use std::sync::atomic::{self, Ordering::*};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use crate::atomic::AtomicU64;
 use crate::os::handle::File;
 use crate::os::memory::{self, Atomics, Mapping};
 use crate::sync::RawLock;
@@ -38,7 +39,7 @@ const LARGE: usize = 64 << 10;
 const HEAD: u64 = 8;
 
 /// One side's part of a log's state, changed by who has its lock.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 #[repr(C, align(64))]
 pub(super) struct Side {
     pub(super) lock: RawLock,
@@ -290,11 +291,11 @@ impl Window {
     }
 
     /// The word at `position`.
-    fn head(&self, position: u64) -> &AtomicU64 {
+    fn head(&self, position: u64) -> &atomic::AtomicU64 {
         let offset = (position % WINDOW) as usize;
         // SAFETY: it lies in the window, which is mapped as long as `self`, at a multiple of eight
         // bytes: positions are, as is checked where one was read.
-        unsafe { AtomicU64::from_ptr(self.mapping.start().add(offset).cast()) }
+        unsafe { atomic::AtomicU64::from_ptr(self.mapping.start().add(offset).cast()) }
     }
 
     /// Writes a message that fits into the window.
@@ -339,4 +340,58 @@ fn window_after(position: u64) -> u64 {
 
 fn lock(window: &Mutex<Option<Window>>) -> MutexGuard<'_, Option<Window>> {
     window.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The positions, on the code itself; what they lead to are cells here, and each side is one thread: that
+/// it is one at a time is its lock's promise. Kills are not modelled, nor what happens to the file, nor
+/// the bound on how many messages wait.
+#[cfg(all(test, loom))]
+mod loom_model {
+    use loom::cell::UnsafeCell;
+    use loom::sync::Arc;
+    use loom::thread::{spawn, yield_now};
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Model {
+        sender: Side,
+        receiver: Side,
+        messages: [UnsafeCell<u64>; 2],
+    }
+
+    #[test]
+    fn what_lies_before_the_senders_position_is_written_whole_and_counted_once() {
+        loom::model(|| {
+            let model = Arc::new(Model::default());
+            let sender = spawn({
+                let model = Arc::clone(&model);
+                move || {
+                    for message in 0..2 {
+                        model.sender.mend();
+                        let position = model.sender.position();
+                        // SAFETY: loom fails the test if the receiver reads it meanwhile.
+                        model.messages[message].with_mut(|cell| unsafe { *cell = position + 1 });
+                        model.sender.advance(position + HEAD);
+                    }
+                }
+            });
+            let mut received = 0;
+            while received < 2 {
+                model.receiver.mend();
+                let (position, end) = (model.receiver.position(), model.sender.position());
+                assert!(position <= end && end <= 2 * HEAD);
+                if position == end {
+                    yield_now();
+                    continue;
+                }
+                // SAFETY: loom fails the test if the sender writes it meanwhile.
+                model.messages[received].with(|cell| assert_eq!(unsafe { *cell }, position + 1));
+                model.receiver.advance(position + HEAD);
+                received += 1;
+            }
+            sender.join().unwrap();
+            assert_eq!((model.sender.count(), model.receiver.count()), (2, 2));
+        });
+    }
 }

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -53,6 +53,12 @@ unsafe impl Sync for Mapping {}
 impl Attached for SharedMemory {
     fn files(&self) -> Vec<(FileId, BorrowedFd<'_>)> {
         self.file.files()
+    }
+}
+
+impl AsFd for SharedMemory {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 }
 
@@ -103,12 +109,9 @@ impl SharedMemory {
             Some(entry) => entry,
             None => {
                 let file = handle.open(if frozen { OFlags::RDONLY } else { OFlags::RDWR })?;
-                let memory = Self::map(file, frozen).map_err(|source| handle.because(source))?;
+                let memory = Self::map(file, frozen)?;
                 if kept.is_empty() {
-                    std::thread::Builder::new()
-                        .name("procpool-unmap".to_owned())
-                        .spawn(let_go)
-                        .map_err(|source| handle.because(source))?;
+                    std::thread::Builder::new().name("procpool-unmap".to_owned()).spawn(let_go)?;
                 }
                 kept.entry(handle.identity()).or_insert(Kept { memory, is_used: true })
             }
@@ -116,7 +119,7 @@ impl SharedMemory {
         // It may have been mapped as another type: what one process may write can't be a slice of
         // another, and the reverse would write to a page that is mapped to be read.
         if entry.memory.is_frozen != frozen {
-            return Err(handle.is_other());
+            return Err(OpenError::Other);
         }
         entry.is_used = true;
         let memory = Arc::clone(&entry.memory);

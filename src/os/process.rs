@@ -11,8 +11,12 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::AtomicPtr;
+use std::sync::atomic::Ordering::{AcqRel, Acquire};
 
 use procpool_worker::protocol::{SpawnToken, TITLE};
+use procpool_worker::sys;
 use rustix::fs::{MemfdFlags, Mode, OFlags};
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process_group, pidfd_open,
@@ -45,6 +49,34 @@ pub(crate) fn after_fork(f: extern "C" fn()) {
     unsafe { libc::pthread_atfork(None, None, Some(f)) };
 }
 
+/// A static of which each process has its own: in a copy that fork makes, the threads that hold its locks
+/// are missing.
+pub(crate) struct PerProcess<T>(AtomicPtr<(u32, T)>);
+
+impl<T: Default + Send + Sync> PerProcess<T> {
+    pub(crate) const fn new() -> Self {
+        Self(AtomicPtr::new(std::ptr::null_mut()))
+    }
+
+    /// Returns this process's value, which is made the first time.
+    pub(crate) fn get(&'static self) -> &'static T {
+        loop {
+            let (known, pid) = (self.0.load(Acquire), sys::own_pid());
+            // SAFETY: null, or a value that was leaked below.
+            if let Some((owner, value)) = unsafe { known.as_ref() }
+                && *owner == pid
+            {
+                return value;
+            }
+            let fresh = Box::into_raw(Box::new((pid, T::default())));
+            if self.0.compare_exchange(known, fresh, AcqRel, Acquire).is_err() {
+                // SAFETY: made just now, and no other thread has seen it.
+                drop(unsafe { Box::from_raw(fresh) });
+            }
+        }
+    }
+}
+
 /// How a worker process is started.
 #[derive(Debug)]
 pub(crate) struct Launch {
@@ -55,7 +87,7 @@ pub(crate) struct Launch {
     /// Where it prints.
     pub(crate) output: Output,
     /// The other end of this pipe is held by this process alone; see `liveness` in `procpool-worker`.
-    pub(crate) cord: OwnedFd,
+    pub(crate) cord: Arc<OwnedFd>,
 }
 
 impl Launch {
@@ -170,6 +202,13 @@ impl Child {
         }
     }
 
+    /// Watches a child that was started in another way.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn of(child: &std::process::Child) -> io::Result<Self> {
+        let pid = Pid::from_child(child);
+        Ok(Self { pid, pidfd: pidfd_open(pid, PidfdFlags::empty())? })
+    }
+
     pub(crate) fn pid(&self) -> u32 {
         self.pid.as_raw_pid().cast_unsigned()
     }
@@ -279,29 +318,4 @@ impl CaptureFile {
         bytes.truncate(read);
         bytes
     }
-}
-
-/// A signal's name, of those that end a process.
-pub(crate) fn signal_name(signal: i32) -> Option<&'static str> {
-    Some(match signal {
-        libc::SIGHUP => "SIGHUP",
-        libc::SIGINT => "SIGINT",
-        libc::SIGQUIT => "SIGQUIT",
-        libc::SIGILL => "SIGILL",
-        libc::SIGTRAP => "SIGTRAP",
-        libc::SIGABRT => "SIGABRT",
-        libc::SIGBUS => "SIGBUS",
-        libc::SIGFPE => "SIGFPE",
-        libc::SIGKILL => "SIGKILL",
-        libc::SIGUSR1 => "SIGUSR1",
-        libc::SIGSEGV => "SIGSEGV",
-        libc::SIGUSR2 => "SIGUSR2",
-        libc::SIGPIPE => "SIGPIPE",
-        libc::SIGALRM => "SIGALRM",
-        libc::SIGTERM => "SIGTERM",
-        libc::SIGXCPU => "SIGXCPU",
-        libc::SIGXFSZ => "SIGXFSZ",
-        libc::SIGSYS => "SIGSYS",
-        _ => return None,
-    })
 }

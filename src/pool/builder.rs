@@ -9,24 +9,26 @@ use std::time::Duration;
 
 use procpool_worker::attach::Attachments;
 use procpool_worker::function::FnRef;
-use procpool_worker::protocol::{self, Setup};
+use procpool_worker::protocol;
 use procpool_worker::{sys, transport};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::chunk::inline_limit;
-use super::events::{Event, Observer, Observers};
-use super::options::TaskOptions;
-use super::scheduler::Shared;
-use super::supervisor::{self, Orders};
-use super::{Pool, driver};
 use crate::entry;
 use crate::error::Error;
 use crate::os::process::{Launch, Output};
 use crate::os::signals;
-
-/// The stack of a pool's own threads in bytes. They run no code of the user's.
-const STACK: usize = 256 << 10;
+use crate::pool::config::{Config, EnvPerWorker, Initializer, STACK};
+use crate::pool::drive::chunk::inline_limit;
+use crate::pool::drive::driver;
+use crate::pool::handle::{Keeper, Pool};
+use crate::pool::limits::Limits;
+use crate::pool::observe::events::{Event, Observer, Observers};
+use crate::pool::options::TaskOptions;
+use crate::pool::process::common::{Membership, Wires};
+use crate::pool::process::orders::Orders;
+use crate::pool::process::supervisor;
+use crate::pool::schedule::state::{self, Shared};
 
 /// A worker takes this much memory in bytes at the least, with what is shared.
 const LEAST_MEMORY: u64 = 8 << 20;
@@ -82,7 +84,6 @@ pub struct PoolBuilder {
     observers: Vec<Observer>,
 }
 
-type EnvPerWorker = Arc<dyn Fn(usize) -> Vec<(OsString, OsString)> + Send + Sync>;
 type InitializerSetup = Result<Initializer, Error>;
 
 impl std::fmt::Debug for PoolBuilder {
@@ -100,72 +101,24 @@ impl std::fmt::Debug for PoolBuilder {
     }
 }
 
-/// A pool's set-up, as it stays.
-pub(crate) struct Config {
-    pub(crate) workers: usize,
-    pub(crate) name: String,
-    pub(crate) initializer: Option<Initializer>,
-    pub(crate) window: Option<u64>,
-    pub(crate) start_timeout: Duration,
-    pub(crate) env_per_worker: Vec<EnvPerWorker>,
-    pub(crate) launch: Launch,
-    pub(crate) kill_grace: Duration,
-    pub(crate) max_tasks: Option<u64>,
-    pub(crate) max_memory: Option<u64>,
-    pub(crate) idle_timeout: Option<Duration>,
-    pub(crate) min_workers: usize,
-    pub(crate) replaces: bool,
-    pub(crate) seed: u64,
-    limits: Limits,
-    nice: i32,
-    /// The CPUs that workers are kept to, one each in turn.
-    cpus: Vec<u32>,
-    pub(crate) observers: Observers,
-}
-
-impl Config {
-    /// What a slot's worker is called.
-    pub(crate) fn title(&self, slot: usize) -> String {
-        if self.replaces { format!("{}/{slot}", self.name) } else { self.name.clone() }
+impl Pool {
+    /// A pool of so many workers; 0: as many as this process may use CPUs.
+    ///
+    /// # Errors
+    ///
+    /// As [`PoolBuilder::build`].
+    pub fn new(workers: usize) -> Result<Self, Error> {
+        Self::builder().workers(workers).build()
     }
 
-    /// What a slot's worker is told of itself.
-    pub(crate) fn setup(&self, slot: usize) -> Setup {
-        let mut limits = self.limits.resources.clone();
-        if limits.iter().all(|(resource, ..)| *resource != libc::RLIMIT_NOFILE)
-            && let Some((soft, hard)) = entry::open_files_of_workers()
-        {
-            limits.push((libc::RLIMIT_NOFILE, soft, hard));
-        }
-        Setup {
-            name: self.title(slot),
-            limits,
-            nice: self.nice,
-            cpu: (!self.cpus.is_empty()).then(|| self.cpus[slot % self.cpus.len()]),
-            capture: self.launch.output == Output::Capture,
-        }
+    /// Sets up a pool.
+    pub fn builder() -> PoolBuilder {
+        PoolBuilder::new()
     }
-}
-
-impl std::fmt::Debug for Config {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Config").field("workers", &self.workers).finish_non_exhaustive()
-    }
-}
-
-/// What each worker calls before its first task.
-#[derive(Debug)]
-pub(crate) struct Initializer {
-    pub(crate) call: FnRef,
-    pub(crate) argument: Vec<u8>,
-    /// What the argument points to.
-    pub(crate) attachments: Attachments,
-    /// As in [`Batch`](super::batch::Batch).
-    pub(crate) width: u32,
 }
 
 impl PoolBuilder {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             workers: 0,
             name: "procpool".to_owned(),
@@ -427,7 +380,7 @@ impl PoolBuilder {
     }
 
     /// One worker, which nothing takes the place of.
-    pub(super) fn single(mut self) -> Self {
+    pub(crate) fn single(mut self) -> Self {
         (self.workers, self.replaces) = (1, false);
         self
     }
@@ -441,60 +394,60 @@ impl PoolBuilder {
     /// library of another program, [`Error::Option`] for an option that can't be used, [`Error::Start`] when the first worker can't be started,
     /// and [`Error::System`] when the system refuses a thread or a file descriptor.
     pub fn build(self) -> Result<Pool, Error> {
-        if entry::is_privileged() {
-            return Err(Error::Privileged);
-        }
-        if let Some((library, executable)) = entry::foreign_image() {
-            return Err(Error::Library { library, executable });
-        }
-        if !entry::is_initialized() {
-            return Err(Error::NotInitialized);
-        }
-        let (workers, config, options) = self.resolve()?;
-        let system = |what| move |source| Error::System { what, source };
-        check_open_files(workers)?;
-        let frame = transport::max_frame().map_err(|error| Error::System {
-            what: "a socket",
-            source: std::io::Error::other(error.to_string()),
-        })?;
-        // What workers share is made where a refusal would be a panic of ipc-channel's, so it is found out
-        // here.
-        rustix::fs::memfd_create(c"procpool-probe", rustix::fs::MemfdFlags::CLOEXEC)
-            .map_err(|error| system("memfd_create, for shared memory")(error.into()))?;
-        let orders =
-            Orders::new().map_err(system("eventfd2, with which its supervisor is woken"))?;
-        let (reader, cord) =
-            std::io::pipe().map_err(system("pipe2, whose end ends the workers"))?;
-        let config = config(reader.into());
+        check_program()?;
+        let wires = Wires::new()?;
+        let (config, options) = self.resolve(Arc::clone(&wires.reader))?;
+        let inline_limit = check_system(config.workers)?;
         let slots = config.workers;
-        config.observers.start().map_err(system("a thread"))?;
-        let shared = Arc::new(Shared::new(config, orders, inline_limit(frame)));
-        let pool = Pool::of(Arc::clone(&shared), options, cord.into());
-        let start = |name: String, run: Box<dyn FnOnce(&Shared) + Send>| {
+        config.observers.start().map_err(Error::system("a thread"))?;
+        let orders = Orders::new(wires.bell);
+        let shared = Arc::new(Shared::new(config, orders, inline_limit));
+        let pool = Pool::of(Arc::clone(&shared), options, Keeper::Own(wires.writer));
+        // The supervisor's, or a slot's driver's.
+        let start = |name: String, slot: Option<usize>| {
             let shared = Arc::clone(&shared);
             let thread = std::thread::Builder::new().name(name).stack_size(STACK);
             let run = move || {
-                super::scheduler::serve();
-                run(&shared);
+                state::serve();
+                match slot {
+                    None => supervisor::supervise(&shared),
+                    Some(slot) => driver::drive(&shared, slot),
+                }
             };
             signals::blocked(|| thread.spawn(run))
                 .map(|thread| pool.keep(thread))
-                .map_err(system("a thread (clone3)"))
+                .map_err(Error::system("a thread (clone3)"))
         };
-        start("procpool-supervisor".to_owned(), Box::new(supervisor::supervise))
+        start("procpool-supervisor".to_owned(), None)
             .inspect_err(|_| shared.drivers_missing(slots))?;
         for slot in 0..slots {
-            let drive = Box::new(move |shared: &Shared| driver::drive(shared, slot));
-            start(format!("procpool-{slot}"), drive)
+            start(format!("procpool-{slot}"), Some(slot))
                 .inspect_err(|_| shared.drivers_missing(slots - slot))?;
         }
         shared.wait_first_start()?;
         Ok(pool)
     }
 
-    /// Checks the options and fills in what was left open; the worker's end of the cord is the last
-    /// that is missing.
-    fn resolve(self) -> Result<(usize, impl FnOnce(OwnedFd) -> Config, TaskOptions), Error> {
+    /// Starts the one process of a [`Process`](crate::Process), under the supervisor that they share.
+    ///
+    /// # Errors
+    ///
+    /// As [`build`](Self::build).
+    pub(super) fn build_one(self) -> Result<Pool, Error> {
+        check_program()?;
+        let membership = Membership::enter()?;
+        let (config, options) = self.resolve(membership.cord())?;
+        let inline_limit = check_system(config.workers)?;
+        config.observers.start().map_err(Error::system("a thread"))?;
+        let shared = Arc::new(Shared::new(config, membership.orders(), inline_limit));
+        membership.supervise(&shared);
+        let pool = Pool::of(Arc::clone(&shared), options, Keeper::Common(membership));
+        driver::start_one(&shared)?;
+        Ok(pool)
+    }
+
+    /// Checks the options and fills in what was left open; `cord` is the workers' end of it.
+    fn resolve(self, cord: Arc<OwnedFd>) -> Result<(Config, TaskOptions), Error> {
         /// More slots than this are surely a mistake: each takes a process and a thread.
         const MOST: usize = 4096;
         let refuse = |option, value: String, remedy| Err(Error::Option { option, value, remedy });
@@ -528,7 +481,7 @@ impl PoolBuilder {
         };
         let mut env = share_of_cpus(workers);
         env.extend(self.env);
-        let config = move |cord| Config {
+        let config = Config {
             workers,
             name: self.name,
             initializer,
@@ -548,8 +501,32 @@ impl PoolBuilder {
             cpus,
             observers: Observers::new(self.observers),
         };
-        Ok((workers, config, self.options))
+        Ok((config, self.options))
     }
+}
+
+/// Refuses a program that can't have workers.
+fn check_program() -> Result<(), Error> {
+    if entry::is_privileged() {
+        return Err(Error::Privileged);
+    }
+    if let Some((library, executable)) = entry::foreign_image() {
+        return Err(Error::Library { library, executable });
+    }
+    match entry::is_initialized() {
+        true => Ok(()),
+        false => Err(Error::NotInitialized),
+    }
+}
+
+/// Refuses so many workers where the system does; returns the largest body that travels in a frame.
+fn check_system(workers: usize) -> Result<usize, Error> {
+    check_open_files(workers)?;
+    let frame = transport::max_frame().map_err(|error| Error::System {
+        what: "a socket",
+        source: std::io::Error::other(error.to_string()),
+    })?;
+    Ok(inline_limit(frame))
 }
 
 /// Refuses more workers than there are file descriptors for: found out one by one, it would be in
@@ -591,58 +568,4 @@ fn allowed_cpus() -> Vec<u32> {
         |_| Vec::new(),
         |allowed| cpus.filter(|cpu| allowed.is_set(*cpu)).map(|cpu| cpu as u32).collect(),
     )
-}
-
-/// What a worker may use, beyond its memory, for [`PoolBuilder::limits`]: limits that the kernel
-/// keeps (setrlimit(2)). They are inherited by what its tasks start.
-///
-/// ```no_run
-/// # fn main() -> Result<(), procpool::Error> {
-/// use std::time::Duration;
-///
-/// let limits = procpool::Limits::new().cpu_time(Duration::from_secs(60)).open_files(256).core_size(0);
-/// let pool = procpool::Pool::builder().limits(limits).build()?;
-/// # Ok(())
-/// # }
-/// ```
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Limits {
-    resources: Vec<(u32, u64, u64)>,
-}
-
-impl Limits {
-    /// None.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    fn set(mut self, resource: libc::__rlimit_resource_t, soft: u64, hard: u64) -> Self {
-        self.resources.retain(|(other, ..)| *other != resource);
-        self.resources.push((resource, soft, hard));
-        self
-    }
-
-    /// CPU time of each worker over its whole life, rounded up to seconds. A worker that has used it
-    /// up is killed by SIGXCPU, one that ignores that by SIGKILL a second later.
-    pub fn cpu_time(self, limit: Duration) -> Self {
-        let seconds = limit.as_secs() + u64::from(limit.subsec_nanos() > 0);
-        self.set(libc::RLIMIT_CPU, seconds, seconds + 1)
-    }
-
-    /// How many files a worker may have open. It needs about ten for itself.
-    pub fn open_files(self, files: u64) -> Self {
-        self.set(libc::RLIMIT_NOFILE, files, files)
-    }
-
-    /// Size of the core file that a crash leaves, in bytes; 0 for none.
-    pub fn core_size(self, bytes: u64) -> Self {
-        self.set(libc::RLIMIT_CORE, bytes, bytes)
-    }
-
-    /// Size of a worker's address space, in bytes. An allocation beyond it fails, and the task with
-    /// [`DeathCause::OutOfMemory`](crate::DeathCause::OutOfMemory) where the program aborts at that,
-    /// as Rust does.
-    pub fn address_space(self, bytes: u64) -> Self {
-        self.set(libc::RLIMIT_AS, bytes, bytes)
-    }
 }

@@ -1,6 +1,6 @@
 //! A place where processes wait for each other.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -9,6 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::bell::{Bell, Look, deadline};
 use super::lock::{LockGuard, RawLock, take};
 use super::owner::Owner;
+use crate::atomic::{AtomicU32, AtomicU64};
 use crate::error::Error;
 use crate::os::memory::Atomics;
 use crate::shared::object::Object;

@@ -1,11 +1,12 @@
 //! A flag to wait for.
 
-use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
 use super::bell::{Bell, deadline};
+use crate::atomic::AtomicU32;
 use crate::error::Error;
 use crate::os::memory::Atomics;
 use crate::shared::object::Object;

@@ -3,13 +3,14 @@
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
 use super::bell::{Bell, Look, deadline};
 use super::owner::Owner;
+use crate::atomic::{AtomicU32, AtomicU64};
 use crate::error::Error;
 use crate::os::memory::Atomics;
 use crate::shared::object::Object;
@@ -143,7 +144,7 @@ impl<T: ?Sized + fmt::Debug> fmt::Debug for LockGuard<'_, T> {
 }
 
 /// A lock as it lies in shared memory.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 #[repr(C)]
 pub(crate) struct RawLock {
     /// Zero, or who has it.
@@ -200,4 +201,59 @@ pub(super) fn take(word: &AtomicU64, look: Look) -> Option<Option<u32>> {
     // A dead process takes nothing any more: if the word is still the same, nobody has it.
     let taken = word.compare_exchange(word_before, own, SeqCst, SeqCst);
     taken.is_ok().then_some(Some(before.pid()))
+}
+
+/// On the code itself. Deaths are not modelled, but for that of an owner that is dead from the beginning.
+#[cfg(all(test, loom))]
+mod loom_model {
+    use loom::cell::UnsafeCell;
+    use loom::sync::Arc;
+    use loom::thread::spawn;
+
+    use super::*;
+
+    fn explore(model: impl Fn() + Sync + Send + 'static) {
+        // What it finds out once is not found out in the middle of an exploration.
+        Owner::own();
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = Some(2);
+        builder.check(model);
+    }
+
+    #[test]
+    fn threads_have_it_one_after_the_other_and_none_waits_for_ever() {
+        explore(|| {
+            let shared = Arc::new((RawLock::default(), UnsafeCell::new(0)));
+            let add = |shared: Arc<(RawLock, UnsafeCell<u32>)>| {
+                let guard = shared.0.lock();
+                assert_eq!(guard.abandoned_by(), None);
+                // SAFETY: loom fails the test if two threads are here at once.
+                shared.1.with_mut(|count| unsafe { *count += 1 });
+            };
+            let others = [(); 2].map(|()| {
+                let shared = Arc::clone(&shared);
+                spawn(move || add(shared))
+            });
+            add(Arc::clone(&shared));
+            others.into_iter().for_each(|other| other.join().unwrap());
+            // SAFETY: all threads are joined.
+            shared.1.with(|count| assert_eq!(unsafe { *count }, 3));
+        });
+    }
+
+    #[test]
+    fn what_a_dead_process_has_is_taken_over_once() {
+        explore(|| {
+            // No process has such a number.
+            let word = Arc::new(AtomicU64::new(u64::MAX));
+            let others = [(); 2].map(|()| {
+                let word = Arc::clone(&word);
+                spawn(move || take(&word, Look::Thorough).is_some())
+            });
+            let own = take(&word, Look::Thorough).is_some();
+            let taken = others.map(|other| other.join().unwrap());
+            let count = taken.into_iter().chain([own]).filter(|is_taken| *is_taken).count();
+            assert_eq!(count, 1);
+        });
+    }
 }

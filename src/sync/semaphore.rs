@@ -1,6 +1,6 @@
 //! A number of permits.
 
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::bell::{Bell, Look, deadline};
 use super::lock::take;
 use super::owner::Owner;
+use crate::atomic::AtomicU64;
 use crate::error::Error;
 use crate::shared::object::Object;
 
@@ -73,14 +74,19 @@ impl Semaphore {
     }
 
     fn take(&self, look: Look) -> Option<Permit<'_>> {
-        let owner = self.owners().iter().find(|owner| take(owner, look).is_some())?;
-        Some(Permit { owner, bell: self.0.head() })
+        take_one(self.owners(), self.0.head(), look)
     }
 
     /// Who has each of the permits.
     fn owners(&self) -> &[AtomicU64] {
         self.0.tail(self.0.tail_bytes() / size_of::<AtomicU64>())
     }
+}
+
+/// Takes the first permit that no process has.
+fn take_one<'a>(owners: &'a [AtomicU64], bell: &'a Bell, look: Look) -> Option<Permit<'a>> {
+    let owner = owners.iter().find(|owner| take(owner, look).is_some())?;
+    Some(Permit { owner, bell })
 }
 
 /// Having one of a [`Semaphore`]'s permits; gives it back when it is dropped.
@@ -95,5 +101,40 @@ impl Drop for Permit<'_> {
     fn drop(&mut self) {
         self.owner.store(0, SeqCst);
         self.bell.ring(1);
+    }
+}
+
+/// On the code itself, but for the shared memory that the permits lie in.
+#[cfg(all(test, loom))]
+mod loom_model {
+    use loom::sync::Arc;
+    use loom::thread::spawn;
+
+    use super::*;
+
+    #[test]
+    fn no_more_threads_have_a_permit_than_there_are_and_none_waits_for_ever() {
+        Owner::own();
+        for permits in 1..=2 {
+            let mut builder = loom::model::Builder::new();
+            builder.preemption_bound = Some(2);
+            builder.check(move || {
+                let owners: Vec<_> = (0..permits).map(|_| AtomicU64::default()).collect();
+                let shared = Arc::new((owners, Bell::default(), AtomicU64::default()));
+                let hold = |shared: Arc<(Vec<AtomicU64>, Bell, AtomicU64)>| {
+                    let (owners, bell, held) = &*shared;
+                    let permit = bell.wait(None, |look| take_one(owners, bell, look));
+                    assert!(held.fetch_add(1, SeqCst) < owners.len() as u64);
+                    let _ = held.fetch_update(SeqCst, SeqCst, |held| held.checked_sub(1));
+                    drop(permit);
+                };
+                let others = [(); 2].map(|()| {
+                    let shared = Arc::clone(&shared);
+                    spawn(move || hold(shared))
+                });
+                hold(Arc::clone(&shared));
+                others.into_iter().for_each(|other| other.join().unwrap());
+            });
+        }
     }
 }

@@ -250,6 +250,8 @@ fn daemon() {
         // One that is built here works.
         let own = Pool::new(1).expect("a pool of its own");
         assert_eq!(own.map(|x: u64| x + 1, 0..3), Ok(vec![1, 2, 3]));
+        let mut own = Process::spawn(|x: u64| x + 1, 1).expect("a process of its own");
+        assert_eq!(own.join_timeout(SOON), Some(Ok(2)));
         return;
     }
     // The original is not harmed.
@@ -357,6 +359,12 @@ fn refused() {
         assert!(dies.is_err() || result.is_err());
         pool.join();
         result
+    });
+    let tried = tried.and_then(|answers| {
+        let mut process = Process::spawn(|x: u64| x + 1, 1).map_err(|error| chain(&error))?;
+        let answer = process.join_timeout(SOON).expect("an end in time");
+        answer.map_err(|error| chain(&error)).map(|answer| assert_eq!(answer, 2))?;
+        Ok(answers)
     });
     match tried {
         Ok(answers) => assert_eq!(answers, (1..11).collect::<Vec<u64>>()),

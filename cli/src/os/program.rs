@@ -6,11 +6,14 @@
 //! also what has made a session or a process group of its own.
 
 use std::collections::HashSet;
-use std::io;
+use std::ffi::{CString, OsStr, OsString};
+use std::fs::File;
+use std::io::{self, Read};
 use std::mem::MaybeUninit;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Command, ExitStatus};
+use std::process::ExitStatus;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -50,6 +53,11 @@ fn close_all_on_exec() -> io::Result<()> {
         return Ok(());
     }
     // Before Linux 5.11 there is no such flag, and a filter may refuse the call.
+    close_each_on_exec()
+}
+
+/// Sets the flag on one descriptor after the other.
+fn close_each_on_exec() -> io::Result<()> {
     for entry in std::fs::read_dir("/proc/self/fd")? {
         let name = entry?.file_name();
         let Some(fd) = name.to_str().and_then(|name| name.parse::<libc::c_int>().ok()) else {
@@ -72,42 +80,178 @@ pub(crate) fn default_child_signal() {
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
 }
 
-/// Has the signals that concern children and terminals do what they do by default, whatever this
-/// process has inherited: a program would inherit it. Output to a terminal still doesn't stop this process, since the signal
-/// for it is blocked, but for the moment in which a program starts.
-pub(crate) fn default_signals() {
-    default_child_signal();
-    block_output_signal(true);
-    // SAFETY: plain system calls on local data; no handler is installed.
-    unsafe {
-        libc::signal(libc::SIGTTIN, libc::SIG_DFL);
-        libc::signal(libc::SIGTTOU, libc::SIG_DFL);
+/// Notices that something in the process group of this process, in which its programs are too, wants
+/// the terminal: the kernel stops what reads or sets up a terminal in the background, by a signal to
+/// the whole group.
+#[derive(Debug)]
+pub(crate) struct TerminalWatch(File);
+
+impl TerminalWatch {
+    /// Blocks the signals for this thread, which must be the only one: then they stop its programs and
+    /// not this process, which may write to a terminal too.
+    pub(crate) fn start() -> io::Result<Self> {
+        let mut signals = MaybeUninit::uninit();
+        // SAFETY: plain system calls on local data, which the first one initialises; the descriptor
+        // that comes back belongs to nothing else.
+        unsafe {
+            libc::sigemptyset(signals.as_mut_ptr());
+            let mut signals = signals.assume_init();
+            for signal in TERMINAL_SIGNALS {
+                libc::sigaddset(&mut signals, signal);
+            }
+            checked(libc::pthread_sigmask(libc::SIG_BLOCK, &signals, std::ptr::null_mut()))?;
+            let fd = libc::signalfd(-1, &signals, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
+            if fd == -1 {
+                return Err(io::Error::last_os_error());
+            }
+            Ok(Self(OwnedFd::from_raw_fd(fd).into()))
+        }
+    }
+
+    /// Forgets what was noticed; whether that was anything.
+    pub(crate) fn clear(&mut self) -> bool {
+        let mut signals = [0; 2 * size_of::<libc::signalfd_siginfo>()];
+        let mut any = false;
+        while self.0.read(&mut signals).is_ok_and(|read| read > 0) {
+            any = true;
+        }
+        any
     }
 }
 
-/// Blocks the signal that output to a terminal may send, or lets it through.
-fn block_output_signal(block: bool) {
-    let how = if block { libc::SIG_BLOCK } else { libc::SIG_UNBLOCK };
-    // SAFETY: plain system calls on local data.
-    unsafe {
-        let mut signals = std::mem::zeroed();
-        libc::sigemptyset(&mut signals);
-        libc::sigaddset(&mut signals, libc::SIGTTOU);
-        libc::pthread_sigmask(how, &signals, std::ptr::null_mut());
+impl AsFd for TerminalWatch {
+    /// Becomes readable when the terminal was wanted.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
+}
+
+/// What the kernel sends to what reads a terminal in the background, or sets it up.
+const TERMINAL_SIGNALS: [libc::c_int; 2] = [libc::SIGTTIN, libc::SIGTTOU];
+
+/// The signals that do in a program what they do by default, whatever this process does with them or
+/// has inherited. The first two real-time signals are the C library's own: `posix_spawn` has a
+/// program ignore them unless they are named here, and `sigaddset` refuses to name them.
+fn defaulted() -> libc::sigset_t {
+    let signals = [libc::SIGPIPE, libc::SIGCHLD, libc::SIGTTIN, libc::SIGTTOU, 32, 33];
+    let bits = signals.iter().fold(0u64, |bits, signal| bits | 1 << (signal - 1));
+    let mut set = MaybeUninit::<libc::sigset_t>::zeroed();
+    // SAFETY: on Linux, a set is a bit for each signal from 1, in at least 64 bits, and all bits but
+    // those of its signals are zero.
+    unsafe {
+        set.as_mut_ptr().cast::<[u8; 8]>().write(bits.to_ne_bytes());
+        set.assume_init()
+    }
+}
+
+/// What `posix_spawn` is told beside the program.
+struct Spawn {
+    attributes: libc::posix_spawnattr_t,
+    actions: libc::posix_spawn_file_actions_t,
+}
+
+impl Spawn {
+    /// A program has these for its standard output and error, and the signals that are usual.
+    fn new(outputs: [Option<BorrowedFd<'_>>; 2]) -> io::Result<Self> {
+        let mut spawn = Self::empty()?;
+        for (output, target) in outputs.into_iter().zip(1..) {
+            let Some(output) = output else { continue };
+            // SAFETY: the actions were initialised; the descriptor is only used by the call that
+            // starts the program.
+            checked(unsafe {
+                libc::posix_spawn_file_actions_adddup2(
+                    &mut spawn.actions,
+                    output.as_raw_fd(),
+                    target,
+                )
+            })?;
+        }
+        let flags = libc::POSIX_SPAWN_SETSIGDEF | libc::POSIX_SPAWN_SETSIGMASK;
+        // SAFETY: the attributes were initialised, and all else is local data.
+        unsafe {
+            let mut mask = MaybeUninit::zeroed();
+            checked(libc::pthread_sigmask(0, std::ptr::null(), mask.as_mut_ptr()))?;
+            let mut mask = mask.assume_init();
+            for signal in TERMINAL_SIGNALS {
+                libc::sigdelset(&mut mask, signal);
+            }
+            checked(libc::posix_spawnattr_setsigmask(&mut spawn.attributes, &mask))?;
+            checked(libc::posix_spawnattr_setsigdefault(&mut spawn.attributes, &defaulted()))?;
+            checked(libc::posix_spawnattr_setflags(&mut spawn.attributes, flags as libc::c_short))?;
+        }
+        Ok(spawn)
+    }
+
+    fn empty() -> io::Result<Self> {
+        let mut attributes = MaybeUninit::uninit();
+        let mut actions = MaybeUninit::uninit();
+        // SAFETY: each is initialised by its call, and used only where that has succeeded.
+        unsafe {
+            checked(libc::posix_spawnattr_init(attributes.as_mut_ptr()))?;
+            if let Err(error) = checked(libc::posix_spawn_file_actions_init(actions.as_mut_ptr())) {
+                libc::posix_spawnattr_destroy(attributes.as_mut_ptr());
+                return Err(error);
+            }
+            Ok(Self { attributes: attributes.assume_init(), actions: actions.assume_init() })
+        }
+    }
+}
+
+impl Drop for Spawn {
+    fn drop(&mut self) {
+        // SAFETY: both were initialised, and are used no more.
+        unsafe {
+            libc::posix_spawnattr_destroy(&mut self.attributes);
+            libc::posix_spawn_file_actions_destroy(&mut self.actions);
+        }
+    }
+}
+
+/// What it means that a function of the C library returns an error number.
+fn checked(code: libc::c_int) -> io::Result<()> {
+    if code == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(code)) }
+}
+
+unsafe extern "C" {
+    /// The environment, which programs inherit.
+    static environ: *const *mut libc::c_char;
 }
 
 impl Program {
-    pub(crate) fn start(command: &mut Command) -> io::Result<Self> {
+    /// Starts a file, or what `PATH` has under that name, with these words as its arguments, the
+    /// first of which is the name that it's told. Its standard input is that of this process, and so
+    /// are those of its outputs that aren't given.
+    pub(crate) fn start(
+        file: &OsStr,
+        words: &[OsString],
+        outputs: [Option<BorrowedFd<'_>>; 2],
+    ) -> io::Result<Self> {
         // Not all that this process has open is closed by exec of itself, and a program that
         // inherited the worker's channel would keep it open.
         close_all_on_exec()?;
-        // No `pre_exec`: without it, std spawns in a way whose cost doesn't grow with memory.
-        // It inherits which signals are blocked.
-        block_output_signal(false);
-        let child = command.spawn();
-        block_output_signal(true);
-        Ok(Self { pid: Pid::from_child(&child?) })
+        let file = CString::new(file.as_bytes())?;
+        let words: Vec<_> =
+            words.iter().map(|word| CString::new(word.as_bytes())).collect::<Result<_, _>>()?;
+        let mut pointers: Vec<_> = words.iter().map(|word| word.as_ptr().cast_mut()).collect();
+        pointers.push(std::ptr::null_mut());
+        let spawn = Spawn::new(outputs)?;
+        let mut pid = 0;
+        // `posix_spawn`, since its cost doesn't grow with memory; and not by the standard library,
+        // which can't be told what becomes of signals.
+        // SAFETY: all pointers are to what lives until the call returns, and the words end with a
+        // null. Nothing in a worker changes the environment while a job is started.
+        checked(unsafe {
+            libc::posix_spawnp(
+                &mut pid,
+                file.as_ptr(),
+                &spawn.actions,
+                &spawn.attributes,
+                pointers.as_ptr(),
+                environ,
+            )
+        })?;
+        let pid = Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidData)?;
+        Ok(Self { pid })
     }
 
     /// Becomes readable when the program has ended.
@@ -231,39 +375,15 @@ mod tests {
 
     use super::*;
 
-    /// Has the kernel refuse a system call to this thread from now on.
-    fn refuse(call: libc::c_long) {
-        let statement = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
-        let refused = libc::SECCOMP_RET_ERRNO | libc::EINVAL as u32;
-        let mut filter = [
-            statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
-            statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, call as u32),
-            statement(libc::BPF_RET | libc::BPF_K, 0, 0, refused),
-            statement(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
-        ];
-        let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
-        // SAFETY: the kernel copies the filter.
-        unsafe {
-            assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
-            let mode = libc::SECCOMP_MODE_FILTER;
-            assert_eq!(libc::prctl(libc::PR_SET_SECCOMP, mode, &program, 0, 0), 0);
-        }
-    }
-
     #[test]
     fn no_descriptor_is_passed_on_also_where_close_range_has_no_such_flag() {
-        let test = || {
-            refuse(libc::SYS_close_range);
-            let file = std::fs::File::open("/dev/null").unwrap();
-            // SAFETY: plain system calls on a descriptor that is open.
-            let flags = unsafe {
-                assert_eq!(libc::fcntl(file.as_raw_fd(), libc::F_SETFD, 0), 0);
-                close_all_on_exec().unwrap();
-                libc::fcntl(file.as_raw_fd(), libc::F_GETFD)
-            };
-            assert_eq!(flags, libc::FD_CLOEXEC);
+        let file = std::fs::File::open("/dev/null").unwrap();
+        // SAFETY: plain system calls on a descriptor that is open.
+        let flags = unsafe {
+            assert_eq!(libc::fcntl(file.as_raw_fd(), libc::F_SETFD, 0), 0);
+            close_each_on_exec().unwrap();
+            libc::fcntl(file.as_raw_fd(), libc::F_GETFD)
         };
-        // The filter is for the thread alone.
-        std::thread::spawn(test).join().unwrap();
+        assert_eq!(flags, libc::FD_CLOEXEC);
     }
 }

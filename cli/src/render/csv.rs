@@ -45,9 +45,9 @@ impl Render for Csv {
     }
 
     fn row(&mut self, row: &Row, page: &mut Page) {
-        self.fields.push_field(row.id.to_string().as_bytes());
+        self.fields.push_field(row.number.to_string().as_bytes());
         self.fields.push_field(row.pid.to_string().as_bytes());
-        self.fields.push_field(row.worker.to_string().as_bytes());
+        self.fields.push_field(row.worker_number().to_string().as_bytes());
         self.fields.push_field(row.attempt.to_string().as_bytes());
         let (seconds, nanos) = (row.elapsed.as_secs(), row.elapsed.subsec_nanos());
         self.fields.push_field(format!("{seconds}.{nanos:09}").as_bytes());

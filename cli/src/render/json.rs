@@ -28,9 +28,9 @@ impl Render for Json {
 
     fn row(&mut self, row: &Row, page: &mut Page) {
         let object = Object {
-            id: row.id,
+            id: row.number,
             pid: row.pid,
-            worker: row.worker,
+            worker: row.worker_number(),
             attempt: row.attempt,
             queued: row.queued.as_secs_f64(),
             seconds: row.elapsed.as_secs_f64(),

@@ -21,7 +21,10 @@ pub(super) use json::Answer;
 /// What became of one input.
 #[derive(Clone)]
 pub(super) struct Row {
+    /// The position of its job among those of the run.
     pub(super) id: u64,
+    /// The number of its input, from 1: what people see.
+    pub(super) number: u64,
     pub(super) pid: u32,
     pub(super) worker: usize,
     pub(super) attempt: u32,
@@ -72,6 +75,7 @@ impl Row {
         let has_run = error.as_ref().is_some_and(|error| error.did_it_run() != DidRun::No);
         let row = Self {
             id: report.id,
+            number: kept.number,
             pid: report.pid,
             worker: report.worker,
             attempt: report.attempt,
@@ -96,6 +100,11 @@ impl Row {
 }
 
 impl Row {
+    /// The number of its worker, from 1: what people see.
+    pub(super) fn worker_number(&self) -> usize {
+        self.worker + 1
+    }
+
     /// Finds what was printed, where that is in files.
     pub(super) fn find(&mut self, spills: &Spills) {
         for printed in [&mut self.stdout, &mut self.stderr] {
@@ -195,6 +204,7 @@ mod tests {
     fn row(id: u64, input: Input, outcome: Result<Output, String>) -> Row {
         Row {
             id,
+            number: id + 1,
             pid: 4711,
             worker: 1,
             attempt: 1,
@@ -246,8 +256,8 @@ mod tests {
         assert_eq!(
             text(rendered(Format::Table, "square", &squares())),
             "     id      pid       time           x          result\n\
-             \x20     0     4711    1.50 ms          12             144\n\
-             \x20     1     4711    1.50 ms           x  error: not a number:\\nsorry\n"
+             \x20     1     4711    1.50 ms          12             144\n\
+             \x20     2     4711    1.50 ms           x  error: not a number:\\nsorry\n"
         );
     }
 
@@ -272,7 +282,7 @@ mod tests {
         let rows: Vec<serde_json::Value> =
             json.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         assert_eq!(rows.len(), 2);
-        assert_eq!((&rows[0]["id"], &rows[0]["pid"]), (&0.into(), &4711.into()));
+        assert_eq!((&rows[0]["id"], &rows[0]["pid"]), (&1.into(), &4711.into()));
         assert_eq!((&rows[0]["input"], &rows[0]["result"]), (&"12".into(), &144.into()));
         assert_eq!(rows[0]["seconds"], 0.0015);
         assert_eq!(rows[1]["error"], "not a number:\nsorry");
@@ -332,8 +342,8 @@ mod tests {
         assert_eq!(
             text(rendered(Format::Csv, "square", &squares())),
             "id,pid,worker,attempt,seconds,input,result,error\n\
-             0,4711,1,1,0.001500000,12,144,\n\
-             1,4711,1,1,0.001500000,x,,\"not a number:\nsorry\"\n"
+             1,4711,2,1,0.001500000,12,144,\n\
+             2,4711,2,1,0.001500000,x,,\"not a number:\nsorry\"\n"
         );
     }
 }

@@ -57,7 +57,7 @@ impl Render for Table {
     }
 
     fn row(&mut self, row: &Row, page: &mut Page) {
-        start(page, row.id, row.pid, humane::duration(row.elapsed));
+        start(page, row.number, row.pid, humane::duration(row.elapsed));
         let input = row.input.to_text();
         if row.error.is_none() || !row.values.is_empty() {
             for cell in &self.cells {

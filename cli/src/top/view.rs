@@ -202,7 +202,7 @@ impl View {
                 _ => ("unknown", Color::Red),
             };
             Row::new([
-                worker.slot.to_string(),
+                (worker.slot + 1).to_string(),
                 worker.pid.to_string(),
                 state.to_owned(),
                 shown.elapsed.map_or(String::new(), humane::duration),

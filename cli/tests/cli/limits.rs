@@ -167,7 +167,7 @@ fn the_log_has_a_line_of_json_for_each_event() {
 fn the_log_for_people_goes_to_standard_error() {
     let ended = run(&["run", "--procs", "1", "--log", "-", "3"]);
     assert_eq!(ended.code, Some(0));
-    for what in ["spawned", "ready", "finished task 0", "drained"] {
+    for what in ["spawned", "ready", "worker 1 (PID ", "finished task 1", "drained"] {
         assert!(ended.stderr.contains(what), "{what}: {}", ended.stderr);
     }
 }

@@ -12,6 +12,7 @@
 //! - `pages`: help, errors, tables and exit codes, word for word.
 //! - `signals`: what ends a run early, and what stops it for a while.
 //! - `isolate`: the wall, shown.
+//! - `terminal`: runs in a terminal, and what jobs do to it.
 //! - `top`: the live table, and that the terminal is given back.
 //! - `trace`: when each worker did what, and its picture.
 //! - `tasks`: the built-in tasks give the answers of the tools that people know.
@@ -30,5 +31,6 @@ mod rows;
 mod signals;
 mod support;
 mod tasks;
+mod terminal;
 mod top;
 mod trace;

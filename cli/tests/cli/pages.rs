@@ -2,8 +2,12 @@
 //! `INSTA_UPDATE=always cargo test --test cli pages` writes the files anew.
 
 use std::fmt::Write;
+use std::fs;
+use std::io::ErrorKind;
+use std::path::Path;
+use std::process::{Command, Stdio};
 
-use crate::support::{Ended, run, run_with_input};
+use crate::support::{Ended, run, run_with_input, wait};
 
 /// How it ended, and what it has said where.
 fn page(ended: &Ended) -> String {
@@ -155,4 +159,64 @@ fn completions_and_the_manual_know_every_option() {
         assert!(!line.contains("_files") && !line.contains("_default"), "{line}");
     }
     assert_eq!(run(&["man", "walk"]).code, Some(2));
+}
+
+/// What this shell completes with our completions, a line each; none where it isn't installed.
+fn completed(shell: &str, options: &[&str], script: &str) -> Option<String> {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("ours"), run(&["completions", shell]).stdout).unwrap();
+    let mut command = Command::new(shell);
+    command.args(options).args(["-c", script]).current_dir(dir.path()).env("HOME", dir.path());
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    match command.spawn() {
+        Err(error) if error.kind() == ErrorKind::NotFound => None,
+        child => Some(wait(child.unwrap()).text().to_owned()),
+    }
+}
+
+#[test]
+fn what_stands_after_the_dashes_is_completed_as_a_command_of_its_own() {
+    let bash = |before: &str, words: &str| {
+        let script = format!(
+            "{before}; . ./ours; complete -W 'first second' tool; COMP_WORDS=({words}); \
+             COMP_LINE='{words}'; COMP_POINT=${{#COMP_LINE}}; COMP_CWORD=$(( ${{#COMP_WORDS[@]}} - 1 )); \
+             _procpool_or_command procpool; printf '%s\\n' \"${{COMPREPLY[@]}}\""
+        );
+        completed("bash", &["--norc"], &script).unwrap_or_default()
+    };
+    let has = |shown: &str, line: &str| shown.lines().any(|it| it.trim() == line);
+    let is_there = !bash("", "procpool run --hal").is_empty();
+    assert!(!is_there || has(&bash("", "procpool run --hal"), "--halt"), "options");
+    for before in ["", ". /usr/share/bash-completion/bash_completion 2> /dev/null"] {
+        let shown = bash(before, "procpool run -p 3 -- printen");
+        assert!(!is_there || has(&shown, "printenv"), "{before}: {shown}");
+        let shown = bash(before, "procpool run -- tool ::: f");
+        assert!(!is_there || shown.trim().is_empty(), "inputs are files, the default: {shown}");
+    }
+    if is_there && Path::new("/usr/share/bash-completion/bash_completion").exists() {
+        let shown = bash(". /usr/share/bash-completion/bash_completion", "procpool run -- tool f");
+        assert!(has(&shown, "first") && !has(&shown, "second"), "{shown}");
+    }
+
+    let fish = "source ours; complete -c tool -f -a 'first second'; complete -C";
+    for (words, line) in [
+        ("run --hal", "--halt"),
+        ("run -p 3 -- printen", "printenv"),
+        ("run -- tool f", "first"),
+        ("run -- tool x f", "first"),
+    ] {
+        let shown = completed("fish", &["-N"], &format!("{fish} 'procpool {words}'"));
+        let shown = shown.unwrap_or_else(|| line.to_owned());
+        let begins = |it: &str| it.split('\t').next() == Some(line);
+        assert!(shown.lines().any(begins), "fish: {words}: {shown}");
+    }
+
+    // What is typed into a real one, as zsh completes nothing else.
+    let zsh = "zmodload zsh/zpty; zpty it zsh -f -i; zpty -w it 'PS1=; autoload -U compinit; \
+               compinit -D; . ./ours; _tool() { compadd first second }; compdef _tool tool'; \
+               zpty -w it $'echo re\\'\\'ady'; zpty -r it shown '*ready*'; \
+               zpty -w -n it $'procpool run -p 3 -- tool fi\\t'; zpty -r it shown '*tool first*'; \
+               echo $shown";
+    let shown = completed("zsh", &["-f"], zsh).unwrap_or_else(|| "tool first".to_owned());
+    assert!(shown.contains("tool first"), "zsh: {shown}");
 }

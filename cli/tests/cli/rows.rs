@@ -1,8 +1,13 @@
 //! What is shown of each result, in each format, and the summary.
 
 use std::collections::HashSet;
+use std::fs;
+use std::io::Write;
+use std::process::Stdio;
 
-use crate::support::{procpool, run, wait};
+use serde_json::Value;
+
+use crate::support::{LIMIT, lines_of, procpool, run, wait};
 
 #[test]
 fn without_any_argument_it_shows_the_squares_of_0_to_4_with_their_pids() {
@@ -13,7 +18,7 @@ fn without_any_argument_it_shows_the_squares_of_0_to_4_with_their_pids() {
     assert_eq!(lines[0], ["id", "pid", "time", "x", "result"]);
     for x in 0..5_usize {
         let line = &lines[x + 1];
-        assert_eq!(line[0], x.to_string());
+        assert_eq!(line[0], (x + 1).to_string());
         assert!(line[1].parse::<u32>().unwrap() > 0);
         assert_eq!(line[line.len() - 2..], [x.to_string(), (x * x).to_string()]);
     }
@@ -42,7 +47,7 @@ fn each_row_has_the_pid_of_one_of_the_workers() {
 fn rows_come_in_the_order_of_the_inputs() {
     let ended = run(&["run", "--procs", "3", "--format", "csv", "0..5000"]);
     for (x, row) in ended.csv().iter().enumerate() {
-        assert_eq!(&row[0], x.to_string().as_bytes());
+        assert_eq!(&row[0], (x + 1).to_string().as_bytes());
         assert_eq!(&row[5], x.to_string().as_bytes());
         assert_eq!(&row[6], (x * x).to_string().as_bytes());
     }
@@ -55,7 +60,7 @@ fn unordered_rows_come_each_exactly_once() {
     let mut seen = HashSet::new();
     for row in &ended.csv() {
         let x: u64 = std::str::from_utf8(&row[5]).unwrap().parse().unwrap();
-        assert_eq!(&row[0], x.to_string().as_bytes());
+        assert_eq!(&row[0], (x + 1).to_string().as_bytes());
         assert_eq!(&row[6], (x * x).to_string().as_bytes());
         assert!(seen.insert(x));
     }
@@ -68,7 +73,7 @@ fn a_result_has_an_id_a_pid_a_time_and_an_attempt() {
     let rows = ended.json();
     assert_eq!(rows.len(), 1);
     let row = &rows[0];
-    assert_eq!((&row["id"], &row["worker"], &row["attempt"]), (&0.into(), &0.into(), &1.into()));
+    assert_eq!((&row["id"], &row["worker"], &row["attempt"]), (&1.into(), &1.into(), &1.into()));
     assert_eq!((&row["input"], &row["result"]), (&"3".into(), &9.into()));
     assert!(row["seconds"].as_f64().unwrap() >= 0.0);
 }
@@ -127,4 +132,49 @@ fn help_shows_examples_and_exit_codes() {
         assert!(help.text().contains(part), "{part}");
     }
     assert_eq!(run(&["--version"]).text(), concat!("procpool ", env!("CARGO_PKG_VERSION"), "\n"));
+}
+
+#[test]
+fn inputs_and_workers_have_the_same_numbers_from_1_wherever_they_are_shown() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).into_os_string().into_string().unwrap();
+    let [journal, log, trace] = ["journal", "log", "trace"].map(path);
+    let command = ["--", "sh", "-c", "echo $0 {#} {%}", "{}"];
+    let first = ["run", "-q", "--journal", &journal, "1"];
+    assert_eq!(run(&[&first[..], &command].concat()).code, Some(0));
+    // One input is left out, and has its number all the same; the others come by a pipe, of which each
+    // burst is a stream of its own.
+    let mut again = vec!["run", "-q", "-p", "2", "--journal", &journal, "--resume"];
+    again.extend(["--log", &log, "--trace", &trace, "--format", "json"]);
+    again.extend(command);
+    let mut child = procpool(&again).stdin(Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let rows = lines_of(child.stdout.take().unwrap());
+    let mut shown = Vec::new();
+    for (inputs, jobs) in [("1\n2\n3\n", 2), ("4\n5\n", 2)] {
+        stdin.write_all(inputs.as_bytes()).unwrap();
+        for _ in 0..jobs {
+            let row = rows.recv_timeout(LIMIT).unwrap();
+            shown.push(serde_json::from_str::<Value>(&row).unwrap());
+        }
+    }
+    drop(stdin);
+    assert_eq!(wait(child).code, Some(0));
+    let mut seen = HashSet::new();
+    for row in &shown {
+        let said = format!("{} {} {}\n", row["input"].as_str().unwrap(), row["id"], row["worker"]);
+        assert_eq!(row["stdout"], said);
+        assert_eq!(row["id"].to_string(), row["input"].as_str().unwrap());
+        seen.insert((row["id"].as_u64().unwrap(), row["worker"].as_u64().unwrap()));
+    }
+    assert_eq!(seen.len(), 4);
+    let log = fs::read_to_string(log).unwrap();
+    let events = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let numbers = |event: &Value| (event["id"].as_u64().unwrap(), event["slot"].as_u64().unwrap());
+    let finished = events.filter(|event| event["event"] == "finished");
+    assert_eq!(finished.map(|event| numbers(&event)).collect::<HashSet<_>>(), seen, "{log}");
+    let trace: Vec<Value> = serde_json::from_slice(&fs::read(trace).unwrap()).unwrap();
+    let jobs = trace.iter().filter(|entry| entry["cat"] == "done");
+    let numbers = |job: &Value| (job["args"]["id"].as_u64().unwrap(), job["tid"].as_u64().unwrap());
+    assert_eq!(jobs.map(numbers).collect::<HashSet<_>>(), seen, "{trace:?}");
 }

@@ -1,66 +1,27 @@
 //! `--top`: the live table, and that the terminal is given back whatever ends the run.
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use rustix::process::Signal;
 
-use crate::support::{Ended, children, signal, wait, wait_until};
+use crate::support::{Terminal, signal, wait};
 
 /// What takes a terminal over, and what gives it back with its cursor.
 const TAKE: &str = "\x1b[?1049h";
 const GIVE: &str = "\x1b[?1049l\x1b[?25h";
 
-/// Runs it in a terminal of its own, and writes all that it sends there to this file. The shell that
-/// the terminal belongs to waits to be [told](ended) to end: with it, the kernel throws away what has
-/// been written to the terminal and not been read.
-fn in_terminal(arguments: &str, screen: &Path) -> Child {
-    let procpool = env!("CARGO_BIN_EXE_procpool");
-    let seen = seen(screen);
-    let command = format!(
-        "stty rows 30 cols 120; {procpool} run --top {arguments}; code=$?; \
-         until test -e {}; do sleep 0.01; done; exit $code",
-        seen.display()
-    );
-    let mut script = Command::new("script");
-    script.args(["--quiet", "--flush", "--return", "--command", &command]).arg(screen);
-    script.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
-}
-
-/// What tells the shell that all has been seen.
-fn seen(screen: &Path) -> PathBuf {
-    screen.with_extension("seen")
-}
-
-/// Waits until the terminal is given back, and for the end.
-fn ended(child: Child, screen: &Path) -> Ended {
-    wait_until("the terminal is given back", || shown(screen).contains(GIVE));
-    fs::write(seen(screen), "").unwrap();
-    wait(child)
-}
-
-fn shown(screen: &Path) -> String {
-    String::from_utf8_lossy(&fs::read(screen).unwrap_or_default()).into_owned()
-}
-
 #[test]
 fn workers_and_inputs_are_shown_and_results_come_when_the_terminal_is_given_back() {
-    let dir = tempfile::tempdir().unwrap();
-    let screen = dir.path().join("screen");
-    let wait_for = dir.path().join("go");
-    let script =
-        format!("while ! test -e {}; do sleep 0.01; done; echo out-$0", wait_for.display());
-    let child = in_terminal(&format!("-p 2 -- sh -c '{script}' ::: one two"), &screen);
-    wait_until("both inputs are shown", || {
-        let shown = shown(&screen);
+    let script = "while ! test -e go; do sleep 0.01; done; echo out-$0";
+    let terminal = Terminal::start(&format!("run --top -p 2 -- sh -c '{script}' ::: one two"));
+    terminal.wait_until("both inputs are shown", |shown| {
         ["worker", "busy", "one", "two", "0/2"].iter().all(|what| shown.contains(what))
     });
-    fs::write(wait_for, "").unwrap();
-    wait_until("it has printed its end", || shown(&screen).contains("2 done"));
-    let ended = ended(child, &screen);
-    assert_eq!(ended.code, Some(0), "{ended:?}");
-    let shown = shown(&screen);
+    fs::write(terminal.dir().join("go"), "").unwrap();
+    terminal.wait_until("it has printed its end", |shown| shown.contains("2 done"));
+    let (code, shown) = terminal.end();
+    assert_eq!(code, Some(0), "{shown}");
     let (table, after) = shown.split_once(GIVE).expect("the terminal is given back");
     assert!(table.contains(TAKE) && !table.contains("out-one"), "{table}");
     assert!(after.contains("out-one") && after.contains("out-two") && after.contains("2 done"));
@@ -69,20 +30,17 @@ fn workers_and_inputs_are_shown_and_results_come_when_the_terminal_is_given_back
 
 #[test]
 fn the_terminal_is_given_back_on_signals() {
-    let dir = tempfile::tempdir().unwrap();
-    for (name, signals) in [("one", &[Signal::QUIT][..]), ("two", &[Signal::TERM, Signal::TERM])] {
-        let screen = dir.path().join(name);
-        let child = in_terminal("-p 1 -- sleep 1000 ::: 1", &screen);
-        wait_until("it is shown", || shown(&screen).contains("busy"));
-        let shell = children(child.id())[0];
-        let procpool = children(shell)[0];
+    for signals in [&[Signal::QUIT][..], &[Signal::TERM, Signal::TERM]] {
+        let terminal = Terminal::start("run --top -p 1 -- sleep 1000 ::: 1");
+        terminal.wait_until("it is shown", |shown| shown.contains("busy"));
+        let procpool = terminal.pid();
         signal(procpool, signals[0]);
         if signals.len() > 1 {
-            wait_until("it has heard the first", || shown(&screen).contains("interrupted"));
+            terminal.wait_until("it has heard the first", |shown| shown.contains("interrupted"));
             signal(procpool, signals[1]);
         }
-        ended(child, &screen);
-        let shown = shown(&screen);
+        terminal.wait_until("the terminal is given back", |shown| shown.contains(GIVE));
+        let (_, shown) = terminal.end();
         assert_eq!((shown.matches(TAKE).count(), shown.matches(GIVE).count()), (1, 1), "{shown}");
     }
 }

@@ -39,7 +39,7 @@ fn a_trace_has_a_track_for_each_worker_with_its_jobs_one_after_the_other() {
     let svg = run(&["timeline", file]);
     assert_eq!(svg.code, Some(0), "{svg:?}");
     assert!(svg.text().starts_with("<svg ") && svg.text().ends_with("</svg>\n"), "{svg:?}");
-    for what in ["worker 0", "worker 1", "no&lt;&amp;&gt;", "SIGKILL", "start of PID"] {
+    for what in ["worker 1<", "worker 2<", "no&lt;&amp;&gt;", "SIGKILL", "start of PID"] {
         assert!(svg.text().contains(what), "{what}: {}", svg.text());
     }
     let picture = dir.path().join("picture.svg");
@@ -84,4 +84,37 @@ fn what_is_no_trace_is_refused() {
     assert!(ended.code == Some(2) && ended.stderr.contains("run --trace"), "{ended:?}");
     let ended = run(&["run", "--trace", "/nowhere/trace"]);
     assert!(ended.code == Some(2) && ended.stderr.contains("check --trace"), "{ended:?}");
+}
+
+#[test]
+fn each_attempt_has_its_slice_also_one_that_was_lost_with_its_worker() {
+    let dir = tempfile::tempdir().unwrap();
+    let trace = dir.path().join("trace.json");
+    let file = trace.to_str().unwrap();
+    // Of a built-in task, all attempts that fail are lost with the worker; of a command, that is so
+    // where the worker is killed, and the others are the worker's own.
+    let task = ["run", "-q", "-p", "1", "--trace", file, "--retries", "2", "--timeout", "100ms"];
+    let task = [&task[..], &["--task", "pi", "--points", "1000000000000000", "7"]].concat();
+    let script = format!(
+        "cd {}; echo >> count; sleep 0.1; case $(wc -l < count) in 1) kill -KILL $PPID; sleep 9;; \
+         2) exit 3;; esac",
+        dir.path().display()
+    );
+    let command = ["run", "-q", "-p", "1", "--trace", file, "--retries", "2", "--", "sh", "-c"];
+    let command = [&command[..], &[&script, ":::", "7"]].concat();
+    for (arguments, code) in [(&task, 1), (&command, 0)] {
+        assert_eq!(run(arguments).code, Some(code), "{arguments:?}");
+        let entries = entries(&trace);
+        let is_attempt = |entry: &&Value| entry["cat"] == "failed" || entry["cat"] == "done";
+        let mut slices: Vec<_> = entries.iter().filter(is_attempt).collect();
+        slices.sort_by_key(|slice| slice["args"]["attempt"].as_u64());
+        let attempts: Vec<_> = slices.iter().map(|slice| &slice["args"]["attempt"]).collect();
+        assert_eq!(attempts, [1, 2, 3], "{entries:#?}");
+        let end = |slice: &Value| slice["ts"].as_f64().unwrap() + slice["dur"].as_f64().unwrap();
+        assert!(slices.windows(2).all(|two| end(two[0]) <= two[1]["ts"].as_f64().unwrap() + 1.0));
+        for slice in slices {
+            assert!(slice["name"] == "7" && slice["args"]["id"] == 1, "{slice}");
+            assert!(slice["dur"].as_f64() > Some(90e3), "as long as it ran: {slice}");
+        }
+    }
 }

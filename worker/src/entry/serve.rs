@@ -132,8 +132,10 @@ impl Worker {
                 self.channels.recv_attached(attached)?;
                 let source = match location {
                     Body::Frame => Source::Bytes(body.to_vec()),
-                    Body::Region(slice) => Source::Region(self.region(slice)?),
-                    Body::RawBytes(slice) => Source::RawBytes(self.region(slice)?),
+                    Body::Region(slice) => Source::Region(self.channels.recv_frozen(slice.len)?),
+                    Body::RawBytes(slice) => {
+                        Source::RawBytes(self.channels.recv_frozen(slice.len)?)
+                    }
                 };
                 self.contexts.insert(id, Context::new(source));
                 Ok(())

@@ -5,7 +5,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use super::fork_guard;
 use crate::shm::doorbell::SpinWaiter;
 use crate::shm::lane::Words;
-use crate::shm::region::Region;
+use crate::shm::region::{Frozen, Region};
 use crate::shm::sys;
 use crate::wire::control::Control;
 use crate::wire::error::TransportError;
@@ -66,17 +66,26 @@ impl Channels {
         Ok((passed, packet.descriptors.into_iter().map(sys::move_high).collect()))
     }
 
-    /// Receives the region that the current frame refers to, which must have at least `len` bytes.
-    pub(crate) fn recv_region(&self, len: u64) -> Result<Region, TransportError> {
+    /// Receives the file of the region that the current frame refers to.
+    fn recv_region_file(&self) -> Result<OwnedFd, TransportError> {
         match self.recv_passed()? {
             (Passed::Region, mut descriptors) if descriptors.len() == 1 => {
-                let file = descriptors.swap_remove(0);
-                let mut region = Region::open(file, len)?;
-                region.close_descriptor();
-                Ok(region)
+                Ok(descriptors.swap_remove(0))
             }
             _ => Err(TransportError::Malformed("no region was passed".to_owned())),
         }
+    }
+
+    /// Receives the region that the current frame refers to, which must have at least `len` bytes.
+    pub(crate) fn recv_region(&self, len: u64) -> Result<Region, TransportError> {
+        let mut region = Region::open(self.recv_region_file()?, len)?;
+        region.close_descriptor();
+        Ok(region)
+    }
+
+    /// Receives the memory of a context, which no process can write.
+    pub(crate) fn recv_frozen(&self, len: u64) -> Result<Frozen, TransportError> {
+        Ok(Frozen::open(self.recv_region_file()?, len)?)
     }
 
     /// Receives the files that the current frame's arguments refer to, in `packets` packets.

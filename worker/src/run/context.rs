@@ -11,7 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use serde::de::DeserializeOwned;
 
 use super::panics;
-use crate::shm::region::Region;
+use crate::shm::region::Frozen;
 use crate::wire::error::CodecError;
 use crate::wire::function::FnRef;
 use crate::wire::{bulk, codec};
@@ -22,9 +22,9 @@ pub(crate) enum Source {
     /// The encoding, from a frame.
     Bytes(Vec<u8>),
     /// The encoding, in a region.
-    Region(Region),
+    Region(Frozen),
     /// The [raw bytes](crate::wire::bulk::as_raw_bytes), in a region.
-    RawBytes(Region),
+    RawBytes(Frozen),
 }
 
 /// One call's context.
@@ -83,12 +83,12 @@ impl Source {
     fn decode<C: DeserializeOwned>(self) -> Result<C, CodecError> {
         let decode = AssertUnwindSafe(|| match &self {
             Self::Bytes(bytes) => codec::decode(bytes),
-            // SAFETY: a region is mapped for its length.
-            Self::Region(region) => unsafe { codec::decode_shared(region.as_ptr(), region.len()) },
-            // SAFETY: as above.
-            Self::RawBytes(region) => unsafe {
-                bulk::from_raw_bytes(region.as_ptr(), region.len())
-            },
+            Self::Region(frozen) => codec::decode(frozen.bytes()),
+            Self::RawBytes(frozen) => {
+                let bytes = frozen.bytes();
+                // SAFETY: a slice is valid for its length.
+                unsafe { bulk::from_raw_bytes(bytes.as_ptr(), bytes.len()) }
+            }
         });
         let decoded = catch_unwind(decode).unwrap_or_else(|payload| {
             let reason = panics::take_report(&*payload).prefixed("`Deserialize`");

@@ -6,6 +6,9 @@
 //!
 //! A region needs its descriptor only until it is sent. [`Region::close_descriptor`] closes it; the
 //! memory stays mapped.
+//!
+//! Memory that several workers read is [`Frozen`]: sealed against writing too, before the first of them
+//! maps it.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -20,6 +23,9 @@ use crate::shm::sys::with_call_name;
 
 /// The seals of a region: its size never changes.
 const SIZE: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::SEAL);
+
+/// The seals of memory that no process writes any more.
+const FROZEN: SealFlags = SIZE.union(SealFlags::WRITE);
 
 /// Memory that two processes share. It is freed when both have unmapped it, however they end.
 #[derive(Debug)]
@@ -69,7 +75,7 @@ impl Region {
     ///
     /// When it is unsealed, is smaller, or can't be mapped.
     pub fn open(file: OwnedFd, least: u64) -> io::Result<Self> {
-        let (file, len, _) = examine(file)?;
+        let (file, len, _) = examine(file, SIZE)?;
         if (len as u64) < least {
             return Err(invalid("the shared memory is smaller than claimed"));
         }
@@ -83,7 +89,7 @@ impl Region {
     ///
     /// When it is unsealed, has less memory than its size, or can't be mapped.
     pub fn open_backed(file: OwnedFd) -> io::Result<Self> {
-        let (file, len, backed) = examine(file)?;
+        let (file, len, backed) = examine(file, SIZE)?;
         if backed < len as u64 {
             return Err(invalid("the shared memory is smaller than claimed"));
         }
@@ -119,14 +125,17 @@ impl Region {
         // SAFETY: the memory is this region's mapping. Its content does not change.
         match unsafe { rustix::mm::madvise(start, bytes, Advice::LinuxPopulateWrite) } {
             // Kernels before 5.14 don't know the advice, and a filter may refuse it.
-            Err(Errno::INVAL | Errno::PERM | Errno::NOSYS) => match &self.descriptor {
-                Some(file) => {
-                    let reserve =
-                        || rustix::fs::fallocate(file, FallocateFlags::empty(), 0, bytes as u64);
-                    with_call_name("fallocate", retry_on_intr(reserve))
+            Err(Errno::INVAL | Errno::PERM | Errno::ACCESS | Errno::NOSYS) => {
+                match &self.descriptor {
+                    Some(file) => {
+                        let reserve = || {
+                            rustix::fs::fallocate(file, FallocateFlags::empty(), 0, bytes as u64)
+                        };
+                        with_call_name("fallocate", retry_on_intr(reserve))
+                    }
+                    None => Ok(()),
                 }
-                None => Ok(()),
-            },
+            }
             populated => with_call_name("madvise", populated),
         }
     }
@@ -192,12 +201,68 @@ impl Drop for Region {
     }
 }
 
-/// Returns the file, its size, and the bytes of memory allocated for it.
-fn examine(file: OwnedFd) -> io::Result<(OwnedFd, usize, u64)> {
+/// Memory that several processes share and that none of them can write: the kernel refuses every write
+/// to its file, and every mapping that could write.
+#[derive(Debug)]
+pub struct Frozen {
+    address: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: no process writes the memory, so any thread may read it.
+unsafe impl Send for Frozen {}
+// SAFETY: as above.
+unsafe impl Sync for Frozen {}
+
+impl Frozen {
+    /// Maps a file of at least `least` bytes that the parent has sealed against writing.
+    ///
+    /// # Errors
+    ///
+    /// When it is unsealed, is smaller, or can't be mapped.
+    pub fn open(file: OwnedFd, least: u64) -> io::Result<Self> {
+        let (file, len, _) = examine(file, FROZEN)?;
+        if (len as u64) < least {
+            return Err(invalid("the shared memory is smaller than claimed"));
+        }
+        if len == 0 {
+            return Ok(Self { address: NonNull::dangling(), len });
+        }
+        // Private, because before Linux 6.7 a file that is sealed against writing can't be mapped
+        // otherwise. Nothing is written, so the pages are the file's all the same.
+        let (access, sharing) = (ProtFlags::READ, MapFlags::PRIVATE);
+        // SAFETY: the kernel chooses the address, so no existing mapping is replaced.
+        let address =
+            unsafe { rustix::mm::mmap(std::ptr::null_mut(), len, access, sharing, &file, 0) };
+        let address = NonNull::new(with_call_name("mmap", address)?.cast())
+            .ok_or_else(|| io::Error::other("mapped at 0"))?;
+        Ok(Self { address, len })
+    }
+
+    /// Returns the bytes.
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: mapped for `len` bytes while `self` lives. The seals keep every process from changing
+        // their number or their content.
+        unsafe { std::slice::from_raw_parts(self.address.as_ptr(), self.len) }
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        if self.len > 0 {
+            // SAFETY: mapped by `open`. Users of the memory borrow `self`.
+            let _ = unsafe { rustix::mm::munmap(self.address.as_ptr().cast(), self.len) };
+        }
+    }
+}
+
+/// Returns the file, its size, and the bytes of memory allocated for it. The file must have the seals
+/// `expected`.
+fn examine(file: OwnedFd, expected: SealFlags) -> io::Result<(OwnedFd, usize, u64)> {
     // Only an anonymous file has seals.
     let seals = rustix::fs::fcntl_get_seals(&file).unwrap_or(SealFlags::empty());
-    if !seals.contains(SIZE) {
-        return Err(invalid("the shared memory can still change its size"));
+    if !seals.contains(expected) {
+        return Err(invalid("the shared memory can still be changed: it lacks seals"));
     }
     let stat = rustix::fs::fstat(&file)?;
     let len =
@@ -229,6 +294,14 @@ mod tests {
         let (reader, _writer) = std::io::pipe().unwrap();
         assert!(Region::open(reader.into(), 0).is_err());
         assert!(Region::open(std::fs::File::open("/dev/zero").unwrap().into(), 0).is_err());
+    }
+
+    #[test]
+    fn frozen_memory_is_sealed_against_writing_and_as_large_as_claimed_or_is_refused() {
+        assert!(Frozen::open(sparse(4096, SIZE), 0).is_err(), "it can still be written");
+        assert!(Frozen::open(sparse(4096, FROZEN), 4097).is_err());
+        assert_eq!(Frozen::open(sparse(4096, FROZEN), 4096).unwrap().bytes(), [0; 4096]);
+        assert!(Frozen::open(sparse(0, FROZEN), 0).unwrap().bytes().is_empty());
     }
 
     #[test]

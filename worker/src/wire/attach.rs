@@ -163,14 +163,15 @@ pub fn register_received(id: FileId, fd: OwnedFd) {
 }
 
 /// Returns a new descriptor for a received file, if one was received with the access mode `wanted`:
-/// `OFlags::RDONLY`, `WRONLY` or `RDWR`.
-pub fn open_received(id: FileId, wanted: OFlags) -> Option<OwnedFd> {
+/// `OFlags::RDONLY`, `WRONLY` or `RDWR`. The error is that this process has reached its limit of open
+/// files.
+pub fn open_received(id: FileId, wanted: OFlags) -> Option<io::Result<OwnedFd>> {
     let all = all_received();
     let exact = (wanted & OFlags::ACCMODE).bits();
     let fd = all.get(&(id, exact)).or_else(|| all.get(&(id, OFlags::RDWR.bits())))?;
-    rustix::io::fcntl_dupfd_cloexec(fd, HIGH_FD)
-        .or_else(|_| rustix::io::fcntl_dupfd_cloexec(fd, 0))
-        .ok()
+    let own = rustix::io::fcntl_dupfd_cloexec(fd, HIGH_FD)
+        .or_else(|_| rustix::io::fcntl_dupfd_cloexec(fd, 0));
+    Some(own.map_err(io::Error::from))
 }
 
 /// Closes the received descriptors, after decoding.
@@ -214,7 +215,7 @@ mod tests {
             register_received(id, fd.try_clone_to_owned().unwrap());
         }
         for wanted in [OFlags::RDONLY, OFlags::WRONLY] {
-            let fd = open_received(pipe, wanted).unwrap();
+            let fd = open_received(pipe, wanted).unwrap().unwrap();
             assert_eq!((FileId::of(&fd).unwrap(), access(&fd)), (pipe, wanted.bits()));
         }
         assert!(open_received(pipe, OFlags::RDWR).is_none());

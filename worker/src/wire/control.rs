@@ -71,13 +71,7 @@ impl Control {
 
     /// Uses one end of a pair. Both ends need the same nonce.
     pub fn new(socket: OwnedFd, nonce: u64) -> Self {
-        // A peer that does not read must not keep this side from supervising it. If the timeout can't be
-        // set, hundreds of packets still fit.
-        let _ = rustix::net::sockopt::set_socket_timeout(
-            &socket,
-            rustix::net::sockopt::Timeout::Send,
-            Some(SEND_TIMEOUT),
-        );
+        limit_send_time(socket.as_fd());
         Self { socket, nonce: nonce.to_le_bytes() }
     }
 
@@ -181,6 +175,13 @@ impl Control {
     pub fn shut_down(&self) {
         let _ = rustix::net::shutdown(&self.socket, Shutdown::Read);
     }
+}
+
+/// Limits how long a send on the socket may wait for space: a peer that does not read must not keep this
+/// side from supervising it. If the timeout can't be set, hundreds of packets still fit.
+pub(crate) fn limit_send_time(socket: BorrowedFd<'_>) {
+    let which = rustix::net::sockopt::Timeout::Send;
+    let _ = rustix::net::sockopt::set_socket_timeout(socket, which, Some(SEND_TIMEOUT));
 }
 
 impl AsFd for Control {

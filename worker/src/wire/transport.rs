@@ -24,7 +24,7 @@ use rustix::io::fcntl_dupfd_cloexec;
 use rustix::net::{AddressFamily, RecvFlags, SocketType};
 
 use crate::shm::sys::{entropy, with_call_name};
-use crate::wire::control::Control;
+use crate::wire::control::{Control, limit_send_time};
 use crate::wire::error::TransportError;
 
 /// Calls ipc-channel, and again if a signal interrupts it.
@@ -70,7 +70,24 @@ pub fn frame_channel() -> Result<(FrameSender, OwnedFd), TransportError> {
     // SAFETY: `receiver` keeps the descriptor open until it is dropped at the end of this function.
     let own = unsafe { BorrowedFd::borrow_raw(number) };
     let passed = with_call_name("fcntl", fcntl_dupfd_cloexec(own, 3))?;
+    limit_sends(own, likely)?;
     Ok((FrameSender(sender), passed))
+}
+
+/// Limits how long a send through the channel may wait for space, as on the control socket. The
+/// channel is a socket pair: its sender's descriptor receives what is written to its receiver's.
+fn limit_sends(receiver: BorrowedFd<'_>, likely: RawFd) -> Result<(), TransportError> {
+    let token = token();
+    with_call_name("write", rustix::io::write(receiver, &token))?;
+    let number = find(likely, &token).ok_or_else(|| {
+        io::Error::other("no descriptor receives what is sent to the channel's sender")
+    })?;
+    // SAFETY: the channel's sender, which the caller keeps, owns the descriptor.
+    let sender = unsafe { BorrowedFd::borrow_raw(number) };
+    let mut taken = [0; TOKEN];
+    with_call_name("recv", rustix::net::recv(sender, &mut taken, RecvFlags::DONTWAIT))?;
+    limit_send_time(sender);
+    Ok(())
 }
 
 fn channel() -> Result<(IpcBytesSender, IpcBytesReceiver), TransportError> {
@@ -93,20 +110,34 @@ fn number_of(
     receiver: &IpcBytesReceiver,
     likely: RawFd,
 ) -> Result<RawFd, TransportError> {
+    let token = token();
+    send(sender, &token)?;
+    match (find(likely, &token), recv(receiver)?) {
+        (Some(number), received) if received == token => Ok(number),
+        _ => Err(io::Error::other("no descriptor receives what is sent to the channel").into()),
+    }
+}
+
+/// Length of a token in bytes.
+const TOKEN: usize = 16;
+
+/// Returns bytes that no other packet ends with.
+fn token() -> [u8; TOKEN] {
+    let mut token = [0; TOKEN];
+    token[..8].copy_from_slice(&entropy().to_le_bytes());
+    token[8..].copy_from_slice(&entropy().to_le_bytes());
+    token
+}
+
+/// Returns the number of the descriptor that [`receives`] the token. The search starts at `likely`.
+fn find(likely: RawFd, token: &[u8]) -> Option<RawFd> {
     /// Numbers searched first: other threads may open and close descriptors meanwhile.
     const NEAR: RawFd = 64;
     /// Numbers searched last, more than a process has in practice. The search takes 30 ms.
     const MOST: RawFd = 1 << 16;
-    let token: Vec<u8> = [entropy(), entropy()].map(u64::to_le_bytes).concat();
-    send(sender, &token)?;
     let near = likely..likely.saturating_add(NEAR);
     let far = near.end..near.end.saturating_add(MOST);
-    let mut numbers = near.chain(0..likely).chain(far);
-    let found = numbers.find(|number| receives(*number, &token));
-    match (found, recv(receiver)?) {
-        (Some(number), received) if received == token => Ok(number),
-        _ => Err(io::Error::other("no descriptor receives what is sent to the channel").into()),
-    }
+    near.chain(0..likely).chain(far).find(|number| receives(*number, token))
 }
 
 /// Returns whether the descriptor of that number is a socket whose next packet ends with `token`. The
@@ -138,13 +169,20 @@ fn recv(receiver: &IpcBytesReceiver) -> Result<Vec<u8>, TransportError> {
 }
 
 impl FrameSender {
-    /// Sends a frame of at most [`max_frame`] bytes. Blocks only while the receiver has several unread.
+    /// Sends a frame of at most [`max_frame`] bytes. Blocks only while the receiver has several unread,
+    /// and for a second at most.
     ///
     /// # Errors
     ///
-    /// [`TransportError::PeerGone`] when no process holds the receiver.
+    /// [`TransportError::PeerGone`] when no process holds the receiver, [`TransportError::Malformed`] when
+    /// none reads.
     pub fn send(&self, frame: &[u8]) -> Result<(), TransportError> {
-        send(&self.0, frame)
+        send(&self.0, frame).map_err(|error| match error {
+            TransportError::Io(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                TransportError::Malformed("it does not read its frames".to_owned())
+            }
+            error => error,
+        })
     }
 }
 
@@ -193,6 +231,15 @@ mod tests {
         assert_eq!(receiver.recv().unwrap(), b"after");
         drop(sender);
         assert!(matches!(receiver.recv(), Err(TransportError::PeerGone)));
+    }
+
+    #[test]
+    fn a_send_to_a_receiver_that_never_reads_is_over_in_time() {
+        let (sender, _passed) = frame_channel().unwrap();
+        let start = std::time::Instant::now();
+        let refused = (0..10_000).find_map(|_| sender.send(&[0; 1000]).err());
+        assert!(matches!(refused, Some(TransportError::Malformed(_))), "{refused:?}");
+        assert!(start.elapsed() < std::time::Duration::from_secs(10));
     }
 
     #[test]

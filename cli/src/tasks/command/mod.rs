@@ -174,6 +174,8 @@ pub(crate) enum Verdict {
     OutOfMemory(u64),
     /// The program could not be started: the code that a shell gives for it, and why.
     NotStarted(i32, String),
+    /// It wanted the terminal, which jobs don't have, and was ended.
+    NeedsTerminal,
     /// Whoever read what it prints is gone.
     Unread,
     /// Its lines can't be written to standard output, for this reason.
@@ -190,7 +192,8 @@ impl Verdict {
 
     /// Whether another attempt may end better.
     pub(crate) fn may_be_tried_again(&self) -> bool {
-        !self.is_success() && !matches!(self, Self::Unread | Self::Unwritten(_))
+        let is_final = matches!(self, Self::NeedsTerminal | Self::Unread | Self::Unwritten(_));
+        !self.is_success() && !is_final
     }
 
     /// The exit code, as a shell gives it; none where a signal or a limit ended it.
@@ -219,6 +222,11 @@ impl fmt::Display for Verdict {
                 write!(f, "took more memory than {} MiB and was stopped", bytes >> 20)
             }
             Self::NotStarted(_, reason) => f.write_str(reason),
+            Self::NeedsTerminal => f.write_str(
+                "was stopped, since it reads or sets up the terminal: jobs run in the background, \
+                 and their standard input is empty; use the command's option for unattended use, \
+                 such as ssh -o BatchMode=yes or sudo -n",
+            ),
             Self::Unread => f.write_str("was stopped, since nobody reads what it prints"),
             Self::Unwritten(error) => {
                 write!(f, "was stopped, since what it prints can't be written: {error}")

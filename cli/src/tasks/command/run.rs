@@ -3,10 +3,10 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, ErrorKind, Read};
-use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use crate::os::clock;
@@ -16,7 +16,7 @@ use super::lines::{Lines, To, tag_of};
 use super::spill::{self, Capture, Spiller};
 use super::{CommandJob, Earlier, Ended, Printed, Prints, Recipe, Verdict};
 use crate::os::observe;
-use crate::os::program::{self, Program};
+use crate::os::program::{self, Program, TerminalWatch};
 
 /// The variable of a worker's environment, and so of its jobs', that says which slot it has, from 1.
 pub(crate) const SLOT: &str = "PROCPOOL_SLOT";
@@ -36,6 +36,7 @@ struct Runner {
     recipe: Recipe,
     slot: String,
     spiller: Spiller,
+    terminal: TerminalWatch,
 }
 
 /// One of a job's two outputs.
@@ -67,10 +68,11 @@ struct Over {
 pub(crate) fn prepare(recipe: Recipe) -> impl Sized + 'static {
     let ready = || -> io::Result<Runner> {
         program::adopt_orphans()?;
-        program::default_signals();
+        program::default_child_signal();
         Ok(Runner {
             slot: std::env::var(SLOT).unwrap_or_default(),
             spiller: Spiller::new(recipe.spill.clone()),
+            terminal: TerminalWatch::start()?,
             recipe,
         })
     };
@@ -124,6 +126,8 @@ impl Runner {
         let start = Instant::now();
         let words = self.recipe.template.words(job, &self.slot);
         let file = self.recipe.program.clone();
+        // What the job before has left behind is gone, and so is what it wanted.
+        self.terminal.clear();
         let started = self.start(job, file.as_deref(), &words, attempts).or_else(|error| {
             let script = self.as_script(&words, &error);
             script.map_or(Err(error), |words| self.start(job, None, &words, attempts))
@@ -168,23 +172,23 @@ impl Runner {
         words: &[OsString],
         attempts: u32,
     ) -> io::Result<Running> {
-        let Some((name, arguments)) = words.split_first() else {
+        let Some(name) = words.first() else {
             return Err(ErrorKind::NotFound.into());
         };
         let file = file.unwrap_or(name.as_ref());
-        let mut command = Command::new(file);
-        // The worker's own standard input is empty already.
-        command.arg0(name).args(arguments).stdin(Stdio::inherit());
         let mut outputs = Vec::new();
+        // The job's ends; this process's own are closed when it has started.
+        let mut given: [Option<OwnedFd>; 2] = [None, None];
         match self.recipe.prints {
             Prints::Inherit => {}
             Prints::Null => {
-                command.stdout(Stdio::null()).stderr(Stdio::null());
+                let null = File::options().write(true).open("/dev/null")?;
+                given = [Some(null.try_clone()?.into()), Some(null.into())];
             }
             Prints::Grouped | Prints::Lines { .. } => {
                 let (out, to_out) = io::pipe()?;
                 let (err, to_err) = io::pipe()?;
-                command.stdout(to_out).stderr(to_err);
+                given = [Some(to_out.into()), Some(to_err.into())];
                 if let Prints::Lines { tag } = self.recipe.prints {
                     let tag = if tag { tag_of(&job.input) } else { Vec::new() };
                     let lines = Lines::new(out.into(), To::Stdout, tag.clone())?;
@@ -198,8 +202,9 @@ impl Runner {
                 }
             }
         }
-        // The command holds the other ends of the pipes, and is dropped here.
-        Ok(Running { program: Program::start(&mut command)?, outputs })
+        let [out, err] = &given;
+        let given = [out, err].map(|output| output.as_ref().map(AsFd::as_fd));
+        Ok(Running { program: Program::start(file.as_os_str(), words, given)?, outputs })
     }
 
     /// The words that are run instead where a file is no program: a shell runs it as a script then,
@@ -225,55 +230,59 @@ impl Runner {
         let Running { program, mut outputs } = running;
         let memory = self.recipe.memory;
         let mut verdict = None;
-        if limit.is_some() || memory.is_some() || !outputs.is_empty() {
-            let pidfd = program.pidfd()?;
-            let mut ran = Duration::ZERO;
-            // When it is made to end, after it was asked to.
-            let mut last = limit;
-            let mut often = OFTEN;
-            loop {
-                let before = Instant::now();
-                let left = last.map(|last| last.saturating_sub(ran).min(TICK));
-                let tick =
-                    if memory.is_some() { Some(left.unwrap_or(often).min(often)) } else { left };
-                let pipe = |index: usize| outputs.get(index).and_then(Output::pipe);
-                let files = [Some(pidfd.as_fd()), pipe(0), pipe(1)];
-                let [ended, ..] = program::poll_readable(files, tick);
-                if ended {
-                    break;
-                }
-                let passed = before.elapsed();
-                let is_stopped = tick.is_some_and(|tick| passed > tick + 4 * TICK);
-                ran += if is_stopped { tick.unwrap_or_default() } else { passed };
-                let before = Instant::now();
-                let spiller = &mut self.spiller;
-                if let Err(why) = outputs.iter_mut().try_for_each(|it| it.pass(spiller)) {
-                    verdict.get_or_insert(why);
-                    // Without anything that reads, its next write ends it; what it has started may
-                    // want to clear up.
-                    outputs.clear();
-                    program::signal_descendants(Signal::TERM);
+        let pidfd = program.pidfd()?;
+        let mut ran = Duration::ZERO;
+        // When it is made to end, after it was asked to.
+        let mut last = limit;
+        let mut often = OFTEN;
+        loop {
+            let before = Instant::now();
+            let left = last.map(|last| last.saturating_sub(ran).min(TICK));
+            let tick = if memory.is_some() { Some(left.unwrap_or(often).min(often)) } else { left };
+            let pipe = |index: usize| outputs.get(index).and_then(Output::pipe);
+            let files = [Some(pidfd.as_fd()), pipe(0), pipe(1), Some(self.terminal.as_fd())];
+            let [ended, _, _, wants_terminal] = program::poll_readable(files, tick);
+            if ended {
+                break;
+            }
+            if wants_terminal && self.terminal.clear() && verdict.is_none() {
+                verdict = Some(Verdict::NeedsTerminal);
+                // It is stopped, and would hear of it for ever after.
+                program::signal_descendants(Signal::TERM);
+                program::signal_descendants(Signal::CONT);
+                last = Some(ran + GRACE);
+            }
+            let passed = before.elapsed();
+            let is_stopped = tick.is_some_and(|tick| passed > tick + 4 * TICK);
+            ran += if is_stopped { tick.unwrap_or_default() } else { passed };
+            let before = Instant::now();
+            let spiller = &mut self.spiller;
+            if let Err(why) = outputs.iter_mut().try_for_each(|it| it.pass(spiller)) {
+                verdict.get_or_insert(why);
+                // Without anything that reads, its next write ends it; what it has started may
+                // want to clear up.
+                outputs.clear();
+                program::signal_descendants(Signal::TERM);
+                last = Some(ran + GRACE);
+            }
+            if let Some(most) = memory.filter(|_| verdict.is_none()) {
+                let looked = Instant::now();
+                if takes_more_than(most) {
+                    verdict = Some(Verdict::OutOfMemory(most));
+                    // It would only take more meanwhile.
+                    program::signal_descendants(Signal::KILL);
                     last = Some(ran + GRACE);
                 }
-                if let Some(most) = memory.filter(|_| verdict.is_none()) {
-                    let looked = Instant::now();
-                    if takes_more_than(most) {
-                        verdict = Some(Verdict::OutOfMemory(most));
-                        // It would only take more meanwhile.
-                        program::signal_descendants(Signal::KILL);
-                        last = Some(ran + GRACE);
-                    }
-                    // To look at a lot of memory takes its time.
-                    often = OFTEN.max(4 * looked.elapsed());
-                }
-                ran += before.elapsed();
-                if last.is_some_and(|last| ran >= last) {
-                    let asked = verdict.is_some();
-                    verdict = verdict.or(limit.map(Verdict::TimedOut));
-                    let signal = if asked { Signal::KILL } else { Signal::TERM };
-                    program::signal_descendants(signal);
-                    last = Some(ran + GRACE);
-                }
+                // To look at a lot of memory takes its time.
+                often = OFTEN.max(4 * looked.elapsed());
+            }
+            ran += before.elapsed();
+            if last.is_some_and(|last| ran >= last) {
+                let asked = verdict.is_some();
+                verdict = verdict.or(limit.map(Verdict::TimedOut));
+                let signal = if asked { Signal::KILL } else { Signal::TERM };
+                program::signal_descendants(signal);
+                last = Some(ran + GRACE);
             }
         }
         let mut ended = program.wait()?;

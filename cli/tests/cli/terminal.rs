@@ -1,0 +1,138 @@
+//! Runs in a terminal: what jobs do to it, and what is seen there.
+
+use std::fs;
+
+use rustix::process::Signal;
+
+use crate::support::{LIMIT, Terminal, lines_of, procpool, signal, state, wait, wait_until};
+
+#[test]
+fn a_job_that_wants_the_terminal_fails_with_the_remedy_and_the_others_are_done() {
+    let job = "case $0 in read) read x < /dev/tty;; stty) stty -echo < /dev/tty;; esac; echo $0";
+    // Also where the worker sees nothing of what jobs print.
+    for more in ["", "--output null", "--retries 3 --timeout 60s"] {
+        let arguments = format!("run -q -k -p 2 {more} -- sh -c '{job}' ::: read one stty two");
+        let terminal = Terminal::start(&arguments);
+        terminal.wait_until("it ends", |shown| shown.matches("error:").count() == 2);
+        let (code, shown) = terminal.end();
+        assert_eq!(code, Some(1), "{shown}");
+        for (job, fails) in [("read", true), ("stty", true), ("one", false), ("two", false)] {
+            let error = format!("{job}: was stopped, since it reads or sets up the terminal");
+            assert_eq!(shown.contains(&error), fails, "{job}: {shown}");
+        }
+        assert!(shown.contains("BatchMode") && shown.contains("sudo -n"), "{shown}");
+    }
+}
+
+#[test]
+fn a_job_that_its_user_stops_waits_to_go_on() {
+    for how in [Signal::STOP, Signal::TSTP] {
+        let script = "echo $$; while ! test -e go; do sleep 0.01; done; echo over";
+        let arguments = ["run", "--line-buffer", "-p", "1", "--", "sh", "-c", script, ":::", "1"];
+        let dir = tempfile::tempdir().unwrap();
+        let mut child = procpool(&arguments).current_dir(dir.path()).spawn().unwrap();
+        let lines = lines_of(child.stdout.take().unwrap());
+        let job = lines.recv_timeout(LIMIT).unwrap().parse().unwrap();
+        signal(job, how);
+        wait_until("it is stopped", || state(job) == Some('T'));
+        fs::write(dir.path().join("go"), "").unwrap();
+        signal(job, Signal::CONT);
+        assert_eq!(lines.recv_timeout(LIMIT).unwrap(), "over");
+        let ended = wait(child);
+        assert_eq!(ended.code, Some(0), "{ended:?}");
+    }
+}
+
+#[test]
+fn the_progress_bar_leaves_nothing_on_a_line_of_a_jobs_output() {
+    let script = "while ! test -e go-$0; do sleep 0.01; done; printf out-$0";
+    let terminal = Terminal::start(&format!("run -k -p 1 -- sh -c '{script}' ::: a b"));
+    for (bar, job) in [("0/2", "go-a"), ("1/2", "go-b")] {
+        terminal.wait_until("there is a bar", |shown| shown.contains(bar));
+        fs::write(terminal.dir().join(job), "").unwrap();
+    }
+    terminal.wait_until("its end is shown", |shown| shown.contains("2 done"));
+    let (code, shown) = terminal.end();
+    assert_eq!(code, Some(0), "{shown}");
+    // What a terminal makes of it.
+    let screen = drawn(&shown);
+    for line in ["out-a", "out-b"] {
+        assert!(screen.iter().any(|it| it == line), "{line}: {screen:?}\n{shown:?}");
+    }
+}
+
+/// The lines that a terminal shows for this, as far as what is used here goes: text, returns, line
+/// feeds, and the sequences that move up, wipe out and colour.
+fn drawn(shown: &str) -> Vec<String> {
+    let mut lines: Vec<Vec<char>> = vec![Vec::new()];
+    let (mut row, mut column) = (0, 0);
+    let mut characters = shown.chars().peekable();
+    while let Some(character) = characters.next() {
+        match character {
+            '\r' => column = 0,
+            '\n' => {
+                row += 1;
+                if row == lines.len() {
+                    lines.push(Vec::new());
+                }
+            }
+            '\x1b' => {
+                characters.next(); // the bracket
+                let mut number = String::new();
+                let last = loop {
+                    match characters.next() {
+                        Some(it) if it.is_ascii_digit() || ";?".contains(it) => number.push(it),
+                        last => break last,
+                    }
+                };
+                match last {
+                    Some('A') => row = row.saturating_sub(number.parse().unwrap_or(1)),
+                    Some('K') if number == "2" => lines[row].clear(),
+                    Some('K') => lines[row].truncate(column),
+                    _ => {}
+                }
+            }
+            character => {
+                let line = &mut lines[row];
+                line.resize(line.len().max(column + 1), ' ');
+                line[column] = character;
+                column += 1;
+            }
+        }
+    }
+    lines.iter().map(|line| line.iter().collect::<String>().trim_end().to_owned()).collect()
+}
+
+#[test]
+fn ctrl_c_in_a_terminal_prints_one_line() {
+    let script = "echo > begun; while ! test -e go; do sleep 0.01; done";
+    let mut terminal = Terminal::start(&format!("run -q -p 1 -- sh -c '{script}' ::: a b c"));
+    wait_until("the first job runs", || terminal.dir().join("begun").exists());
+    let procpool = terminal.pid();
+    terminal.press(b"\x03");
+    terminal.wait_until("it says so", |shown| shown.contains("interrupted"));
+    fs::write(terminal.dir().join("go"), "").unwrap();
+    wait_until("it ends", || matches!(state(procpool), None | Some('Z')));
+    let (code, shown) = terminal.end();
+    assert_eq!(code, Some(130), "{shown}");
+    let lines: Vec<_> = shown.lines().filter(|line| !line.trim().is_empty()).collect();
+    assert_eq!(lines.len(), 1, "{shown:?}");
+}
+
+#[test]
+fn what_is_said_of_a_run_begins_a_line_of_its_own() {
+    // Without a bar, too; and on either output.
+    for (prints, more) in [("printf out", "--progress never"), ("printf out >&2", "")] {
+        let terminal = Terminal::start(&format!("run -p 1 {more} -- sh -c '{prints}' ::: a"));
+        terminal.wait_until("its end is shown", |shown| shown.contains("retried"));
+        let (code, shown) = terminal.end();
+        assert_eq!(code, Some(0), "{shown}");
+        let screen = drawn(&shown);
+        assert!(screen[0] == "out" && screen[1].starts_with("1 job"), "{screen:?}");
+    }
+    let terminal =
+        Terminal::start("run -q -p 1 --progress never -- sh -c 'printf out; exit 3' ::: a");
+    terminal.wait_until("its error is shown", |shown| shown.contains("exited with code 3"));
+    let screen = drawn(&terminal.end().1);
+    assert!(screen[0] == "out" && screen[1].starts_with("error:"), "{screen:?}");
+}

@@ -1,0 +1,14 @@
+//! The callers' side: it knows the types. What goes in is encoded and fed, what comes back is collected and
+//! decoded.
+
+pub(crate) mod collect;
+pub(crate) mod contain;
+pub(crate) mod context;
+pub(crate) mod encode;
+pub(crate) mod feed;
+pub(crate) mod job;
+pub(crate) mod ledger;
+#[allow(unsafe_code)] // Decodes results from memory that a worker may be writing.
+pub(crate) mod outcome;
+pub(crate) mod results;
+pub(crate) mod task;

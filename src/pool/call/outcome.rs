@@ -1,0 +1,243 @@
+//! What becomes of items: outcomes as they are delivered, and their decoding.
+
+use std::time::Duration;
+
+use procpool_worker::panics::PanicReport;
+use procpool_worker::record::Record;
+use procpool_worker::{bulk, codec};
+use serde::de::DeserializeOwned;
+
+use crate::error::{DidRun, Side, TaskError, TaskErrorKind};
+use crate::pool::call::contain::contained;
+use crate::pool::drive::records::{self, RawOutcome, Records};
+use crate::pool::types::Report;
+
+/// Outcomes of consecutive items, as they were delivered.
+#[derive(Debug)]
+pub(crate) struct Arrival {
+    /// Number of the first item.
+    pub(crate) first: u64,
+    pub(crate) items: u32,
+    pub(crate) origin: Origin,
+    pub(crate) content: Content,
+}
+
+/// Where outcomes come from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Origin {
+    /// Zero where no worker was involved.
+    pub(crate) pid: u32,
+    pub(crate) slot: usize,
+    pub(crate) attempt: u32,
+    /// How long the items waited before they were sent to the worker.
+    pub(crate) queued: Duration,
+}
+
+impl Origin {
+    /// No worker was involved.
+    pub(crate) const NONE: Self = Self { pid: 0, slot: 0, attempt: 0, queued: Duration::ZERO };
+}
+
+#[derive(Debug)]
+pub(crate) enum Content {
+    /// As the worker wrote them.
+    Records(Records),
+    /// All of them failed in this way.
+    Failed(Failure),
+}
+
+/// How items ended without an answer.
+#[derive(Debug, Clone)]
+pub(crate) struct Failure {
+    pub(crate) kind: TaskErrorKind,
+    pub(crate) did_it_run: DidRun,
+    pub(crate) elapsed: Duration,
+    /// What was printed, where that is captured.
+    pub(crate) output: Vec<u8>,
+}
+
+impl Failure {
+    /// Before anything was begun.
+    pub(crate) fn unstarted(kind: TaskErrorKind) -> Self {
+        Self { kind, did_it_run: DidRun::No, elapsed: Duration::ZERO, output: Vec::new() }
+    }
+}
+
+/// An item's outcome with all that is known about it; see [`Report`](super::Report).
+#[derive(Debug)]
+pub(crate) struct Outcome<R> {
+    pub(crate) number: u64,
+    pub(crate) elapsed: Duration,
+    pub(crate) output: Vec<u8>,
+    pub(crate) result: Result<R, TaskError>,
+}
+
+impl<R> Report<R> {
+    pub(crate) fn new(outcome: Outcome<R>, origin: Origin, offset: u64) -> Self {
+        Self {
+            id: offset + outcome.number,
+            pid: origin.pid,
+            worker: origin.slot,
+            attempt: origin.attempt,
+            queued: origin.queued,
+            elapsed: outcome.elapsed,
+            output: outcome.output,
+            result: outcome.result,
+        }
+    }
+}
+
+impl Arrival {
+    /// The next item's outcome, decoded.
+    pub(crate) fn next<R: DeserializeOwned>(&mut self, offset: u64) -> Option<Outcome<R>> {
+        if self.items == 0 {
+            return None;
+        }
+        let number = self.first;
+        self.first += 1;
+        self.items -= 1;
+        let origin = self.origin;
+        let fail = |kind, did_it_run| Self::error(offset, origin, number, kind, did_it_run);
+        let (result, elapsed, output) = match &mut self.content {
+            Content::Failed(Failure { kind, did_it_run, elapsed, output }) => {
+                (Err(fail(kind.clone(), *did_it_run)), *elapsed, std::mem::take(output))
+            }
+            Content::Records(records) => match records.next() {
+                Some(mut raw) => {
+                    let (elapsed, output) = (raw.elapsed, std::mem::take(&mut raw.output));
+                    let result = decode(raw).map_err(|(kind, did_it_run)| fail(kind, did_it_run));
+                    (result, elapsed, output)
+                }
+                // Not reached: an arrival is made of as many records as it has items.
+                None => {
+                    let missing = fail(garbled("is missing".to_owned()), DidRun::Yes);
+                    (Err(missing), Duration::ZERO, Vec::new())
+                }
+            },
+        };
+        Some(Outcome { number, elapsed, output, result })
+    }
+
+    fn error(
+        offset: u64,
+        origin: Origin,
+        number: u64,
+        kind: TaskErrorKind,
+        did_it_run: DidRun,
+    ) -> TaskError {
+        let pid = (origin.pid != 0).then_some(origin.pid);
+        TaskError::new(kind, offset + number, pid, origin.attempt, did_it_run)
+    }
+}
+
+impl Arrival {
+    /// Adds all outcomes to `results`, up to the first that is not an answer.
+    pub(crate) fn drain<R: DeserializeOwned>(
+        mut self,
+        offset: u64,
+        results: &mut Vec<R>,
+    ) -> Result<(), TaskError> {
+        while self.items > 0 {
+            let (number, origin) = (self.first, self.origin);
+            let fail = |kind| Self::error(offset, origin, number, kind, DidRun::Yes);
+            if let Content::Records(records) = &mut self.content
+                && let Some(drained) = records.drain_numbers(self.items, results)
+            {
+                let taken = drained.map_err(|error| fail(garbled(error.to_string())))?;
+                self.first += u64::from(taken);
+                self.items -= taken;
+            } else if let Some(outcome) = self.next(offset) {
+                let result = outcome.result?;
+                results.try_reserve(1).map_err(|_| {
+                    fail(garbled(format!("no memory for {} results", results.len() + 1)))
+                })?;
+                results.push(result);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn garbled(reason: String) -> TaskErrorKind {
+    TaskErrorKind::Decode { side: Side::Result, reason }
+}
+
+fn decode<R: DeserializeOwned>(mut raw: RawOutcome<'_>) -> Result<R, (TaskErrorKind, DidRun)> {
+    let decoded = match (raw.kind, raw.region.take()) {
+        (Record::Value, _) => contained(|| codec::decode(raw.payload)),
+        (Record::Region, Some(region)) if records::place(raw.payload).is_some_and(|at| at.1) => {
+            // SAFETY: the region is mapped for its length for as long as it lives.
+            contained(|| unsafe { bulk::from_raw_bytes(region.as_ptr(), region.len()) })
+        }
+        (Record::Region, Some(region)) => {
+            // SAFETY: as for the elements.
+            contained(|| unsafe { codec::decode_shared(region.as_ptr(), region.len()) })
+        }
+        (Record::Region, None) => {
+            let why = "its shared memory was not received: this process has no file descriptor left (raise `ulimit -n`)";
+            return Err((garbled(why.to_owned()), DidRun::Yes));
+        }
+        // Numbers and the like never come by themselves.
+        _ => return Err(failure(raw).unwrap_or((garbled("is missing".to_owned()), DidRun::Yes))),
+    };
+    decoded.map_err(|reason| (garbled(reason), DidRun::Yes))
+}
+
+/// What went wrong, if the outcome is not an answer.
+pub(crate) fn failure(raw: RawOutcome<'_>) -> Option<(TaskErrorKind, DidRun)> {
+    let text = || String::from_utf8_lossy(raw.payload).into_owned();
+    Some(match raw.kind {
+        Record::Value | Record::Primitives | Record::Region | Record::Time | Record::Output => {
+            return None;
+        }
+        Record::Panicked => {
+            // A report that was longer than the lane was cut, and can't be read.
+            let report = codec::decode(raw.payload).unwrap_or_else(|_| PanicReport {
+                message: text(),
+                location: None,
+                backtrace: String::new(),
+            });
+            let PanicReport { message, location, backtrace } = report;
+            (TaskErrorKind::Panicked { message, location, backtrace }, DidRun::Yes)
+        }
+        Record::Unencodable => {
+            (TaskErrorKind::Encode { side: Side::Result, reason: text() }, DidRun::Yes)
+        }
+        Record::Undecodable => {
+            (TaskErrorKind::Decode { side: Side::Argument, reason: text() }, DidRun::No)
+        }
+    })
+}
+
+/// Does with bytes from a worker all that the parent does: as a frame, and as what lies in a lane.
+/// For fuzzing; a test of `records` goes through the same seeds.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn read_hostile(bytes: &[u8]) {
+    use std::collections::VecDeque;
+
+    use procpool_worker::codec;
+    use procpool_worker::protocol::Reply;
+
+    let _ = codec::decode::<Reply>(bytes);
+    let _ = (records::output_ends(bytes), records::places(bytes));
+    let Some(survey) = records::survey(bytes) else { return };
+    let all = || Records::new(bytes.into(), VecDeque::new(), VecDeque::new());
+    let mut rest = all();
+    let mut front = rest.split_front(survey.items / 2);
+    let count = |records: &mut Records| std::iter::from_fn(|| records.next().map(drop)).count();
+    assert_eq!(count(&mut front) + count(&mut rest), survey.items as usize);
+    let arrival = || {
+        let content = Content::Records(all());
+        Arrival { first: 0, items: survey.items, origin: Origin::NONE, content }
+    };
+    fn read<R: serde::de::DeserializeOwned>(mut arrival: Arrival, items: u32) {
+        let count = std::iter::from_fn(|| arrival.next::<R>(0).map(drop)).count();
+        assert_eq!(count, items as usize);
+    }
+    read::<u64>(arrival(), survey.items);
+    read::<(String, Option<Vec<u8>>)>(arrival(), survey.items);
+    read::<std::collections::BTreeMap<u8, Vec<char>>>(arrival(), survey.items);
+    let _ = arrival().drain::<u16>(0, &mut Vec::new());
+    let _ = arrival().drain::<f64>(0, &mut Vec::new());
+    let _ = arrival().drain::<Vec<u32>>(0, &mut Vec::new());
+}

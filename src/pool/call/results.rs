@@ -1,0 +1,165 @@
+//! The outcomes of a call as an iterator.
+
+use std::collections::BTreeMap;
+use std::panic::resume_unwind;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::error::{DidRun, TaskError};
+use crate::pool::call::feed::Feed;
+use crate::pool::call::job::Job;
+use crate::pool::call::outcome::{Arrival, Origin, Outcome};
+use crate::pool::schedule::state::Shared;
+use crate::pool::types::Report;
+
+/// In which order [`Results`] come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Order {
+    Input,
+    Completion,
+}
+
+/// Results as an iterator, from [`Pool::imap`](super::Pool::imap) in the input's order, from
+/// [`Pool::imap_unordered`](super::Pool::imap_unordered) as they come.
+///
+/// The input is read as results are taken, a bounded window ahead. Where reading it panics, the
+/// earlier results come first, then the panic goes on. Dropping the iterator cancels what is left.
+pub struct Results<I: Iterator, R> {
+    feed: Feed<I>,
+    order: Order,
+    current: Option<Arrival>,
+    /// What has come before its turn.
+    early: BTreeMap<u64, Arrival>,
+    /// The number whose turn it is.
+    next: u64,
+    /// Whether it has been said that this is a copy made by `fork`.
+    refused: bool,
+    result: std::marker::PhantomData<fn() -> R>,
+}
+
+impl<I: Iterator, R> std::fmt::Debug for Results<I, R> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Results")
+            .field("order", &self.order)
+            .field("read", &self.feed.read)
+            .field("taken", &self.feed.taken)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<A, R, I> Results<I, R>
+where
+    A: Serialize,
+    R: DeserializeOwned,
+    I: Iterator<Item = A>,
+{
+    pub(crate) fn new(pool: Arc<Shared>, job: Arc<Job>, input: I, order: Order) -> Self {
+        Self {
+            feed: Feed::new(pool, job, input),
+            order,
+            current: None,
+            early: BTreeMap::new(),
+            next: 0,
+            refused: false,
+            result: std::marker::PhantomData,
+        }
+    }
+
+    /// The same, with each result's id, PID, times and attempt.
+    pub fn reports(self) -> Reports<I, R> {
+        Reports { results: self }
+    }
+
+    fn next_outcome(&mut self) -> Option<(Outcome<R>, Origin)> {
+        if let Some(kind) = self.feed.pool.forked() {
+            if std::mem::replace(&mut self.refused, true) {
+                return None;
+            }
+            let error = TaskError::new(kind, self.next, None, 0, DidRun::No);
+            let outcome = Outcome {
+                number: self.next,
+                elapsed: Duration::ZERO,
+                output: Vec::new(),
+                result: Err(error),
+            };
+            return Some((outcome, Origin::NONE));
+        }
+        loop {
+            if let Some(arrival) = &mut self.current {
+                let origin = arrival.origin;
+                if let Some(outcome) = arrival.next(self.feed.job.offset) {
+                    self.next = self.next.max(outcome.number + 1);
+                    self.feed.take(1, outcome.number + 1);
+                    return Some((outcome, origin));
+                }
+            }
+            self.feed.fill();
+            self.current = match self.order {
+                Order::Input => self.early.remove(&self.next),
+                Order::Completion => None,
+            };
+            if self.current.is_some() {
+                continue;
+            }
+            match self.feed.job.wait_arrival() {
+                Some(arrival) if self.order == Order::Completion => self.current = Some(arrival),
+                Some(arrival) => drop(self.early.insert(arrival.first, arrival)),
+                None => match self.feed.ended.take() {
+                    None => {}
+                    Some(ended) => {
+                        self.feed.ended = Some(Ok(()));
+                        match ended {
+                            Ok(()) => return None,
+                            Err(payload) => resume_unwind(payload),
+                        }
+                    }
+                },
+            }
+        }
+    }
+}
+
+impl<A, R, I> Iterator for Results<I, R>
+where
+    A: Serialize,
+    R: DeserializeOwned,
+    I: Iterator<Item = A>,
+{
+    type Item = Result<R, TaskError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.next_outcome().map(|(outcome, _)| outcome.result)
+    }
+}
+
+impl<I: Iterator, R> Drop for Results<I, R> {
+    fn drop(&mut self) {
+        let job = &self.feed.job;
+        if self.feed.pool.forked().is_none() && !job.is_done() {
+            self.feed.pool.cancel(job);
+        }
+    }
+}
+
+/// Results with all that is known of them, as an iterator; from [`Results::reports`].
+#[derive(Debug)]
+pub struct Reports<I: Iterator, R> {
+    results: Results<I, R>,
+}
+
+impl<A, R, I> Iterator for Reports<I, R>
+where
+    A: Serialize,
+    R: DeserializeOwned,
+    I: Iterator<Item = A>,
+{
+    type Item = Report<R>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let (outcome, origin) = self.results.next_outcome()?;
+        Some(Report::new(outcome, origin, self.results.feed.job.offset))
+    }
+}

@@ -1,0 +1,82 @@
+//! A pool's configuration, complete and checked, as the builder resolves it.
+
+use std::ffi::OsString;
+use std::sync::Arc;
+use std::time::Duration;
+
+use procpool_worker::attach::Attachments;
+use procpool_worker::function::FnRef;
+use procpool_worker::protocol::Setup;
+
+use crate::entry;
+use crate::os::process::{Launch, Output};
+use crate::pool::limits::Limits;
+use crate::pool::observe::events::Observers;
+
+pub(crate) type EnvPerWorker = Arc<dyn Fn(usize) -> Vec<(OsString, OsString)> + Send + Sync>;
+/// The stack of a pool's own threads, in bytes. They run no code of the user's.
+pub(crate) const STACK: usize = 256 << 10;
+
+/// A pool's set-up, as it stays.
+pub(crate) struct Config {
+    pub(crate) workers: usize,
+    pub(crate) name: String,
+    pub(crate) initializer: Option<Initializer>,
+    pub(crate) window: Option<u64>,
+    pub(crate) start_timeout: Duration,
+    pub(crate) env_per_worker: Vec<EnvPerWorker>,
+    pub(crate) launch: Launch,
+    pub(crate) kill_grace: Duration,
+    pub(crate) max_tasks: Option<u64>,
+    pub(crate) max_memory: Option<u64>,
+    pub(crate) idle_timeout: Option<Duration>,
+    pub(crate) min_workers: usize,
+    pub(crate) replaces: bool,
+    pub(crate) seed: u64,
+    pub(crate) limits: Limits,
+    pub(crate) nice: i32,
+    /// The CPUs that workers are kept to, one each in turn.
+    pub(crate) cpus: Vec<u32>,
+    pub(crate) observers: Observers,
+}
+
+impl Config {
+    /// What a slot's worker is called.
+    pub(crate) fn title(&self, slot: usize) -> String {
+        if self.replaces { format!("{}/{slot}", self.name) } else { self.name.clone() }
+    }
+
+    /// What a slot's worker is told of itself.
+    pub(crate) fn setup(&self, slot: usize) -> Setup {
+        let mut limits = self.limits.resources();
+        if limits.iter().all(|(resource, ..)| *resource != libc::RLIMIT_NOFILE)
+            && let Some((soft, hard)) = entry::open_files_of_workers()
+        {
+            limits.push((libc::RLIMIT_NOFILE, soft, hard));
+        }
+        Setup {
+            name: self.title(slot),
+            limits,
+            nice: self.nice,
+            cpu: (!self.cpus.is_empty()).then(|| self.cpus[slot % self.cpus.len()]),
+            capture: self.launch.output == Output::Capture,
+        }
+    }
+}
+
+impl std::fmt::Debug for Config {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Config").field("workers", &self.workers).finish_non_exhaustive()
+    }
+}
+
+/// What each worker calls before its first task.
+#[derive(Debug)]
+pub(crate) struct Initializer {
+    pub(crate) call: FnRef,
+    pub(crate) argument: Vec<u8>,
+    /// What the argument points to.
+    pub(crate) attachments: Attachments,
+    /// As in [`Batch`](crate::pool::schedule::batch::Batch).
+    pub(crate) width: u32,
+}

@@ -1,0 +1,813 @@
+//! One chunk on its way through a worker: [`Chunk`] is what is known of it while it runs, seen by
+//! the thread that drives the worker, by one that takes items back, and by the supervisor.
+//!
+//! [`run`] sends the frame, delivers what is committed as it is told of it, and at the end accounts
+//! for every item: delivered, or given back as never begun, or named as the one that was running
+//! when the worker was lost. Its halves, [`send`] and [`finish`], may run on two threads.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use procpool_worker::error::TransportError;
+use procpool_worker::lane::{AbortReason, CAPACITY, ParentLane};
+use procpool_worker::memcpy::Sink;
+use procpool_worker::protocol::{Body, ChunkOptions, Reply, Request, SPAN_HEAD, Span};
+use procpool_worker::seed;
+
+use crate::error::{DeathCause, Side, TaskErrorKind};
+use crate::os::observe;
+use crate::pool::call::context::Context;
+use crate::pool::call::outcome;
+use crate::pool::call::outcome::Arrival;
+use crate::pool::call::outcome::Content;
+use crate::pool::call::outcome::Failure;
+use crate::pool::call::outcome::Origin;
+use crate::pool::drive::buffer::Buffer;
+use crate::pool::drive::records::{self, Records};
+use crate::pool::drive::regions::Lease;
+use crate::pool::observe::events::{Calls, EventKind, Observers};
+use crate::pool::process::worker::{Doom, Process, RETIRE_GRACE, Worker};
+use crate::pool::schedule::batch::{Batch, split_back};
+use crate::pool::schedule::cost::Pace;
+use crate::pool::schedule::counters::Counters;
+
+/// A chunk that a worker runs.
+#[derive(Debug)]
+pub(crate) struct Chunk {
+    pub(crate) process: Arc<Process>,
+    pub(crate) lane: Arc<ParentLane>,
+    /// What is not delivered, in order.
+    batches: VecDeque<Batch>,
+    /// How many items it has, those that were delivered included.
+    items: u32,
+    delivered: u32,
+    /// How many bytes of the lane's results have been read.
+    read: usize,
+    sent: Instant,
+    /// The time limit of each item.
+    pub(crate) limit: Option<Duration>,
+    /// How many items were begun and committed when that was last looked at, and since when.
+    seen: ((u32, u32), Instant),
+    /// Whether it is the worker's turn: it has been sent what to do, and has not answered.
+    is_sent: bool,
+    /// Whether the worker is sent nothing after it, and ends by itself.
+    pub(crate) is_last: bool,
+    /// How many items were delivered when it was last sent what to do.
+    heard: Option<u32>,
+    /// The item that was running when the pool was suspended, and for how long it was.
+    suspended: (Option<u32>, Duration),
+    /// How much of the captured output has been delivered.
+    printed: u64,
+}
+
+/// How long a worker may be silent while no item runs. A healthy one takes microseconds; on a machine
+/// with a hundred processes for each CPU it has been seen to take a tenth of this.
+pub(crate) const SILENCE: Duration = Duration::from_secs(1);
+
+/// How much of a dead worker's output is kept, in bytes.
+const LAST_OUTPUT: u64 = 64 << 10;
+
+/// Where a slot's chunk is kept while it runs.
+pub(crate) type Running = Mutex<Option<Chunk>>;
+
+/// What is left of a chunk whose worker is lost.
+#[derive(Debug)]
+pub(crate) struct Loss {
+    /// The item that was running, as a batch of one.
+    pub(crate) victim: Option<Batch>,
+    /// What had not been begun.
+    pub(crate) rest: Vec<Batch>,
+    /// When the chunk was sent.
+    pub(crate) sent: Instant,
+    /// How long the victim had run.
+    pub(crate) elapsed: Duration,
+    /// What the victim had printed, where that is captured.
+    pub(crate) output: Vec<u8>,
+    /// What the worker has left about its end.
+    note: Option<AbortReason>,
+}
+
+/// The largest body that travels in a frame; what is larger goes through shared memory.
+pub(crate) fn inline_limit(max_frame: usize) -> usize {
+    // From here on the socket's two copies cost more than a region that is there already. A request
+    // before the body takes a few bytes.
+    max_frame.min(32 << 10) - 64
+}
+
+/// The largest body of a chunk of several items. If its results take as much, a lane holds them, with
+/// what is said of each block.
+pub(crate) const MOST_BYTES: usize = CAPACITY - (8 << 10);
+
+impl Chunk {
+    /// Of at least one batch. All batches have the same limit. From here on items can be taken
+    /// back, although the worker has yet to be sent its frame.
+    pub(crate) fn new(worker: &Worker, batches: VecDeque<Batch>) -> Self {
+        let now = Instant::now();
+        let items = batches.iter().map(|batch| batch.items).sum();
+        worker.lane.open_chunk(items, procpool_worker::sys::now());
+        if let Some(capture) = &worker.process.capture {
+            capture.clear();
+        }
+        let limit = batches.front().and_then(|batch| batch.job.options.timeout);
+        Self {
+            process: Arc::clone(&worker.process),
+            lane: Arc::clone(&worker.lane),
+            items,
+            batches,
+            delivered: 0,
+            read: 0,
+            sent: now,
+            limit,
+            seen: ((0, 0), now),
+            is_sent: false,
+            is_last: false,
+            heard: None,
+            suspended: (None, Duration::ZERO),
+            printed: 0,
+        }
+    }
+
+    pub(crate) fn items(&self) -> u32 {
+        self.items
+    }
+
+    /// How many items are not delivered.
+    pub(crate) fn open(&self) -> u32 {
+        self.items - self.delivered
+    }
+
+    /// Whether it is worth taking items back for another worker, and how many. Those that are behind
+    /// a slow one in the worker's block can be had the next time.
+    pub(crate) fn surplus(&self) -> u32 {
+        if self.is_bound() {
+            return 0;
+        }
+        let unstarted = self.lane.unclaimed();
+        let nanos = self.batches.back().map_or(0, |batch| batch.job.pace.nanos());
+        let running = procpool_worker::sys::now().saturating_sub(self.lane.block_start());
+        if running >= Pace::WORTHWHILE {
+            self.lane.request_unclaim();
+        }
+        let soon = u64::from(unstarted).saturating_mul(nanos) < Pace::WORTHWHILE;
+        if unstarted == 0 || (soon && running < Pace::WORTHWHILE) {
+            0
+        } else {
+            unstarted.div_ceil(2)
+        }
+    }
+
+    /// Whether it is this worker's alone, as its initializer is.
+    fn is_bound(&self) -> bool {
+        self.batches.back().is_some_and(|batch| batch.slot.is_some())
+    }
+
+    /// Takes back up to `max` items that are not begun, from the end.
+    pub(crate) fn take_back(&mut self, max: u32) -> Vec<Batch> {
+        if self.is_bound() {
+            return Vec::new();
+        }
+        let range = self.lane.steal(max.min(self.items - self.delivered));
+        // A worker gone wild may have made the claim say anything.
+        if range.end != self.items || range.start < self.delivered || range.is_empty() {
+            return Vec::new();
+        }
+        self.items = range.start;
+        split_back(&mut self.batches, range.end - range.start)
+    }
+
+    /// The item that runs, as the worker says.
+    fn running(&self) -> Option<u32> {
+        let (started, committed) = (self.lane.started(), self.lane.progress().items);
+        (started > committed && started <= self.items).then(|| started - 1)
+    }
+
+    /// Takes note that the worker was stopped for so long.
+    pub(crate) fn forgive(&mut self, pause: Duration) {
+        let item = self.running();
+        let before = if self.suspended.0 == item { self.suspended.1 } else { Duration::ZERO };
+        self.suspended = (item, before + pause);
+        self.seen.1 = Instant::now();
+    }
+
+    /// How long the worker may be silent: with items that it has not begun, or after it has committed
+    /// the last one.
+    pub(crate) fn patience(&self) -> Duration {
+        self.limit.map_or(SILENCE, |limit| limit.min(SILENCE))
+    }
+
+    /// Takes note that it is the worker's turn from now on. Its silence counts from the first time, or
+    /// from what it has delivered since: a lane that is emptied again and again is no progress.
+    fn set_sent(&mut self) {
+        self.is_sent = true;
+        if self.heard.replace(self.delivered) != Some(self.delivered) {
+            self.seen.1 = Instant::now();
+        }
+    }
+
+    /// Ends the worker if its item has run for longer than the limit, or if no item runs and it is
+    /// silent; returns what it then won't begin, and when to look again.
+    pub(crate) fn enforce(&mut self) -> (Vec<Batch>, Option<Instant>) {
+        let now = Instant::now();
+        // Read in this order, what is committed was begun.
+        let committed = self.lane.progress().items;
+        let (state, before) = ((self.lane.started(), committed), self.seen.0);
+        let is_sane = state.1 <= state.0 && state.0 <= self.items;
+        // Only what goes forward is progress: a lane may say anything, as often as its worker likes.
+        if is_sane && state != before && state.0 >= before.0 && state.1 >= before.1 {
+            self.seen = (state, now);
+        }
+        if let Some(item) = self.running().filter(|item| self.is_cancelled(*item)) {
+            return self.enforce_cancel(item, now);
+        }
+        match (self.running(), self.limit) {
+            (Some(item), Some(limit)) => self.enforce_limit(item, limit, now),
+            (Some(_), None) => (Vec::new(), now.checked_add(SILENCE)),
+            // What takes time here, as copying a large argument does, is not the worker's.
+            (None, _) if !self.is_sent => (Vec::new(), now.checked_add(self.patience())),
+            (None, _) => self.enforce_progress(now),
+        }
+    }
+
+    /// Whether the call that an item is of was cancelled.
+    fn is_cancelled(&self, item: u32) -> bool {
+        let mut end = self.delivered;
+        let mut batches = self.batches.iter();
+        let of_item = batches.find(|batch| {
+            end += batch.items;
+            item < end
+        });
+        of_item.is_some_and(|batch| batch.job.cancelled.load(Relaxed))
+    }
+
+    /// Ends the worker, whose item was cancelled before it had begun.
+    fn enforce_cancel(&mut self, item: u32, now: Instant) -> (Vec<Batch>, Option<Instant>) {
+        let rest = self.take_back(u32::MAX);
+        if self.running() == Some(item) {
+            self.process.end_softly(Doom::Cancelled);
+        }
+        (rest, now.checked_add(SILENCE))
+    }
+
+    fn enforce_limit(
+        &mut self,
+        item: u32,
+        limit: Duration,
+        now: Instant,
+    ) -> (Vec<Batch>, Option<Instant>) {
+        let begun = Duration::from_nanos(self.lane.block_start());
+        let clock = Duration::from_nanos(procpool_worker::sys::now());
+        // What the worker says of its beginning is believed as long as it makes the wait shorter.
+        let ran = clock.saturating_sub(begun).max(now - self.seen.1);
+        let (suspended, pause) = self.suspended;
+        let ran = if suspended == Some(item) { ran.saturating_sub(pause) } else { ran };
+        if ran < limit {
+            // It may be over before that, and what follows it be silent.
+            return (Vec::new(), now.checked_add((limit - ran).min(SILENCE)));
+        }
+        // First that it can't begin another: that one would be ended without having deserved it.
+        let rest = self.take_back(u32::MAX);
+        if self.running() == Some(item) {
+            self.process.end_softly(Doom::TimedOut(limit));
+        }
+        (rest, now.checked_add(limit))
+    }
+
+    /// Takes back what a silent worker has not begun, for others to run. A worker that is stopped, or
+    /// silent even then, is killed: what it has claimed and not begun can be had in no other way.
+    fn enforce_progress(&mut self, now: Instant) -> (Vec<Batch>, Option<Instant>) {
+        let (quiet, patience) = (now - self.seen.1, self.patience());
+        if self.is_last && self.seen.0.1 == self.items {
+            // It has answered, and ends as one does that is told to go.
+            if quiet >= RETIRE_GRACE {
+                self.process.kill(Doom::Retired);
+            }
+            return (Vec::new(), now.checked_add(RETIRE_GRACE.saturating_sub(quiet).max(SILENCE)));
+        }
+        if quiet < patience {
+            return (Vec::new(), now.checked_add(patience - quiet));
+        }
+        let rest = self.take_back(u32::MAX);
+        if quiet >= patience + SILENCE || observe::is_stopped(self.process.pid()) {
+            self.process.kill(Doom::Silent);
+        }
+        (rest, now.checked_add(SILENCE))
+    }
+
+    /// Ends the worker, which uses too much memory; gives what it then won't begin.
+    pub(crate) fn end_for_memory(&mut self) -> Vec<Batch> {
+        let rest = self.take_back(u32::MAX);
+        self.process.kill(Doom::OutOfMemory);
+        rest
+    }
+
+    /// Ends the worker if the item that it runs is one that `is_target` picks.
+    pub(crate) fn cancel(&mut self, is_target: impl Fn(&Batch) -> bool) -> Vec<Batch> {
+        if !self.batches.iter().any(&is_target) {
+            return Vec::new();
+        }
+        let rest = self.take_back(u32::MAX);
+        // What is claimed and not begun is ended when it begins, should it come to that.
+        self.lane.request_unclaim();
+        let Some(item) = self.running() else { return rest };
+        let mut position = self.delivered;
+        for batch in &self.batches {
+            if (position..position + batch.items).contains(&item) && is_target(batch) {
+                self.process.end_softly(Doom::Cancelled);
+            }
+            position += batch.items;
+        }
+        rest
+    }
+
+    /// What its items share, if they do: a job that has a context shares no chunk.
+    fn context(&self) -> Option<&Arc<Context>> {
+        self.batches.front().and_then(|batch| batch.job.context.as_ref())
+    }
+
+    /// Makes the frame, of which `region` holds what is too large for it. Returns whether that is new to
+    /// the worker.
+    fn encode(
+        &self,
+        worker: &mut Worker,
+        region: Option<&Lease>,
+        is_observed: bool,
+    ) -> Result<bool, TransportError> {
+        let elements = self.batches.front().and_then(Batch::elements);
+        let place = region.map(|lease| worker.mapped.show(lease));
+        let body = match place {
+            Some(place) if elements.is_some() => Body::RawBytes(place),
+            Some(place) => Body::Region(place),
+            None => Body::Frame,
+        };
+        let is_awaited = |batch: &Batch| !batch.job.together.load(Relaxed);
+        let options = ChunkOptions {
+            sequence: worker.sequence,
+            limited: self.limit.is_some(),
+            prompt: is_observed || self.batches.iter().any(is_awaited),
+            context: self.context().map(|context| context.id),
+        };
+        let attached = worker.attach(self.batches.iter().map(Batch::attachments))?;
+        worker.make(&Request::Chunk { attached, body, options })?;
+        if region.is_none() || elements.is_some() {
+            self.put_spans(&mut worker.frame);
+        }
+        Ok(place.is_some_and(|place| place.is_new))
+    }
+
+    /// Puts into a region what is too large for a frame.
+    fn body(&self, worker: &Worker, limit: usize) -> io::Result<Option<Lease>> {
+        let size: usize =
+            self.batches.iter().map(|batch| batch.arguments().len() + SPAN_HEAD).sum();
+        // Such a batch is always alone: it fits into no frame.
+        if let Some(elements) = self.batches.front().and_then(Batch::elements) {
+            let mut lease = worker.mapped.room(elements.len())?;
+            lease.put_slice(elements);
+            return Ok(Some(lease));
+        }
+        if size <= limit {
+            return Ok(None);
+        }
+        let mut lease = worker.mapped.room(size)?;
+        self.put_spans(&mut lease);
+        Ok(Some(lease))
+    }
+
+    /// Writes the body.
+    fn put_spans(&self, body: &mut impl Sink) {
+        let mut at = 0;
+        while let Some(first) = self.batches.get(at) {
+            // One that can't be called was refused when it was submitted.
+            let (Ok(call), width) = (first.job.call, first.width) else { break };
+            let mut span = Span { function: call, items: 0, width, bytes: 0, seed: first.seed() };
+            // Single calls of one function, one after the other, travel as one span.
+            let start = at;
+            for batch in self.batches.range(start..) {
+                if (batch.job.call, batch.width) != (Ok(call), width)
+                    || batch.seed() != seed::advance(span.seed, span.items.into())
+                {
+                    break;
+                }
+                span.items += batch.items;
+                span.bytes += batch.arguments().len() as u64;
+                at += 1;
+            }
+            body.put_slice(&span.head());
+            self.batches.range(start..at).for_each(|batch| body.put_slice(batch.arguments()));
+        }
+    }
+
+    /// Delivers what the worker has committed. With `all`, also items whose time is not known yet.
+    /// An error means that the lane holds nonsense. What is to be called for it is added to `calls`,
+    /// since the lock on the chunk is held here.
+    fn harvest(
+        &mut self,
+        worker: &mut Worker,
+        teller: &Teller<'_>,
+        all: bool,
+        calls: &mut Calls,
+    ) -> Result<(), Nonsense> {
+        let progress = self.lane.progress();
+        let bytes = progress.bytes as usize;
+        if progress.items < self.delivered
+            || progress.items > self.items
+            || bytes < self.read
+            || bytes > CAPACITY
+        {
+            return Err(Nonsense);
+        }
+        let mut buffer = Buffer::with_room(bytes - self.read);
+        self.lane.copy_results(self.read..bytes, &mut buffer);
+        let survey = records::survey(&buffer).ok_or(Nonsense)?;
+        if survey.items != progress.items - self.delivered {
+            return Err(Nonsense);
+        }
+        if !all && survey.timed < survey.items {
+            // In the middle of a block: its time will be known soon.
+            return Ok(());
+        }
+        let regions = match survey.regions {
+            0 => VecDeque::new(),
+            _ => worker.take_results(&buffer).ok_or(Nonsense)?,
+        };
+        let outputs = self.outputs(&buffer);
+        self.read = bytes;
+        let counters = teller.counters;
+        counters.done.fetch_add(survey.answers.into(), Relaxed);
+        counters.failed.fetch_add((survey.items - survey.answers).into(), Relaxed);
+        counters.slots[self.process.slot].fetch_add(survey.items.into(), Relaxed);
+        if let Some(batch) = self.batches.front() {
+            // Where several functions share a chunk it isn't known which of them took the time.
+            let is_one = self.batches.iter().all(|other| other.job.call == batch.job.call);
+            if is_one || survey.items == 1 {
+                batch.job.pace.observe(survey.timed.into(), survey.nanos);
+            }
+        }
+        if teller.is_heard {
+            self.tell_finished(&buffer, calls);
+        }
+        self.distribute(Records::new(buffer, regions, outputs), survey.items, calls);
+        Ok(())
+    }
+
+    /// What is said of its being sent to the worker.
+    pub(crate) fn assignment(&self) -> Option<EventKind> {
+        let first = self.batches.front()?;
+        Some(EventKind::Assigned {
+            slot: self.process.slot,
+            pid: self.process.pid(),
+            id: first.job.offset + first.first,
+            tasks: self.items - self.delivered,
+            label: first.job.options.label.as_deref().map(str::to_owned),
+        })
+    }
+
+    /// Tells of each item in these records.
+    fn tell_finished(&self, records: &[u8], calls: &mut Calls) {
+        let mut records = Records::new(records.into(), VecDeque::new(), VecDeque::new());
+        for batch in &self.batches {
+            for id in (batch.job.offset + batch.first..).take(batch.items as usize) {
+                let Some(raw) = records.next() else { return };
+                let elapsed = raw.elapsed;
+                let error = outcome::failure(raw).map(|(kind, _)| kind.to_string());
+                let (slot, pid, attempt) = (self.process.slot, self.process.pid(), batch.attempt);
+                calls.tell(EventKind::Finished { slot, pid, id, attempt, elapsed, error });
+            }
+        }
+    }
+
+    /// What the items of these records have printed.
+    fn outputs(&mut self, records: &[u8]) -> VecDeque<Vec<u8>> {
+        let Some(capture) = &self.process.capture else { return VecDeque::new() };
+        let mut outputs = VecDeque::new();
+        for end in records::output_ends(records) {
+            outputs.push_back(capture.read(self.printed..end));
+            self.printed = self.printed.max(end);
+        }
+        outputs
+    }
+
+    fn distribute(&mut self, mut records: Records, mut items: u32, calls: &mut Calls) {
+        self.delivered += items;
+        while items > 0 {
+            let Some(mut batch) = self.batches.pop_front() else { return };
+            if batch.items > items {
+                let front = batch.split_front(items);
+                self.batches.push_front(std::mem::replace(&mut batch, front));
+            }
+            let content = if batch.items == items {
+                std::mem::take(&mut records)
+            } else {
+                records.split_front(batch.items)
+            };
+            items -= batch.items;
+            let origin = self.origin(&batch);
+            let (first, count) = (batch.first, batch.items);
+            let content = Content::Records(content);
+            batch.job.deliver(Arrival { first, items: count, origin, content }, calls);
+        }
+    }
+
+    fn origin(&self, batch: &Batch) -> Origin {
+        batch.origin(self.process.pid(), self.process.slot, self.sent)
+    }
+
+    /// Fails what is left, none of which was sent.
+    fn refuse(&mut self, kind: &TaskErrorKind, counters: &Counters, calls: &mut Calls) {
+        for batch in std::mem::take(&mut self.batches) {
+            let failure = Failure::unstarted(kind.clone());
+            batch.fail(failure, self.origin(&batch), counters, calls);
+        }
+        self.items = self.delivered;
+    }
+
+    /// Accounts for what is left when the worker is lost. What a lane says that holds nonsense is
+    /// not believed: then the first item that is left is the one to be named.
+    fn into_loss(mut self, is_sane: bool) -> Loss {
+        let begun = !is_sane || self.running() == Some(self.delivered);
+        let begun = begun && !self.batches.is_empty();
+        let victim = begun.then(|| match self.batches.front_mut() {
+            Some(first) if first.items > 1 => Some(first.split_front(1)),
+            _ => self.batches.pop_front(),
+        });
+        let ran = self.process.ended().saturating_sub(self.lane.block_start());
+        let elapsed = Duration::from_nanos(ran).min(self.sent.elapsed());
+        let output = self.process.capture.as_ref().map_or_else(Vec::new, |capture| {
+            let end = capture.len();
+            capture.read(self.printed.max(end.saturating_sub(LAST_OUTPUT))..end)
+        });
+        let note = self.lane.abort_reason();
+        let (victim, rest) = (victim.flatten(), self.batches.into());
+        Loss { victim, rest, sent: self.sent, elapsed, output, note }
+    }
+}
+
+/// Who is to learn what becomes of a chunk's items, besides those who wait for them.
+#[derive(Debug)]
+struct Teller<'a> {
+    counters: &'a Counters,
+    observers: Option<&'a Observers>,
+    /// Whether anybody listens; looked up before a lock is taken.
+    is_heard: bool,
+}
+
+impl<'a> Teller<'a> {
+    fn new(counters: &'a Counters, observers: Option<&'a Observers>) -> Self {
+        Self { counters, observers, is_heard: observers.is_some_and(Observers::listen) }
+    }
+
+    /// Calls what was collected under the lock on a chunk, which must not be held.
+    fn fire(&self, calls: Calls) {
+        if let Some(observers) = self.observers {
+            observers.fire(calls);
+        }
+    }
+}
+
+/// How to wait awake for a chunk whose answer is likely to come soon.
+pub(crate) struct Awake<'a> {
+    /// How long to stay awake for it.
+    pub(crate) patience: Duration,
+    /// Called if it hasn't come by then.
+    pub(crate) late: &'a dyn Fn(),
+}
+
+/// The lane holds what no sane worker writes.
+#[derive(Debug)]
+struct Nonsense;
+
+/// What has become of sending a chunk.
+#[derive(Debug)]
+pub(crate) struct Sent {
+    /// Whether an answer is to come.
+    outcome: Result<bool, TransportError>,
+    /// What is in a region stays there until the worker is done with it, or is no more.
+    body: Option<Lease>,
+}
+
+/// Runs the chunk that lies in `running` on `worker`, to the end of one of them.
+pub(crate) fn run(
+    worker: &mut Worker,
+    running: &Running,
+    inline_limit: usize,
+    counters: &Counters,
+    observers: Option<&Observers>,
+    awake: Option<Awake<'_>>,
+) -> Result<(), Box<Loss>> {
+    worker.more = awake.is_some();
+    let sent = send(worker, running, inline_limit, counters, observers);
+    finish(worker, running, sent, counters, observers, awake)
+}
+
+/// Sends the chunk that lies in `running`. A worker that can't be sent it is killed.
+pub(crate) fn send(
+    worker: &mut Worker,
+    running: &Running,
+    inline_limit: usize,
+    counters: &Counters,
+    observers: Option<&Observers>,
+) -> Sent {
+    let teller = Teller::new(counters, observers);
+    let mut body = None;
+    let outcome = try_send(worker, running, &mut body, inline_limit, &teller);
+    if let Err(error) = &outcome {
+        condemn(worker, error);
+    }
+    Sent { outcome, body }
+}
+
+/// Kills a worker that has failed in this way: whatever is wrong with it, it must not be used again.
+fn condemn(worker: &Worker, error: &TransportError) {
+    if !matches!(error, TransportError::PeerGone) {
+        worker.process.doom(Doom::Malformed);
+    }
+    worker.process.child.kill();
+}
+
+/// Delivers what the worker answers to what it was sent, to the end of the chunk or of the worker.
+pub(crate) fn finish(
+    worker: &mut Worker,
+    running: &Running,
+    sent: Sent,
+    counters: &Counters,
+    observers: Option<&Observers>,
+    awake: Option<Awake<'_>>,
+) -> Result<(), Box<Loss>> {
+    let teller = Teller::new(counters, observers);
+    let Sent { outcome, body } = sent;
+    let outcome = outcome.and_then(|is_awaited| match is_awaited {
+        true => receive(worker, running, &teller, awake),
+        false => Ok(()),
+    });
+    // Somebody may have decided to end it just as it finished.
+    let is_lost = outcome.is_err() || worker.process.doomed().is_some();
+    if is_lost {
+        // Before anything is said of what it has done, it must be certain that it does nothing more.
+        if let Err(error) = &outcome {
+            condemn(worker, error);
+        }
+        worker.process.child.kill();
+        worker.process.wait_death();
+    }
+    drop(body);
+    let chunk = running.lock().unwrap_or_else(PoisonError::into_inner).take();
+    worker.tasks += chunk.as_ref().map_or(0, |chunk| u64::from(chunk.delivered));
+    match chunk {
+        Some(mut chunk) if is_lost => {
+            let mut calls = Calls::default();
+            let is_sane = chunk.harvest(worker, &teller, true, &mut calls).is_ok();
+            teller.fire(calls);
+            Err(Box::new(chunk.into_loss(is_sane)))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Sends the chunk; returns whether an answer is to come. Where this process can't send it, its items
+/// are failed.
+fn try_send(
+    worker: &mut Worker,
+    running: &Running,
+    body: &mut Option<Lease>,
+    inline_limit: usize,
+    teller: &Teller<'_>,
+) -> Result<bool, TransportError> {
+    let lock = || running.lock().unwrap_or_else(PoisonError::into_inner);
+    worker.sequence = worker.sequence.wrapping_add(1);
+    if let Some(news) = worker.mapped.news() {
+        worker.send(&news)?;
+    }
+    let (mut refused, mut is_out_of_step) = (None, false);
+    if let Some(chunk) = lock().as_mut() {
+        let mut may_have_sent = false;
+        let sent = chunk.body(worker, inline_limit).map_err(TransportError::from);
+        let sent = sent.and_then(|region| {
+            *body = region;
+            may_have_sent = true;
+            if let Some(context) = chunk.context() {
+                worker.share(context)?;
+            }
+            let is_new = chunk.encode(worker, body.as_ref(), teller.is_heard)?;
+            let region = body.as_mut().and_then(Lease::region);
+            if let Some(region) = region.filter(|_| is_new) {
+                worker.send_region(region)?;
+                region.close_descriptor();
+            }
+            Ok(())
+        });
+        match sent {
+            Ok(()) => {}
+            // It is this process that lacks memory or descriptors.
+            Err(TransportError::Io(error)) => {
+                let reason = format!("it could not be put into shared memory: {error}");
+                let kind = TaskErrorKind::Encode { side: Side::Argument, reason };
+                let calls = refused.get_or_insert_default();
+                chunk.refuse(&kind, teller.counters, calls);
+                is_out_of_step = may_have_sent;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    if let Some(calls) = refused {
+        teller.fire(calls);
+        // A worker that was sent a part of it would take that for a part of the next.
+        return if is_out_of_step { Err(TransportError::PeerGone) } else { Ok(false) };
+    }
+    // First, so that a worker that doesn't even read is found silent.
+    if let Some(chunk) = lock().as_mut() {
+        chunk.set_sent();
+    }
+    worker.send_frame()?;
+    Ok(true)
+}
+
+/// Receives the answers until the chunk is done: then all of its items are delivered, or taken back.
+fn receive(
+    worker: &mut Worker,
+    running: &Running,
+    teller: &Teller<'_>,
+    awake: Option<Awake<'_>>,
+) -> Result<(), TransportError> {
+    let lock = || running.lock().unwrap_or_else(PoisonError::into_inner);
+    let harvest = |worker: &mut Worker, all: bool, room: bool| {
+        let mut calls = Calls::default();
+        let outcome = match lock().as_mut() {
+            Some(chunk) => chunk.harvest(worker, teller, all, &mut calls).map(|()| {
+                chunk.is_sent = !all;
+                if room {
+                    chunk.lane.reset_results();
+                    chunk.read = 0;
+                }
+            }),
+            None => Err(Nonsense),
+        };
+        teller.fire(calls);
+        outcome
+    };
+    let sequence = worker.sequence;
+    let mut late = awake.as_ref().map(|awake| awake.late);
+    if awake.is_some_and(|awake| !worker.listen(awake.patience))
+        && let Some(late) = late.take()
+    {
+        late();
+    }
+    loop {
+        match worker.recv()? {
+            Reply::Done { sequence: of } if of == sequence => {
+                harvest(worker, true, false)?;
+                let is_complete = lock().as_ref().is_none_or(|chunk| chunk.batches.is_empty());
+                return if is_complete { Ok(()) } else { Err(Nonsense.into()) };
+            }
+            Reply::Progress { sequence: of } if of == sequence => harvest(worker, false, false)?,
+            Reply::LaneFull { sequence: of } if of == sequence => {
+                harvest(worker, true, true)?;
+                if let Some(chunk) = lock().as_mut() {
+                    chunk.set_sent();
+                }
+                worker.send(&Request::Resume)?;
+            }
+            other => return Err(TransportError::Malformed(format!("an unexpected {other:?}"))),
+        }
+        // That was not the answer, but the first of several.
+        if let Some(late) = late.take() {
+            late();
+        }
+    }
+}
+
+impl From<Nonsense> for TransportError {
+    fn from(_: Nonsense) -> Self {
+        Self::Malformed("its lane holds nonsense".to_owned())
+    }
+}
+
+impl Loss {
+    /// What to say of the item that was running.
+    pub(crate) fn verdict(&self, process: &Process) -> TaskErrorKind {
+        let cause = match process.doomed() {
+            Some(Doom::TimedOut(after)) => return TaskErrorKind::TimedOut { after },
+            Some(Doom::Cancelled) => return TaskErrorKind::Cancelled,
+            Some(Doom::OutOfMemory) => DeathCause::OutOfMemory,
+            Some(Doom::Malformed) => DeathCause::Misbehaved,
+            Some(Doom::StartTimedOut(_) | Doom::Retired | Doom::Silent) | None => {
+                match process.wait_death() {
+                    DeathCause::Signaled(..) if self.note == Some(AbortReason::OutOfMemory) => {
+                        DeathCause::OutOfMemory
+                    }
+                    cause => cause,
+                }
+            }
+        };
+        TaskErrorKind::Died { cause, last_output: self.last_lines() }
+    }
+
+    fn last_lines(&self) -> Option<String> {
+        const LINES: usize = 10;
+        let text = String::from_utf8_lossy(&self.output);
+        let text = text.trim_end();
+        let start = text.rmatch_indices('\n').nth(LINES - 1).map_or(0, |(at, _)| at + 1);
+        (!text.is_empty()).then(|| text[start..].to_owned())
+    }
+}

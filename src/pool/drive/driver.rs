@@ -1,0 +1,94 @@
+//! One thread per slot: greets the slot's worker, gives it chunks, and waits for its replies. A
+//! worker that hangs blocks its own driver and nobody else.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, PoisonError};
+
+use procpool_worker::seed;
+
+use crate::error::StartError;
+use crate::pool::call::job::Job;
+use crate::pool::config::Initializer;
+use crate::pool::drive::chunk::{self, Chunk};
+use crate::pool::options::TaskOptions;
+use crate::pool::process::worker::{Doom, Newborn, Worker};
+use crate::pool::schedule::batch::Batch;
+use crate::pool::schedule::cost::Pace;
+use crate::pool::schedule::counters::Counters;
+use crate::pool::schedule::state::{Shared, Step};
+
+/// A driver's thread.
+pub(crate) fn drive(shared: &Shared, slot: usize) {
+    loop {
+        match shared.next_step(slot) {
+            Step::Greet(newborn) => match greet(shared, slot, newborn) {
+                Ok(worker) => shared.ready(slot, worker),
+                Err(cause) => shared.start_failed(slot, cause, true),
+            },
+            Step::Run { worker, turn } => shared.run(slot, worker, turn),
+            Step::Quit(worker) => {
+                if let Some(worker) = worker {
+                    worker.retire();
+                }
+                break;
+            }
+        }
+    }
+    shared.driver_ended();
+}
+
+/// Starts the one process of a pool that has no driver, and makes it ready on this thread.
+pub(crate) fn start_one(shared: &Shared) -> Result<(), StartError> {
+    let newborn = shared.wait_newborn()?;
+    match greet(shared, 0, newborn) {
+        Ok(worker) => {
+            shared.ready(0, worker);
+            Ok(())
+        }
+        Err(cause) => {
+            shared.start_failed(0, cause.clone(), true);
+            Err(cause)
+        }
+    }
+}
+
+/// Makes a process that has just been started a worker that is ready.
+fn greet(shared: &Shared, slot: usize, newborn: Newborn) -> Result<Worker, StartError> {
+    let mut worker = newborn.greet(shared.config.setup(slot), &shared.regions)?;
+    worker.process.set_greeted();
+    shared.greeted();
+    let Some(initializer) = &shared.config.initializer else { return Ok(worker) };
+    // The initializer is run as any task is, so that it fails as any task does; but no other worker
+    // may take it over.
+    let seed = seed::finalize(seed::advance(shared.config.seed, slot as u64));
+    let (call, pace) = (Ok(initializer.call), Arc::new(Pace::default()));
+    let job = Job::new(call, TaskOptions::default(), pace, 0, None, seed);
+    job.enter(1);
+    let Initializer { argument, attachments, width, .. } = initializer;
+    let batch = Batch::new(Arc::clone(&job), 0, 1, *width, argument, attachments.clone());
+    let running = &shared.slots[slot].running;
+    *running.lock().unwrap_or_else(PoisonError::into_inner) =
+        Some(Chunk::new(&worker, VecDeque::from([batch.for_slot(0, slot)])));
+    // It is no task, so it doesn't count as one.
+    let counters = Counters::new(shared.slots.len());
+    if chunk::run(&mut worker, running, shared.inline_limit, &counters, None, None).is_err() {
+        return Err(match worker.process.doomed() {
+            Some(Doom::StartTimedOut(limit)) => StartError::TimedOut(limit),
+            _ if shared.is_terminated() => StartError::Terminated,
+            _ => StartError::Initializer(format!("the worker {}", worker.process.wait_death())),
+        });
+    }
+    match job.take_arrival().and_then(|mut arrival| arrival.next::<()>(job.offset)) {
+        Some(outcome) => match outcome.result {
+            Ok(()) => {
+                worker.tasks = 0;
+                Ok(worker)
+            }
+            Err(error) => {
+                worker.process.child.kill();
+                Err(StartError::Initializer(error.kind().to_string()))
+            }
+        },
+        None => Err(StartError::Initializer("it gave no answer".to_owned())),
+    }
+}

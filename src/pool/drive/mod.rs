@@ -1,0 +1,9 @@
+//! Talks to workers: one thread per slot sends frames and reads replies, and accounts for each item of a
+//! chunk.
+
+pub(crate) mod buffer;
+pub(crate) mod chunk;
+pub(crate) mod driver;
+pub(crate) mod records;
+#[allow(unsafe_code)] // Copies into and out of shared memory.
+pub(crate) mod regions;

@@ -1,0 +1,740 @@
+//! A worker that lies, for tests and for the fuzzer: everything on the way of a reply is real (control
+//! socket, lane, chunk, process), and the worker's side of it does what a string of bytes says.
+//!
+//! [`talk`] decodes the bytes into steps and checks the promise of [`chunk::run`]: whatever a worker
+//! writes, sends or leaves undone, each item has exactly one outcome, in bounded time, and nothing
+//! panics. The process is `cat`: it lives, can be stopped and killed, and does nothing by itself.
+
+use std::collections::VecDeque;
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use procpool_worker::attach::Attachments;
+use procpool_worker::codec;
+use procpool_worker::control::{Control, MAX_PACKET};
+use procpool_worker::function::{FnRef, ImageId};
+use procpool_worker::lane::{CAPACITY, LANE_BYTES, ParentLane};
+use procpool_worker::protocol::{Handshake, RegionSlice, Reply, Setup, VERSION, encode_item};
+use procpool_worker::record::{RECORD_HEAD, TIME_RECORD};
+use procpool_worker::region::Region;
+use procpool_worker::transport;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+use rustix::process::Signal;
+
+use crate::error::TaskErrorKind;
+use crate::os::process::{CaptureFile, Child};
+use crate::pool::call::job::Job;
+use crate::pool::call::outcome::{Arrival, Content, Failure, Origin};
+use crate::pool::drive::chunk::{self, Chunk, Running};
+use crate::pool::observe::events::Calls;
+use crate::pool::options::TaskOptions;
+use crate::pool::process::worker::{Doom, Newborn, Process};
+use crate::pool::schedule::batch::Batch;
+use crate::pool::schedule::counters::Counters;
+
+/// Within this time every talk is over, on a busy machine too: the longest silence takes two seconds.
+const SOON: Duration = Duration::from_secs(30);
+
+/// The time limit of items that have one.
+const LIMIT: Duration = Duration::from_millis(20);
+
+const NONCE: u64 = 0x1234_5678_9abc_def0;
+
+/// Where the lane's words lie, each in a line of its own.
+const CLAIM: u64 = 0;
+const COMMITTED: u64 = 64;
+const STARTED: u64 = 128;
+const BEGUN: u64 = 136;
+const WORDS: [u64; 8] = [CLAIM, COMMITTED, STARTED, BEGUN, 144, 192, 256, 320];
+
+/// Where the results begin.
+const RESULTS: usize = LANE_BYTES - CAPACITY;
+
+/// The bytes that say what the worker does. After the end, all of them are zero.
+struct Script<'a>(&'a [u8]);
+
+impl<'a> Script<'a> {
+    fn next(&mut self) -> Option<u8> {
+        let (first, rest) = self.0.split_first()?;
+        self.0 = rest;
+        Some(*first)
+    }
+
+    fn byte(&mut self) -> u8 {
+        self.next().unwrap_or(0)
+    }
+
+    fn bytes(&mut self, len: usize) -> &'a [u8] {
+        let (bytes, rest) = self.0.split_at(len.min(self.0.len()));
+        self.0 = rest;
+        bytes
+    }
+
+    /// A number that may be at a border of something.
+    fn number(&mut self, items: u32, bytes: u32) -> u32 {
+        match self.byte() {
+            small @ 0..64 => small.into(),
+            64 => items,
+            65 => items.wrapping_sub(1),
+            66 => items.wrapping_add(1),
+            67 => bytes,
+            68 => bytes.wrapping_sub(1),
+            69 => bytes.wrapping_add(1),
+            70 => CAPACITY as u32,
+            71 => CAPACITY as u32 + 1,
+            72 => LANE_BYTES as u32,
+            73 => i32::MAX as u32,
+            74 => u32::MAX - 1,
+            75 => u32::MAX,
+            other => u32::from(other) << 10 | u32::from(self.byte()),
+        }
+    }
+}
+
+/// What is watched and changed by several threads.
+struct Scene {
+    process: Arc<Process>,
+    running: Running,
+    jobs: Vec<Arc<Job>>,
+    /// What was taken back, to be run by other workers.
+    taken: Mutex<Vec<Batch>>,
+    /// Number of the chunk that runs, and how many items it had.
+    sequence: AtomicU32,
+    items: AtomicU32,
+    /// No chunk follows.
+    is_over: AtomicBool,
+}
+
+impl Scene {
+    fn running(&self) -> MutexGuard<'_, Option<Chunk>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does to the running chunk what takes items back from it.
+    fn take(&self, take: impl FnOnce(&mut Chunk) -> Vec<Batch>) {
+        let taken = self.running().as_mut().map(take).unwrap_or_default();
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner).extend(taken);
+    }
+}
+
+/// The worker's side.
+struct Liar<'a> {
+    scene: &'a Scene,
+    script: Script<'a>,
+    control: Option<Control>,
+    /// What the parent sends arrives here.
+    frames: Option<OwnedFd>,
+    /// Whether its sockets outlive it, in the hands of what a task has started.
+    is_held: bool,
+    lane: OwnedFd,
+    capture: Option<OwnedFd>,
+    /// What an honest worker would have committed of this chunk.
+    sequence: u32,
+    done: u32,
+    bytes: u32,
+}
+
+impl Liar<'_> {
+    /// Follows the script to its end, then comes to an end as the script says.
+    fn run(mut self) {
+        let ending = self.script.byte();
+        while let Some(step) = self.script.next() {
+            if self.scene.is_over.load(SeqCst) {
+                return;
+            }
+            self.step(step);
+        }
+        match ending % 8 {
+            // Sends nothing more, and then only its being stopped shows it.
+            0 => self.scene.process.child.signal(Signal::STOP),
+            1 => {
+                self.control = None;
+                self.scene.process.child.kill();
+            }
+            // Is silent: the longest that a talk takes.
+            2 | 6 if ending >= 240 => {}
+            3 => self.finish(true),
+            4 => self.finish(false),
+            _ => self.scene.process.child.kill(),
+        }
+        // An item that runs and has no limit may run for ever.
+        let is_limited = self.scene.jobs.iter().all(|job| job.options.timeout.is_some());
+        if !is_limited && !matches!(ending % 8, 3 | 4) {
+            self.scene.process.child.kill();
+        }
+        while !self.scene.is_over.load(SeqCst) {
+            match ending % 8 {
+                3 => self.finish(true),
+                4 => self.finish(false),
+                // Has its empty lane emptied for ever.
+                6 if ending >= 240 => {
+                    self.catch_up();
+                    self.reply(&Reply::LaneFull { sequence: self.sequence }, &[]);
+                    self.read();
+                }
+                _ => {}
+            }
+            if self.scene.process.death().is_some() && !self.is_held {
+                (self.control, self.frames) = (None, None);
+            }
+            std::thread::sleep(Duration::from_micros(200));
+        }
+    }
+
+    /// Does what is left of the chunk, and says so.
+    fn finish(&mut self, honest: bool) {
+        self.catch_up();
+        let items = self.scene.items.load(SeqCst);
+        while honest && self.done < items && self.bytes as usize + 64 < CAPACITY {
+            self.answer();
+        }
+        self.reply(&Reply::Done { sequence: self.sequence }, &[]);
+    }
+
+    /// Begins with the next chunk, if there is one.
+    fn catch_up(&mut self) {
+        let sequence = self.scene.sequence.load(SeqCst);
+        if sequence != self.sequence {
+            (self.sequence, self.done, self.bytes) = (sequence, 0, 0);
+        }
+    }
+
+    fn step(&mut self, step: u8) {
+        self.catch_up();
+        let items = self.scene.items.load(SeqCst);
+        match step % 24 {
+            0 => {
+                let at = WORDS[usize::from(self.script.byte()) % WORDS.len()];
+                let low = self.script.number(items, self.bytes);
+                let high = self.script.number(items, self.bytes);
+                self.word(at, low, high);
+            }
+            1 | 2 => self.answer(),
+            3 => {
+                let len = self.script.byte();
+                let bytes = self.script.bytes(len.into());
+                self.write(bytes);
+            }
+            4 => {
+                let (kind, len) = (self.script.byte(), self.script.byte());
+                let payload = self.script.bytes(usize::from(len % 64));
+                let claimed = match len / 64 {
+                    0..=2 => payload.len() as u32,
+                    _ => self.script.number(items, self.bytes),
+                };
+                self.record(u32::from(kind % 8), claimed, payload);
+                if self.script.byte().is_multiple_of(2) {
+                    self.done = self.done.wrapping_add(1);
+                    self.commit(0);
+                }
+            }
+            5 => {
+                let nanos = u64::from(self.script.number(items, self.bytes));
+                self.record(5, 8, &nanos.to_le_bytes());
+            }
+            6 => {
+                let place = RegionSlice {
+                    number: u32::from(self.script.byte() % 4),
+                    len: self.script.number(items, self.bytes).into(),
+                    is_new: self.script.byte().is_multiple_of(2),
+                    is_cached: true,
+                };
+                let mut payload = Vec::new();
+                let is_elements = self.script.byte().is_multiple_of(2);
+                if codec::encode(&(place, is_elements), &mut payload).is_ok() {
+                    self.record(4, payload.len() as u32, &payload);
+                    self.done = self.done.wrapping_add(1);
+                    self.commit(0);
+                }
+            }
+            7 => {
+                let (width, count) = (self.script.byte() % 17, self.script.byte() % 17);
+                let mut payload = vec![width];
+                let len = usize::from(width) * usize::from(count);
+                payload.extend_from_slice(self.script.bytes(len));
+                self.record(7, payload.len() as u32, &payload);
+                self.done = self.done.wrapping_add(count.into());
+                self.commit(0);
+            }
+            8 | 9 => {
+                let reply = self.any_reply();
+                self.reply(&reply, &[]);
+            }
+            10 | 11 => {
+                let reply = Reply::Region { number: u32::from(self.script.byte() % 4) };
+                let file = self.any_file();
+                let files = file.as_ref().map(AsFd::as_fd);
+                self.reply(&reply, files.as_slice());
+            }
+            12 => {
+                let (nonce, len) = (self.script.byte(), usize::from(self.script.byte()) * 20);
+                let mut packet = self.script.bytes(len).to_vec();
+                packet.resize(len, nonce);
+                if nonce.is_multiple_of(2) {
+                    packet.splice(0..0, NONCE.to_le_bytes());
+                }
+                self.send(&packet, &[]);
+            }
+            13 => {
+                let count = usize::from(self.script.byte()).clamp(2, 250);
+                let reply = self.any_reply();
+                if let Ok((reader, _)) = std::io::pipe() {
+                    let files: Vec<_> = std::iter::repeat_n(reader.as_fd(), count).collect();
+                    self.reply(&reply, &files);
+                }
+            }
+            14 => self.send(&[], &[]),
+            15 => {
+                self.finish(true);
+                self.await_parent();
+            }
+            16 => {
+                let most = u32::from(self.script.byte() % 8) + 1;
+                self.scene.take(|chunk| chunk.take_back(most));
+            }
+            17 => {
+                let job = usize::from(self.script.byte()) % self.scene.jobs.len();
+                let job = &self.scene.jobs[job];
+                job.cancelled.store(true, SeqCst);
+                self.scene.take(|chunk| chunk.cancel(|batch| Arc::ptr_eq(&batch.job, job)));
+            }
+            18 => self.await_parent(),
+            19 => self.read(),
+            20 => {
+                // One after the other, whether the parent is told to go on or not.
+                for _ in 0..=self.script.byte() {
+                    if self.scene.is_over.load(SeqCst) {
+                        return;
+                    }
+                    self.reply(&Reply::LaneFull { sequence: self.sequence }, &[]);
+                    self.await_parent();
+                }
+                self.bytes = 0;
+            }
+            21 => {
+                let len = self.script.number(items, self.bytes);
+                if let Some(file) = &self.capture {
+                    let _ = rustix::fs::ftruncate(file, u64::from(len) << 20);
+                }
+                self.record(6, 8, &(u64::from(len) << 20).to_le_bytes());
+                self.commit(0);
+            }
+            22 => match self.script.byte() % 8 {
+                0 => self.control = None,
+                1 => self.frames = None,
+                2 => self.scene.process.child.kill(),
+                3 => self.scene.process.child.signal(Signal::STOP),
+                4 => self.scene.process.child.signal(Signal::CONT),
+                _ => {}
+            },
+            _ => {
+                let number = self.script.number(items, self.bytes);
+                self.commit(number);
+            }
+        }
+    }
+
+    /// Answers one item as it should be.
+    fn answer(&mut self) {
+        self.word(STARTED, self.done.wrapping_add(1), 0);
+        let value = u64::from(self.done).to_le_bytes();
+        self.record(0, 8, &value);
+        self.record(5, 8, &100u64.to_le_bytes());
+        self.done = self.done.wrapping_add(1);
+        self.commit(0);
+    }
+
+    /// Says that what was written is committed, and so many bytes more.
+    fn commit(&mut self, more: u32) {
+        self.word(COMMITTED, self.done, self.bytes.wrapping_add(more));
+    }
+
+    fn word(&self, at: u64, low: u32, high: u32) {
+        let word = u64::from(high) << 32 | u64::from(low);
+        // `started` has a half of its word, and `begun` the next one.
+        let bytes = word.to_ne_bytes();
+        let len = if at == STARTED { 4 } else { 8 };
+        let _ = rustix::io::pwrite(&self.lane, &bytes[..len], at);
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        let at = self.bytes as usize % CAPACITY;
+        let len = bytes.len().min(CAPACITY - at);
+        let _ = rustix::io::pwrite(&self.lane, &bytes[..len], (RESULTS + at) as u64);
+        self.bytes = self.bytes.wrapping_add(len as u32);
+    }
+
+    fn record(&mut self, kind: u32, len: u32, payload: &[u8]) {
+        const { assert!(RECORD_HEAD == 4 && TIME_RECORD == 12) };
+        self.write(&(len << 3 | kind).to_le_bytes());
+        self.write(payload);
+    }
+
+    fn any_reply(&mut self) -> Reply {
+        let sequence = match self.script.byte() {
+            lie @ 240.. => self.sequence.wrapping_add(u32::from(lie)),
+            _ => self.sequence,
+        };
+        match self.script.byte() % 8 {
+            0 | 1 => Reply::Done { sequence },
+            2 => Reply::LaneFull { sequence },
+            3 => Reply::Region { number: sequence },
+            4 => Reply::Handshake(greeting(self.scene.process.pid())),
+            _ => Reply::Progress { sequence },
+        }
+    }
+
+    /// A region, or what is none.
+    fn any_file(&mut self) -> Option<OwnedFd> {
+        let of_region = |len, populated| {
+            let region = Region::new(len, populated).ok()?;
+            region.descriptor()?.try_clone_to_owned().ok()
+        };
+        match self.script.byte() % 12 {
+            0 => of_region(0, 0),
+            1 => of_region(1, 1),
+            2 | 3 => of_region(4096, 4096),
+            4 => of_region(100_000, 100_000),
+            5 => of_region(1 << 20, 1 << 20),
+            6 => of_region(1 << 30, 4096),
+            7 => of_region(1 << 45, 0),
+            8 => {
+                let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+                let file = rustix::fs::memfd_create("liar", flags).ok()?;
+                rustix::fs::ftruncate(&file, 4096).ok()?;
+                rustix::fs::fcntl_add_seals(&file, SealFlags::GROW).ok()?;
+                Some(file)
+            }
+            9 => Some(std::io::pipe().ok()?.0.into()),
+            10 => self.lane.try_clone().ok(),
+            _ => None,
+        }
+    }
+
+    fn reply(&self, reply: &Reply, files: &[BorrowedFd<'_>]) {
+        let mut packet = NONCE.to_le_bytes().to_vec();
+        if codec::encode(reply, &mut packet).is_ok() {
+            self.send(&packet, files);
+        }
+    }
+
+    /// Sends a packet as it is; not at all where there is no room.
+    fn send(&self, packet: &[u8], files: &[BorrowedFd<'_>]) {
+        let Some(control) = &self.control else { return };
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(250))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        if !files.is_empty() {
+            ancillary.push(SendAncillaryMessage::ScmRights(files));
+        }
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        let _ = rustix::net::sendmsg(control, &[IoSlice::new(packet)], &mut ancillary, flags);
+    }
+
+    /// Lets the parent come to read what was sent. On a busy machine each of these takes milliseconds.
+    fn await_parent(&self) {
+        for _ in 0..3 {
+            std::thread::yield_now();
+        }
+    }
+
+    /// Reads what the parent has sent, if it has.
+    fn read(&self) {
+        let mut packet = [0; MAX_PACKET];
+        for socket in
+            [self.frames.as_ref().map(AsFd::as_fd), self.control.as_ref().map(AsFd::as_fd)]
+        {
+            let flags = rustix::net::RecvFlags::DONTWAIT;
+            while let Some(socket) = socket
+                && rustix::net::recv(socket, &mut packet[..], flags).is_ok_and(|(len, _)| len > 0)
+            {
+            }
+        }
+    }
+}
+
+fn greeting(pid: u32) -> Handshake {
+    Handshake { version: VERSION, identity: ImageId::own(), pid }
+}
+
+/// Does the supervisor's work for the one process until it has ended: limits, silence, and its end.
+fn supervise(scene: &Scene) {
+    let process = &scene.process;
+    loop {
+        let mut pidfd = [PollFd::from_borrowed_fd(process.child.pidfd(), PollFlags::IN)];
+        let limit = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
+        if matches!(poll(&mut pidfd, Some(&limit)), Ok(1..)) {
+            break;
+        }
+        scene.take(|chunk| chunk.enforce().0);
+        if process.kill_at().is_some_and(|at| at <= Instant::now()) {
+            process.kill(Doom::Retired);
+        }
+        if scene.is_over.load(SeqCst) {
+            process.child.kill();
+        }
+    }
+    process.set_ended();
+    let cause = process.child.reap();
+    process.bury(cause);
+}
+
+/// Items for one chunk: of each job a run of them.
+fn plan(jobs: &[Arc<Job>], script: &mut Script<'_>) -> VecDeque<Batch> {
+    jobs.iter()
+        .map(|job| {
+            let (items, len) = match script.byte() % 16 {
+                // One that goes through a region.
+                15 => (1, 100_000),
+                14 => (200, 1),
+                few => (u32::from(few % 5) + 1, 8),
+            };
+            let (mut arguments, mut attachments) = (Vec::new(), Attachments::default());
+            for _ in 0..items {
+                let text = "x".repeat(len);
+                encode_item(&mut arguments, &mut attachments, &text).expect("a text is encoded");
+            }
+            let first = job.enter(items.into());
+            Batch::new(Arc::clone(job), first, items, 0, &arguments, attachments)
+        })
+        .collect()
+}
+
+/// Settles what was given back, as the worker that runs it next does.
+fn settle<'a>(batches: impl IntoIterator<Item = &'a Batch>) {
+    for batch in batches {
+        let content = Content::Failed(Failure::unstarted(TaskErrorKind::Cancelled));
+        let (first, items) = (batch.first, batch.items);
+        let arrival = Arrival { first, items, origin: Origin::NONE, content };
+        let is_first = batch.job.deliver(arrival, &mut Calls::default());
+        assert!(is_first, "items from {first} on were settled before");
+    }
+}
+
+/// Decodes what was delivered; returns the numbers of its items.
+fn read(job: &Job, choice: u8) -> Vec<u64> {
+    fn count<R: serde::de::DeserializeOwned>(mut arrival: Arrival, job: &Job) {
+        let items = arrival.items;
+        let count = std::iter::from_fn(|| arrival.next::<R>(job.offset).map(drop)).count();
+        assert_eq!(count, items as usize, "an arrival has as many outcomes as items");
+    }
+    let mut numbers = Vec::new();
+    while let Some(arrival) = job.take_arrival() {
+        numbers.extend(arrival.first..arrival.first + u64::from(arrival.items));
+        match choice % 6 {
+            0 => count::<u64>(arrival, job),
+            1 => count::<String>(arrival, job),
+            2 => count::<Vec<u32>>(arrival, job),
+            3 => count::<Vec<Vec<()>>>(arrival, job),
+            4 => drop(arrival.drain::<u64>(job.offset, &mut Vec::new())),
+            _ => drop(arrival.drain::<Vec<u8>>(job.offset, &mut Vec::new())),
+        }
+    }
+    numbers
+}
+
+/// Ends the threads beside, also where an assertion fails.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, SeqCst);
+    }
+}
+
+/// Has the worker do what the bytes say, and checks what becomes of the items.
+///
+/// # Panics
+///
+/// When an item has no outcome or several, when something else panics, or when it takes too long.
+pub(crate) fn talk(bytes: &[u8]) {
+    let (sender, receiver) = channel();
+    let owned = bytes.to_vec();
+    std::thread::spawn(move || {
+        talk_to_the_end(&owned);
+        let _ = sender.send(());
+    });
+    match receiver.recv_timeout(SOON) {
+        Ok(()) => {}
+        Err(RecvTimeoutError::Timeout) => panic!("it hangs: {bytes:?}"),
+        Err(RecvTimeoutError::Disconnected) => panic!("it panicked: {bytes:?}"),
+    }
+}
+
+#[allow(clippy::zombie_processes)] // `supervise` waits for it by its pidfd.
+fn talk_to_the_end(bytes: &[u8]) {
+    let mut script = Script(bytes);
+    let (setting, decoding) = (script.byte(), script.byte());
+    let timeout = (setting & 1 == 0).then_some(LIMIT);
+    let jobs: Vec<Arc<Job>> = (0..=(setting >> 1 & 3).min(2))
+        .map(|_| {
+            let options = TaskOptions { timeout, ..TaskOptions::default() };
+            Job::new(Ok(FnRef::NOWHERE), options, Arc::default(), 0, None, 0)
+        })
+        .collect();
+    let plans: Vec<_> = (0..=setting >> 3 & 3).map(|_| plan(&jobs, &mut script)).collect();
+    let entered: Vec<u64> = (jobs.iter())
+        .map(|job| {
+            let of_job = |batch: &&Batch| Arc::ptr_eq(&batch.job, job);
+            plans.iter().flatten().filter(of_job).map(|batch| u64::from(batch.items)).sum()
+        })
+        .collect();
+    let capture = (setting & 32 != 0).then(|| CaptureFile::new().expect("a file for output"));
+    let grace = if setting & 64 == 0 { Duration::ZERO } else { Duration::from_millis(5) };
+
+    let (ours, theirs) = Control::pair().expect("sockets");
+    let (requests, frames) = transport::frame_channel().expect("a channel");
+    let region = Region::new(LANE_BYTES, LANE_BYTES).expect("memory");
+    let passed = region.descriptor().expect("it was just made");
+    let passed = passed.try_clone_to_owned().expect("a descriptor");
+    let captured = capture.as_ref().map(|file| file.file().try_clone().expect("a descriptor"));
+    let mut command = Command::new("cat");
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).process_group(0);
+    let mut started = command.spawn().expect("`cat` starts");
+    // It ends when this end is closed, also where this process is killed.
+    let _input = started.stdin.take();
+    let child = Child::of(&started).expect("a pidfd");
+    let process = Process::new(0, 1, child, Control::new(ours, NONCE), capture, grace);
+    let lane = Arc::new(ParentLane::new(region).expect("it has a lane's size"));
+
+    let scene = Scene {
+        process: Arc::clone(&process),
+        running: Mutex::default(),
+        jobs,
+        taken: Mutex::default(),
+        sequence: AtomicU32::new(0),
+        items: AtomicU32::new(0),
+        is_over: AtomicBool::new(false),
+    };
+    let liar = Liar {
+        scene: &scene,
+        script,
+        control: Some(Control::new(theirs, NONCE)),
+        frames: Some(frames),
+        is_held: setting & 128 != 0,
+        lane: passed,
+        capture: captured,
+        sequence: 0,
+        done: 0,
+        bytes: 0,
+    };
+    liar.reply(&Reply::Handshake(greeting(process.pid())), &[]);
+    let counters = Counters::new(1);
+    let mut numbers: Vec<Vec<u64>> = vec![Vec::new(); scene.jobs.len()];
+    let mut read_all = || {
+        for (numbers, job) in numbers.iter_mut().zip(&scene.jobs) {
+            numbers.extend(read(job, decoding));
+        }
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| supervise(&scene));
+        let is_over = Over(&scene.is_over);
+        let regions = Arc::default();
+        let newborn = Newborn { process, lane, requests };
+        let mut worker = newborn.greet(Setup::default(), &regions).expect("it greets");
+        let (mut liar, mut is_lost) = (Some(liar), false);
+        for (sequence, batches) in (1..).zip(plans) {
+            if is_lost {
+                settle(&batches);
+                continue;
+            }
+            scene.items.store(batches.iter().map(|batch| batch.items).sum(), SeqCst);
+            *scene.running() = Some(Chunk::new(&worker, batches));
+            scene.sequence.store(sequence, SeqCst);
+            if let Some(liar) = liar.take() {
+                scope.spawn(|| liar.run());
+            }
+            let limit = chunk::inline_limit(usize::MAX);
+            let ran = chunk::run(&mut worker, &scene.running, limit, &counters, None, None);
+            if let Err(loss) = ran {
+                settle(loss.victim.iter().chain(&loss.rest));
+                is_lost = true;
+            }
+            read_all();
+        }
+        worker.retire();
+        drop(is_over);
+    });
+    settle(&*scene.taken.lock().unwrap_or_else(PoisonError::into_inner));
+    read_all();
+    for ((mut numbers, job), entered) in numbers.into_iter().zip(&scene.jobs).zip(entered) {
+        numbers.sort_unstable();
+        assert_eq!(numbers, (0..entered).collect::<Vec<_>>(), "each item has one outcome");
+        assert!(job.is_done());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_worker_may_say_anything_and_each_item_has_one_outcome() {
+        let seeds = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/seeds/return_path");
+        let seeds: Vec<_> = std::fs::read_dir(seeds)
+            .unwrap()
+            .map(|seed| std::fs::read(seed.unwrap().path()).unwrap())
+            .collect();
+        assert!(seeds.len() >= 30, "{} seeds", seeds.len());
+        // Most of their time they wait for what is silent.
+        std::thread::scope(|scope| {
+            seeds.iter().for_each(|seed| drop(scope.spawn(|| talk(seed))));
+        });
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn a_worker_may_say_anything_at_random(
+            script in prop::collection::vec(any::<u8>(), 0..200)
+        ) {
+            talk(&script);
+        }
+    }
+
+    /// Goes on for as many seconds as `LIAR_SECONDS` says.
+    #[test]
+    #[ignore = "takes as long as one likes"]
+    fn a_worker_may_say_anything_for_as_long_as_it_likes() {
+        let seconds = std::env::var("LIAR_SECONDS").map_or(30, |text| text.parse().unwrap());
+        let mut random = std::env::var("LIAR_SEED")
+            .map_or_else(|_| procpool_worker::sys::entropy(), |text| text.parse().unwrap());
+        println!("seed {random}");
+        let deadline = Instant::now() + Duration::from_secs(seconds);
+        let mut below = |most: u64| {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (random >> 33) % most
+        };
+        let open = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+        let (mut talks, before) = (0, open());
+        while Instant::now() < deadline {
+            let scripts: Vec<Vec<u8>> =
+                (0..8).map(|_| (0..below(300)).map(|_| below(256) as u8).collect()).collect();
+            std::thread::scope(|scope| {
+                scripts.iter().for_each(|script| drop(scope.spawn(|| talk(script))));
+            });
+            talks += scripts.len();
+            if talks % 1000 == 0 {
+                println!("{talks} talks");
+            }
+        }
+        println!("{talks} talks");
+        // What a thread that has just ended held may be there for a moment.
+        let deadline = Instant::now() + SOON;
+        while open() > before && Instant::now() < deadline {
+            std::thread::yield_now();
+        }
+        assert!(open() <= before, "descriptors are left: {} after {before}", open());
+    }
+}

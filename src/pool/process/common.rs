@@ -1,0 +1,156 @@
+//! The one thread that supervises all [`Process`](crate::Process)es of this program. It is started with
+//! the first of them and ended with the last, so that a program without any has neither the thread nor
+//! its descriptors.
+//!
+//! The thread never waits for a single process: a call is sent by the thread that spawns the process, and
+//! its outcome is taken out when the process has ended.
+
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use crate::error::Error;
+use crate::os::process::PerProcess;
+use crate::os::signals;
+use crate::pool::config::STACK;
+use crate::pool::process::orders::{Bell, Orders};
+use crate::pool::process::supervisor::{self, Supervisor};
+use crate::pool::schedule::state::{self, Shared};
+
+/// What a supervisor's thread needs of the system.
+#[derive(Debug)]
+pub(crate) struct Wires {
+    pub(crate) bell: Arc<Bell>,
+    /// The workers' end of the liveness pipe.
+    pub(crate) reader: Arc<OwnedFd>,
+    pub(crate) writer: OwnedFd,
+}
+
+impl Wires {
+    pub(crate) fn new() -> Result<Self, Error> {
+        let bell =
+            Bell::new().map_err(Error::system("eventfd2, with which its supervisor is woken"))?;
+        let (reader, writer) =
+            std::io::pipe().map_err(Error::system("pipe2, whose end ends the workers"))?;
+        let reader = Arc::new(reader.into());
+        Ok(Self { bell: Arc::new(bell), reader, writer: writer.into() })
+    }
+}
+
+/// The supervisor of all processes that there are at a time.
+#[derive(Debug)]
+struct Common {
+    wires: Wires,
+    /// What the thread has not taken over yet.
+    newcomers: Mutex<Vec<Arc<Shared>>>,
+    /// Whether there will be no other.
+    is_over: AtomicBool,
+}
+
+impl Common {
+    fn newcomers(&self) -> MutexGuard<'_, Vec<Arc<Shared>>> {
+        self.newcomers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The thread.
+    fn run(&self) {
+        state::serve();
+        let mut supervisors = Vec::new();
+        loop {
+            self.wires.bell.silence();
+            // In this order: what was brought in before the end is seen to.
+            let is_over = self.is_over.load(Ordering::Acquire);
+            supervisors.extend(self.newcomers().drain(..).map(Supervisor::new));
+            let wake = supervisor::work(&mut supervisors);
+            if is_over && supervisors.is_empty() {
+                return;
+            }
+            supervisor::sleep(&mut supervisors, &self.wires.bell, wake);
+        }
+    }
+}
+
+/// The supervisor that there is, if there is one.
+static CURRENT: PerProcess<Mutex<Option<Current>>> = PerProcess::new();
+
+#[derive(Debug)]
+struct Current {
+    common: Arc<Common>,
+    members: usize,
+    thread: JoinHandle<()>,
+}
+
+/// The part that one process has in the supervisor: the last one that is dropped ends it.
+#[derive(Debug)]
+pub(crate) struct Membership {
+    of: &'static Mutex<Option<Current>>,
+    common: Arc<Common>,
+}
+
+impl Membership {
+    /// Joins the supervisor, and starts it if there is none.
+    ///
+    /// # Errors
+    ///
+    /// When the system refuses a thread or a descriptor.
+    pub(crate) fn enter() -> Result<Self, Error> {
+        let of = CURRENT.get();
+        let mut current = of.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(current) = &mut *current {
+            current.members += 1;
+            return Ok(Self { of, common: Arc::clone(&current.common) });
+        }
+        let (newcomers, is_over) = (Mutex::default(), AtomicBool::new(false));
+        let common = Arc::new(Common { wires: Wires::new()?, newcomers, is_over });
+        let run = {
+            let common = Arc::clone(&common);
+            move || common.run()
+        };
+        let thread = std::thread::Builder::new().name("procpool-process".to_owned());
+        let thread = signals::blocked(|| thread.stack_size(STACK).spawn(run))
+            .map_err(Error::system("a thread (clone3)"))?;
+        *current = Some(Current { common: Arc::clone(&common), members: 1, thread });
+        Ok(Self { of, common })
+    }
+
+    /// Returns the workers' end of the liveness pipe.
+    pub(crate) fn cord(&self) -> Arc<OwnedFd> {
+        Arc::clone(&self.common.wires.reader)
+    }
+
+    /// Returns what the supervisor is asked for by a pool.
+    pub(crate) fn orders(&self) -> Orders {
+        Orders::new(Arc::clone(&self.common.wires.bell))
+    }
+
+    /// Has the supervisor start the pool's process and see to its end.
+    pub(crate) fn supervise(&self, shared: &Arc<Shared>) {
+        shared.set_supervised(true);
+        self.common.newcomers().push(Arc::clone(shared));
+        self.common.wires.bell.ring();
+    }
+}
+
+impl Drop for Membership {
+    fn drop(&mut self) {
+        // In a copy of this process it is the other's.
+        if !std::ptr::eq(self.of, CURRENT.get()) {
+            return;
+        }
+        let mut current = self.of.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(mut last) = current.take() else { return };
+        last.members -= 1;
+        if last.members > 0 {
+            *current = Some(last);
+            return;
+        }
+        drop(current);
+        last.common.is_over.store(true, Ordering::Release);
+        last.common.wires.bell.ring();
+        // A thread that pools need must not wait, and the supervisor ends by itself.
+        if !state::is_serving() {
+            let _ = last.thread.join();
+        }
+    }
+}

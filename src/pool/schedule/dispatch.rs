@@ -1,0 +1,334 @@
+//! What a driver asks for: its next chunk, from the queue or taken back from another worker, and what becomes
+//! of a chunk that is over.
+
+use std::collections::VecDeque;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use procpool_worker::protocol::SPAN_HEAD;
+
+use super::batch::Batch;
+use super::slots::Find;
+use super::state::{Central, Shared, Slot, Step, Turn};
+use crate::error::{DidRun, TaskErrorKind};
+use crate::pool::call::outcome::Failure;
+use crate::pool::drive::chunk::{self, Awake, Chunk, Loss};
+use crate::pool::drive::regions::Regions;
+use crate::pool::observe::events::EventKind;
+use crate::pool::process::worker::Worker;
+
+/// How many workers in a row may die on a batch before they have begun any of it.
+const MAX_LOSSES: u32 = 8;
+
+/// How often an idle driver looks whether a chunk elsewhere has become slow.
+const WATCH: Duration = Duration::from_millis(1);
+
+/// The most single calls that travel together.
+const MAX_BATCHES: usize = 4096;
+
+impl Shared {
+    /// Waits until there is something to do for a slot's driver.
+    pub(crate) fn next_step(&self, slot: usize) -> Step {
+        let mut central = self.central();
+        loop {
+            match self.look(&mut central, slot) {
+                Ok(step) => return step,
+                Err(is_idle) => central = self.sleep(central, slot, is_idle),
+            }
+        }
+    }
+
+    /// Returns what there is to do for a slot's driver; otherwise whether its worker is idle.
+    pub(super) fn look(&self, central: &mut Central, slot: usize) -> Result<Step, bool> {
+        let has_work = central.has_work();
+        match central.seats.look(slot, has_work) {
+            Find::Newborn(newborn) => {
+                self.mind_needless(central);
+                Ok(Step::Greet(newborn))
+            }
+            Find::End(worker) => Ok(Step::Quit(worker)),
+            Find::Nothing => Err(false),
+            Find::Idle(worker) => {
+                let allowed = self.allowance(worker);
+                let batches = self.find_work(central, slot, allowed);
+                if !batches.is_empty()
+                    && let Some(worker) = central.seats.take(slot)
+                {
+                    central.watcher.take_if(|watcher| *watcher == slot);
+                    let turn = self.start_chunk(central, slot, &worker, batches, None);
+                    return Ok(Step::Run { worker, turn });
+                }
+                Err(true)
+            }
+        }
+    }
+
+    /// What a driver with an idle worker may take: from the queue, or back from another worker.
+    fn find_work(&self, central: &mut Central, slot: usize, allowed: u32) -> VecDeque<Batch> {
+        let is_watcher = central.watcher == Some(slot);
+        if central.by_slot[slot].own.is_empty() && !central.wants_worker() {
+            return VecDeque::new();
+        }
+        let batches = self.next_batches(central, slot, allowed);
+        if batches.is_empty() && (is_watcher || central.watcher.is_none()) {
+            return self.take_back(central, allowed).into();
+        }
+        batches
+    }
+
+    /// Sleeps until called; one idle driver looks out meanwhile for chunks that have become slow, and
+    /// for work that was left to those who then didn't come.
+    fn sleep<'a>(
+        &self,
+        mut central: MutexGuard<'a, Central>,
+        slot: usize,
+        is_idle: bool,
+    ) -> MutexGuard<'a, Central> {
+        let call = &self.slots[slot].call;
+        let is_needed = !central.crowded.is_empty() || !central.queue.is_empty();
+        if is_idle && is_needed && central.watcher.is_none_or(|other| other == slot) {
+            central.watcher = Some(slot);
+            let waited = call.wait_timeout(central, WATCH).unwrap_or_else(PoisonError::into_inner);
+            central = waited.0;
+            if waited.1.timed_out() && central.watcher == Some(slot) {
+                let has_work = !central.queue.is_empty();
+                central.limiter.tick(has_work);
+            }
+            return central;
+        }
+        let was_watcher = central.watcher.take_if(|watcher| *watcher == slot).is_some();
+        if was_watcher && is_needed {
+            self.summon(&mut central);
+        }
+        call.wait(central).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes items back from the worker that has the most of them waiting.
+    fn take_back(&self, central: &Central, allowed: u32) -> Vec<Batch> {
+        let surplus = |slot: &Slot| {
+            let running = slot.running.try_lock().ok()?;
+            running.as_ref().map(Chunk::surplus).filter(|surplus| *surplus > 0)
+        };
+        let crowded = central.crowded.iter().map(|slot| &self.slots[*slot]);
+        let most = crowded.filter_map(|slot| Some((surplus(slot)?, slot)));
+        let Some((surplus, victim)) = most.max_by_key(|(surplus, _)| *surplus) else {
+            return Vec::new();
+        };
+        let mut running = victim.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.as_mut().map_or_else(Vec::new, |chunk| chunk.take_back(surplus.min(allowed)))
+    }
+
+    /// How many tasks a worker may still be given.
+    fn allowance(&self, worker: &Worker) -> u32 {
+        let left = self.config.max_tasks.map_or(u64::MAX, |most| most - worker.tasks.min(most));
+        u32::try_from(left).unwrap_or(u32::MAX)
+    }
+
+    /// The next chunk's batches: one of the slot's own, or from the front of the queue.
+    fn next_batches(&self, central: &mut Central, slot: usize, allowed: u32) -> VecDeque<Batch> {
+        if let Some(own) = central.by_slot[slot].own.pop_front() {
+            central.queued -= u64::from(own.items);
+            return VecDeque::from([own]);
+        }
+        let mut chunk: VecDeque<Batch> = VecDeque::new();
+        let (mut items, mut nanos, mut bytes) = (0u32, 0, 0);
+        // What is queued is shared out, so that all are done at about the same time.
+        let hands = match central.is_brisk() {
+            true => central.limiter.limit().min(self.config.workers),
+            false => self.config.workers,
+        };
+        let share = central.queued.div_ceil(hands as u64);
+        let share = u32::try_from(share).unwrap_or(u32::MAX);
+        while let Some(first) = central.queue.front() {
+            let job = &first.job;
+            let is_other = chunk.front().is_some_and(|front| {
+                !front.job.travels_with(job) || first.is_alone() || front.is_alone()
+            });
+            let size = match job.options.chunk_size {
+                Some(size) => size,
+                None => job.chunk().min(share.max(job.pace.worthwhile())),
+            };
+            let wanted = size.min(allowed).saturating_sub(items).min(first.items);
+            let is_long = job.options.chunk_size.is_none() && nanos >= job.stint();
+            if is_other || wanted == 0 || is_long || chunk.len() >= MAX_BATCHES {
+                break;
+            }
+            let room = chunk::MOST_BYTES.saturating_sub(bytes + SPAN_HEAD);
+            let fitting = match first.fitting(wanted, room) {
+                // An item that is larger goes by itself.
+                0 if chunk.is_empty() => 1,
+                0 => break,
+                fitting => fitting,
+            };
+            let pace = job.pace.nanos();
+            let Some(mut batch) = central.queue.pop_front() else { break };
+            if fitting < batch.items {
+                let front = batch.split_front(fitting);
+                central.queue.push_front(std::mem::replace(&mut batch, front));
+            }
+            central.queued -= u64::from(batch.items);
+            items += batch.items;
+            nanos += u64::from(batch.items) * pace;
+            bytes += batch.arguments().len() + SPAN_HEAD;
+            chunk.push_back(batch);
+        }
+        chunk
+    }
+
+    /// Makes batches the slot's chunk. As long as somebody stays awake for it, nobody else need look
+    /// whether it has become slow.
+    pub(super) fn start_chunk(
+        &self,
+        central: &mut Central,
+        slot: usize,
+        worker: &Worker,
+        batches: VecDeque<Batch>,
+        patience: Option<Duration>,
+    ) -> Turn {
+        let is_brisk = batches.front().is_some_and(|batch| batch.job.pace.is_brisk());
+        let brisk = is_brisk.then(|| central.limiter.begin());
+        worker.process.set_used();
+        let mut chunk = Chunk::new(worker, batches);
+        chunk.is_last = self.is_of_one_process();
+        let is_crowded = chunk.items() > 1;
+        if is_crowded && patience.is_none() {
+            central.crowded.push(slot);
+        }
+        if !central.queue.is_empty() {
+            self.summon(central);
+        } else if !central.crowded.is_empty() {
+            self.call_watcher(central);
+        }
+        let look = Instant::now() + chunk.patience();
+        *self.running(slot) = Some(chunk);
+        self.orders.look_by(look);
+        Turn { is_crowded, brisk, patience }
+    }
+
+    /// Runs the chunk in a slot's [`Running`] and brings the worker back.
+    pub(crate) fn run(&self, slot: usize, mut worker: Worker, turn: Turn) {
+        let running = &self.slots[slot].running;
+        self.tell_assigned(slot);
+        let observers = &self.config.observers;
+        let limit = self.inline_limit;
+        let late = || {
+            if turn.is_crowded {
+                let mut central = self.central();
+                central.crowded.push(slot);
+                self.call_watcher(&mut central);
+            }
+        };
+        let awake = turn.patience.map(|patience| Awake { patience, late: &late });
+        let counters = &self.counters;
+        let outcome = chunk::run(&mut worker, running, limit, counters, Some(observers), awake);
+        self.bring_back(slot, worker, turn, outcome);
+    }
+
+    /// Takes a worker back from a chunk that is done, or from which it is lost.
+    pub(super) fn bring_back(
+        &self,
+        slot: usize,
+        mut worker: Worker,
+        turn: Turn,
+        outcome: Result<(), Box<Loss>>,
+    ) {
+        let outcome = outcome.map_err(|loss| self.mourn(&worker, *loss));
+        if self.regions.have_returned()
+            && let Some(at) = Regions::look_at()
+        {
+            self.orders.look_by(at);
+        }
+        let mut central = self.central();
+        central.end(slot, turn);
+        let refused = match outcome {
+            Ok(()) => {
+                let is_spent = self.config.max_tasks.is_some_and(|most| worker.tasks >= most);
+                worker.forget();
+                let has_work = central.has_work();
+                let todo = central.seats.put(slot, worker, is_spent, has_work, Instant::now());
+                self.mind_needless(&central);
+                drop(central);
+                self.carry_out(todo);
+                return;
+            }
+            Err(again) => self.requeue(&mut central, again),
+        };
+        let has_work = central.has_work();
+        let todo = central.seats.lost(slot, has_work);
+        self.mind_needless(&central);
+        drop(central);
+        self.carry_out(todo);
+        refused.iter().for_each(|batch| self.refuse(batch));
+    }
+
+    pub(super) fn tell_assigned(&self, slot: usize) {
+        if !self.config.observers.listen() {
+            return;
+        }
+        let kind = self.running(slot).as_ref().and_then(Chunk::assignment);
+        if let Some(kind) = kind {
+            self.config.observers.tell(|| kind);
+        }
+    }
+
+    /// Ends or retries the item that was running on a lost worker; gives what is to be queued again.
+    fn mourn(&self, worker: &Worker, mut loss: Loss) -> Vec<Batch> {
+        let is_terminated = self.is_terminated();
+        let process = &worker.process;
+        let origin = |batch: &Batch, sent| batch.origin(process.pid(), process.slot, sent);
+        let mut again = Vec::new();
+        let most_losses = if self.config.replaces { MAX_LOSSES } else { 0 };
+        if let Some(mut batch) = loss.victim.take() {
+            let kind = match loss.verdict(process) {
+                TaskErrorKind::Died { .. } if is_terminated => TaskErrorKind::Closed,
+                kind => kind,
+            };
+            let retries = batch.job.options.retries.unwrap_or(0);
+            let may_retry = !matches!(kind, TaskErrorKind::Cancelled | TaskErrorKind::Closed);
+            if may_retry && batch.attempt <= retries && !batch.job.cancelled.load(Relaxed) {
+                self.config.observers.tell(|| EventKind::Retried {
+                    slot: process.slot,
+                    pid: process.pid(),
+                    id: batch.job.offset + batch.first,
+                    attempt: batch.attempt,
+                    elapsed: loss.elapsed,
+                    error: kind.to_string(),
+                });
+                batch.attempt += 1;
+                self.counters.retried.fetch_add(1, Relaxed);
+                again.push(batch);
+            } else {
+                let origin = origin(&batch, loss.sent);
+                self.config.observers.tell(|| EventKind::Finished {
+                    slot: origin.slot,
+                    pid: origin.pid,
+                    id: batch.job.offset + batch.first,
+                    attempt: origin.attempt,
+                    elapsed: loss.elapsed,
+                    error: Some(kind.to_string()),
+                });
+                let (elapsed, output) = (loss.elapsed, std::mem::take(&mut loss.output));
+                let failure = Failure { kind, did_it_run: DidRun::Maybe, elapsed, output };
+                self.fail(&batch, failure, origin);
+            }
+        } else if let Some(first) = loss.rest.first_mut() {
+            first.losses += 1;
+        }
+        again.extend(std::mem::take(&mut loss.rest));
+        again.retain(|batch| {
+            let kind = if is_terminated {
+                TaskErrorKind::Closed
+            } else if batch.job.cancelled.load(Relaxed) {
+                TaskErrorKind::Cancelled
+            } else if batch.losses > most_losses {
+                loss.verdict(process)
+            } else {
+                return true;
+            };
+            self.fail(batch, Failure::unstarted(kind), origin(batch, loss.sent));
+            false
+        });
+        again
+    }
+}

@@ -1,0 +1,216 @@
+//! What callers ask of a pool: to queue, run, cancel and end work.
+
+use std::collections::VecDeque;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use procpool_worker::doorbell::SPIN_BUDGET;
+use procpool_worker::function::FnRef;
+
+use super::batch::Batch;
+use super::cost::Pace;
+use super::slots::{Call as Wake, Phase};
+use super::state::{Central, Shared};
+use crate::error::{StartError, TaskErrorKind};
+use crate::pool::call::job::Job;
+use crate::pool::call::outcome::{Failure, Origin};
+use crate::pool::process::worker::Worker;
+
+impl Shared {
+    /// What is known of a function's speed.
+    pub(crate) fn pace(&self, call: FnRef) -> Arc<Pace> {
+        if self.forked().is_some() {
+            return Arc::default();
+        }
+        if let Some(pace) = self.paces.read().unwrap_or_else(PoisonError::into_inner).get(&call) {
+            return Arc::clone(pace);
+        }
+        let mut paces = self.paces.write().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(paces.entry(call).or_default())
+    }
+
+    /// Whether anything is still accepted.
+    pub(crate) fn is_open(&self) -> bool {
+        self.forked().is_none() && self.central().seats.phase() == Phase::Open
+    }
+
+    /// Queues a batch. A pool that is closed settles it at once.
+    pub(crate) fn submit(&self, batch: Batch) {
+        if self.forked().is_some() {
+            return self.refuse(&batch);
+        }
+        let mut central = self.central();
+        if central.seats.phase() != Phase::Open || batch.job.call.is_err() {
+            drop(central);
+            return self.refuse(&batch);
+        }
+        central.queued += u64::from(batch.items);
+        match batch.slot {
+            Some(slot) => {
+                central.by_slot[slot].own.push_back(batch);
+                let todo = central.seats.summon_to(slot, Instant::now());
+                self.carry_out(todo);
+            }
+            None => {
+                central.queue.push_back(batch);
+                self.summon(&mut central);
+            }
+        }
+    }
+
+    /// Runs a batch on this thread, if there is a worker with nothing to do and nothing is queued
+    /// before it; gives it back otherwise. It saves two changes of thread.
+    pub(crate) fn run_here(&self, batch: Batch) -> Result<(), Batch> {
+        let mut central = self.central();
+        let is_open = central.seats.phase() == Phase::Open && batch.job.call.is_ok();
+        if !is_open || !central.queue.is_empty() {
+            return Err(batch);
+        }
+        let Some((slot, worker)) = central.seats.take_any() else { return Err(batch) };
+        let patience = self.patience(&central, &batch);
+        let batches = VecDeque::from([batch]);
+        let turn = self.start_chunk(&mut central, slot, &worker, batches, patience);
+        drop(central);
+        self.run(slot, worker, turn);
+        Ok(())
+    }
+
+    /// How long to stay awake for the answer to a batch that is on its way: not where it is to take
+    /// long, nor where the CPUs are needed for work that is under way already.
+    fn patience(&self, central: &Central, batch: &Batch) -> Option<Duration> {
+        let each = Duration::from_nanos(batch.job.pace.least());
+        let expected = each.saturating_mul(batch.items);
+        let is_free = 2 * central.seats.out() <= self.cpus;
+        let is_quick = expected <= Duration::from_nanos(Pace::WORTHWHILE);
+        (is_free && is_quick).then(|| SPIN_BUDGET + 2 * expected)
+    }
+
+    /// How many items of a job it makes sense to have waiting.
+    pub(crate) fn window(&self, job: &Job) -> u64 {
+        // Enough that a driver always finds a full chunk, and that one slow item doesn't soon stop
+        // the others; few enough that an input is not read far ahead of its use.
+        const LEAST: u64 = 32;
+        const MOST: u64 = 1 << 20;
+        let has_small_chunks = job.options.chunk_size.is_none() && !job.together.load(Relaxed);
+        let chunks = if has_small_chunks { 4 } else { 2 };
+        (chunks * u64::from(job.chunk())).clamp(LEAST, MOST) * self.config.workers as u64
+    }
+
+    /// Takes a job out of the queue, and ends what of it is running.
+    pub(crate) fn cancel(&self, job: &Arc<Job>) {
+        if self.forked().is_some() {
+            return;
+        }
+        job.cancelled.store(true, Relaxed);
+        let is_target = |batch: &Batch| Arc::ptr_eq(&batch.job, job);
+        let mut central = self.central();
+        let (cancelled, kept) =
+            std::mem::take(&mut central.queue).into_iter().partition(&is_target);
+        central.queue = kept;
+        let mut cancelled: VecDeque<Batch> = cancelled;
+        central.queued -= cancelled.iter().map(|batch| u64::from(batch.items)).sum::<u64>();
+        let mut refused = Vec::new();
+        for slot in 0..self.slots.len() {
+            let mut running = self.running(slot);
+            let taken = running.as_mut().map_or_else(Vec::new, |chunk| chunk.cancel(is_target));
+            drop(running);
+            let (ours, others): (Vec<_>, Vec<_>) = taken.into_iter().partition(&is_target);
+            cancelled.extend(ours);
+            refused.extend(self.requeue(&mut central, others));
+        }
+        self.mind_needless(&central);
+        drop(central);
+        // What was asked to end has a grace that the supervisor keeps.
+        self.orders.look_by(Instant::now());
+        refused.iter().for_each(|batch| self.refuse(batch));
+        for batch in cancelled {
+            let failure = Failure::unstarted(TaskErrorKind::Cancelled);
+            self.fail(&batch, failure, Origin::NONE);
+        }
+    }
+
+    /// Has idle workers drop the contexts of calls that are over. Busy ones do when they have become
+    /// idle.
+    pub(crate) fn forget_contexts(&self) {
+        self.central().seats.idle_workers().for_each(Worker::forget);
+    }
+
+    /// Cancels everything that has not been begun.
+    pub(crate) fn cancel_queued(&self) {
+        if self.forked().is_some() {
+            return;
+        }
+        let mut central = self.central();
+        let mut cancelled = central.take_queued();
+        for slot in 0..self.slots.len() {
+            let mut running = self.running(slot);
+            cancelled
+                .extend(running.as_mut().into_iter().flat_map(|chunk| chunk.take_back(u32::MAX)));
+        }
+        if central.is_over() {
+            self.wake(Wake::All);
+        }
+        self.mind_needless(&central);
+        drop(central);
+        for batch in cancelled {
+            let failure = Failure::unstarted(TaskErrorKind::Cancelled);
+            self.fail(&batch, failure, Origin::NONE);
+        }
+    }
+
+    /// Accepts nothing more.
+    pub(crate) fn close(&self) {
+        if self.forked().is_some() {
+            return;
+        }
+        let mut central = self.central();
+        let todo = central.seats.close();
+        self.mind_needless(&central);
+        drop(central);
+        self.carry_out(todo);
+    }
+
+    /// Ends everything: what is queued is settled here, what is running when its worker is dead.
+    pub(crate) fn terminate(&self) {
+        if self.forked().is_some() {
+            return;
+        }
+        let mut central = self.central();
+        let todo = central.seats.terminate();
+        let queue = central.take_queued();
+        drop(central);
+        self.carry_out(todo);
+        for batch in queue {
+            self.refuse(&batch);
+        }
+    }
+
+    /// Waits until the drivers have ended; of a pool of one process, which has none, until that has.
+    pub(crate) fn wait_end(&self) {
+        if self.forked().is_some() {
+            return;
+        }
+        let mut central = self.central();
+        while match self.is_of_one_process() {
+            true => central.is_supervised,
+            false => central.drivers > 0,
+        } {
+            central = self.changed.wait(central).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Waits until all workers have been started and one of them has been heard of, or a first start
+    /// has failed.
+    pub(crate) fn wait_first_start(&self) -> Result<(), StartError> {
+        let mut central = self.central();
+        loop {
+            match &central.first_start {
+                Some(Err(error)) => return Err(error.clone()),
+                Some(Ok(())) if central.all_started() => return Ok(()),
+                _ => {}
+            }
+            central = self.changed.wait(central).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
