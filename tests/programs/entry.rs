@@ -16,7 +16,8 @@ static LOG: Mutex<Option<File>> = Mutex::new(None);
 
 fn log(line: &str) {
     let mut log = LOG.lock().expect("the log");
-    writeln!(log.as_mut().expect("a log"), "{line}").expect("a line");
+    // At once, since several processes write to it.
+    log.as_mut().expect("a log").write_all(format!("{line}\n").as_bytes()).expect("a line");
 }
 
 /// Of a worker as of its parent.
