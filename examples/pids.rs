@@ -33,7 +33,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let pool = Pool::builder().workers(2).retries(1).build()?;
     println!("id  result     PID  attempt  elapsed");
     for report in pool.imap(square, (0..6).map(|x| (x, mark.clone()))).reports() {
-        let (id, pid, attempt) = (report.id, report.pid, report.attempt);
+        let pid = report.pid().unwrap_or(0);
+        let (id, attempt) = (report.id, report.attempt);
         println!("{id:>2}  {:>6}  {pid:>6}  {attempt:>7}  {:.1?}", report.result?, report.elapsed);
     }
     std::fs::remove_file(mark)?;

@@ -14,7 +14,8 @@
 
 use std::collections::BTreeMap;
 
-use procpool::{Pool, Process, Receiver, Sender, bounded_channel, channel, with_state};
+use procpool::channel::{Receiver, Sender, bounded, unbounded};
+use procpool::{Pool, Process, with_state};
 
 const MOST: usize = 1_000_000;
 
@@ -65,8 +66,8 @@ fn produce(tasks: Sender<usize>) {
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     procpool::init();
-    let (tasks, to_do) = bounded_channel(16)?;
-    let (done, results) = channel()?;
+    let (tasks, to_do) = bounded(16)?;
+    let (done, results) = unbounded()?;
     let pool = Pool::builder().workers(3).initializer(load, (to_do, done)).build()?;
     let mut producer = Process::spawn(produce, tasks)?;
     let consumers = pool.broadcast(consume, ());

@@ -12,7 +12,8 @@
 //! 3 yrlqx
 //! ```
 
-use procpool::{Process, Sender, channel};
+use procpool::Process;
+use procpool::channel::{Sender, unbounded};
 
 const LETTERS: &[u8] = b"abcdefghijklmnopqrstuvwxyz";
 
@@ -32,7 +33,7 @@ fn random_string((length, position, output): (usize, usize, Sender<(usize, Strin
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     procpool::init();
-    let (sender, receiver) = channel()?;
+    let (sender, receiver) = unbounded()?;
     let mut processes = Vec::new();
     for position in 0..4 {
         processes.push(Process::spawn(random_string, (5, position, sender.clone()))?);

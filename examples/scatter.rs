@@ -40,7 +40,7 @@ struct Args {
 
 /// Draws plot `number`, and gives its number and its file.
 fn plot((number, dir): (usize, PathBuf)) -> Result<(usize, PathBuf), String> {
-    let mut random = Xoshiro256PlusPlus::seed_from_u64(procpool::seed());
+    let mut random = Xoshiro256PlusPlus::seed_from_u64(procpool::random_u64());
     let points: Vec<(f64, f64)> = (0..200).map(|_| (random.random(), random.random())).collect();
     let path = dir.join(format!("scatter_{number}.svg"));
     draw(&path, number, &points).map_err(|error| format!("{}: {error}", path.display()))?;

@@ -15,7 +15,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use procpool::{Pool, SharedArray, SharedValue};
+use procpool::Pool;
+use procpool::shared::{SharedArray, SharedValue};
 
 const PROCESSES: usize = 4;
 const TIMES: u64 = 10_000;

@@ -33,7 +33,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("imap_unordered  {squares:?}, once sorted");
     println!("this is PID {}", std::process::id());
     for report in pool.imap(square, 0..6).reports() {
-        println!("{} squared is {}, says PID {}", report.id, report.result?, report.pid);
+        let pid = report.pid().unwrap_or(0);
+        println!("{} squared is {}, says PID {pid}", report.id, report.result?);
     }
     Ok(())
 }

@@ -8,7 +8,9 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Why a pool could not be made. What another error has caused names that as its
+use crate::worker_ref::WorkerRef;
+
+/// Why a pool could not be made or, by `?` in a function that returns this, why a task has no result. What another error has caused names that as its
 /// [`source`](std::error::Error::source), and does not repeat it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -76,12 +78,22 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+    /// A task has no result.
+    #[error(transparent)]
+    Task(TaskError),
 }
 
 impl Error {
     /// Returns what makes an error of what the system said, when it was asked for `what`.
     pub(crate) fn system(what: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::System { what, source }
+    }
+}
+
+/// For programs whose functions return one kind of error.
+impl From<TaskError> for Error {
+    fn from(error: TaskError) -> Self {
+        Self::Task(error)
     }
 }
 
@@ -102,7 +114,7 @@ pub enum StartError {
     TimedOut(Duration),
     /// What reported is not a copy of this program.
     #[error("what reported is not a copy of this program: {0}")]
-    Stranger(String),
+    HandshakeMismatch(String),
     /// The initializer panicked, or the worker died in it.
     #[error("its initializer failed: {0}")]
     Initializer(String),
@@ -122,10 +134,20 @@ pub enum DeathCause {
     /// It needed more memory than it was allowed.
     OutOfMemory,
     /// What it sent could not be understood, so it was killed.
-    Misbehaved,
+    ProtocolViolation,
     /// Somebody else collected its exit status: the host program waits for any child, or ignores
     /// SIGCHLD.
     Unknown,
+}
+
+impl DeathCause {
+    /// Returns the name of the signal that killed the worker, if it was one that ends processes.
+    pub fn signal_name(&self) -> Option<&'static str> {
+        match *self {
+            Self::Signaled(signal, _) => crate::os::signals::signal_name(signal),
+            _ => None,
+        }
+    }
 }
 
 impl fmt::Display for DeathCause {
@@ -140,7 +162,7 @@ impl fmt::Display for DeathCause {
                 f.write_str(if dumped { " (core dumped)" } else { "" })
             }
             Self::OutOfMemory => f.write_str("ran out of memory"),
-            Self::Misbehaved => f.write_str("sent what cannot be understood and was killed"),
+            Self::ProtocolViolation => f.write_str("sent what cannot be understood and was killed"),
             Self::Unknown => {
                 f.write_str("ended in a way that is not known, since another part of this program collected its exit status")
             }
@@ -169,7 +191,7 @@ pub struct TaskError {
 struct Inner {
     kind: TaskErrorKind,
     id: u64,
-    pid: Option<u32>,
+    worker: Option<WorkerRef>,
     attempt: u32,
     did_it_run: DidRun,
 }
@@ -178,11 +200,11 @@ impl TaskError {
     pub(crate) fn new(
         kind: TaskErrorKind,
         id: u64,
-        pid: Option<u32>,
+        worker: Option<WorkerRef>,
         attempt: u32,
         did_it_run: DidRun,
     ) -> Self {
-        Self { inner: Box::new(Inner { kind, id, pid, attempt, did_it_run }) }
+        Self { inner: Box::new(Inner { kind, id, worker, attempt, did_it_run }) }
     }
 
     /// What happened.
@@ -196,8 +218,13 @@ impl TaskError {
     }
 
     /// The worker that it was given to, if it was.
+    pub fn worker(&self) -> Option<WorkerRef> {
+        self.inner.worker
+    }
+
+    /// Returns that worker's PID.
     pub fn pid(&self) -> Option<u32> {
-        self.inner.pid
+        self.worker().map(|worker| worker.pid)
     }
 
     /// Which attempt this was, from 1.
@@ -214,8 +241,8 @@ impl TaskError {
 impl fmt::Display for TaskError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "task {}", self.id())?;
-        if let Some(pid) = self.pid() {
-            write!(f, " (PID {pid}")?;
+        if let Some(worker) = self.worker() {
+            write!(f, " ({worker}")?;
             if self.attempt() > 1 {
                 write!(f, ", attempt {}", self.attempt())?;
             }
@@ -257,7 +284,7 @@ pub enum TaskErrorKind {
     },
     /// Its result has been taken before, and there is one only.
     #[error("has given its result before")]
-    Taken,
+    AlreadyTaken,
     /// It was cancelled.
     #[error("was cancelled")]
     Cancelled,
@@ -275,7 +302,7 @@ pub enum TaskErrorKind {
     #[error("its {} could not be encoded: {reason}", value(.side))]
     Encode {
         /// Which value.
-        side: Side,
+        side: ValueSide,
         /// Names the type.
         reason: String,
     },
@@ -283,7 +310,7 @@ pub enum TaskErrorKind {
     #[error("its {} could not be decoded: {reason}", value(.side))]
     Decode {
         /// Which value.
-        side: Side,
+        side: ValueSide,
         /// Names the type.
         reason: String,
     },
@@ -305,7 +332,7 @@ pub enum TaskErrorKind {
 
 /// Where a value was encoded or decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Side {
+pub enum ValueSide {
     /// An argument: encoded in the parent, decoded in the worker.
     Argument,
     /// A result: encoded in the worker, decoded in the parent.
@@ -322,10 +349,10 @@ pub(crate) fn remedy(error: &io::Error) -> &'static str {
     }
 }
 
-fn value(side: &Side) -> &'static str {
+fn value(side: &ValueSide) -> &'static str {
     match side {
-        Side::Argument => "argument",
-        Side::Result => "result",
+        ValueSide::Argument => "argument",
+        ValueSide::Result => "result",
     }
 }
 
@@ -358,14 +385,14 @@ mod tests {
             DeathCause::Exited(3),
             DeathCause::Signaled(9, false),
             DeathCause::OutOfMemory,
-            DeathCause::Misbehaved,
+            DeathCause::ProtocolViolation,
             DeathCause::Unknown,
         ];
         let mut starts: Vec<_> = causes.into_iter().map(StartError::Died).collect();
         starts.extend([
             StartError::Spawn(text()),
             StartError::TimedOut(Duration::from_secs(1)),
-            StartError::Stranger(text()),
+            StartError::HandshakeMismatch(text()),
             StartError::Initializer(text()),
             StartError::Terminated,
         ]);
@@ -380,11 +407,11 @@ mod tests {
             TaskErrorKind::Panicked { message: text(), location: None, backtrace: text() },
             died(DeathCause::Signaled(11, true)),
             TaskErrorKind::TimedOut { after: Duration::from_secs(1) },
-            TaskErrorKind::Taken,
+            TaskErrorKind::AlreadyTaken,
             TaskErrorKind::Cancelled,
             TaskErrorKind::Closed,
-            TaskErrorKind::Encode { side: Side::Argument, reason: text() },
-            TaskErrorKind::Decode { side: Side::Result, reason: text() },
+            TaskErrorKind::Encode { side: ValueSide::Argument, reason: text() },
+            TaskErrorKind::Decode { side: ValueSide::Result, reason: text() },
             TaskErrorKind::Function { reason: ForeignFunction.to_string() },
         ]);
         kinds
@@ -411,7 +438,13 @@ mod tests {
             errors.push(Box::new(Error::Start(start)));
         }
         for kind in tasks() {
-            errors.push(Box::new(TaskError::new(kind.clone(), 1, Some(2), 2, DidRun::Maybe)));
+            errors.push(Box::new(TaskError::new(
+                kind.clone(),
+                1,
+                Some(WorkerRef { slot: 0, pid: 2 }),
+                2,
+                DidRun::Maybe,
+            )));
             errors.push(Box::new(kind));
         }
         for reason in [

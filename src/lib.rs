@@ -107,13 +107,13 @@
 //!
 //! [`Pool::builder`] sets what holds for a pool: the number of workers, an initializer whose value tasks
 //! reach by [`with_state`], time limits, retries, limits on memory and other resources, when workers are
-//! replaced, environment, output, and who is told of each [`Event`]. [`Pool::with`] gives a handle on
+//! replaced, environment, output, and who is told of each [`Event`]. [`Pool::with_options`] gives a handle on
 //! the same workers whose tasks have other [`TaskOptions`].
 //!
 //! [`close`](Pool::close) accepts nothing more, [`join`](Pool::join) waits for what was submitted,
 //! [`terminate`](Pool::terminate) ends it now. A pool that is dropped is terminated.
 //!
-//! A task that needs random numbers draws them, or the seed of a generator, from [`seed()`]: another
+//! A task that needs random numbers draws them, or the seed of a generator, from [`random_u64`]: another
 //! stream for each task, and the same in each run with the same [pool seed](PoolBuilder::seed).
 //!
 //! For one call, [`Process::spawn`] starts a process that ends with it, and has an exit status to be
@@ -122,9 +122,9 @@
 //! # Talking and sharing
 //!
 //! Arguments are copies. What processes are to have in common goes inside of an argument as a handle:
-//! the ends of a [`channel()`] or a [`bounded_channel`]; a [`SharedSlice`] that all read, a
-//! [`SharedArray`] or a [`SharedValue`] that they write; and to wait for each other, [`Lock`],
-//! [`Semaphore`], [`Barrier`] and [`sync::Event`]. A process that is killed meanwhile harms no other.
+//! the ends of a [`channel`]; a [`SharedSlice`](shared::SharedSlice) that all read, a
+//! [`SharedArray`](shared::SharedArray) or a [`SharedValue`](shared::SharedValue) that they write; and to
+//! wait for each other, what [`sync`] has. A process that is killed meanwhile harms no other.
 //!
 //! # What errors mean
 //!
@@ -183,7 +183,7 @@ compile_error!("procpool needs Linux: pidfds, parent death signals and /proc/sel
 #[cfg_attr(all(test, loom), allow(unsafe_code))]
 mod atomic;
 #[allow(unsafe_code)] // Messages lie in shared memory.
-mod channel;
+pub mod channel;
 #[allow(unsafe_code)] // Serves the parent that the marker names.
 mod entry;
 mod error;
@@ -193,25 +193,22 @@ mod os;
 mod pool;
 mod self_describing;
 #[allow(unsafe_code)] // Values lie in shared memory.
-mod shared;
+pub mod shared;
 #[allow(unsafe_code)] // So do locks and their waiters.
 pub mod sync;
+mod worker_ref;
 
-pub use channel::{
-    Messages, Receiver, RecvError, SendError, SendErrorReason, Sender, bounded_channel, channel,
-};
 pub use entry::init;
-pub use error::{DeathCause, DidRun, Error, Side, StartError, TaskError, TaskErrorKind};
+pub use error::{DeathCause, DidRun, Error, StartError, TaskError, TaskErrorKind, ValueSide};
 pub use failure::Failure;
-pub use os::process::Output;
+pub use os::process::OutputMode;
 pub use pool::{
     Event, EventKind, Limits, Pool, PoolBuilder, Process, ProcessBuilder, Report, Reports, Results,
     Stats, Task, TaskOptions, WorkerInfo, WorkerState, log_to_stderr,
 };
 pub use procpool_worker::state::with as with_state;
 pub use self_describing::SelfDescribing;
-pub use shared::{Atomic, SharedArray, SharedSlice, SharedValue};
-pub use sync::{Barrier, BarrierError, Lock, LockGuard, Permit, Semaphore};
+pub use worker_ref::WorkerRef;
 
 /// A random number to seed a generator with: inside a task, the next of the task's own stream.
 ///
@@ -226,7 +223,7 @@ pub use sync::{Barrier, BarrierError, Lock, LockGuard, Permit, Semaphore};
 /// ```no_run
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// fn roll(sides: u64) -> u64 {
-///     procpool::seed() % sides + 1
+///     procpool::random_u64() % sides + 1
 /// }
 ///
 /// let once = procpool::Pool::builder().workers(4).seed(7).build()?.map(roll, [6; 100])?;
@@ -235,7 +232,7 @@ pub use sync::{Barrier, BarrierError, Lock, LockGuard, Permit, Semaphore};
 /// # Ok(())
 /// # }
 /// ```
-pub fn seed() -> u64 {
+pub fn random_u64() -> u64 {
     procpool_worker::seed::next()
 }
 

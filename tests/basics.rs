@@ -77,7 +77,7 @@ fn any_chunk_size_gives_the_same_answer() {
     let pool = Pool::new(3).unwrap();
     let expected: Vec<u64> = (0..100).map(square).collect();
     for size in [1, 7, 100, 1000, usize::MAX] {
-        let pool = pool.with(TaskOptions::new().chunk_size(size));
+        let pool = pool.with_options(TaskOptions::new().chunk_size(size));
         assert_eq!(pool.map(square, 0..100).unwrap(), expected, "chunk size {size}");
         let streamed: Result<Vec<_>, _> = pool.imap(square, 0..100).collect();
         assert_eq!(streamed.unwrap(), expected, "chunk size {size}");
@@ -88,7 +88,7 @@ fn any_chunk_size_gives_the_same_answer() {
 fn sixty_four_workers_on_few_cpus_work() {
     let pool = Pool::new(64).unwrap();
     let pids: HashSet<u32> =
-        pool.imap(sleepy, [20; 256]).reports().map(|report| report.pid).collect();
+        pool.imap(sleepy, [20; 256]).reports().map(|report| report.pid().unwrap()).collect();
     assert!(pids.len() > 32, "{} workers took part", pids.len());
     assert_eq!(pool.map(square, 0..1000).unwrap(), (0..1000).map(square).collect::<Vec<_>>());
 }
@@ -108,11 +108,11 @@ fn a_result_is_given_once_and_asking_again_says_so() {
     let pool = Pool::new(1).unwrap();
     let mut one = pool.apply_async(square, 3);
     assert_eq!(one.get_timeout(SOON), Some(Ok(9)));
-    assert_eq!(one.get_timeout(SOON).unwrap().unwrap_err().kind(), &TaskErrorKind::Taken);
-    assert_eq!(one.get().unwrap_err().kind(), &TaskErrorKind::Taken);
+    assert_eq!(one.get_timeout(SOON).unwrap().unwrap_err().kind(), &TaskErrorKind::AlreadyTaken);
+    assert_eq!(one.get().unwrap_err().kind(), &TaskErrorKind::AlreadyTaken);
     let mut many = pool.map_async(square, 0..3);
     assert_eq!(many.get_timeout(SOON), Some(Ok(vec![0, 1, 4])));
-    assert_eq!(many.get().unwrap_err().kind(), &TaskErrorKind::Taken);
+    assert_eq!(many.get().unwrap_err().kind(), &TaskErrorKind::AlreadyTaken);
 }
 
 #[test]
@@ -245,7 +245,7 @@ fn a_report_says_who_when_and_which() {
     for (id, report) in reports.iter().enumerate() {
         assert_eq!(report.id, id as u64);
         assert_eq!(report.attempt, 1);
-        assert_eq!(pids[&report.worker], report.pid);
+        assert_eq!(pids[&report.worker.unwrap().slot], report.pid().unwrap());
     }
     assert!(reports[0].elapsed >= Duration::from_millis(15), "{:?}", reports[0].elapsed);
     assert!(reports[1].elapsed < Duration::from_millis(15), "{:?}", reports[1].elapsed);
@@ -288,7 +288,7 @@ fn the_initializer_of_a_worker_runs_in_that_worker_however_idle_the_others_are()
             std::thread::yield_now();
         }
         let state = |_: u32| procpool::with_state(|x: &mut u32| *x);
-        let pool = pool.with(TaskOptions::new().chunk_size(1));
+        let pool = pool.with_options(TaskOptions::new().chunk_size(1));
         assert_eq!(pool.map(state, 0..200).unwrap(), [Some(7); 200]);
     }
 }
@@ -327,7 +327,7 @@ fn environment_and_directory_are_as_asked_for() {
     };
     for report in pool.imap(look, [(); 8]).reports() {
         let (all, own, cwd, marked) = report.result.unwrap();
-        assert_eq!((all.as_str(), own), ("all", report.worker.to_string()));
+        assert_eq!((all.as_str(), own), ("all", report.worker.unwrap().slot.to_string()));
         assert_eq!(cwd, dir.path().canonicalize().unwrap().to_string_lossy());
         assert!(!marked, "what a task starts must not take itself for a worker");
     }

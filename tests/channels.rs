@@ -9,10 +9,9 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
-use procpool::{
-    Pool, Receiver, RecvError, SendErrorReason, Sender, SharedArray, SharedSlice, SharedValue,
-    bounded_channel, channel,
-};
+use procpool::Pool;
+use procpool::channel::{Receiver, RecvError, SendErrorReason, Sender, bounded, unbounded};
+use procpool::shared::{SharedArray, SharedSlice, SharedValue};
 use support::{SOON, alone, kill, wait_until};
 
 procpool::test_support!();
@@ -38,7 +37,7 @@ fn report_at(pids: &Pids, index: usize) {
 
 #[test]
 fn messages_arrive_in_the_order_in_which_they_were_sent() {
-    let (sender, receiver) = channel().unwrap();
+    let (sender, receiver) = unbounded().unwrap();
     let pool = Pool::new(1).unwrap();
     let send = |words: Sender<(u32, String)>| {
         (0..10_000).for_each(|x| words.send((x, x.to_string())).unwrap());
@@ -56,8 +55,8 @@ fn messages_of_all_sizes_arrive_whole() {
     let sizes = [0, 1, 7, 8, 9, 4096, 65_520, 65_528, 65_529, 65_537, 262_136, 262_144, 5_000_000];
     let messages: Vec<Vec<u8>> =
         (0..260).map(|i| vec![i as u8; sizes[i % sizes.len()] / (1 + i / 60)]).collect();
-    let (sender, receiver) = bounded_channel(3).unwrap();
-    let (echoes, echoed) = channel().unwrap();
+    let (sender, receiver) = bounded(3).unwrap();
+    let (echoes, echoed) = unbounded().unwrap();
     let pool = Pool::new(1).unwrap();
     let echo = |(receiver, echoes): (Receiver<Vec<u8>>, Sender<Vec<u8>>)| {
         receiver.iter().for_each(|message| echoes.send(message.unwrap()).unwrap());
@@ -75,7 +74,7 @@ fn messages_of_all_sizes_arrive_whole() {
 
 #[test]
 fn a_full_channel_makes_senders_wait() {
-    let (sender, receiver) = bounded_channel::<u64>(3).unwrap();
+    let (sender, receiver) = bounded::<u64>(3).unwrap();
     let pool = Pool::new(1).unwrap();
     let sent = SharedValue::<AtomicU64>::atomic(0).unwrap();
     let send = |(sender, sent): (Sender<u64>, SharedValue<AtomicU64>)| {
@@ -99,7 +98,7 @@ fn a_full_channel_makes_senders_wait() {
 
 #[test]
 fn who_waits_is_told_when_the_last_other_end_is_gone() {
-    let (sender, receiver) = channel::<u64>().unwrap();
+    let (sender, receiver) = unbounded::<u64>().unwrap();
     let other = sender.clone();
     assert_eq!(receiver.try_recv(), Err(RecvError::Empty));
     assert_eq!(receiver.recv_timeout(A_MOMENT), Err(RecvError::TimedOut));
@@ -108,7 +107,7 @@ fn who_waits_is_told_when_the_last_other_end_is_gone() {
     assert_eq!(receiver.try_recv(), Ok(1));
     assert_eq!(receiver.try_recv(), Err(RecvError::Disconnected));
 
-    let (sender, receiver) = channel::<u64>().unwrap();
+    let (sender, receiver) = unbounded::<u64>().unwrap();
     drop(receiver);
     let error = sender.send(2).unwrap_err();
     assert_eq!((error.value, error.reason), (2, SendErrorReason::Disconnected));
@@ -120,12 +119,12 @@ fn who_waits_is_told_when_the_last_other_end_is_gone() {
         let refused = (0..).find_map(|x| sender.send(x).err()).unwrap();
         refused.reason == SendErrorReason::Disconnected
     };
-    let (sender, receiver) = channel().unwrap();
+    let (sender, receiver) = unbounded().unwrap();
     let task = pool.apply_async(receive, receiver);
     wait_until("it runs", || pool.stats().running == 1);
     drop(sender);
     assert_eq!(task.get(), Ok(true));
-    let (sender, receiver) = bounded_channel(1).unwrap();
+    let (sender, receiver) = bounded(1).unwrap();
     let task = pool.apply_async(send, sender);
     assert_eq!(receiver.recv(), Ok(0));
     drop(receiver);
@@ -140,7 +139,7 @@ fn who_waits_is_told_when_the_last_other_end_is_killed() {
         report_at(&pids, index);
         std::thread::sleep(SOON);
     };
-    let (sender, receiver) = channel::<u64>().unwrap();
+    let (sender, receiver) = unbounded::<u64>().unwrap();
     let task = pool.apply_async(hold, (pids.clone(), 0, sender));
     kill_at(&pids, 0);
     assert_eq!(receiver.recv(), Err(RecvError::Disconnected));
@@ -150,14 +149,14 @@ fn who_waits_is_told_when_the_last_other_end_is_killed() {
         report_at(&pids, index);
         std::thread::sleep(SOON);
     };
-    let (sender, receiver) = bounded_channel::<u64>(1).unwrap();
+    let (sender, receiver) = bounded::<u64>(1).unwrap();
     let task = pool.apply_async(hold, (pids.clone(), 1, receiver));
     sender.send(1).unwrap();
     kill_at(&pids, 1);
     assert_eq!(sender.send(2).unwrap_err().reason, SendErrorReason::Disconnected);
     assert!(task.get().is_err());
 
-    let (sender, receiver) = channel::<u64>().unwrap();
+    let (sender, receiver) = unbounded::<u64>().unwrap();
     let task = pool.apply_async(hold, (pids.clone(), 2, receiver));
     kill_at(&pids, 2);
     let refused = (0..).find_map(|x| sender.send(x).err()).unwrap();
@@ -191,7 +190,7 @@ fn a_million_messages_arrive_once_while_a_producer_and_a_consumer_are_killed() {
         SharedValue::<AtomicU64>::atomic(0).unwrap(),
         Pids::atomic([0; 8]).unwrap(),
     );
-    let (sender, receiver) = bounded_channel(10_000).unwrap();
+    let (sender, receiver) = bounded(10_000).unwrap();
     let pool = crew(8);
     let consumers: Vec<_> = (0..4)
         .map(|me| pool.apply_async(consume, (receiver.clone(), exchange.clone(), me)))
@@ -233,7 +232,7 @@ fn senders_killed_in_the_middle_of_large_messages_leave_no_part_of_one() {
             }
         }
     }
-    let (sender, receiver) = bounded_channel::<Vec<u8>>(4).unwrap();
+    let (sender, receiver) = bounded::<Vec<u8>>(4).unwrap();
     let pids = Pids::atomic([0; 10]).unwrap();
     let pool = crew(2);
     for victim in 0..10 {
@@ -257,7 +256,7 @@ fn receivers_killed_at_any_time_leave_the_rest_to_the_others() {
         report_at(&pids, me);
         receiver.iter().for_each(drop);
     }
-    let (sender, receiver) = channel().unwrap();
+    let (sender, receiver) = unbounded().unwrap();
     let pids = Pids::atomic([0; 20]).unwrap();
     let pool = crew(1);
     for victim in 0..20 {
@@ -273,7 +272,7 @@ fn receivers_killed_at_any_time_leave_the_rest_to_the_others() {
 
 #[test]
 fn ends_can_be_kept_by_initializers_and_passed_on_to_workers_of_workers() {
-    let (sender, receiver) = channel::<String>().unwrap();
+    let (sender, receiver) = unbounded::<String>().unwrap();
     let pool = Pool::builder().workers(2);
     let pool = pool.initializer(|sender: Sender<String>| sender, sender.clone()).build().unwrap();
     let tell = |x: u32| {
@@ -302,7 +301,7 @@ fn what_was_received_takes_no_memory_any_more() {
 #[test]
 #[ignore = "run by `what_was_received_takes_no_memory_any_more`, alone"]
 fn six_thousand_messages() {
-    let (sender, receiver) = channel::<Vec<u8>>().unwrap();
+    let (sender, receiver) = unbounded::<Vec<u8>>().unwrap();
     // The log is the only file of such a length.
     let used = || {
         let files = fs::read_dir("/proc/self/fd").unwrap();
@@ -327,7 +326,7 @@ fn an_end_of_a_task_that_is_done_does_not_count_in_whatever_company_it_was_sent(
     for _ in 0..50 {
         let tasks: Vec<_> = (0..20)
             .map(|_| {
-                let (sender, receiver) = channel().unwrap();
+                let (sender, receiver) = unbounded().unwrap();
                 let produces = pool.apply_async(produce, sender);
                 (produces, pool.apply_async(consume, receiver))
             })
@@ -343,7 +342,7 @@ fn an_end_of_a_task_that_is_done_does_not_count_in_whatever_company_it_was_sent(
         receiver.map_or(0, |receiver| receiver.iter().count())
     };
     let ends = (0..50).flat_map(|_| {
-        let (sender, receiver) = channel().unwrap();
+        let (sender, receiver) = unbounded().unwrap();
         [(Some(sender), None), (None, Some(receiver))]
     });
     let counts = pool.map_async(either, ends).get_timeout(SOON).expect("soon").unwrap();
@@ -352,7 +351,7 @@ fn an_end_of_a_task_that_is_done_does_not_count_in_whatever_company_it_was_sent(
 
 #[test]
 fn what_cannot_be_a_message_is_given_back() {
-    let (sender, _receiver) = channel().unwrap();
+    let (sender, _receiver) = unbounded().unwrap();
     let error = sender.send(SharedSlice::new([1u8]).unwrap()).unwrap_err();
     assert_eq!(*error.value, [1]);
     assert!(
@@ -362,14 +361,14 @@ fn what_cannot_be_a_message_is_given_back() {
 
 #[test]
 fn an_end_that_comes_too_late_is_told_so() {
-    let (sender, receiver) = channel::<u64>().unwrap();
+    let (sender, receiver) = unbounded::<u64>().unwrap();
     let pool = crew(1);
     let holds = pool.apply_async(support::sleepy, 50);
     let late = pool.apply_async(|receiver: Receiver<u64>| receiver.iter().count(), receiver);
     sender.send(1).unwrap();
     drop(sender);
     assert_eq!((holds.get(), late.get()), (Ok(50), Ok(1)));
-    let (sender, receiver) = channel::<u64>().unwrap();
+    let (sender, receiver) = unbounded::<u64>().unwrap();
     let holds = pool.apply_async(support::sleepy, 50);
     let late = pool.apply_async(|sender: Sender<u64>| sender.send(1).is_err(), sender);
     drop(receiver);
@@ -389,7 +388,7 @@ fn iterating_goes_on_after_a_message_that_cannot_be_decoded() {
             }
         }
     }
-    let (sender, receiver) = channel().unwrap();
+    let (sender, receiver) = unbounded().unwrap();
     let send_all = || [1, 10, 2].into_iter().for_each(|x| sender.send(Digit(x)).unwrap());
     let check = |received: Vec<Result<Digit, RecvError>>| {
         let [Ok(Digit(1)), Err(RecvError::Decode(reason)), Ok(Digit(2))] = &received[..] else {

@@ -3,7 +3,8 @@
 
 mod support;
 
-use procpool::{Pool, Process, SharedSlice, Side, TaskErrorKind, TaskOptions};
+use procpool::shared::SharedSlice;
+use procpool::{Pool, Process, TaskErrorKind, TaskOptions, ValueSide};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use support::{Secret, SideEffects, is_alive, kill, wait_until};
 
@@ -239,7 +240,7 @@ fn a_context_that_cannot_be_decoded_is_each_items_error_and_the_workers_live() {
     let before: Vec<_> = pool.workers().iter().map(|worker| worker.pid).collect();
     for (how, text) in [(0, "not today"), (1, "`Deserialize` panicked at")] {
         let error = pool.map_with(Garbled(how), |_, x: u64| x, 0..10).unwrap_err();
-        let TaskErrorKind::Decode { side: Side::Argument, reason } = error.kind() else {
+        let TaskErrorKind::Decode { side: ValueSide::Argument, reason } = error.kind() else {
             panic!("{error}")
         };
         assert!(["Garbled", "context", text].iter().all(|part| reason.contains(part)), "{reason}");
@@ -253,7 +254,7 @@ fn a_context_that_cannot_be_decoded_is_each_items_error_and_the_workers_live() {
 fn a_context_that_cannot_be_encoded_is_the_calls_error() {
     let pool = Pool::new(1).unwrap();
     let error = pool.map_with(Secret, |_, x: u64| x, 0..10).unwrap_err();
-    let TaskErrorKind::Encode { side: Side::Argument, reason } = error.kind() else {
+    let TaskErrorKind::Encode { side: ValueSide::Argument, reason } = error.kind() else {
         panic!("{error}")
     };
     assert!(reason.contains("Secret") && reason.contains("it is a secret"), "{reason}");
@@ -320,7 +321,7 @@ fn an_init_that_panics_is_the_items_error_and_says_so() {
 fn options_hold_for_calls_with_a_context() {
     let pool = Pool::builder().workers(2).build().unwrap();
     let limit = std::time::Duration::from_millis(50);
-    let careful = pool.with(TaskOptions::new().timeout(limit).chunk_size(4));
+    let careful = pool.with_options(TaskOptions::new().timeout(limit).chunk_size(4));
     let slow = |slow: &u64, x: u64| {
         if x == *slow {
             std::thread::sleep(std::time::Duration::from_secs(3600));

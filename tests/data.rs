@@ -5,7 +5,7 @@ mod support;
 
 use std::collections::BTreeMap;
 
-use procpool::{Failure, Pool, SelfDescribing, Side, TaskError, TaskErrorKind};
+use procpool::{Failure, Pool, SelfDescribing, TaskError, TaskErrorKind, ValueSide};
 use serde::{Deserialize, Serialize};
 use support::{SideEffects, alone, kill, wait_until};
 
@@ -148,14 +148,14 @@ impl Serialize for Claims {
     }
 }
 
-fn encode_error<R: std::fmt::Debug>(result: Result<R, TaskError>, at: Side) -> String {
+fn encode_error<R: std::fmt::Debug>(result: Result<R, TaskError>, at: ValueSide) -> String {
     match result.unwrap_err().kind() {
         TaskErrorKind::Encode { side, reason } if *side == at => reason.clone(),
         other => panic!("{other:?}"),
     }
 }
 
-fn decode_error<R: std::fmt::Debug>(result: Result<R, TaskError>, at: Side) -> String {
+fn decode_error<R: std::fmt::Debug>(result: Result<R, TaskError>, at: ValueSide) -> String {
     match result.unwrap_err().kind() {
         TaskErrorKind::Decode { side, reason } if *side == at => reason.clone(),
         other => panic!("{other:?}"),
@@ -195,11 +195,12 @@ fn a_value_nested_too_deeply_is_its_tasks_error_on_both_ways_and_on_a_small_stac
         let pid = pool.workers()[0].pid;
         assert_eq!(pool.apply(nested, 60).unwrap(), nested(60));
         for levels in [6_000, 20_000] {
-            let reason = encode_error(pool.apply(nested, levels), Side::Result);
+            let reason = encode_error(pool.apply(nested, levels), ValueSide::Result);
             assert!(reason.contains("Json") && reason.contains("nested so deeply"), "{reason}");
-            let reason = decode_error(pool.apply(Written, levels), Side::Result);
+            let reason = decode_error(pool.apply(Written, levels), ValueSide::Result);
             assert!(reason.contains("nested so deeply"), "{reason}");
-            let reason = decode_error(pool.apply(|_: Written| 0, Written(levels)), Side::Argument);
+            let reason =
+                decode_error(pool.apply(|_: Written| 0, Written(levels)), ValueSide::Argument);
             assert!(reason.contains("nested so deeply"), "{reason}");
         }
         assert_eq!(pool.apply(Written, 60).unwrap().0, 60);
@@ -211,9 +212,9 @@ fn a_value_nested_too_deeply_is_its_tasks_error_on_both_ways_and_on_a_small_stac
 #[test]
 fn a_length_that_is_claimed_and_takes_no_bytes_is_an_error_and_a_million_units_pass() {
     let pool = Pool::new(1).unwrap();
-    let reason = decode_error(pool.apply(|()| Claims(Vec::new()), ()), Side::Result);
+    let reason = decode_error(pool.apply(|()| Claims(Vec::new()), ()), ValueSide::Result);
     assert!(reason.contains("take no bytes"), "{reason}");
-    let reason = decode_error(pool.apply(|_: Claims| 0, Claims(Vec::new())), Side::Argument);
+    let reason = decode_error(pool.apply(|_: Claims| 0, Claims(Vec::new())), ValueSide::Argument);
     assert!(reason.contains("take no bytes"), "{reason}");
     assert_eq!(pool.apply(|units: Vec<()>| units, vec![(); 1_000_000]).unwrap().len(), 1_000_000);
 }
@@ -245,10 +246,10 @@ fn what_the_format_cannot_carry_is_refused_with_the_remedy_and_passes_in_the_wra
     let record = Record { name: None, rest: [("value".to_owned(), value.clone())].into() };
     let skips = || Skips { list: Vec::new(), after: 1 };
     let reasons = [
-        decode_error(pool.apply(|_: Value| (), value.clone()), Side::Argument),
-        decode_error(pool.apply(|()| Value::Number(1.0), ()), Side::Result),
-        encode_error(pool.apply(|_: Record| (), record.clone()), Side::Argument),
-        encode_error(pool.apply(|_: Skips| (), skips()), Side::Argument),
+        decode_error(pool.apply(|_: Value| (), value.clone()), ValueSide::Argument),
+        decode_error(pool.apply(|()| Value::Number(1.0), ()), ValueSide::Result),
+        encode_error(pool.apply(|_: Record| (), record.clone()), ValueSide::Argument),
+        encode_error(pool.apply(|_: Skips| (), skips()), ValueSide::Argument),
     ];
     for reason in reasons {
         assert!(reason.contains("wrap it in `procpool::SelfDescribing`"), "{reason}");

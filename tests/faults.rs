@@ -6,7 +6,9 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use procpool::{DeathCause, DidRun, Pool, Side, StartError, TaskError, TaskErrorKind, TaskOptions};
+use procpool::{
+    DeathCause, DidRun, Pool, StartError, TaskError, TaskErrorKind, TaskOptions, ValueSide,
+};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use support::{SideEffects, kill, square, wait_until};
 
@@ -48,7 +50,7 @@ fn a_crash_in_the_middle_of_a_chunk_costs_exactly_the_item_that_was_running() {
                 assert_eq!((x, error.id()), (500, 500));
                 assert_eq!(signaled(error), libc::SIGABRT);
                 assert_eq!(error.did_it_run(), DidRun::Maybe);
-                assert_eq!(error.pid(), Some(report.pid));
+                assert_eq!(error.pid(), report.pid());
             }
         }
     }
@@ -279,11 +281,11 @@ fn what_cannot_be_encoded_or_decoded_is_that_tasks_error_and_the_stream_stays_in
         let text = match (fail, result.as_ref().map_err(TaskError::kind)) {
             (Fail::Never, Ok(1)) => continue,
             (Fail::Encode | Fail::EncodePanic, Err(TaskErrorKind::Encode { side, reason })) => {
-                assert_eq!(*side, Side::Argument);
+                assert_eq!(*side, ValueSide::Argument);
                 reason
             }
             (Fail::Decode | Fail::DecodePanic, Err(TaskErrorKind::Decode { side, reason })) => {
-                assert_eq!(*side, Side::Argument);
+                assert_eq!(*side, ValueSide::Argument);
                 reason
             }
             other => panic!("{id}: {other:?}"),
@@ -298,10 +300,10 @@ fn what_cannot_be_encoded_or_decoded_is_that_tasks_error_and_the_stream_stays_in
         match (fail, result.as_ref().map_err(TaskError::kind)) {
             (Fail::Never, Ok(_)) => continue,
             (Fail::Encode | Fail::EncodePanic, Err(TaskErrorKind::Encode { side, .. })) => {
-                assert_eq!(*side, Side::Result);
+                assert_eq!(*side, ValueSide::Result);
             }
             (Fail::Decode | Fail::DecodePanic, Err(TaskErrorKind::Decode { side, .. })) => {
-                assert_eq!(*side, Side::Result);
+                assert_eq!(*side, ValueSide::Result);
             }
             other => panic!("{id}: {other:?}"),
         }
@@ -323,7 +325,7 @@ fn a_task_may_close_all_low_file_descriptors() {
 
 #[test]
 fn a_task_may_print_megabytes_without_a_newline() {
-    let pool = Pool::builder().workers(1).output(procpool::Output::Null).build().unwrap();
+    let pool = Pool::builder().workers(1).output(procpool::OutputMode::Null).build().unwrap();
     let print = |()| {
         use std::io::Write;
         std::io::stdout().write_all(&vec![b'x'; 4 << 20]).is_ok()
@@ -408,7 +410,7 @@ fn a_task_that_kills_every_worker_it_meets_is_given_up_after_its_retries() {
         x
     }
     let effects = SideEffects::new();
-    let pool = Pool::new(2).unwrap().with(TaskOptions::new().retries(3));
+    let pool = Pool::new(2).unwrap().with_options(TaskOptions::new().retries(3));
     let results: Vec<_> =
         pool.imap(task, (0..50).map(|x| (effects.clone(), x))).reports().collect();
     for report in &results {

@@ -7,7 +7,8 @@ mod support;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use procpool::{Output, Pool, Process, SharedSlice, TaskOptions, WorkerState};
+use procpool::shared::SharedSlice;
+use procpool::{OutputMode, Pool, Process, TaskOptions, WorkerState};
 use serde::{Deserialize, Serialize};
 use support::{SOON, SideEffects, kill, square, wait_until};
 
@@ -97,7 +98,7 @@ fn an_idle_worker_that_is_stopped_keeps_no_task_from_being_done() {
     for workers in [1, 2] {
         let pool = Pool::new(workers).unwrap();
         let options = TaskOptions::default().timeout(Duration::from_millis(300));
-        let limited = pool.with(options);
+        let limited = pool.with_options(options);
         let pids: Vec<u32> =
             pool.broadcast(|()| std::process::id(), ()).into_iter().map(Result::unwrap).collect();
         kill(pids[0], libc::SIGSTOP);
@@ -209,7 +210,7 @@ fn no_temporary_directory_is_needed() {
 #[test]
 #[ignore = "run by other tests, alone"]
 fn a_pool_at_work() {
-    let pool = Pool::builder().workers(2).output(Output::Capture).build().unwrap();
+    let pool = Pool::builder().workers(2).output(OutputMode::Capture).build().unwrap();
     assert_eq!(pool.map(square, 0..100), Ok((0..100).map(square).collect()));
     assert_eq!(pool.apply(|bytes: Vec<u8>| bytes, vec![7; 1 << 20]), Ok(vec![7; 1 << 20]));
 }
@@ -223,7 +224,7 @@ fn a_worker_takes_at_most_four_descriptors() {
 #[ignore = "run by another test, alone"]
 fn descriptors_of_workers() {
     const WORKERS: usize = 16;
-    for (output, most) in [(Output::Inherit, 3), (Output::Capture, 4)] {
+    for (output, most) in [(OutputMode::Inherit, 3), (OutputMode::Capture, 4)] {
         let count = || support::left_behind()[0];
         let of = |workers| Pool::builder().workers(workers).output(output).build().unwrap();
         let before = count();

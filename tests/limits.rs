@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use procpool::{DeathCause, EventKind, Limits, Output, Pool, TaskErrorKind};
+use procpool::{DeathCause, EventKind, Limits, OutputMode, Pool, TaskErrorKind};
 use support::{SideEffects, is_alive, kill, sleepy, square, wait_until};
 
 procpool::test_support!();
@@ -42,7 +42,7 @@ fn a_worker_over_its_memory_is_killed_and_its_task_is_out_of_memory() {
 #[test]
 fn an_allocation_that_fails_under_a_limit_is_told_apart_from_other_aborts() {
     let limits = Limits::new().address_space(1 << 30);
-    let pool = Pool::builder().workers(1).limits(limits).output(Output::Null).build().unwrap();
+    let pool = Pool::builder().workers(1).limits(limits).output(OutputMode::Null).build().unwrap();
     assert_eq!(cause(&pool.apply(leak, 0).unwrap_err()), DeathCause::OutOfMemory);
     let huge = |()| Vec::<u8>::with_capacity(1 << 40).len();
     assert_eq!(cause(&pool.apply(huge, ()).unwrap_err()), DeathCause::OutOfMemory);
@@ -95,7 +95,7 @@ fn a_cpp_bad_alloc_is_out_of_memory() {
         }
         true
     }
-    let pool = Pool::builder().workers(1).output(Output::Null).build().unwrap();
+    let pool = Pool::builder().workers(1).output(OutputMode::Null).build().unwrap();
     if pool.apply(new, 16) == Ok(false) {
         eprintln!("left out: there is no C++ library");
         return;
@@ -111,7 +111,7 @@ fn a_worker_retires_after_its_tasks_and_never_runs_more() {
     let mut tasks: HashMap<u32, u64> = HashMap::new();
     for (x, report) in reports.iter().enumerate() {
         let (answer, pid) = *report.result.as_ref().unwrap();
-        assert_eq!((answer, pid), (x as u64, report.pid));
+        assert_eq!((answer, pid), (x as u64, report.pid().unwrap()));
         *tasks.entry(pid).or_default() += 1;
     }
     assert!(tasks.values().all(|tasks| *tasks <= 10), "{tasks:?}");
@@ -131,7 +131,7 @@ fn idle_workers_go_and_come_back_when_there_is_work() {
     assert_eq!(pool.map(sleepy, [5; 40]).unwrap().len(), 40);
     wait_until("all but one have gone", || live(&pool) == 1);
     let pids: HashSet<u32> =
-        pool.imap(sleepy, [50; 20]).reports().map(|report| report.pid).collect();
+        pool.imap(sleepy, [50; 20]).reports().map(|report| report.pid().unwrap()).collect();
     assert!(pids.len() > 1, "{pids:?}");
     wait_until("they go again", || live(&pool) == 1);
     assert_eq!(pool.stats().failed, 0);
@@ -186,7 +186,7 @@ fn what_a_task_prints_in_any_language_comes_back_in_its_report() {
         eprint!("no newline {x}");
         x
     }
-    let pool = Pool::builder().workers(2).output(Output::Capture).build().unwrap();
+    let pool = Pool::builder().workers(2).output(OutputMode::Capture).build().unwrap();
     for (x, report) in pool.imap(print, 0..30).reports().enumerate() {
         let text = String::from_utf8(report.output).unwrap();
         let mut lines: Vec<&str> = text.lines().collect();
@@ -207,7 +207,7 @@ fn what_a_task_prints_in_any_language_comes_back_in_its_report() {
 
 #[test]
 fn the_last_lines_of_a_worker_that_dies_come_with_the_error() {
-    let pool = Pool::builder().workers(1).output(Output::Capture).build().unwrap();
+    let pool = Pool::builder().workers(1).output(OutputMode::Capture).build().unwrap();
     let die = |()| -> () {
         for line in 0..100 {
             eprintln!("line {line}");
@@ -302,7 +302,7 @@ fn of_what_happens_too_fast_for_a_listener_it_learns_how_much_it_has_missed() {
     let seen = seen.lock().unwrap();
     let finished = seen.iter().filter(|kind| matches!(kind, EventKind::Finished { .. })).count();
     let missed = seen.iter().map(|kind| match kind {
-        EventKind::Missed { events } => *events,
+        EventKind::Lagged { events } => *events,
         _ => 0,
     });
     let missed: u64 = missed.sum();

@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use procpool::{
-    DeathCause, DidRun, Error, EventKind, Limits, Output, Pool, Process, StartError, TaskErrorKind,
-    sync,
+    DeathCause, DidRun, Error, EventKind, Limits, OutputMode, Pool, Process, StartError,
+    TaskErrorKind, sync,
 };
 use support::{SOON, SideEffects, alone, is_alive, kill, left_behind, square, wait_until};
 
@@ -45,7 +45,7 @@ fn a_process_answers_from_a_pid_of_its_own_and_ends_with_code_0() {
     assert_ne!(pid, std::process::id());
     assert!(!process.is_alive() && !is_alive(pid));
     assert_eq!((code(&process), process.pid()), (Some(0), pid));
-    assert_eq!(process.join().unwrap_err().kind(), &TaskErrorKind::Taken);
+    assert_eq!(process.join().unwrap_err().kind(), &TaskErrorKind::AlreadyTaken);
 }
 
 #[test]
@@ -209,14 +209,14 @@ fn it_has_the_name_environment_directory_and_limits_that_were_asked_for() {
         .env("COLOUR", "blue")
         .current_dir(dir.path())
         .limits(Limits::new().open_files(99))
-        .output(Output::Capture)
+        .output(OutputMode::Capture)
         .spawn(look, ())
         .unwrap();
     assert_eq!(process.name(), "looker");
     let report = process.report();
     let there = dir.path().canonicalize().unwrap();
     assert_eq!(report.result, Ok(("looker\n".to_owned(), "blue".to_owned(), there, true)));
-    assert_eq!((&report.output[..], report.pid), (&b"looked\n"[..], process.pid()));
+    assert_eq!((&report.output[..], report.pid()), (&b"looked\n"[..], Some(process.pid())));
 }
 
 #[test]

@@ -5,7 +5,9 @@ mod support;
 
 use std::fs;
 
-use procpool::{Lock, Pool, SharedSlice, SharedValue, Side, TaskErrorKind, TaskOptions};
+use procpool::shared::{SharedSlice, SharedValue};
+use procpool::sync::Lock;
+use procpool::{Pool, TaskErrorKind, TaskOptions, ValueSide};
 use support::{alone, kill, wait_until};
 
 procpool::test_support!();
@@ -100,7 +102,7 @@ fn a_task_that_is_run_again_finds_what_it_was_given() {
         }
         numbers.iter().sum()
     }
-    let pool = Pool::new(1).unwrap().with(TaskOptions::new().retries(1));
+    let pool = Pool::new(1).unwrap().with_options(TaskOptions::new().retries(1));
     let task = {
         let numbers = SharedSlice::new([1, 2]).unwrap();
         pool.apply_async(die_once, (numbers, marker.path().to_owned()))
@@ -160,7 +162,7 @@ fn what_cannot_keep_a_shared_slice_alive_refuses_it_and_says_where_it_belongs() 
     let pool = Pool::new(1).unwrap();
     let make = |()| SharedSlice::new([1u8]).unwrap();
     let error = pool.apply(make, ()).map(|_| ()).unwrap_err();
-    let TaskErrorKind::Encode { side: Side::Result, reason } = error.kind() else {
+    let TaskErrorKind::Encode { side: ValueSide::Result, reason } = error.kind() else {
         panic!("{error}")
     };
     assert!(reason.contains("only be sent in an argument"), "{reason}");

@@ -50,7 +50,7 @@ fn with_a_random_worker_killed_every_5_ms_all_answers_of_10_000_tasks_are_exact(
     let mut kills = 0;
     for round in 0..10 {
         let pool = Pool::new(4).unwrap();
-        let patient = pool.with(TaskOptions::new().retries(1000));
+        let patient = pool.with_options(TaskOptions::new().retries(1000));
         let (answers, killed) = storm(&pool, round, || match round % 3 {
             0 => patient.map(work, 0..10_000).unwrap(),
             1 => patient.imap(work, 0..10_000).map(Result::unwrap).collect(),
@@ -147,7 +147,7 @@ fn in_chaos_each_item_has_exactly_one_outcome_and_nothing_is_left_behind() {
 fn chaos() {
     let seconds: u64 =
         std::env::var("CHAOS_SECONDS").map_or(30, |seconds| seconds.parse().unwrap());
-    let seed = procpool::seed();
+    let seed = procpool::random_u64();
     println!("seed {seed}");
     let (mut random, mut items, mut signals) = (Random(seed), 0, 0);
     leaves_nothing(1, None, || {
@@ -162,8 +162,8 @@ fn chaos() {
                 .build();
             // Its first worker was one of those that were killed or stopped.
             let Ok(pool) = pool else { continue };
-            let healthy = pool.with(TaskOptions::new().retries(1000));
-            let brief = pool.with(TaskOptions::new().timeout(Duration::from_millis(100)));
+            let healthy = pool.with_options(TaskOptions::new().retries(1000));
+            let brief = pool.with_options(TaskOptions::new().timeout(Duration::from_millis(100)));
             let over = AtomicBool::new(false);
             // Each worker lives for 160 ms on average: one that never comes to a task is given up.
             let pause = Duration::from_millis(160) / workers as u32;

@@ -178,7 +178,7 @@ fn what_is_behind_a_slow_item_among_tiny_ones_is_done_by_others() {
     let reports: Vec<_> = pool.imap(task, 0..TINY + 100).reports().collect();
     assert!(reports.iter().map(|report| report.result.clone().unwrap()).eq(0..TINY + 100));
     let slow = &reports[TINY as usize..];
-    let first = slow.iter().filter(|report| report.pid == slow[0].pid).count();
+    let first = slow.iter().filter(|report| report.worker == slow[0].worker).count();
     assert!((20..80).contains(&first), "{first} of 100 were done by one of two workers");
 }
 

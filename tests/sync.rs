@@ -6,11 +6,11 @@ mod support;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
+use procpool::channel::{Receiver, Sender, bounded, unbounded};
+use procpool::shared::{SharedArray, SharedSlice, SharedValue};
 use procpool::sync::Event;
-use procpool::{
-    Barrier, BarrierError, Lock, Pool, Receiver, Semaphore, Sender, SharedArray, SharedSlice,
-    SharedValue, TaskErrorKind, bounded_channel, channel,
-};
+use procpool::sync::{Barrier, BarrierError, Lock, Semaphore};
+use procpool::{Pool, TaskErrorKind};
 use support::{SOON, alone, kill, wait_until};
 
 procpool::test_support!();
@@ -361,7 +361,7 @@ thread_local! {
     static ARRAY: SharedArray<u64> = SharedArray::new([1; 8]).unwrap();
     static SLICE: SharedSlice<u64> = SharedSlice::new([1; 8]).unwrap();
     static LOCK: Lock = Lock::new().unwrap();
-    static ENDS: (Sender<u64>, Receiver<u64>) = channel().unwrap();
+    static ENDS: (Sender<u64>, Receiver<u64>) = unbounded().unwrap();
 }
 disguises! {
     0: SharedSlice<u64> = SLICE.with(Clone::clone),
@@ -378,7 +378,7 @@ disguises! {
     11: Barrier = Barrier::new(1).unwrap(),
     12: Sender<u64> = ENDS.with(|ends| ends.0.clone()),
     13: Receiver<u64> = ENDS.with(|ends| ends.1.clone()),
-    14: Receiver<u32> = bounded_channel(1).unwrap().1,
+    14: Receiver<u32> = bounded(1).unwrap().1,
 }
 
 #[test]
@@ -461,7 +461,7 @@ fn overwritten_objects() {
         let array = SharedArray::<AtomicU64>::atomic([1; 9]).unwrap();
         let (lock, semaphore) = (Lock::new().unwrap(), Semaphore::new(3).unwrap());
         let (event, barrier) = (Event::new().unwrap(), Barrier::new(2).unwrap());
-        let ends = [channel::<Vec<u8>>().unwrap(), bounded_channel(2).unwrap()];
+        let ends = [unbounded::<Vec<u8>>().unwrap(), bounded(2).unwrap()];
         for round in 0..4 {
             scribble();
             let _ = value.lock_timeout(BRIEFLY).map(|mut value| *value += 0);

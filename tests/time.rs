@@ -102,7 +102,7 @@ fn with_a_grace_the_task_is_asked_to_end_before_it_is_made_to() {
 #[test]
 fn a_timeout_is_retried_where_that_is_asked_for() {
     let effects = SideEffects::new();
-    let pool = Pool::new(1).unwrap().with(TaskOptions::new().timeout(LIMIT).retries(2));
+    let pool = Pool::new(1).unwrap().with_options(TaskOptions::new().timeout(LIMIT).retries(2));
     let report = pool.apply_async(spin, effects.clone()).report();
     assert!(report.result.is_err());
     assert_eq!((report.attempt, effects.count(0)), (3, 3));

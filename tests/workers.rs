@@ -7,7 +7,7 @@ mod support;
 use std::collections::HashSet;
 use std::time::Duration;
 
-use procpool::{DeathCause, Pool, Process, Side, TaskError, TaskErrorKind, WorkerState};
+use procpool::{DeathCause, Pool, Process, TaskError, TaskErrorKind, ValueSide, WorkerState};
 use support::{Secret, SideEffects, is_alive, kill, sleepy, wait_until};
 
 procpool::test_support!();
@@ -124,7 +124,7 @@ fn what_cannot_be_sent_or_comes_too_late_is_each_workers_error() {
     for (id, result) in (0..).zip(results) {
         let error = result.unwrap_err();
         assert_eq!(error.id(), id);
-        assert!(matches!(error.kind(), TaskErrorKind::Encode { side: Side::Argument, .. }));
+        assert!(matches!(error.kind(), TaskErrorKind::Encode { side: ValueSide::Argument, .. }));
     }
     pool.close();
     let results = pool.broadcast(pid::<()>, ());
@@ -166,7 +166,7 @@ fn a_broadcast_ends_with_its_pool() {
 
 /// Three numbers of the task's stream.
 fn draw<A>(_: A) -> [u64; 3] {
-    [(); 3].map(|()| procpool::seed())
+    [(); 3].map(|()| procpool::random_u64())
 }
 
 /// What tasks of all kinds draw, in the order of the calls.
@@ -226,11 +226,11 @@ fn initializers_and_processes_draw_from_the_seed_too_and_others_what_nobody_drew
     let process = |seed| Process::builder().seed(seed).spawn(draw::<()>, ()).unwrap().join();
     assert_eq!(process(1), process(1));
     assert_ne!(process(1), process(2));
-    let in_a_thread = |()| std::thread::spawn(procpool::seed).join().unwrap();
+    let in_a_thread = |()| std::thread::spawn(procpool::random_u64).join().unwrap();
     let pool = Pool::new(2).unwrap();
     let drawn: HashSet<u64> = pool.map(in_a_thread, [(); 20]).unwrap().into_iter().collect();
     assert_eq!(drawn.len(), 20);
-    assert_ne!(procpool::seed(), procpool::seed());
+    assert_ne!(procpool::random_u64(), procpool::random_u64());
 }
 
 #[test]

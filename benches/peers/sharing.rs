@@ -1,6 +1,7 @@
 //! What processes share: messages through a channel, and memory that isn't copied.
 
-use procpool::{Sender, SharedSlice};
+use procpool::channel::Sender;
+use procpool::shared::SharedSlice;
 use serde_json::json;
 
 use crate::measure::{Contender, Effort, Outcome, median_call, seconds, take_turns};
@@ -24,7 +25,7 @@ pub(crate) fn channel(peers: &mut Peers, effort: &Effort) -> Outcome<Row> {
     };
     let mut contenders = vec![
         Contender::new("procpool", || {
-            let (sender, receiver) = procpool::channel()?;
+            let (sender, receiver) = procpool::channel::unbounded()?;
             let (time, sum) = seconds(|| {
                 let task = pool.apply_async(send, (sender, MESSAGES));
                 let sum: u64 = receiver.iter().map(Result::unwrap).sum();

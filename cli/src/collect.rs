@@ -156,7 +156,7 @@ impl<W: Work> Collector<W> {
         });
         let jobs = under_way.keeping(jobs);
         // Events tell of positions in this stream; from its label listeners know those in the run.
-        let pool = self.pool.with(TaskOptions::new().label(first_id.to_string()));
+        let pool = self.pool.with_options(TaskOptions::new().label(first_id.to_string()));
         let send = |mut report: procpool::Report<_>| {
             let kept = under_way.take(report.id);
             report.id += first_id;

@@ -38,7 +38,7 @@ pub(super) struct RunPlan {
     pub(super) journal: JournalArgs,
     pub(super) dry_run: bool,
     /// Where the pool's workers print.
-    pub(super) output: procpool::Output,
+    pub(super) output: procpool::OutputMode,
     pub(super) log: LogTo,
     pub(super) trace: Option<PathBuf>,
     /// Whether there is a live table of the workers.
@@ -97,7 +97,7 @@ impl RunPlan {
             };
             form = Form { input: Column::COMMAND_INPUT, columns: Ended::COLUMNS, prints };
             // A worker itself prints nothing but the lines of its jobs.
-            output_to = procpool::Output::Inherit;
+            output_to = procpool::OutputMode::Inherit;
             work = WorkPlan::Command(recipe);
         } else {
             let name = args.task.as_deref().unwrap_or(tasks::ALL[0].name);
@@ -125,12 +125,12 @@ impl RunPlan {
             source = task_source(task, inputs, args.null)?;
             takes = task.takes;
             output_to = match output.output {
-                None | Some(Prints::Inherit) => procpool::Output::Inherit,
-                Some(Prints::Null) => procpool::Output::Null,
-                Some(Prints::Capture) => procpool::Output::Capture,
+                None | Some(Prints::Inherit) => procpool::OutputMode::Inherit,
+                Some(Prints::Null) => procpool::OutputMode::Null,
+                Some(Prints::Capture) => procpool::OutputMode::Capture,
             };
             let prints = match output_to {
-                procpool::Output::Capture => render::Prints::Output,
+                procpool::OutputMode::Capture => render::Prints::Output,
                 _ => render::Prints::None,
             };
             form = Form { input: task.input, columns: task.columns, prints };
@@ -141,7 +141,7 @@ impl RunPlan {
         let format = output.format.unwrap_or(default);
         // It would be written over where workers write to the terminal themselves.
         let shares_terminal = lines || (is_command && output.output == Some(Prints::Inherit));
-        let prints_itself = matches!(output_to, procpool::Output::Inherit)
+        let prints_itself = matches!(output_to, procpool::OutputMode::Inherit)
             && output.output == Some(Prints::Inherit);
         if output.top && (prints_itself || matches!(log, LogTo::Stderr)) {
             return Err(Usage::error(

@@ -36,7 +36,8 @@ use crate::sync::{Bell, LockGuard, Look, deadline};
 ///
 /// ```no_run
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// use procpool::{Pool, Sender};
+/// use procpool::Pool;
+/// use procpool::channel::Sender;
 ///
 /// fn produce((words, name): (Sender<String>, String)) {
 ///     for i in 0..3 {
@@ -45,7 +46,7 @@ use crate::sync::{Bell, LockGuard, Look, deadline};
 /// }
 ///
 /// let pool = Pool::new(2)?;
-/// let (sender, receiver) = procpool::channel()?;
+/// let (sender, receiver) = procpool::channel::unbounded()?;
 /// let tasks = ["a", "b"].map(|name| pool.apply_async(produce, (sender.clone(), name.to_owned())));
 /// drop(sender); // from here on, the tasks alone have it
 /// let mut words: Vec<String> = receiver.iter().collect::<Result<_, _>>()?;
@@ -76,7 +77,7 @@ use crate::sync::{Bell, LockGuard, Look, deadline};
 /// # Errors
 ///
 /// [`Error::SharedMemory`] when the system has no memory or no file descriptor for it.
-pub fn channel<T>() -> Result<(Sender<T>, Receiver<T>), Error> {
+pub fn unbounded<T>() -> Result<(Sender<T>, Receiver<T>), Error> {
     with_capacity(u64::MAX)
 }
 
@@ -84,9 +85,9 @@ pub fn channel<T>() -> Result<(Sender<T>, Receiver<T>), Error> {
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// use procpool::SendErrorReason;
+/// use procpool::channel::SendErrorReason;
 ///
-/// let (sender, receiver) = procpool::bounded_channel(2)?;
+/// let (sender, receiver) = procpool::channel::bounded(2)?;
 /// sender.send("a".to_owned())?;
 /// sender.send("b".to_owned())?;
 /// let refused = sender.try_send("c".to_owned()).unwrap_err();
@@ -97,12 +98,12 @@ pub fn channel<T>() -> Result<(Sender<T>, Receiver<T>), Error> {
 /// # }
 /// ```
 ///
-/// For all else, see [`channel`].
+/// For all else, see [`unbounded`].
 ///
 /// # Errors
 ///
-/// As [`channel`].
-pub fn bounded_channel<T>(capacity: usize) -> Result<(Sender<T>, Receiver<T>), Error> {
+/// As [`unbounded`].
+pub fn bounded<T>(capacity: usize) -> Result<(Sender<T>, Receiver<T>), Error> {
     with_capacity(capacity.max(1) as u64)
 }
 
@@ -119,13 +120,13 @@ fn with_capacity<T>(capacity: u64) -> Result<(Sender<T>, Receiver<T>), Error> {
     Ok((Sender::of(sender), Receiver::of(receiver)))
 }
 
-/// The end of a [`channel`] that sends.
+/// The end of a [`unbounded`] that sends.
 pub struct Sender<T> {
     end: Arc<End>,
     message: PhantomData<fn(T)>,
 }
 
-/// The end of a [`channel`] that receives.
+/// The end of a [`unbounded`] that receives.
 pub struct Receiver<T> {
     end: Arc<End>,
     message: PhantomData<fn() -> T>,
@@ -535,9 +536,9 @@ fn unless_over<T>(received: Result<T, RecvError>) -> Option<Result<T, RecvError>
 
 /// The messages of a channel, from [`Receiver::into_iter`].
 #[derive(Debug)]
-pub struct Messages<T>(Receiver<T>);
+pub struct IntoIter<T>(Receiver<T>);
 
-impl<T: DeserializeOwned> Iterator for Messages<T> {
+impl<T: DeserializeOwned> Iterator for IntoIter<T> {
     type Item = Result<T, RecvError>;
 
     fn next(&mut self) -> Option<Self::Item> {
@@ -547,11 +548,11 @@ impl<T: DeserializeOwned> Iterator for Messages<T> {
 
 impl<T: DeserializeOwned> IntoIterator for Receiver<T> {
     type Item = Result<T, RecvError>;
-    type IntoIter = Messages<T>;
+    type IntoIter = IntoIter<T>;
 
     /// As [`iter`](Self::iter).
-    fn into_iter(self) -> Messages<T> {
-        Messages(self)
+    fn into_iter(self) -> IntoIter<T> {
+        IntoIter(self)
     }
 }
 

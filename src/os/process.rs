@@ -31,7 +31,7 @@ const F_SETSIG: libc::c_int = 10;
 /// Where a worker's standard output and standard error go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
-pub enum Output {
+pub enum OutputMode {
     /// To where the parent's go.
     #[default]
     Inherit,
@@ -85,7 +85,7 @@ pub(crate) struct Launch {
     /// Where it starts.
     pub(crate) current_dir: Option<PathBuf>,
     /// Where it prints.
-    pub(crate) output: Output,
+    pub(crate) output: OutputMode,
     /// The other end of this pipe is held by this process alone; see `liveness` in `procpool-worker`.
     pub(crate) cord: Arc<OwnedFd>,
 }
@@ -176,10 +176,10 @@ impl Child {
             (_, Some(file)) => {
                 command.stdout(Stdio::from(file.try_clone()?)).stderr(file.try_clone()?);
             }
-            (Output::Null, None) => {
+            (OutputMode::Null, None) => {
                 command.stdout(Stdio::null()).stderr(Stdio::null());
             }
-            (Output::Inherit | Output::Capture, None) => {}
+            (OutputMode::Inherit | OutputMode::Capture, None) => {}
         }
         // No `pre_exec`: with one, std forks, which beside a parent of 1 GiB takes 46 ms.
         let child = command.spawn().map_err(|error| launch.explain(error))?;

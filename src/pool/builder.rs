@@ -16,7 +16,7 @@ use serde::de::DeserializeOwned;
 
 use crate::entry;
 use crate::error::Error;
-use crate::os::process::{Launch, Output};
+use crate::os::process::{Launch, OutputMode};
 use crate::os::signals;
 use crate::pool::config::{Config, EnvPerWorker, Initializer, STACK};
 use crate::pool::drive::chunk::inline_limit;
@@ -66,7 +66,7 @@ pub struct PoolBuilder {
     env: Vec<(OsString, OsString)>,
     env_per_worker: Vec<EnvPerWorker>,
     current_dir: Option<PathBuf>,
-    output: Output,
+    output: OutputMode,
     /// Zero: killed at once.
     kill_grace: Duration,
     max_tasks: Option<u64>,
@@ -129,7 +129,7 @@ impl PoolBuilder {
             env: Vec::new(),
             env_per_worker: Vec::new(),
             current_dir: None,
-            output: Output::Inherit,
+            output: OutputMode::Inherit,
             kill_grace: Duration::ZERO,
             max_tasks: None,
             max_memory: None,
@@ -293,7 +293,7 @@ impl PoolBuilder {
 
     /// Where the workers' standard output and standard error go. Not set: to where this process's
     /// go.
-    pub fn output(mut self, output: Output) -> Self {
+    pub fn output(mut self, output: OutputMode) -> Self {
         self.output = output;
         self
     }
@@ -352,7 +352,7 @@ impl PoolBuilder {
         self
     }
 
-    /// What the tasks' random numbers are made from; see [`seed`](crate::seed()). Not set: something
+    /// What the tasks' random numbers are made from; see [`seed`](crate::random_u64()). Not set: something
     /// else in each run.
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = Some(seed);
@@ -366,7 +366,7 @@ impl PoolBuilder {
     /// A listener may be slower than what happens: no worker waits for it. Up to 65,536 events wait for
     /// their turn then; what happens beyond that is dropped, all but the last
     /// ([`EventKind::Drained`](crate::EventKind::Drained)), and
-    /// [`EventKind::Missed`](crate::EventKind::Missed) says in its place how much that was.
+    /// [`EventKind::Lagged`](crate::EventKind::Lagged) says in its place how much that was.
     ///
     /// ```no_run
     /// # fn main() -> Result<(), procpool::Error> {

@@ -9,7 +9,7 @@ use procpool_worker::function::FnRef;
 use procpool_worker::protocol::Setup;
 
 use crate::entry;
-use crate::os::process::{Launch, Output};
+use crate::os::process::{Launch, OutputMode};
 use crate::pool::limits::Limits;
 use crate::pool::observe::events::Observers;
 
@@ -59,7 +59,7 @@ impl Config {
             limits,
             nice: self.nice,
             cpu: (!self.cpus.is_empty()).then(|| self.cpus[slot % self.cpus.len()]),
-            capture: self.launch.output == Output::Capture,
+            capture: self.launch.output == OutputMode::Capture,
         }
     }
 }

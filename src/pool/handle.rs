@@ -11,7 +11,7 @@ use procpool_worker::seed;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::error::{DidRun, Side, TaskError, TaskErrorKind};
+use crate::error::{DidRun, TaskError, TaskErrorKind, ValueSide};
 use crate::os::observe;
 use crate::pool::call::context::Context;
 use crate::pool::call::job::Job;
@@ -111,7 +111,7 @@ impl Pool {
     /// A handle on the same workers whose tasks have other options; what they leave open stays as it
     /// is.
     #[must_use]
-    pub fn with(&self, options: TaskOptions) -> Self {
+    pub fn with_options(&self, options: TaskOptions) -> Self {
         Self { inner: Arc::clone(&self.inner), options: options.or(&self.options) }
     }
 
@@ -275,7 +275,7 @@ impl Pool {
     ///     println!("{}", square?);
     /// }
     /// for report in pool.imap(|x: u64| x * x, 0..3).reports() {
-    ///     println!("{}: {:?} from PID {}", report.id, report.result, report.pid);
+    ///     println!("{}: {:?} from {:?}", report.id, report.result, report.worker);
     /// }
     /// # Ok(())
     /// # }
@@ -476,8 +476,9 @@ impl Pool {
     {
         self.check()?;
         let shared = self.shared();
-        let context = Context::encode(context, shared.inline_limit)
-            .map_err(|reason| unsent(TaskErrorKind::Encode { side: Side::Argument, reason }))?;
+        let context = Context::encode(context, shared.inline_limit).map_err(|reason| {
+            unsent(TaskErrorKind::Encode { side: ValueSide::Argument, reason })
+        })?;
         let context = Arc::new(context);
         let job = self.many_with(Ok(call), Some(Arc::clone(&context)));
         let _scope = Scope { pool: shared, context };

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Options of tasks, for [`Pool::with`](super::Pool::with). What is not set is as the pool has it.
+/// Options of tasks, for [`Pool::with_options`](super::Pool::with_options). What is not set is as the pool has it.
 ///
 /// ```no_run
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// use procpool::{Pool, TaskOptions};
 ///
 /// let pool = Pool::new(4)?;
-/// let careful = pool.with(TaskOptions::new().chunk_size(1).label("parse"));
+/// let careful = pool.with_options(TaskOptions::new().chunk_size(1).label("parse"));
 /// let lengths = careful.map(|line: String| line.len(), ["a".to_owned(), "bc".to_owned()])?;
 /// # Ok(())
 /// # }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::error::TaskError;
+use crate::worker_ref::WorkerRef;
 
 /// An answer or a failure, with all that is known about it.
 #[derive(Debug, Clone, PartialEq)]
@@ -10,10 +11,8 @@ use crate::error::TaskError;
 pub struct Report<R> {
     /// The position in the input; for single calls, the number among the pool's.
     pub id: u64,
-    /// The worker that it was given to; 0 if it never came to that.
-    pub pid: u32,
-    /// The worker's slot, from 0.
-    pub worker: usize,
+    /// The worker that the task was sent to, if it was sent to one.
+    pub worker: Option<WorkerRef>,
     /// Which attempt this was, from 1; 0 if there was none.
     pub attempt: u32,
     /// How long it waited before it was sent to the worker.
@@ -22,10 +21,17 @@ pub struct Report<R> {
     /// share the time.
     pub elapsed: Duration,
     /// What it printed, in whatever language, where that is captured
-    /// ([`Output::Capture`](crate::Output::Capture)); of a task whose worker died, the last of it.
+    /// ([`OutputMode::Capture`](crate::OutputMode::Capture)); of a task whose worker died, the last of it.
     pub output: Vec<u8>,
     /// The answer.
     pub result: Result<R, TaskError>,
+}
+
+impl<R> Report<R> {
+    /// Returns the PID of the worker that the task was sent to, if it was sent to one.
+    pub fn pid(&self) -> Option<u32> {
+        self.worker.map(|worker| worker.pid)
+    }
 }
 
 /// One of a pool's workers, from [`Pool::workers`].

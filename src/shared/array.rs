@@ -21,7 +21,7 @@ use crate::sync::{LockGuard, RawLock};
 /// Numbers, or other plain data, that several processes read and write: under a lock, or as atomics.
 ///
 /// A clone is another handle on the same array. It can be sent as a
-/// [`SharedSlice`](crate::SharedSlice) can: anywhere inside an argument, and only there.
+/// [`SharedSlice`](crate::shared::SharedSlice) can: anywhere inside an argument, and only there.
 ///
 /// # Under a lock
 ///
@@ -29,7 +29,8 @@ use crate::sync::{LockGuard, RawLock};
 ///
 /// ```no_run
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// use procpool::{Pool, SharedArray};
+/// use procpool::Pool;
+/// use procpool::shared::SharedArray;
 ///
 /// fn count((bins, x): (SharedArray<u64>, u64)) {
 ///     let mut bins = bins.lock();
@@ -54,7 +55,7 @@ use crate::sync::{LockGuard, RawLock};
 ///
 /// ```
 /// # fn main() -> Result<(), procpool::Error> {
-/// use procpool::SharedArray;
+/// use procpool::shared::SharedArray;
 /// use std::sync::atomic::{AtomicU64, Ordering};
 ///
 /// let bins = SharedArray::<AtomicU64>::atomic([0, 0, 7])?;
@@ -192,7 +193,7 @@ impl<T> fmt::Debug for SharedArray<T> {
 }
 
 /// The atomic integers of `std::sync::atomic`, of which a [`SharedArray`] or a
-/// [`SharedValue`](crate::SharedValue) can be made.
+/// [`SharedValue`](crate::shared::SharedValue) can be made.
 #[expect(private_bounds, reason = "these are all that there are")]
 pub trait Atomic: Atomics {
     /// The integer.

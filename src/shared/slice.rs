@@ -27,7 +27,8 @@ use crate::os::memory::SharedMemory;
 ///
 /// ```no_run
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// use procpool::{Pool, SharedSlice};
+/// use procpool::Pool;
+/// use procpool::shared::SharedSlice;
 ///
 /// fn sum_of_part((samples, part): (SharedSlice<f64>, usize)) -> f64 {
 ///     samples.chunks(1000).nth(part).map_or(0.0, |part| part.iter().sum())
@@ -71,7 +72,7 @@ impl<T: Pod> SharedSlice<T> {
     ///
     /// ```
     /// # fn main() -> Result<(), procpool::Error> {
-    /// let squares = procpool::SharedSlice::build(5, |squares: &mut [u64]| {
+    /// let squares = procpool::shared::SharedSlice::build(5, |squares: &mut [u64]| {
     ///     for (x, square) in (0..).zip(squares) {
     ///         *square = x * x;
     ///     }

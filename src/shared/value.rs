@@ -17,7 +17,8 @@ use crate::sync::LockGuard;
 ///
 /// ```no_run
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// use procpool::{Pool, SharedValue};
+/// use procpool::Pool;
+/// use procpool::shared::SharedValue;
 /// use std::sync::atomic::{AtomicU64, Ordering};
 ///
 /// let pool = Pool::new(4)?;

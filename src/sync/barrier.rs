@@ -18,7 +18,8 @@ use crate::shared::object::Object;
 ///
 /// ```no_run
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// use procpool::{Barrier, Pool};
+/// use procpool::Pool;
+/// use procpool::sync::Barrier;
 ///
 /// fn simulate((barrier, me): (Barrier, usize)) -> usize {
 ///     for _step in 0..10 {

@@ -18,11 +18,12 @@ use crate::shared::object::Object;
 /// Mutual exclusion between processes: one at a time has it.
 ///
 /// What it guards is something outside, like a file or the terminal; for numbers in shared memory,
-/// [`SharedValue`](crate::SharedValue) and [`SharedArray`](crate::SharedArray) have a lock of their own.
+/// [`SharedValue`](crate::shared::SharedValue) and [`SharedArray`](crate::shared::SharedArray) have a lock of their own.
 ///
 /// ```no_run
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// use procpool::{Lock, Pool};
+/// use procpool::Pool;
+/// use procpool::sync::Lock;
 ///
 /// fn tell((terminal, x): (Lock, u32)) {
 ///     let _guard = terminal.lock();

@@ -16,7 +16,8 @@ use crate::shared::object::Object;
 ///
 /// ```no_run
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// use procpool::{Pool, Semaphore};
+/// use procpool::Pool;
+/// use procpool::sync::Semaphore;
 ///
 /// fn load((connections, url): (Semaphore, String)) -> usize {
 ///     let _permit = connections.acquire();

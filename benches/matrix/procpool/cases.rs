@@ -54,7 +54,7 @@ pub(crate) fn warm_pool(workers: usize) -> Result<Pool, Box<dyn Error>> {
 }
 
 fn warm_up(pool: &Pool, workers: usize) -> Done {
-    let one_each = pool.with(TaskOptions::new().chunk_size(1));
+    let one_each = pool.with_options(TaskOptions::new().chunk_size(1));
     one_each.map(tasks::sleep, std::iter::repeat_n(100, 2 * workers))?;
     Ok(())
 }
@@ -270,7 +270,7 @@ pub(crate) fn lazy() -> Done {
 
 pub(crate) fn limit() -> Done {
     let pool = warm_pool(WORKERS)?;
-    let limited = pool.with(TaskOptions::new().timeout(LIMIT));
+    let limited = pool.with_options(TaskOptions::new().timeout(LIMIT));
     let mut times = Vec::new();
     for _ in 0..LIMIT_TRIES {
         let start = Instant::now();

@@ -107,7 +107,7 @@ pub(crate) fn parent_killed() -> Done {
 /// An ordinary program that does nothing about signals, interrupted from outside.
 pub(crate) fn interrupted() -> Done {
     Facts::new().add("ready", true);
-    let pool = Pool::new(WORKERS)?.with(TaskOptions::new().chunk_size(1));
+    let pool = Pool::new(WORKERS)?.with_options(TaskOptions::new().chunk_size(1));
     pool.map(tasks::sleep, [60_000; 20])?;
     Ok(())
 }

@@ -12,7 +12,7 @@ use super::neighbour::{Surroundings, healthy, sick};
 use super::scene::{Stage, wait};
 use super::{MEMORY, NEIGHBOURS, NO_CORE};
 use crate::humane;
-use procpool::{Limits, Output, Pool, TaskError, TaskErrorKind, TaskOptions};
+use procpool::{Limits, OutputMode, Pool, TaskError, TaskErrorKind, TaskOptions};
 
 /// What the endless task is given.
 const TIME_LIMIT: Duration = Duration::from_millis(300);
@@ -68,7 +68,7 @@ pub(super) fn watch(case: Case) -> Result<Seen> {
         .chunk_size(1)
         .limits(Limits::new().core_size(NO_CORE))
         // A crash prints its message, and the report says it all.
-        .output(Output::Null);
+        .output(OutputMode::Null);
     if case == Case::Leak {
         builder = builder.max_memory_per_worker(MEMORY);
     }
@@ -78,7 +78,7 @@ pub(super) fn watch(case: Case) -> Result<Seen> {
         .map(|neighbour| pool.apply_async(healthy, (scene.clone(), neighbour)))
         .collect();
     let sickbed = match case {
-        Case::Loop => pool.with(TaskOptions::new().timeout(TIME_LIMIT)),
+        Case::Loop => pool.with_options(TaskOptions::new().timeout(TIME_LIMIT)),
         _ => pool.clone(),
     };
     let patient = sickbed.apply_async(sick, (scene.clone(), case));
@@ -101,7 +101,7 @@ pub(super) fn watch(case: Case) -> Result<Seen> {
         answers.iter().flat_map(|answer| answer.changed.clone()).collect();
     changed.dedup();
     Ok(Seen {
-        pid: report.pid,
+        pid: report.pid().unwrap_or(0),
         happened,
         went_wrong,
         neighbours: NEIGHBOURS,
@@ -109,7 +109,7 @@ pub(super) fn watch(case: Case) -> Result<Seen> {
         right: answers.iter().filter(|answer| answer.is_right()).count(),
         changed,
         changed_in_parent: surroundings.changes(),
-        new_pid: successor(&pool, report.worker, report.pid),
+        new_pid: report.worker.and_then(|worker| successor(&pool, worker.slot, worker.pid)),
         answers_on: pool
             .map(|x: u64| x * x, 0..16)
             .is_ok_and(|squares| squares.into_iter().eq((0..16).map(|x| x * x))),

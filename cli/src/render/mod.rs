@@ -68,6 +68,7 @@ pub(super) enum End {
 impl Row {
     /// What a report says of its job, and its answer, if it has one.
     pub(super) fn new<A>(report: Report<A>, kept: Kept) -> (Self, Option<A>) {
+        let worker = report.worker;
         let (answer, error) = match report.result {
             Ok(answer) => (Some(answer), None),
             Err(error) => (None, Some(error)),
@@ -76,8 +77,8 @@ impl Row {
         let row = Self {
             id: report.id,
             number: kept.number,
-            pid: report.pid,
-            worker: report.worker,
+            pid: worker.map_or(0, |worker| worker.pid),
+            worker: worker.map_or(0, |worker| worker.slot),
             attempt: report.attempt,
             queued: report.queued,
             elapsed: report.elapsed,

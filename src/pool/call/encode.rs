@@ -10,7 +10,7 @@ use procpool_worker::bulk::RawBytes;
 use procpool_worker::protocol::{encode_item, item_width};
 use serde::Serialize;
 
-use crate::error::{Side, TaskErrorKind};
+use crate::error::{TaskErrorKind, ValueSide};
 use crate::pool::call::contain::serialize_panicked;
 use crate::pool::call::job::Job;
 use crate::pool::call::outcome::{Arrival, Content, Failure, Origin};
@@ -65,7 +65,7 @@ pub(crate) fn encode_one<A: Serialize>(
 /// Enters an item and ends it at once, since its argument could not be encoded.
 pub(crate) fn fail_unencoded(pool: &Shared, job: &Job, reason: String) {
     let first = job.enter(1);
-    let kind = TaskErrorKind::Encode { side: Side::Argument, reason };
+    let kind = TaskErrorKind::Encode { side: ValueSide::Argument, reason };
     let content = Content::Failed(Failure::unstarted(kind));
     pool.counters.failed.fetch_add(1, Relaxed);
     let mut calls = Calls::default();

@@ -7,10 +7,11 @@ use procpool_worker::record::Record;
 use procpool_worker::{bulk, codec};
 use serde::de::DeserializeOwned;
 
-use crate::error::{DidRun, Side, TaskError, TaskErrorKind};
+use crate::error::{DidRun, TaskError, TaskErrorKind, ValueSide};
 use crate::pool::call::contain::contained;
 use crate::pool::drive::records::{self, RawOutcome, Records};
 use crate::pool::types::Report;
+use crate::worker_ref::WorkerRef;
 
 /// Outcomes of consecutive items, as they were delivered.
 #[derive(Debug)]
@@ -25,9 +26,7 @@ pub(crate) struct Arrival {
 /// Where outcomes come from.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Origin {
-    /// Zero where no worker was involved.
-    pub(crate) pid: u32,
-    pub(crate) slot: usize,
+    pub(crate) worker: Option<WorkerRef>,
     pub(crate) attempt: u32,
     /// How long the items waited before they were sent to the worker.
     pub(crate) queued: Duration,
@@ -35,7 +34,7 @@ pub(crate) struct Origin {
 
 impl Origin {
     /// No worker was involved.
-    pub(crate) const NONE: Self = Self { pid: 0, slot: 0, attempt: 0, queued: Duration::ZERO };
+    pub(crate) const NONE: Self = Self { worker: None, attempt: 0, queued: Duration::ZERO };
 }
 
 #[derive(Debug)]
@@ -76,8 +75,7 @@ impl<R> Report<R> {
     pub(crate) fn new(outcome: Outcome<R>, origin: Origin, offset: u64) -> Self {
         Self {
             id: offset + outcome.number,
-            pid: origin.pid,
-            worker: origin.slot,
+            worker: origin.worker,
             attempt: origin.attempt,
             queued: origin.queued,
             elapsed: outcome.elapsed,
@@ -125,8 +123,7 @@ impl Arrival {
         kind: TaskErrorKind,
         did_it_run: DidRun,
     ) -> TaskError {
-        let pid = (origin.pid != 0).then_some(origin.pid);
-        TaskError::new(kind, offset + number, pid, origin.attempt, did_it_run)
+        TaskError::new(kind, offset + number, origin.worker, origin.attempt, did_it_run)
     }
 }
 
@@ -159,7 +156,7 @@ impl Arrival {
 }
 
 fn garbled(reason: String) -> TaskErrorKind {
-    TaskErrorKind::Decode { side: Side::Result, reason }
+    TaskErrorKind::Decode { side: ValueSide::Result, reason }
 }
 
 fn decode<R: DeserializeOwned>(mut raw: RawOutcome<'_>) -> Result<R, (TaskErrorKind, DidRun)> {
@@ -201,10 +198,10 @@ pub(crate) fn failure(raw: RawOutcome<'_>) -> Option<(TaskErrorKind, DidRun)> {
             (TaskErrorKind::Panicked { message, location, backtrace }, DidRun::Yes)
         }
         Record::Unencodable => {
-            (TaskErrorKind::Encode { side: Side::Result, reason: text() }, DidRun::Yes)
+            (TaskErrorKind::Encode { side: ValueSide::Result, reason: text() }, DidRun::Yes)
         }
         Record::Undecodable => {
-            (TaskErrorKind::Decode { side: Side::Argument, reason: text() }, DidRun::No)
+            (TaskErrorKind::Decode { side: ValueSide::Argument, reason: text() }, DidRun::No)
         }
     })
 }

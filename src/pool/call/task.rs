@@ -64,7 +64,7 @@ impl<R> Task<R> {
 
     /// Waits for the result, for at most `limit`; `None` means that there is none yet. The task goes
     /// on and can be asked again. Once the result has been given, there is no other: then this gives
-    /// [`TaskErrorKind::Taken`].
+    /// [`TaskErrorKind::AlreadyTaken`].
     pub fn get_timeout(&mut self, limit: Duration) -> Option<Result<R, TaskError>> {
         if self.pool.forked().is_some() {
             return Some(self.take().result);
@@ -180,7 +180,7 @@ fn take<R>(job: &Job, collect: fn(&Job) -> Report<R>) -> Report<R> {
     if !job.taken.swap(true, Relaxed) {
         return collect(job);
     }
-    let error = TaskError::new(TaskErrorKind::Taken, job.offset, None, 0, DidRun::Yes);
+    let error = TaskError::new(TaskErrorKind::AlreadyTaken, job.offset, None, 0, DidRun::Yes);
     bare(job, Err(error))
 }
 
@@ -188,8 +188,7 @@ fn take<R>(job: &Job, collect: fn(&Job) -> Report<R>) -> Report<R> {
 fn bare<R>(job: &Job, result: Result<R, TaskError>) -> Report<R> {
     Report {
         id: job.offset,
-        pid: 0,
-        worker: 0,
+        worker: None,
         attempt: 0,
         queued: Duration::ZERO,
         elapsed: Duration::ZERO,
@@ -232,8 +231,8 @@ fn collect_many<R: DeserializeOwned>(job: &Job) -> Report<Vec<R>> {
     let mut report = bare(job, Ok(results));
     for mut arrival in arrivals {
         let origin = arrival.origin;
-        if report.pid == 0 {
-            (report.pid, report.worker, report.attempt) = (origin.pid, origin.slot, origin.attempt);
+        if report.worker.is_none() {
+            (report.worker, report.attempt) = (origin.worker, origin.attempt);
         }
         report.queued += origin.queued;
         if let Ok(results) = &mut report.result {

@@ -17,7 +17,7 @@ use procpool_worker::memcpy::Sink;
 use procpool_worker::protocol::{Body, ChunkOptions, Reply, Request, SPAN_HEAD, Span};
 use procpool_worker::seed;
 
-use crate::error::{DeathCause, Side, TaskErrorKind};
+use crate::error::{DeathCause, TaskErrorKind, ValueSide};
 use crate::os::observe;
 use crate::pool::call::context::Context;
 use crate::pool::call::outcome;
@@ -702,7 +702,7 @@ fn try_send(
             // It is this process that lacks memory or descriptors.
             Err(TransportError::Io(error)) => {
                 let reason = format!("it could not be put into shared memory: {error}");
-                let kind = TaskErrorKind::Encode { side: Side::Argument, reason };
+                let kind = TaskErrorKind::Encode { side: ValueSide::Argument, reason };
                 let calls = refused.get_or_insert_default();
                 chunk.refuse(&kind, teller.counters, calls);
                 is_out_of_step = may_have_sent;
@@ -790,7 +790,7 @@ impl Loss {
             Some(Doom::TimedOut(after)) => return TaskErrorKind::TimedOut { after },
             Some(Doom::Cancelled) => return TaskErrorKind::Cancelled,
             Some(Doom::OutOfMemory) => DeathCause::OutOfMemory,
-            Some(Doom::Malformed) => DeathCause::Misbehaved,
+            Some(Doom::Malformed) => DeathCause::ProtocolViolation,
             Some(Doom::StartTimedOut(_) | Doom::Retired | Doom::Silent) | None => {
                 match process.wait_death() {
                     DeathCause::Signaled(..) if self.note == Some(AbortReason::OutOfMemory) => {

@@ -118,7 +118,7 @@ pub enum EventKind {
     /// All that was submitted is done and all workers have ended.
     Drained,
     /// So much happened while listeners were busy that these many events were dropped here.
-    Missed {
+    Lagged {
         /// How many.
         events: u64,
     },
@@ -164,7 +164,7 @@ impl fmt::Display for Event {
                 write!(f, "worker {slot} (PID {pid}) lost: it {cause}")
             }
             EventKind::Retired { slot, pid } => write!(f, "worker {slot} (PID {pid}) retired"),
-            EventKind::Missed { events } => write!(f, "{events} events missed"),
+            EventKind::Lagged { events } => write!(f, "{events} events missed"),
             EventKind::Drained => f.write_str("drained"),
             EventKind::CallbackPanicked { message } => write!(f, "a callback panicked: {message}"),
         }
@@ -282,7 +282,7 @@ impl Observers {
         }
         let events = self.backlog.missed.swap(0, Relaxed);
         if events > 0 {
-            self.send(Event { time: event.time, kind: EventKind::Missed { events } });
+            self.send(Event { time: event.time, kind: EventKind::Lagged { events } });
         }
         self.send(event);
     }

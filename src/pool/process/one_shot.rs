@@ -16,7 +16,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::{DeathCause, Error, StartError, TaskError};
-use crate::os::process::Output;
+use crate::os::process::OutputMode;
 use crate::pool::builder::PoolBuilder;
 use crate::pool::call::task::Task;
 use crate::pool::handle::Pool;
@@ -120,13 +120,13 @@ impl<R> Process<R> {
             DeathCause::Signaled(signal, true) => signal | 0x80,
             // It is the kernel that killed it.
             DeathCause::OutOfMemory => libc::SIGKILL,
-            DeathCause::Misbehaved | DeathCause::Unknown => return None,
+            DeathCause::ProtocolViolation | DeathCause::Unknown => return None,
         };
         Some(ExitStatus::from_raw(raw))
     }
 
     /// Waits for its end and gives its answer. There is one only: after it, joining gives
-    /// [`TaskErrorKind::Taken`](crate::TaskErrorKind::Taken).
+    /// [`TaskErrorKind::AlreadyTaken`](crate::TaskErrorKind::AlreadyTaken).
     ///
     /// # Errors
     ///
@@ -174,13 +174,13 @@ impl<R> Process<R> {
 /// ```no_run
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// use std::time::Duration;
-/// use procpool::{Output, Process};
+/// use procpool::{OutputMode, Process};
 ///
 /// let mut process = Process::builder()
 ///     .name("fetch")
 ///     .env("LANG", "C")
 ///     .timeout(Duration::from_secs(10))
-///     .output(Output::Capture)
+///     .output(OutputMode::Capture)
 ///     .spawn(|url: String| println!("fetching {url}"), "https://example.org".to_owned())?;
 /// let report = process.report();
 /// println!("{}", String::from_utf8_lossy(&report.output));
@@ -209,7 +209,7 @@ impl ProcessBuilder {
 
     /// Where its standard output and standard error go. Not set: to where this process's go. What is
     /// captured comes with [`Process::report`].
-    pub fn output(self, output: Output) -> Self {
+    pub fn output(self, output: OutputMode) -> Self {
         Self(self.0.output(output))
     }
 

@@ -22,7 +22,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::error::{DeathCause, StartError};
 use crate::os::observe;
-use crate::os::process::{CaptureFile, Child, Output};
+use crate::os::process::{CaptureFile, Child, OutputMode};
 use crate::pool::observe::callbacks::contain;
 use crate::pool::observe::events::EventKind;
 use crate::pool::process::orders::Bell;
@@ -196,7 +196,7 @@ impl Supervisor {
         let env = contain(env)
             .map_err(|message| format!("the closure of `env_per_worker` panicked: {message}"))?;
         let title = config.title(slot);
-        let capture = config.launch.output == Output::Capture;
+        let capture = config.launch.output == OutputMode::Capture;
         let capture = capture.then(CaptureFile::new).transpose().map_err(io)?;
         let file = capture.as_ref().map(CaptureFile::file);
         let child =

@@ -276,7 +276,7 @@ impl Newborn {
         };
         let stranger = |what: String| {
             process.kill(Doom::Malformed);
-            StartError::Stranger(what)
+            StartError::HandshakeMismatch(what)
         };
         let handshake = match process.control.recv(true).and_then(|packet| reply(&packet)) {
             Ok(Reply::Handshake(handshake)) => handshake,

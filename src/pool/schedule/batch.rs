@@ -18,6 +18,7 @@ use crate::pool::call::outcome::Origin;
 use crate::pool::drive::buffer::Buffer;
 use crate::pool::observe::events::Calls;
 use crate::pool::schedule::counters::Counters;
+use crate::worker_ref::WorkerRef;
 
 /// Consecutive items of one job, with their encoded arguments. An item is in exactly one place: in
 /// a queued batch, in the running chunk of one worker, or settled in the job's ledger.
@@ -193,7 +194,7 @@ impl Batch {
     /// Where its outcomes come from, when it was sent at `sent` to this worker.
     pub(crate) fn origin(&self, pid: u32, slot: usize, sent: Instant) -> Origin {
         let queued = sent.saturating_duration_since(self.queued);
-        Origin { pid, slot, attempt: self.attempt, queued }
+        Origin { worker: Some(WorkerRef { slot, pid }), attempt: self.attempt, queued }
     }
 
     /// Ends its items as failed in this way. What is to be called for it is added to `calls`.

@@ -301,8 +301,8 @@ impl Shared {
             } else {
                 let origin = origin(&batch, loss.sent);
                 self.config.observers.tell(|| EventKind::Finished {
-                    slot: origin.slot,
-                    pid: origin.pid,
+                    slot: process.slot,
+                    pid: process.pid(),
                     id: batch.job.offset + batch.first,
                     attempt: origin.attempt,
                     elapsed: loss.elapsed,
