@@ -203,12 +203,30 @@ pub use error::{DeathCause, DidRun, Error, StartError, TaskError, TaskErrorKind,
 pub use failure::Failure;
 pub use os::process::OutputMode;
 pub use pool::{
-    Event, EventKind, Limits, Pool, PoolBuilder, Process, ProcessBuilder, Report, Reports, Results,
-    Stats, Task, TaskOptions, WorkerInfo, WorkerState, log_to_stderr,
+    AsCompleted, Canceller, Event, EventKind, Limits, Pool, PoolBuilder, Process, ProcessBuilder,
+    ProcessHandle, Report, Reports, Results, Stats, Task, TaskOptions, Timeout, WaitFor,
+    WorkerInfo, WorkerState, as_completed, log_to_stderr, wait,
 };
-pub use procpool_worker::state::with as with_state;
+pub use procpool_worker::state::{WorkerContext, with as with_state};
 pub use self_describing::SelfDescribing;
 pub use worker_ref::WorkerRef;
+
+/// Returns which worker of which pool runs this code, or `None` in any other process.
+///
+/// ```no_run
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// fn device(_: u32) -> Option<usize> {
+///     procpool::worker().map(|worker| worker.slot % 2)
+/// }
+///
+/// let pool = procpool::Pool::new(4)?;
+/// println!("{:?}", pool.map(device, 0..8)?);
+/// # Ok(())
+/// # }
+/// ```
+pub fn worker() -> Option<WorkerContext> {
+    procpool_worker::state::worker()
+}
 
 /// A random number to seed a generator with: inside a task, the next of the task's own stream.
 ///

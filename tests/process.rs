@@ -11,7 +11,7 @@ use procpool::{
     DeathCause, DidRun, Error, EventKind, Limits, OutputMode, Pool, Process, StartError,
     TaskErrorKind, sync,
 };
-use support::{SOON, SideEffects, alone, is_alive, kill, left_behind, square, wait_until};
+use support::{SOON, SideEffects, alone, is_alive, kill, left_behind, sleepy, square, wait_until};
 
 procpool::test_support!();
 
@@ -312,4 +312,19 @@ fn its_events_come_in_order_whether_or_not_it_is_joined() {
     assert!(matches!(retired, EventKind::Retired { .. }), "{retired:?}");
     assert!(matches!(drained, EventKind::Drained));
     drop(process);
+}
+
+#[test]
+fn a_process_is_awaited_polled_and_ended_from_another_thread() {
+    let mut process = Process::spawn(sleepy, 30_000).unwrap();
+    let handle = process.handle();
+    std::thread::spawn(move || handle.kill()).join().unwrap();
+    let mut files = [rustix::event::PollFd::new(&process, rustix::event::PollFlags::IN)];
+    let limit = rustix::event::Timespec { tv_sec: 30, tv_nsec: 0 };
+    assert_eq!(rustix::event::poll(&mut files, Some(&limit)), Ok(1));
+    assert!(matches!(process.join().unwrap_err().kind(), TaskErrorKind::Died { .. }));
+
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let process = Process::spawn(sleepy, 5).unwrap();
+    assert_eq!(runtime.block_on(process), Ok(5));
 }

@@ -56,6 +56,8 @@ impl Config {
         }
         Setup {
             name: self.title(slot),
+            pool: self.name.clone(),
+            slot: u32::try_from(slot).unwrap_or(u32::MAX),
             limits,
             nice: self.nice,
             cpu: (!self.cpus.is_empty()).then(|| self.cpus[slot % self.cpus.len()]),

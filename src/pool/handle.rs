@@ -16,6 +16,7 @@ use crate::os::observe;
 use crate::pool::call::context::Context;
 use crate::pool::call::job::Job;
 use crate::pool::call::results::{Order, Results};
+use crate::pool::call::scope::Scope;
 use crate::pool::call::task::{self, Task};
 use crate::pool::call::{collect, encode, feed};
 use crate::pool::options::TaskOptions;
@@ -287,7 +288,7 @@ impl Pool {
         I: IntoIterator<Item = A>,
     {
         let job = self.many(f);
-        Results::new(Arc::clone(self.shared()), job, items.into_iter(), Order::Input)
+        Results::new(Arc::clone(self.shared()), job, items.into_iter(), Order::Input, None)
     }
 
     /// As [`imap`](Self::imap), but gives each result as soon as it is there.
@@ -298,7 +299,98 @@ impl Pool {
         I: IntoIterator<Item = A>,
     {
         let job = self.many(f);
-        Results::new(Arc::clone(self.shared()), job, items.into_iter(), Order::Completion)
+        Results::new(Arc::clone(self.shared()), job, items.into_iter(), Order::Completion, None)
+    }
+
+    /// As [`imap`](Self::imap), for a function that needs something which is the same for all items, as
+    /// [`map_with`](Self::map_with) sends it. Workers drop the context when the iterator is dropped.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let pool = procpool::Pool::new(4)?;
+    /// for product in pool.imap_with(3, |factor, x: u64| factor * x, 0..10)? {
+    ///     println!("{}", product?);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// When the context can't be encoded.
+    pub fn imap_with<C, A, R, I>(
+        &self,
+        context: C,
+        f: fn(&C, A) -> R,
+        items: I,
+    ) -> Result<Results<I::IntoIter, R>, TaskError>
+    where
+        C: Serialize + DeserializeOwned + 'static,
+        A: Serialize + DeserializeOwned,
+        R: Serialize + DeserializeOwned,
+        I: IntoIterator<Item = A>,
+    {
+        self.results_with(context, f, items, Order::Input)
+    }
+
+    /// As [`imap_with`](Self::imap_with), in the order in which items complete.
+    ///
+    /// # Errors
+    ///
+    /// As [`imap_with`](Self::imap_with).
+    pub fn imap_unordered_with<C, A, R, I>(
+        &self,
+        context: C,
+        f: fn(&C, A) -> R,
+        items: I,
+    ) -> Result<Results<I::IntoIter, R>, TaskError>
+    where
+        C: Serialize + DeserializeOwned + 'static,
+        A: Serialize + DeserializeOwned,
+        R: Serialize + DeserializeOwned,
+        I: IntoIterator<Item = A>,
+    {
+        self.results_with(context, f, items, Order::Completion)
+    }
+
+    fn results_with<C, A, R, I>(
+        &self,
+        context: C,
+        f: fn(&C, A) -> R,
+        items: I,
+        order: Order,
+    ) -> Result<Results<I::IntoIter, R>, TaskError>
+    where
+        C: Serialize + DeserializeOwned + 'static,
+        A: Serialize + DeserializeOwned,
+        R: Serialize + DeserializeOwned,
+        I: IntoIterator<Item = A>,
+    {
+        let (job, scope) = self.job_with(FnRef::task_with(f).map_err(foreign)?, &context)?;
+        let shared = Arc::clone(self.shared());
+        Ok(Results::new(shared, job, items.into_iter(), order, Some(scope)))
+    }
+
+    /// Calls `f` with `context` and `argument` in a worker and waits for its result: as
+    /// [`map_with`](Self::map_with) of one item.
+    ///
+    /// # Errors
+    ///
+    /// As [`apply`](Self::apply); a context that can't be encoded is the call's error.
+    pub fn apply_with<C, A, R>(
+        &self,
+        context: C,
+        f: fn(&C, A) -> R,
+        argument: A,
+    ) -> Result<R, TaskError>
+    where
+        C: Serialize + DeserializeOwned + 'static,
+        A: Serialize + DeserializeOwned,
+        R: Serialize + DeserializeOwned,
+    {
+        let mut results = self.imap_with(context, f, [argument])?;
+        // One item has one outcome.
+        results.next().unwrap_or(Err(unsent(TaskErrorKind::Closed)))
     }
 
     /// Calls `f` with `argument` once on every worker, and waits for all results, in the order of the
@@ -464,7 +556,7 @@ impl Pool {
     /// The results of a call whose items share `context`.
     fn collect_with<C, A, R, I>(
         &self,
-        call: FnRef,
+        function: FnRef,
         context: &C,
         items: I,
     ) -> Result<Vec<R>, TaskError>
@@ -474,15 +566,24 @@ impl Pool {
         R: DeserializeOwned,
         I: IntoIterator<Item = A>,
     {
+        let (job, _scope) = self.job_with(function, context)?;
+        collect::collect(Arc::clone(self.shared()), job, items.into_iter())
+    }
+
+    /// A job whose items share `context`, and the time for which workers keep it.
+    fn job_with<C: Serialize>(
+        &self,
+        function: FnRef,
+        context: &C,
+    ) -> Result<(Arc<Job>, Scope), TaskError> {
         self.check()?;
         let shared = self.shared();
         let context = Context::encode(context, shared.inline_limit).map_err(|reason| {
             unsent(TaskErrorKind::Encode { side: ValueSide::Argument, reason })
         })?;
         let context = Arc::new(context);
-        let job = self.many_with(Ok(call), Some(Arc::clone(&context)));
-        let _scope = Scope { pool: shared, context };
-        collect::collect(Arc::clone(shared), job, items.into_iter())
+        let job = self.many_with(Ok(function), Some(Arc::clone(&context)));
+        Ok((job, Scope { pool: Arc::clone(shared), context }))
     }
 }
 
@@ -522,19 +623,5 @@ impl Drop for Inner {
         }
         self.shared.terminate();
         self.join_threads();
-    }
-}
-
-/// The time of a call: at its end, however it comes, the workers drop its context.
-#[derive(Debug)]
-struct Scope<'a> {
-    pool: &'a Shared,
-    context: Arc<Context>,
-}
-
-impl Drop for Scope<'_> {
-    fn drop(&mut self) {
-        self.context.set_over();
-        self.pool.forget_contexts();
     }
 }

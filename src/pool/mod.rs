@@ -48,13 +48,14 @@ mod schedule;
 mod types;
 
 pub use self::builder::PoolBuilder;
-pub use self::call::results::{Reports, Results};
-pub use self::call::task::Task;
+pub use self::call::completion::{AsCompleted, WaitFor, as_completed, wait};
+pub use self::call::results::{Reports, Results, Timeout};
+pub use self::call::task::{Canceller, Task};
 pub use self::handle::Pool;
 pub use self::limits::Limits;
 pub use self::observe::events::{Event, EventKind, log_to_stderr};
 pub use self::options::TaskOptions;
-pub use self::process::one_shot::{Process, ProcessBuilder};
+pub use self::process::one_shot::{Process, ProcessBuilder, ProcessHandle};
 pub use self::types::{Report, Stats, WorkerInfo, WorkerState};
 
 #[cfg(fuzzing)]

@@ -17,6 +17,11 @@ use crate::pool::observe::events::Calls;
 use crate::pool::options::TaskOptions;
 use crate::pool::schedule::cost::Pace;
 
+/// No result within the time limit, from [`Results::next_timeout`](crate::Results::next_timeout).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("no result within the time limit: the call goes on and can be asked again")]
+pub struct Timeout;
+
 /// What one call asked for.
 #[derive(Debug)]
 pub(crate) struct Job {
@@ -195,16 +200,27 @@ impl Job {
     }
 
     /// Waits for the next arrival; none when nothing is open and all has been taken.
-    pub(crate) fn wait_arrival(&self) -> Option<Arrival> {
+    ///
+    /// # Errors
+    ///
+    /// When `deadline` comes before.
+    pub(crate) fn wait_arrival(
+        &self,
+        deadline: Option<Instant>,
+    ) -> Result<Option<Arrival>, Timeout> {
         let mut state = self.state();
         loop {
             if let Some(arrival) = state.arrivals.pop_front() {
-                return Some(arrival);
+                return Ok(Some(arrival));
             }
             if state.ledger.open() == 0 {
-                return None;
+                return Ok(None);
             }
-            state = self.sleep(state, None, u64::MAX);
+            let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) {
+                return Err(Timeout);
+            }
+            state = self.sleep(state, left, u64::MAX);
         }
     }
 

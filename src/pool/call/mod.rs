@@ -2,6 +2,7 @@
 //! decoded.
 
 pub(crate) mod collect;
+pub(crate) mod completion;
 pub(crate) mod contain;
 pub(crate) mod context;
 pub(crate) mod encode;
@@ -11,4 +12,5 @@ pub(crate) mod ledger;
 #[allow(unsafe_code)] // Decodes results from memory that a worker may be writing.
 pub(crate) mod outcome;
 pub(crate) mod results;
+pub(crate) mod scope;
 pub(crate) mod task;

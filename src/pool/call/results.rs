@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::panic::resume_unwind;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -12,8 +12,11 @@ use crate::error::{DidRun, TaskError};
 use crate::pool::call::feed::Feed;
 use crate::pool::call::job::Job;
 use crate::pool::call::outcome::{Arrival, Origin, Outcome};
+use crate::pool::call::scope::Scope;
 use crate::pool::schedule::state::Shared;
 use crate::pool::types::Report;
+
+pub use crate::pool::call::job::Timeout;
 
 /// In which order [`Results`] come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +30,7 @@ pub(crate) enum Order {
 ///
 /// The input is read as results are taken, a bounded window ahead. Where reading it panics, the
 /// earlier results come first, then the panic goes on. Dropping the iterator cancels what is left.
+#[must_use = "iterators are lazy: nothing is sent before the first result is taken"]
 pub struct Results<I: Iterator, R> {
     feed: Feed<I>,
     order: Order,
@@ -37,6 +41,8 @@ pub struct Results<I: Iterator, R> {
     next: u64,
     /// Whether it has been said that this is a copy made by `fork`.
     refused: bool,
+    /// The context that the items share, if they do.
+    _scope: Option<Scope>,
     result: std::marker::PhantomData<fn() -> R>,
 }
 
@@ -56,7 +62,13 @@ where
     R: DeserializeOwned,
     I: Iterator<Item = A>,
 {
-    pub(crate) fn new(pool: Arc<Shared>, job: Arc<Job>, input: I, order: Order) -> Self {
+    pub(crate) fn new(
+        pool: Arc<Shared>,
+        job: Arc<Job>,
+        input: I,
+        order: Order,
+        scope: Option<Scope>,
+    ) -> Self {
         Self {
             feed: Feed::new(pool, job, input),
             order,
@@ -64,6 +76,7 @@ where
             early: BTreeMap::new(),
             next: 0,
             refused: false,
+            _scope: scope,
             result: std::marker::PhantomData,
         }
     }
@@ -73,10 +86,33 @@ where
         Reports { results: self }
     }
 
+    /// Returns the next result, as `next` does, if it comes within `limit`.
+    ///
+    /// Reading the input isn't interrupted.
+    ///
+    /// # Errors
+    ///
+    /// [`Timeout`] if there is no result by then.
+    pub fn next_timeout(
+        &mut self,
+        limit: Duration,
+    ) -> Result<Option<Result<R, TaskError>>, Timeout> {
+        let outcome = self.outcome_by(Instant::now().checked_add(limit))?;
+        Ok(outcome.map(|(outcome, _)| outcome.result))
+    }
+
     fn next_outcome(&mut self) -> Option<(Outcome<R>, Origin)> {
+        // Without a deadline there is no other error.
+        self.outcome_by(None).unwrap_or(None)
+    }
+
+    fn outcome_by(
+        &mut self,
+        deadline: Option<Instant>,
+    ) -> Result<Option<(Outcome<R>, Origin)>, Timeout> {
         if let Some(kind) = self.feed.pool.forked() {
             if std::mem::replace(&mut self.refused, true) {
-                return None;
+                return Ok(None);
             }
             let error = TaskError::new(kind, self.next, None, 0, DidRun::No);
             let outcome = Outcome {
@@ -85,7 +121,7 @@ where
                 output: Vec::new(),
                 result: Err(error),
             };
-            return Some((outcome, Origin::NONE));
+            return Ok(Some((outcome, Origin::NONE)));
         }
         loop {
             if let Some(arrival) = &mut self.current {
@@ -93,7 +129,7 @@ where
                 if let Some(outcome) = arrival.next(self.feed.job.offset) {
                     self.next = self.next.max(outcome.number + 1);
                     self.feed.take(1, outcome.number + 1);
-                    return Some((outcome, origin));
+                    return Ok(Some((outcome, origin)));
                 }
             }
             self.feed.fill();
@@ -104,7 +140,7 @@ where
             if self.current.is_some() {
                 continue;
             }
-            match self.feed.job.wait_arrival() {
+            match self.feed.job.wait_arrival(deadline)? {
                 Some(arrival) if self.order == Order::Completion => self.current = Some(arrival),
                 Some(arrival) => drop(self.early.insert(arrival.first, arrival)),
                 None => match self.feed.ended.take() {
@@ -112,7 +148,7 @@ where
                     Some(ended) => {
                         self.feed.ended = Some(Ok(()));
                         match ended {
-                            Ok(()) => return None,
+                            Ok(()) => return Ok(None),
                             Err(payload) => resume_unwind(payload),
                         }
                     }
@@ -146,6 +182,7 @@ impl<I: Iterator, R> Drop for Results<I, R> {
 
 /// Results with all that is known of them, as an iterator; from [`Results::reports`].
 #[derive(Debug)]
+#[must_use = "iterators are lazy: nothing is sent before the first result is taken"]
 pub struct Reports<I: Iterator, R> {
     results: Results<I, R>,
 }

@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use procpool_worker::prefault::Prefault;
@@ -40,7 +40,37 @@ pub struct Task<R> {
     pool: Arc<Shared>,
     /// Makes the result of what has arrived.
     collect: fn(&Job) -> Report<R>,
+    /// Whether dropping the handle cancels the task.
+    is_scoped: bool,
     result: PhantomData<fn() -> R>,
+}
+
+/// Cancels a task from elsewhere, from [`Task::canceller`].
+#[derive(Clone)]
+pub struct Canceller {
+    job: Arc<Job>,
+    pool: Arc<Shared>,
+}
+
+impl Canceller {
+    /// As [`Task::cancel`].
+    pub fn cancel(&self) {
+        self.pool.cancel(&self.job);
+    }
+}
+
+impl std::fmt::Debug for Canceller {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Canceller").field("id", &self.job.offset).finish_non_exhaustive()
+    }
+}
+
+impl<R> Drop for Task<R> {
+    fn drop(&mut self) {
+        if self.is_scoped && self.pool.forked().is_none() && !self.job.is_done() {
+            self.cancel();
+        }
+    }
 }
 
 impl<R> std::fmt::Debug for Task<R> {
@@ -95,6 +125,24 @@ impl<R> Task<R> {
         self.pool.cancel(&self.job);
     }
 
+    /// Returns a handle that cancels the task, to be moved to another thread or kept while the task is
+    /// awaited.
+    pub fn canceller(&self) -> Canceller {
+        Canceller { job: Arc::clone(&self.job), pool: Arc::clone(&self.pool) }
+    }
+
+    /// Makes the task one that is cancelled when its handle is dropped: for a future that may be dropped
+    /// before it is ready, as the branches of a `select!` are.
+    pub fn cancel_on_drop(mut self) -> Self {
+        self.is_scoped = true;
+        self
+    }
+
+    /// Returns whether the task is done; if not, `waker` is woken at the next arrival.
+    pub(crate) fn poll_ready(&self, waker: &Waker) -> bool {
+        self.pool.forked().is_some() || self.job.poll_done(waker)
+    }
+
     /// Waits for the result and gives it with its PID, times and attempt. Of many items, the times
     /// are sums and the rest is the first item's.
     pub fn report(self) -> Report<R> {
@@ -122,7 +170,7 @@ impl<R> Task<R> {
     /// # Ok(())
     /// # }
     /// ```
-    pub fn on_done(self, callback: impl FnOnce(Result<R, TaskError>) + Send + 'static)
+    pub fn on_done(mut self, callback: impl FnOnce(Result<R, TaskError>) + Send + 'static)
     where
         R: 'static,
     {
@@ -130,6 +178,8 @@ impl<R> Task<R> {
             // The callbacks' thread is the other process's.
             return callback(self.take().result);
         }
+        // The callback has the task from here on.
+        self.is_scoped = false;
         let (job, collect) = (Arc::clone(&self.job), self.collect);
         let observers = self.pool.config.observers.clone();
         // Here rather than at its end: on a driver's thread a callback that waits for another task
@@ -152,14 +202,14 @@ impl<R> Task<R> {
 impl<R: DeserializeOwned> Task<R> {
     /// Of a job with one item.
     pub(crate) fn of_one(pool: Arc<Shared>, job: Arc<Job>) -> Self {
-        Self { job, pool, collect: collect_one, result: PhantomData }
+        Self { job, pool, collect: collect_one, is_scoped: false, result: PhantomData }
     }
 }
 
 impl<R: DeserializeOwned> Task<Vec<R>> {
     /// Of a job with any number of items.
     pub(crate) fn of_many(pool: Arc<Shared>, job: Arc<Job>) -> Self {
-        Self { job, pool, collect: collect_many, result: PhantomData }
+        Self { job, pool, collect: collect_many, is_scoped: false, result: PhantomData }
     }
 }
 
@@ -167,7 +217,7 @@ impl<R> Future for Task<R> {
     type Output = Result<R, TaskError>;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        if self.pool.forked().is_some() || self.job.poll_done(context.waker()) {
+        if self.poll_ready(context.waker()) {
             Poll::Ready(self.take().result)
         } else {
             Poll::Pending

@@ -4,11 +4,15 @@
 //! ([`common`](super::common)).
 
 use std::ffi::OsString;
+use std::future::Future;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -23,6 +27,7 @@ use crate::pool::handle::Pool;
 use crate::pool::limits::Limits;
 use crate::pool::observe::events::Event;
 use crate::pool::process::worker;
+use crate::pool::schedule::state::Shared;
 use crate::pool::types::Report;
 
 /// One call in a child process of its own: `multiprocessing.Process`.
@@ -153,17 +158,58 @@ impl<R> Process<R> {
         self.task.wait_report()
     }
 
+    /// Returns a handle that ends the process from elsewhere, as from another thread while this one joins.
+    pub fn handle(&self) -> ProcessHandle {
+        ProcessHandle { child: Arc::clone(&self.child), pool: Arc::clone(self.pool.shared()) }
+    }
+
     /// Asks it to end (SIGTERM). It does at once, unless it has a handler of its own for that; what
     /// it has started is killed when it has ended.
     pub fn terminate(&self) {
-        if self.pool.shared().forked().is_none() {
-            self.child.child.signal(Signal::TERM);
-        }
+        self.handle().terminate();
     }
 
     /// Kills it (SIGKILL), with what it has started.
     pub fn kill(&self) {
-        if self.pool.shared().forked().is_none() {
+        self.handle().kill();
+    }
+}
+
+/// The result of the call, when the process has ended. Under any runtime.
+impl<R> Future for Process<R> {
+    type Output = Result<R, TaskError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        // The call is settled when the process has ended.
+        Pin::new(&mut self.task).poll(context)
+    }
+}
+
+/// Its pidfd, which becomes readable when the process has ended: for poll(2), epoll(7) and reactors.
+impl<R> AsFd for Process<R> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.child.child.pidfd()
+    }
+}
+
+/// Ends a [`Process`] from elsewhere, from [`Process::handle`].
+#[derive(Debug, Clone)]
+pub struct ProcessHandle {
+    child: Arc<worker::Process>,
+    pool: Arc<Shared>,
+}
+
+impl ProcessHandle {
+    /// As [`Process::terminate`].
+    pub fn terminate(&self) {
+        if self.pool.forked().is_none() {
+            self.child.child.signal(Signal::TERM);
+        }
+    }
+
+    /// As [`Process::kill`].
+    pub fn kill(&self) {
+        if self.pool.forked().is_none() {
             self.child.child.kill();
         }
     }

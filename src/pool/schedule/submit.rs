@@ -133,6 +133,9 @@ impl Shared {
     /// Has idle workers drop the contexts of calls that are over. Busy ones do when they have become
     /// idle.
     pub(crate) fn forget_contexts(&self) {
+        if self.forked().is_some() {
+            return;
+        }
         self.central().seats.idle_workers().for_each(Worker::forget);
     }
 

@@ -14,6 +14,7 @@ use crate::run::channels::Channels;
 use crate::run::chunk_run::ChunkRun;
 use crate::run::context::{Context, Source};
 use crate::run::region_cache::RegionCache;
+use crate::run::state::{WorkerContext, set_worker};
 use crate::run::{fork_guard, panics, trampoline};
 use crate::shm::lane::{LANE_BYTES, WorkerLane};
 use crate::shm::region::Region;
@@ -126,6 +127,7 @@ impl Worker {
             Request::Setup(setup) => {
                 setup::apply(&setup)?;
                 self.capture = setup.capture;
+                set_worker(WorkerContext::new(setup.pool, setup.slot));
                 Ok(())
             }
             Request::Context { id, attached, body: location } => {

@@ -1,11 +1,41 @@
-//! Keeps what a worker's initializers return, for its tasks: one value per type, on the serving thread.
+//! Keeps what tasks may ask for: what a worker's initializers return, one value per type, on the serving
+//! thread; and which worker this is.
 
 use std::any::{Any, TypeId};
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::sync::OnceLock;
 
 thread_local! {
     static STATE: RefCell<HashMap<TypeId, Box<dyn Any>>> = RefCell::default();
+}
+
+static WORKER: OnceLock<WorkerContext> = OnceLock::new();
+
+/// Which worker a task runs in.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct WorkerContext {
+    /// The pool's name.
+    pub pool: String,
+    /// The worker's slot in the pool, from 0.
+    pub slot: usize,
+}
+
+impl WorkerContext {
+    pub(crate) fn new(pool: String, slot: u32) -> Self {
+        Self { pool, slot: slot as usize }
+    }
+}
+
+/// Sets which worker this process is, once.
+pub(crate) fn set_worker(context: WorkerContext) {
+    let _ = WORKER.set(context);
+}
+
+/// Returns which worker this process is, or `None` in any other process.
+pub fn worker() -> Option<WorkerContext> {
+    WORKER.get().cloned()
 }
 
 /// Stores `value` and drops an earlier one of its type.

@@ -160,6 +160,10 @@ pub enum Body {
 pub struct Setup {
     /// The process's name, as `ps` and `top` show it.
     pub name: String,
+    /// The name of its pool.
+    pub pool: String,
+    /// Its slot in the pool, from 0.
+    pub slot: u32,
     /// Resources, numbered as by setrlimit, each with its soft and its hard limit.
     pub limits: Vec<(u32, u64, u64)>,
     /// The increment of the nice value.
