@@ -15,14 +15,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use super::args::{Format, Halt, JournalArgs, TimeLimit};
+use super::args::{Format, Halt, JournalArgs};
 use super::collect::{Collector, Event, Events, Threads, WAITING};
 use super::exit::Exit;
 use super::humane;
 use super::inputs::Feed;
 use super::interrupt;
 use super::jobs::{BuiltIn, Commands, JobMaker, Work};
-use super::journal::{Counts, Journal, Key, Past};
+use super::journal::{Counts, Journal, Past};
+use super::key::JobKey;
 use super::log::Log;
 use super::mailbox::Taken;
 use super::median::Median;
@@ -30,12 +31,14 @@ use super::numbers::Numbers;
 use super::order::Order;
 use super::plan::{LogTo, RunPlan, WorkPlan};
 use super::progress::Progress;
-use super::render::{self, End, Render, Row};
+use super::render::{self, Render};
+use super::row::{End, Row};
 use super::screen::{Screen, Unread, shown};
 use super::spill::{Live, Spills};
 use super::summary::Tally;
 use super::top::{Board, Top};
 use super::trace::Trace;
+use super::units::TimeLimit;
 use crate::tasks::Input;
 use crate::tasks::command::{self, CommandJob};
 use procpool::{Pool, PoolBuilder};
@@ -68,7 +71,12 @@ pub(super) fn run(args: super::args::RunArgs) -> Result<Exit> {
         WorkPlan::Command(ref mut recipe) => {
             let template = recipe.template.clone();
             if recipe.prints == command::Prints::Grouped {
-                let (listening, name) = Spills::listen(Arc::clone(&events))?;
+                let (listening, name) = Spills::listen({
+                    let events = Arc::clone(&events);
+                    move |live| {
+                        events.put_at_once(Event::Prints(live));
+                    }
+                })?;
                 recipe.spill = name;
                 spills = Some(listening);
             }
@@ -97,7 +105,7 @@ pub(super) fn run(args: super::args::RunArgs) -> Result<Exit> {
 }
 
 /// Names an input's work in the journal.
-type ToKey = Box<dyn Fn(&Input, u64) -> Key>;
+type ToKey = Box<dyn Fn(&Input, u64) -> JobKey>;
 
 /// Prints what would be run.
 fn dry_run(plan: RunPlan) -> Result<Exit> {

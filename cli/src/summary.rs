@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use super::humane;
-use super::render::Row;
+use super::row::Row;
 use procpool::WorkerInfo;
 
 /// So many of the worst are named, of each kind.

@@ -1,6 +1,8 @@
 //! `square`: x², the smallest task there is, to see the pool itself at work.
 
-use super::{Column, Input, Job, Options, Output, Takes, Task};
+use super::job::{Input, Job};
+use super::output::{Column, Output};
+use super::task::{Options, Takes, Task};
 
 /// The square of a whole number, exact for every `i64`.
 pub(crate) fn square(x: i64) -> i128 {
