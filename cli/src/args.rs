@@ -14,7 +14,7 @@ use crate::tasks::{self, FileFormat};
 
 const EXAMPLES: &str = "\
 Examples:
-  procpool run --procs 4                          the squares of 0..5, and who made each
+  procpool run --procs 4                          squares of 0..6, and the PID that computed each
   procpool run --task pi --count 64               64 estimates of π
   procpool run --task sqrt 10..5000000 --quiet    the square roots of a range
   find . -type f | procpool run --task sha256 --format csv

@@ -14,7 +14,7 @@ pub(crate) static TASK: Task = Task {
     name: "square",
     summary: "the square of a whole number",
     takes: Takes::Numbers,
-    default_inputs: &["0..5"],
+    default_inputs: &["0..6"],
     input: Column::number("x", 10),
     columns: &[Column::number("result", 14)],
     options: Options { out: false, to: &[], points: None, seed: None },
