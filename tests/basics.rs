@@ -40,6 +40,31 @@ fn a_task_runs_in_another_process() {
 }
 
 #[test]
+fn a_function_of_unknown_speed_is_spread_over_idle_workers() {
+    let pid = |_: u64| std::process::id();
+    let wait_until_idle = |pool: &Pool| {
+        let start = Instant::now();
+        while pool.workers().iter().any(|worker| worker.state != WorkerState::Idle) {
+            assert!(start.elapsed() < SOON, "{:?}", pool.workers());
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    };
+    for turn in 0..50 {
+        let pool = Pool::new(4).unwrap();
+        wait_until_idle(&pool);
+        // In workers whose memory is warm, an item is done before another worker is woken.
+        pool.map(square, 0..1000).unwrap();
+        wait_until_idle(&pool);
+        let pids = match turn % 2 {
+            0 => pool.map(pid, 0..6).unwrap(),
+            _ => pool.imap(pid, 0..6).collect::<Result<Vec<_>, _>>().unwrap(),
+        };
+        let distinct: HashSet<_> = pids.iter().collect();
+        assert!(distinct.len() >= 3, "{turn}: {pids:?}");
+    }
+}
+
+#[test]
 fn map_keeps_input_order_whatever_finishes_first() {
     let pool = Pool::new(4).unwrap();
     let delays = [30, 1, 20, 0, 10, 5];

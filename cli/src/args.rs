@@ -3,19 +3,18 @@
 use std::ffi::OsString;
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::PathBuf;
-use std::time::Duration;
 
 use clap::builder::{NonEmptyStringValueParser, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
-use super::compare::CompareArgs;
-use super::isolate::Case;
-use super::units;
+use super::compare::args::CompareArgs;
+use super::isolate::cases::Case;
+use super::units::{self, TimeLimit};
 use crate::tasks::{self, FileFormat};
 
 const EXAMPLES: &str = "\
 Examples:
-  procpool run --procs 4                          the squares of 0..5, and who made each
+  procpool run --procs 4                          squares of 0..6, and the PID that computed each
   procpool run --task pi --count 64               64 estimates of π
   procpool run --task sqrt 10..5000000 --quiet    the square roots of a range
   find . -type f | procpool run --task sha256 --format csv
@@ -315,14 +314,6 @@ pub(super) struct LimitArgs {
     /// what runs too once a tenth have failed, of three at least
     #[arg(long, value_name = "WHEN", value_hint = ValueHint::Other, value_parser = halt)]
     pub(super) halt: Option<Halt>,
-}
-
-/// How long an input may take.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum TimeLimit {
-    Fixed(Duration),
-    /// So many times the median of those that have succeeded.
-    OfMedian(f64),
 }
 
 /// When a run is to end before its inputs do.

@@ -18,9 +18,10 @@ use anyhow::{Context, Result};
 
 use super::exit::Exit;
 use super::inputs::{Feed, Inputs};
-use super::jobs::{JobMaker, Kept, UnderWay, Work};
+use super::jobs::{JobMaker, Work};
 use super::mailbox::{Mailbox, Taken};
-use super::render::Row;
+use super::pending::{InFlight, PendingJob};
+use super::row::Row;
 use super::spill::Live;
 use super::top::Board;
 use crate::tasks::Input;
@@ -143,10 +144,10 @@ impl<W: Work> Collector<W> {
     fn run(
         &self,
         first_id: u64,
-        jobs: impl Iterator<Item = (W::Job, Kept)>,
+        jobs: impl Iterator<Item = (W::Job, PendingJob)>,
         unordered: bool,
     ) -> bool {
-        let under_way = UnderWay::default();
+        let in_flight = InFlight::default();
         let board = self.board.clone();
         let jobs = (first_id..).zip(jobs).map(move |(id, (job, kept))| {
             if let Some(board) = &board {
@@ -154,11 +155,11 @@ impl<W: Work> Collector<W> {
             }
             (job, kept)
         });
-        let jobs = under_way.keeping(jobs);
+        let jobs = in_flight.keeping(jobs);
         // Events tell of positions in this stream; from its label listeners know those in the run.
         let pool = self.pool.with_options(TaskOptions::new().label(first_id.to_string()));
         let send = |mut report: procpool::Report<_>| {
-            let kept = under_way.take(report.id);
+            let kept = in_flight.take(report.id);
             report.id += first_id;
             self.events.0.put(Event::Row(Box::new(W::row(report, kept))))
         };
@@ -264,7 +265,7 @@ impl<'a, W: Work> Burst<'a, W> {
 }
 
 impl<W: Work> Iterator for Burst<'_, W> {
-    type Item = (W::Job, Kept);
+    type Item = (W::Job, PendingJob);
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {

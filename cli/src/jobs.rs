@@ -1,14 +1,7 @@
-//! Jobs for the pool, made of inputs one by one; and what is kept of those under way, to show it
-//! with their results.
-//!
-//! A result comes back with the position of its input and not with the input itself, which would
-//! make every answer longer. So the inputs of the jobs under way are kept here; the pool's window
-//! bounds how many.
+//! Makes the pool's jobs of inputs, one by one.
 
-use std::cell::RefCell;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::hash::{BuildHasher, RandomState};
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,11 +9,13 @@ use crate::os::clock;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::args::TimeLimit;
-use super::journal::{Key, Past};
+use super::journal::Past;
+use super::key::JobKey;
 use super::median::Median;
 use super::numbers::Numbers;
-use super::render::{End, Row};
+use super::pending::PendingJob;
+use super::row::{End, Row};
+use super::units::TimeLimit;
 use crate::tasks::command::{self, CommandJob, Ended, Template, Verdict};
 use crate::tasks::{Input, Job, Output, Params, Task};
 use procpool::Report;
@@ -44,10 +39,10 @@ pub(super) trait Work: Send + 'static {
     fn job(&mut self, input: &Input, number: u64, id: u64) -> Self::Job;
 
     /// What a job is known by, wherever its input stands.
-    fn key(&self, input: &Input, number: u64) -> Key;
+    fn key(&self, input: &Input, number: u64) -> JobKey;
 
     /// What is shown of a job that came back.
-    fn row(report: Report<Self::Answer>, kept: Kept) -> Row;
+    fn row(report: Report<Self::Answer>, kept: PendingJob) -> Row;
 }
 
 /// A built-in task.
@@ -86,12 +81,12 @@ impl Work for BuiltIn {
         Job { input: input.clone(), params: self.params.clone(), taken }
     }
 
-    fn key(&self, input: &Input, _number: u64) -> Key {
+    fn key(&self, input: &Input, _number: u64) -> JobKey {
         let params = format!("{:?}", self.params);
-        Key::of([b"task", self.task.name.as_bytes(), params.as_bytes(), &input.to_bytes()])
+        JobKey::of([b"task", self.task.name.as_bytes(), params.as_bytes(), &input.to_bytes()])
     }
 
-    fn row(report: Report<Self::Answer>, kept: Kept) -> Row {
+    fn row(report: Report<Self::Answer>, kept: PendingJob) -> Row {
         let (mut row, answer) = Row::new(report, kept);
         match answer {
             Some(Ok(values)) => row.values = values,
@@ -137,15 +132,15 @@ impl Work for Commands {
         CommandJob { input: input.clone(), number, id, limit: self.limit() }
     }
 
-    fn key(&self, input: &Input, number: u64) -> Key {
+    fn key(&self, input: &Input, number: u64) -> JobKey {
         let job = CommandJob { input: input.clone(), number, id: 0, limit: None };
         let words = self.template.words(&job, "");
-        Key::of(
+        JobKey::of(
             std::iter::once(&b"command"[..]).chain(words.iter().map(|it| it.as_encoded_bytes())),
         )
     }
 
-    fn row(report: Report<Ended>, kept: Kept) -> Row {
+    fn row(report: Report<Ended>, kept: PendingJob) -> Row {
         let (mut row, ended) = Row::new(report, kept);
         let Some(ended) = ended else { return row };
         row.values = ended.values();
@@ -196,7 +191,7 @@ impl<W: Work> JobMaker<W> {
     }
 
     /// The job of the next input; none where nothing is to be done for it.
-    pub(super) fn make(&mut self, input: Input) -> Option<(W::Job, Kept)> {
+    pub(super) fn make(&mut self, input: Input) -> Option<(W::Job, PendingJob)> {
         self.inputs += 1;
         // Also one that is left out has its name among those that are written.
         let job = self.work.job(&input, self.inputs, self.next_id);
@@ -208,45 +203,7 @@ impl<W: Work> JobMaker<W> {
         }
         self.next_id += 1;
         self.numbers.note(self.next_id - 1, self.inputs);
-        Some((job, Kept { input, number: self.inputs, key, read: clock::now() }))
-    }
-}
-
-/// What is known of a job that is under way.
-pub(super) struct Kept {
-    pub(super) input: Input,
-    /// The number of the input, from 1.
-    pub(super) number: u64,
-    pub(super) key: Option<Key>,
-    /// When it was read, on the monotonic clock in nanoseconds.
-    pub(super) read: u64,
-}
-
-/// The jobs of one stream that are under way, by their position in it. The pool reads the stream on
-/// the thread that its results are taken on, so there is nothing to lock.
-#[derive(Clone, Default)]
-pub(super) struct UnderWay(Rc<RefCell<HashMap<u64, Kept>>>);
-
-impl UnderWay {
-    /// These jobs; what is known of them is kept from when they are read.
-    pub(super) fn keeping<J>(
-        &self,
-        jobs: impl Iterator<Item = (J, Kept)>,
-    ) -> impl Iterator<Item = J> {
-        let under_way = self.clone();
-        let mut next = 0;
-        jobs.map(move |(job, kept)| {
-            under_way.0.borrow_mut().insert(next, kept);
-            next += 1;
-            job
-        })
-    }
-
-    /// What was kept of a job that came back.
-    pub(super) fn take(&self, position: u64) -> Kept {
-        // A pool that reports a position twice, or one that isn't, would be shown as what it is.
-        let unknown = || Kept { input: Input::from("?"), number: 0, key: None, read: 0 };
-        self.0.borrow_mut().remove(&position).unwrap_or_else(unknown)
+        Some((job, PendingJob { input, number: self.inputs, key, read: clock::now() }))
     }
 }
 
@@ -255,18 +212,6 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::tasks::find;
-
-    #[test]
-    fn an_input_is_kept_from_its_reading_until_its_result_is_there() {
-        let under_way = UnderWay::default();
-        let kept = |input: i64| Kept { input: input.into(), number: 0, key: None, read: 0 };
-        let mut jobs = under_way.keeping([5, 6].map(|input| ((), kept(input))).into_iter());
-        jobs.next();
-        assert_eq!(under_way.0.borrow().len(), 1);
-        jobs.next();
-        assert_eq!([1, 0].map(|position| under_way.take(position).input), [6, 5].map(Input::from));
-        assert!(under_way.0.borrow().is_empty());
-    }
 
     #[test]
     fn the_second_input_of_one_output_is_marked() {

@@ -20,30 +20,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use super::args::JournalArgs;
 use super::exit::Usage;
-use super::render::{Answer, Row};
+use super::key::JobKey;
+use super::render::Answer;
+use super::row::Row;
 use crate::tasks::Column;
-
-/// What a job is known by: the first half of a SHA-256.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Key(u128);
-
-impl Key {
-    /// Of these parts, in this order.
-    pub(super) fn of<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> Self {
-        let mut state = Sha256::new();
-        for part in parts {
-            state.update((part.len() as u64).to_le_bytes());
-            state.update(part);
-        }
-        let digest: [u8; 32] = state.finalize().into();
-        let [half, _] = [0, 16].map(|at| std::array::from_fn(|index| digest[at + index]));
-        Self(u128::from_be_bytes(half))
-    }
-}
 
 /// A journal that is being written.
 pub(super) struct Journal {
@@ -115,7 +98,7 @@ impl Journal {
 
     /// Takes note of a job that has ended.
     pub(super) fn note(&mut self, row: &Row) -> Result<()> {
-        let Some(Key(key)) = row.key else { return Ok(()) };
+        let Some(JobKey(key)) = row.key else { return Ok(()) };
         let line = Line {
             key: format!("{key:032x}"),
             ok: row.error.is_none(),
@@ -192,9 +175,9 @@ fn sync_directory(path: &Path) {
 #[derive(Debug, Default)]
 pub(super) struct Past {
     /// How often a job has succeeded.
-    succeeded: HashMap<Key, u32>,
+    succeeded: HashMap<JobKey, u32>,
     /// How often one has failed and not succeeded since.
-    failed: HashMap<Key, u32>,
+    failed: HashMap<JobKey, u32>,
     /// Whether only those are to be done.
     only_failed: bool,
     counts: Arc<Counts>,
@@ -255,13 +238,13 @@ impl Past {
                 _ if is_last && is_torn(&line) => return Ok(whole),
                 _ => anyhow::bail!(strange(number, whole)),
             };
-            let key = u128::from_str_radix(&known.key, 16).map(Key);
+            let key = u128::from_str_radix(&known.key, 16).map(JobKey);
             self.note(key.with_context(|| strange(number, whole))?, known.ok);
             whole += length;
         }
     }
 
-    fn note(&mut self, key: Key, ok: bool) {
+    fn note(&mut self, key: JobKey, ok: bool) {
         if !ok {
             *self.failed.entry(key).or_default() += 1;
             return;
@@ -273,7 +256,7 @@ impl Past {
     }
 
     /// Whether a job is not to be done: each time it's asked for one that was done once.
-    pub(super) fn leaves_out(&mut self, key: Key) -> bool {
+    pub(super) fn leaves_out(&mut self, key: JobKey) -> bool {
         let counted = if self.only_failed { &mut self.failed } else { &mut self.succeeded };
         let left = counted.get_mut(&key).filter(|left| **left > 0);
         let found = left.map(|left| *left -= 1).is_some();
@@ -289,14 +272,8 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    fn key(name: &str) -> Key {
-        Key::of([name.as_bytes()])
-    }
-
-    #[test]
-    fn parts_are_kept_apart() {
-        assert_ne!(Key::of([&b"ab"[..], b"c"]), Key::of([&b"a"[..], b"bc"]));
-        assert_eq!(key("x"), key("x"));
+    fn key(name: &str) -> JobKey {
+        JobKey::of([name.as_bytes()])
     }
 
     #[test]

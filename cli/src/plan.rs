@@ -16,11 +16,11 @@ use anyhow::Result;
 
 use super::args::{
     CommandOptions, Format, JournalArgs, LimitArgs, Prints, Progress, RunArgs, TaskOptions,
-    TimeLimit,
 };
 use super::exit::Usage;
 use super::inputs::Source;
 use super::render::{self, Form, Voice};
+use super::units::TimeLimit;
 use crate::tasks::command::{self, Ended, Recipe, Template};
 use crate::tasks::{self, Bytes, Column, Params, Takes, Task};
 

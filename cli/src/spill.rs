@@ -21,7 +21,6 @@ use rustix::fs::{FallocateFlags, FileType, fallocate, sendfile};
 use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
-use super::collect::{Event, Events};
 use super::humane;
 use crate::tasks::command::spill::{NOTICE, Notice, PAGE};
 use crate::tasks::command::{self, Range};
@@ -44,21 +43,24 @@ struct Worker {
 
 impl Spills {
     /// Listens from a thread of its own to the workers, which are to know this name.
-    pub(super) fn listen(events: Arc<Events>) -> Result<(Self, Vec<u8>)> {
+    pub(super) fn listen(
+        announce: impl Fn(Live) + Send + Sync + 'static,
+    ) -> Result<(Self, Vec<u8>)> {
         let name = format!("procpool-{:032x}", rand::rng().random::<u128>()).into_bytes();
         let listener = SocketAddr::from_abstract_name(&name)
             .and_then(|address| UnixListener::bind_addr(&address))
             .context("failed to make a socket for what jobs print")?;
         let spills = Self(Arc::default());
         let listening = spills.clone();
+        let announce = Arc::new(announce);
         let listen = move || {
             for worker in listener.incoming() {
                 let Ok(worker) = worker else { continue };
-                let (spills, events) = (listening.clone(), Arc::clone(&events));
+                let (spills, announce) = (listening.clone(), Arc::clone(&announce));
                 // A worker that nobody hears says so of the job whose output it can't keep.
                 let _ = thread::Builder::new()
                     .name("spill".into())
-                    .spawn(move || spills.hear(&worker, &events));
+                    .spawn(move || spills.hear(&worker, &*announce));
             }
         };
         let thread = thread::Builder::new().name("spills".into());
@@ -67,7 +69,7 @@ impl Spills {
     }
 
     /// Hears a worker until it's gone.
-    fn hear(&self, mut from: &UnixStream, events: &Events) {
+    fn hear(&self, mut from: &UnixStream, announce: &dyn Fn(Live)) {
         let ours = rustix::net::sockopt::socket_peercred(from)
             .is_ok_and(|peer| peer.uid == rustix::process::geteuid());
         if !ours {
@@ -86,7 +88,7 @@ impl Spills {
                     if let Some(file) = file {
                         let end = Arc::new(AtomicU64::new(u64::MAX));
                         ends = Arc::clone(&end);
-                        events.put_at_once(Event::Prints(Live { id, file, start, end, shown: 0 }));
+                        announce(Live { id, file, start, end, shown: 0 });
                     }
                     // The job's result must not be seen before this is.
                     heard = from.write_all(&[1]);

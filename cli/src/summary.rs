@@ -5,11 +5,14 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use super::humane;
-use super::render::Row;
+use super::row::Row;
 use procpool::WorkerInfo;
 
 /// So many of the worst are named, of each kind.
 const WORST: usize = 3;
+
+/// With less work, the time is that of starting the workers: a speed-up would mean nothing.
+const LEAST_WORK: Duration = Duration::from_millis(10);
 
 /// What was done so far, by the process that did it.
 pub(super) struct Tally {
@@ -151,11 +154,13 @@ impl Tally {
         if tasks < 2 {
             return text;
         }
-        text += &format!(
-            "{} of work, {} times as fast as one after the other\n",
-            humane::duration(busy),
-            humane::factor(busy.as_secs_f64() / seconds)
-        );
+        if busy >= LEAST_WORK {
+            text += &format!(
+                "{} of work, {} times as fast as one after the other\n",
+                humane::duration(busy),
+                humane::factor(busy.as_secs_f64() / seconds)
+            );
+        }
         text += &self.slowest.line("slowest", humane::duration);
         if !self.largest.0.is_empty() {
             text += &self.largest.line("most memory", humane::bytes);

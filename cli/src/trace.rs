@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::exit::Usage;
 use super::numbers::{Numbering, Numbers};
-use super::render::Row;
+use super::row::Row;
 use crate::tasks::command::Earlier;
 use procpool::{Event, EventKind};
 

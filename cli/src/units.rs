@@ -2,7 +2,13 @@
 
 use std::time::Duration;
 
-use super::args::TimeLimit;
+/// How long an input may take.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum TimeLimit {
+    Fixed(Duration),
+    /// So many times the median of those that have succeeded.
+    OfMedian(f64),
+}
 
 /// A longer time than this is as good as none.
 const LONGEST: f64 = 1e9;

@@ -11,8 +11,10 @@
 //! calibration: this program started for nothing, and a socket to it. `report` puts it all into
 //! tables and files, and `plot` into pictures.
 
+pub(super) mod args;
 mod breakeven;
 mod copy;
+mod format;
 mod load;
 mod machine;
 mod measure;
@@ -22,85 +24,15 @@ mod report;
 mod scaling;
 
 use std::io::{self, Write};
-use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use clap::builder::PossibleValuesParser;
-use clap::{Args, ValueEnum};
 
+use self::args::{CompareArgs, Format, Part};
 pub(super) use self::copy::serve_if_copy;
 use self::measure::Effort;
 use self::report::Report;
 use super::exit::{Exit, Usage};
 use crate::tasks;
-
-const EXAMPLES: &str = "\
-Parts:
-  overhead    start-up, one call's round trip, tiny tasks, payloads, memory, with calibration
-  scaling     time, speed-up S = T1/Tp against the serial run, efficiency E = S/p
-  break-even  how long an item must take for processes to be worth it
-
-Tables and figures go to standard output, what is being done to standard error.
-
-Examples:
-  procpool compare --quick
-  procpool compare --task parzen --procs 1,2,4,8 --plot pictures
-  procpool compare --only scaling --task image --format csv > scaling.csv";
-
-/// What is typed after `compare`.
-#[derive(Debug, Args)]
-#[command(after_help = EXAMPLES)]
-pub(super) struct CompareArgs {
-    /// What to do in the part about scaling; 'procpool tasks' says more
-    #[arg(short, long, value_name = "NAME", default_value = "pi")]
-    #[arg(value_parser = PossibleValuesParser::new(tasks::ALL.iter().map(|task| task.name)))]
-    task: String,
-
-    /// How many threads and processes to try there
-    #[arg(short, long, value_name = "N,…", value_delimiter = ',', default_value = "1,2,3,4,6,8")]
-    #[arg(value_parser = clap::value_parser!(u16).range(1..=256))]
-    procs: Vec<u16>,
-
-    /// Measure some parts only
-    #[arg(long, value_enum, value_name = "PART,…", value_delimiter = ',')]
-    only: Vec<Part>,
-
-    /// How often everything is measured [default: 7, or 3 with --quick]
-    #[arg(short, long, value_name = "N")]
-    #[arg(value_parser = clap::value_parser!(u16).range(1..=1000))]
-    repetitions: Option<u16>,
-
-    /// Less of everything: some seconds instead of a minute or two
-    #[arg(long)]
-    quick: bool,
-
-    /// Draw pictures into this directory, each as SVG and as PNG; made if it's missing
-    #[arg(long, value_name = "DIR")]
-    plot: Option<PathBuf>,
-
-    /// How to write what was measured
-    #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t = Format::Table)]
-    format: Format,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Part {
-    Overhead,
-    Scaling,
-    BreakEven,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Format {
-    /// Aligned columns, to be looked at
-    Table,
-    /// One JSON object with every repetition of everything
-    Json,
-    /// One line per figure, with a header
-    Csv,
-    /// Tables for a page
-    Markdown,
-}
 
 pub(super) fn run(args: CompareArgs) -> Result<Exit> {
     let mut procs: Vec<usize> = args.procs.iter().map(|procs| usize::from(*procs)).collect();

@@ -10,8 +10,9 @@ use plotters::coord::ranged1d::{Ranged, ValueFormatter};
 use plotters::element::DashedPathElement;
 use plotters::prelude::*;
 
+use super::format;
 use super::overhead::Payload;
-use super::report::{Report, show};
+use super::report::Report;
 use super::scaling::{AtProcs, Scaling, Way};
 use crate::humane;
 use crate::tasks::FileFormat;
@@ -401,7 +402,7 @@ impl Drawing for Bars<'_> {
         };
         let time = |seconds: &f64| match seconds {
             0.0 => "0".to_owned(),
-            seconds => show::time(*seconds),
+            seconds => format::time(*seconds),
         };
         chart
             .configure_mesh()
@@ -425,7 +426,7 @@ impl Drawing for Bars<'_> {
             let ends = vec![(x, spread.least), (x, spread.greatest)];
             chart.draw_series([PathElement::new(ends, INK.stroke_width(2 * unit))])?;
             let speed_up = serial.median / spread.median;
-            let mut label = show::time(spread.median);
+            let mut label = format::time(spread.median);
             if place > 0 {
                 label += &format!("  ({speed_up:.2} ×)");
             }

@@ -4,6 +4,7 @@ use anyhow::Result;
 use serde::Serialize;
 
 use super::breakeven::BreakEven;
+use super::format;
 use super::machine::Machine;
 use super::measure::Spread;
 use super::overhead::Overhead;
@@ -201,9 +202,9 @@ fn overhead(it: &Overhead) -> Vec<Table> {
         row.extend(cells);
         row
     };
-    let time = |spread: &Spread| spread_of(spread, show::time);
-    let rate = |spread: &Spread| spread_of(spread, show::rate);
-    let size = |spread: &Spread| spread_of(spread, show::bytes);
+    let time = |spread: &Spread| spread_of(spread, format::time);
+    let rate = |spread: &Spread| spread_of(spread, format::rate);
+    let size = |spread: &Spread| spread_of(spread, format::bytes);
     let calls = Table {
         title: "Overhead".to_owned(),
         heads: &["", "processes", "threads", "calibration"],
@@ -265,7 +266,7 @@ fn overhead(it: &Overhead) -> Vec<Table> {
         vec![
             crate::humane::bytes(payload.bytes as u64),
             time(&payload.seconds),
-            spread_of(&payload.rate, show::byte_rate),
+            spread_of(&payload.rate, format::byte_rate),
             time(&payload.copy),
             format!("{:.1} ×", payload.seconds.over(&payload.copy).median),
         ]
@@ -281,7 +282,7 @@ fn overhead(it: &Overhead) -> Vec<Table> {
 }
 
 fn scaling(it: &Scaling) -> Table {
-    let time = |spread: &Spread| spread_of(spread, show::time);
+    let time = |spread: &Spread| spread_of(spread, format::time);
     let mut rows = vec![
         ["serial".to_owned(), time(&it.serial)].into_iter().chain(vec![String::new(); 5]).collect(),
     ];
@@ -305,10 +306,10 @@ fn scaling(it: &Scaling) -> Table {
 }
 
 fn breakeven(it: &BreakEven) -> Table {
-    let time = |spread: &Spread| spread_of(spread, show::time);
+    let time = |spread: &Spread| spread_of(spread, format::time);
     let row = |point: &super::breakeven::Point| {
         vec![
-            show::time(point.item),
+            format::time(point.item),
             crate::humane::grouped(point.items),
             time(&point.serial),
             time(&point.threads),
@@ -318,7 +319,7 @@ fn breakeven(it: &BreakEven) -> Table {
         ]
     };
     let from = |item: Option<f64>| match item {
-        Some(item) => format!("from {} an item", show::time(item)),
+        Some(item) => format!("from {} an item", format::time(item)),
         None => "at no length that was tried".to_owned(),
     };
     Table {
@@ -339,38 +340,6 @@ fn spread_of(spread: &Spread, show: impl Fn(f64) -> String) -> String {
         return show(spread.median);
     }
     format!("{} ({}–{})", show(spread.median), show(spread.least), show(spread.greatest))
-}
-
-/// Figures as people read them.
-pub(super) mod show {
-    use std::time::Duration;
-
-    use crate::humane;
-
-    pub(in super::super) fn time(seconds: f64) -> String {
-        match Duration::try_from_secs_f64(seconds) {
-            // Of what takes some nanoseconds, a tenth counts.
-            Ok(_) if seconds < 1e-7 => format!("{:.1} ns", seconds * 1e9),
-            Ok(time) => humane::duration(time),
-            Err(_) => "–".to_owned(),
-        }
-    }
-
-    pub(in super::super) fn bytes(bytes: f64) -> String {
-        humane::bytes(bytes as u64)
-    }
-
-    pub(in super::super) fn rate(a_second: f64) -> String {
-        match a_second {
-            1e6.. => format!("{:.2} M", a_second / 1e6),
-            1e3.. => format!("{:.1} k", a_second / 1e3),
-            _ => humane::rate(a_second),
-        }
-    }
-
-    pub(in super::super) fn byte_rate(a_second: f64) -> String {
-        format!("{:.2} GB/s", a_second / 1e9)
-    }
 }
 
 #[cfg(test)]

@@ -17,6 +17,16 @@ const LEAK_AT_MOST: usize = 1 << 30;
 /// Likewise a wait for a kill that doesn't come.
 const WAIT_AT_MOST: Duration = Duration::from_secs(10);
 
+/// How many healthy tasks there are beside the one that goes wrong.
+pub(super) const NEIGHBOURS: usize = 8;
+
+/// What a worker that leaks may take, and the process of threads as a whole. A healthy one takes a tenth.
+pub(super) const MEMORY: u64 = 128 << 20;
+
+/// The limit that keeps core files away. With 1 the kernel doesn't even start a program that would
+/// collect one, which with 0 it does (core(5)); and no core file is as small as that.
+pub(super) const NO_CORE: u64 = 1;
+
 /// What goes wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -20,24 +20,14 @@ use super::args::IsolateArgs;
 use super::exit::Exit;
 
 #[allow(unsafe_code)] // Its tasks crash on purpose.
-mod cases;
+pub(super) mod cases;
 mod neighbour;
 mod processes;
 mod report;
 mod scene;
 mod threads;
 
-pub(super) use cases::Case;
-
-/// How many healthy tasks there are beside the one that goes wrong.
-const NEIGHBOURS: usize = 8;
-
-/// What a worker that leaks may take, and the process of threads as a whole. A healthy one takes a tenth.
-const MEMORY: u64 = 128 << 20;
-
-/// The limit that keeps core files away. With 1 the kernel doesn't even start a program that would
-/// collect one, which with 0 it does (core(5)); and no core file is as small as that.
-const NO_CORE: u64 = 1;
+use cases::Case;
 
 pub(super) fn run(args: IsolateArgs) -> Result<Exit> {
     if let (Some(scene), [case, ..]) = (&args.threads_child, args.case.as_slice()) {

@@ -7,10 +7,9 @@ use anyhow::{Context, Result};
 use rustix::process::{Pid, Signal, kill_process};
 use serde::Serialize;
 
-use super::cases::Case;
+use super::cases::{Case, MEMORY, NEIGHBOURS, NO_CORE};
 use super::neighbour::{Surroundings, healthy, sick};
 use super::scene::{Stage, wait};
-use super::{MEMORY, NEIGHBOURS, NO_CORE};
 use crate::humane;
 use procpool::{Limits, OutputMode, Pool, TaskError, TaskErrorKind, TaskOptions};
 

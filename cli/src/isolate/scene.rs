@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::NEIGHBOURS;
+use super::cases::NEIGHBOURS;
 
 /// Where the PID of the process in which it goes wrong stands; before it, a byte for each neighbour.
 const ACTING: u64 = NEIGHBOURS as u64;

@@ -14,10 +14,9 @@ use anyhow::{Context, Result};
 use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process_group, setrlimit};
 use serde::{Deserialize, Serialize};
 
-use super::cases::Case;
+use super::cases::{Case, MEMORY, NEIGHBOURS, NO_CORE};
 use super::neighbour::{Answer, healthy, sick};
 use super::scene::{Scene, Stage, wait};
-use super::{MEMORY, NEIGHBOURS, NO_CORE};
 use crate::exit::Exit;
 use procpool::DeathCause;
 

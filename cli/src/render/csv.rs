@@ -3,7 +3,8 @@
 
 use csv::WriterBuilder;
 
-use super::{Form, Prints, Render, Row};
+use super::form::{Form, Prints, Render};
+use crate::row::Row;
 use crate::screen::Page;
 use crate::spill::{Printed, Written};
 use crate::tasks::{Column, Value};

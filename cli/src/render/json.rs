@@ -7,7 +7,8 @@ use std::fmt::Write;
 
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
-use super::{Form, Prints, Render, Row};
+use super::form::{Form, Prints, Render};
+use crate::row::Row;
 use crate::screen::Page;
 use crate::spill::{Printed, Written, base64, json};
 use crate::tasks::{Column, Output, Value};

@@ -3,7 +3,8 @@
 
 use std::io::Write;
 
-use super::{Render, Row, Voice};
+use super::form::{Render, Voice};
+use crate::row::Row;
 use crate::screen::Page;
 use crate::spill::{Printed, Written};
 use crate::tasks::command::{tag_of, tagged};

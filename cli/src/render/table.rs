@@ -6,7 +6,8 @@
 
 use std::io::Write;
 
-use super::{Form, Render, Row};
+use super::form::{Form, Render};
+use crate::row::Row;
 use crate::screen::Page;
 use crate::spill::{Printed, TABLE_INDENT, Written};
 use crate::tasks::{Column, Kind, Value};

@@ -13,7 +13,7 @@ use ::image::{DynamicImage, RgbImage};
 use plotters::coord::Shift;
 use plotters::prelude::*;
 
-use super::FileFormat;
+use super::job::FileFormat;
 
 /// The name under which the font is known to the pictures. In an SVG the viewer's own font takes
 /// its place.

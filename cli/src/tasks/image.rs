@@ -14,8 +14,11 @@ use ::image::codecs::png::PngEncoder;
 use ::image::codecs::webp::WebPEncoder;
 use ::image::{DynamicImage, ImageDecoder, ImageEncoder, ImageError, ImageReader};
 
+use super::bytes::Bytes;
 use super::files::{explain, write_whole};
-use super::{Bytes, Column, FileFormat, Input, Job, Options, Output, Params, Takes, Task};
+use super::job::{FileFormat, Input, Job, Params};
+use super::output::{Column, Output};
+use super::task::{Options, Takes, Task};
 
 /// What can be written; the first is the default.
 const FORMATS: &[FileFormat] = &[FileFormat::Png, FileFormat::Jpeg, FileFormat::Webp];

@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::Bytes;
+use super::bytes::Bytes;
 
 /// One input with the options it is to be worked on with.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -10,8 +10,6 @@
 //! where nobody reads what they print: what went wrong is an `Err` that says what, where and the
 //! remedy. It becomes a row of the output, and the other inputs are not touched by it.
 
-use std::fmt;
-
 pub(crate) mod command;
 pub(crate) mod image;
 pub(crate) mod parzen;
@@ -30,10 +28,12 @@ mod files;
 mod job;
 mod output;
 pub(crate) mod random;
+mod task;
 
 pub(crate) use bytes::Bytes;
 pub(crate) use job::{FileFormat, Input, Job, Params};
 pub(crate) use output::{Column, Kind, Output, Value};
+pub(crate) use task::{Takes, Task};
 
 /// Every built-in task, in the order in which they are listed; the first is the default.
 pub(crate) static ALL: &[&Task] = &[
@@ -50,61 +50,6 @@ pub(crate) static ALL: &[&Task] = &[
 /// The built-in task of that name.
 pub(crate) fn find(name: &str) -> Option<&'static Task> {
     ALL.iter().copied().find(|task| task.name == name)
-}
-
-/// What the command line knows about a task.
-pub(crate) struct Task {
-    /// What `--task` calls it.
-    pub(crate) name: &'static str,
-    /// What it does, in one line.
-    pub(crate) summary: &'static str,
-    /// Whether an input is a number or a file.
-    pub(crate) takes: Takes,
-    /// The inputs where none are given; empty where some must be given.
-    pub(crate) default_inputs: &'static [&'static str],
-    /// How the input is shown.
-    pub(crate) input: Column,
-    /// What the task answers, value by value.
-    pub(crate) columns: &'static [Column],
-    /// The options that it understands.
-    pub(crate) options: Options,
-    /// The task itself.
-    pub(crate) run: fn(Job) -> Result<Output, String>,
-    /// For a task that names its output after its input: the name that it will write. The caller
-    /// uses it to see that two inputs of one run would write the same file, which no worker can
-    /// know, and sets [`Job::taken`].
-    pub(crate) output_name: Option<fn(&Input, &Params) -> Option<Bytes>>,
-}
-
-impl fmt::Debug for Task {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Task").field("name", &self.name).finish_non_exhaustive()
-    }
-}
-
-/// What tasks over seeds want as an input.
-const A_SEED: &str = "a seed, which is a whole number from 0, or a range of them such as 0..8";
-
-/// What the inputs of a task are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Takes {
-    /// Numbers; a range such as `0..5` stands for all the whole numbers in it.
-    Numbers,
-    /// Paths of files.
-    Files,
-}
-
-/// The options that a task understands beside its inputs.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Options {
-    /// `--out DIR`: it writes files, and must be told where.
-    pub(crate) out: bool,
-    /// `--to FORMAT`: what it can write; the first is the default.
-    pub(crate) to: &'static [FileFormat],
-    /// `--points N`: how many random points it draws unless told otherwise.
-    pub(crate) points: Option<u64>,
-    /// `--seed N`: the seed of its random points, for a task whose inputs are not seeds themselves.
-    pub(crate) seed: Option<u64>,
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Bytes;
+use super::bytes::Bytes;
 
 /// The answer of a task: one value for each of its columns.
 pub(crate) type Output = Vec<Value>;

@@ -6,8 +6,10 @@
 //! 1/(2π): a narrow window strays by chance, a wide one is too low for sure, and the widths in
 //! between show where it is best. After the well-known tutorial by Sebastian Raschka.
 
+use super::job::Job;
+use super::output::{Column, Output};
 use super::random::{CLOUD_POINTS, CLOUD_SEED, TRUE_DENSITY, count_in_window, density, gaussian};
-use super::{Column, Job, Options, Output, Takes, Task};
+use super::task::{Options, Takes, Task};
 
 /// How the command line knows it.
 pub(crate) static TASK: Task = Task {

@@ -4,8 +4,10 @@
 //! Of points thrown evenly into the unit square, the share that falls within the quarter circle of
 //! radius 1 tends to π/4. One seed is one independent estimate.
 
+use super::job::Job;
+use super::output::{Column, Output};
 use super::random::{ESTIMATE_POINTS, estimate};
-use super::{A_SEED, Column, Job, Options, Output, Takes, Task};
+use super::task::{A_SEED, Options, Takes, Task};
 
 /// How the command line knows it.
 pub(crate) static TASK: Task = Task {

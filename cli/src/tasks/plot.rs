@@ -10,8 +10,10 @@ use rand_distr::StandardNormal;
 
 use super::canvas::{self, Drawing, FONT};
 use super::files::write_whole;
+use super::job::{FileFormat, Job};
+use super::output::{Column, Output};
 use super::random::stream;
-use super::{A_SEED, Column, FileFormat, Job, Options, Output, Takes, Task};
+use super::task::{A_SEED, Options, Takes, Task};
 
 /// How many points a plot has unless told otherwise.
 pub(crate) const POINTS: u64 = 500;

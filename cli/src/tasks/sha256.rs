@@ -6,7 +6,9 @@ use std::path::Path;
 use sha2::{Digest, Sha256};
 
 use super::files::read_blocks;
-use super::{Column, Job, Options, Output, Takes, Task};
+use super::job::Job;
+use super::output::{Column, Output};
+use super::task::{Options, Takes, Task};
 
 /// The digest of a file's content in hexadecimal. The file is read block by block, whatever its
 /// size.

@@ -1,7 +1,9 @@
 //! `sqrt`: the square root of each number of a range; millions of tasks that cost next to nothing
 //! each.
 
-use super::{Column, Job, Options, Output, Takes, Task};
+use super::job::Job;
+use super::output::{Column, Output};
+use super::task::{Options, Takes, Task};
 
 /// The square root, where there is a real one.
 pub(crate) fn root(x: f64) -> Option<f64> {

@@ -1,6 +1,8 @@
 //! `square`: x², the smallest task there is, to see the pool itself at work.
 
-use super::{Column, Input, Job, Options, Output, Takes, Task};
+use super::job::{Input, Job};
+use super::output::{Column, Output};
+use super::task::{Options, Takes, Task};
 
 /// The square of a whole number, exact for every `i64`.
 pub(crate) fn square(x: i64) -> i128 {
@@ -12,7 +14,7 @@ pub(crate) static TASK: Task = Task {
     name: "square",
     summary: "the square of a whole number",
     takes: Takes::Numbers,
-    default_inputs: &["0..5"],
+    default_inputs: &["0..6"],
     input: Column::number("x", 10),
     columns: &[Column::number("result", 14)],
     options: Options { out: false, to: &[], points: None, seed: None },

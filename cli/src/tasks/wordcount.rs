@@ -9,7 +9,9 @@ use std::str;
 
 use super::ctype::{Class, Locale};
 use super::files::read_blocks;
-use super::{Column, Job, Options, Output, Takes, Task};
+use super::job::Job;
+use super::output::{Column, Output};
+use super::task::{Options, Takes, Task};
 
 /// What a file has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use crate::humane;
-use crate::render::Row;
+use crate::row::Row;
 use crate::tasks::Input;
 use procpool::{Event, EventKind};
 

@@ -6,10 +6,10 @@
 //! - `commands`: any program as a job, what it prints, its limits and its end.
 //! - `journal`: nothing is lost, and nothing done twice, over a kill and a restart.
 //! - `inputs`: where inputs come from, and that they stream.
-//! - `endings`: exit codes, errors, closed pipes, Ctrl-C.
+//! - `exit_codes`: exit codes, errors, closed pipes, Ctrl-C.
 //! - `limits`: what one input may take, what becomes of what tasks print, and the log.
 //! - `output`: what jobs print where there is a lot of it, and outputs that can't be written.
-//! - `pages`: help, errors, tables and exit codes, word for word.
+//! - `snapshots`: help, errors, tables and exit codes, word for word.
 //! - `signals`: what ends a run early, and what stops it for a while.
 //! - `isolate`: the wall, shown.
 //! - `terminal`: runs in a terminal, and what jobs do to it.
@@ -20,15 +20,15 @@
 #![allow(clippy::unwrap_used)]
 
 mod commands;
-mod endings;
+mod exit_codes;
 mod inputs;
 mod isolate;
 mod journal;
 mod limits;
 mod output;
-mod pages;
 mod rows;
 mod signals;
+mod snapshots;
 mod support;
 mod tasks;
 mod terminal;

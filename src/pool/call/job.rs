@@ -102,6 +102,11 @@ impl Job {
         if self.together.load(Relaxed) { Pace::LONG_CHUNK } else { Pace::CHUNK }
     }
 
+    /// Whether nothing says yet how many of its items a chunk is to have.
+    pub(crate) fn is_of_unknown_speed(&self) -> bool {
+        self.options.chunk_size.is_none() && self.pace.nanos() == 0
+    }
+
     /// How many items a chunk is to have: as many as were asked for, or as take so long.
     pub(crate) fn chunk(&self) -> u32 {
         self.options.chunk_size.unwrap_or_else(|| self.pace.chunk(self.stint()))

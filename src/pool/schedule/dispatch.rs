@@ -67,10 +67,16 @@ impl Shared {
     /// What a driver with an idle worker may take: from the queue, or back from another worker.
     fn find_work(&self, central: &mut Central, slot: usize, allowed: u32) -> VecDeque<Batch> {
         let is_watcher = central.watcher == Some(slot);
-        if central.by_slot[slot].own.is_empty() && !central.wants_worker() {
+        let is_spreading = central.is_spreading;
+        if central.by_slot[slot].own.is_empty() && !is_spreading && !central.wants_worker() {
             return VecDeque::new();
         }
-        let batches = self.next_batches(central, slot, allowed);
+        // Each of the drivers that are on their way is to find an item.
+        let coming = central.seats.called() as u64;
+        central.is_spreading &= coming > 0;
+        let unclaimed = central.queued - if is_spreading { coming.min(central.queued) } else { 0 };
+        let most = allowed.min(u32::try_from(unclaimed).unwrap_or(u32::MAX));
+        let batches = self.next_batches(central, slot, most);
         if batches.is_empty() && (is_watcher || central.watcher.is_none()) {
             return self.take_back(central, allowed).into();
         }

@@ -358,6 +358,11 @@ impl<N, W> Seats<N, W> {
         })
     }
 
+    /// Whether there is an idle worker whose driver has not been called.
+    pub(crate) fn has_idle(&self) -> bool {
+        !self.idle.is_empty()
+    }
+
     /// The idle worker whose driver would be called last.
     pub(crate) fn coldest(&self) -> Option<usize> {
         self.idle.first().copied()

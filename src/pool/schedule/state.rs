@@ -109,6 +109,8 @@ pub(super) struct Central {
     pub(super) crowded: Vec<usize>,
     /// The driver that looks out for slow chunks.
     pub(super) watcher: Option<usize>,
+    /// Whether drivers are on their way for items of a function of unknown speed, one item each.
+    pub(super) is_spreading: bool,
     /// The first start's outcome, for whoever builds the pool.
     pub(super) first_start: Option<Result<(), StartError>>,
     /// Whether the supervisor that all processes share has this pool.
@@ -163,6 +165,7 @@ impl Shared {
             limiter: Limiter::new(cpus),
             crowded: Vec::new(),
             watcher: None,
+            is_spreading: false,
             first_start: None,
             is_supervised: false,
         };

@@ -2,6 +2,8 @@
 //!
 //! | file | owns |
 //! |---|---|
+//! | `spec` | what holds for every job of a run |
+//! | `job` | one job, and its result |
 //! | `template` | the command line, and what it becomes for an input |
 //! | `run` | one job in its worker: starting it, its limits, how it ended |
 //! | `lines` | what it prints, passed on line by line |
@@ -13,225 +15,17 @@
 //! limits too, so that a job that is ended is still answered with what it printed and used, and
 //! the worker goes on.
 
+mod job;
 mod lines;
 mod run;
+mod spec;
 pub(crate) mod spill;
 mod template;
 
-use std::fmt;
-use std::path::PathBuf;
-use std::time::Duration;
-
-use serde::{Deserialize, Serialize};
-
+pub(crate) use self::job::{CommandJob, Earlier, Ended, Printed, Range, Verdict};
 pub(crate) use self::lines::{tag_of, tagged};
 pub(crate) use self::run::SLOT;
 pub(crate) use self::run::{prepare, run};
+pub(crate) use self::spec::{Prints, Recipe};
 pub(crate) use self::template::quote;
 pub(crate) use self::template::{NoProgram, Template};
-use super::{Bytes, Column, Input, Output, Value};
-
-/// What holds for every job of a run.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Recipe {
-    /// The command line.
-    pub(crate) template: Template,
-    /// The program's file, where it's the same for every input.
-    pub(crate) program: Option<PathBuf>,
-    /// What becomes of what jobs print.
-    pub(crate) prints: Prints,
-    /// How often a job that has failed is tried again.
-    pub(crate) retries: u32,
-    /// The most resident memory in bytes that the processes of a job may have together.
-    pub(crate) memory: Option<u64>,
-    /// The abstract name of the socket at which the parent is told of what is kept in files.
-    pub(crate) spill: Vec<u8>,
-}
-
-/// What becomes of what a job prints.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum Prints {
-    /// It is kept and comes with the answer.
-    Grouped,
-    /// It goes to where the worker's own output goes, a whole line at a time, after the input and a
-    /// tab where that is `tag`.
-    Lines {
-        /// Whether each line begins with the input.
-        tag: bool,
-    },
-    /// The job writes to where the worker's own output goes.
-    Inherit,
-    /// Nothing.
-    Null,
-}
-
-/// One input, with what is particular about it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct CommandJob {
-    /// What `{}` stands for.
-    pub(crate) input: Input,
-    /// What `{#}` stands for.
-    pub(crate) number: u64,
-    /// The position of its result among all of them.
-    pub(crate) id: u64,
-    /// The longest that it may take.
-    pub(crate) limit: Option<Duration>,
-}
-
-/// How a job ended.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Ended {
-    /// In which way.
-    pub(crate) verdict: Verdict,
-    /// When its last attempt began, on the monotonic clock in nanoseconds.
-    pub(crate) began: u64,
-    /// How long that took.
-    pub(crate) elapsed: Duration,
-    /// CPU time of its processes.
-    pub(crate) cpu: Duration,
-    /// The most resident memory in bytes that one of its processes had.
-    pub(crate) memory: u64,
-    /// How many attempts there were.
-    pub(crate) attempts: u32,
-    /// Those before the last one.
-    pub(crate) earlier: Vec<Earlier>,
-    /// What it printed to standard output, where that is grouped.
-    pub(crate) stdout: Printed,
-    /// What it printed to standard error, where that is grouped.
-    pub(crate) stderr: Printed,
-}
-
-/// An attempt that was followed by another.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Earlier {
-    /// When it began, on the monotonic clock in nanoseconds.
-    pub(crate) began: u64,
-    /// How long it took.
-    pub(crate) elapsed: Duration,
-    /// Why it was not the last.
-    pub(crate) error: String,
-}
-
-/// What a job printed to one of its outputs.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) enum Printed {
-    /// This.
-    Here(Bytes),
-    /// What stands there.
-    InFile(Range),
-}
-
-impl Default for Printed {
-    fn default() -> Self {
-        Self::Here(Bytes::default())
-    }
-}
-
-/// A part of a file that a worker has passed to the parent.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Range {
-    /// What the worker is known by.
-    pub(crate) key: u64,
-    /// Which of its two files it is.
-    pub(crate) which: usize,
-    /// Where it begins.
-    pub(crate) start: u64,
-    /// How long it is.
-    pub(crate) length: u64,
-}
-
-impl Ended {
-    /// What is shown of it in a table, beside its input.
-    pub(crate) const COLUMNS: &[Column] = &[
-        Column::number("exit", 4),
-        Column::number("signal", 6),
-        Column::fixed("cpu", 9, 3),
-        Column::number("memory", 11),
-    ];
-
-    /// The values of those columns; CPU time in seconds, memory in bytes.
-    pub(crate) fn values(&self) -> Output {
-        let number = |number: Option<i32>| number.map_or(Value::Missing, |it| i64::from(it).into());
-        vec![
-            number(self.verdict.exit()),
-            number(self.verdict.signal()),
-            self.cpu.as_secs_f64().into(),
-            self.memory.into(),
-        ]
-    }
-}
-
-/// In which way a job ended.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) enum Verdict {
-    /// It exited with this code.
-    Exited(i32),
-    /// This signal ended it; the flag says whether it dumped core.
-    Signaled(i32, bool),
-    /// It took longer than this, and was ended.
-    TimedOut(Duration),
-    /// Its processes had more resident memory than this many bytes, and were ended.
-    OutOfMemory(u64),
-    /// The program could not be started: the code that a shell gives for it, and why.
-    NotStarted(i32, String),
-    /// It wanted the terminal, which jobs don't have, and was ended.
-    NeedsTerminal,
-    /// Whoever read what it prints is gone.
-    Unread,
-    /// Its lines can't be written to standard output, for this reason.
-    Unwritten(String),
-    /// What it prints can't be kept until it has ended: why, and the remedy.
-    Unkept(String),
-}
-
-impl Verdict {
-    /// Whether the job succeeded.
-    pub(crate) fn is_success(&self) -> bool {
-        *self == Self::Exited(0)
-    }
-
-    /// Whether another attempt may end better.
-    pub(crate) fn may_be_tried_again(&self) -> bool {
-        let is_final = matches!(self, Self::NeedsTerminal | Self::Unread | Self::Unwritten(_));
-        !self.is_success() && !is_final
-    }
-
-    /// The exit code, as a shell gives it; none where a signal or a limit ended it.
-    pub(crate) fn exit(&self) -> Option<i32> {
-        match self {
-            Self::Exited(code) | Self::NotStarted(code, _) => Some(*code),
-            _ => None,
-        }
-    }
-
-    /// The signal that ended it, where that was not this program's.
-    pub(crate) fn signal(&self) -> Option<i32> {
-        if let Self::Signaled(signal, _) = self { Some(*signal) } else { None }
-    }
-}
-
-impl fmt::Display for Verdict {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Exited(code) => procpool::DeathCause::Exited(*code).fmt(f),
-            Self::Signaled(signal, dumped) => {
-                procpool::DeathCause::Signaled(*signal, *dumped).fmt(f)
-            }
-            Self::TimedOut(after) => write!(f, "was stopped after its time limit of {after:?}"),
-            Self::OutOfMemory(bytes) => {
-                write!(f, "took more memory than {} MiB and was stopped", bytes >> 20)
-            }
-            Self::NotStarted(_, reason) => f.write_str(reason),
-            Self::NeedsTerminal => f.write_str(
-                "was stopped, since it reads or sets up the terminal: jobs run in the background, \
-                 and their standard input is empty; use the command's option for unattended use, \
-                 such as ssh -o BatchMode=yes or sudo -n",
-            ),
-            Self::Unread => f.write_str("was stopped, since nobody reads what it prints"),
-            Self::Unwritten(error) => {
-                write!(f, "was stopped, since what it prints can't be written: {error}")
-            }
-            Self::Unkept(why) => f.write_str(why),
-        }
-    }
-}

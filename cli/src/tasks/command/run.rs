@@ -12,9 +12,10 @@ use std::time::{Duration, Instant};
 use crate::os::clock;
 use rustix::process::Signal;
 
+use super::job::{CommandJob, Earlier, Ended, Printed, Verdict};
 use super::lines::{Lines, To, tag_of};
+use super::spec::{Prints, Recipe};
 use super::spill::{self, Capture, Spiller};
-use super::{CommandJob, Earlier, Ended, Printed, Prints, Recipe, Verdict};
 use crate::os::observe;
 use crate::os::program::{self, Program, TerminalWatch};
 

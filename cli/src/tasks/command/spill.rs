@@ -24,7 +24,7 @@ use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::pipe::{SpliceFlags, fcntl_setpipe_size, splice};
 
-use super::{Printed, Range};
+use super::job::{Printed, Range};
 use crate::tasks::Bytes;
 
 /// The most that is kept in memory of one output of a job, and travels with its result. A thousand

@@ -1,5 +1,5 @@
 //! What people read, word for word: help, errors, tables, exit codes. After a change that is meant,
-//! `INSTA_UPDATE=always cargo test --test cli pages` writes the files anew.
+//! `INSTA_UPDATE=always cargo test --test cli snapshots` writes the files anew.
 
 use std::fmt::Write;
 use std::fs;
@@ -97,7 +97,7 @@ fn rows_of_a_command() {
         let mut arguments = vec!["run", "-p", "1", "--keep-order", "--format", format, "--", "sh"];
         arguments.extend([
             "-c",
-            "echo out; echo err >&2; test $0 -lt 9 || kill -$0 $$; exit $0",
+            "sleep .02; echo out; echo err >&2; test $0 -lt 9 || kill -$0 $$; exit $0",
             ":::",
             "0",
             "3",

@@ -1,356 +1,74 @@
-//! `procpool run`: a command or a built-in task over inputs, in a pool.
-//!
-//! This is the one place that decides what an event means: a report becomes a row and a line of the
-//! tally, an interruption ends the run, and so do too many failures. It owns the pool and sees to it
-//! that its workers end with the run.
+//! The loop that takes each event of a run and decides what it means: a row is shown and counted, an
+//! interruption or too many failures end the run.
 
 use std::collections::VecDeque;
-use std::io::{self, Write};
 use std::mem;
-use std::num::NonZero;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use super::args::{Format, Halt, JournalArgs, TimeLimit};
-use super::collect::{Collector, Event, Events, Threads, WAITING};
-use super::exit::Exit;
-use super::humane;
-use super::inputs::Feed;
-use super::interrupt;
-use super::jobs::{BuiltIn, Commands, JobMaker, Work};
-use super::journal::{Counts, Journal, Key, Past};
-use super::log::Log;
-use super::mailbox::Taken;
-use super::median::Median;
-use super::numbers::Numbers;
-use super::order::Order;
-use super::plan::{LogTo, RunPlan, WorkPlan};
-use super::progress::Progress;
-use super::render::{self, End, Render, Row};
-use super::screen::{Screen, Unread, shown};
-use super::spill::{Live, Spills};
-use super::summary::Tally;
-use super::top::{Board, Top};
-use super::trace::Trace;
-use crate::tasks::Input;
-use crate::tasks::command::{self, CommandJob};
-use procpool::{Pool, PoolBuilder};
+use super::messages::say;
+use crate::args::{Format, Halt};
+use crate::collect::{Event, Events, Threads};
+use crate::exit::Exit;
+use crate::inputs::Feed;
+use crate::journal::Journal;
+use crate::mailbox::Taken;
+use crate::median::Median;
+use crate::order::Order;
+use crate::render::Render;
+use crate::row::{End, Row};
+use crate::screen::{Screen, Unread};
+use crate::spill::{Live, Spills};
+use crate::summary::Tally;
+use crate::top::{Board, Top};
+use crate::trace::Trace;
+use crate::{humane, interrupt};
+use procpool::Pool;
 
 /// How often a job that is live is looked at, while it prints nothing.
 const LOOK: Duration = Duration::from_millis(5);
 
-pub(super) fn run(args: super::args::RunArgs) -> Result<Exit> {
-    let started = Instant::now();
-    let mut plan = RunPlan::resolve(args)?;
-    if plan.dry_run {
-        return dry_run(plan);
-    }
-    let median = Arc::new(Median::default());
-    let events = Arc::new(Events::new(WAITING));
-    let mut spills = None;
-    let limits = &plan.limits;
-    match plan.work {
-        WorkPlan::Task(task, ref mut params) => {
-            let work = BuiltIn::new(task, mem::take(params));
-            let mut builder = Pool::builder();
-            if let Some(TimeLimit::Fixed(limit)) = limits.timeout {
-                builder = builder.task_timeout(limit);
-            }
-            if let Some(bytes) = limits.memory {
-                builder = builder.max_memory_per_worker(bytes);
-            }
-            run_work(plan, work, builder, median, started, events, None)
-        }
-        WorkPlan::Command(ref mut recipe) => {
-            let template = recipe.template.clone();
-            if recipe.prints == command::Prints::Grouped {
-                let (listening, name) = Spills::listen(Arc::clone(&events))?;
-                recipe.spill = name;
-                spills = Some(listening);
-            }
-            let mut builder = Pool::builder().initializer(command::prepare, recipe.clone());
-            match limits.timeout {
-                // A worker keeps its jobs' limits; this is for one that can't, since it is stopped.
-                Some(TimeLimit::Fixed(limit)) => {
-                    let attempts = limits.retries.saturating_add(1);
-                    builder = builder
-                        .task_timeout((limit + Duration::from_secs(5)).saturating_mul(attempts));
-                }
-                // The limit is found when a job is made, so few are made before they are run.
-                Some(TimeLimit::OfMedian(_)) => {
-                    let workers = match plan.workers {
-                        0 => thread::available_parallelism().map_or(1, NonZero::get),
-                        workers => workers,
-                    };
-                    builder = builder.window(2 * workers);
-                }
-                None => {}
-            }
-            let work = Commands::new(template, limits.timeout, Arc::clone(&median));
-            run_work(plan, work, builder, median, started, events, spills)
-        }
-    }
-}
-
-/// Names an input's work in the journal.
-type ToKey = Box<dyn Fn(&Input, u64) -> Key>;
-
-/// Prints what would be run.
-fn dry_run(plan: RunPlan) -> Result<Exit> {
-    let mut past = Journal::look(&plan.journal)?;
-    let failed_before = past.as_ref().map_or(0, Past::failed);
-    let work: ToKey = match &plan.work {
-        WorkPlan::Task(task, params) => {
-            let work = BuiltIn::new(task, params.clone());
-            Box::new(move |input, number| work.key(input, number))
-        }
-        WorkPlan::Command(recipe) => {
-            let work = Commands::new(recipe.template.clone(), None, Arc::default());
-            Box::new(move |input, number| work.key(input, number))
-        }
-    };
-    let (inputs, feed) = plan.source.stream(plan.takes);
-    let mut stdout = io::BufWriter::new(io::stdout().lock());
-    for (number, input) in (1..).zip(inputs) {
-        if past.as_mut().is_some_and(|past| past.leaves_out(work(&input, number))) {
-            continue;
-        }
-        let mut line = match &plan.work {
-            WorkPlan::Task(task, _) => {
-                [task.name.as_bytes(), b" ", &command::quote(&input.to_bytes())].concat()
-            }
-            // Which worker it would be isn't known.
-            WorkPlan::Command(recipe) => {
-                let job = CommandJob { input, number, id: 0, limit: None };
-                recipe.template.line(&job, "{%}")
-            }
-        };
-        line.push(b'\n');
-        shown(stdout.write_all(&line))?;
-    }
-    shown(stdout.flush())?;
-    let is_in_vain = past.is_some_and(|past| {
-        tell_left_out(&plan.journal, &past.counts(), failed_before, plan.summary)
-    });
-    match feed.trouble() {
-        None if is_in_vain => Ok(Exit::SomeFailed),
-        None => Ok(Exit::AllWell),
-        Some(trouble) => Err(anyhow::anyhow!("{trouble}")),
-    }
-}
-
-/// Says how many inputs the journal has left out. Returns whether that was all of them although jobs
-/// that failed were to be tried again: then they were those of another command.
-fn tell_left_out(
-    journal: &JournalArgs,
-    counts: &Counts,
-    failed_before: u64,
-    summary: bool,
-) -> bool {
-    let [left_out, taken] =
-        [&counts.left_out, &counts.taken].map(|count| count.load(Ordering::Relaxed));
-    if journal.retry_failed && failed_before > 0 && taken == 0 {
-        say(format_args!(
-            "error: none of the {} jobs that failed according to the journal is among these: their \
-             command, options or inputs were others; --resume does what has not succeeded",
-            humane::grouped(failed_before)
-        ));
-        return true;
-    }
-    if left_out > 0 && summary {
-        let (noun, why) = match (left_out, journal.retry_failed) {
-            (1, false) => ("input was", "has succeeded"),
-            (_, false) => ("inputs were", "have succeeded"),
-            (1, true) => ("input was", "hasn't failed"),
-            (_, true) => ("inputs were", "haven't failed"),
-        };
-        let left_out = humane::grouped(left_out);
-        say(format_args!("{left_out} {noun} left out, which {why} according to the journal"));
-    }
-    false
-}
-
-fn run_work<W: Work>(
-    plan: RunPlan,
-    work: W,
-    builder: PoolBuilder,
-    median: Arc<Median>,
-    started: Instant,
-    events: Arc<Events>,
-    spills: Option<Spills>,
-) -> Result<Exit> {
-    let is_command = matches!(plan.work, WorkPlan::Command(_));
-    let numbers = Numbers::default();
-    let log = match &plan.log {
-        LogTo::File(path) => Some(Log::create(path, numbers.clone())?),
-        LogTo::Stderr => Some(Log::to_stderr(numbers.clone())),
-        LogTo::Nowhere => None,
-    };
-    let trace = plan.trace.as_deref();
-    let trace = trace.map(|path| Trace::create(path, numbers.clone())).transpose()?;
-    let (journal, past): (_, Option<Past>) =
-        Journal::open(&plan.journal, plan.form.columns)?.unzip();
-    let known = past.as_ref().map(|past| (past.counts(), past.failed()));
-    let board = plan.top.then(Arc::<Board>::default);
-    let builder = match &board {
-        None => builder,
-        Some(board) => {
-            let board = Arc::clone(board);
-            builder.on_event(move |event| board.note(event))
-        }
-    };
-    let pool = build_pool(&plan, builder, log.clone(), trace.clone())?;
-    let progress = if plan.progress {
-        Progress::shown(plan.source.count(plan.takes))
-    } else {
-        Progress::default()
-    };
-
-    interrupt::watch(Arc::clone(&events), pool.clone(), is_command)?;
-    let top = match &board {
-        None => None,
-        Some(board) => {
-            let total = plan.source.count(plan.takes);
-            Some(Top::start(Arc::clone(board), pool.clone(), total)?)
-        }
-    };
-    let is_live = plan.source.is_live();
-    let (inputs, feed) = plan.source.stream(plan.takes);
-    let jobs = JobMaker::new(work, past, numbers);
-    let collector = Collector::new(pool.clone(), jobs.task(), Arc::clone(&events), board.clone());
-    let threads = if is_live {
-        collector.live(inputs, jobs, feed.clone())?
-    } else {
-        collector.at_hand(inputs, jobs, plan.unordered)?
-    };
-
-    let mut run = Run {
-        renderer: render::renderer(plan.format, &plan.form, plan.voice),
-        screen: Screen::new(progress),
-        tally: Tally::since(started),
-        order: if plan.unordered { Order::of_arrival() } else { Order::of_inputs() },
-        journal,
-        trace: trace.clone(),
-        median,
-        halt: plan.limits.halt,
-        spills,
-        live: None,
-        // Where a row is what the job prints and nothing else.
-        shows_live: plan.format == Format::Plain && !plan.voice.tag && !plan.top,
-        announced: Vec::new(),
-        waiting: VecDeque::new(),
-        is_command,
-        ended: 0,
-        failed: 0,
-        unstarted: Unstarted::default(),
-        not_begun: 0,
-        threads,
-        feed,
-        ending: None,
-        board,
-        top,
-    };
-    if run.top.is_some() {
-        run.screen.hold();
-    }
-    let ended = run.follow(&events, &pool);
-    if ended.is_err() {
-        // Whatever the pool is still at, nobody wants it.
-        run.feed.stop();
-        events.close();
-        pool.terminate();
-    }
-    let exit = run.end(ended, &pool, plan.summary.then_some(plan.format), plan.exit_count)?;
-    pool.join();
-    let is_in_vain = known.is_some_and(|(counts, failed)| {
-        tell_left_out(&plan.journal, &counts, failed, plan.summary) && exit == Exit::AllWell
-    });
-    let closed = [log.map(|log| log.close()), trace.map(|trace| trace.close())];
-    let troubles: Vec<_> = closed.into_iter().flatten().filter_map(Result::err).collect();
-    for trouble in &troubles {
-        say(format_args!("error: {trouble}"));
-    }
-    let is_new = (!troubles.is_empty() && exit == Exit::AllWell) || is_in_vain;
-    Ok(if is_new { Exit::SomeFailed } else { exit })
-}
-
-fn build_pool(
-    plan: &RunPlan,
-    builder: PoolBuilder,
-    log: Option<Log>,
-    trace: Option<Trace>,
-) -> Result<Pool> {
-    let limits = &plan.limits;
-    let mut builder =
-        builder.workers(plan.workers).retries(limits.retries).nice(limits.nice).output(plan.output);
-    if let Some(size) = plan.chunk_size {
-        builder = builder.chunk_size(size);
-    }
-    if let Some(tasks) = limits.max_tasks {
-        builder = builder.max_tasks_per_worker(tasks.get());
-    }
-    let gpus = plan.gpus.clone();
-    builder = builder.env_per_worker(move |slot| {
-        let mut env = vec![(command::SLOT.into(), (slot + 1).to_string().into())];
-        if !gpus.is_empty() {
-            let gpu = &gpus[slot % gpus.len()];
-            let variables = ["CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"];
-            env.extend(variables.map(|name| (name.into(), gpu.into())));
-        }
-        env
-    });
-    if let Some(log) = log {
-        builder = builder.on_event(move |event| log.write(event));
-    }
-    if let Some(trace) = trace {
-        builder = builder.on_event(move |event| trace.note(event));
-    }
-    builder.build().context("failed to start the pool")
-}
-
 /// A run while its results come in.
-struct Run {
-    renderer: Box<dyn Render>,
-    screen: Screen,
-    tally: Tally,
-    order: Order<Box<Row>>,
-    journal: Option<Journal>,
-    trace: Option<Trace>,
-    median: Arc<Median>,
-    halt: Option<Halt>,
+pub(super) struct Run {
+    pub(super) renderer: Box<dyn Render>,
+    pub(super) screen: Screen,
+    pub(super) tally: Tally,
+    pub(super) order: Order<Box<Row>>,
+    pub(super) journal: Option<Journal>,
+    pub(super) trace: Option<Trace>,
+    pub(super) median: Arc<Median>,
+    pub(super) halt: Option<Halt>,
     /// What jobs print that is too much for memory.
-    spills: Option<Spills>,
+    pub(super) spills: Option<Spills>,
     /// The job whose output is shown while it runs. It has standard output for itself.
-    live: Option<Live>,
+    pub(super) live: Option<Live>,
     /// Whether there may be one.
-    shows_live: bool,
+    pub(super) shows_live: bool,
     /// Jobs that run and could be the next one.
-    announced: Vec<Live>,
+    pub(super) announced: Vec<Live>,
     /// Rows that come after what is live.
-    waiting: VecDeque<Box<Row>>,
-    is_command: bool,
+    pub(super) waiting: VecDeque<Box<Row>>,
+    pub(super) is_command: bool,
     /// How many inputs were sent to the pool and never begun.
-    not_begun: u64,
+    pub(super) not_begun: u64,
     /// How many jobs have ended, and how many of them have failed, be they shown or not.
-    ended: u64,
-    failed: u64,
-    unstarted: Unstarted,
-    threads: Threads,
-    feed: Feed,
+    pub(super) ended: u64,
+    pub(super) failed: u64,
+    pub(super) unstarted: Unstarted,
+    pub(super) threads: Threads,
+    pub(super) feed: Feed,
     /// Why the run is to end before its time, if it is.
-    ending: Option<Ending>,
-    board: Option<Arc<Board>>,
+    pub(super) ending: Option<Ending>,
+    pub(super) board: Option<Arc<Board>>,
     /// The live table, while it's shown.
-    top: Option<Top>,
+    pub(super) top: Option<Top>,
 }
 
 /// Why the jobs that failed could not be started, as long as it's the same for all of them.
 #[derive(Default)]
-enum Unstarted {
+pub(super) enum Unstarted {
     #[default]
     NoneFailed,
     All(i32),
@@ -374,7 +92,7 @@ impl Unstarted {
 
 /// Why a run ends before its inputs do.
 #[derive(Clone, Copy)]
-enum Ending {
+pub(super) enum Ending {
     /// Somebody wants it to end in this way.
     Interrupted(Exit),
     /// They want it to end at once.
@@ -385,7 +103,7 @@ enum Ending {
 
 impl Run {
     /// Shows every result that comes, until the last.
-    fn follow(&mut self, events: &Events, pool: &Pool) -> Result<()> {
+    pub(super) fn follow(&mut self, events: &Events, pool: &Pool) -> Result<()> {
         self.renderer.header(self.screen.page());
         let mut arrived = VecDeque::new();
         loop {
@@ -590,7 +308,7 @@ impl Run {
     }
 
     /// Writes what is left to write, and finds out how it went.
-    fn end(
+    pub(super) fn end(
         mut self,
         ended: Result<()>,
         pool: &Pool,
@@ -678,9 +396,4 @@ fn show(
     renderer.row(row, screen.page());
     renderer.aside(row, screen.errors());
     screen.flush_if_full()
-}
-
-/// Says what no row says.
-fn say(what: std::fmt::Arguments<'_>) {
-    let _ = writeln!(io::stderr().lock(), "{what}");
 }

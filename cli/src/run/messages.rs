@@ -1,0 +1,44 @@
+//! What a run says on standard error that no row says.
+
+use std::io::{self, Write};
+use std::sync::atomic::Ordering;
+
+use crate::args::JournalArgs;
+use crate::humane;
+use crate::journal::Counts;
+
+/// Says how many inputs the journal has left out. Returns whether that was all of them although jobs
+/// that failed were to be tried again: then they were those of another command.
+pub(super) fn tell_left_out(
+    journal: &JournalArgs,
+    counts: &Counts,
+    failed_before: u64,
+    summary: bool,
+) -> bool {
+    let [left_out, taken] =
+        [&counts.left_out, &counts.taken].map(|count| count.load(Ordering::Relaxed));
+    if journal.retry_failed && failed_before > 0 && taken == 0 {
+        say(format_args!(
+            "error: none of the {} jobs that failed according to the journal is among these: their \
+             command, options or inputs were others; --resume does what has not succeeded",
+            humane::grouped(failed_before)
+        ));
+        return true;
+    }
+    if left_out > 0 && summary {
+        let (noun, why) = match (left_out, journal.retry_failed) {
+            (1, false) => ("input was", "has succeeded"),
+            (_, false) => ("inputs were", "have succeeded"),
+            (1, true) => ("input was", "hasn't failed"),
+            (_, true) => ("inputs were", "haven't failed"),
+        };
+        let left_out = humane::grouped(left_out);
+        say(format_args!("{left_out} {noun} left out, which {why} according to the journal"));
+    }
+    false
+}
+
+/// Says what no row says.
+pub(super) fn say(what: std::fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr().lock(), "{what}");
+}

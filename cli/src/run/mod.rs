@@ -1,0 +1,259 @@
+//! `procpool run`: a command or a built-in task over inputs, in a pool.
+//!
+//! This file owns the pool and everything around it, and sees to it that the workers end with the run. `event_loop`
+//! decides what an event means.
+
+mod dry_run;
+mod event_loop;
+mod messages;
+
+use std::collections::VecDeque;
+use std::mem;
+use std::num::NonZero;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use self::dry_run::dry_run;
+use self::event_loop::{Run, Unstarted};
+use self::messages::{say, tell_left_out};
+use super::args::{Format, RunArgs};
+use super::collect::{Collector, Event, Events, WAITING};
+use super::exit::Exit;
+use super::interrupt;
+use super::jobs::{BuiltIn, Commands, JobMaker, Work};
+use super::journal::{Journal, Past};
+use super::log::Log;
+use super::median::Median;
+use super::numbers::Numbers;
+use super::order::Order;
+use super::plan::{LogTo, RunPlan, WorkPlan};
+use super::progress::Progress;
+use super::render;
+use super::screen::Screen;
+use super::spill::Spills;
+use super::summary::Tally;
+use super::top::{Board, Top};
+use super::trace::Trace;
+use super::units::TimeLimit;
+use crate::tasks::command;
+use procpool::{Pool, PoolBuilder, WorkerInfo, WorkerState};
+
+/// A task with at most this many inputs per worker waits until all workers are ready: otherwise the
+/// first one ready would do all of them. Workers take some milliseconds to start.
+const FEW_PER_WORKER: u64 = 8;
+
+/// The longest that such a task waits.
+const LONGEST_START: Duration = Duration::from_secs(1);
+
+pub(super) fn run(args: RunArgs) -> Result<Exit> {
+    let started = Instant::now();
+    let mut plan = RunPlan::resolve(args)?;
+    if plan.dry_run {
+        return dry_run(plan);
+    }
+    let median = Arc::new(Median::default());
+    let events = Arc::new(Events::new(WAITING));
+    let mut spills = None;
+    let limits = &plan.limits;
+    match plan.work {
+        WorkPlan::Task(task, ref mut params) => {
+            let work = BuiltIn::new(task, mem::take(params));
+            let mut builder = Pool::builder();
+            if let Some(TimeLimit::Fixed(limit)) = limits.timeout {
+                builder = builder.task_timeout(limit);
+            }
+            if let Some(bytes) = limits.memory {
+                builder = builder.max_memory_per_worker(bytes);
+            }
+            run_work(plan, work, builder, median, started, events, None)
+        }
+        WorkPlan::Command(ref mut recipe) => {
+            let template = recipe.template.clone();
+            if recipe.prints == command::Prints::Grouped {
+                let (listening, name) = Spills::listen({
+                    let events = Arc::clone(&events);
+                    move |live| {
+                        events.put_at_once(Event::Prints(live));
+                    }
+                })?;
+                recipe.spill = name;
+                spills = Some(listening);
+            }
+            let mut builder = Pool::builder().initializer(command::prepare, recipe.clone());
+            match limits.timeout {
+                // A worker keeps its jobs' limits; this is for one that can't, since it is stopped.
+                Some(TimeLimit::Fixed(limit)) => {
+                    let attempts = limits.retries.saturating_add(1);
+                    builder = builder
+                        .task_timeout((limit + Duration::from_secs(5)).saturating_mul(attempts));
+                }
+                // The limit is found when a job is made, so few are made before they are run.
+                Some(TimeLimit::OfMedian(_)) => {
+                    let workers = match plan.workers {
+                        0 => thread::available_parallelism().map_or(1, NonZero::get),
+                        workers => workers,
+                    };
+                    builder = builder.window(2 * workers);
+                }
+                None => {}
+            }
+            let work = Commands::new(template, limits.timeout, Arc::clone(&median));
+            run_work(plan, work, builder, median, started, events, spills)
+        }
+    }
+}
+
+fn run_work<W: Work>(
+    plan: RunPlan,
+    work: W,
+    builder: PoolBuilder,
+    median: Arc<Median>,
+    started: Instant,
+    events: Arc<Events>,
+    spills: Option<Spills>,
+) -> Result<Exit> {
+    let is_command = matches!(plan.work, WorkPlan::Command(_));
+    let numbers = Numbers::default();
+    let log = match &plan.log {
+        LogTo::File(path) => Some(Log::create(path, numbers.clone())?),
+        LogTo::Stderr => Some(Log::to_stderr(numbers.clone())),
+        LogTo::Nowhere => None,
+    };
+    let trace = plan.trace.as_deref();
+    let trace = trace.map(|path| Trace::create(path, numbers.clone())).transpose()?;
+    let (journal, past): (_, Option<Past>) =
+        Journal::open(&plan.journal, plan.form.columns)?.unzip();
+    let known = past.as_ref().map(|past| (past.counts(), past.failed()));
+    let board = plan.top.then(Arc::<Board>::default);
+    let builder = match &board {
+        None => builder,
+        Some(board) => {
+            let board = Arc::clone(board);
+            builder.on_event(move |event| board.note(event))
+        }
+    };
+    let pool = build_pool(&plan, builder, log.clone(), trace.clone())?;
+    let progress = if plan.progress {
+        Progress::shown(plan.source.count(plan.takes))
+    } else {
+        Progress::default()
+    };
+
+    interrupt::watch(Arc::clone(&events), pool.clone(), is_command)?;
+    let top = match &board {
+        None => None,
+        Some(board) => {
+            let total = plan.source.count(plan.takes);
+            Some(Top::start(Arc::clone(board), pool.clone(), total)?)
+        }
+    };
+    let is_live = plan.source.is_live();
+    let few = FEW_PER_WORKER * pool.workers().len() as u64;
+    if !is_command && !is_live && plan.source.count_to(plan.takes, few).is_some_and(|it| it < few) {
+        wait_until_ready(&pool);
+    }
+    let (inputs, feed) = plan.source.stream(plan.takes);
+    let jobs = JobMaker::new(work, past, numbers);
+    let collector = Collector::new(pool.clone(), jobs.task(), Arc::clone(&events), board.clone());
+    let threads = if is_live {
+        collector.live(inputs, jobs, feed.clone())?
+    } else {
+        collector.at_hand(inputs, jobs, plan.unordered)?
+    };
+
+    let mut run = Run {
+        renderer: render::renderer(plan.format, &plan.form, plan.voice),
+        screen: Screen::new(progress),
+        tally: Tally::since(started),
+        order: if plan.unordered { Order::of_arrival() } else { Order::of_inputs() },
+        journal,
+        trace: trace.clone(),
+        median,
+        halt: plan.limits.halt,
+        spills,
+        live: None,
+        // Where a row is what the job prints and nothing else.
+        shows_live: plan.format == Format::Plain && !plan.voice.tag && !plan.top,
+        announced: Vec::new(),
+        waiting: VecDeque::new(),
+        is_command,
+        ended: 0,
+        failed: 0,
+        unstarted: Unstarted::default(),
+        not_begun: 0,
+        threads,
+        feed,
+        ending: None,
+        board,
+        top,
+    };
+    if run.top.is_some() {
+        run.screen.hold();
+    }
+    let ended = run.follow(&events, &pool);
+    if ended.is_err() {
+        // Whatever the pool is still at, nobody wants it.
+        run.feed.stop();
+        events.close();
+        pool.terminate();
+    }
+    let exit = run.end(ended, &pool, plan.summary.then_some(plan.format), plan.exit_count)?;
+    pool.join();
+    let is_in_vain = known.is_some_and(|(counts, failed)| {
+        tell_left_out(&plan.journal, &counts, failed, plan.summary) && exit == Exit::AllWell
+    });
+    let closed = [log.map(|log| log.close()), trace.map(|trace| trace.close())];
+    let troubles: Vec<_> = closed.into_iter().flatten().filter_map(Result::err).collect();
+    for trouble in &troubles {
+        say(format_args!("error: {trouble}"));
+    }
+    let is_new = (!troubles.is_empty() && exit == Exit::AllWell) || is_in_vain;
+    Ok(if is_new { Exit::SomeFailed } else { exit })
+}
+
+/// Waits until no worker is starting.
+fn wait_until_ready(pool: &Pool) {
+    let deadline = Instant::now() + LONGEST_START;
+    let is_starting =
+        |worker: &WorkerInfo| matches!(worker.state, WorkerState::Absent | WorkerState::Starting);
+    while pool.workers().iter().any(is_starting) && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn build_pool(
+    plan: &RunPlan,
+    builder: PoolBuilder,
+    log: Option<Log>,
+    trace: Option<Trace>,
+) -> Result<Pool> {
+    let limits = &plan.limits;
+    let mut builder =
+        builder.workers(plan.workers).retries(limits.retries).nice(limits.nice).output(plan.output);
+    if let Some(size) = plan.chunk_size {
+        builder = builder.chunk_size(size);
+    }
+    if let Some(tasks) = limits.max_tasks {
+        builder = builder.max_tasks_per_worker(tasks.get());
+    }
+    let gpus = plan.gpus.clone();
+    builder = builder.env_per_worker(move |slot| {
+        let mut env = vec![(command::SLOT.into(), (slot + 1).to_string().into())];
+        if !gpus.is_empty() {
+            let gpu = &gpus[slot % gpus.len()];
+            let variables = ["CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"];
+            env.extend(variables.map(|name| (name.into(), gpu.into())));
+        }
+        env
+    });
+    if let Some(log) = log {
+        builder = builder.on_event(move |event| log.write(event));
+    }
+    if let Some(trace) = trace {
+        builder = builder.on_event(move |event| trace.note(event));
+    }
+    builder.build().context("failed to start the pool")
+}
