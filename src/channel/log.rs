@@ -70,7 +70,7 @@ impl Side {
     }
 
     /// Completes what who had the lock before may not have. To be called with the lock.
-    fn mend(&self) {
+    fn recover(&self) {
         if self.position.load(Relaxed) == self.next_position.load(Relaxed) {
             let count = self.next_count.load(Relaxed);
             if self.count.load(Relaxed) != count {
@@ -161,7 +161,7 @@ impl Log {
 
     /// Appends a message. To be called with the sending side's lock.
     pub(super) fn write(&self, tail: &Side, message: &[u8]) -> Result<(), LogError> {
-        tail.mend();
+        tail.recover();
         let mut position = tail.position();
         // The position comes from memory that any process that has the channel can write.
         if !is_valid(position) || message.len() as u64 > memory::ENDLESS - position {
@@ -202,7 +202,7 @@ impl Log {
         tail: &Side,
         message: &mut Vec<u8>,
     ) -> Result<bool, LogError> {
-        head.mend();
+        head.recover();
         let (mut position, end) = (head.position(), tail.position());
         if position == end {
             return Ok(false);
@@ -368,7 +368,7 @@ mod loom_model {
                 let model = Arc::clone(&model);
                 move || {
                     for message in 0..2 {
-                        model.sender.mend();
+                        model.sender.recover();
                         let position = model.sender.position();
                         // SAFETY: loom fails the test if the receiver reads it meanwhile.
                         model.messages[message].with_mut(|cell| unsafe { *cell = position + 1 });
@@ -378,7 +378,7 @@ mod loom_model {
             });
             let mut received = 0;
             while received < 2 {
-                model.receiver.mend();
+                model.receiver.recover();
                 let (position, end) = (model.receiver.position(), model.sender.position());
                 assert!(position <= end && end <= 2 * HEAD);
                 if position == end {

@@ -26,7 +26,7 @@ use crate::os::handle::{File, Handle};
 use crate::os::memory::{self, Atomics};
 use crate::os::pipe::{is_hung_up, pipe};
 use crate::shared::object::{Kind, Object, something_else};
-use crate::sync::{Bell, LockGuard, Look, deadline};
+use crate::sync::{EventCount, LockGuard, Probe, deadline};
 
 /// A channel for messages between processes, with room for any number of them.
 ///
@@ -139,9 +139,9 @@ struct Head {
     sender: Side,
     receiver: Side,
     /// Rung when a message was sent, and when a sender has gone.
-    arrival: Line<Bell>,
+    arrival: Line<EventCount>,
     /// Rung when there is room for one more, and when a receiver has gone.
-    room: Line<Bell>,
+    room: Line<EventCount>,
     /// How many messages may wait.
     capacity: AtomicU64,
     /// How many ends of each kind have gone in good order: when that changes, it is worth a look
@@ -182,14 +182,14 @@ struct End {
 
 /// How long an operation may wait.
 #[derive(Debug, Clone, Copy)]
-enum Patience {
+enum WaitPolicy {
     None,
     Until(Instant),
     Endless,
 }
 
 /// How long an operation that isn't to wait waits for another process to be through with one.
-const OTHERS_TURN: Duration = Duration::from_millis(20);
+const CONTENTION_LIMIT: Duration = Duration::from_millis(20);
 
 /// How often senders that never wait look whether the receivers have been killed.
 const LOOK_EVERY: u32 = 1024;
@@ -201,13 +201,13 @@ impl End {
     }
 
     /// Whether there is no end of the other kind any more.
-    fn is_alone(&self, look: Look) -> bool {
+    fn is_alone(&self, look: Probe) -> bool {
         let gone = match self.role {
             Role::Sender => &self.head().gone[Role::Receiver as usize],
             Role::Receiver => &self.head().gone[Role::Sender as usize],
         };
         let gone = gone.load(SeqCst);
-        if look == Look::Quick && gone == self.seen.load(Relaxed) {
+        if look == Probe::Fast && gone == self.seen.load(Relaxed) {
             return false;
         }
         let is_alone = self.cord.as_ref().is_none_or(is_hung_up);
@@ -224,14 +224,14 @@ impl End {
     /// Does `attempt` until it gives something, for as long as may be. The bell is rung when it is worth
     /// another attempt.
     fn wait<R>(
-        bell: &Bell,
-        patience: Patience,
-        mut attempt: impl FnMut(Look) -> Option<R>,
+        bell: &EventCount,
+        patience: WaitPolicy,
+        mut attempt: impl FnMut(Probe) -> Option<R>,
     ) -> Option<R> {
         match patience {
-            Patience::None => attempt(Look::Quick).or_else(|| attempt(Look::Thorough)),
-            Patience::Until(deadline) => bell.wait(Some(deadline), attempt),
-            Patience::Endless => bell.wait(None, attempt),
+            WaitPolicy::None => attempt(Probe::Fast).or_else(|| attempt(Probe::CheckOwners)),
+            WaitPolicy::Until(deadline) => bell.wait(Some(deadline), attempt),
+            WaitPolicy::Endless => bell.wait(None, attempt),
         }
     }
 
@@ -239,15 +239,15 @@ impl End {
     fn push(
         &self,
         message: &[u8],
-        patience: Patience,
-        look: Look,
+        patience: WaitPolicy,
+        look: Probe,
     ) -> Option<Result<(), SendErrorReason>> {
         let head = self.head();
         if self.is_alone(look) {
             return Some(Err(SendErrorReason::Disconnected));
         }
         // A thorough look goes on to where a count that can't be is told from a channel that is full.
-        if look == Look::Quick && head.is_full() {
+        if look == Probe::Fast && head.is_full() {
             return None;
         }
         let guard = lock(&head.sender, patience)?;
@@ -267,8 +267,8 @@ impl End {
     fn pop(
         &self,
         message: &mut Vec<u8>,
-        patience: Patience,
-        look: Look,
+        patience: WaitPolicy,
+        look: Probe,
     ) -> Option<Result<(), RecvError>> {
         let head = self.head();
         // The last one may have been sent between the two looks.
@@ -387,15 +387,15 @@ impl Head {
     }
 }
 
-fn lock(side: &Side, patience: Patience) -> Option<LockGuard<'_>> {
+fn lock(side: &Side, patience: WaitPolicy) -> Option<LockGuard<'_>> {
     match patience {
-        Patience::None => side.lock.lock_timeout(OTHERS_TURN),
-        Patience::Until(deadline) => side.lock.lock_until(Some(deadline)),
-        Patience::Endless => side.lock.lock_until(None),
+        WaitPolicy::None => side.lock.lock_timeout(CONTENTION_LIMIT),
+        WaitPolicy::Until(deadline) => side.lock.lock_until(Some(deadline)),
+        WaitPolicy::Endless => side.lock.lock_until(None),
     }
 }
 
-impl Patience {
+impl WaitPolicy {
     fn limited(limit: Duration) -> Self {
         deadline(limit).map_or(Self::Endless, Self::Until)
     }
@@ -427,7 +427,7 @@ impl<T: Serialize> Sender<T> {
     /// [`Encode`](SendErrorReason::Encode), [`Corrupt`](SendErrorReason::Corrupt) and
     /// [`System`](SendErrorReason::System).
     pub fn send(&self, value: T) -> Result<(), SendError<T>> {
-        self.send_with(value, Patience::Endless)
+        self.send_with(value, WaitPolicy::Endless)
     }
 
     /// Sends a message if there is room for it.
@@ -436,7 +436,7 @@ impl<T: Serialize> Sender<T> {
     ///
     /// As [`send`](Self::send), and [`SendErrorReason::Full`].
     pub fn try_send(&self, value: T) -> Result<(), SendError<T>> {
-        self.send_with(value, Patience::None)
+        self.send_with(value, WaitPolicy::None)
     }
 
     /// Sends a message, and waits for room for up to `limit`.
@@ -445,25 +445,25 @@ impl<T: Serialize> Sender<T> {
     ///
     /// As [`send`](Self::send), and [`SendErrorReason::TimedOut`].
     pub fn send_timeout(&self, value: T, limit: Duration) -> Result<(), SendError<T>> {
-        self.send_with(value, Patience::limited(limit))
+        self.send_with(value, WaitPolicy::limited(limit))
     }
 
-    fn send_with(&self, value: T, patience: Patience) -> Result<(), SendError<T>> {
+    fn send_with(&self, value: T, patience: WaitPolicy) -> Result<(), SendError<T>> {
         let sent = with_buffer(|message| {
             codec::encode(&value, message)
                 .map_err(|error| SendErrorReason::Encode(error.to_string()))?;
             let often = self.end.sent.fetch_add(1, Relaxed);
             let mut least = match often % LOOK_EVERY == LOOK_EVERY - 1 {
-                true => Look::Thorough,
-                false => Look::Quick,
+                true => Probe::CheckOwners,
+                false => Probe::Fast,
             };
             let room = &self.end.head().room.0;
             let sent = End::wait(room, patience, |look| {
-                let look = std::mem::replace(&mut least, Look::Quick).max(look);
+                let look = std::mem::replace(&mut least, Probe::Fast).max(look);
                 self.end.push(message, patience, look)
             });
             sent.unwrap_or(Err(match patience {
-                Patience::None => SendErrorReason::Full,
+                WaitPolicy::None => SendErrorReason::Full,
                 _ => SendErrorReason::TimedOut,
             }))
         });
@@ -480,7 +480,7 @@ impl<T: DeserializeOwned> Receiver<T> {
     /// [`Decode`](RecvError::Decode), [`Corrupt`](RecvError::Corrupt) and
     /// [`System`](RecvError::System).
     pub fn recv(&self) -> Result<T, RecvError> {
-        self.recv_with(Patience::Endless)
+        self.recv_with(WaitPolicy::Endless)
     }
 
     /// Takes a message if there is one.
@@ -489,7 +489,7 @@ impl<T: DeserializeOwned> Receiver<T> {
     ///
     /// As [`recv`](Self::recv), and [`RecvError::Empty`].
     pub fn try_recv(&self) -> Result<T, RecvError> {
-        self.recv_with(Patience::None)
+        self.recv_with(WaitPolicy::None)
     }
 
     /// Waits for a message for up to `limit`.
@@ -498,7 +498,7 @@ impl<T: DeserializeOwned> Receiver<T> {
     ///
     /// As [`recv`](Self::recv), and [`RecvError::TimedOut`].
     pub fn recv_timeout(&self, limit: Duration) -> Result<T, RecvError> {
-        self.recv_with(Patience::limited(limit))
+        self.recv_with(WaitPolicy::limited(limit))
     }
 
     /// Returns the messages as they come, and in their place the errors of those that can't be had. Ends
@@ -512,13 +512,13 @@ impl<T: DeserializeOwned> Receiver<T> {
         std::iter::from_fn(|| unless_over(self.try_recv()))
     }
 
-    fn recv_with(&self, patience: Patience) -> Result<T, RecvError> {
+    fn recv_with(&self, patience: WaitPolicy) -> Result<T, RecvError> {
         with_buffer(|message| {
             let arrival = &self.end.head().arrival.0;
             let received =
                 End::wait(arrival, patience, |look| self.end.pop(message, patience, look));
             received.unwrap_or(Err(match patience {
-                Patience::None => RecvError::Empty,
+                WaitPolicy::None => RecvError::Empty,
                 _ => RecvError::TimedOut,
             }))?;
             codec::decode(message).map_err(|error| RecvError::Decode(error.to_string()))

@@ -26,9 +26,9 @@ use crate::pool::limits::Limits;
 use crate::pool::observe::events::{Event, Observer, Observers};
 use crate::pool::options::TaskOptions;
 use crate::pool::process::common::{Membership, Wires};
-use crate::pool::process::orders::Orders;
+use crate::pool::process::orders::SupervisorHandle;
 use crate::pool::process::supervisor;
-use crate::pool::schedule::state::{self, Shared};
+use crate::pool::schedule::state::{self, PoolState};
 
 /// A worker takes this much memory in bytes at the least, with what is shared.
 const LEAST_MEMORY: u64 = 8 << 20;
@@ -400,8 +400,8 @@ impl PoolBuilder {
         let inline_limit = check_system(config.workers)?;
         let slots = config.workers;
         config.observers.start().map_err(Error::system("a thread"))?;
-        let orders = Orders::new(wires.bell);
-        let shared = Arc::new(Shared::new(config, orders, inline_limit));
+        let orders = SupervisorHandle::new(wires.bell);
+        let shared = Arc::new(PoolState::new(config, orders, inline_limit));
         let pool = Pool::of(Arc::clone(&shared), options, Keeper::Own(wires.writer));
         // The supervisor's, or a slot's driver's.
         let start = |name: String, slot: Option<usize>| {
@@ -439,7 +439,7 @@ impl PoolBuilder {
         let (config, options) = self.resolve(membership.cord())?;
         let inline_limit = check_system(config.workers)?;
         config.observers.start().map_err(Error::system("a thread"))?;
-        let shared = Arc::new(Shared::new(config, membership.orders(), inline_limit));
+        let shared = Arc::new(PoolState::new(config, membership.orders(), inline_limit));
         membership.supervise(&shared);
         let pool = Pool::of(Arc::clone(&shared), options, Keeper::Common(membership));
         driver::start_one(&shared)?;

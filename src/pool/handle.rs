@@ -22,7 +22,7 @@ use crate::pool::call::{collect, encode, feed};
 use crate::pool::options::TaskOptions;
 use crate::pool::process::common::Membership;
 use crate::pool::schedule::batch::Batch;
-use crate::pool::schedule::state::{self, Shared};
+use crate::pool::schedule::state::{self, PoolState};
 use crate::pool::types::{Stats, WorkerInfo};
 
 /// A pool of worker processes.
@@ -75,7 +75,7 @@ pub struct Pool {
 
 #[derive(Debug)]
 struct Inner {
-    shared: Arc<Shared>,
+    shared: Arc<PoolState>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     _keeper: Keeper,
 }
@@ -91,7 +91,7 @@ pub(crate) enum Keeper {
 }
 
 impl Pool {
-    pub(crate) fn of(shared: Arc<Shared>, options: TaskOptions, keeper: Keeper) -> Self {
+    pub(crate) fn of(shared: Arc<PoolState>, options: TaskOptions, keeper: Keeper) -> Self {
         let inner = Inner { shared, threads: Mutex::default(), _keeper: keeper };
         Self { inner: Arc::new(inner), options }
     }
@@ -105,7 +105,7 @@ impl Pool {
         self.shared().forked().map_or(Ok(()), |kind| Err(unsent(kind)))
     }
 
-    pub(crate) fn shared(&self) -> &Arc<Shared> {
+    pub(crate) fn shared(&self) -> &Arc<PoolState> {
         &self.inner.shared
     }
 
@@ -116,7 +116,7 @@ impl Pool {
         Self { inner: Arc::clone(&self.inner), options: options.or(&self.options) }
     }
 
-    /// Calls `f` with `argument` in a worker and waits for its result.
+    /// Deferred `f` with `argument` in a worker and waits for its result.
     ///
     /// # Errors
     ///
@@ -131,7 +131,7 @@ impl Pool {
         let shared = self.shared();
         let _kept = match encode::encode_one(&job, argument) {
             Ok((batch, kept)) => {
-                shared.run_here(batch).unwrap_or_else(|batch| shared.submit(batch));
+                shared.try_run_inline(batch).unwrap_or_else(|batch| shared.submit(batch));
                 kept
             }
             Err(reason) => {
@@ -143,7 +143,7 @@ impl Pool {
         task::collect_one(&job).result
     }
 
-    /// Calls `f` with `argument` in a worker. Never waits.
+    /// Deferred `f` with `argument` in a worker. Never waits.
     pub fn apply_async<A, R>(&self, f: fn(A) -> R, argument: A) -> Task<R>
     where
         A: Serialize + DeserializeOwned,
@@ -160,7 +160,7 @@ impl Pool {
         Task::of_one(Arc::clone(self.shared()), job)
     }
 
-    /// Calls `f` with each item in the workers, and waits for all results, in the items' order.
+    /// Deferred `f` with each item in the workers, and waits for all results, in the items' order.
     ///
     /// # Errors
     ///
@@ -249,7 +249,7 @@ impl Pool {
         self.collect_with(call, &init, items)
     }
 
-    /// Calls `f` with each item in the workers. All items are read and encoded before this returns;
+    /// Deferred `f` with each item in the workers. All items are read and encoded before this returns;
     /// it never waits for a worker.
     pub fn map_async<A, R, I>(&self, f: fn(A) -> R, items: I) -> Task<Vec<R>>
     where
@@ -265,7 +265,7 @@ impl Pool {
         Task::of_many(Arc::clone(self.shared()), job)
     }
 
-    /// Calls `f` with each item in the workers, and gives the results as an iterator, in the items'
+    /// Deferred `f` with each item in the workers, and gives the results as an iterator, in the items'
     /// order. The items are read as results are taken, a bounded window ahead: the input may be
     /// endless.
     ///
@@ -371,7 +371,7 @@ impl Pool {
         Ok(Results::new(shared, job, items.into_iter(), order, Some(scope)))
     }
 
-    /// Calls `f` with `context` and `argument` in a worker and waits for its result: as
+    /// Deferred `f` with `context` and `argument` in a worker and waits for its result: as
     /// [`map_with`](Self::map_with) of one item.
     ///
     /// # Errors
@@ -393,7 +393,7 @@ impl Pool {
         results.next().unwrap_or(Err(unsent(TaskErrorKind::Closed)))
     }
 
-    /// Calls `f` with `argument` once on every worker, and waits for all results, in the order of the
+    /// Deferred `f` with `argument` once on every worker, and waits for all results, in the order of the
     /// workers' slots. A busy worker does it when it comes to it, one that has died or was let go
     /// for want of work when another has taken its place. For what belongs to a process: caches,
     /// settings of a library, a look at what it holds.
@@ -420,7 +420,7 @@ impl Pool {
             Ok((first, kept)) => {
                 // All are made before any can have ended.
                 let others: Vec<Batch> = (1..shared.config.workers)
-                    .map(|slot| first.for_slot(job.enter(1), slot))
+                    .map(|slot| first.for_slot(job.reserve(1), slot))
                     .collect();
                 shared.submit(first.for_slot(0, 0));
                 others.into_iter().for_each(|batch| shared.submit(batch));
@@ -516,8 +516,8 @@ impl Pool {
         A: DeserializeOwned,
         R: Serialize,
     {
-        let number = self.shared().counters.singles.fetch_add(1, Relaxed);
-        // One after the other, so that they can travel together.
+        let number = self.shared().counters.single_calls.fetch_add(1, Relaxed);
+        // One after the other, so that they can travel collects_all.
         let seed = seed::advance(seed::finalize(self.shared().config.seed), number);
         self.job(FnRef::task(f), number, None, seed)
     }
@@ -536,7 +536,7 @@ impl Pool {
         call: Result<FnRef, ForeignFunction>,
         context: Option<Arc<Context>>,
     ) -> Arc<Job> {
-        let number = self.shared().counters.manies.fetch_add(1, Relaxed);
+        let number = self.shared().counters.map_calls.fetch_add(1, Relaxed);
         // Far apart, so that none runs into another.
         let seed = seed::finalize(seed::advance(!self.shared().config.seed, number));
         self.job(call, 0, context, seed)
@@ -549,8 +549,8 @@ impl Pool {
         context: Option<Arc<Context>>,
         seed: u64,
     ) -> Arc<Job> {
-        let pace = call.map_or_else(|_| Arc::default(), |call| self.shared().pace(call));
-        Job::new(call, self.options.clone(), pace, offset, context, seed)
+        let cost = call.map_or_else(|_| Arc::default(), |call| self.shared().cost(call));
+        Job::new(call, self.options.clone(), cost, offset, context, seed)
     }
 
     /// The results of a call whose items share `context`.

@@ -33,15 +33,15 @@ use rustix::process::Signal;
 use crate::error::TaskErrorKind;
 use crate::os::process::{CaptureFile, Child};
 use crate::pool::call::job::Job;
-use crate::pool::call::outcome::{Arrival, Content, Failure, Origin};
+use crate::pool::call::outcome::{Content, Delivery, Failure, Provenance};
 use crate::pool::drive::chunk::{self, Chunk, Running};
-use crate::pool::observe::events::Calls;
+use crate::pool::observe::events::Deferred;
 use crate::pool::options::TaskOptions;
-use crate::pool::process::worker::{Doom, Newborn, Process};
+use crate::pool::process::worker::{KillReason, PendingWorker, Process};
 use crate::pool::schedule::batch::Batch;
 use crate::pool::schedule::counters::Counters;
 
-/// Within this time every talk is over, on a busy machine too: the longest silence takes two seconds.
+/// Within this time every talk is over, on a busy machine too: the longest drain_eventfd takes two seconds.
 const SOON: Duration = Duration::from_secs(30);
 
 /// The time limit of items that have one.
@@ -133,7 +133,7 @@ struct Liar<'a> {
     control: Option<Control>,
     /// What the parent sends arrives here.
     frames: Option<OwnedFd>,
-    /// Whether its sockets outlive it, in the hands of what a task has started.
+    /// Whether its sockets outlive it, in the target_workers of what a task has started.
     is_held: bool,
     lane: OwnedFd,
     capture: Option<OwnedFd>,
@@ -465,7 +465,7 @@ fn greeting(pid: u32) -> Handshake {
     Handshake { version: VERSION, identity: ImageId::own(), pid }
 }
 
-/// Does the supervisor's work for the one process until it has ended: limits, silence, and its end.
+/// Does the supervisor's work for the one process until it has ended: limits, drain_eventfd, and its end.
 fn supervise(scene: &Scene) {
     let process = &scene.process;
     loop {
@@ -476,7 +476,7 @@ fn supervise(scene: &Scene) {
         }
         scene.take(|chunk| chunk.enforce().0);
         if process.kill_at().is_some_and(|at| at <= Instant::now()) {
-            process.kill(Doom::Retired);
+            process.kill(KillReason::Retired);
         }
         if scene.is_over.load(SeqCst) {
             process.child.kill();
@@ -484,7 +484,7 @@ fn supervise(scene: &Scene) {
     }
     process.set_ended();
     let cause = process.child.reap();
-    process.bury(cause);
+    process.publish_exit(cause);
 }
 
 /// Items for one chunk: of each job a run of them.
@@ -502,7 +502,7 @@ fn plan(jobs: &[Arc<Job>], script: &mut Script<'_>) -> VecDeque<Batch> {
                 let text = "x".repeat(len);
                 encode_item(&mut arguments, &mut attachments, &text).expect("a text is encoded");
             }
-            let first = job.enter(items.into());
+            let first = job.reserve(items.into());
             Batch::new(Arc::clone(job), first, items, 0, &arguments, attachments)
         })
         .collect()
@@ -513,15 +513,15 @@ fn settle<'a>(batches: impl IntoIterator<Item = &'a Batch>) {
     for batch in batches {
         let content = Content::Failed(Failure::unstarted(TaskErrorKind::Cancelled));
         let (first, items) = (batch.first, batch.items);
-        let arrival = Arrival { first, items, origin: Origin::NONE, content };
-        let is_first = batch.job.deliver(arrival, &mut Calls::default());
+        let arrival = Delivery { first, items, provenance: Provenance::NONE, content };
+        let is_first = batch.job.deliver(arrival, &mut Deferred::default());
         assert!(is_first, "items from {first} on were settled before");
     }
 }
 
 /// Decodes what was delivered; returns the numbers of its items.
 fn read(job: &Job, choice: u8) -> Vec<u64> {
-    fn count<R: serde::de::DeserializeOwned>(mut arrival: Arrival, job: &Job) {
+    fn count<R: serde::de::DeserializeOwned>(mut arrival: Delivery, job: &Job) {
         let items = arrival.items;
         let count = std::iter::from_fn(|| arrival.next::<R>(job.offset).map(drop)).count();
         assert_eq!(count, items as usize, "an arrival has as many outcomes as items");
@@ -638,8 +638,8 @@ fn talk_to_the_end(bytes: &[u8]) {
         scope.spawn(|| supervise(&scene));
         let is_over = Over(&scene.is_over);
         let regions = Arc::default();
-        let newborn = Newborn { process, lane, requests };
-        let mut worker = newborn.greet(Setup::default(), &regions).expect("it greets");
+        let pending = PendingWorker { process, lane, requests };
+        let mut worker = pending.greet(Setup::default(), &regions).expect("it greets");
         let (mut liar, mut is_lost) = (Some(liar), false);
         for (sequence, batches) in (1..).zip(plans) {
             if is_lost {
@@ -655,7 +655,7 @@ fn talk_to_the_end(bytes: &[u8]) {
             let limit = chunk::inline_limit(usize::MAX);
             let ran = chunk::run(&mut worker, &scene.running, limit, &counters, None, None);
             if let Err(loss) = ran {
-                settle(loss.victim.iter().chain(&loss.rest));
+                settle(loss.running_item.iter().chain(&loss.rest));
                 is_lost = true;
             }
             read_all();

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::bell::{Bell, Look, deadline};
+use super::eventcount::{EventCount, Probe, deadline};
 use super::lock::{LockGuard, RawLock, take};
 use super::owner::Owner;
 use crate::atomic::{AtomicU32, AtomicU64};
@@ -77,7 +77,7 @@ struct Membership {
 #[repr(C)]
 struct Head {
     lock: RawLock,
-    bell: Bell,
+    bell: EventCount,
     parties: AtomicU32,
     /// How many wait.
     arrived: AtomicU32,
@@ -188,7 +188,7 @@ impl Barrier {
                 let was_reset = now >> 32 != round >> 32;
                 return Some(if was_reset { Err(BarrierError::Broken) } else { Ok(false) });
             }
-            if look == Look::Thorough && !self.is_broken() && self.0.has_lost_one() {
+            if look == Probe::CheckOwners && !self.is_broken() && self.0.has_lost_one() {
                 self.0.break_in(round);
             }
             self.is_broken().then_some(Err(BarrierError::Broken))
@@ -213,7 +213,7 @@ impl Membership {
     /// Enters this process.
     fn join(&self) {
         self.place.get_or_init(|| {
-            self.places().iter().position(|place| take(place, Look::Quick).is_some())
+            self.places().iter().position(|place| take(place, Probe::Fast).is_some())
         });
     }
 

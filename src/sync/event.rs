@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::bell::{Bell, deadline};
+use super::eventcount::{EventCount, deadline};
 use crate::atomic::AtomicU32;
 use crate::error::Error;
 use crate::os::memory::Atomics;
@@ -37,7 +37,7 @@ pub struct Event(Object<Head>);
 #[repr(C)]
 struct Head {
     is_set: AtomicU32,
-    bell: Bell,
+    bell: EventCount,
 }
 
 // SAFETY: it is made of atomics.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::bell::{Bell, Look, deadline};
+use super::eventcount::{EventCount, Probe, deadline};
 use super::owner::Owner;
 use crate::atomic::{AtomicU32, AtomicU64};
 use crate::error::Error;
@@ -150,7 +150,7 @@ impl<T: ?Sized + fmt::Debug> fmt::Debug for LockGuard<'_, T> {
 pub(crate) struct RawLock {
     /// Zero, or who has it.
     owner: AtomicU64,
-    bell: Bell,
+    bell: EventCount,
     /// The PID of the last owner, if it panicked and the next one has not been told; else zero.
     /// Changed by the owner alone.
     panicked: AtomicU32,
@@ -169,14 +169,14 @@ impl RawLock {
     }
 
     pub(crate) fn try_lock(&self) -> Option<LockGuard<'_>> {
-        self.acquire(Look::Thorough)
+        self.acquire(Probe::CheckOwners)
     }
 
     pub(crate) fn lock_until(&self, deadline: Option<Instant>) -> Option<LockGuard<'_>> {
         self.bell.wait(deadline, |look| self.acquire(look))
     }
 
-    fn acquire(&self, look: Look) -> Option<LockGuard<'_>> {
+    fn acquire(&self, look: Probe) -> Option<LockGuard<'_>> {
         let died = take(&self.owner, look)?;
         let panicked = Some(self.panicked.swap(0, SeqCst)).filter(|pid| *pid != 0);
         let was_panicking = std::thread::panicking();
@@ -192,10 +192,10 @@ impl RawLock {
 
 /// Takes a word that says who has something, if nobody has it; with a thorough look, also if its owner
 /// has died, who is then told.
-pub(super) fn take(word: &AtomicU64, look: Look) -> Option<Option<u32>> {
+pub(super) fn take(word: &AtomicU64, look: Probe) -> Option<Option<u32>> {
     let own = Owner::own().word();
     let Err(word_before) = word.compare_exchange(0, own, SeqCst, SeqCst) else { return Some(None) };
-    let before = Owner::from_word(word_before).filter(|_| look == Look::Thorough)?;
+    let before = Owner::from_word(word_before).filter(|_| look == Probe::CheckOwners)?;
     if before.is_alive() {
         return None;
     }
@@ -249,9 +249,9 @@ mod loom_model {
             let word = Arc::new(AtomicU64::new(u64::MAX));
             let others = [(); 2].map(|()| {
                 let word = Arc::clone(&word);
-                spawn(move || take(&word, Look::Thorough).is_some())
+                spawn(move || take(&word, Probe::CheckOwners).is_some())
             });
-            let own = take(&word, Look::Thorough).is_some();
+            let own = take(&word, Probe::CheckOwners).is_some();
             let taken = others.map(|other| other.join().unwrap());
             let count = taken.into_iter().chain([own]).filter(|is_taken| *is_taken).count();
             assert_eq!(count, 1);

@@ -13,15 +13,15 @@
 //! of one that is sent to another process is another one.
 
 mod barrier;
-mod bell;
 mod event;
+mod eventcount;
 mod lock;
 mod owner;
 mod semaphore;
 
 pub use self::barrier::{Barrier, BarrierError};
-pub(crate) use self::bell::{Bell, Look, deadline};
 pub use self::event::Event;
+pub(crate) use self::eventcount::{EventCount, Probe, deadline};
 pub(crate) use self::lock::RawLock;
 pub use self::lock::{Lock, LockGuard};
 pub use self::semaphore::{Permit, Semaphore};

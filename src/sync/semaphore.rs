@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::bell::{Bell, Look, deadline};
+use super::eventcount::{EventCount, Probe, deadline};
 use super::lock::take;
 use super::owner::Owner;
 use crate::atomic::AtomicU64;
@@ -34,7 +34,7 @@ use crate::shared::object::Object;
 /// A permit belongs to the process that has acquired it. If that dies, somebody who waits for one gets
 /// its permit.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Semaphore(Object<Bell>);
+pub struct Semaphore(Object<EventCount>);
 
 impl Semaphore {
     /// A semaphore with so many permits.
@@ -54,7 +54,7 @@ impl Semaphore {
 
     /// Takes a permit if there is one.
     pub fn try_acquire(&self) -> Option<Permit<'_>> {
-        self.take(Look::Thorough)
+        self.take(Probe::CheckOwners)
     }
 
     /// Waits for a permit for up to `limit`.
@@ -74,7 +74,7 @@ impl Semaphore {
         self.0.head().wait(deadline, |look| self.take(look))
     }
 
-    fn take(&self, look: Look) -> Option<Permit<'_>> {
+    fn take(&self, look: Probe) -> Option<Permit<'_>> {
         take_one(self.owners(), self.0.head(), look)
     }
 
@@ -85,7 +85,7 @@ impl Semaphore {
 }
 
 /// Takes the first permit that no process has.
-fn take_one<'a>(owners: &'a [AtomicU64], bell: &'a Bell, look: Look) -> Option<Permit<'a>> {
+fn take_one<'a>(owners: &'a [AtomicU64], bell: &'a EventCount, look: Probe) -> Option<Permit<'a>> {
     let owner = owners.iter().find(|owner| take(owner, look).is_some())?;
     Some(Permit { owner, bell })
 }
@@ -95,7 +95,7 @@ fn take_one<'a>(owners: &'a [AtomicU64], bell: &'a Bell, look: Look) -> Option<P
 #[must_use = "a permit that is dropped is given back"]
 pub struct Permit<'a> {
     owner: &'a AtomicU64,
-    bell: &'a Bell,
+    bell: &'a EventCount,
 }
 
 impl Drop for Permit<'_> {
@@ -121,8 +121,8 @@ mod loom_model {
             builder.preemption_bound = Some(2);
             builder.check(move || {
                 let owners: Vec<_> = (0..permits).map(|_| AtomicU64::default()).collect();
-                let shared = Arc::new((owners, Bell::default(), AtomicU64::default()));
-                let hold = |shared: Arc<(Vec<AtomicU64>, Bell, AtomicU64)>| {
+                let shared = Arc::new((owners, EventCount::default(), AtomicU64::default()));
+                let hold = |shared: Arc<(Vec<AtomicU64>, EventCount, AtomicU64)>| {
                     let (owners, bell, held) = &*shared;
                     let permit = bell.wait(None, |look| take_one(owners, bell, look));
                     assert!(held.fetch_add(1, SeqCst) < owners.len() as u64);

@@ -12,14 +12,14 @@ use serde::de::DeserializeOwned;
 use crate::error::TaskError;
 use crate::pool::call::feed::Feed;
 use crate::pool::call::job::Job;
-use crate::pool::schedule::state::Shared;
+use crate::pool::schedule::state::PoolState;
 
 /// The most bytes that are reserved for results because an iterator says that it has many items.
 const MOST_AHEAD: usize = 256 << 20;
 
 /// All outcomes in input order.
 pub(crate) fn collect<A, R, I>(
-    pool: Arc<Shared>,
+    pool: Arc<PoolState>,
     job: Arc<Job>,
     input: I,
 ) -> Result<Vec<R>, TaskError>
@@ -33,7 +33,7 @@ where
     let mut failure: Option<TaskError> = None;
     // The window bounds what is sent ahead, not what has come back: one slow item must not stop the
     // others, since all are wanted before any is given.
-    job.together.store(true, Relaxed);
+    job.collects_all.store(true, Relaxed);
     let mut feed = Feed::new(pool, Arc::clone(&job), input);
     feed.may_drive = true;
     let mut early = BTreeMap::new();
@@ -42,15 +42,15 @@ where
         feed.fill();
         // To be woken for less costs more than it is worth.
         let outstanding = feed.read - feed.taken;
-        let arrivals = job.wait_arrivals(outstanding - outstanding / 4);
-        if arrivals.is_empty() {
+        let deliveries = job.wait_arrivals(outstanding - outstanding / 4);
+        if deliveries.is_empty() {
             match feed.ended.take() {
                 None => continue,
                 Some(Ok(())) => break,
                 Some(Err(payload)) => resume_unwind(payload),
             }
         }
-        for arrival in arrivals {
+        for arrival in deliveries {
             let items = u64::from(arrival.items);
             feed.take(items, arrival.first + items);
             early.insert(arrival.first, arrival);

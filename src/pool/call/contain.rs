@@ -15,7 +15,9 @@ pub(crate) fn serialize_panicked<A>(payload: Box<dyn Any + Send>) -> String {
 }
 
 /// Decoding runs the user's `Deserialize`, which may panic: that is this task's error.
-pub(crate) fn contained<R>(decode: impl FnOnce() -> Result<R, CodecError>) -> Result<R, String> {
+pub(crate) fn catch_deserialize<R>(
+    decode: impl FnOnce() -> Result<R, CodecError>,
+) -> Result<R, String> {
     match catch_unwind(AssertUnwindSafe(decode)) {
         Ok(decoded) => decoded.map_err(|error| error.to_string()),
         Err(payload) => Err(format!(

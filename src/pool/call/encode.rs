@@ -13,10 +13,10 @@ use serde::Serialize;
 use crate::error::{TaskErrorKind, ValueSide};
 use crate::pool::call::contain::serialize_panicked;
 use crate::pool::call::job::Job;
-use crate::pool::call::outcome::{Arrival, Content, Failure, Origin};
-use crate::pool::observe::events::Calls;
+use crate::pool::call::outcome::{Content, Delivery, Failure, Provenance};
+use crate::pool::observe::events::Deferred;
 use crate::pool::schedule::batch::Batch;
-use crate::pool::schedule::state::Shared;
+use crate::pool::schedule::state::PoolState;
 
 /// From how many bytes on a vector of plain numbers or a string goes through shared memory by itself,
 /// without being encoded first: about where that is cheaper than a frame.
@@ -39,7 +39,7 @@ pub(crate) fn encode_one<A: Serialize>(
 ) -> Result<(Batch, Option<A>), String> {
     let argument = match RawBytes::of(argument, ELEMENTS_FROM) {
         Ok(elements) => {
-            return Ok((Batch::of_elements(Arc::clone(job), job.enter(1), elements), None));
+            return Ok((Batch::of_elements(Arc::clone(job), job.reserve(1), elements), None));
         }
         Err(argument) => argument,
     };
@@ -50,7 +50,7 @@ pub(crate) fn encode_one<A: Serialize>(
     match encoded {
         Ok(Ok(())) => {
             let width = item_width::<A>();
-            let (job, first) = (Arc::clone(job), job.enter(1));
+            let (job, first) = (Arc::clone(job), job.reserve(1));
             let batch = Batch::new(job, first, 1, width, &buffer, attachments);
             if buffer.capacity() <= SCRATCH_KEPT {
                 SCRATCH.set(buffer);
@@ -63,12 +63,12 @@ pub(crate) fn encode_one<A: Serialize>(
 }
 
 /// Enters an item and ends it at once, since its argument could not be encoded.
-pub(crate) fn fail_unencoded(pool: &Shared, job: &Job, reason: String) {
-    let first = job.enter(1);
+pub(crate) fn fail_unencoded(pool: &PoolState, job: &Job, reason: String) {
+    let first = job.reserve(1);
     let kind = TaskErrorKind::Encode { side: ValueSide::Argument, reason };
     let content = Content::Failed(Failure::unstarted(kind));
     pool.counters.failed.fetch_add(1, Relaxed);
-    let mut calls = Calls::default();
-    job.deliver(Arrival { first, items: 1, origin: Origin::NONE, content }, &mut calls);
+    let mut calls = Deferred::default();
+    job.deliver(Delivery { first, items: 1, provenance: Provenance::NONE, content }, &mut calls);
     pool.config.observers.fire(calls);
 }

@@ -22,8 +22,8 @@ use crate::pool::call::job::Job;
 use crate::pool::drive::buffer::Buffer;
 use crate::pool::drive::chunk;
 use crate::pool::schedule::batch::Batch;
-use crate::pool::schedule::cost::Pace;
-use crate::pool::schedule::state::Shared;
+use crate::pool::schedule::cost::CostEstimate;
+use crate::pool::schedule::state::PoolState;
 
 /// The most bytes of arguments in one batch, which with its head is to be one chunk's body.
 const BATCH_BYTES: usize = chunk::MOST_BYTES - (4 << 10);
@@ -45,7 +45,7 @@ const WINDOW_BYTES: usize = 64 << 20;
 pub(crate) struct Feed<I> {
     input: I,
     pub(crate) job: Arc<Job>,
-    pub(crate) pool: Arc<Shared>,
+    pub(crate) pool: Arc<PoolState>,
     /// How many items have been read, and how many of their outcomes have been taken.
     pub(crate) read: u64,
     pub(crate) taken: u64,
@@ -63,7 +63,7 @@ pub(crate) struct Feed<I> {
 }
 
 impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
-    pub(crate) fn new(pool: Arc<Shared>, job: Arc<Job>, input: I) -> Self {
+    pub(crate) fn new(pool: Arc<PoolState>, job: Arc<Job>, input: I) -> Self {
         Self {
             input,
             job,
@@ -94,7 +94,7 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
         let each = u64::from(self.job.chunk().max(least));
         let workers = self.pool.config.workers as u64;
         while self.ended.is_none() && self.read - self.taken < window {
-            if self.read > 0 && !self.job.together.load(Relaxed) && self.job.has_arrivals() {
+            if self.read > 0 && !self.job.collects_all.load(Relaxed) && self.job.has_arrivals() {
                 // Where reading is slow, what is there already is not to wait for it.
                 break;
             }
@@ -163,7 +163,7 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
         items = (self.buffer.len() as u32).checked_div(width).unwrap_or(items);
         if items > 0 {
             self.read += u64::from(items);
-            let first = self.job.enter(items.into());
+            let first = self.job.reserve(items.into());
             self.waiting.insert(first + u64::from(items), self.buffer.len());
             let job = Arc::clone(&self.job);
             let attachments = std::mem::take(&mut self.attachments);
@@ -176,7 +176,7 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
             };
             let is_all = first == 0 && matches!(outcome, Read::End);
             if is_all && self.may_drive && self.is_short(items) {
-                self.pool.run_here(batch).unwrap_or_else(|batch| self.pool.submit(batch));
+                self.pool.try_run_inline(batch).unwrap_or_else(|batch| self.pool.submit(batch));
             } else {
                 self.pool.submit(batch);
             }
@@ -192,7 +192,7 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
             Read::RawBytes(elements) => {
                 self.read += 1;
                 self.waiting.insert(self.read, elements.as_bytes().len());
-                let first = self.job.enter(1);
+                let first = self.job.reserve(1);
                 self.pool.submit(Batch::of_elements(Arc::clone(&self.job), first, elements));
             }
         }
@@ -221,11 +221,11 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
 
     /// Whether so many items are known to take less than waking up a second worker would.
     fn is_short(&self, items: u32) -> bool {
-        let (job, each) = (&self.job, self.job.pace.least());
+        let (job, each) = (&self.job, self.job.cost.least());
         let is_free = job.options.chunk_size.is_none()
             && job.options.timeout.is_none()
             && self.pool.config.max_tasks.is_none();
-        is_free && each > 0 && each.saturating_mul(items.into()) <= Pace::WORTHWHILE
+        is_free && each > 0 && each.saturating_mul(items.into()) <= CostEstimate::MIN_WORTH_A_WAKE
     }
 
     /// Takes note that all items before `end` have been settled.
@@ -255,14 +255,14 @@ enum Read {
 }
 
 /// Sends all of an input's items at once, for a job that is to be waited for later.
-pub(crate) fn feed_all<A, I>(pool: &Arc<Shared>, job: &Arc<Job>, input: I)
+pub(crate) fn feed_all<A, I>(pool: &Arc<PoolState>, job: &Arc<Job>, input: I)
 where
     A: Serialize,
     I: Iterator<Item = A>,
 {
     /// Enough for a batch to be worth its handling, few enough that it is soon under way.
     const EACH: u64 = 1024;
-    job.together.store(true, Relaxed);
+    job.collects_all.store(true, Relaxed);
     let mut feed = Feed::new(Arc::clone(pool), Arc::clone(job), input);
     while feed.ended.is_none() {
         feed.read_batch(EACH);

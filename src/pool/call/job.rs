@@ -12,10 +12,10 @@ use procpool_worker::function::{FnRef, ForeignFunction};
 
 use crate::pool::call::context::Context;
 use crate::pool::call::ledger::Ledger;
-use crate::pool::call::outcome::Arrival;
-use crate::pool::observe::events::Calls;
+use crate::pool::call::outcome::Delivery;
+use crate::pool::observe::events::Deferred;
 use crate::pool::options::TaskOptions;
-use crate::pool::schedule::cost::Pace;
+use crate::pool::schedule::cost::CostEstimate;
 
 /// No result within the time limit, from [`Results::next_timeout`](crate::Results::next_timeout).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -27,7 +27,7 @@ pub struct Timeout;
 pub(crate) struct Job {
     pub(crate) call: Result<FnRef, ForeignFunction>,
     pub(crate) options: TaskOptions,
-    pub(crate) pace: Arc<Pace>,
+    pub(crate) cost: Arc<CostEstimate>,
     /// What its items share, if they do.
     pub(crate) context: Option<Arc<Context>>,
     /// The first item's state among those of [`seed`](procpool_worker::seed); the others' follow it.
@@ -39,7 +39,7 @@ pub(crate) struct Job {
     /// Nothing of it is to be started any more.
     pub(crate) cancelled: AtomicBool,
     /// Nobody looks at an outcome before all are there, so that none is worth waking anybody.
-    pub(crate) together: AtomicBool,
+    pub(crate) collects_all: AtomicBool,
     state: Mutex<State>,
     arrived: Condvar,
 }
@@ -47,7 +47,7 @@ pub(crate) struct Job {
 #[derive(Default)]
 struct State {
     ledger: Ledger,
-    arrivals: VecDeque<Arrival>,
+    deliveries: VecDeque<Delivery>,
     /// How many threads wait for an arrival: a notification costs a system call, also where nobody
     /// waits.
     waiting: u32,
@@ -68,7 +68,7 @@ impl Job {
     pub(crate) fn new(
         call: Result<FnRef, ForeignFunction>,
         options: TaskOptions,
-        pace: Arc<Pace>,
+        cost: Arc<CostEstimate>,
         offset: u64,
         context: Option<Arc<Context>>,
         seed: u64,
@@ -76,13 +76,13 @@ impl Job {
         Arc::new(Self {
             call,
             options,
-            pace,
+            cost,
             context,
             seed,
             offset,
             taken: AtomicBool::new(false),
             cancelled: AtomicBool::new(false),
-            together: AtomicBool::new(false),
+            collects_all: AtomicBool::new(false),
             state: Mutex::default(),
             arrived: Condvar::new(),
         })
@@ -90,7 +90,7 @@ impl Job {
 
     /// Whether items of the other may be in the same chunk: a time limit, a chunk size and a context
     /// are a chunk's.
-    pub(crate) fn travels_with(&self, other: &Self) -> bool {
+    pub(crate) fn can_share_chunk(&self, other: &Self) -> bool {
         let context = |job: &Self| job.context.as_ref().map(|context| context.id);
         self.options.timeout == other.options.timeout
             && self.options.chunk_size == other.options.chunk_size
@@ -98,18 +98,18 @@ impl Job {
     }
 
     /// How long a chunk of its items is to take, in nanoseconds.
-    pub(crate) fn stint(&self) -> u64 {
-        if self.together.load(Relaxed) { Pace::LONG_CHUNK } else { Pace::CHUNK }
+    pub(crate) fn target_duration(&self) -> u64 {
+        if self.collects_all.load(Relaxed) { CostEstimate::LONG_CHUNK } else { CostEstimate::CHUNK }
     }
 
     /// Whether nothing says yet how many of its items a chunk is to have.
     pub(crate) fn is_of_unknown_speed(&self) -> bool {
-        self.options.chunk_size.is_none() && self.pace.nanos() == 0
+        self.options.chunk_size.is_none() && self.cost.nanos() == 0
     }
 
     /// How many items a chunk is to have: as many as were asked for, or as take so long.
     pub(crate) fn chunk(&self) -> u32 {
-        self.options.chunk_size.unwrap_or_else(|| self.pace.chunk(self.stint()))
+        self.options.chunk_size.unwrap_or_else(|| self.cost.chunk(self.target_duration()))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -117,13 +117,13 @@ impl Job {
     }
 
     /// Enters new items and gives the first one's number.
-    pub(crate) fn enter(&self, items: u64) -> u64 {
-        self.state().ledger.enter(items)
+    pub(crate) fn reserve(&self, items: u64) -> u64 {
+        self.state().ledger.reserve(items)
     }
 
     /// Settles the items of an arrival; false if that had been done before, and then nothing has
     /// happened. What is to be called for it is added to `calls`.
-    pub(crate) fn deliver(&self, arrival: Arrival, calls: &mut Calls) -> bool {
+    pub(crate) fn deliver(&self, arrival: Delivery, calls: &mut Deferred) -> bool {
         let mut state = self.state();
         let ids = arrival.first..arrival.first + u64::from(arrival.items);
         let settled = state.ledger.settle(ids);
@@ -132,16 +132,16 @@ impl Job {
         if settled == 0 {
             return false;
         }
-        if state.arrivals.capacity() == 0 {
+        if state.deliveries.capacity() == 0 {
             // Most calls are for one item, and have one.
-            state.arrivals.reserve_exact(1);
+            state.deliveries.reserve_exact(1);
         }
-        state.arrivals.push_back(arrival);
+        state.deliveries.push_back(arrival);
         self.announce(state, calls);
         true
     }
 
-    fn announce(&self, mut state: MutexGuard<'_, State>, calls: &mut Calls) {
+    fn announce(&self, mut state: MutexGuard<'_, State>, calls: &mut Deferred) {
         let waker = state.waker.take();
         let when_done = if state.ledger.open() == 0 { state.when_done.take() } else { None };
         let is_awaited = state.waiting > 0 && state.ledger.open() <= state.most_open;
@@ -183,7 +183,7 @@ impl Job {
     }
 
     /// Has `callback` called once everything is settled; if it is, that is added to `calls`.
-    pub(crate) fn when_done(&self, callback: Box<dyn FnOnce() + Send>, calls: &mut Calls) {
+    pub(crate) fn when_done(&self, callback: Box<dyn FnOnce() + Send>, calls: &mut Deferred) {
         let mut state = self.state();
         state.when_done = Some(callback);
         if state.ledger.open() == 0 {
@@ -212,10 +212,10 @@ impl Job {
     pub(crate) fn wait_arrival(
         &self,
         deadline: Option<Instant>,
-    ) -> Result<Option<Arrival>, Timeout> {
+    ) -> Result<Option<Delivery>, Timeout> {
         let mut state = self.state();
         loop {
-            if let Some(arrival) = state.arrivals.pop_front() {
+            if let Some(arrival) = state.deliveries.pop_front() {
                 return Ok(Some(arrival));
             }
             if state.ledger.open() == 0 {
@@ -231,12 +231,12 @@ impl Job {
 
     /// Waits until no more than `most_open` items are open, and gives what has arrived; nothing when
     /// nothing is open and all has been taken.
-    pub(crate) fn wait_arrivals(&self, most_open: u64) -> VecDeque<Arrival> {
+    pub(crate) fn wait_arrivals(&self, most_open: u64) -> VecDeque<Delivery> {
         let mut state = self.state();
         loop {
             let open = state.ledger.open();
-            if open == 0 || (open <= most_open && !state.arrivals.is_empty()) {
-                return std::mem::take(&mut state.arrivals);
+            if open == 0 || (open <= most_open && !state.deliveries.is_empty()) {
+                return std::mem::take(&mut state.deliveries);
             }
             state = self.sleep(state, None, most_open);
         }
@@ -268,12 +268,12 @@ impl Job {
 
     /// Whether something has arrived and not been taken.
     pub(crate) fn has_arrivals(&self) -> bool {
-        !self.state().arrivals.is_empty()
+        !self.state().deliveries.is_empty()
     }
 
     /// The next arrival, if there is one.
-    pub(crate) fn take_arrival(&self) -> Option<Arrival> {
-        self.state().arrivals.pop_front()
+    pub(crate) fn take_arrival(&self) -> Option<Delivery> {
+        self.state().deliveries.pop_front()
     }
 }
 
@@ -281,19 +281,20 @@ impl Job {
 mod tests {
     use super::*;
     use crate::error::TaskErrorKind;
-    use crate::pool::call::outcome::{Content, Failure, Origin};
+    use crate::pool::call::outcome::{Content, Failure, Provenance};
 
     #[test]
     fn who_wants_results_together_is_not_woken_for_each() {
         let call = FnRef::NOWHERE;
         let job = Job::new(Ok(call), Default::default(), Default::default(), 0, None, 0);
-        job.enter(8);
+        job.reserve(8);
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 for first in 0..8 {
                     let content = Content::Failed(Failure::unstarted(TaskErrorKind::Cancelled));
-                    let arrival = Arrival { first, items: 1, origin: Origin::NONE, content };
-                    job.deliver(arrival, &mut Calls::default());
+                    let arrival =
+                        Delivery { first, items: 1, provenance: Provenance::NONE, content };
+                    job.deliver(arrival, &mut Deferred::default());
                 }
             });
             let arrived = job.wait_arrivals(2).len();

@@ -19,7 +19,7 @@ pub(crate) struct Ledger {
 
 impl Ledger {
     /// Enters `items` new items and gives the first one's id.
-    pub(crate) fn enter(&mut self, items: u64) -> u64 {
+    pub(crate) fn reserve(&mut self, items: u64) -> u64 {
         let first = self.end;
         if self.words.is_empty() {
             self.base = first / 64 * 64;
@@ -97,7 +97,7 @@ mod tests {
             for step in steps {
                 match step {
                     Step::Enter(items) => {
-                        prop_assert_eq!(ledger.enter(items), end);
+                        prop_assert_eq!(ledger.reserve(items), end);
                         open.extend(end..end + items);
                         end += items;
                     }

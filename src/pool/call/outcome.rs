@@ -8,31 +8,31 @@ use procpool_worker::{bulk, codec};
 use serde::de::DeserializeOwned;
 
 use crate::error::{DidRun, TaskError, TaskErrorKind, ValueSide};
-use crate::pool::call::contain::contained;
+use crate::pool::call::contain::catch_deserialize;
 use crate::pool::drive::records::{self, RawOutcome, Records};
 use crate::pool::types::Report;
 use crate::worker_ref::WorkerRef;
 
 /// Outcomes of consecutive items, as they were delivered.
 #[derive(Debug)]
-pub(crate) struct Arrival {
+pub(crate) struct Delivery {
     /// Number of the first item.
     pub(crate) first: u64,
     pub(crate) items: u32,
-    pub(crate) origin: Origin,
+    pub(crate) provenance: Provenance,
     pub(crate) content: Content,
 }
 
 /// Where outcomes come from.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Origin {
+pub(crate) struct Provenance {
     pub(crate) worker: Option<WorkerRef>,
     pub(crate) attempt: u32,
     /// How long the items waited before they were sent to the worker.
     pub(crate) queued: Duration,
 }
 
-impl Origin {
+impl Provenance {
     /// No worker was involved.
     pub(crate) const NONE: Self = Self { worker: None, attempt: 0, queued: Duration::ZERO };
 }
@@ -72,12 +72,12 @@ pub(crate) struct Outcome<R> {
 }
 
 impl<R> Report<R> {
-    pub(crate) fn new(outcome: Outcome<R>, origin: Origin, offset: u64) -> Self {
+    pub(crate) fn new(outcome: Outcome<R>, provenance: Provenance, offset: u64) -> Self {
         Self {
             id: offset + outcome.number,
-            worker: origin.worker,
-            attempt: origin.attempt,
-            queued: origin.queued,
+            worker: provenance.worker,
+            attempt: provenance.attempt,
+            queued: provenance.queued,
             elapsed: outcome.elapsed,
             output: outcome.output,
             result: outcome.result,
@@ -85,7 +85,7 @@ impl<R> Report<R> {
     }
 }
 
-impl Arrival {
+impl Delivery {
     /// The next item's outcome, decoded.
     pub(crate) fn next<R: DeserializeOwned>(&mut self, offset: u64) -> Option<Outcome<R>> {
         if self.items == 0 {
@@ -94,8 +94,8 @@ impl Arrival {
         let number = self.first;
         self.first += 1;
         self.items -= 1;
-        let origin = self.origin;
-        let fail = |kind, did_it_run| Self::error(offset, origin, number, kind, did_it_run);
+        let provenance = self.provenance;
+        let fail = |kind, did_it_run| Self::error(offset, provenance, number, kind, did_it_run);
         let (result, elapsed, output) = match &mut self.content {
             Content::Failed(Failure { kind, did_it_run, elapsed, output }) => {
                 (Err(fail(kind.clone(), *did_it_run)), *elapsed, std::mem::take(output))
@@ -108,7 +108,7 @@ impl Arrival {
                 }
                 // Not reached: an arrival is made of as many records as it has items.
                 None => {
-                    let missing = fail(garbled("is missing".to_owned()), DidRun::Yes);
+                    let missing = fail(decode_error("is missing".to_owned()), DidRun::Yes);
                     (Err(missing), Duration::ZERO, Vec::new())
                 }
             },
@@ -118,16 +118,16 @@ impl Arrival {
 
     fn error(
         offset: u64,
-        origin: Origin,
+        provenance: Provenance,
         number: u64,
         kind: TaskErrorKind,
         did_it_run: DidRun,
     ) -> TaskError {
-        TaskError::new(kind, offset + number, origin.worker, origin.attempt, did_it_run)
+        TaskError::new(kind, offset + number, provenance.worker, provenance.attempt, did_it_run)
     }
 }
 
-impl Arrival {
+impl Delivery {
     /// Adds all outcomes to `results`, up to the first that is not an answer.
     pub(crate) fn drain<R: DeserializeOwned>(
         mut self,
@@ -135,18 +135,18 @@ impl Arrival {
         results: &mut Vec<R>,
     ) -> Result<(), TaskError> {
         while self.items > 0 {
-            let (number, origin) = (self.first, self.origin);
-            let fail = |kind| Self::error(offset, origin, number, kind, DidRun::Yes);
+            let (number, provenance) = (self.first, self.provenance);
+            let fail = |kind| Self::error(offset, provenance, number, kind, DidRun::Yes);
             if let Content::Records(records) = &mut self.content
                 && let Some(drained) = records.drain_numbers(self.items, results)
             {
-                let taken = drained.map_err(|error| fail(garbled(error.to_string())))?;
+                let taken = drained.map_err(|error| fail(decode_error(error.to_string())))?;
                 self.first += u64::from(taken);
                 self.items -= taken;
             } else if let Some(outcome) = self.next(offset) {
                 let result = outcome.result?;
                 results.try_reserve(1).map_err(|_| {
-                    fail(garbled(format!("no memory for {} results", results.len() + 1)))
+                    fail(decode_error(format!("no memory for {} results", results.len() + 1)))
                 })?;
                 results.push(result);
             }
@@ -155,29 +155,31 @@ impl Arrival {
     }
 }
 
-fn garbled(reason: String) -> TaskErrorKind {
+fn decode_error(reason: String) -> TaskErrorKind {
     TaskErrorKind::Decode { side: ValueSide::Result, reason }
 }
 
 fn decode<R: DeserializeOwned>(mut raw: RawOutcome<'_>) -> Result<R, (TaskErrorKind, DidRun)> {
     let decoded = match (raw.kind, raw.region.take()) {
-        (Record::Value, _) => contained(|| codec::decode(raw.payload)),
+        (Record::Value, _) => catch_deserialize(|| codec::decode(raw.payload)),
         (Record::Region, Some(region)) if records::place(raw.payload).is_some_and(|at| at.1) => {
             // SAFETY: the region is mapped for its length for as long as it lives.
-            contained(|| unsafe { bulk::from_raw_bytes(region.as_ptr(), region.len()) })
+            catch_deserialize(|| unsafe { bulk::from_raw_bytes(region.as_ptr(), region.len()) })
         }
         (Record::Region, Some(region)) => {
             // SAFETY: as for the elements.
-            contained(|| unsafe { codec::decode_shared(region.as_ptr(), region.len()) })
+            catch_deserialize(|| unsafe { codec::decode_shared(region.as_ptr(), region.len()) })
         }
         (Record::Region, None) => {
             let why = "its shared memory was not received: this process has no file descriptor left (raise `ulimit -n`)";
-            return Err((garbled(why.to_owned()), DidRun::Yes));
+            return Err((decode_error(why.to_owned()), DidRun::Yes));
         }
         // Numbers and the like never come by themselves.
-        _ => return Err(failure(raw).unwrap_or((garbled("is missing".to_owned()), DidRun::Yes))),
+        _ => {
+            return Err(failure(raw).unwrap_or((decode_error("is missing".to_owned()), DidRun::Yes)));
+        }
     };
-    decoded.map_err(|reason| (garbled(reason), DidRun::Yes))
+    decoded.map_err(|reason| (decode_error(reason), DidRun::Yes))
 }
 
 /// What went wrong, if the outcome is not an answer.
@@ -217,23 +219,23 @@ pub(crate) fn read_hostile(bytes: &[u8]) {
 
     let _ = codec::decode::<Reply>(bytes);
     let _ = (records::output_ends(bytes), records::places(bytes));
-    let Some(survey) = records::survey(bytes) else { return };
+    let Some(validate) = records::validate(bytes) else { return };
     let all = || Records::new(bytes.into(), VecDeque::new(), VecDeque::new());
     let mut rest = all();
-    let mut front = rest.split_front(survey.items / 2);
+    let mut front = rest.split_front(validate.items / 2);
     let count = |records: &mut Records| std::iter::from_fn(|| records.next().map(drop)).count();
-    assert_eq!(count(&mut front) + count(&mut rest), survey.items as usize);
+    assert_eq!(count(&mut front) + count(&mut rest), validate.items as usize);
     let arrival = || {
         let content = Content::Records(all());
-        Arrival { first: 0, items: survey.items, origin: Origin::NONE, content }
+        Delivery { first: 0, items: validate.items, provenance: Provenance::NONE, content }
     };
-    fn read<R: serde::de::DeserializeOwned>(mut arrival: Arrival, items: u32) {
+    fn read<R: serde::de::DeserializeOwned>(mut arrival: Delivery, items: u32) {
         let count = std::iter::from_fn(|| arrival.next::<R>(0).map(drop)).count();
         assert_eq!(count, items as usize);
     }
-    read::<u64>(arrival(), survey.items);
-    read::<(String, Option<Vec<u8>>)>(arrival(), survey.items);
-    read::<std::collections::BTreeMap<u8, Vec<char>>>(arrival(), survey.items);
+    read::<u64>(arrival(), validate.items);
+    read::<(String, Option<Vec<u8>>)>(arrival(), validate.items);
+    read::<std::collections::BTreeMap<u8, Vec<char>>>(arrival(), validate.items);
     let _ = arrival().drain::<u16>(0, &mut Vec::new());
     let _ = arrival().drain::<f64>(0, &mut Vec::new());
     let _ = arrival().drain::<Vec<u32>>(0, &mut Vec::new());

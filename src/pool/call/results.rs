@@ -11,9 +11,9 @@ use serde::de::DeserializeOwned;
 use crate::error::{DidRun, TaskError};
 use crate::pool::call::feed::Feed;
 use crate::pool::call::job::Job;
-use crate::pool::call::outcome::{Arrival, Origin, Outcome};
+use crate::pool::call::outcome::{Delivery, Outcome, Provenance};
 use crate::pool::call::scope::Scope;
-use crate::pool::schedule::state::Shared;
+use crate::pool::schedule::state::PoolState;
 use crate::pool::types::Report;
 
 pub use crate::pool::call::job::Timeout;
@@ -34,9 +34,9 @@ pub(crate) enum Order {
 pub struct Results<I: Iterator, R> {
     feed: Feed<I>,
     order: Order,
-    current: Option<Arrival>,
+    current: Option<Delivery>,
     /// What has come before its turn.
-    early: BTreeMap<u64, Arrival>,
+    early: BTreeMap<u64, Delivery>,
     /// The number whose turn it is.
     next: u64,
     /// Whether it has been said that this is a copy made by `fork`.
@@ -63,7 +63,7 @@ where
     I: Iterator<Item = A>,
 {
     pub(crate) fn new(
-        pool: Arc<Shared>,
+        pool: Arc<PoolState>,
         job: Arc<Job>,
         input: I,
         order: Order,
@@ -101,7 +101,7 @@ where
         Ok(outcome.map(|(outcome, _)| outcome.result))
     }
 
-    fn next_outcome(&mut self) -> Option<(Outcome<R>, Origin)> {
+    fn next_outcome(&mut self) -> Option<(Outcome<R>, Provenance)> {
         // Without a deadline there is no other error.
         self.outcome_by(None).unwrap_or(None)
     }
@@ -109,7 +109,7 @@ where
     fn outcome_by(
         &mut self,
         deadline: Option<Instant>,
-    ) -> Result<Option<(Outcome<R>, Origin)>, Timeout> {
+    ) -> Result<Option<(Outcome<R>, Provenance)>, Timeout> {
         if let Some(kind) = self.feed.pool.forked() {
             if std::mem::replace(&mut self.refused, true) {
                 return Ok(None);
@@ -121,15 +121,15 @@ where
                 output: Vec::new(),
                 result: Err(error),
             };
-            return Ok(Some((outcome, Origin::NONE)));
+            return Ok(Some((outcome, Provenance::NONE)));
         }
         loop {
             if let Some(arrival) = &mut self.current {
-                let origin = arrival.origin;
+                let provenance = arrival.provenance;
                 if let Some(outcome) = arrival.next(self.feed.job.offset) {
                     self.next = self.next.max(outcome.number + 1);
                     self.feed.take(1, outcome.number + 1);
-                    return Ok(Some((outcome, origin)));
+                    return Ok(Some((outcome, provenance)));
                 }
             }
             self.feed.fill();
@@ -196,7 +196,7 @@ where
     type Item = Report<R>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let (outcome, origin) = self.results.next_outcome()?;
-        Some(Report::new(outcome, origin, self.results.feed.job.offset))
+        let (outcome, provenance) = self.results.next_outcome()?;
+        Some(Report::new(outcome, provenance, self.results.feed.job.offset))
     }
 }

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use crate::pool::call::context::Context;
-use crate::pool::schedule::state::Shared;
+use crate::pool::schedule::state::PoolState;
 
 /// The time of a call: at its end, however it comes, the workers drop its context.
 #[derive(Debug)]
 pub(crate) struct Scope {
-    pub(crate) pool: Arc<Shared>,
+    pub(crate) pool: Arc<PoolState>,
     pub(crate) context: Arc<Context>,
 }
 

@@ -13,10 +13,10 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{DidRun, TaskError, TaskErrorKind};
 use crate::pool::call::job::Job;
-use crate::pool::call::outcome::Arrival;
+use crate::pool::call::outcome::Delivery;
 use crate::pool::observe::callbacks::contain;
-use crate::pool::observe::events::{Calls, EventKind};
-use crate::pool::schedule::state::Shared;
+use crate::pool::observe::events::{Deferred, EventKind};
+use crate::pool::schedule::state::PoolState;
 use crate::pool::types::Report;
 
 /// Something that was submitted: one call ([`Pool::apply_async`](super::Pool::apply_async)), or one
@@ -37,7 +37,7 @@ use crate::pool::types::Report;
 #[must_use = "the result is lost with the handle; use `drop` where that is meant"]
 pub struct Task<R> {
     job: Arc<Job>,
-    pool: Arc<Shared>,
+    pool: Arc<PoolState>,
     /// Makes the result of what has arrived.
     collect: fn(&Job) -> Report<R>,
     /// Whether dropping the handle cancels the task.
@@ -49,7 +49,7 @@ pub struct Task<R> {
 #[derive(Clone)]
 pub struct Canceller {
     job: Arc<Job>,
-    pool: Arc<Shared>,
+    pool: Arc<PoolState>,
 }
 
 impl Canceller {
@@ -107,9 +107,10 @@ impl<R> Task<R> {
     /// The result of a task that is done, once.
     fn take(&self) -> Report<R> {
         match self.pool.forked() {
-            Some(kind) => {
-                bare(&self.job, Err(TaskError::new(kind, self.job.offset, None, 0, DidRun::Maybe)))
-            }
+            Some(kind) => empty_report(
+                &self.job,
+                Err(TaskError::new(kind, self.job.offset, None, 0, DidRun::Maybe)),
+            ),
             None => take(&self.job, self.collect),
         }
     }
@@ -157,7 +158,7 @@ impl<R> Task<R> {
         self.take()
     }
 
-    /// Calls `callback` with the result, once, on the thread that the pool has for callbacks. A
+    /// Deferred `callback` with the result, once, on the thread that the pool has for callbacks. A
     /// callback may use the pool. A panic in it harms nothing and is told as
     /// [`EventKind::CallbackPanicked`]. The thread calls one callback at a time: one that waits for
     /// another waits for ever.
@@ -189,11 +190,11 @@ impl<R> Task<R> {
             let callbacks = observers.callbacks.clone();
             callbacks.call(Box::new(move || {
                 if let Err(message) = contain(|| callback(take(&job, collect).result)) {
-                    observers.tell(|| EventKind::CallbackPanicked { message });
+                    observers.emit(|| EventKind::CallbackPanicked { message });
                 }
             }));
         });
-        let mut calls = Calls::default();
+        let mut calls = Deferred::default();
         self.job.when_done(when_done, &mut calls);
         self.pool.config.observers.fire(calls);
     }
@@ -201,14 +202,14 @@ impl<R> Task<R> {
 
 impl<R: DeserializeOwned> Task<R> {
     /// Of a job with one item.
-    pub(crate) fn of_one(pool: Arc<Shared>, job: Arc<Job>) -> Self {
+    pub(crate) fn of_one(pool: Arc<PoolState>, job: Arc<Job>) -> Self {
         Self { job, pool, collect: collect_one, is_scoped: false, result: PhantomData }
     }
 }
 
 impl<R: DeserializeOwned> Task<Vec<R>> {
     /// Of a job with any number of items.
-    pub(crate) fn of_many(pool: Arc<Shared>, job: Arc<Job>) -> Self {
+    pub(crate) fn of_many(pool: Arc<PoolState>, job: Arc<Job>) -> Self {
         Self { job, pool, collect: collect_many, is_scoped: false, result: PhantomData }
     }
 }
@@ -231,11 +232,11 @@ fn take<R>(job: &Job, collect: fn(&Job) -> Report<R>) -> Report<R> {
         return collect(job);
     }
     let error = TaskError::new(TaskErrorKind::AlreadyTaken, job.offset, None, 0, DidRun::Yes);
-    bare(job, Err(error))
+    empty_report(job, Err(error))
 }
 
 /// A report in which no worker has a part yet.
-fn bare<R>(job: &Job, result: Result<R, TaskError>) -> Report<R> {
+fn empty_report<R>(job: &Job, result: Result<R, TaskError>) -> Report<R> {
     Report {
         id: job.offset,
         worker: None,
@@ -250,41 +251,41 @@ fn bare<R>(job: &Job, result: Result<R, TaskError>) -> Report<R> {
 /// The outcome of a job with one item.
 pub(crate) fn collect_one<R: DeserializeOwned>(job: &Job) -> Report<R> {
     let next = job.take_arrival().and_then(|mut arrival| {
-        let origin = arrival.origin;
-        Some(Report::new(arrival.next(job.offset)?, origin, job.offset))
+        let provenance = arrival.provenance;
+        Some(Report::new(arrival.next(job.offset)?, provenance, job.offset))
     });
     next.expect("a task's result is taken once, after the task is done")
 }
 
 /// What has arrived of a job, in order.
-fn arrivals(job: &Job) -> Vec<Arrival> {
-    let mut arrivals: Vec<Arrival> = std::iter::from_fn(|| job.take_arrival()).collect();
-    arrivals.sort_unstable_by_key(|arrival| arrival.first);
-    arrivals
+fn deliveries(job: &Job) -> Vec<Delivery> {
+    let mut deliveries: Vec<Delivery> = std::iter::from_fn(|| job.take_arrival()).collect();
+    deliveries.sort_unstable_by_key(|arrival| arrival.first);
+    deliveries
 }
 
 /// Each outcome of a job with many items, in order.
 pub(crate) fn collect_each<R: DeserializeOwned>(job: &Job) -> Vec<Result<R, TaskError>> {
     let mut results = Vec::new();
-    for mut arrival in arrivals(job) {
+    for mut arrival in deliveries(job) {
         results
             .extend(std::iter::from_fn(|| arrival.next(job.offset)).map(|outcome| outcome.result));
     }
     results
 }
 
-/// The outcomes of a job with many items together, in order.
+/// The outcomes of a job with many items collects_all, in order.
 fn collect_many<R: DeserializeOwned>(job: &Job) -> Report<Vec<R>> {
-    let arrivals = arrivals(job);
-    let items: usize = arrivals.iter().map(|arrival| arrival.items as usize).sum();
+    let deliveries = deliveries(job);
+    let items: usize = deliveries.iter().map(|arrival| arrival.items as usize).sum();
     let (results, mut prefault) = Prefault::new(items);
-    let mut report = bare(job, Ok(results));
-    for mut arrival in arrivals {
-        let origin = arrival.origin;
+    let mut report = empty_report(job, Ok(results));
+    for mut arrival in deliveries {
+        let provenance = arrival.provenance;
         if report.worker.is_none() {
-            (report.worker, report.attempt) = (origin.worker, origin.attempt);
+            (report.worker, report.attempt) = (provenance.worker, provenance.attempt);
         }
-        report.queued += origin.queued;
+        report.queued += provenance.queued;
         if let Ok(results) = &mut report.result {
             prefault.ensure(results, arrival.items as usize);
         }

@@ -21,17 +21,17 @@ use crate::error::{DeathCause, TaskErrorKind, ValueSide};
 use crate::os::observe;
 use crate::pool::call::context::Context;
 use crate::pool::call::outcome;
-use crate::pool::call::outcome::Arrival;
 use crate::pool::call::outcome::Content;
+use crate::pool::call::outcome::Delivery;
 use crate::pool::call::outcome::Failure;
-use crate::pool::call::outcome::Origin;
+use crate::pool::call::outcome::Provenance;
 use crate::pool::drive::buffer::Buffer;
 use crate::pool::drive::records::{self, Records};
 use crate::pool::drive::regions::Lease;
-use crate::pool::observe::events::{Calls, EventKind, Observers};
-use crate::pool::process::worker::{Doom, Process, RETIRE_GRACE, Worker};
+use crate::pool::observe::events::{Deferred, EventKind, Observers};
+use crate::pool::process::worker::{KillReason, Process, RETIRE_GRACE, Worker};
 use crate::pool::schedule::batch::{Batch, split_back};
-use crate::pool::schedule::cost::Pace;
+use crate::pool::schedule::cost::CostEstimate;
 use crate::pool::schedule::counters::Counters;
 
 /// A chunk that a worker runs.
@@ -75,16 +75,16 @@ pub(crate) type Running = Mutex<Option<Chunk>>;
 
 /// What is left of a chunk whose worker is lost.
 #[derive(Debug)]
-pub(crate) struct Loss {
+pub(crate) struct LostChunk {
     /// The item that was running, as a batch of one.
-    pub(crate) victim: Option<Batch>,
+    pub(crate) running_item: Option<Batch>,
     /// What had not been begun.
     pub(crate) rest: Vec<Batch>,
     /// When the chunk was sent.
     pub(crate) sent: Instant,
-    /// How long the victim had run.
+    /// How long the running_item had run.
     pub(crate) elapsed: Duration,
-    /// What the victim had printed, where that is captured.
+    /// What the running_item had printed, where that is captured.
     pub(crate) output: Vec<u8>,
     /// What the worker has left about its end.
     note: Option<AbortReason>,
@@ -141,18 +141,18 @@ impl Chunk {
 
     /// Whether it is worth taking items back for another worker, and how many. Those that are behind
     /// a slow one in the worker's block can be had the next time.
-    pub(crate) fn surplus(&self) -> u32 {
+    pub(crate) fn stealable(&self) -> u32 {
         if self.is_bound() {
             return 0;
         }
         let unstarted = self.lane.unclaimed();
-        let nanos = self.batches.back().map_or(0, |batch| batch.job.pace.nanos());
+        let nanos = self.batches.back().map_or(0, |batch| batch.job.cost.nanos());
         let running = procpool_worker::sys::now().saturating_sub(self.lane.block_start());
-        if running >= Pace::WORTHWHILE {
+        if running >= CostEstimate::MIN_WORTH_A_WAKE {
             self.lane.request_unclaim();
         }
-        let soon = u64::from(unstarted).saturating_mul(nanos) < Pace::WORTHWHILE;
-        if unstarted == 0 || (soon && running < Pace::WORTHWHILE) {
+        let soon = u64::from(unstarted).saturating_mul(nanos) < CostEstimate::MIN_WORTH_A_WAKE;
+        if unstarted == 0 || (soon && running < CostEstimate::MIN_WORTH_A_WAKE) {
             0
         } else {
             unstarted.div_ceil(2)
@@ -185,7 +185,7 @@ impl Chunk {
     }
 
     /// Takes note that the worker was stopped for so long.
-    pub(crate) fn forgive(&mut self, pause: Duration) {
+    pub(crate) fn exclude_pause(&mut self, pause: Duration) {
         let item = self.running();
         let before = if self.suspended.0 == item { self.suspended.1 } else { Duration::ZERO };
         self.suspended = (item, before + pause);
@@ -198,7 +198,7 @@ impl Chunk {
         self.limit.map_or(SILENCE, |limit| limit.min(SILENCE))
     }
 
-    /// Takes note that it is the worker's turn from now on. Its silence counts from the first time, or
+    /// Takes note that it is the worker's turn from now on. Its drain_eventfd counts from the first time, or
     /// from what it has delivered since: a lane that is emptied again and again is no progress.
     fn set_sent(&mut self) {
         self.is_sent = true;
@@ -246,7 +246,7 @@ impl Chunk {
     fn enforce_cancel(&mut self, item: u32, now: Instant) -> (Vec<Batch>, Option<Instant>) {
         let rest = self.take_back(u32::MAX);
         if self.running() == Some(item) {
-            self.process.end_softly(Doom::Cancelled);
+            self.process.terminate_gracefully(KillReason::Cancelled);
         }
         (rest, now.checked_add(SILENCE))
     }
@@ -270,7 +270,7 @@ impl Chunk {
         // First that it can't begin another: that one would be ended without having deserved it.
         let rest = self.take_back(u32::MAX);
         if self.running() == Some(item) {
-            self.process.end_softly(Doom::TimedOut(limit));
+            self.process.terminate_gracefully(KillReason::TimedOut(limit));
         }
         (rest, now.checked_add(limit))
     }
@@ -282,7 +282,7 @@ impl Chunk {
         if self.is_last && self.seen.0.1 == self.items {
             // It has answered, and ends as one does that is told to go.
             if quiet >= RETIRE_GRACE {
-                self.process.kill(Doom::Retired);
+                self.process.kill(KillReason::Retired);
             }
             return (Vec::new(), now.checked_add(RETIRE_GRACE.saturating_sub(quiet).max(SILENCE)));
         }
@@ -291,7 +291,7 @@ impl Chunk {
         }
         let rest = self.take_back(u32::MAX);
         if quiet >= patience + SILENCE || observe::is_stopped(self.process.pid()) {
-            self.process.kill(Doom::Silent);
+            self.process.kill(KillReason::Silent);
         }
         (rest, now.checked_add(SILENCE))
     }
@@ -299,7 +299,7 @@ impl Chunk {
     /// Ends the worker, which uses too much memory; gives what it then won't begin.
     pub(crate) fn end_for_memory(&mut self) -> Vec<Batch> {
         let rest = self.take_back(u32::MAX);
-        self.process.kill(Doom::OutOfMemory);
+        self.process.kill(KillReason::OutOfMemory);
         rest
     }
 
@@ -315,7 +315,7 @@ impl Chunk {
         let mut position = self.delivered;
         for batch in &self.batches {
             if (position..position + batch.items).contains(&item) && is_target(batch) {
-                self.process.end_softly(Doom::Cancelled);
+                self.process.terminate_gracefully(KillReason::Cancelled);
             }
             position += batch.items;
         }
@@ -342,7 +342,7 @@ impl Chunk {
             Some(place) => Body::Region(place),
             None => Body::Frame,
         };
-        let is_awaited = |batch: &Batch| !batch.job.together.load(Relaxed);
+        let is_awaited = |batch: &Batch| !batch.job.collects_all.load(Relaxed);
         let options = ChunkOptions {
             sequence: worker.sequence,
             limited: self.limit.is_some(),
@@ -402,13 +402,13 @@ impl Chunk {
     /// Delivers what the worker has committed. With `all`, also items whose time is not known yet.
     /// An error means that the lane holds nonsense. What is to be called for it is added to `calls`,
     /// since the lock on the chunk is held here.
-    fn harvest(
+    fn collect_results(
         &mut self,
         worker: &mut Worker,
-        teller: &Teller<'_>,
+        reporter: &Reporter<'_>,
         all: bool,
-        calls: &mut Calls,
-    ) -> Result<(), Nonsense> {
+        calls: &mut Deferred,
+    ) -> Result<(), Corrupt> {
         let progress = self.lane.progress();
         let bytes = progress.bytes as usize;
         if progress.items < self.delivered
@@ -416,39 +416,39 @@ impl Chunk {
             || bytes < self.read
             || bytes > CAPACITY
         {
-            return Err(Nonsense);
+            return Err(Corrupt);
         }
         let mut buffer = Buffer::with_room(bytes - self.read);
         self.lane.copy_results(self.read..bytes, &mut buffer);
-        let survey = records::survey(&buffer).ok_or(Nonsense)?;
-        if survey.items != progress.items - self.delivered {
-            return Err(Nonsense);
+        let validate = records::validate(&buffer).ok_or(Corrupt)?;
+        if validate.items != progress.items - self.delivered {
+            return Err(Corrupt);
         }
-        if !all && survey.timed < survey.items {
+        if !all && validate.timed < validate.items {
             // In the middle of a block: its time will be known soon.
             return Ok(());
         }
-        let regions = match survey.regions {
+        let regions = match validate.regions {
             0 => VecDeque::new(),
-            _ => worker.take_results(&buffer).ok_or(Nonsense)?,
+            _ => worker.take_results(&buffer).ok_or(Corrupt)?,
         };
         let outputs = self.outputs(&buffer);
         self.read = bytes;
-        let counters = teller.counters;
-        counters.done.fetch_add(survey.answers.into(), Relaxed);
-        counters.failed.fetch_add((survey.items - survey.answers).into(), Relaxed);
-        counters.slots[self.process.slot].fetch_add(survey.items.into(), Relaxed);
+        let counters = reporter.counters;
+        counters.done.fetch_add(validate.answers.into(), Relaxed);
+        counters.failed.fetch_add((validate.items - validate.answers).into(), Relaxed);
+        counters.slots[self.process.slot].fetch_add(validate.items.into(), Relaxed);
         if let Some(batch) = self.batches.front() {
             // Where several functions share a chunk it isn't known which of them took the time.
             let is_one = self.batches.iter().all(|other| other.job.call == batch.job.call);
-            if is_one || survey.items == 1 {
-                batch.job.pace.observe(survey.timed.into(), survey.nanos);
+            if is_one || validate.items == 1 {
+                batch.job.cost.observe(validate.timed.into(), validate.nanos);
             }
         }
-        if teller.is_heard {
+        if reporter.is_heard {
             self.tell_finished(&buffer, calls);
         }
-        self.distribute(Records::new(buffer, regions, outputs), survey.items, calls);
+        self.distribute(Records::new(buffer, regions, outputs), validate.items, calls);
         Ok(())
     }
 
@@ -465,7 +465,7 @@ impl Chunk {
     }
 
     /// Tells of each item in these records.
-    fn tell_finished(&self, records: &[u8], calls: &mut Calls) {
+    fn tell_finished(&self, records: &[u8], calls: &mut Deferred) {
         let mut records = Records::new(records.into(), VecDeque::new(), VecDeque::new());
         for batch in &self.batches {
             for id in (batch.job.offset + batch.first..).take(batch.items as usize) {
@@ -473,7 +473,7 @@ impl Chunk {
                 let elapsed = raw.elapsed;
                 let error = outcome::failure(raw).map(|(kind, _)| kind.to_string());
                 let (slot, pid, attempt) = (self.process.slot, self.process.pid(), batch.attempt);
-                calls.tell(EventKind::Finished { slot, pid, id, attempt, elapsed, error });
+                calls.emit(EventKind::Finished { slot, pid, id, attempt, elapsed, error });
             }
         }
     }
@@ -489,7 +489,7 @@ impl Chunk {
         outputs
     }
 
-    fn distribute(&mut self, mut records: Records, mut items: u32, calls: &mut Calls) {
+    fn distribute(&mut self, mut records: Records, mut items: u32, calls: &mut Deferred) {
         self.delivered += items;
         while items > 0 {
             let Some(mut batch) = self.batches.pop_front() else { return };
@@ -503,32 +503,32 @@ impl Chunk {
                 records.split_front(batch.items)
             };
             items -= batch.items;
-            let origin = self.origin(&batch);
+            let provenance = self.provenance(&batch);
             let (first, count) = (batch.first, batch.items);
             let content = Content::Records(content);
-            batch.job.deliver(Arrival { first, items: count, origin, content }, calls);
+            batch.job.deliver(Delivery { first, items: count, provenance, content }, calls);
         }
     }
 
-    fn origin(&self, batch: &Batch) -> Origin {
-        batch.origin(self.process.pid(), self.process.slot, self.sent)
+    fn provenance(&self, batch: &Batch) -> Provenance {
+        batch.provenance(self.process.pid(), self.process.slot, self.sent)
     }
 
     /// Fails what is left, none of which was sent.
-    fn refuse(&mut self, kind: &TaskErrorKind, counters: &Counters, calls: &mut Calls) {
+    fn refuse(&mut self, kind: &TaskErrorKind, counters: &Counters, calls: &mut Deferred) {
         for batch in std::mem::take(&mut self.batches) {
             let failure = Failure::unstarted(kind.clone());
-            batch.fail(failure, self.origin(&batch), counters, calls);
+            batch.fail(failure, self.provenance(&batch), counters, calls);
         }
         self.items = self.delivered;
     }
 
     /// Accounts for what is left when the worker is lost. What a lane says that holds nonsense is
     /// not believed: then the first item that is left is the one to be named.
-    fn into_loss(mut self, is_sane: bool) -> Loss {
+    fn into_loss(mut self, is_sane: bool) -> LostChunk {
         let begun = !is_sane || self.running() == Some(self.delivered);
         let begun = begun && !self.batches.is_empty();
-        let victim = begun.then(|| match self.batches.front_mut() {
+        let running_item = begun.then(|| match self.batches.front_mut() {
             Some(first) if first.items > 1 => Some(first.split_front(1)),
             _ => self.batches.pop_front(),
         });
@@ -539,27 +539,27 @@ impl Chunk {
             capture.read(self.printed.max(end.saturating_sub(LAST_OUTPUT))..end)
         });
         let note = self.lane.abort_reason();
-        let (victim, rest) = (victim.flatten(), self.batches.into());
-        Loss { victim, rest, sent: self.sent, elapsed, output, note }
+        let (running_item, rest) = (running_item.flatten(), self.batches.into());
+        LostChunk { running_item, rest, sent: self.sent, elapsed, output, note }
     }
 }
 
 /// Who is to learn what becomes of a chunk's items, besides those who wait for them.
 #[derive(Debug)]
-struct Teller<'a> {
+struct Reporter<'a> {
     counters: &'a Counters,
     observers: Option<&'a Observers>,
     /// Whether anybody listens; looked up before a lock is taken.
     is_heard: bool,
 }
 
-impl<'a> Teller<'a> {
+impl<'a> Reporter<'a> {
     fn new(counters: &'a Counters, observers: Option<&'a Observers>) -> Self {
-        Self { counters, observers, is_heard: observers.is_some_and(Observers::listen) }
+        Self { counters, observers, is_heard: observers.is_some_and(Observers::is_enabled) }
     }
 
-    /// Calls what was collected under the lock on a chunk, which must not be held.
-    fn fire(&self, calls: Calls) {
+    /// Deferred what was collected under the lock on a chunk, which must not be held.
+    fn fire(&self, calls: Deferred) {
         if let Some(observers) = self.observers {
             observers.fire(calls);
         }
@@ -567,7 +567,7 @@ impl<'a> Teller<'a> {
 }
 
 /// How to wait awake for a chunk whose answer is likely to come soon.
-pub(crate) struct Awake<'a> {
+pub(crate) struct SpinWait<'a> {
     /// How long to stay awake for it.
     pub(crate) patience: Duration,
     /// Called if it hasn't come by then.
@@ -576,7 +576,7 @@ pub(crate) struct Awake<'a> {
 
 /// The lane holds what no sane worker writes.
 #[derive(Debug)]
-struct Nonsense;
+struct Corrupt;
 
 /// What has become of sending a chunk.
 #[derive(Debug)]
@@ -594,8 +594,8 @@ pub(crate) fn run(
     inline_limit: usize,
     counters: &Counters,
     observers: Option<&Observers>,
-    awake: Option<Awake<'_>>,
-) -> Result<(), Box<Loss>> {
+    awake: Option<SpinWait<'_>>,
+) -> Result<(), Box<LostChunk>> {
     worker.more = awake.is_some();
     let sent = send(worker, running, inline_limit, counters, observers);
     finish(worker, running, sent, counters, observers, awake)
@@ -609,9 +609,9 @@ pub(crate) fn send(
     counters: &Counters,
     observers: Option<&Observers>,
 ) -> Sent {
-    let teller = Teller::new(counters, observers);
+    let reporter = Reporter::new(counters, observers);
     let mut body = None;
-    let outcome = try_send(worker, running, &mut body, inline_limit, &teller);
+    let outcome = try_send(worker, running, &mut body, inline_limit, &reporter);
     if let Err(error) = &outcome {
         condemn(worker, error);
     }
@@ -621,7 +621,7 @@ pub(crate) fn send(
 /// Kills a worker that has failed in this way: whatever is wrong with it, it must not be used again.
 fn condemn(worker: &Worker, error: &TransportError) {
     if !matches!(error, TransportError::PeerGone) {
-        worker.process.doom(Doom::Malformed);
+        worker.process.set_kill_reason(KillReason::Malformed);
     }
     worker.process.child.kill();
 }
@@ -633,16 +633,16 @@ pub(crate) fn finish(
     sent: Sent,
     counters: &Counters,
     observers: Option<&Observers>,
-    awake: Option<Awake<'_>>,
-) -> Result<(), Box<Loss>> {
-    let teller = Teller::new(counters, observers);
+    awake: Option<SpinWait<'_>>,
+) -> Result<(), Box<LostChunk>> {
+    let reporter = Reporter::new(counters, observers);
     let Sent { outcome, body } = sent;
     let outcome = outcome.and_then(|is_awaited| match is_awaited {
-        true => receive(worker, running, &teller, awake),
+        true => receive(worker, running, &reporter, awake),
         false => Ok(()),
     });
     // Somebody may have decided to end it just as it finished.
-    let is_lost = outcome.is_err() || worker.process.doomed().is_some();
+    let is_lost = outcome.is_err() || worker.process.kill_reason().is_some();
     if is_lost {
         // Before anything is said of what it has done, it must be certain that it does nothing more.
         if let Err(error) = &outcome {
@@ -656,9 +656,9 @@ pub(crate) fn finish(
     worker.tasks += chunk.as_ref().map_or(0, |chunk| u64::from(chunk.delivered));
     match chunk {
         Some(mut chunk) if is_lost => {
-            let mut calls = Calls::default();
-            let is_sane = chunk.harvest(worker, &teller, true, &mut calls).is_ok();
-            teller.fire(calls);
+            let mut calls = Deferred::default();
+            let is_sane = chunk.collect_results(worker, &reporter, true, &mut calls).is_ok();
+            reporter.fire(calls);
             Err(Box::new(chunk.into_loss(is_sane)))
         }
         _ => Ok(()),
@@ -672,7 +672,7 @@ fn try_send(
     running: &Running,
     body: &mut Option<Lease>,
     inline_limit: usize,
-    teller: &Teller<'_>,
+    reporter: &Reporter<'_>,
 ) -> Result<bool, TransportError> {
     let lock = || running.lock().unwrap_or_else(PoisonError::into_inner);
     worker.sequence = worker.sequence.wrapping_add(1);
@@ -689,7 +689,7 @@ fn try_send(
             if let Some(context) = chunk.context() {
                 worker.share(context)?;
             }
-            let is_new = chunk.encode(worker, body.as_ref(), teller.is_heard)?;
+            let is_new = chunk.encode(worker, body.as_ref(), reporter.is_heard)?;
             let region = body.as_mut().and_then(Lease::region);
             if let Some(region) = region.filter(|_| is_new) {
                 worker.send_region(region)?;
@@ -704,14 +704,14 @@ fn try_send(
                 let reason = format!("it could not be put into shared memory: {error}");
                 let kind = TaskErrorKind::Encode { side: ValueSide::Argument, reason };
                 let calls = refused.get_or_insert_default();
-                chunk.refuse(&kind, teller.counters, calls);
+                chunk.refuse(&kind, reporter.counters, calls);
                 is_out_of_step = may_have_sent;
             }
             Err(error) => return Err(error),
         }
     }
     if let Some(calls) = refused {
-        teller.fire(calls);
+        reporter.fire(calls);
         // A worker that was sent a part of it would take that for a part of the next.
         return if is_out_of_step { Err(TransportError::PeerGone) } else { Ok(false) };
     }
@@ -727,23 +727,23 @@ fn try_send(
 fn receive(
     worker: &mut Worker,
     running: &Running,
-    teller: &Teller<'_>,
-    awake: Option<Awake<'_>>,
+    reporter: &Reporter<'_>,
+    awake: Option<SpinWait<'_>>,
 ) -> Result<(), TransportError> {
     let lock = || running.lock().unwrap_or_else(PoisonError::into_inner);
-    let harvest = |worker: &mut Worker, all: bool, room: bool| {
-        let mut calls = Calls::default();
+    let collect_results = |worker: &mut Worker, all: bool, room: bool| {
+        let mut calls = Deferred::default();
         let outcome = match lock().as_mut() {
-            Some(chunk) => chunk.harvest(worker, teller, all, &mut calls).map(|()| {
+            Some(chunk) => chunk.collect_results(worker, reporter, all, &mut calls).map(|()| {
                 chunk.is_sent = !all;
                 if room {
                     chunk.lane.reset_results();
                     chunk.read = 0;
                 }
             }),
-            None => Err(Nonsense),
+            None => Err(Corrupt),
         };
-        teller.fire(calls);
+        reporter.fire(calls);
         outcome
     };
     let sequence = worker.sequence;
@@ -756,13 +756,15 @@ fn receive(
     loop {
         match worker.recv()? {
             Reply::Done { sequence: of } if of == sequence => {
-                harvest(worker, true, false)?;
+                collect_results(worker, true, false)?;
                 let is_complete = lock().as_ref().is_none_or(|chunk| chunk.batches.is_empty());
-                return if is_complete { Ok(()) } else { Err(Nonsense.into()) };
+                return if is_complete { Ok(()) } else { Err(Corrupt.into()) };
             }
-            Reply::Progress { sequence: of } if of == sequence => harvest(worker, false, false)?,
+            Reply::Progress { sequence: of } if of == sequence => {
+                collect_results(worker, false, false)?
+            }
             Reply::LaneFull { sequence: of } if of == sequence => {
-                harvest(worker, true, true)?;
+                collect_results(worker, true, true)?;
                 if let Some(chunk) = lock().as_mut() {
                     chunk.set_sent();
                 }
@@ -777,28 +779,27 @@ fn receive(
     }
 }
 
-impl From<Nonsense> for TransportError {
-    fn from(_: Nonsense) -> Self {
+impl From<Corrupt> for TransportError {
+    fn from(_: Corrupt) -> Self {
         Self::Malformed("its lane holds nonsense".to_owned())
     }
 }
 
-impl Loss {
+impl LostChunk {
     /// What to say of the item that was running.
-    pub(crate) fn verdict(&self, process: &Process) -> TaskErrorKind {
-        let cause = match process.doomed() {
-            Some(Doom::TimedOut(after)) => return TaskErrorKind::TimedOut { after },
-            Some(Doom::Cancelled) => return TaskErrorKind::Cancelled,
-            Some(Doom::OutOfMemory) => DeathCause::OutOfMemory,
-            Some(Doom::Malformed) => DeathCause::ProtocolViolation,
-            Some(Doom::StartTimedOut(_) | Doom::Retired | Doom::Silent) | None => {
-                match process.wait_death() {
-                    DeathCause::Signaled(..) if self.note == Some(AbortReason::OutOfMemory) => {
-                        DeathCause::OutOfMemory
-                    }
-                    cause => cause,
+    pub(crate) fn error_kind(&self, process: &Process) -> TaskErrorKind {
+        let cause = match process.kill_reason() {
+            Some(KillReason::TimedOut(after)) => return TaskErrorKind::TimedOut { after },
+            Some(KillReason::Cancelled) => return TaskErrorKind::Cancelled,
+            Some(KillReason::OutOfMemory) => DeathCause::OutOfMemory,
+            Some(KillReason::Malformed) => DeathCause::ProtocolViolation,
+            Some(KillReason::StartTimedOut(_) | KillReason::Retired | KillReason::Silent)
+            | None => match process.wait_death() {
+                DeathCause::Signaled(..) if self.note == Some(AbortReason::OutOfMemory) => {
+                    DeathCause::OutOfMemory
                 }
-            }
+                cause => cause,
+            },
         };
         TaskErrorKind::Died { cause, last_output: self.last_lines() }
     }

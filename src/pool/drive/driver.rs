@@ -11,17 +11,17 @@ use crate::pool::call::job::Job;
 use crate::pool::config::Initializer;
 use crate::pool::drive::chunk::{self, Chunk};
 use crate::pool::options::TaskOptions;
-use crate::pool::process::worker::{Doom, Newborn, Worker};
+use crate::pool::process::worker::{KillReason, PendingWorker, Worker};
 use crate::pool::schedule::batch::Batch;
-use crate::pool::schedule::cost::Pace;
+use crate::pool::schedule::cost::CostEstimate;
 use crate::pool::schedule::counters::Counters;
-use crate::pool::schedule::state::{Shared, Step};
+use crate::pool::schedule::state::{PoolState, Step};
 
 /// A driver's thread.
-pub(crate) fn drive(shared: &Shared, slot: usize) {
+pub(crate) fn drive(shared: &PoolState, slot: usize) {
     loop {
         match shared.next_step(slot) {
-            Step::Greet(newborn) => match greet(shared, slot, newborn) {
+            Step::Greet(pending) => match greet(shared, slot, pending) {
                 Ok(worker) => shared.ready(slot, worker),
                 Err(cause) => shared.start_failed(slot, cause, true),
             },
@@ -38,9 +38,9 @@ pub(crate) fn drive(shared: &Shared, slot: usize) {
 }
 
 /// Starts the one process of a pool that has no driver, and makes it ready on this thread.
-pub(crate) fn start_one(shared: &Shared) -> Result<(), StartError> {
-    let newborn = shared.wait_newborn()?;
-    match greet(shared, 0, newborn) {
+pub(crate) fn start_one(shared: &PoolState) -> Result<(), StartError> {
+    let pending = shared.wait_newborn()?;
+    match greet(shared, 0, pending) {
         Ok(worker) => {
             shared.ready(0, worker);
             Ok(())
@@ -53,17 +53,17 @@ pub(crate) fn start_one(shared: &Shared) -> Result<(), StartError> {
 }
 
 /// Makes a process that has just been started a worker that is ready.
-fn greet(shared: &Shared, slot: usize, newborn: Newborn) -> Result<Worker, StartError> {
-    let mut worker = newborn.greet(shared.config.setup(slot), &shared.regions)?;
+fn greet(shared: &PoolState, slot: usize, pending: PendingWorker) -> Result<Worker, StartError> {
+    let mut worker = pending.greet(shared.config.setup(slot), &shared.regions)?;
     worker.process.set_greeted();
-    shared.greeted();
+    shared.handshake_done();
     let Some(initializer) = &shared.config.initializer else { return Ok(worker) };
     // The initializer is run as any task is, so that it fails as any task does; but no other worker
     // may take it over.
     let seed = seed::finalize(seed::advance(shared.config.seed, slot as u64));
-    let (call, pace) = (Ok(initializer.call), Arc::new(Pace::default()));
-    let job = Job::new(call, TaskOptions::default(), pace, 0, None, seed);
-    job.enter(1);
+    let (call, cost) = (Ok(initializer.call), Arc::new(CostEstimate::default()));
+    let job = Job::new(call, TaskOptions::default(), cost, 0, None, seed);
+    job.reserve(1);
     let Initializer { argument, attachments, width, .. } = initializer;
     let batch = Batch::new(Arc::clone(&job), 0, 1, *width, argument, attachments.clone());
     let running = &shared.slots[slot].running;
@@ -72,8 +72,8 @@ fn greet(shared: &Shared, slot: usize, newborn: Newborn) -> Result<Worker, Start
     // It is no task, so it doesn't count as one.
     let counters = Counters::new(shared.slots.len());
     if chunk::run(&mut worker, running, shared.inline_limit, &counters, None, None).is_err() {
-        return Err(match worker.process.doomed() {
-            Some(Doom::StartTimedOut(limit)) => StartError::TimedOut(limit),
+        return Err(match worker.process.kill_reason() {
+            Some(KillReason::StartTimedOut(limit)) => StartError::TimedOut(limit),
             _ if shared.is_terminated() => StartError::Terminated,
             _ => StartError::Initializer(format!("the worker {}", worker.process.wait_death())),
         });

@@ -1,7 +1,7 @@
 //! Reading what a worker has written into its lane, after it was copied out: a sequence of records,
 //! each the outcome of one item, with now and then the time that those before it took.
 //!
-//! The bytes may come from a worker that has gone wild. [`survey`] checks their structure once, where
+//! The bytes may come from a worker that has gone wild. [`validate`] checks their structure once, where
 //! they enter; what a payload means is only found out where it is decoded.
 
 use std::collections::VecDeque;
@@ -56,9 +56,9 @@ pub(crate) enum Piece<'a> {
     One(RawOutcome<'a>),
 }
 
-/// What [`survey`] finds.
+/// What [`validate`] finds.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Survey {
+pub(crate) struct Summary {
     /// Outcomes.
     pub(crate) items: u32,
     /// Those of them that are answers.
@@ -112,27 +112,27 @@ fn outcomes(kind: Record, payload: &[u8]) -> Option<u32> {
 }
 
 /// Checks that `bytes` are records, and counts them.
-pub(crate) fn survey(mut bytes: &[u8]) -> Option<Survey> {
-    let mut survey = Survey::default();
+pub(crate) fn validate(mut bytes: &[u8]) -> Option<Summary> {
+    let mut validate = Summary::default();
     while !bytes.is_empty() {
         let (kind, payload, rest) = split(bytes)?;
         bytes = rest;
         let items = outcomes(kind, payload)?;
-        survey.items += items;
+        validate.items += items;
         match kind {
             Record::Time => {
-                survey.timed = survey.items;
-                survey.nanos = survey.nanos.saturating_add(number(payload)?);
+                validate.timed = validate.items;
+                validate.nanos = validate.nanos.saturating_add(number(payload)?);
             }
             Record::Region => {
-                survey.regions += 1;
-                survey.answers += 1;
+                validate.regions += 1;
+                validate.answers += 1;
             }
-            Record::Value | Record::Primitives => survey.answers += items,
+            Record::Value | Record::Primitives => validate.answers += items,
             Record::Panicked | Record::Undecodable | Record::Unencodable | Record::Output => {}
         }
     }
-    Some(survey)
+    Some(validate)
 }
 
 /// Where the results are that came in regions, as their worker says; whether it says so of each.
@@ -165,7 +165,7 @@ pub(crate) fn output_ends(mut bytes: &[u8]) -> Vec<u64> {
 }
 
 impl Records {
-    /// Of bytes that [`survey`] has passed.
+    /// Of bytes that [`validate`] has passed.
     pub(crate) fn new(
         bytes: Buffer,
         regions: VecDeque<Option<Lease>>,
@@ -188,7 +188,7 @@ impl Records {
         })
     }
 
-    /// The next item's outcome, or those of up to `most` items together where they are numbers.
+    /// The next item's outcome, or those of up to `most` items collects_all where they are numbers.
     pub(crate) fn next_piece(&mut self, most: u32) -> Option<Piece<'_>> {
         while self.run.is_empty() {
             let (kind, payload, rest) = split(&self.bytes[self.at..])?;
@@ -328,8 +328,8 @@ mod tests {
         put(&mut bytes, Record::Panicked, &[b"two"]);
         put(&mut bytes, Record::Time, &[&3000u64.to_le_bytes()]);
         put(&mut bytes, Record::Value, &[b"three"]);
-        let expected = Survey { items: 3, answers: 2, regions: 0, timed: 2, nanos: 3000 };
-        assert_eq!(survey(&bytes), Some(expected));
+        let expected = Summary { items: 3, answers: 2, regions: 0, timed: 2, nanos: 3000 };
+        assert_eq!(validate(&bytes), Some(expected));
         let mut records = Records::new(bytes[..].into(), VecDeque::new(), VecDeque::new());
         let mut front = records.split_front(1);
         let first = front.next().unwrap();
@@ -350,8 +350,8 @@ mod tests {
         put(&mut bytes, Record::Time, &[&600u64.to_le_bytes()]);
         put(&mut bytes, Record::Primitives, &[&[2], &[4, 0, 5, 0, 6, 0]]);
         bytes.truncate(bytes.len() - 2);
-        let expected = Survey { items: 5, answers: 5, regions: 0, timed: 3, nanos: 600 };
-        assert_eq!(survey(&bytes), Some(expected));
+        let expected = Summary { items: 5, answers: 5, regions: 0, timed: 3, nanos: 600 };
+        assert_eq!(validate(&bytes), Some(expected));
         let mut records = Records::new(bytes[..].into(), VecDeque::new(), VecDeque::new());
         let mut front = records.split_front(2);
         assert_eq!(front.next().unwrap().payload, [1, 0]);
@@ -366,7 +366,7 @@ mod tests {
         assert_eq!(rest, [4, 0, 5, 0]);
         assert!(records.next().is_none());
         bytes.pop();
-        assert_eq!(survey(&bytes), None, "half a number is none");
+        assert_eq!(validate(&bytes), None, "half a number is none");
     }
 
     #[test]
@@ -397,7 +397,7 @@ mod tests {
 
         #[test]
         fn hostile_bytes_are_refused_or_read_to_the_end(bytes in any::<Vec<u8>>()) {
-            let surveyed = survey(&bytes);
+            let surveyed = validate(&bytes);
             let mut records = Records::new(bytes[..].into(), VecDeque::new(), VecDeque::new());
             let mut items = 0;
             while records.next().is_some() {

@@ -1,4 +1,4 @@
-//! Shared memory for what is too large for a frame or a lane, kept to be used again: new memory costs
+//! PoolState memory for what is too large for a frame or a lane, kept to be used again: new memory costs
 //! a page fault for each 4 KiB on either side, several times what the copy does.
 //!
 //! [`Regions`] are a pool's. One that holds something is out as a [`Lease`], and comes back when the

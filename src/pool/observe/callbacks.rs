@@ -2,7 +2,7 @@
 //! may take its time, use the pool, or panic, and no worker waits for it.
 
 //!
-//! What belongs to the user is called under no lock, and [contained](contain).
+//! What belongs to the user is called under no lock, and [catch_deserialize](contain).
 
 use std::any::Any;
 use std::io;
@@ -39,7 +39,7 @@ impl Callbacks {
         self.sender().map(drop)
     }
 
-    /// Calls `callback` soon on the thread. Must be called under no lock: where the system refuses
+    /// Deferred `callback` soon on the thread. Must be called under no lock: where the system refuses
     /// a thread, the callback is called here.
     pub(crate) fn call(&self, callback: Callback) {
         let uncalled = match self.sender() {
@@ -89,7 +89,7 @@ fn run(callback: Callback) {
     let _ = contain(callback);
 }
 
-/// Calls what belongs to the user, which may panic.
+/// Deferred what belongs to the user, which may panic.
 ///
 /// # Errors
 ///

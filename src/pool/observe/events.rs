@@ -206,25 +206,25 @@ const MOST_WAITING: usize = 1 << 16;
 /// collected under locks and [fired](Observers::fire) when they are let go.
 #[derive(Default)]
 #[must_use = "whoever waits for these calls would wait for ever"]
-pub(crate) struct Calls {
+pub(crate) struct Deferred {
     /// What is told before.
     events: Vec<EventKind>,
     calls: Vec<Callback>,
 }
 
-impl Calls {
+impl Deferred {
     pub(crate) fn add(&mut self, call: Callback) {
         self.calls.push(call);
     }
 
-    pub(crate) fn tell(&mut self, event: EventKind) {
+    pub(crate) fn emit(&mut self, event: EventKind) {
         self.events.push(event);
     }
 }
 
-impl fmt::Debug for Calls {
+impl fmt::Debug for Deferred {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Calls({}, {})", self.events.len(), self.calls.len())
+        write!(f, "Deferred({}, {})", self.events.len(), self.calls.len())
     }
 }
 
@@ -254,15 +254,15 @@ impl Observers {
     }
 
     /// Whether anybody listens, for what would cost something to find out.
-    pub(crate) fn listen(&self) -> bool {
+    pub(crate) fn is_enabled(&self) -> bool {
         let traces = || contain(traced).unwrap_or(false);
         !self.listeners.is_empty() || TO_STDERR.load(Relaxed) || traces()
     }
 
     /// Tells everybody. `kind` is only made if somebody listens. Must be called under no lock, since a
     /// subscriber of the crate tracing is called here and may ask the pool something.
-    pub(crate) fn tell(&self, kind: impl FnOnce() -> EventKind) {
-        if !self.listen() {
+    pub(crate) fn emit(&self, kind: impl FnOnce() -> EventKind) {
+        if !self.is_enabled() {
             return;
         }
         let event = Event { time: self.began.elapsed(), kind: kind() };
@@ -300,18 +300,18 @@ impl Observers {
         }));
     }
 
-    /// Calls what a delivery has asked for. Must be called under no lock. A panic is told as an event.
-    pub(crate) fn fire(&self, calls: Calls) {
-        calls.events.into_iter().for_each(|event| self.tell(|| event));
+    /// Deferred what a delivery has asked for. Must be called under no lock. A panic is told as an event.
+    pub(crate) fn fire(&self, calls: Deferred) {
+        calls.events.into_iter().for_each(|event| self.emit(|| event));
         for call in calls.calls {
             if let Err(message) = contain(call) {
-                self.tell(|| EventKind::CallbackPanicked { message });
+                self.emit(|| EventKind::CallbackPanicked { message });
             }
         }
     }
 
     pub(crate) fn lost(&self, slot: usize, pid: u32, cause: DeathCause) {
-        self.tell(|| EventKind::Lost { slot, pid, cause: cause.to_string() });
+        self.emit(|| EventKind::Lost { slot, pid, cause: cause.to_string() });
     }
 }
 

@@ -14,9 +14,9 @@ use crate::error::Error;
 use crate::os::process::PerProcess;
 use crate::os::signals;
 use crate::pool::config::STACK;
-use crate::pool::process::orders::{Bell, Orders};
+use crate::pool::process::orders::{Bell, SupervisorHandle};
 use crate::pool::process::supervisor::{self, Supervisor};
-use crate::pool::schedule::state::{self, Shared};
+use crate::pool::schedule::state::{self, PoolState};
 
 /// What a supervisor's thread needs of the system.
 #[derive(Debug)]
@@ -43,13 +43,13 @@ impl Wires {
 struct Common {
     wires: Wires,
     /// What the thread has not taken over yet.
-    newcomers: Mutex<Vec<Arc<Shared>>>,
+    newcomers: Mutex<Vec<Arc<PoolState>>>,
     /// Whether there will be no other.
     is_over: AtomicBool,
 }
 
 impl Common {
-    fn newcomers(&self) -> MutexGuard<'_, Vec<Arc<Shared>>> {
+    fn newcomers(&self) -> MutexGuard<'_, Vec<Arc<PoolState>>> {
         self.newcomers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -58,7 +58,7 @@ impl Common {
         state::serve();
         let mut supervisors = Vec::new();
         loop {
-            self.wires.bell.silence();
+            self.wires.bell.drain_eventfd();
             // In this order: what was brought in before the end is seen to.
             let is_over = self.is_over.load(Ordering::Acquire);
             supervisors.extend(self.newcomers().drain(..).map(Supervisor::new));
@@ -120,12 +120,12 @@ impl Membership {
     }
 
     /// Returns what the supervisor is asked for by a pool.
-    pub(crate) fn orders(&self) -> Orders {
-        Orders::new(Arc::clone(&self.common.wires.bell))
+    pub(crate) fn orders(&self) -> SupervisorHandle {
+        SupervisorHandle::new(Arc::clone(&self.common.wires.bell))
     }
 
     /// Has the supervisor start the pool's process and see to its end.
-    pub(crate) fn supervise(&self, shared: &Arc<Shared>) {
+    pub(crate) fn supervise(&self, shared: &Arc<PoolState>) {
         shared.set_supervised(true);
         self.common.newcomers().push(Arc::clone(shared));
         self.common.wires.bell.ring();

@@ -27,7 +27,7 @@ use crate::pool::handle::Pool;
 use crate::pool::limits::Limits;
 use crate::pool::observe::events::Event;
 use crate::pool::process::worker;
-use crate::pool::schedule::state::Shared;
+use crate::pool::schedule::state::PoolState;
 use crate::pool::types::Report;
 
 /// One call in a child process of its own: `multiprocessing.Process`.
@@ -196,7 +196,7 @@ impl<R> AsFd for Process<R> {
 #[derive(Debug, Clone)]
 pub struct ProcessHandle {
     child: Arc<worker::Process>,
-    pool: Arc<Shared>,
+    pool: Arc<PoolState>,
 }
 
 impl ProcessHandle {

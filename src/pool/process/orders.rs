@@ -11,7 +11,7 @@ use rustix::process::Signal;
 
 /// What the supervisor is asked for.
 #[derive(Debug)]
-pub(crate) struct Orders {
+pub(crate) struct SupervisorHandle {
     pub(super) signals: Mutex<Vec<Signal>>,
     pub(super) signaled: Condvar,
     pub(super) bell: Arc<Bell>,
@@ -19,7 +19,7 @@ pub(crate) struct Orders {
     pub(super) next_look: AtomicU64,
 }
 
-impl Orders {
+impl SupervisorHandle {
     /// For a supervisor that this bell wakes.
     pub(crate) fn new(bell: Arc<Bell>) -> Self {
         Self {
@@ -31,7 +31,7 @@ impl Orders {
     }
 
     /// Asks for a look at the time limits at `at`, if none is planned before.
-    pub(crate) fn look_by(&self, at: Instant) {
+    pub(crate) fn schedule_check(&self, at: Instant) {
         let left = at.saturating_duration_since(Instant::now());
         let at = now().saturating_add(u64::try_from(left.as_nanos()).unwrap_or(u64::MAX));
         if self.next_look.fetch_min(at, Ordering::AcqRel) > at {
@@ -70,7 +70,7 @@ impl Bell {
     }
 
     /// Forgets that it was rung; to be called before looking for what it was rung for.
-    pub(crate) fn silence(&self) {
+    pub(crate) fn drain_eventfd(&self) {
         let _ = rustix::io::read(&self.0, &mut [0; 8]);
     }
 }

@@ -26,9 +26,9 @@ use crate::os::process::{CaptureFile, Child, OutputMode};
 use crate::pool::observe::callbacks::contain;
 use crate::pool::observe::events::EventKind;
 use crate::pool::process::orders::Bell;
-use crate::pool::process::worker::{Doom, Newborn, Process, RETIRE_GRACE};
-use crate::pool::schedule::slots::Start;
-use crate::pool::schedule::state::Shared;
+use crate::pool::process::worker::{KillReason, PendingWorker, Process, RETIRE_GRACE};
+use crate::pool::schedule::slots::SpawnDecision;
+use crate::pool::schedule::state::PoolState;
 
 /// How many file descriptors a worker takes in this process: one for frames, its control socket, its
 /// pidfd, and one for captured output.
@@ -39,7 +39,7 @@ const WITHOUT_POLL: Duration = Duration::from_millis(2);
 
 /// A process that has not ended.
 #[derive(Debug)]
-struct Charge {
+struct Supervised {
     process: Arc<Process>,
     started: Instant,
     /// When it was told to go, if it was.
@@ -47,10 +47,10 @@ struct Charge {
 }
 
 /// The supervisor's thread.
-pub(crate) fn supervise(shared: &Arc<Shared>) {
+pub(crate) fn supervise(shared: &Arc<PoolState>) {
     let mut supervisors = vec![Supervisor::new(Arc::clone(shared))];
     loop {
-        shared.orders.bell.silence();
+        shared.orders.bell.drain_eventfd();
         let wake = work(&mut supervisors);
         if supervisors.is_empty() {
             return;
@@ -74,8 +74,8 @@ pub(crate) fn work(supervisors: &mut Vec<Supervisor>) -> Option<Instant> {
 
 /// What a supervisor's thread knows of one pool.
 pub(crate) struct Supervisor {
-    shared: Arc<Shared>,
-    charges: Vec<Charge>,
+    shared: Arc<PoolState>,
+    supervised: Vec<Supervised>,
     /// The last one. Nonces tell starts apart; they are no secret.
     nonce: u64,
     /// When the workers' memory is looked at next.
@@ -85,10 +85,10 @@ pub(crate) struct Supervisor {
 }
 
 impl Supervisor {
-    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+    pub(crate) fn new(shared: Arc<PoolState>) -> Self {
         Self {
             shared,
-            charges: Vec::new(),
+            supervised: Vec::new(),
             nonce: sys::entropy(),
             next_watch: Instant::now(),
             oom_kills: observe::oom_kills(),
@@ -100,26 +100,33 @@ impl Supervisor {
         let orders = &self.shared.orders;
         let mut signals = orders.signals.lock().unwrap_or_else(PoisonError::into_inner);
         for signal in signals.drain(..) {
-            self.charges.iter().for_each(|charge| charge.process.signal_group(signal));
+            self.supervised
+                .iter()
+                .for_each(|supervised_process| supervised_process.process.signal_group(signal));
         }
         drop(signals);
         orders.signaled.notify_all();
         if self.shared.is_terminated() {
-            for charge in &self.charges {
-                charge.process.child.kill();
+            for supervised_process in &self.supervised {
+                supervised_process.process.child.kill();
             }
         }
         if self.shared.has_ended() {
-            if self.charges.is_empty() {
+            if self.supervised.is_empty() {
                 if !self.shared.is_terminated() {
-                    self.shared.config.observers.tell(|| EventKind::Drained);
+                    self.shared.config.observers.emit(|| EventKind::Drained);
                 }
                 self.shared.set_supervised(false);
                 return ControlFlow::Break(());
             }
             // Nobody is left to greet one that was started meanwhile.
-            let is_left = |charge: &&Charge| charge.process.doomed() != Some(Doom::Retired);
-            self.charges.iter().filter(is_left).for_each(|charge| charge.process.child.kill());
+            let is_left = |supervised_process: &&Supervised| {
+                supervised_process.process.kill_reason() != Some(KillReason::Retired)
+            };
+            self.supervised
+                .iter()
+                .filter(is_left)
+                .for_each(|supervised_process| supervised_process.process.child.kill());
         }
         let mut wake = self.start_due();
         wake = earliest(wake, self.enforce_limits());
@@ -139,28 +146,28 @@ impl Supervisor {
             // Starting takes a while, and a limit holds meanwhile.
             self.enforce_limits();
             match self.shared.next_start() {
-                Start::Now(slot, generation) => self.start(slot, generation),
-                Start::At(at) => return Some(at),
-                Start::None => return None,
+                SpawnDecision::Now(slot, generation) => self.start(slot, generation),
+                SpawnDecision::At(at) => return Some(at),
+                SpawnDecision::None => return None,
             }
         }
     }
 
     fn start(&mut self, slot: usize, generation: u64) {
         match self.try_start(slot, generation) {
-            Ok(newborn) => {
-                self.charges.push(Charge {
-                    process: Arc::clone(&newborn.process),
+            Ok(pending) => {
+                self.supervised.push(Supervised {
+                    process: Arc::clone(&pending.process),
                     started: Instant::now(),
                     retired: None,
                 });
-                self.shared.spawned(slot, newborn);
+                self.shared.spawned(slot, pending);
             }
             Err(reason) => self.shared.start_failed(slot, StartError::Spawn(reason), false),
         }
     }
 
-    fn try_start(&mut self, slot: usize, generation: u64) -> Result<Newborn, String> {
+    fn try_start(&mut self, slot: usize, generation: u64) -> Result<PendingWorker, String> {
         let config = &self.shared.config;
         let hint = |error: &dyn std::fmt::Display, code: Option<i32>| match code {
             Some(libc::EMFILE) => format!(
@@ -202,7 +209,7 @@ impl Supervisor {
         let child =
             Child::start(&config.launch, env, &title, token, theirs, &cord, file).map_err(io)?;
         let process = Process::new(slot, generation, child, control, capture, config.kill_grace);
-        Ok(Newborn { process, lane: Arc::new(lane), requests })
+        Ok(PendingWorker { process, lane: Arc::new(lane), requests })
     }
 
     /// Kills what takes too long to become ready or to go; gives when to look again.
@@ -211,32 +218,32 @@ impl Supervisor {
         let limit = self.shared.config.start_timeout;
         let are_needless = self.shared.is_only_starting();
         let mut wake = None;
-        for charge in &mut self.charges {
-            let (deadline, doom) = match charge.process.doomed() {
-                _ if charge.process.kill_at().is_some() => {
-                    let at = charge.process.kill_at().unwrap_or(now);
-                    (at, Doom::Retired)
+        for supervised_process in &mut self.supervised {
+            let (deadline, set_kill_reason) = match supervised_process.process.kill_reason() {
+                _ if supervised_process.process.kill_at().is_some() => {
+                    let at = supervised_process.process.kill_at().unwrap_or(now);
+                    (at, KillReason::Retired)
                 }
-                Some(Doom::Retired) => {
-                    let since = *charge.retired.get_or_insert(now);
-                    (since + RETIRE_GRACE, Doom::Retired)
+                Some(KillReason::Retired) => {
+                    let since = *supervised_process.retired.get_or_insert(now);
+                    (since + RETIRE_GRACE, KillReason::Retired)
                 }
-                _ if charge.process.was_ready() => continue,
+                _ if supervised_process.process.was_ready() => continue,
                 // Nothing is left to do for it. Its initializer, if it has come to that, may finish.
-                _ if are_needless && charge.process.was_greeted() => {
-                    let since = *charge.retired.get_or_insert(now);
-                    (since + RETIRE_GRACE, Doom::Retired)
+                _ if are_needless && supervised_process.process.was_greeted() => {
+                    let since = *supervised_process.retired.get_or_insert(now);
+                    (since + RETIRE_GRACE, KillReason::Retired)
                 }
-                _ if are_needless => (now, Doom::Retired),
-                _ => match charge.started.checked_add(limit) {
-                    Some(deadline) => (deadline, Doom::StartTimedOut(limit)),
+                _ if are_needless => (now, KillReason::Retired),
+                _ => match supervised_process.started.checked_add(limit) {
+                    Some(deadline) => (deadline, KillReason::StartTimedOut(limit)),
                     None => continue,
                 },
             };
             if deadline > now {
                 wake = earliest(wake, Some(deadline));
             } else {
-                charge.process.kill(doom);
+                supervised_process.process.kill(set_kill_reason);
             }
         }
         wake
@@ -254,7 +261,7 @@ impl Supervisor {
         }
         orders.next_look.store(u64::MAX, Ordering::Release);
         let again = self.shared.enforce_limits()?;
-        orders.look_by(again);
+        orders.schedule_check(again);
         Some(again)
     }
 
@@ -266,9 +273,9 @@ impl Supervisor {
         if now < self.next_watch {
             return Some(self.next_watch);
         }
-        for charge in &self.charges {
-            let process = &charge.process;
-            if process.doomed().is_none()
+        for supervised_process in &self.supervised {
+            let process = &supervised_process.process;
+            if process.kill_reason().is_none()
                 && observe::resident(process.pid()).is_some_and(|memory| memory > most)
             {
                 self.shared.end_for_memory(process);
@@ -280,8 +287,8 @@ impl Supervisor {
 
     /// Kills what a worker that has died has left behind, starts its successor, and only then
     /// announces the death.
-    fn see_off(&mut self, charge: &Charge) {
-        let process = &charge.process;
+    fn reap(&mut self, supervised_process: &Supervised) {
+        let process = &supervised_process.process;
         process.set_ended();
         let cause = match process.child.reap() {
             DeathCause::Signaled(libc::SIGKILL, _) if self.kernel_killed(process) => {
@@ -293,19 +300,19 @@ impl Supervisor {
         self.start_due();
         if self.shared.is_of_one_process() {
             // No driver waits for its answer, which is taken out here.
-            process.bury(cause);
+            process.publish_exit(cause);
             self.shared.conclude();
         }
         let observers = &self.shared.config.observers;
         let (slot, pid) = (process.slot, process.pid());
-        match process.doomed() {
-            Some(Doom::Retired) => observers.tell(|| EventKind::Retired { slot, pid }),
+        match process.kill_reason() {
+            Some(KillReason::Retired) => observers.emit(|| EventKind::Retired { slot, pid }),
             _ if process.was_ready() && !self.shared.is_terminated() => {
                 observers.lost(slot, pid, cause)
             }
             _ => {}
         }
-        process.bury(cause);
+        process.publish_exit(cause);
     }
 
     /// Whether a process that was killed by somebody else was so by the kernel, for want of memory:
@@ -313,7 +320,7 @@ impl Supervisor {
     fn kernel_killed(&mut self, process: &Process) -> bool {
         let kills = observe::oom_kills();
         let before = std::mem::replace(&mut self.oom_kills, kills);
-        process.doomed().is_none() && kills > before
+        process.kill_reason().is_none() && kills > before
     }
 }
 
@@ -325,8 +332,8 @@ pub(crate) fn sleep(supervisors: &mut [Supervisor], bell: &Bell, wake: Option<In
         tv_nsec: left.subsec_nanos().into(),
     });
     let children = || {
-        let charges = supervisors.iter().flat_map(|supervisor| &supervisor.charges);
-        charges.map(|charge| &charge.process.child)
+        let supervised = supervisors.iter().flat_map(|supervisor| &supervisor.supervised);
+        supervised.map(|supervised_process| &supervised_process.process.child)
     };
     let bell = PollFd::new(&bell.0, PollFlags::IN);
     let pidfds = children().map(|child| PollFd::from_borrowed_fd(child.pidfd(), PollFlags::IN));
@@ -345,10 +352,10 @@ pub(crate) fn sleep(supervisors: &mut [Supervisor], bell: &Bell, wake: Option<In
     };
     let mut has_ended = has_ended.into_iter();
     for supervisor in supervisors {
-        let is_ended = |_: &mut Charge| has_ended.next() == Some(true);
-        let ended: Vec<Charge> = supervisor.charges.extract_if(.., is_ended).collect();
-        for charge in ended {
-            supervisor.see_off(&charge);
+        let is_ended = |_: &mut Supervised| has_ended.next() == Some(true);
+        let ended: Vec<Supervised> = supervisor.supervised.extract_if(.., is_ended).collect();
+        for supervised_process in ended {
+            supervisor.reap(&supervised_process);
         }
     }
 }

@@ -45,19 +45,19 @@ pub(crate) struct Process {
     grace: Duration,
     /// Whether it has been given a task.
     used: AtomicBool,
-    fate: Mutex<Fate>,
-    sealed: Condvar,
+    lifecycle: Mutex<Lifecycle>,
+    exited: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct Fate {
+struct Lifecycle {
     /// Why it was killed or told to go, if it was.
-    doom: Option<Doom>,
+    set_kill_reason: Option<KillReason>,
     /// When it is made to end, after having been asked.
     kill_at: Option<Instant>,
     death: Option<DeathCause>,
     /// Whether it has reported.
-    greeted: bool,
+    handshake_done: bool,
     /// Whether it has ever been ready.
     ready: bool,
     /// When its end was noticed, in nanoseconds of the monotonic clock.
@@ -66,7 +66,7 @@ struct Fate {
 
 /// Why the pool ends a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Doom {
+pub(crate) enum KillReason {
     /// It was not ready in time.
     StartTimedOut(Duration),
     /// The item that it runs has done so for longer than its limit.
@@ -100,13 +100,13 @@ impl Process {
             capture,
             grace,
             used: AtomicBool::new(false),
-            fate: Mutex::default(),
-            sealed: Condvar::new(),
+            lifecycle: Mutex::default(),
+            exited: Condvar::new(),
         })
     }
 
-    fn fate(&self) -> MutexGuard<'_, Fate> {
-        self.fate.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lifecycle(&self) -> MutexGuard<'_, Lifecycle> {
+        self.lifecycle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -114,21 +114,21 @@ impl Process {
     }
 
     /// Kills it for this reason, unless another came first.
-    pub(crate) fn kill(&self, doom: Doom) {
-        self.fate().doom.get_or_insert(doom);
+    pub(crate) fn kill(&self, set_kill_reason: KillReason) {
+        self.lifecycle().set_kill_reason.get_or_insert(set_kill_reason);
         self.child.kill();
     }
 
     /// Asks it to end for this reason, unless another came first; after the grace that the pool
     /// gives, the supervisor makes it.
-    pub(crate) fn end_softly(&self, doom: Doom) {
+    pub(crate) fn terminate_gracefully(&self, set_kill_reason: KillReason) {
         if self.grace.is_zero() {
-            return self.kill(doom);
+            return self.kill(set_kill_reason);
         }
-        let mut fate = self.fate();
-        fate.doom.get_or_insert(doom);
-        fate.kill_at = fate.kill_at.or_else(|| Instant::now().checked_add(self.grace));
-        if fate.ended.is_none() {
+        let mut lifecycle = self.lifecycle();
+        lifecycle.set_kill_reason.get_or_insert(set_kill_reason);
+        lifecycle.kill_at = lifecycle.kill_at.or_else(|| Instant::now().checked_add(self.grace));
+        if lifecycle.ended.is_none() {
             self.child.signal_group(Signal::TERM);
         }
     }
@@ -136,25 +136,25 @@ impl Process {
     /// Sends a signal to it and to what it has started, unless it has ended.
     pub(crate) fn signal_group(&self, signal: Signal) {
         // Held meanwhile, so that it is not waited for.
-        let fate = self.fate();
-        if fate.ended.is_none() {
+        let lifecycle = self.lifecycle();
+        if lifecycle.ended.is_none() {
             self.child.signal_group(signal);
         }
     }
 
     /// When it is to be made to end, after having been asked.
     pub(crate) fn kill_at(&self) -> Option<Instant> {
-        self.fate().kill_at
+        self.lifecycle().kill_at
     }
 
     /// Notes why it is to end, without doing anything about it.
-    pub(crate) fn doom(&self, doom: Doom) {
-        self.fate().doom.get_or_insert(doom);
+    pub(crate) fn set_kill_reason(&self, set_kill_reason: KillReason) {
+        self.lifecycle().set_kill_reason.get_or_insert(set_kill_reason);
     }
 
     /// Why it is to end, if it is.
-    pub(crate) fn doomed(&self) -> Option<Doom> {
-        self.fate().doom
+    pub(crate) fn kill_reason(&self) -> Option<KillReason> {
+        self.lifecycle().set_kill_reason
     }
 
     /// Marks it as having been given a task.
@@ -169,70 +169,72 @@ impl Process {
 
     /// Marks it as having reported; what is left is its initializer.
     pub(crate) fn set_greeted(&self) {
-        self.fate().greeted = true;
+        self.lifecycle().handshake_done = true;
     }
 
     /// Whether it has reported.
     pub(crate) fn was_greeted(&self) -> bool {
-        self.fate().greeted
+        self.lifecycle().handshake_done
     }
 
     /// Marks it as ready, after its initializer.
     pub(crate) fn set_ready(&self) {
-        self.fate().ready = true;
+        self.lifecycle().ready = true;
     }
 
     /// Whether it has ever been ready.
     pub(crate) fn was_ready(&self) -> bool {
-        self.fate().ready
+        self.lifecycle().ready
     }
 
     /// Notes that it has ended. Must be called before it is waited for: from then on its number may be
     /// another's, and nothing is sent to that any more.
     pub(crate) fn set_ended(&self) {
-        self.fate().ended = Some(now());
+        self.lifecycle().ended = Some(now());
     }
 
     /// When its end was noticed, in nanoseconds of the monotonic clock; now, if it hasn't been.
     pub(crate) fn ended(&self) -> u64 {
-        self.fate().ended.unwrap_or_else(now)
+        self.lifecycle().ended.unwrap_or_else(now)
     }
 
     /// Publishes how it ended, and ends every wait for it.
-    pub(crate) fn bury(&self, cause: DeathCause) {
-        self.fate().death = Some(cause);
-        self.sealed.notify_all();
+    pub(crate) fn publish_exit(&self, cause: DeathCause) {
+        self.lifecycle().death = Some(cause);
+        self.exited.notify_all();
         // The end of the connection is not enough: what a task has started may hold it open.
         self.control.shut_down();
     }
 
     /// How it ended, if it has.
     pub(crate) fn death(&self) -> Option<DeathCause> {
-        self.fate().death
+        self.lifecycle().death
     }
 
     /// Waits for the end of a process that is known to be ending.
     pub(crate) fn wait_death(&self) -> DeathCause {
-        let mut fate = self.fate();
+        let mut lifecycle = self.lifecycle();
         loop {
-            match fate.death {
+            match lifecycle.death {
                 Some(cause) => return cause,
-                None => fate = self.sealed.wait(fate).unwrap_or_else(PoisonError::into_inner),
+                None => {
+                    lifecycle = self.exited.wait(lifecycle).unwrap_or_else(PoisonError::into_inner)
+                }
             }
         }
     }
 
     /// Waits for its end, for at most `limit`; whether it has come.
     pub(crate) fn wait_death_timeout(&self, limit: Duration) -> bool {
-        let lives = |fate: &mut Fate| fate.death.is_none();
-        let waited = self.sealed.wait_timeout_while(self.fate(), limit, lives);
+        let lives = |lifecycle: &mut Lifecycle| lifecycle.death.is_none();
+        let waited = self.exited.wait_timeout_while(self.lifecycle(), limit, lives);
         waited.unwrap_or_else(PoisonError::into_inner).0.death.is_some()
     }
 }
 
 /// A process that has been started and not been heard of.
 #[derive(Debug)]
-pub(crate) struct Newborn {
+pub(crate) struct PendingWorker {
     pub(crate) process: Arc<Process>,
     pub(crate) lane: Arc<ParentLane>,
     pub(crate) requests: FrameSender,
@@ -265,17 +267,17 @@ pub(crate) struct Worker {
     pub(crate) mapped: Mapped,
 }
 
-impl Newborn {
+impl PendingWorker {
     /// Waits until the process reports, and checks that it is what was started.
     pub(crate) fn greet(self, setup: Setup, regions: &Arc<Regions>) -> Result<Worker, StartError> {
         let Self { process, lane, requests } = self;
         // How it ended says more than that it can't be heard.
-        let died = |process: &Process| match process.doomed() {
-            Some(Doom::StartTimedOut(limit)) => StartError::TimedOut(limit),
+        let died = |process: &Process| match process.kill_reason() {
+            Some(KillReason::StartTimedOut(limit)) => StartError::TimedOut(limit),
             _ => StartError::Died(process.wait_death()),
         };
         let stranger = |what: String| {
-            process.kill(Doom::Malformed);
+            process.kill(KillReason::Malformed);
             StartError::HandshakeMismatch(what)
         };
         let handshake = match process.control.recv(true).and_then(|packet| reply(&packet)) {
@@ -324,7 +326,7 @@ impl Newborn {
 impl Worker {
     /// Lets it go: its channel ends, and so does it.
     pub(crate) fn retire(self) {
-        self.process.doom(Doom::Retired);
+        self.process.set_kill_reason(KillReason::Retired);
     }
 
     /// Closes its channel: after what it was sent, it ends by itself.
@@ -441,7 +443,7 @@ impl Worker {
         self.waiter.spin_until(self.lane.replies(), patience)
     }
 
-    /// Waits for a reply; [`Process::bury`] ends the wait for a process that dies.
+    /// Waits for a reply; [`Process::publish_exit`] ends the wait for a process that dies.
     pub(crate) fn recv(&mut self) -> Result<Reply, TransportError> {
         /// A worker sends one, and waits until it has been taken.
         const MOST_ARRIVED: usize = 16;
@@ -510,9 +512,9 @@ mod tests {
         let pending = || u64::from_str_radix(&status(pid, "ShdPnd:"), 16).unwrap();
         process.set_ended();
         process.signal_group(Signal::TERM);
-        process.end_softly(Doom::Cancelled);
+        process.terminate_gracefully(KillReason::Cancelled);
         assert_eq!(pending(), 0);
-        assert_eq!(process.doomed(), Some(Doom::Cancelled));
+        assert_eq!(process.kill_reason(), Some(KillReason::Cancelled));
         sleep.kill().unwrap();
         sleep.wait().unwrap();
     }

@@ -11,12 +11,12 @@ use procpool_worker::protocol::split_item;
 use procpool_worker::seed;
 
 use crate::pool::call::job::Job;
-use crate::pool::call::outcome::Arrival;
 use crate::pool::call::outcome::Content;
+use crate::pool::call::outcome::Delivery;
 use crate::pool::call::outcome::Failure;
-use crate::pool::call::outcome::Origin;
+use crate::pool::call::outcome::Provenance;
 use crate::pool::drive::buffer::Buffer;
-use crate::pool::observe::events::Calls;
+use crate::pool::observe::events::Deferred;
 use crate::pool::schedule::counters::Counters;
 use crate::worker_ref::WorkerRef;
 
@@ -54,7 +54,7 @@ enum Arguments {
 #[derive(Debug, Clone)]
 enum Bytes {
     Few([u8; FEW]),
-    Shared(Arc<Buffer>),
+    PoolState(Arc<Buffer>),
 }
 
 /// How many bytes a batch has room for by itself: a pair of words and their length.
@@ -64,7 +64,7 @@ impl Bytes {
     fn get(&self, start: usize, end: usize) -> &[u8] {
         match self {
             Self::Few(bytes) => &bytes[start..end],
-            Self::Shared(bytes) => &bytes[start..end],
+            Self::PoolState(bytes) => &bytes[start..end],
         }
     }
 }
@@ -99,7 +99,7 @@ impl Batch {
         attachments: Attachments,
     ) -> Self {
         let end = arguments.len();
-        let bytes = Bytes::Shared(Arc::new(arguments));
+        let bytes = Bytes::PoolState(Arc::new(arguments));
         let arguments = Arguments::Bytes { bytes, start: 0, end };
         Self::with(job, first, items, width, arguments, attachments)
     }
@@ -192,31 +192,31 @@ impl Batch {
     }
 
     /// Where its outcomes come from, when it was sent at `sent` to this worker.
-    pub(crate) fn origin(&self, pid: u32, slot: usize, sent: Instant) -> Origin {
+    pub(crate) fn provenance(&self, pid: u32, slot: usize, sent: Instant) -> Provenance {
         let queued = sent.saturating_duration_since(self.queued);
-        Origin { worker: Some(WorkerRef { slot, pid }), attempt: self.attempt, queued }
+        Provenance { worker: Some(WorkerRef { slot, pid }), attempt: self.attempt, queued }
     }
 
     /// Ends its items as failed in this way. What is to be called for it is added to `calls`.
     pub(crate) fn fail(
         &self,
         failure: Failure,
-        origin: Origin,
+        provenance: Provenance,
         counters: &Counters,
-        calls: &mut Calls,
+        calls: &mut Deferred,
     ) {
         let content = Content::Failed(failure);
         let (first, items) = (self.first, self.items);
         // Counted first: who has seen the failure is to find it counted.
         counters.failed.fetch_add(items.into(), Relaxed);
-        if !self.job.deliver(Arrival { first, items, origin, content }, calls) {
+        if !self.job.deliver(Delivery { first, items, provenance, content }, calls) {
             counters.failed.fetch_sub(items.into(), Relaxed);
         }
     }
 
     /// Whether it is to be sent alone, since others may wait until what its last argument points to is
     /// let go of. That may be a task in the same worker.
-    pub(crate) fn is_alone(&self) -> bool {
+    pub(crate) fn must_be_sent_alone(&self) -> bool {
         self.attachments.holds_channel_end()
     }
 

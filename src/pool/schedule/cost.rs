@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// How long an item of a function takes, as measured by the workers.
 #[derive(Debug, Default)]
-pub(crate) struct Pace {
+pub(crate) struct CostEstimate {
     /// Nanoseconds per item: a moving average, zero as long as nothing is known.
     nanos: AtomicU64,
     /// What they take when nothing holds them up: down at once, up slowly.
@@ -13,19 +13,19 @@ pub(crate) struct Pace {
     seen: AtomicU64,
 }
 
-impl Pace {
+impl CostEstimate {
     /// How long a chunk should take, in nanoseconds. Sending one and waking up for its answer costs
     /// 20 to 50 µs of CPU time, so that this loses some per cent; results are not seen any earlier than
     /// a chunk's end or its first millisecond, whichever is first, so that it isn't felt.
     pub(crate) const CHUNK: u64 = 1_000_000;
 
-    /// The same for a job whose results are wanted together: nobody sees any of them earlier, and the
+    /// The same for a job whose results are wanted collects_all: nobody sees any of them earlier, and the
     /// other workers take back what turns out slow.
     pub(crate) const LONG_CHUNK: u64 = 4_000_000;
 
     /// What takes less, in nanoseconds, is not worth a chunk of its own, nor another worker: it is done
     /// sooner where it is than somebody else has been woken for it.
-    pub(crate) const WORTHWHILE: u64 = 100_000;
+    pub(crate) const MIN_WORTH_A_WAKE: u64 = 100_000;
 
     /// What it takes to wake a worker, in nanoseconds.
     const BRISK: u64 = 20_000;
@@ -33,7 +33,7 @@ impl Pace {
     /// The most items in a chunk that is sized here.
     const MOST: u32 = 1 << 16;
 
-    /// Takes note that `items` took `nanos` together.
+    /// Takes note that `items` took `nanos` collects_all.
     pub(crate) fn observe(&self, items: u64, nanos: u64) {
         if items == 0 {
             return;
@@ -60,7 +60,7 @@ impl Pace {
     }
 
     /// Whether an item is sooner done than a worker is woken for it, as far as that is known.
-    pub(crate) fn is_brisk(&self) -> bool {
+    pub(crate) fn is_short_lived(&self) -> bool {
         (1..Self::BRISK).contains(&self.least.load(Relaxed))
     }
 
@@ -80,11 +80,11 @@ impl Pace {
         self.least.load(Relaxed)
     }
 
-    /// How many items are [worth](Self::WORTHWHILE) a chunk of their own.
-    pub(crate) fn worthwhile(&self) -> u32 {
+    /// How many items are [worth](Self::MIN_WORTH_A_WAKE) a chunk of their own.
+    pub(crate) fn worth_a_wake(&self) -> u32 {
         match self.least() {
             0 => 1,
-            least => u32::try_from(Self::WORTHWHILE / least).unwrap_or(u32::MAX),
+            least => u32::try_from(Self::MIN_WORTH_A_WAKE / least).unwrap_or(u32::MAX),
         }
     }
 
@@ -104,15 +104,15 @@ mod tests {
         fn a_chunk_starts_at_one_item_and_never_outgrows_what_was_measured(
             observations in prop::collection::vec((1u64..5000, 0u64..10_000_000_000), 0..30)
         ) {
-            let pace = Pace::default();
-            prop_assert_eq!(pace.chunk(Pace::CHUNK), 1);
+            let cost = CostEstimate::default();
+            prop_assert_eq!(cost.chunk(CostEstimate::CHUNK), 1);
             let mut seen = 0;
             for (items, nanos) in observations {
-                pace.observe(items, nanos);
+                cost.observe(items, nanos);
                 seen += items;
-                let chunk = u64::from(pace.chunk(Pace::CHUNK));
-                prop_assert!(chunk >= 1 && chunk <= 4 * seen && chunk <= Pace::MOST.into());
-                prop_assert!(chunk == 1 || chunk * pace.nanos() <= Pace::CHUNK);
+                let chunk = u64::from(cost.chunk(CostEstimate::CHUNK));
+                prop_assert!(chunk >= 1 && chunk <= 4 * seen && chunk <= CostEstimate::MOST.into());
+                prop_assert!(chunk == 1 || chunk * cost.nanos() <= CostEstimate::CHUNK);
             }
         }
     }

@@ -12,8 +12,8 @@ pub(crate) struct Counters {
     /// Outcomes by slot.
     pub(crate) slots: Box<[AtomicU64]>,
     /// Numbers the pool's single calls, and its others.
-    pub(crate) singles: AtomicU64,
-    pub(crate) manies: AtomicU64,
+    pub(crate) single_calls: AtomicU64,
+    pub(crate) map_calls: AtomicU64,
 }
 
 impl Counters {

@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 use procpool_worker::protocol::SPAN_HEAD;
 
 use super::batch::Batch;
-use super::slots::Find;
-use super::state::{Central, Shared, Slot, Step, Turn};
+use super::slots::SlotPoll;
+use super::state::{DriverSlot, PoolState, RunTicket, SchedulerState, Step};
 use crate::error::{DidRun, TaskErrorKind};
 use crate::pool::call::outcome::Failure;
-use crate::pool::drive::chunk::{self, Awake, Chunk, Loss};
+use crate::pool::drive::chunk::{self, Chunk, LostChunk, SpinWait};
 use crate::pool::drive::regions::Regions;
 use crate::pool::observe::events::EventKind;
 use crate::pool::process::worker::Worker;
@@ -22,12 +22,12 @@ use crate::pool::process::worker::Worker;
 const MAX_LOSSES: u32 = 8;
 
 /// How often an idle driver looks whether a chunk elsewhere has become slow.
-const WATCH: Duration = Duration::from_millis(1);
+const STRAGGLER_POLL: Duration = Duration::from_millis(1);
 
-/// The most single calls that travel together.
+/// The most single calls that travel collects_all.
 const MAX_BATCHES: usize = 4096;
 
-impl Shared {
+impl PoolState {
     /// Waits until there is something to do for a slot's driver.
     pub(crate) fn next_step(&self, slot: usize) -> Step {
         let mut central = self.central();
@@ -40,20 +40,20 @@ impl Shared {
     }
 
     /// Returns what there is to do for a slot's driver; otherwise whether its worker is idle.
-    pub(super) fn look(&self, central: &mut Central, slot: usize) -> Result<Step, bool> {
+    pub(super) fn look(&self, central: &mut SchedulerState, slot: usize) -> Result<Step, bool> {
         let has_work = central.has_work();
-        match central.seats.look(slot, has_work) {
-            Find::Newborn(newborn) => {
+        match central.slots.poll(slot, has_work) {
+            SlotPoll::PendingWorker(pending) => {
                 self.mind_needless(central);
-                Ok(Step::Greet(newborn))
+                Ok(Step::Greet(pending))
             }
-            Find::End(worker) => Ok(Step::Quit(worker)),
-            Find::Nothing => Err(false),
-            Find::Idle(worker) => {
+            SlotPoll::End(worker) => Ok(Step::Quit(worker)),
+            SlotPoll::Nothing => Err(false),
+            SlotPoll::Idle(worker) => {
                 let allowed = self.allowance(worker);
                 let batches = self.find_work(central, slot, allowed);
                 if !batches.is_empty()
-                    && let Some(worker) = central.seats.take(slot)
+                    && let Some(worker) = central.slots.check_out(slot)
                 {
                     central.watcher.take_if(|watcher| *watcher == slot);
                     let turn = self.start_chunk(central, slot, &worker, batches, None);
@@ -65,14 +65,19 @@ impl Shared {
     }
 
     /// What a driver with an idle worker may take: from the queue, or back from another worker.
-    fn find_work(&self, central: &mut Central, slot: usize, allowed: u32) -> VecDeque<Batch> {
+    fn find_work(
+        &self,
+        central: &mut SchedulerState,
+        slot: usize,
+        allowed: u32,
+    ) -> VecDeque<Batch> {
         let is_watcher = central.watcher == Some(slot);
         let is_spreading = central.is_spreading;
         if central.by_slot[slot].own.is_empty() && !is_spreading && !central.wants_worker() {
             return VecDeque::new();
         }
         // Each of the drivers that are on their way is to find an item.
-        let coming = central.seats.called() as u64;
+        let coming = central.slots.woken() as u64;
         central.is_spreading &= coming > 0;
         let unclaimed = central.queued - if is_spreading { coming.min(central.queued) } else { 0 };
         let most = allowed.min(u32::try_from(unclaimed).unwrap_or(u32::MAX));
@@ -87,15 +92,16 @@ impl Shared {
     /// for work that was left to those who then didn't come.
     fn sleep<'a>(
         &self,
-        mut central: MutexGuard<'a, Central>,
+        mut central: MutexGuard<'a, SchedulerState>,
         slot: usize,
         is_idle: bool,
-    ) -> MutexGuard<'a, Central> {
+    ) -> MutexGuard<'a, SchedulerState> {
         let call = &self.slots[slot].call;
-        let is_needed = !central.crowded.is_empty() || !central.queue.is_empty();
+        let is_needed = !central.multi_item.is_empty() || !central.queue.is_empty();
         if is_idle && is_needed && central.watcher.is_none_or(|other| other == slot) {
             central.watcher = Some(slot);
-            let waited = call.wait_timeout(central, WATCH).unwrap_or_else(PoisonError::into_inner);
+            let waited =
+                call.wait_timeout(central, STRAGGLER_POLL).unwrap_or_else(PoisonError::into_inner);
             central = waited.0;
             if waited.1.timed_out() && central.watcher == Some(slot) {
                 let has_work = !central.queue.is_empty();
@@ -105,24 +111,24 @@ impl Shared {
         }
         let was_watcher = central.watcher.take_if(|watcher| *watcher == slot).is_some();
         if was_watcher && is_needed {
-            self.summon(&mut central);
+            self.wake_for_queue(&mut central);
         }
         call.wait(central).unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes items back from the worker that has the most of them waiting.
-    fn take_back(&self, central: &Central, allowed: u32) -> Vec<Batch> {
-        let surplus = |slot: &Slot| {
+    fn take_back(&self, central: &SchedulerState, allowed: u32) -> Vec<Batch> {
+        let stealable = |slot: &DriverSlot| {
             let running = slot.running.try_lock().ok()?;
-            running.as_ref().map(Chunk::surplus).filter(|surplus| *surplus > 0)
+            running.as_ref().map(Chunk::stealable).filter(|stealable| *stealable > 0)
         };
-        let crowded = central.crowded.iter().map(|slot| &self.slots[*slot]);
-        let most = crowded.filter_map(|slot| Some((surplus(slot)?, slot)));
-        let Some((surplus, victim)) = most.max_by_key(|(surplus, _)| *surplus) else {
+        let multi_item = central.multi_item.iter().map(|slot| &self.slots[*slot]);
+        let most = multi_item.filter_map(|slot| Some((stealable(slot)?, slot)));
+        let Some((stealable, running_item)) = most.max_by_key(|(stealable, _)| *stealable) else {
             return Vec::new();
         };
-        let mut running = victim.running.lock().unwrap_or_else(PoisonError::into_inner);
-        running.as_mut().map_or_else(Vec::new, |chunk| chunk.take_back(surplus.min(allowed)))
+        let mut running = running_item.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.as_mut().map_or_else(Vec::new, |chunk| chunk.take_back(stealable.min(allowed)))
     }
 
     /// How many tasks a worker may still be given.
@@ -132,7 +138,12 @@ impl Shared {
     }
 
     /// The next chunk's batches: one of the slot's own, or from the front of the queue.
-    fn next_batches(&self, central: &mut Central, slot: usize, allowed: u32) -> VecDeque<Batch> {
+    fn next_batches(
+        &self,
+        central: &mut SchedulerState,
+        slot: usize,
+        allowed: u32,
+    ) -> VecDeque<Batch> {
         if let Some(own) = central.by_slot[slot].own.pop_front() {
             central.queued -= u64::from(own.items);
             return VecDeque::from([own]);
@@ -140,23 +151,25 @@ impl Shared {
         let mut chunk: VecDeque<Batch> = VecDeque::new();
         let (mut items, mut nanos, mut bytes) = (0u32, 0, 0);
         // What is queued is shared out, so that all are done at about the same time.
-        let hands = match central.is_brisk() {
+        let target_workers = match central.is_short_lived() {
             true => central.limiter.limit().min(self.config.workers),
             false => self.config.workers,
         };
-        let share = central.queued.div_ceil(hands as u64);
+        let share = central.queued.div_ceil(target_workers as u64);
         let share = u32::try_from(share).unwrap_or(u32::MAX);
         while let Some(first) = central.queue.front() {
             let job = &first.job;
             let is_other = chunk.front().is_some_and(|front| {
-                !front.job.travels_with(job) || first.is_alone() || front.is_alone()
+                !front.job.can_share_chunk(job)
+                    || first.must_be_sent_alone()
+                    || front.must_be_sent_alone()
             });
             let size = match job.options.chunk_size {
                 Some(size) => size,
-                None => job.chunk().min(share.max(job.pace.worthwhile())),
+                None => job.chunk().min(share.max(job.cost.worth_a_wake())),
             };
             let wanted = size.min(allowed).saturating_sub(items).min(first.items);
-            let is_long = job.options.chunk_size.is_none() && nanos >= job.stint();
+            let is_long = job.options.chunk_size.is_none() && nanos >= job.target_duration();
             if is_other || wanted == 0 || is_long || chunk.len() >= MAX_BATCHES {
                 break;
             }
@@ -167,7 +180,7 @@ impl Shared {
                 0 => break,
                 fitting => fitting,
             };
-            let pace = job.pace.nanos();
+            let cost = job.cost.nanos();
             let Some(mut batch) = central.queue.pop_front() else { break };
             if fitting < batch.items {
                 let front = batch.split_front(fitting);
@@ -175,7 +188,7 @@ impl Shared {
             }
             central.queued -= u64::from(batch.items);
             items += batch.items;
-            nanos += u64::from(batch.items) * pace;
+            nanos += u64::from(batch.items) * cost;
             bytes += batch.arguments().len() + SPAN_HEAD;
             chunk.push_back(batch);
         }
@@ -186,46 +199,46 @@ impl Shared {
     /// whether it has become slow.
     pub(super) fn start_chunk(
         &self,
-        central: &mut Central,
+        central: &mut SchedulerState,
         slot: usize,
         worker: &Worker,
         batches: VecDeque<Batch>,
         patience: Option<Duration>,
-    ) -> Turn {
-        let is_brisk = batches.front().is_some_and(|batch| batch.job.pace.is_brisk());
-        let brisk = is_brisk.then(|| central.limiter.begin());
+    ) -> RunTicket {
+        let is_short_lived = batches.front().is_some_and(|batch| batch.job.cost.is_short_lived());
+        let brisk = is_short_lived.then(|| central.limiter.begin());
         worker.process.set_used();
         let mut chunk = Chunk::new(worker, batches);
         chunk.is_last = self.is_of_one_process();
-        let is_crowded = chunk.items() > 1;
-        if is_crowded && patience.is_none() {
-            central.crowded.push(slot);
+        let is_multi_item = chunk.items() > 1;
+        if is_multi_item && patience.is_none() {
+            central.multi_item.push(slot);
         }
         if !central.queue.is_empty() {
-            self.summon(central);
-        } else if !central.crowded.is_empty() {
-            self.call_watcher(central);
+            self.wake_for_queue(central);
+        } else if !central.multi_item.is_empty() {
+            self.ensure_watcher(central);
         }
         let look = Instant::now() + chunk.patience();
         *self.running(slot) = Some(chunk);
-        self.orders.look_by(look);
-        Turn { is_crowded, brisk, patience }
+        self.orders.schedule_check(look);
+        RunTicket { is_multi_item, brisk, patience }
     }
 
     /// Runs the chunk in a slot's [`Running`] and brings the worker back.
-    pub(crate) fn run(&self, slot: usize, mut worker: Worker, turn: Turn) {
+    pub(crate) fn run(&self, slot: usize, mut worker: Worker, turn: RunTicket) {
         let running = &self.slots[slot].running;
         self.tell_assigned(slot);
         let observers = &self.config.observers;
         let limit = self.inline_limit;
         let late = || {
-            if turn.is_crowded {
+            if turn.is_multi_item {
                 let mut central = self.central();
-                central.crowded.push(slot);
-                self.call_watcher(&mut central);
+                central.multi_item.push(slot);
+                self.ensure_watcher(&mut central);
             }
         };
-        let awake = turn.patience.map(|patience| Awake { patience, late: &late });
+        let awake = turn.patience.map(|patience| SpinWait { patience, late: &late });
         let counters = &self.counters;
         let outcome = chunk::run(&mut worker, running, limit, counters, Some(observers), awake);
         self.bring_back(slot, worker, turn, outcome);
@@ -236,14 +249,14 @@ impl Shared {
         &self,
         slot: usize,
         mut worker: Worker,
-        turn: Turn,
-        outcome: Result<(), Box<Loss>>,
+        turn: RunTicket,
+        outcome: Result<(), Box<LostChunk>>,
     ) {
-        let outcome = outcome.map_err(|loss| self.mourn(&worker, *loss));
+        let outcome = outcome.map_err(|loss| self.on_worker_lost(&worker, *loss));
         if self.regions.have_returned()
             && let Some(at) = Regions::look_at()
         {
-            self.orders.look_by(at);
+            self.orders.schedule_check(at);
         }
         let mut central = self.central();
         central.end(slot, turn);
@@ -252,48 +265,49 @@ impl Shared {
                 let is_spent = self.config.max_tasks.is_some_and(|most| worker.tasks >= most);
                 worker.forget();
                 let has_work = central.has_work();
-                let todo = central.seats.put(slot, worker, is_spent, has_work, Instant::now());
+                let actions =
+                    central.slots.check_in(slot, worker, is_spent, has_work, Instant::now());
                 self.mind_needless(&central);
                 drop(central);
-                self.carry_out(todo);
+                self.apply(actions);
                 return;
             }
             Err(again) => self.requeue(&mut central, again),
         };
         let has_work = central.has_work();
-        let todo = central.seats.lost(slot, has_work);
+        let actions = central.slots.lost(slot, has_work);
         self.mind_needless(&central);
         drop(central);
-        self.carry_out(todo);
+        self.apply(actions);
         refused.iter().for_each(|batch| self.refuse(batch));
     }
 
     pub(super) fn tell_assigned(&self, slot: usize) {
-        if !self.config.observers.listen() {
+        if !self.config.observers.is_enabled() {
             return;
         }
         let kind = self.running(slot).as_ref().and_then(Chunk::assignment);
         if let Some(kind) = kind {
-            self.config.observers.tell(|| kind);
+            self.config.observers.emit(|| kind);
         }
     }
 
     /// Ends or retries the item that was running on a lost worker; gives what is to be queued again.
-    fn mourn(&self, worker: &Worker, mut loss: Loss) -> Vec<Batch> {
+    fn on_worker_lost(&self, worker: &Worker, mut loss: LostChunk) -> Vec<Batch> {
         let is_terminated = self.is_terminated();
         let process = &worker.process;
-        let origin = |batch: &Batch, sent| batch.origin(process.pid(), process.slot, sent);
+        let provenance = |batch: &Batch, sent| batch.provenance(process.pid(), process.slot, sent);
         let mut again = Vec::new();
         let most_losses = if self.config.replaces { MAX_LOSSES } else { 0 };
-        if let Some(mut batch) = loss.victim.take() {
-            let kind = match loss.verdict(process) {
+        if let Some(mut batch) = loss.running_item.take() {
+            let kind = match loss.error_kind(process) {
                 TaskErrorKind::Died { .. } if is_terminated => TaskErrorKind::Closed,
                 kind => kind,
             };
             let retries = batch.job.options.retries.unwrap_or(0);
             let may_retry = !matches!(kind, TaskErrorKind::Cancelled | TaskErrorKind::Closed);
             if may_retry && batch.attempt <= retries && !batch.job.cancelled.load(Relaxed) {
-                self.config.observers.tell(|| EventKind::Retried {
+                self.config.observers.emit(|| EventKind::Retried {
                     slot: process.slot,
                     pid: process.pid(),
                     id: batch.job.offset + batch.first,
@@ -305,18 +319,18 @@ impl Shared {
                 self.counters.retried.fetch_add(1, Relaxed);
                 again.push(batch);
             } else {
-                let origin = origin(&batch, loss.sent);
-                self.config.observers.tell(|| EventKind::Finished {
+                let provenance = provenance(&batch, loss.sent);
+                self.config.observers.emit(|| EventKind::Finished {
                     slot: process.slot,
                     pid: process.pid(),
                     id: batch.job.offset + batch.first,
-                    attempt: origin.attempt,
+                    attempt: provenance.attempt,
                     elapsed: loss.elapsed,
                     error: Some(kind.to_string()),
                 });
                 let (elapsed, output) = (loss.elapsed, std::mem::take(&mut loss.output));
                 let failure = Failure { kind, did_it_run: DidRun::Maybe, elapsed, output };
-                self.fail(&batch, failure, origin);
+                self.fail(&batch, failure, provenance);
             }
         } else if let Some(first) = loss.rest.first_mut() {
             first.losses += 1;
@@ -328,11 +342,11 @@ impl Shared {
             } else if batch.job.cancelled.load(Relaxed) {
                 TaskErrorKind::Cancelled
             } else if batch.losses > most_losses {
-                loss.verdict(process)
+                loss.error_kind(process)
             } else {
                 return true;
             };
-            self.fail(batch, Failure::unstarted(kind), origin(batch, loss.sent));
+            self.fail(batch, Failure::unstarted(kind), provenance(batch, loss.sent));
             false
         });
         again

@@ -5,10 +5,10 @@
 //! had the parent change threads six times for each of 20,000 empty calls, 44 times the CPU of two
 //! workers: each found a chunk of one or two items, and so many processes made the measured times,
 //! by which chunks are sized, far too long. So brisk tasks
-//! ([`Pace::is_brisk`](crate::pool::schedule::batch::Pace::is_brisk)) get as many workers as there are CPUs, and are
+//! ([`CostEstimate::is_short_lived`](crate::pool::schedule::batch::CostEstimate::is_short_lived)) get as many workers as there are CPUs, and are
 //! otherwise left to those that will be back in a moment: the same calls then take one change of
 //! thread for a hundred of them, and the CPU of two workers. And while what waits is worth less than
-//! [a chunk](crate::pool::schedule::batch::Pace::WORTHWHILE), one worker is enough: on two cores, 20,000 empty calls
+//! [a chunk](crate::pool::schedule::batch::CostEstimate::MIN_WORTH_A_WAKE), one worker is enough: on two cores, 20,000 empty calls
 //! took 1,000 changes of thread with two and 600 with one.
 //!
 //! That nobody waits behind a task that is brisk as a rule and slow this time: a chunk counts for a

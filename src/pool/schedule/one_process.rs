@@ -3,28 +3,28 @@
 
 use std::sync::{Arc, MutexGuard, PoisonError};
 
-use super::slots::Find;
-use super::state::{Flight, Shared, Step};
+use super::slots::SlotPoll;
+use super::state::{Flight, PoolState, Step};
 use crate::error::StartError;
 use crate::pool::drive::chunk;
-use crate::pool::process::worker::Newborn;
+use crate::pool::process::worker::PendingWorker;
 
-impl Shared {
+impl PoolState {
     /// Whether this is the pool of a [`Process`](crate::Process): its threads are the caller, which
     /// starts it and sends its call, and the supervisor, which sees to the rest.
     pub(crate) fn is_of_one_process(&self) -> bool {
         !self.config.replaces
     }
 
-    /// Waits until the process has been started, to be greeted.
-    pub(crate) fn wait_newborn(&self) -> Result<Newborn, StartError> {
+    /// Waits until the process has been started, to be handshake_done.
+    pub(crate) fn wait_newborn(&self) -> Result<PendingWorker, StartError> {
         let mut central = self.central();
         loop {
             if let Some(Err(error)) = &central.first_start {
                 return Err(error.clone());
             }
-            if let Find::Newborn(newborn) = central.seats.look(0, false) {
-                return Ok(newborn);
+            if let SlotPoll::PendingWorker(pending) = central.slots.poll(0, false) {
+                return Ok(pending);
             }
             central = self.changed.wait(central).unwrap_or_else(PoisonError::into_inner);
         }

@@ -1,12 +1,12 @@
 //! Who gets what: the queue, the slots, and the moves between them. One lock guards both, and is
 //! held for moments; what takes time (talking to a worker, starting one) happens outside of it.
 //!
-//! Locks are taken in this order: [`Central`], then a slot's [`Running`], then a job's own. Under none
+//! Locks are taken in this order: [`SchedulerState`], then a slot's [`Running`], then a job's own. Under none
 //! of them is anything called that belongs to the user: wakers, callbacks and subscribers may ask the
-//! pool something, and may panic. What is to be called is collected as [`Calls`].
+//! pool something, and may panic. What is to be called is collected as [`Deferred`].
 //!
-//! The seats of the workers are [`Seats`]: what happens to one of them is told there, and the
-//! [`Todo`] that comes back is done here. The [`Worker`] itself is a token that moves: it sits in its
+//! The slots of the workers are [`SlotTable`]: what happens to one of them is told there, and the
+//! [`Actions`] that comes back is done here. The [`Worker`] itself is a token that moves: it sits in its
 //! seat while it is idle, and whoever takes it out (the slot's driver, or a caller of `apply`) brings
 //! it back or reports it lost.
 
@@ -21,18 +21,18 @@ use procpool_worker::sys;
 
 use crate::error::{StartError, TaskErrorKind};
 use crate::pool::call::outcome::Failure;
-use crate::pool::call::outcome::Origin;
+use crate::pool::call::outcome::Provenance;
 use crate::pool::config::Config;
 use crate::pool::drive::chunk::{Chunk, Running, Sent};
 use crate::pool::drive::regions::Regions;
-use crate::pool::observe::events::Calls;
-use crate::pool::process::orders::Orders;
-use crate::pool::process::worker::{Newborn, Process, Worker};
+use crate::pool::observe::events::Deferred;
+use crate::pool::process::orders::SupervisorHandle;
+use crate::pool::process::worker::{PendingWorker, Process, Worker};
 use crate::pool::schedule::batch::Batch;
-use crate::pool::schedule::cost::Pace;
+use crate::pool::schedule::cost::CostEstimate;
 use crate::pool::schedule::counters::Counters;
 use crate::pool::schedule::limiter::{Limiter, Period};
-use crate::pool::schedule::slots::{Call as Wake, Phase, Seats, Todo};
+use crate::pool::schedule::slots::{Actions, Phase, SlotTable, Wake};
 
 /// How many times in a row a worker may fail to become ready before the tasks that wait for one are
 /// told so. With the pauses between them this takes about a second and a half: long enough for a
@@ -57,15 +57,15 @@ pub(crate) fn is_serving() -> bool {
 
 /// What the pool's threads share.
 #[derive(Debug)]
-pub(crate) struct Shared {
+pub(crate) struct PoolState {
     pub(crate) config: Config,
     /// The process that has built it.
     pub(super) owner: u32,
-    pub(super) central: Mutex<Central>,
-    pub(crate) slots: Box<[Slot]>,
+    pub(super) central: Mutex<SchedulerState>,
+    pub(crate) slots: Box<[DriverSlot]>,
     /// Notified when a worker becomes ready or fails to, and when a driver ends.
     pub(super) changed: Condvar,
-    pub(crate) orders: Orders,
+    pub(crate) orders: SupervisorHandle,
     pub(crate) counters: Counters,
     /// How many CPUs this process may use.
     pub(super) cpus: usize,
@@ -75,12 +75,12 @@ pub(crate) struct Shared {
     /// Since when the workers are stopped, if they are.
     pub(super) suspended: Mutex<Option<Instant>>,
     /// What is known of each function's speed.
-    pub(super) paces: RwLock<HashMap<FnRef, Arc<Pace>>>,
+    pub(super) costs: RwLock<HashMap<FnRef, Arc<CostEstimate>>>,
 }
 
 /// One slot's part that has its own lock.
 #[derive(Debug, Default)]
-pub(crate) struct Slot {
+pub(crate) struct DriverSlot {
     /// Wakes the slot's driver.
     pub(super) call: Condvar,
     pub(crate) running: Running,
@@ -92,21 +92,21 @@ pub(crate) struct Slot {
 #[derive(Debug)]
 pub(super) struct Flight {
     pub(super) worker: Worker,
-    pub(super) turn: Turn,
+    pub(super) turn: RunTicket,
     pub(super) sent: Sent,
 }
 
 #[derive(Debug)]
-pub(super) struct Central {
+pub(super) struct SchedulerState {
     pub(super) queue: VecDeque<Batch>,
     pub(super) queued: u64,
-    pub(super) seats: Seats<Newborn, Worker>,
-    pub(super) by_slot: Box<[Place]>,
+    pub(super) slots: SlotTable<PendingWorker, Worker>,
+    pub(super) by_slot: Box<[SlotQueue]>,
     /// How many drivers are at work at all.
     pub(super) drivers: usize,
     pub(super) limiter: Limiter,
     /// Where chunks of more than one item are running.
-    pub(super) crowded: Vec<usize>,
+    pub(super) multi_item: Vec<usize>,
     /// The driver that looks out for slow chunks.
     pub(super) watcher: Option<usize>,
     /// Whether drivers are on their way for items of a function of unknown speed, one item each.
@@ -119,7 +119,7 @@ pub(super) struct Central {
 
 /// What belongs to a slot whoever sits there.
 #[derive(Debug, Default)]
-pub(super) struct Place {
+pub(super) struct SlotQueue {
     /// The worker's process, or the last one's.
     pub(super) process: Option<Arc<Process>>,
     /// What its worker is to run and no other.
@@ -129,41 +129,41 @@ pub(super) struct Place {
 /// What a driver does next.
 #[derive(Debug)]
 pub(crate) enum Step {
-    Greet(Newborn),
+    Greet(PendingWorker),
     /// The chunk lies in the slot's [`Running`].
     Run {
         worker: Worker,
-        turn: Turn,
+        turn: RunTicket,
     },
     Quit(Option<Worker>),
 }
 
 /// How a chunk counts while it runs.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Turn {
+pub(crate) struct RunTicket {
     /// It has more than one item.
-    pub(super) is_crowded: bool,
+    pub(super) is_multi_item: bool,
     /// Its tasks are brisk.
     pub(super) brisk: Option<Period>,
     /// How long to stay awake for its answer, if it is to come soon.
     pub(super) patience: Option<Duration>,
 }
 
-impl Shared {
-    pub(crate) fn new(config: Config, orders: Orders, inline_limit: usize) -> Self {
+impl PoolState {
+    pub(crate) fn new(config: Config, orders: SupervisorHandle, inline_limit: usize) -> Self {
         let slots = config.workers;
         let cpus = std::thread::available_parallelism().map_or(1, NonZero::get);
-        let central = Central {
+        let central = SchedulerState {
             queue: VecDeque::new(),
             queued: 0,
-            seats: match config.replaces {
-                true => Seats::new(slots, START_ATTEMPTS, Instant::now()),
-                false => Seats::for_one_process(slots, Instant::now()),
+            slots: match config.replaces {
+                true => SlotTable::new(slots, START_ATTEMPTS, Instant::now()),
+                false => SlotTable::for_one_process(slots, Instant::now()),
             },
-            by_slot: (0..slots).map(|_| Place::default()).collect(),
+            by_slot: (0..slots).map(|_| SlotQueue::default()).collect(),
             drivers: slots,
             limiter: Limiter::new(cpus),
-            crowded: Vec::new(),
+            multi_item: Vec::new(),
             watcher: None,
             is_spreading: false,
             first_start: None,
@@ -174,7 +174,7 @@ impl Shared {
             config,
             owner: sys::own_pid(),
             central: Mutex::new(central),
-            slots: (0..slots).map(|_| Slot::default()).collect(),
+            slots: (0..slots).map(|_| DriverSlot::default()).collect(),
             changed: Condvar::new(),
             orders,
             counters,
@@ -182,11 +182,11 @@ impl Shared {
             inline_limit,
             regions: Arc::default(),
             suspended: Mutex::default(),
-            paces: RwLock::default(),
+            costs: RwLock::default(),
         }
     }
 
-    pub(super) fn central(&self) -> MutexGuard<'_, Central> {
+    pub(super) fn central(&self) -> MutexGuard<'_, SchedulerState> {
         /// About 10 µs: it is held for no longer, and to sleep until it is free would take longer.
         const LOOKS: u32 = 30;
         for _ in 0..LOOKS {
@@ -212,13 +212,13 @@ impl Shared {
             Ok(_) => self.forked().unwrap_or(TaskErrorKind::Closed),
             Err(error) => TaskErrorKind::Function { reason: error.to_string() },
         };
-        self.fail(batch, Failure::unstarted(kind), Origin::NONE);
+        self.fail(batch, Failure::unstarted(kind), Provenance::NONE);
     }
 
     /// Ends a batch as failed in this way, and calls what waits for it: under no lock.
-    pub(super) fn fail(&self, batch: &Batch, failure: Failure, origin: Origin) {
-        let mut calls = Calls::default();
-        batch.fail(failure, origin, &self.counters, &mut calls);
+    pub(super) fn fail(&self, batch: &Batch, failure: Failure, provenance: Provenance) {
+        let mut calls = Deferred::default();
+        batch.fail(failure, provenance, &self.counters, &mut calls);
         self.config.observers.fire(calls);
     }
 
@@ -226,8 +226,8 @@ impl Shared {
     /// more: they are to be [refused](Self::refuse), which may wake somebody, when the lock is let
     /// go.
     #[must_use]
-    pub(super) fn requeue(&self, central: &mut Central, batches: Vec<Batch>) -> Vec<Batch> {
-        if central.seats.phase() == Phase::Terminated {
+    pub(super) fn requeue(&self, central: &mut SchedulerState, batches: Vec<Batch>) -> Vec<Batch> {
+        if central.slots.phase() == Phase::Terminated {
             return batches;
         }
         for batch in batches.into_iter().rev() {
@@ -238,7 +238,7 @@ impl Shared {
             }
         }
         if !central.queue.is_empty() {
-            self.summon(central);
+            self.wake_for_queue(central);
         }
         Vec::new()
     }
@@ -258,52 +258,52 @@ impl Shared {
     }
 
     /// Rings for the supervisor if nothing is left to do for the workers that are being started.
-    pub(super) fn mind_needless(&self, central: &Central) {
-        if central.seats.is_only_starting(central.has_work()) {
+    pub(super) fn mind_needless(&self, central: &SchedulerState) {
+        if central.slots.is_only_starting(central.has_work()) {
             self.orders.ring();
         }
     }
 
     /// Has somebody come for what is queued, unless somebody will be back for it in a moment.
-    pub(super) fn summon(&self, central: &mut Central) {
-        if !central.wants_worker() && self.call_watcher(central) {
+    pub(super) fn wake_for_queue(&self, central: &mut SchedulerState) {
+        if !central.wants_worker() && self.ensure_watcher(central) {
             return;
         }
-        let todo = central.seats.summon(Instant::now());
-        self.carry_out(todo);
+        let actions = central.slots.wake_one(Instant::now());
+        self.apply(actions);
     }
 
     /// Sees to it that somebody looks out, if there is an idle driver for that: the one that would be
     /// called last.
-    pub(super) fn call_watcher(&self, central: &mut Central) -> bool {
+    pub(super) fn ensure_watcher(&self, central: &mut SchedulerState) -> bool {
         if central.watcher.is_none() {
-            central.watcher = central.seats.coldest();
-            self.wake(central.watcher.map_or(Wake::Nobody, Wake::One));
+            central.watcher = central.slots.least_recently_used();
+            self.wake(central.watcher.map_or(Wake::None, Wake::One));
         }
         central.watcher.is_some()
     }
 
     /// Does what an event asks for.
-    pub(super) fn carry_out(&self, todo: Todo<Worker>) {
-        self.wake(todo.call);
-        if todo.start {
+    pub(super) fn apply(&self, actions: Actions<Worker>) {
+        self.wake(actions.wake);
+        if actions.start {
             self.orders.ring();
         }
-        if let Some(worker) = todo.retire {
+        if let Some(worker) = actions.retire {
             worker.retire();
         }
     }
 
     pub(super) fn wake(&self, call: Wake) {
         match call {
-            Wake::Nobody => {}
+            Wake::None => {}
             Wake::One(slot) => self.slots[slot].call.notify_one(),
             Wake::All => self.slots.iter().for_each(|slot| slot.call.notify_one()),
         }
     }
 }
 
-impl Central {
+impl SchedulerState {
     pub(super) fn has_work(&self) -> bool {
         self.queued > 0
     }
@@ -316,23 +316,23 @@ impl Central {
     }
 
     /// Whether what is queued is brisk, as far as can be seen.
-    pub(super) fn is_brisk(&self) -> bool {
-        self.queue.front().is_some_and(|batch| batch.job.pace.is_brisk())
+    pub(super) fn is_short_lived(&self) -> bool {
+        self.queue.front().is_some_and(|batch| batch.job.cost.is_short_lived())
     }
 
     /// Whether what is queued is worth another worker.
     pub(super) fn wants_worker(&self) -> bool {
-        let Some(first) = self.queue.front().filter(|_| self.is_brisk()) else { return true };
-        let worthwhile = u64::from(first.job.pace.worthwhile());
-        self.limiter.has_room(self.seats.called(), self.queued >= worthwhile)
+        let Some(first) = self.queue.front().filter(|_| self.is_short_lived()) else { return true };
+        let worth_a_wake = u64::from(first.job.cost.worth_a_wake());
+        self.limiter.has_room(self.slots.woken(), self.queued >= worth_a_wake)
     }
 
     /// A chunk is back.
-    pub(super) fn end(&mut self, slot: usize, turn: Turn) {
-        if turn.is_crowded
-            && let Some(at) = self.crowded.iter().position(|crowded| *crowded == slot)
+    pub(super) fn end(&mut self, slot: usize, turn: RunTicket) {
+        if turn.is_multi_item
+            && let Some(at) = self.multi_item.iter().position(|multi_item| *multi_item == slot)
         {
-            self.crowded.swap_remove(at);
+            self.multi_item.swap_remove(at);
         }
         if let Some(sent) = turn.brisk {
             self.limiter.end(sent);
@@ -341,11 +341,11 @@ impl Central {
 
     /// Whether the drivers are to end.
     pub(super) fn is_over(&self) -> bool {
-        self.seats.is_over(self.has_work())
+        self.slots.is_over(self.has_work())
     }
 
     /// Whether each slot has had a process.
     pub(super) fn all_started(&self) -> bool {
-        (0..self.seats.len()).all(|slot| self.seats.starts(slot) > 0)
+        (0..self.slots.len()).all(|slot| self.slots.starts(slot) > 0)
     }
 }

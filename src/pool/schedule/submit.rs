@@ -9,34 +9,34 @@ use procpool_worker::doorbell::SPIN_BUDGET;
 use procpool_worker::function::FnRef;
 
 use super::batch::Batch;
-use super::cost::Pace;
-use super::slots::{Call as Wake, Phase};
-use super::state::{Central, Shared};
+use super::cost::CostEstimate;
+use super::slots::{Phase, Wake};
+use super::state::{PoolState, SchedulerState};
 use crate::error::{StartError, TaskErrorKind};
 use crate::pool::call::job::Job;
-use crate::pool::call::outcome::{Failure, Origin};
+use crate::pool::call::outcome::{Failure, Provenance};
 use crate::pool::process::worker::Worker;
 
 /// The most idle workers that are woken at once for the first items of a function: to wake one costs 10 to
 /// 30 µs of CPU time, and the items may turn out to be shorter than that.
 const MAX_SPREAD: usize = 8;
 
-impl Shared {
+impl PoolState {
     /// What is known of a function's speed.
-    pub(crate) fn pace(&self, call: FnRef) -> Arc<Pace> {
+    pub(crate) fn cost(&self, call: FnRef) -> Arc<CostEstimate> {
         if self.forked().is_some() {
             return Arc::default();
         }
-        if let Some(pace) = self.paces.read().unwrap_or_else(PoisonError::into_inner).get(&call) {
-            return Arc::clone(pace);
+        if let Some(cost) = self.costs.read().unwrap_or_else(PoisonError::into_inner).get(&call) {
+            return Arc::clone(cost);
         }
-        let mut paces = self.paces.write().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(paces.entry(call).or_default())
+        let mut costs = self.costs.write().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(costs.entry(call).or_default())
     }
 
     /// Whether anything is still accepted.
     pub(crate) fn is_open(&self) -> bool {
-        self.forked().is_none() && self.central().seats.phase() == Phase::Open
+        self.forked().is_none() && self.central().slots.phase() == Phase::Open
     }
 
     /// Queues a batch. A pool that is closed settles it at once.
@@ -45,7 +45,7 @@ impl Shared {
             return self.refuse(&batch);
         }
         let mut central = self.central();
-        if central.seats.phase() != Phase::Open || batch.job.call.is_err() {
+        if central.slots.phase() != Phase::Open || batch.job.call.is_err() {
             drop(central);
             return self.refuse(&batch);
         }
@@ -53,14 +53,14 @@ impl Shared {
         match batch.slot {
             Some(slot) => {
                 central.by_slot[slot].own.push_back(batch);
-                let todo = central.seats.summon_to(slot, Instant::now());
-                self.carry_out(todo);
+                let actions = central.slots.wake_slot(slot, Instant::now());
+                self.apply(actions);
             }
             None => {
                 let is_unknown = batch.job.is_of_unknown_speed();
                 let items = batch.items as usize;
                 central.queue.push_back(batch);
-                self.summon(&mut central);
+                self.wake_for_queue(&mut central);
                 if is_unknown {
                     self.spread(&mut central, items);
                 }
@@ -70,26 +70,26 @@ impl Shared {
 
     /// Wakes an idle worker for each of these items. Woken one by another, they would come too late: if
     /// the items are short, the first worker has done them all by then.
-    fn spread(&self, central: &mut Central, items: usize) {
+    fn spread(&self, central: &mut SchedulerState, items: usize) {
         central.is_spreading = true;
         for _ in 1..items.min(MAX_SPREAD) {
-            if !central.seats.has_idle() {
+            if !central.slots.has_idle() {
                 break;
             }
-            self.summon(central);
+            self.wake_for_queue(central);
         }
     }
 
     /// Runs a batch on this thread, if there is a worker with nothing to do and nothing is queued
     /// before it; gives it back otherwise. It saves two changes of thread.
-    pub(crate) fn run_here(&self, batch: Batch) -> Result<(), Batch> {
+    pub(crate) fn try_run_inline(&self, batch: Batch) -> Result<(), Batch> {
         let mut central = self.central();
-        let is_open = central.seats.phase() == Phase::Open && batch.job.call.is_ok();
+        let is_open = central.slots.phase() == Phase::Open && batch.job.call.is_ok();
         if !is_open || !central.queue.is_empty() {
             return Err(batch);
         }
-        let Some((slot, worker)) = central.seats.take_any() else { return Err(batch) };
-        let patience = self.patience(&central, &batch);
+        let Some((slot, worker)) = central.slots.check_out_any() else { return Err(batch) };
+        let patience = self.spin_budget(&central, &batch);
         let batches = VecDeque::from([batch]);
         let turn = self.start_chunk(&mut central, slot, &worker, batches, patience);
         drop(central);
@@ -99,11 +99,11 @@ impl Shared {
 
     /// How long to stay awake for the answer to a batch that is on its way: not where it is to take
     /// long, nor where the CPUs are needed for work that is under way already.
-    fn patience(&self, central: &Central, batch: &Batch) -> Option<Duration> {
-        let each = Duration::from_nanos(batch.job.pace.least());
+    fn spin_budget(&self, central: &SchedulerState, batch: &Batch) -> Option<Duration> {
+        let each = Duration::from_nanos(batch.job.cost.least());
         let expected = each.saturating_mul(batch.items);
-        let is_free = 2 * central.seats.out() <= self.cpus;
-        let is_quick = expected <= Duration::from_nanos(Pace::WORTHWHILE);
+        let is_free = 2 * central.slots.out() <= self.cpus;
+        let is_quick = expected <= Duration::from_nanos(CostEstimate::MIN_WORTH_A_WAKE);
         (is_free && is_quick).then(|| SPIN_BUDGET + 2 * expected)
     }
 
@@ -113,7 +113,7 @@ impl Shared {
         // the others; few enough that an input is not read far ahead of its use.
         const LEAST: u64 = 32;
         const MOST: u64 = 1 << 20;
-        let has_small_chunks = job.options.chunk_size.is_none() && !job.together.load(Relaxed);
+        let has_small_chunks = job.options.chunk_size.is_none() && !job.collects_all.load(Relaxed);
         let chunks = if has_small_chunks { 4 } else { 2 };
         (chunks * u64::from(job.chunk())).clamp(LEAST, MOST) * self.config.workers as u64
     }
@@ -143,11 +143,11 @@ impl Shared {
         self.mind_needless(&central);
         drop(central);
         // What was asked to end has a grace that the supervisor keeps.
-        self.orders.look_by(Instant::now());
+        self.orders.schedule_check(Instant::now());
         refused.iter().for_each(|batch| self.refuse(batch));
         for batch in cancelled {
             let failure = Failure::unstarted(TaskErrorKind::Cancelled);
-            self.fail(&batch, failure, Origin::NONE);
+            self.fail(&batch, failure, Provenance::NONE);
         }
     }
 
@@ -157,7 +157,7 @@ impl Shared {
         if self.forked().is_some() {
             return;
         }
-        self.central().seats.idle_workers().for_each(Worker::forget);
+        self.central().slots.idle_workers().for_each(Worker::forget);
     }
 
     /// Cancels everything that has not been begun.
@@ -179,7 +179,7 @@ impl Shared {
         drop(central);
         for batch in cancelled {
             let failure = Failure::unstarted(TaskErrorKind::Cancelled);
-            self.fail(&batch, failure, Origin::NONE);
+            self.fail(&batch, failure, Provenance::NONE);
         }
     }
 
@@ -189,10 +189,10 @@ impl Shared {
             return;
         }
         let mut central = self.central();
-        let todo = central.seats.close();
+        let actions = central.slots.close();
         self.mind_needless(&central);
         drop(central);
-        self.carry_out(todo);
+        self.apply(actions);
     }
 
     /// Ends everything: what is queued is settled here, what is running when its worker is dead.
@@ -201,10 +201,10 @@ impl Shared {
             return;
         }
         let mut central = self.central();
-        let todo = central.seats.terminate();
+        let actions = central.slots.terminate();
         let queue = central.take_queued();
         drop(central);
-        self.carry_out(todo);
+        self.apply(actions);
         for batch in queue {
             self.refuse(&batch);
         }

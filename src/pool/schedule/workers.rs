@@ -6,20 +6,20 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use super::slots::{Call as Wake, Phase, Start};
-use super::state::{START_ATTEMPTS, Shared, Slot};
+use super::slots::{Phase, SpawnDecision, Wake};
+use super::state::{DriverSlot, PoolState, START_ATTEMPTS};
 use crate::error::{DeathCause, StartError, TaskErrorKind};
-use crate::pool::call::outcome::{Failure, Origin};
+use crate::pool::call::outcome::{Failure, Provenance};
 use crate::pool::observe::events::EventKind;
-use crate::pool::process::worker::{Doom, Newborn, Process, Worker};
+use crate::pool::process::worker::{KillReason, PendingWorker, Process, Worker};
 use crate::pool::types::WorkerInfo;
 
 /// When the supervisor looks again at a chunk that is being sent.
 const SOON: Duration = Duration::from_millis(10);
 
-impl Shared {
-    /// A worker has been greeted; what is left is its initializer.
-    pub(crate) fn greeted(&self) {
+impl PoolState {
+    /// A worker has been handshake_done; what is left is its initializer.
+    pub(crate) fn handshake_done(&self) {
         self.central().first_start.get_or_insert(Ok(()));
         self.changed.notify_all();
     }
@@ -28,12 +28,12 @@ impl Shared {
     pub(crate) fn ready(&self, slot: usize, worker: Worker) {
         worker.process.set_ready();
         let pid = worker.process.pid();
-        self.config.observers.tell(|| EventKind::Ready { slot, pid });
+        self.config.observers.emit(|| EventKind::Ready { slot, pid });
         let mut central = self.central();
         let has_work = central.has_work();
-        let todo = central.seats.ready(slot, worker, has_work, Instant::now());
+        let actions = central.slots.ready(slot, worker, has_work, Instant::now());
         drop(central);
-        self.carry_out(todo);
+        self.apply(actions);
         self.changed.notify_all();
     }
 
@@ -42,34 +42,34 @@ impl Shared {
     pub(crate) fn start_failed(&self, slot: usize, cause: StartError, was_greeting: bool) {
         let mut central = self.central();
         let (has_work, now) = (central.has_work(), Instant::now());
-        let todo = if was_greeting {
-            central.seats.unready(slot, has_work, now)
+        let actions = if was_greeting {
+            central.slots.handshake_failed(slot, has_work, now)
         } else {
-            central.seats.unstarted(slot, has_work, now)
+            central.slots.spawn_failed(slot, has_work, now)
         };
         let process = central.by_slot[slot].process.as_ref().filter(|_| was_greeting);
-        if process.is_some_and(|process| process.doomed() == Some(Doom::Retired)) {
+        if process.is_some_and(|process| process.kill_reason() == Some(KillReason::Retired)) {
             // It has been ended because nothing was left to do for it.
             drop(central);
-            self.carry_out(todo);
+            self.apply(actions);
             return self.changed.notify_all();
         }
-        let failures = central.seats.failures(slot);
+        let failures = central.slots.failures(slot);
         // What has killed it may be over, and the next attempt is under way.
         let is_killed =
             matches!(cause, StartError::Died(DeathCause::Signaled(..) | DeathCause::OutOfMemory));
-        let is_passing = is_killed && !central.seats.is_hopeless(slot);
+        let is_passing = is_killed && !central.slots.is_hopeless(slot);
         // An initializer's failure is the tasks' to learn; whatever comes before it is the
         // builder's, and so is a worker that can't be started beside others that could.
         if !matches!(cause, StartError::Initializer(_)) && !is_passing {
-            if central.seats.starts(slot) == 0 {
+            if central.slots.starts(slot) == 0 {
                 central.first_start = Some(Err(cause.clone()));
             } else {
                 central.first_start.get_or_insert(Err(cause.clone()));
             }
         }
         let mut told = Vec::new();
-        if central.seats.has_given_up() {
+        if central.slots.has_given_up() {
             told = central.take_queued();
         } else if failures >= START_ATTEMPTS {
             // The others go on; what is for this one's worker alone is hopeless.
@@ -81,17 +81,17 @@ impl Shared {
         }
         self.mind_needless(&central);
         drop(central);
-        self.config.observers.tell(|| EventKind::StartFailed {
+        self.config.observers.emit(|| EventKind::StartFailed {
             slot,
             failures,
             cause: cause.to_string(),
         });
-        self.carry_out(todo);
+        self.apply(actions);
         self.changed.notify_all();
         for batch in told {
             let (cause, attempts) = (cause.clone(), failures);
             let kind = TaskErrorKind::Initializer { cause, attempts };
-            self.fail(&batch, Failure::unstarted(kind), Origin::NONE);
+            self.fail(&batch, Failure::unstarted(kind), Provenance::NONE);
         }
     }
 
@@ -108,11 +108,11 @@ impl Shared {
         self.orders.ring();
     }
 
-    /// Which process is to be started next; see [`Seats::next_start`].
-    pub(crate) fn next_start(&self) -> Start {
+    /// Which process is to be started next; see [`SlotTable::next_start`].
+    pub(crate) fn next_start(&self) -> SpawnDecision {
         let mut central = self.central();
         let has_work = central.has_work();
-        central.seats.next_start(has_work, Instant::now())
+        central.slots.next_start(has_work, Instant::now())
     }
 
     /// A slot's process, or its last one.
@@ -121,20 +121,20 @@ impl Shared {
     }
 
     /// A process has been started for a slot.
-    pub(crate) fn spawned(&self, slot: usize, newborn: Newborn) {
-        let pid = newborn.process.pid();
+    pub(crate) fn spawned(&self, slot: usize, pending: PendingWorker) {
+        let pid = pending.process.pid();
         // This is the only thread that starts any.
-        let replaces = self.central().seats.starts(slot) > 0;
-        self.config.observers.tell(|| EventKind::Spawned { slot, pid, replaces });
+        let replaces = self.central().slots.starts(slot) > 0;
+        self.config.observers.emit(|| EventKind::Spawned { slot, pid, replaces });
         let mut central = self.central();
         if replaces {
             self.counters.restarts.fetch_add(1, Relaxed);
         }
-        central.by_slot[slot].process = Some(Arc::clone(&newborn.process));
-        let todo = central.seats.spawned(slot, newborn);
+        central.by_slot[slot].process = Some(Arc::clone(&pending.process));
+        let actions = central.slots.spawned(slot, pending);
         let is_last = !replaces && central.all_started();
         drop(central);
-        self.carry_out(todo);
+        self.apply(actions);
         if is_last {
             self.changed.notify_all();
         }
@@ -145,22 +145,22 @@ impl Shared {
         let (slot, generation, was_used) = (process.slot, process.generation, process.was_used());
         let mut central = self.central();
         let has_work = central.has_work();
-        let todo = central.seats.ended(slot, generation, was_used, has_work, Instant::now());
+        let actions = central.slots.ended(slot, generation, was_used, has_work, Instant::now());
         drop(central);
-        self.carry_out(todo);
+        self.apply(actions);
     }
 
     /// Whether all is done: no driver is left to need a process.
     pub(crate) fn has_ended(&self) -> bool {
         let central = self.central();
-        let is_dropped = self.is_of_one_process() && central.seats.phase() == Phase::Terminated;
+        let is_dropped = self.is_of_one_process() && central.slots.phase() == Phase::Terminated;
         central.drivers == 0 || is_dropped
     }
 
     /// Whether nothing is left to do for the workers that are being started, and nothing else is.
     pub(crate) fn is_only_starting(&self) -> bool {
         let central = self.central();
-        central.seats.is_only_starting(central.has_work())
+        central.slots.is_only_starting(central.has_work())
     }
 
     /// Whether the workers are stopped.
@@ -169,7 +169,7 @@ impl Shared {
     }
 
     pub(crate) fn is_terminated(&self) -> bool {
-        self.central().seats.phase() == Phase::Terminated
+        self.central().slots.phase() == Phase::Terminated
     }
 
     /// Lets workers go that have been idle for long; gives when to look again.
@@ -177,7 +177,7 @@ impl Shared {
         let limit = self.config.idle_timeout?;
         let now = Instant::now();
         if let Some(since) = now.checked_sub(limit) {
-            let rest = || self.central().seats.rest(since, self.config.min_workers);
+            let rest = || self.central().slots.park_idle(since, self.config.min_workers);
             std::iter::from_fn(rest).for_each(|(_, worker)| worker.retire());
         }
         // Often enough that nobody stays much longer, and not for each that becomes idle.
@@ -190,7 +190,7 @@ impl Shared {
         // A chunk that is being sent is looked at again in a moment.
         let Some(mut running) = self.try_running(process.slot) else { return };
         let chunk = running.as_mut().filter(|chunk| Arc::ptr_eq(&chunk.process, process));
-        let Some(chunk) = chunk else { return process.kill(Doom::OutOfMemory) };
+        let Some(chunk) = chunk else { return process.kill(KillReason::OutOfMemory) };
         let rest = chunk.end_for_memory();
         drop(running);
         let refused = self.requeue(&mut central, rest);
@@ -216,7 +216,7 @@ impl Shared {
         for slot in 0..self.slots.len() {
             let mut running = self.running(slot);
             if let (Some(chunk), Some(since)) = (running.as_mut(), since) {
-                chunk.forgive(since.elapsed());
+                chunk.exclude_pause(since.elapsed());
             }
         }
         // Let go first: the supervisor looks at it, and it is the supervisor that is waited for.
@@ -233,9 +233,9 @@ impl Shared {
         let info = |slot| WorkerInfo {
             slot,
             pid: central.by_slot[slot].process.as_ref().map_or(0, |process| process.pid()),
-            state: central.seats.state(slot),
+            state: central.slots.state(slot),
             tasks_done: self.counters.slots[slot].load(Relaxed),
-            restarts: central.seats.starts(slot).saturating_sub(1),
+            restarts: central.slots.starts(slot).saturating_sub(1),
             memory: None,
             cpu: None,
         };
@@ -248,7 +248,7 @@ impl Shared {
             return (0, 0);
         }
         let queued = self.central().queued;
-        let open = |slot: &Slot| {
+        let open = |slot: &DriverSlot| {
             let running = slot.running.lock().unwrap_or_else(PoisonError::into_inner);
             running.as_ref().map_or(0, |chunk| u64::from(chunk.open()))
         };

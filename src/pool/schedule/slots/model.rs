@@ -1,4 +1,4 @@
-//! All that can happen to the seats of a small pool, walked through to the last state: every
+//! All that can happen to the table of a small pool, walked through to the last state: every
 //! interleaving of its callers, drivers and supervisor with processes that die whenever they like.
 //!
 //! What is explored is the machine that the scheduler uses. What stands around it here is what the
@@ -8,14 +8,14 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use super::{Call, Find, Phase, Presence, Seats, Start, State, Todo};
+use super::{Actions, Phase, ProcessState, SlotPoll, SlotTable, SpawnDecision, State, Wake};
 
 type Generation = u64;
 
 /// A pool, and everybody who has a hand in it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct World {
-    seats: Seats<Generation, Generation>,
+    table: SlotTable<Generation, Generation>,
     slots: Vec<Slot>,
     /// How many tasks wait.
     queue: u8,
@@ -30,7 +30,7 @@ struct World {
 struct Slot {
     driver: Driver,
     /// Whether the driver is awake or will be woken.
-    is_called: bool,
+    is_woken: bool,
     /// The worker that a caller of `apply` drives.
     caller: Option<Generation>,
     /// Those that have not been waited for.
@@ -40,7 +40,7 @@ struct Slot {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Driver {
     Sleeping,
-    Greeting(Generation),
+    Handshaking(Generation),
     Running(Generation),
     Ended,
 }
@@ -71,7 +71,7 @@ enum Move {
     Terminate,
     Suspend,
     Resume,
-    /// A driver looks what there is to do; it may also do so without having been called.
+    /// A driver looks what there is to do; it may also do so without having been woken.
     Look(usize),
     Greet(usize, Outcome),
     Return(usize, Hand, Spent),
@@ -80,7 +80,7 @@ enum Move {
     Die(usize, Generation),
     /// The supervisor looks for what is due.
     Turn,
-    Start(Outcome),
+    SpawnDecision(Outcome),
     Reap(usize, Generation),
     /// The supervisor lets a worker rest that has nothing to do.
     Rest,
@@ -96,14 +96,14 @@ struct Bounds {
     attempts: u32,
     queue: u8,
     /// Whether it is more than tasks, deaths and rest: tasks are queued again, workers are spent,
-    /// callers take them, drivers look without having been called, and the pool is suspended, closed
+    /// callers take them, drivers look without having been woken, and the pool is suspended, closed
     /// and terminated.
     is_eventful: bool,
 }
 
 /// What the world does to a pool that waits for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Luck {
+enum Environment {
     /// Whatever is started becomes ready.
     Good,
     /// Nothing does.
@@ -114,12 +114,12 @@ impl World {
     fn new(bounds: &Bounds, now: Instant) -> Self {
         let slot = || Slot {
             driver: Driver::Sleeping,
-            is_called: true,
+            is_woken: true,
             caller: None,
             processes: Vec::new(),
         };
         Self {
-            seats: Seats::new(bounds.slots, bounds.attempts, now),
+            table: SlotTable::new(bounds.slots, bounds.attempts, now),
             slots: (0..bounds.slots).map(|_| slot()).collect(),
             queue: 0,
             is_suspended: false,
@@ -141,7 +141,7 @@ impl World {
             Hand::Caller => self.slots[slot].caller = None,
             Hand::Driver => {
                 self.slots[slot].driver = Driver::Sleeping;
-                self.slots[slot].is_called = true;
+                self.slots[slot].is_woken = true;
             }
         }
     }
@@ -158,14 +158,14 @@ impl World {
 
     /// Whether the supervisor kills what is left.
     fn is_ending(&self) -> bool {
-        self.seats.phase() == Phase::Terminated
+        self.table.phase() == Phase::Terminated
             || self.slots.iter().all(|slot| slot.driver == Driver::Ended)
     }
 
     /// What can happen next.
     fn moves(&self, bounds: &Bounds) -> Vec<Move> {
         let mut moves = Vec::new();
-        let is_open = self.seats.phase() == Phase::Open;
+        let is_open = self.table.phase() == Phase::Open;
         if is_open && self.queue < bounds.queue {
             moves.push(Move::Submit);
             if bounds.slots == 1 {
@@ -178,7 +178,7 @@ impl World {
                 moves.push(Move::Borrow);
             }
         }
-        if bounds.is_eventful && self.seats.phase() != Phase::Terminated {
+        if bounds.is_eventful && self.table.phase() != Phase::Terminated {
             moves.push(Move::Terminate);
         }
         if bounds.is_eventful {
@@ -186,10 +186,10 @@ impl World {
         }
         for (place, slot) in self.slots.iter().enumerate() {
             match slot.driver {
-                Driver::Sleeping if slot.is_called || bounds.is_eventful => {
+                Driver::Sleeping if slot.is_woken || bounds.is_eventful => {
                     moves.push(Move::Look(place));
                 }
-                Driver::Greeting(generation) => {
+                Driver::Handshaking(generation) => {
                     moves.push(Move::Greet(place, Err(())));
                     if self.is_alive(place, generation) {
                         moves.push(Move::Greet(place, Ok(())));
@@ -212,7 +212,7 @@ impl World {
                 }
             }
             for process in &slot.processes {
-                let is_new = slot.driver == Driver::Greeting(process.generation);
+                let is_new = slot.driver == Driver::Handshaking(process.generation);
                 if process.is_alive && (bounds.is_eventful || !is_new) {
                     moves.push(Move::Die(place, process.generation));
                 } else if !process.is_alive && self.starting.is_none() {
@@ -221,7 +221,7 @@ impl World {
             }
         }
         match self.starting {
-            Some(_) => moves.extend([Move::Start(Ok(())), Move::Start(Err(()))]),
+            Some(_) => moves.extend([Move::SpawnDecision(Ok(())), Move::SpawnDecision(Err(()))]),
             None => {
                 moves.push(Move::Rest);
                 if self.is_rung && !self.is_suspended {
@@ -233,7 +233,7 @@ impl World {
     }
 
     /// Whether it happens by itself, sooner or later, to a pool that nobody does anything to.
-    fn is_progress(&self, step: Move, luck: Luck) -> bool {
+    fn is_progress(&self, step: Move, environment: Environment) -> bool {
         match step {
             Move::Submit
             | Move::SubmitTo(_)
@@ -243,17 +243,17 @@ impl World {
             | Move::Suspend
             | Move::Rest => false,
             Move::Resume | Move::Turn | Move::Reap(..) | Move::Lose(..) => true,
-            Move::Look(slot) => self.slots[slot].is_called,
+            Move::Look(slot) => self.slots[slot].is_woken,
             Move::Return(slot, hand, _) => {
                 self.hand(slot, hand).is_some_and(|generation| self.is_alive(slot, generation))
             }
             Move::Greet(slot, outcome) => match self.slots[slot].driver {
-                Driver::Greeting(generation) if self.is_alive(slot, generation) => {
-                    outcome.is_ok() == (luck == Luck::Good)
+                Driver::Handshaking(generation) if self.is_alive(slot, generation) => {
+                    outcome.is_ok() == (environment == Environment::Good)
                 }
                 _ => outcome.is_err(),
             },
-            Move::Start(outcome) => outcome.is_ok() == (luck == Luck::Good),
+            Move::SpawnDecision(outcome) => outcome.is_ok() == (environment == Environment::Good),
             Move::Die(slot, generation) => {
                 let mut processes = self.slots[slot].processes.iter();
                 self.is_ending()
@@ -262,14 +262,14 @@ impl World {
         }
     }
 
-    fn carry_out(&mut self, slot: usize, todo: Todo<Generation>) {
-        match todo.call {
-            Call::Nobody => {}
-            Call::One(slot) => self.slots[slot].is_called = true,
-            Call::All => self.slots.iter_mut().for_each(|slot| slot.is_called = true),
+    fn carry_out(&mut self, slot: usize, actions: Actions<Generation>) {
+        match actions.wake {
+            Wake::None => {}
+            Wake::One(slot) => self.slots[slot].is_woken = true,
+            Wake::All => self.slots.iter_mut().for_each(|slot| slot.is_woken = true),
         }
-        self.is_rung |= todo.start;
-        if let Some(process) = todo.retire.and_then(|worker| self.process(slot, worker)) {
+        self.is_rung |= actions.start;
+        if let Some(process) = actions.retire.and_then(|worker| self.process(slot, worker)) {
             process.is_told = true;
         }
     }
@@ -280,27 +280,27 @@ impl World {
         match step {
             Move::Submit => {
                 self.queue += 1;
-                let todo = self.seats.summon(now);
-                self.carry_out(0, todo);
+                let actions = self.table.wake_one(now);
+                self.carry_out(0, actions);
             }
             Move::SubmitTo(slot) => {
                 self.queue += 1;
-                let todo = self.seats.summon_to(slot, now);
-                self.carry_out(slot, todo);
+                let actions = self.table.wake_slot(slot, now);
+                self.carry_out(slot, actions);
             }
             Move::Borrow => {
-                if let Some((slot, worker)) = self.seats.take_any() {
+                if let Some((slot, worker)) = self.table.check_out_any() {
                     self.slots[slot].caller = Some(worker);
                 }
             }
             Move::Close => {
-                let todo = self.seats.close();
-                self.carry_out(0, todo);
+                let actions = self.table.close();
+                self.carry_out(0, actions);
             }
             Move::Terminate => {
                 self.queue = 0;
-                let todo = self.seats.terminate();
-                self.carry_out(0, todo);
+                let actions = self.table.terminate();
+                self.carry_out(0, actions);
             }
             Move::Suspend => self.is_suspended = true,
             Move::Resume => {
@@ -309,67 +309,67 @@ impl World {
             }
             Move::Look(slot) => self.look(slot, now),
             Move::Greet(slot, outcome) => {
-                let Driver::Greeting(generation) = self.slots[slot].driver else { return };
+                let Driver::Handshaking(generation) = self.slots[slot].driver else { return };
                 self.let_go(slot, Hand::Driver);
-                let todo = match outcome {
-                    Ok(()) => self.seats.ready(slot, generation, has_work, now),
+                let actions = match outcome {
+                    Ok(()) => self.table.ready(slot, generation, has_work, now),
                     Err(()) => {
                         // Whatever is wrong with it, it is killed.
                         if let Some(process) = self.process(slot, generation) {
                             process.is_alive = false;
                         }
-                        self.seats.unready(slot, has_work, now)
+                        self.table.handshake_failed(slot, has_work, now)
                     }
                 };
-                self.carry_out(slot, todo);
+                self.carry_out(slot, actions);
                 self.give_up();
             }
             Move::Return(slot, hand, is_spent) => {
                 let Some(worker) = self.hand(slot, hand) else { return };
                 self.let_go(slot, hand);
-                let todo = self.seats.put(slot, worker, is_spent, has_work, now);
-                self.carry_out(slot, todo);
+                let actions = self.table.check_in(slot, worker, is_spent, has_work, now);
+                self.carry_out(slot, actions);
             }
             Move::Lose(slot, hand, is_retried) => {
                 self.let_go(slot, hand);
-                if is_retried && self.seats.phase() != Phase::Terminated {
+                if is_retried && self.table.phase() != Phase::Terminated {
                     self.queue += 1;
-                    let todo = self.seats.summon(now);
-                    self.carry_out(slot, todo);
+                    let actions = self.table.wake_one(now);
+                    self.carry_out(slot, actions);
                 }
-                let todo = self.seats.lost(slot, self.queue > 0);
-                self.carry_out(slot, todo);
+                let actions = self.table.lost(slot, self.queue > 0);
+                self.carry_out(slot, actions);
             }
             Move::Die(slot, generation) => {
                 if let Some(process) = self.process(slot, generation) {
                     process.is_alive = false;
                 }
             }
-            Move::Turn => match self.seats.next_start(has_work, now + Duration::from_secs(3600)) {
-                Start::Now(slot, generation) => self.starting = Some((slot, generation)),
-                Start::At(_) | Start::None => self.is_rung = false,
+            Move::Turn => match self.table.next_start(has_work, now + Duration::from_secs(3600)) {
+                SpawnDecision::Now(slot, generation) => self.starting = Some((slot, generation)),
+                SpawnDecision::At(_) | SpawnDecision::None => self.is_rung = false,
             },
-            Move::Start(outcome) => {
+            Move::SpawnDecision(outcome) => {
                 let Some((slot, generation)) = self.starting.take() else { return };
-                let todo = match outcome {
+                let actions = match outcome {
                     Ok(()) => {
                         let process = Process { generation, is_alive: true, is_told: false };
                         self.slots[slot].processes.push(process);
-                        self.seats.spawned(slot, generation)
+                        self.table.spawned(slot, generation)
                     }
-                    Err(()) => self.seats.unstarted(slot, has_work, now),
+                    Err(()) => self.table.spawn_failed(slot, has_work, now),
                 };
-                self.carry_out(slot, todo);
+                self.carry_out(slot, actions);
                 self.give_up();
             }
             Move::Reap(slot, generation) => {
                 self.slots[slot].processes.retain(|process| process.generation != generation);
-                let todo = self.seats.ended(slot, generation, true, has_work, now);
-                self.carry_out(slot, todo);
+                let actions = self.table.ended(slot, generation, true, has_work, now);
+                self.carry_out(slot, actions);
                 self.is_rung = true;
             }
             Move::Rest => {
-                if let Some((slot, worker)) = self.seats.rest(now, 0)
+                if let Some((slot, worker)) = self.table.park_idle(now, 0)
                     && let Some(process) = self.process(slot, worker)
                 {
                     process.is_told = true;
@@ -379,21 +379,23 @@ impl World {
     }
 
     fn look(&mut self, slot: usize, now: Instant) {
-        self.slots[slot].is_called = false;
-        match self.seats.look(slot, self.queue > 0) {
-            Find::Newborn(newborn) => self.slots[slot].driver = Driver::Greeting(newborn),
-            Find::Idle(_) if self.queue > 0 => {
+        self.slots[slot].is_woken = false;
+        match self.table.poll(slot, self.queue > 0) {
+            SlotPoll::PendingWorker(pending) => {
+                self.slots[slot].driver = Driver::Handshaking(pending)
+            }
+            SlotPoll::Idle(_) if self.queue > 0 => {
                 self.queue -= 1;
-                if let Some(worker) = self.seats.take(slot) {
+                if let Some(worker) = self.table.check_out(slot) {
                     self.slots[slot].driver = Driver::Running(worker);
                 }
                 if self.queue > 0 {
-                    let todo = self.seats.summon(now);
-                    self.carry_out(slot, todo);
+                    let actions = self.table.wake_one(now);
+                    self.carry_out(slot, actions);
                 }
             }
-            Find::Idle(_) | Find::Nothing => {}
-            Find::End(worker) => {
+            SlotPoll::Idle(_) | SlotPoll::Nothing => {}
+            SlotPoll::End(worker) => {
                 self.slots[slot].driver = Driver::Ended;
                 if let Some(process) = worker.and_then(|worker| self.process(slot, worker)) {
                     process.is_told = true;
@@ -404,7 +406,7 @@ impl World {
 
     /// The tasks that wait are told that no worker can be made ready.
     fn give_up(&mut self) {
-        if self.seats.has_given_up() {
+        if self.table.has_given_up() {
             self.queue = 0;
         }
     }
@@ -413,27 +415,29 @@ impl World {
     /// pauses are, though not which ends first, and how many processes there have been before those
     /// that are left.
     fn forget(&mut self, now: Instant) {
-        let mut dues: Vec<_> = self.seats.seats.iter().filter_map(|seat| seat.due).collect();
+        let mut dues: Vec<_> =
+            self.table.slots.iter().filter_map(|slot_state| slot_state.due).collect();
         dues.sort_unstable();
-        for (place, seat) in self.seats.seats.iter_mut().enumerate() {
-            let before = seat.due.map(|due| dues.iter().filter(|other| **other < due).count());
-            seat.due = before.map(|before| now + Duration::from_nanos(before as u64));
-            seat.idle_since = now;
-            seat.failures = seat.failures.min(self.seats.attempts);
-            seat.unused = 0;
+        for (place, slot_state) in self.table.slots.iter_mut().enumerate() {
+            let before =
+                slot_state.due.map(|due| dues.iter().filter(|other| **other < due).count());
+            slot_state.due = before.map(|before| now + Duration::from_nanos(before as u64));
+            slot_state.idle_since = now;
+            slot_state.failures = slot_state.failures.min(self.table.attempts);
+            slot_state.early_deaths = 0;
             let slot = &mut self.slots[place];
             let mut known: Vec<Generation> =
                 slot.processes.iter().map(|process| process.generation).collect();
-            known.push(seat.generation);
+            known.push(slot_state.generation);
             known.extend(slot.caller);
-            if let Driver::Running(generation) | Driver::Greeting(generation) = slot.driver {
+            if let Driver::Running(generation) | Driver::Handshaking(generation) = slot.driver {
                 known.push(generation);
             }
-            match seat.state {
+            match slot_state.state {
                 State::Spawned(token)
-                | State::Out(Some(token))
+                | State::CheckedOut(Some(token))
                 | State::Idle(token)
-                | State::Leaving(token) => known.push(token),
+                | State::Draining(token) => known.push(token),
                 _ => {}
             }
             known.sort_unstable();
@@ -441,96 +445,104 @@ impl World {
             let rank = |generation: &mut Generation| {
                 *generation = known.iter().position(|known| known == generation).unwrap() as u64;
             };
-            rank(&mut seat.generation);
+            rank(&mut slot_state.generation);
             slot.processes.iter_mut().for_each(|process| rank(&mut process.generation));
             slot.processes.sort_unstable_by_key(|process| process.generation);
             slot.caller.iter_mut().for_each(rank);
-            if let Driver::Running(generation) | Driver::Greeting(generation) = &mut slot.driver {
+            if let Driver::Running(generation) | Driver::Handshaking(generation) = &mut slot.driver
+            {
                 rank(generation);
             }
-            match &mut seat.state {
+            match &mut slot_state.state {
                 State::Spawned(token)
-                | State::Out(Some(token))
+                | State::CheckedOut(Some(token))
                 | State::Idle(token)
-                | State::Leaving(token) => rank(token),
+                | State::Draining(token) => rank(token),
                 _ => {}
             }
             if let Some((starting, generation)) = &mut self.starting
                 && *starting == place
             {
-                *generation = seat.generation + 1;
+                *generation = slot_state.generation + 1;
             }
         }
     }
 
     /// What is wrong, of what must hold at any time.
-    fn flaw(&self) -> Option<&'static str> {
-        let (mut out, mut resting) = (0, 0);
+    fn violated_invariant(&self) -> Option<&'static str> {
+        let (mut out, mut parked) = (0, 0);
         let mut rules = Vec::new();
-        for (place, (seat, slot)) in self.seats.seats.iter().zip(&self.slots).enumerate() {
+        for (place, (slot_state, slot)) in self.table.slots.iter().zip(&self.slots).enumerate() {
             let is_starting = self.starting.is_some_and(|(starting, _)| starting == place);
             let processes = slot.processes.len() + usize::from(is_starting);
             let untold = slot.processes.iter().filter(|process| !process.is_told).count();
             // One that is to be told when its successor is there.
-            let leaving = usize::from(matches!(seat.state, State::Leaving(_)));
-            let is_driven = matches!(slot.driver, Driver::Running(_) | Driver::Greeting(_));
+            let leaving = usize::from(matches!(slot_state.state, State::Draining(_)));
+            let is_driven = matches!(slot.driver, Driver::Running(_) | Driver::Handshaking(_));
             let is_out = is_driven || slot.caller.is_some();
             out += usize::from(is_out);
-            resting += usize::from(matches!(seat.state, State::Resting));
-            let listed = self.seats.idle.iter().filter(|idle| **idle == place).count();
-            let is_closed = matches!(seat.state, State::Closed);
+            parked += usize::from(matches!(slot_state.state, State::Parked));
+            let listed = self.table.idle.iter().filter(|idle| **idle == place).count();
+            let is_closed = matches!(slot_state.state, State::Closed);
             rules.extend([
                 (processes <= 2, "there are more processes than one and its successor"),
                 (
                     untold <= 1 + leaving || is_closed,
                     "there are two at once that nobody told to go",
                 ),
-                ((seat.process == Presence::Starting) == is_starting, "nobody is starting it"),
+                (
+                    (slot_state.process == ProcessState::Starting) == is_starting,
+                    "nobody is starting it",
+                ),
                 (!is_driven || slot.caller.is_none(), "a worker is in two hands"),
                 (
-                    is_out == matches!(seat.state, State::Greeting | State::Out(_)),
+                    is_out == matches!(slot_state.state, State::Handshaking | State::CheckedOut(_)),
                     "nobody has the worker",
                 ),
                 (
-                    listed == 0 || matches!(seat.state, State::Idle(_)),
-                    "who is called has no worker",
+                    listed == 0 || matches!(slot_state.state, State::Idle(_)),
+                    "who is woken has no worker",
                 ),
             ]);
-            match seat.state {
-                State::Vacant => rules.push((
-                    seat.due.is_some() || seat.process != Presence::Absent,
-                    "nobody will be started for the seat",
+            match slot_state.state {
+                State::Empty => rules.push((
+                    slot_state.due.is_some() || slot_state.process != ProcessState::Absent,
+                    "nobody will be started for the slot_state",
                 )),
                 State::Idle(worker) => rules.extend([
                     (
-                        seat.process == Presence::Alive && worker == seat.generation,
+                        slot_state.process == ProcessState::Alive
+                            && worker == slot_state.generation,
                         "a worker waits that is known to be dead",
                     ),
-                    (listed == 1 || (listed == 0 && slot.is_called), "nobody will call the driver"),
+                    (listed == 1 || (listed == 0 && slot.is_woken), "nobody will call the driver"),
                 ]),
                 _ => {}
             }
         }
-        rules.push((self.seats.out == out, "miscounted who is out"));
-        rules.push((self.seats.resting == resting, "miscounted who rests"));
-        let called = self.seats.seats.iter().filter(|seat| seat.is_called).count();
-        rules.push((self.seats.called == called, "miscounted who is called"));
-        rules.into_iter().find(|(holds, _)| !holds).map(|(_, flaw)| flaw)
+        rules.push((self.table.out == out, "miscounted who is out"));
+        rules.push((self.table.parked == parked, "miscounted who rests"));
+        let woken = self.table.slots.iter().filter(|slot_state| slot_state.is_woken).count();
+        rules.push((self.table.woken == woken, "miscounted who is woken"));
+        rules
+            .into_iter()
+            .find(|(holds, _)| !holds)
+            .map(|(_, violated_invariant)| violated_invariant)
     }
 
     /// Whether everything is as it is to be in a pool that nobody does anything to.
     fn is_settled(&self) -> bool {
         let processes = self.slots.iter().map(|slot| slot.processes.len()).sum::<usize>();
-        if self.seats.is_over(self.queue > 0) {
+        if self.table.is_over(self.queue > 0) {
             let has_ended = |slot: &Slot| slot.driver == Driver::Ended;
             return self.slots.iter().all(has_ended) && processes == 0;
         }
         let is_served = |state: &State<_, _>| match state {
-            State::Idle(_) | State::Resting => true,
-            State::Vacant | State::Leaving(_) => self.seats.given_up,
+            State::Idle(_) | State::Parked => true,
+            State::Empty | State::Draining(_) => self.table.given_up,
             _ => false,
         };
-        self.queue == 0 && self.seats.seats.iter().all(|seat| is_served(&seat.state))
+        self.queue == 0 && self.table.slots.iter().all(|slot_state| is_served(&slot_state.state))
     }
 }
 
@@ -563,15 +575,16 @@ impl Explored {
                     known
                 });
                 if place == known
-                    && let Some(flaw) = this.worlds[place as usize].flaw()
+                    && let Some(violated_invariant) =
+                        this.worlds[place as usize].violated_invariant()
                 {
-                    this.tell(place, flaw);
+                    this.tell(place, violated_invariant);
                 }
-                if world.is_progress(step, Luck::Good) {
+                if world.is_progress(step, Environment::Good) {
                     good.push(place);
                 }
                 // A new attempt comes after a pause.
-                if world.is_progress(step, Luck::Bad) {
+                if world.is_progress(step, Environment::Bad) {
                     if step == Move::Turn { &mut retries } else { &mut bad }.push(place);
                 }
             }
@@ -582,7 +595,7 @@ impl Explored {
     }
 
     /// Fails, and says how it came to that.
-    fn tell(&self, place: u32, flaw: &str) -> ! {
+    fn tell(&self, place: u32, violated_invariant: &str) -> ! {
         let mut story = Vec::new();
         let mut at = place as usize;
         while let Some((before, step)) = self.from[at] {
@@ -590,7 +603,7 @@ impl Explored {
             at = before as usize;
         }
         story.reverse();
-        panic!("{flaw}, after {story:#?}: {:#?}", self.worlds[place as usize]);
+        panic!("{violated_invariant}, after {story:#?}: {:#?}", self.worlds[place as usize]);
     }
 
     /// Follows every way from every state among those that `is_open`, to its end, for which
@@ -643,9 +656,9 @@ impl Explored {
 fn check(bounds: &Bounds) {
     let explored = Explored::of(bounds);
     eprintln!("{} states", explored.worlds.len());
-    // With good luck, whatever has happened ends in a pool that is whole, or in none at all.
+    // With good environment, whatever has happened ends in a pool that is whole, or in none at all.
     explored.follow(&explored.good, |_| true, World::is_settled);
-    // With bad luck, no task waits for ever.
+    // With bad environment, no task waits for ever.
     explored.follow(&explored.bad, |world| world.queue > 0, |_| false);
     eprintln!("{} states", explored.worlds.len());
 }

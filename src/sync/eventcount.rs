@@ -22,7 +22,7 @@ const LAST_TICK: Duration = Duration::from_millis(16);
 /// Wakes who waits for a change.
 #[derive(Debug, Default)]
 #[repr(C)]
-pub(crate) struct Bell {
+pub(crate) struct EventCount {
     /// Changes with each ring.
     rings: AtomicU32,
     /// How many wait, or more than do, where some have been killed: then rings cost a system call for
@@ -34,36 +34,36 @@ pub(crate) struct Bell {
 
 /// After so many rings that have woken nobody it is taken that nobody waits. One who does after all is
 /// late by a tick.
-const VAIN: u32 = 64;
+const MAX_EMPTY_NOTIFIES: u32 = 64;
 
 // SAFETY: it is made of atomic integers.
-unsafe impl Atomics for Bell {}
+unsafe impl Atomics for EventCount {}
 
 /// How hard one is to look for what one waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Look {
-    Quick,
+pub(crate) enum Probe {
+    Fast,
     /// Nothing has happened for a while: those who should make it happen may be dead.
-    Thorough,
+    CheckOwners,
 }
 
-impl Bell {
+impl EventCount {
     /// Calls `attempt` until it gives something, or until the deadline. What it looks at is changed
     /// before the bell is rung.
     pub(crate) fn wait<R>(
         &self,
         deadline: Option<Instant>,
-        mut attempt: impl FnMut(Look) -> Option<R>,
+        mut attempt: impl FnMut(Probe) -> Option<R>,
     ) -> Option<R> {
         for _ in 0..SPINS {
-            if let Some(result) = attempt(Look::Quick) {
+            if let Some(result) = attempt(Probe::Fast) {
                 return Some(result);
             }
             std::hint::spin_loop();
         }
         // Announced before the last look, so that who changes something after that look rings.
         self.sleepers.fetch_add(1, SeqCst);
-        let (mut tick, mut look) = (FIRST_TICK, Look::Quick);
+        let (mut tick, mut look) = (FIRST_TICK, Probe::Fast);
         let result = loop {
             let rings = self.rings.load(SeqCst);
             if self.sleepers.load(SeqCst) == 0 {
@@ -74,12 +74,12 @@ impl Bell {
             }
             let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
             if left.is_some_and(|left| left.is_zero()) {
-                break attempt(Look::Thorough);
+                break attempt(Probe::CheckOwners);
             }
             if futex::wait(&self.rings, rings, left.map_or(tick, |left| left.min(tick))) {
-                look = Look::Quick;
+                look = Probe::Fast;
             } else {
-                look = Look::Thorough;
+                look = Probe::CheckOwners;
                 tick = (2 * tick).min(LAST_TICK);
             }
         };
@@ -94,7 +94,7 @@ impl Bell {
             self.rings.fetch_add(1, SeqCst);
             if futex::wake(&self.rings, most) > 0 {
                 self.vain.store(0, Relaxed);
-            } else if self.vain.fetch_add(1, Relaxed) >= VAIN {
+            } else if self.vain.fetch_add(1, Relaxed) >= MAX_EMPTY_NOTIFIES {
                 self.vain.store(0, Relaxed);
                 self.sleepers.store(0, SeqCst);
             }
@@ -121,7 +121,7 @@ mod loom_model {
         let mut builder = loom::model::Builder::new();
         builder.preemption_bound = Some(3);
         builder.check(move || {
-            let shared = Arc::new((Bell::default(), AtomicU32::default()));
+            let shared = Arc::new((EventCount::default(), AtomicU32::default()));
             let waiting: Vec<_> = (0..waiters)
                 .map(|_| {
                     let shared = Arc::clone(&shared);
