@@ -1,5 +1,10 @@
-//! Channels between processes. This file owns the two ends; [`log`] has the messages, and
-//! [`os::pipe`](crate::os::pipe) tells whether anybody has the other end.
+//! Channels between processes: [`unbounded`] and [`bounded`] make the two ends.
+//!
+//! Errors are named as in `crossbeam-channel`. A receiver's iterator returns messages that can't be decoded as
+//! errors.
+
+// This file owns the two ends; `log` has the messages, and `os::pipe` tells whether any process has the
+// other end.
 
 mod error;
 mod log;
@@ -221,17 +226,17 @@ impl End {
         self.object.head()
     }
 
-    /// Does `attempt` until it gives something, for as long as may be. The bell is rung when it is worth
+    /// Does `attempt` until it gives something, for as long as may be. The eventcount is rung when it is worth
     /// another attempt.
     fn wait<R>(
-        bell: &EventCount,
+        eventcount: &EventCount,
         patience: WaitPolicy,
         mut attempt: impl FnMut(Probe) -> Option<R>,
     ) -> Option<R> {
         match patience {
             WaitPolicy::None => attempt(Probe::Fast).or_else(|| attempt(Probe::CheckOwners)),
-            WaitPolicy::Until(deadline) => bell.wait(Some(deadline), attempt),
-            WaitPolicy::Endless => bell.wait(None, attempt),
+            WaitPolicy::Until(deadline) => eventcount.wait(Some(deadline), attempt),
+            WaitPolicy::Endless => eventcount.wait(None, attempt),
         }
     }
 
@@ -256,7 +261,7 @@ impl End {
         }
         let written = self.log.write(&head.sender, message);
         drop(guard);
-        head.arrival.0.ring(1);
+        head.arrival.0.notify(1);
         Some(written.map_err(|error| match error {
             LogError::Corrupt => SendErrorReason::Corrupt,
             LogError::System(error) => SendErrorReason::System(error.to_string()),
@@ -284,7 +289,7 @@ impl End {
         match read {
             Ok(false) => return None,
             Ok(true) if head.capacity.load(Relaxed) == u64::MAX => {}
-            _ => head.room.0.ring(1),
+            _ => head.room.0.notify(1),
         }
         Some(read.map(drop).map_err(|error| match error {
             LogError::Corrupt => RecvError::Corrupt,
@@ -343,8 +348,8 @@ impl Drop for End {
         let head = self.head();
         head.gone[self.role as usize].fetch_add(1, SeqCst);
         match self.role {
-            Role::Sender => head.arrival.0.ring(u32::MAX),
-            Role::Receiver => head.room.0.ring(u32::MAX),
+            Role::Sender => head.arrival.0.notify(u32::MAX),
+            Role::Receiver => head.room.0.notify(u32::MAX),
         }
     }
 }

@@ -400,7 +400,7 @@ impl PoolBuilder {
         let inline_limit = check_system(config.workers)?;
         let slots = config.workers;
         config.observers.start().map_err(Error::system("a thread"))?;
-        let orders = SupervisorHandle::new(wires.bell);
+        let orders = SupervisorHandle::new(wires.waker);
         let shared = Arc::new(PoolState::new(config, orders, inline_limit));
         let pool = Pool::of(Arc::clone(&shared), options, Keeper::Own(wires.writer));
         // The supervisor's, or a slot's driver's.

@@ -443,8 +443,8 @@ impl Pool {
     }
 
     /// [Closes](Self::close) the pool, and waits until all that was submitted is done, the workers
-    /// have ended, the callbacks have been called, and [`on_event`](PoolBuilder::on_event) has heard of
-    /// all that. In a waker or in what [`env_per_worker`](PoolBuilder::env_per_worker) is given, which
+    /// have ended, the callbacks have been called, and [`on_event`](crate::PoolBuilder::on_event) has heard of
+    /// all that. In a waker or in what [`env_per_worker`](crate::PoolBuilder::env_per_worker) is given, which
     /// the pool's own threads call, it returns at once, as [`terminate`](Self::terminate) does.
     pub fn join(&self) {
         if self.shared().forked().is_some() {

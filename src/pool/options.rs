@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Options of tasks, for [`Pool::with_options`](super::Pool::with_options). What is not set is as the pool has it.
+/// Options of tasks, for [`Pool::with_options`](crate::Pool::with_options). What is not set is as the pool has it.
 ///
 /// ```no_run
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -34,7 +34,7 @@ impl<R> Report<R> {
     }
 }
 
-/// One of a pool's workers, from [`Pool::workers`].
+/// One of a pool's workers, from [`Pool::workers`](crate::Pool::workers).
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct WorkerInfo {
@@ -68,7 +68,7 @@ pub enum WorkerState {
     Busy,
 }
 
-/// How much a pool has done and has to do, in tasks; from [`Pool::stats`].
+/// How much a pool has done and has to do, in tasks; from [`Pool::stats`](crate::Pool::stats).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {

@@ -72,12 +72,12 @@ struct Membership {
     place: OnceLock<Option<usize>>,
 }
 
-/// All but the bell is changed by who has the lock.
+/// All but the eventcount is changed by who has the lock.
 #[derive(Debug)]
 #[repr(C)]
 struct Head {
     lock: RawLock,
-    bell: EventCount,
+    eventcount: EventCount,
     parties: AtomicU32,
     /// How many wait.
     arrived: AtomicU32,
@@ -146,14 +146,14 @@ impl Barrier {
         head.round.fetch_add(1 << 32, SeqCst);
         head.is_broken.store(0, SeqCst);
         drop(guard);
-        head.bell.ring(u32::MAX);
+        head.eventcount.notify(u32::MAX);
     }
 
     /// Breaks the barrier for all: those who wait, and those who come, get [`BarrierError::Broken`]
     /// until it is [reset](Self::reset). For a participant that can't come any more.
     pub fn abort(&self) {
         self.head().is_broken.store(1, SeqCst);
-        self.head().bell.ring(u32::MAX);
+        self.head().eventcount.notify(u32::MAX);
     }
 
     /// Whether it is broken.
@@ -177,12 +177,12 @@ impl Barrier {
             head.arrived.store(0, SeqCst);
             head.round.store(next(round), SeqCst);
             drop(guard);
-            head.bell.ring(u32::MAX);
+            head.eventcount.notify(u32::MAX);
             return Ok(true);
         }
         head.arrived.store(arrived, SeqCst);
         drop(guard);
-        let passed = head.bell.wait(deadline, |look| {
+        let passed = head.eventcount.wait(deadline, |look| {
             let now = head.round.load(SeqCst);
             if now != round {
                 let was_reset = now >> 32 != round >> 32;
@@ -231,7 +231,7 @@ impl Membership {
             head.is_broken.store(1, SeqCst);
         }
         drop(guard);
-        head.bell.ring(u32::MAX);
+        head.eventcount.notify(u32::MAX);
         is_current
     }
 

@@ -37,7 +37,7 @@ pub struct Event(Object<Head>);
 #[repr(C)]
 struct Head {
     is_set: AtomicU32,
-    bell: EventCount,
+    eventcount: EventCount,
 }
 
 // SAFETY: it is made of atomics.
@@ -56,7 +56,7 @@ impl Event {
     /// Has it happen: all who wait go on.
     pub fn set(&self) {
         self.0.head().is_set.store(1, SeqCst);
-        self.0.head().bell.ring(u32::MAX);
+        self.0.head().eventcount.notify(u32::MAX);
     }
 
     /// Has it not happened: who waits from now on waits for the next [`set`](Self::set).
@@ -80,6 +80,6 @@ impl Event {
     }
 
     fn wait_until(&self, deadline: Option<Instant>) -> bool {
-        self.0.head().bell.wait(deadline, |_| self.is_set().then_some(())).is_some()
+        self.0.head().eventcount.wait(deadline, |_| self.is_set().then_some(())).is_some()
     }
 }

@@ -24,15 +24,15 @@ const LAST_TICK: Duration = Duration::from_millis(16);
 #[repr(C)]
 pub(crate) struct EventCount {
     /// Changes with each ring.
-    rings: AtomicU32,
-    /// How many wait, or more than do, where some have been killed: then rings cost a system call for
+    epoch: AtomicU32,
+    /// How many wait, or more than do, where some have been killed: then epoch cost a system call for
     /// nothing.
-    sleepers: AtomicU32,
-    /// How many rings in a row have woken nobody.
+    waiters: AtomicU32,
+    /// How many epoch in a row have woken nobody.
     vain: AtomicU32,
 }
 
-/// After so many rings that have woken nobody it is taken that nobody waits. One who does after all is
+/// After so many epoch that have woken nobody it is taken that nobody waits. One who does after all is
 /// late by a tick.
 const MAX_EMPTY_NOTIFIES: u32 = 64;
 
@@ -49,7 +49,7 @@ pub(crate) enum Probe {
 
 impl EventCount {
     /// Calls `attempt` until it gives something, or until the deadline. What it looks at is changed
-    /// before the bell is rung.
+    /// before the eventcount is rung.
     pub(crate) fn wait<R>(
         &self,
         deadline: Option<Instant>,
@@ -61,13 +61,13 @@ impl EventCount {
             }
             std::hint::spin_loop();
         }
-        // Announced before the last look, so that who changes something after that look rings.
-        self.sleepers.fetch_add(1, SeqCst);
+        // Announced before the last look, so that who changes something after that look epoch.
+        self.waiters.fetch_add(1, SeqCst);
         let (mut tick, mut look) = (FIRST_TICK, Probe::Fast);
         let result = loop {
-            let rings = self.rings.load(SeqCst);
-            if self.sleepers.load(SeqCst) == 0 {
-                self.sleepers.fetch_add(1, SeqCst);
+            let epoch = self.epoch.load(SeqCst);
+            if self.waiters.load(SeqCst) == 0 {
+                self.waiters.fetch_add(1, SeqCst);
             }
             if let Some(result) = attempt(look) {
                 break Some(result);
@@ -76,27 +76,27 @@ impl EventCount {
             if left.is_some_and(|left| left.is_zero()) {
                 break attempt(Probe::CheckOwners);
             }
-            if futex::wait(&self.rings, rings, left.map_or(tick, |left| left.min(tick))) {
+            if futex::wait(&self.epoch, epoch, left.map_or(tick, |left| left.min(tick))) {
                 look = Probe::Fast;
             } else {
                 look = Probe::CheckOwners;
                 tick = (2 * tick).min(LAST_TICK);
             }
         };
-        let one_less = |sleepers: u32| sleepers.checked_sub(1);
-        let _ = self.sleepers.fetch_update(SeqCst, SeqCst, one_less);
+        let one_less = |waiters: u32| waiters.checked_sub(1);
+        let _ = self.waiters.fetch_update(SeqCst, SeqCst, one_less);
         result
     }
 
     /// Wakes up to `most` of those who wait.
-    pub(crate) fn ring(&self, most: u32) {
-        if self.sleepers.load(SeqCst) > 0 {
-            self.rings.fetch_add(1, SeqCst);
-            if futex::wake(&self.rings, most) > 0 {
+    pub(crate) fn notify(&self, most: u32) {
+        if self.waiters.load(SeqCst) > 0 {
+            self.epoch.fetch_add(1, SeqCst);
+            if futex::wake(&self.epoch, most) > 0 {
                 self.vain.store(0, Relaxed);
             } else if self.vain.fetch_add(1, Relaxed) >= MAX_EMPTY_NOTIFIES {
                 self.vain.store(0, Relaxed);
-                self.sleepers.store(0, SeqCst);
+                self.waiters.store(0, SeqCst);
             }
         }
     }
@@ -108,7 +108,7 @@ pub(crate) fn deadline(limit: Duration) -> Option<Instant> {
 }
 
 /// On the code itself, with a [futex](futex) whose sleeps have no limit: the ticks, which would hide a
-/// wake-up that is lost, are not modelled, nor is the count of rings in vain, which takes 64 of them.
+/// wake-up that is lost, are not modelled, nor is the count of epoch in vain, which takes 64 of them.
 #[cfg(all(test, loom))]
 mod loom_model {
     use loom::sync::Arc;
@@ -117,7 +117,7 @@ mod loom_model {
     use super::*;
 
     /// So many threads wait for so many permits, each of which is made known by one ring for `most`.
-    fn model(waiters: u32, rings: u32, most: u32) {
+    fn model(waiters: u32, epoch: u32, most: u32) {
         let mut builder = loom::model::Builder::new();
         builder.preemption_bound = Some(3);
         builder.check(move || {
@@ -126,23 +126,23 @@ mod loom_model {
                 .map(|_| {
                     let shared = Arc::clone(&shared);
                     spawn(move || {
-                        let (bell, permits) = &*shared;
-                        bell.wait(None, |_| {
+                        let (eventcount, permits) = &*shared;
+                        eventcount.wait(None, |_| {
                             let one_less = |permits: u32| permits.checked_sub(1);
                             permits.fetch_update(SeqCst, SeqCst, one_less).ok()
                         })
                     })
                 })
                 .collect();
-            let (bell, permits) = &*shared;
-            for _ in 0..rings {
-                permits.fetch_add(waiters / rings, SeqCst);
-                bell.ring(most);
+            let (eventcount, permits) = &*shared;
+            for _ in 0..epoch {
+                permits.fetch_add(waiters / epoch, SeqCst);
+                eventcount.notify(most);
             }
             for waiter in waiting {
                 assert!(waiter.join().unwrap().is_some());
             }
-            assert_eq!(bell.sleepers.load(SeqCst), 0);
+            assert_eq!(eventcount.waiters.load(SeqCst), 0);
         });
     }
 

@@ -150,7 +150,7 @@ impl<T: ?Sized + fmt::Debug> fmt::Debug for LockGuard<'_, T> {
 pub(crate) struct RawLock {
     /// Zero, or who has it.
     owner: AtomicU64,
-    bell: EventCount,
+    eventcount: EventCount,
     /// The PID of the last owner, if it panicked and the next one has not been told; else zero.
     /// Changed by the owner alone.
     panicked: AtomicU32,
@@ -173,7 +173,7 @@ impl RawLock {
     }
 
     pub(crate) fn lock_until(&self, deadline: Option<Instant>) -> Option<LockGuard<'_>> {
-        self.bell.wait(deadline, |look| self.acquire(look))
+        self.eventcount.wait(deadline, |look| self.acquire(look))
     }
 
     fn acquire(&self, look: Probe) -> Option<LockGuard<'_>> {
@@ -186,7 +186,7 @@ impl RawLock {
 
     fn release(&self) {
         self.owner.store(0, SeqCst);
-        self.bell.ring(1);
+        self.eventcount.notify(1);
     }
 }
 

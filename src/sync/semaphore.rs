@@ -85,9 +85,13 @@ impl Semaphore {
 }
 
 /// Takes the first permit that no process has.
-fn take_one<'a>(owners: &'a [AtomicU64], bell: &'a EventCount, look: Probe) -> Option<Permit<'a>> {
+fn take_one<'a>(
+    owners: &'a [AtomicU64],
+    eventcount: &'a EventCount,
+    look: Probe,
+) -> Option<Permit<'a>> {
     let owner = owners.iter().find(|owner| take(owner, look).is_some())?;
-    Some(Permit { owner, bell })
+    Some(Permit { owner, eventcount })
 }
 
 /// Having one of a [`Semaphore`]'s permits; gives it back when it is dropped.
@@ -95,13 +99,13 @@ fn take_one<'a>(owners: &'a [AtomicU64], bell: &'a EventCount, look: Probe) -> O
 #[must_use = "a permit that is dropped is given back"]
 pub struct Permit<'a> {
     owner: &'a AtomicU64,
-    bell: &'a EventCount,
+    eventcount: &'a EventCount,
 }
 
 impl Drop for Permit<'_> {
     fn drop(&mut self) {
         self.owner.store(0, SeqCst);
-        self.bell.ring(1);
+        self.eventcount.notify(1);
     }
 }
 
@@ -123,8 +127,8 @@ mod loom_model {
                 let owners: Vec<_> = (0..permits).map(|_| AtomicU64::default()).collect();
                 let shared = Arc::new((owners, EventCount::default(), AtomicU64::default()));
                 let hold = |shared: Arc<(Vec<AtomicU64>, EventCount, AtomicU64)>| {
-                    let (owners, bell, held) = &*shared;
-                    let permit = bell.wait(None, |look| take_one(owners, bell, look));
+                    let (owners, eventcount, held) = &*shared;
+                    let permit = eventcount.wait(None, |look| take_one(owners, eventcount, look));
                     assert!(held.fetch_add(1, SeqCst) < owners.len() as u64);
                     let _ = held.fetch_update(SeqCst, SeqCst, |held| held.checked_sub(1));
                     drop(permit);

@@ -62,7 +62,7 @@ impl Failure {
     }
 }
 
-/// An item's outcome with all that is known about it; see [`Report`](super::Report).
+/// An item's outcome with all that is known about it; see [`Report`](crate::Report).
 #[derive(Debug)]
 pub(crate) struct Outcome<R> {
     pub(crate) number: u64,
@@ -176,7 +176,9 @@ fn decode<R: DeserializeOwned>(mut raw: RawOutcome<'_>) -> Result<R, (TaskErrorK
         }
         // Numbers and the like never come by themselves.
         _ => {
-            return Err(failure(raw).unwrap_or((decode_error("is missing".to_owned()), DidRun::Yes)));
+            return Err(
+                failure(raw).unwrap_or((decode_error("is missing".to_owned()), DidRun::Yes))
+            );
         }
     };
     decoded.map_err(|reason| (decode_error(reason), DidRun::Yes))

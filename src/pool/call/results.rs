@@ -25,8 +25,8 @@ pub(crate) enum Order {
     Completion,
 }
 
-/// Results as an iterator, from [`Pool::imap`](super::Pool::imap) in the input's order, from
-/// [`Pool::imap_unordered`](super::Pool::imap_unordered) as they come.
+/// Results as an iterator, from [`Pool::imap`](crate::Pool::imap) in the input's order, from
+/// [`Pool::imap_unordered`](crate::Pool::imap_unordered) as they come.
 ///
 /// The input is read as results are taken, a bounded window ahead. Where reading it panics, the
 /// earlier results come first, then the panic goes on. Dropping the iterator cancels what is left.

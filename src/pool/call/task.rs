@@ -19,8 +19,8 @@ use crate::pool::observe::events::{Deferred, EventKind};
 use crate::pool::schedule::state::PoolState;
 use crate::pool::types::Report;
 
-/// Something that was submitted: one call ([`Pool::apply_async`](super::Pool::apply_async)), or one
-/// over many items ([`Pool::map_async`](super::Pool::map_async), where `R` is a `Vec`).
+/// Something that was submitted: one call ([`Pool::apply_async`](crate::Pool::apply_async)), or one
+/// over many items ([`Pool::map_async`](crate::Pool::map_async), where `R` is a `Vec`).
 ///
 /// It is a [`Future`] too, which needs no particular runtime. A task whose handle is dropped goes
 /// on; nobody learns of its result then.

@@ -14,14 +14,14 @@ use crate::error::Error;
 use crate::os::process::PerProcess;
 use crate::os::signals;
 use crate::pool::config::STACK;
-use crate::pool::process::orders::{Bell, SupervisorHandle};
+use crate::pool::process::orders::{SupervisorHandle, Waker};
 use crate::pool::process::supervisor::{self, Supervisor};
 use crate::pool::schedule::state::{self, PoolState};
 
 /// What a supervisor's thread needs of the system.
 #[derive(Debug)]
 pub(crate) struct Wires {
-    pub(crate) bell: Arc<Bell>,
+    pub(crate) waker: Arc<Waker>,
     /// The workers' end of the liveness pipe.
     pub(crate) reader: Arc<OwnedFd>,
     pub(crate) writer: OwnedFd,
@@ -29,12 +29,12 @@ pub(crate) struct Wires {
 
 impl Wires {
     pub(crate) fn new() -> Result<Self, Error> {
-        let bell =
-            Bell::new().map_err(Error::system("eventfd2, with which its supervisor is woken"))?;
+        let waker =
+            Waker::new().map_err(Error::system("eventfd2, with which its supervisor is woken"))?;
         let (reader, writer) =
             std::io::pipe().map_err(Error::system("pipe2, whose end ends the workers"))?;
         let reader = Arc::new(reader.into());
-        Ok(Self { bell: Arc::new(bell), reader, writer: writer.into() })
+        Ok(Self { waker: Arc::new(waker), reader, writer: writer.into() })
     }
 }
 
@@ -58,7 +58,7 @@ impl Common {
         state::serve();
         let mut supervisors = Vec::new();
         loop {
-            self.wires.bell.drain_eventfd();
+            self.wires.waker.drain_eventfd();
             // In this order: what was brought in before the end is seen to.
             let is_over = self.is_over.load(Ordering::Acquire);
             supervisors.extend(self.newcomers().drain(..).map(Supervisor::new));
@@ -66,7 +66,7 @@ impl Common {
             if is_over && supervisors.is_empty() {
                 return;
             }
-            supervisor::sleep(&mut supervisors, &self.wires.bell, wake);
+            supervisor::sleep(&mut supervisors, &self.wires.waker, wake);
         }
     }
 }
@@ -121,14 +121,14 @@ impl Membership {
 
     /// Returns what the supervisor is asked for by a pool.
     pub(crate) fn orders(&self) -> SupervisorHandle {
-        SupervisorHandle::new(Arc::clone(&self.common.wires.bell))
+        SupervisorHandle::new(Arc::clone(&self.common.wires.waker))
     }
 
     /// Has the supervisor start the pool's process and see to its end.
     pub(crate) fn supervise(&self, shared: &Arc<PoolState>) {
         shared.set_supervised(true);
         self.common.newcomers().push(Arc::clone(shared));
-        self.common.wires.bell.ring();
+        self.common.wires.waker.ring();
     }
 }
 
@@ -147,7 +147,7 @@ impl Drop for Membership {
         }
         drop(current);
         last.common.is_over.store(true, Ordering::Release);
-        last.common.wires.bell.ring();
+        last.common.wires.waker.ring();
         // A thread that pools need must not wait, and the supervisor ends by itself.
         if !state::is_serving() {
             let _ = last.thread.join();

@@ -14,18 +14,18 @@ use rustix::process::Signal;
 pub(crate) struct SupervisorHandle {
     pub(super) signals: Mutex<Vec<Signal>>,
     pub(super) signaled: Condvar,
-    pub(super) bell: Arc<Bell>,
+    pub(super) waker: Arc<Waker>,
     /// When the supervisor will next look at the time limits, on the monotonic clock.
     pub(super) next_look: AtomicU64,
 }
 
 impl SupervisorHandle {
-    /// For a supervisor that this bell wakes.
-    pub(crate) fn new(bell: Arc<Bell>) -> Self {
+    /// For a supervisor that this waker wakes.
+    pub(crate) fn new(waker: Arc<Waker>) -> Self {
         Self {
             signals: Mutex::default(),
             signaled: Condvar::new(),
-            bell,
+            waker,
             next_look: AtomicU64::new(u64::MAX),
         }
     }
@@ -52,15 +52,15 @@ impl SupervisorHandle {
 
     /// Wakes the supervisor.
     pub(crate) fn ring(&self) {
-        self.bell.ring();
+        self.waker.ring();
     }
 }
 
 /// Wakes a supervisor's thread.
 #[derive(Debug)]
-pub(crate) struct Bell(pub(super) OwnedFd);
+pub(crate) struct Waker(pub(super) OwnedFd);
 
-impl Bell {
+impl Waker {
     pub(crate) fn new() -> std::io::Result<Self> {
         Ok(Self(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
     }

@@ -25,7 +25,7 @@ use crate::os::observe;
 use crate::os::process::{CaptureFile, Child, OutputMode};
 use crate::pool::observe::callbacks::contain;
 use crate::pool::observe::events::EventKind;
-use crate::pool::process::orders::Bell;
+use crate::pool::process::orders::Waker;
 use crate::pool::process::worker::{KillReason, PendingWorker, Process, RETIRE_GRACE};
 use crate::pool::schedule::slots::SpawnDecision;
 use crate::pool::schedule::state::PoolState;
@@ -50,12 +50,12 @@ struct Supervised {
 pub(crate) fn supervise(shared: &Arc<PoolState>) {
     let mut supervisors = vec![Supervisor::new(Arc::clone(shared))];
     loop {
-        shared.orders.bell.drain_eventfd();
+        shared.orders.waker.drain_eventfd();
         let wake = work(&mut supervisors);
         if supervisors.is_empty() {
             return;
         }
-        sleep(&mut supervisors, &shared.orders.bell, wake);
+        sleep(&mut supervisors, &shared.orders.waker, wake);
     }
 }
 
@@ -325,7 +325,7 @@ impl Supervisor {
 }
 
 /// Sleeps until `wake`, a ring, or the end of a process, and sees to those that have ended.
-pub(crate) fn sleep(supervisors: &mut [Supervisor], bell: &Bell, wake: Option<Instant>) {
+pub(crate) fn sleep(supervisors: &mut [Supervisor], waker: &Waker, wake: Option<Instant>) {
     let left = wake.map(|wake| wake.saturating_duration_since(Instant::now()));
     let left = left.map(|left| Timespec {
         tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
@@ -335,9 +335,9 @@ pub(crate) fn sleep(supervisors: &mut [Supervisor], bell: &Bell, wake: Option<In
         let supervised = supervisors.iter().flat_map(|supervisor| &supervisor.supervised);
         supervised.map(|supervised_process| &supervised_process.process.child)
     };
-    let bell = PollFd::new(&bell.0, PollFlags::IN);
+    let waker = PollFd::new(&waker.0, PollFlags::IN);
     let pidfds = children().map(|child| PollFd::from_borrowed_fd(child.pidfd(), PollFlags::IN));
-    let mut fds: Vec<_> = std::iter::once(bell).chain(pidfds).collect();
+    let mut fds: Vec<_> = std::iter::once(waker).chain(pidfds).collect();
     let has_ended: Vec<bool> = match poll(&mut fds, left.as_ref()) {
         Ok(_) => fds[1..].iter().map(|fd| !fd.revents().is_empty()).collect(),
         Err(rustix::io::Errno::INTR) => return,
