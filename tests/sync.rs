@@ -4,7 +4,7 @@
 mod support;
 
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::SeqCst};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use procpool::channel::{Receiver, Sender, bounded, unbounded};
 use procpool::shared::{SharedArray, SharedSlice, SharedValue};
@@ -484,4 +484,45 @@ fn overwritten_objects() {
             }
         }
     }
+}
+
+#[test]
+fn a_guard_waits_while_a_condition_holds_and_others_change_what_it_guards() {
+    fn turns((value, mine): (SharedValue<u64>, u64)) -> u64 {
+        for _ in 0..200 {
+            let mut value = value.lock().wait_while(|value| *value % 2 != mine);
+            *value += 1;
+        }
+        std::process::id().into()
+    }
+    let pool = Pool::new(2).unwrap();
+    let value = SharedValue::new(0u64).unwrap();
+    let tasks = pool.map_async(turns, [0, 1].map(|mine| (value.clone(), mine)));
+    let guard = value.lock().wait_while_timeout(SOON, |value| *value < 400).unwrap();
+    assert_eq!(*guard, 400);
+    drop(guard);
+    let pids = tasks.get().unwrap();
+    assert_ne!(pids[0], pids[1]);
+}
+
+#[test]
+fn a_wait_for_a_condition_ends_with_its_limit_and_learns_of_an_owner_that_died() {
+    let value = SharedValue::new(1u64).unwrap();
+    let begun = Instant::now();
+    let guard = value.lock().wait_while_timeout(Duration::from_millis(30), |value| *value > 0);
+    assert!(guard.is_err() && begun.elapsed() >= Duration::from_millis(30));
+    drop(guard);
+
+    fn die(value: SharedValue<u64>) {
+        *value.lock() = 0;
+        let _guard = value.lock();
+        std::process::abort();
+    }
+    let task = Pool::new(1).unwrap();
+    let died = task.apply_async(die, value.clone());
+    let guard = value.lock().wait_while_timeout(SOON, |value| *value > 0).unwrap();
+    drop(guard);
+    assert!(died.get().is_err());
+    // The one that died may have had the lock again by then.
+    assert!(value.lock_timeout(SOON).is_some());
 }

@@ -109,6 +109,67 @@ impl<'a, T: ?Sized> LockGuard<'a, T> {
     }
 }
 
+impl<T: ?Sized> LockGuard<'_, T> {
+    /// Releases the lock and blocks while `condition` returns true, as `Condvar::wait_while` of the
+    /// standard library does. The lock is held again when this returns, and whenever `condition` is
+    /// called: first at once, then after another guard of this lock was released.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use procpool::Pool;
+    /// use procpool::shared::SharedValue;
+    ///
+    /// fn finish(left: SharedValue<u64>) {
+    ///     *left.lock() -= 1;
+    /// }
+    ///
+    /// let pool = Pool::new(4)?;
+    /// let left = SharedValue::new(8u64)?;
+    /// let tasks = pool.map_async(finish, vec![left.clone(); 8]);
+    /// let done = left.lock().wait_while(|left| *left > 0);
+    /// assert_eq!(*done, 0);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// If a process dies while it holds the lock, the condition is checked again some milliseconds later,
+    /// and [`abandoned_by`](Self::abandoned_by) tells. If all processes that could make the condition
+    /// false have ended, this blocks for ever: use [`wait_while_timeout`](Self::wait_while_timeout).
+    pub fn wait_while(mut self, mut condition: impl FnMut(&mut T) -> bool) -> Self {
+        self.wait_until(None, &mut condition);
+        self
+    }
+
+    /// As [`wait_while`](Self::wait_while), for at most `limit`.
+    ///
+    /// # Errors
+    ///
+    /// The guard, if the condition still holds by then.
+    pub fn wait_while_timeout(
+        mut self,
+        limit: Duration,
+        mut condition: impl FnMut(&mut T) -> bool,
+    ) -> Result<Self, Self> {
+        if self.wait_until(deadline(limit), &mut condition) { Ok(self) } else { Err(self) }
+    }
+
+    /// Returns whether the condition has become false before the deadline.
+    fn wait_until(
+        &mut self,
+        deadline: Option<Instant>,
+        condition: &mut impl FnMut(&mut T) -> bool,
+    ) -> bool {
+        while condition(self) {
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return false;
+            }
+            // No panic can happen until the lock is held again.
+            self.previous = self.lock.wait_release(deadline).or(self.previous);
+        }
+        true
+    }
+}
+
 impl<T: ?Sized> Deref for LockGuard<'_, T> {
     type Target = T;
 
@@ -151,6 +212,9 @@ pub(crate) struct RawLock {
     /// Zero, or who has it.
     owner: AtomicU64,
     eventcount: EventCount,
+    /// Counts releases, for those who wait for one.
+    releases: AtomicU32,
+    released: EventCount,
     /// The PID of the last owner, if it panicked and the next one has not been told; else zero.
     /// Changed by the owner alone.
     panicked: AtomicU32,
@@ -185,8 +249,30 @@ impl RawLock {
     }
 
     fn release(&self) {
+        self.releases.fetch_add(1, SeqCst);
         self.owner.store(0, SeqCst);
         self.eventcount.notify(1);
+        self.released.notify(u32::MAX);
+    }
+
+    /// Releases the lock, which this thread holds, waits until another holder has released it or has died,
+    /// and acquires it again. Returns the PID of a holder that has died or panicked.
+    fn wait_release(&self, deadline: Option<Instant>) -> Option<u32> {
+        // Read while the lock is held: a release that comes before the wait counts.
+        let seen = self.releases.load(SeqCst).wrapping_add(1);
+        self.release();
+        let is_dead = || {
+            let owner = Owner::from_word(self.owner.load(SeqCst));
+            owner.is_some_and(|owner| !owner.is_alive())
+        };
+        self.released.wait(deadline, |probe| {
+            let is_over = self.releases.load(SeqCst) != seen;
+            (is_over || (probe == Probe::CheckOwners && is_dead())).then_some(())
+        });
+        let guard = self.lock();
+        let previous = guard.previous;
+        std::mem::forget(guard);
+        previous
     }
 }
 
