@@ -382,7 +382,7 @@ impl PoolBuilder {
         self
     }
 
-    /// Starts the workers and returns once the first one has connected. The others may still be starting.
+    /// Starts all workers and returns once the first one has connected.
     ///
     /// # Errors
     ///

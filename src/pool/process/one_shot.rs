@@ -102,7 +102,7 @@ impl<R> Process<R> {
         self.child.pid()
     }
 
-    /// What it is called in `ps` and `top`.
+    /// Returns the child's name in `ps` and `top`.
     pub fn name(&self) -> &str {
         &self.pool.shared().config.name
     }
