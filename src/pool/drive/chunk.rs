@@ -569,7 +569,7 @@ impl<'a> Reporter<'a> {
 /// How to wait awake for a chunk whose answer is likely to come soon.
 pub(crate) struct SpinWait<'a> {
     /// How long to stay awake for it.
-    pub(crate) patience: Duration,
+    pub(crate) spin_for: Duration,
     /// Called if it hasn't come by then.
     pub(crate) late: &'a dyn Fn(),
 }
@@ -748,7 +748,7 @@ fn receive(
     };
     let sequence = worker.sequence;
     let mut late = awake.as_ref().map(|awake| awake.late);
-    if awake.is_some_and(|awake| !worker.listen(awake.patience))
+    if awake.is_some_and(|awake| !worker.listen(awake.spin_for))
         && let Some(late) = late.take()
     {
         late();

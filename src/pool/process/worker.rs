@@ -439,8 +439,8 @@ impl Worker {
     }
 
     /// Stays awake for a reply, for at most so long; whether there is one.
-    pub(crate) fn listen(&mut self, patience: Duration) -> bool {
-        self.waiter.spin_until(self.lane.replies(), patience)
+    pub(crate) fn listen(&mut self, limit: Duration) -> bool {
+        self.waiter.spin_until(self.lane.replies(), limit)
     }
 
     /// Waits for a reply; [`Process::publish_exit`] ends the wait for a process that dies.

@@ -144,7 +144,7 @@ pub(crate) struct RunTicket {
     /// The limiter's period, if the tasks are short.
     pub(super) brisk: Option<Period>,
     /// How long to spin for the reply, if it is expected soon.
-    pub(super) patience: Option<Duration>,
+    pub(super) spin_for: Option<Duration>,
 }
 
 impl PoolState {
