@@ -1,4 +1,4 @@
-//! How a pool is set up.
+//! Configures and builds a pool.
 
 use std::ffi::OsString;
 use std::num::NonZero;
@@ -30,13 +30,13 @@ use crate::pool::process::orders::SupervisorHandle;
 use crate::pool::process::supervisor;
 use crate::pool::schedule::state::{self, PoolState};
 
-/// A worker takes this much memory in bytes at the least, with what is shared.
+/// Minimum memory of a worker in bytes, shared memory included.
 const LEAST_MEMORY: u64 = 8 << 20;
 
-/// File descriptors that a pool takes for itself, or for a moment while a worker starts.
+/// File descriptors that a pool needs for itself, or temporarily while a worker starts.
 const SPARE_FDS: u64 = 12;
 
-/// Sets up a [`Pool`]; made by [`Pool::builder`].
+/// Builder of a [`Pool`], from [`Pool::builder`].
 ///
 /// ```no_run
 /// # fn main() -> Result<(), procpool::Error> {
@@ -53,33 +53,33 @@ const SPARE_FDS: u64 = 12;
 /// ```
 #[must_use = "a builder does nothing until `build` is called"]
 pub struct PoolBuilder {
-    /// 0: as many as this process may use CPUs.
+    /// 0: the number of CPUs available to this process.
     workers: usize,
-    /// "procpool".
+    /// Default: "procpool".
     name: String,
     initializer: Option<InitializerSetup>,
     options: TaskOptions,
-    /// `None`: grows with what the tasks need.
+    /// `None`: adapts to the tasks.
     window: Option<u64>,
-    /// 30 s.
+    /// Default: 30 s.
     start_timeout: Duration,
     env: Vec<(OsString, OsString)>,
     env_per_worker: Vec<EnvPerWorker>,
     current_dir: Option<PathBuf>,
     output: OutputMode,
-    /// Zero: killed at once.
+    /// Zero: kills immediately.
     kill_grace: Duration,
     max_tasks: Option<u64>,
     max_memory: Option<u64>,
     idle_timeout: Option<Duration>,
-    /// 1.
+    /// Default: 1.
     min_workers: usize,
     limits: Limits,
     nice: i32,
     pin_cpus: bool,
-    /// Whether another worker takes the place of one that is lost.
+    /// Whether a lost worker is replaced.
     replaces: bool,
-    /// `None`: another each time.
+    /// `None`: random.
     seed: Option<u64>,
     observers: Vec<Observer>,
 }
@@ -102,7 +102,7 @@ impl std::fmt::Debug for PoolBuilder {
 }
 
 impl Pool {
-    /// A pool of so many workers; 0: as many as this process may use CPUs.
+    /// Creates a pool of `workers` workers; 0 for the number of CPUs available to this process.
     ///
     /// # Errors
     ///
@@ -111,7 +111,7 @@ impl Pool {
         Self::builder().workers(workers).build()
     }
 
-    /// Sets up a pool.
+    /// Creates a builder with default options.
     pub fn builder() -> PoolBuilder {
         PoolBuilder::new()
     }
@@ -144,25 +144,24 @@ impl PoolBuilder {
         }
     }
 
-    /// How many workers there are. 0, as if it were not set: as many as this process may use CPUs,
-    /// by its affinity and its cgroup's quota.
+    /// Sets the number of workers. The default, also for 0, is the number of CPUs available to this process,
+    /// by its affinity mask and cgroup quota.
     pub fn workers(mut self, workers: usize) -> Self {
         self.workers = workers;
         self
     }
 
-    /// What the workers are called in `ps` and `top`: this name and their slot.
+    /// Sets the workers' name in `ps` and `top`, followed by the slot number. Default: "procpool".
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = name.into();
         self
     }
 
-    /// Has each worker call `f` with `argument` before its first task, also each that takes the
-    /// place of one that has died. What it returns is kept for the worker's tasks; see
-    /// [`with_state`](crate::with_state).
+    /// Runs `f(argument)` in each worker, replacements included, before its first task. Tasks access its
+    /// return value through [`with_state`](crate::with_state).
     ///
-    /// A worker whose initializer panics or dies is not used; after several attempts, with growing
-    /// pauses, the tasks that wait for a worker fail with
+    /// A worker whose initializer panics or dies is not used. The pool retries with growing delays; after
+    /// several failures, waiting tasks fail with
     /// [`TaskErrorKind::Initializer`](crate::TaskErrorKind::Initializer).
     ///
     /// ```no_run
@@ -190,7 +189,7 @@ impl PoolBuilder {
         let option = |value: String, remedy| Error::Option { option: "initializer", value, remedy };
         self.initializer = Some((|| {
             let call = FnRef::initializer(f).map_err(|error| {
-                option(error.to_string(), "pass a function of this program itself")
+                option(error.to_string(), "pass a function defined in this program")
             })?;
             let (mut bytes, mut attachments) = (Vec::new(), Attachments::default());
             protocol::encode_item(&mut bytes, &mut attachments, &argument).map_err(|error| {
@@ -202,60 +201,61 @@ impl PoolBuilder {
         self
     }
 
-    /// Kills the worker of a task that runs for longer than this; the task fails with
+    /// Kills the worker if a task runs longer than `limit`. The task fails with
     /// [`TaskErrorKind::TimedOut`](crate::TaskErrorKind::TimedOut).
     pub fn task_timeout(mut self, limit: Duration) -> Self {
         self.options.timeout = Some(limit);
         self
     }
 
-    /// Runs a task again, up to this many times, after its worker died or its time ran out; never
-    /// after a panic. Not set: never, since a task that has begun may have had effects.
+    /// Retries a task up to `times` times after its worker died or it timed out. A panic is never retried.
+    /// Default: 0, because a task that has started may have had side effects.
     pub fn retries(mut self, times: u32) -> Self {
         self.options.retries = Some(times);
         self
     }
 
-    /// Sends so many items to a worker at once. Not set: as many as take about a millisecond, as
-    /// measured.
+    /// Sends `items` items to a worker at once. Default: adaptive, about a millisecond of work by measured
+    /// cost.
     pub fn chunk_size(mut self, items: usize) -> Self {
         self.options = self.options.chunk_size(items);
         self
     }
 
-    /// How many items of an input may have been read without their results having been taken. Not
-    /// set: a few chunks for each worker.
+    /// Sets how far the input is read ahead: at most `items` items whose results have not been taken.
+    /// Default: a few chunks for each worker.
     pub fn window(mut self, items: usize) -> Self {
         self.window = Some(items as u64);
         self
     }
 
-    /// How long a worker may take from its start to the end of its initializer. Not set: 30 s.
+    /// Limits the time from a worker's start to the end of its initializer. Default: 30 s.
     pub fn start_timeout(mut self, limit: Duration) -> Self {
         self.start_timeout = limit;
         self
     }
 
-    /// Sets a variable in the workers' environment.
+    /// Sets an environment variable in the workers.
     ///
-    /// Libraries that start threads of their own would start as many in each worker as there are
-    /// CPUs. They are told of the worker's share instead (the CPUs divided by the workers, at least 1)
-    /// by `RAYON_NUM_THREADS`, `OMP_NUM_THREADS`, `OPENBLAS_NUM_THREADS`, `MKL_NUM_THREADS`,
-    /// `BLIS_NUM_THREADS`, `NUMEXPR_NUM_THREADS` and `NUMBA_NUM_THREADS`. One that is set in this
-    /// process's environment, or here, stays as it is.
+    /// Libraries with their own thread pools would start one thread per CPU in each worker. The pool limits
+    /// them to the worker's share (CPUs divided by workers, at least 1) through `RAYON_NUM_THREADS`,
+    /// `OMP_NUM_THREADS`, `OPENBLAS_NUM_THREADS`, `MKL_NUM_THREADS`, `BLIS_NUM_THREADS`,
+    /// `NUMEXPR_NUM_THREADS` and `NUMBA_NUM_THREADS`. A variable that is set here or in this process's
+    /// environment is left unchanged.
     pub fn env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
         self.env.push((name.into(), value.into()));
         self
     }
 
-    /// Sets variables in the environment of each worker, by its slot. May be set several times.
+    /// Sets environment variables for each worker: `env` returns them for a slot number. Can be called
+    /// several times.
     ///
     /// # Devices
     ///
-    /// That is how workers share GPUs: each sees one, under number 0, since libraries look at the
-    /// variable when they are opened. Open them in the [`initializer`](Self::initializer), which runs
-    /// in the worker, and never in the parent, which would take part of each device's memory and has
-    /// no use for it. A worker that takes the place of another in its slot has its device too.
+    /// This is how workers share GPUs. Each worker sees one GPU, as number 0, because GPU libraries read the
+    /// variable when they are initialized. Initialize them in the [`initializer`](Self::initializer), which
+    /// runs in the worker, and never in the parent, where they would occupy memory on every device. A
+    /// replacement worker gets the device of its slot.
     ///
     /// ```no_run
     /// # fn main() -> Result<(), procpool::Error> {
@@ -285,88 +285,85 @@ impl PoolBuilder {
         self
     }
 
-    /// Where the workers start. Not set: where this process is.
+    /// Sets the workers' working directory. Default: this process's.
     pub fn current_dir(mut self, dir: impl Into<PathBuf>) -> Self {
         self.current_dir = Some(dir.into());
         self
     }
 
-    /// Where the workers' standard output and standard error go. Not set: to where this process's
-    /// go.
+    /// Sets where the workers' stdout and stderr go. Default: inherited from this process.
     pub fn output(mut self, output: OutputMode) -> Self {
         self.output = output;
         self
     }
 
-    /// Asks a worker to end (SIGTERM) when its task's time is up or the task is cancelled, and kills
-    /// it only after this. Not set: it is killed at once.
+    /// Sends SIGTERM when a running task times out or is cancelled, and SIGKILL if the worker is still
+    /// running after `grace`. Default: SIGKILL immediately.
     pub fn kill_grace(mut self, grace: Duration) -> Self {
         self.kill_grace = grace;
         self
     }
 
-    /// Replaces a worker after so many tasks, for code that leaks. Tasks are counted, not chunks.
+    /// Replaces a worker after `tasks` tasks, for code that leaks. Counts tasks, not chunks.
     pub fn max_tasks_per_worker(mut self, tasks: u64) -> Self {
         self.max_tasks = Some(tasks);
         self
     }
 
-    /// Kills a worker whose resident memory is larger than this, in bytes. It is looked at every
-    /// 10 ms while tasks run; the task that runs then fails as
-    /// [`DeathCause::OutOfMemory`](crate::DeathCause::OutOfMemory). A panic's backtrace, where
-    /// `RUST_BACKTRACE` asks for one, needs as much as the program's debug information takes.
+    /// Kills a worker whose resident memory exceeds `bytes`, sampled every 10 ms while tasks run. The running
+    /// task fails with [`DeathCause::OutOfMemory`](crate::DeathCause::OutOfMemory). With `RUST_BACKTRACE`
+    /// set, a panic's backtrace loads the program's debug information, which counts too.
     pub fn max_memory_per_worker(mut self, bytes: u64) -> Self {
         self.max_memory = Some(bytes);
         self
     }
 
-    /// Lets workers go that have had nothing to do for this long, down to
-    /// [`min_workers`](Self::min_workers); they are started again when there is work for them.
+    /// Stops workers that have been idle for `limit`, down to [`min_workers`](Self::min_workers). They
+    /// restart when there is work.
     pub fn idle_timeout(mut self, limit: Duration) -> Self {
         self.idle_timeout = Some(limit);
         self
     }
 
-    /// How many workers stay, however idle. Not set: 1. Means nothing without
-    /// [`idle_timeout`](Self::idle_timeout).
+    /// Sets how many workers [`idle_timeout`](Self::idle_timeout) keeps. Default: 1. Has no effect without an
+    /// idle timeout.
     pub fn min_workers(mut self, workers: usize) -> Self {
         self.min_workers = workers;
         self
     }
 
-    /// Limits what each worker may use.
+    /// Sets resource limits for each worker.
     pub fn limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
         self
     }
 
-    /// Adds to the workers' niceness: with 19, they run when nobody else wants to.
+    /// Adds to the workers' niceness, -20 to 19. At 19 they only use CPU time that no other process wants.
     pub fn nice(mut self, nice: i32) -> Self {
         self.nice = nice;
         self
     }
 
-    /// Keeps each worker to one CPU of those that this process may use, in turn.
+    /// Pins each worker to one of the CPUs available to this process, in turn.
     pub fn pin_cpus(mut self, pin: bool) -> Self {
         self.pin_cpus = pin;
         self
     }
 
-    /// What the tasks' random numbers are made from; see [`seed`](crate::random_u64()). Not set: something
-    /// else in each run.
+    /// Seeds the tasks' random numbers, for reproducible runs; see [`random_u64`](crate::random_u64()).
+    /// Default: a new seed for each pool.
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = Some(seed);
         self
     }
 
-    /// Has `callback` called with everything that happens to workers and tasks, in the order in
-    /// which it happens to each of them. It is called on the thread that callbacks are called on; if
-    /// it panics, that is printed and harms nothing. May be set several times.
+    /// Calls `callback` with every event of the pool. The events of one worker or task arrive in order.
+    /// Callbacks run on the pool's callback thread. A panic in a callback is printed and otherwise ignored.
+    /// Can be called several times.
     ///
-    /// A listener may be slower than what happens: no worker waits for it. Up to 65,536 events wait for
-    /// their turn then; what happens beyond that is dropped, all but the last
-    /// ([`EventKind::Drained`](crate::EventKind::Drained)), and
-    /// [`EventKind::Lagged`](crate::EventKind::Lagged) says in its place how much that was.
+    /// Slow callbacks never block workers. Beyond 65,536 pending events, events are dropped and
+    /// [`EventKind::Lagged`](crate::EventKind::Lagged) reports how many. The last event,
+    /// [`EventKind::Drained`](crate::EventKind::Drained), is never dropped.
     ///
     /// ```no_run
     /// # fn main() -> Result<(), procpool::Error> {
@@ -379,20 +376,23 @@ impl PoolBuilder {
         self
     }
 
-    /// One worker, which nothing takes the place of.
+    /// Sets one worker without replacement.
     pub(crate) fn single(mut self) -> Self {
         (self.workers, self.replaces) = (1, false);
         self
     }
 
-    /// Starts the workers, and returns as soon as the first of them has been heard of.
+    /// Starts all workers and returns once the first one has connected.
     ///
     /// # Errors
     ///
-    /// [`Error::NotInitialized`] where [`init`](crate::init) has not been called,
-    /// [`Error::Privileged`] in a program with more privileges than its user, [`Error::Library`] in a
-    /// library of another program, [`Error::Option`] for an option that can't be used, [`Error::Start`] when the first worker can't be started,
-    /// and [`Error::System`] when the system refuses a thread or a file descriptor.
+    /// - [`Error::NotInitialized`] if [`init`](crate::init) was not called.
+    /// - [`Error::Privileged`] in a program with more privileges than its user, such as a setuid one.
+    /// - [`Error::Library`] in a library loaded by another program.
+    /// - [`Error::Option`] for an invalid option.
+    /// - [`Error::Start`] if the first worker fails to start.
+    /// - [`Error::OpenFiles`] if the limit on open files is too low for the number of workers.
+    /// - [`Error::System`] if the system refuses a thread or a file descriptor.
     pub fn build(self) -> Result<Pool, Error> {
         check_program()?;
         let wires = Wires::new()?;
@@ -403,7 +403,7 @@ impl PoolBuilder {
         let orders = SupervisorHandle::new(wires.waker);
         let shared = Arc::new(PoolState::new(config, orders, inline_limit));
         let pool = Pool::of(Arc::clone(&shared), options, Keeper::Own(wires.writer));
-        // The supervisor's, or a slot's driver's.
+        // Starts the supervisor, or the driver of a slot.
         let start = |name: String, slot: Option<usize>| {
             let shared = Arc::clone(&shared);
             let thread = std::thread::Builder::new().name(name).stack_size(STACK);
@@ -428,7 +428,7 @@ impl PoolBuilder {
         Ok(pool)
     }
 
-    /// Starts the one process of a [`Process`](crate::Process), under the supervisor that they share.
+    /// Starts the worker of a [`Process`](crate::Process), under the shared supervisor.
     ///
     /// # Errors
     ///
@@ -446,9 +446,9 @@ impl PoolBuilder {
         Ok(pool)
     }
 
-    /// Checks the options and fills in what was left open; `cord` is the workers' end of it.
+    /// Validates the options and fills in defaults. `cord` is the workers' end of the liveness pipe.
     fn resolve(self, cord: Arc<OwnedFd>) -> Result<(Config, TaskOptions), Error> {
-        /// More slots than this are surely a mistake: each takes a process and a thread.
+        /// More slots are surely a mistake: each costs a process and a thread.
         const MOST: usize = 4096;
         let refuse = |option, value: String, remedy| Err(Error::Option { option, value, remedy });
         if self.workers > MOST {
@@ -458,7 +458,7 @@ impl PoolBuilder {
             return refuse("window", "0".to_owned(), "use at least 1, or leave it unset");
         }
         if self.start_timeout.is_zero() {
-            return refuse("start_timeout", "0 s".to_owned(), "no process starts in no time");
+            return refuse("start_timeout", "0 s".to_owned(), "use more than 0 s");
         }
         if self.options.timeout.is_some_and(|limit| limit.is_zero()) {
             return refuse("task_timeout", "0 s".to_owned(), "leave it unset for no limit");
@@ -468,7 +468,7 @@ impl PoolBuilder {
         }
         if self.max_memory.is_some_and(|bytes| bytes < LEAST_MEMORY) {
             let value = format!("{} bytes", self.max_memory.unwrap_or(0));
-            return refuse("max_memory_per_worker", value, "a worker takes some 10 MiB by itself");
+            return refuse("max_memory_per_worker", value, "a worker itself needs about 10 MiB");
         }
         if !(-20..=19).contains(&self.nice) {
             return refuse("nice", self.nice.to_string(), "use -20 to 19");
@@ -505,7 +505,7 @@ impl PoolBuilder {
     }
 }
 
-/// Refuses a program that can't have workers.
+/// Checks that this program can have workers.
 fn check_program() -> Result<(), Error> {
     if entry::is_privileged() {
         return Err(Error::Privileged);
@@ -519,7 +519,7 @@ fn check_program() -> Result<(), Error> {
     }
 }
 
-/// Refuses so many workers where the system does; returns the largest body that travels in a frame.
+/// Checks that the system allows `workers` workers. Returns the largest payload sent inline in a frame.
 fn check_system(workers: usize) -> Result<usize, Error> {
     check_open_files(workers)?;
     let frame = transport::max_frame().map_err(|error| Error::System {
@@ -529,8 +529,7 @@ fn check_system(workers: usize) -> Result<usize, Error> {
     Ok(inline_limit(frame))
 }
 
-/// Refuses more workers than there are file descriptors for: found out one by one, it would be in
-/// the middle of a handshake.
+/// Checks the file descriptor limit up front. Otherwise it would be hit in the middle of a handshake.
 fn check_open_files(workers: usize) -> Result<(), Error> {
     let limit = entry::open_files().map(|(soft, _)| soft);
     let open = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count) as u64;
@@ -541,8 +540,8 @@ fn check_open_files(workers: usize) -> Result<(), Error> {
     }
 }
 
-/// Tells libraries that start threads of their own how many they may: a worker's share of the CPUs,
-/// where nobody has said otherwise.
+/// Environment variables that limit libraries' thread pools to a worker's share of the CPUs, except those
+/// that are already set.
 fn share_of_cpus(workers: usize) -> Vec<(OsString, OsString)> {
     const VARIABLES: [&str; 7] = [
         "RAYON_NUM_THREADS",
@@ -555,12 +554,12 @@ fn share_of_cpus(workers: usize) -> Vec<(OsString, OsString)> {
     ];
     let cpus = std::thread::available_parallelism().map_or(1, NonZero::get);
     let share = (cpus / workers).max(1).to_string();
-    // One that has them all need not be told, and its own pools share them out.
+    // A single worker has all CPUs and needs no limit.
     let is_open = |name: &&str| workers > 1 && std::env::var_os(name).is_none();
     VARIABLES.into_iter().filter(is_open).map(|name| (name.into(), share.clone().into())).collect()
 }
 
-/// The CPUs that this process may use.
+/// Returns the CPUs that this process may run on.
 fn allowed_cpus() -> Vec<u32> {
     let allowed = rustix::thread::sched_getaffinity(None);
     let cpus = 0..rustix::thread::CpuSet::MAX_CPU;

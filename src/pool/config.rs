@@ -1,4 +1,4 @@
-//! A pool's configuration, complete and checked, as the builder resolves it.
+//! A pool's validated configuration, as the builder resolves it.
 
 use std::ffi::OsString;
 use std::sync::Arc;
@@ -14,10 +14,10 @@ use crate::pool::limits::Limits;
 use crate::pool::observe::events::Observers;
 
 pub(crate) type EnvPerWorker = Arc<dyn Fn(usize) -> Vec<(OsString, OsString)> + Send + Sync>;
-/// The stack of a pool's own threads, in bytes. They run no code of the user's.
+/// Stack size of the pool's own threads, in bytes. They run no user code that needs more.
 pub(crate) const STACK: usize = 256 << 10;
 
-/// A pool's set-up, as it stays.
+/// A pool's immutable configuration.
 pub(crate) struct Config {
     pub(crate) workers: usize,
     pub(crate) name: String,
@@ -35,18 +35,18 @@ pub(crate) struct Config {
     pub(crate) seed: u64,
     pub(crate) limits: Limits,
     pub(crate) nice: i32,
-    /// The CPUs that workers are kept to, one each in turn.
+    /// CPUs that workers are pinned to, in turn.
     pub(crate) cpus: Vec<u32>,
     pub(crate) observers: Observers,
 }
 
 impl Config {
-    /// What a slot's worker is called.
+    /// Returns the process name of a slot's worker.
     pub(crate) fn title(&self, slot: usize) -> String {
         if self.replaces { format!("{}/{slot}", self.name) } else { self.name.clone() }
     }
 
-    /// What a slot's worker is told of itself.
+    /// Returns the setup message for a slot's worker.
     pub(crate) fn setup(&self, slot: usize) -> Setup {
         let mut limits = self.limits.resources();
         if limits.iter().all(|(resource, ..)| *resource != libc::RLIMIT_NOFILE)
@@ -72,12 +72,12 @@ impl std::fmt::Debug for Config {
     }
 }
 
-/// What each worker calls before its first task.
+/// Initializer that each worker runs before its first task.
 #[derive(Debug)]
 pub(crate) struct Initializer {
     pub(crate) call: FnRef,
     pub(crate) argument: Vec<u8>,
-    /// What the argument points to.
+    /// Files that the argument refers to.
     pub(crate) attachments: Attachments,
     /// As in [`Batch`](crate::pool::schedule::batch::Batch).
     pub(crate) width: u32,

@@ -1,4 +1,4 @@
-//! The handle on a pool: each of its calls makes a job, feeds it, and collects what comes back.
+//! The handle on a pool. Each call creates a job, feeds it and collects its results.
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering::Relaxed;
@@ -27,16 +27,16 @@ use crate::pool::types::{Stats, WorkerInfo};
 
 /// A pool of worker processes.
 ///
-/// A clone is another handle on the same pool; when the last one is dropped, the pool is
-/// [terminated](Self::terminate). A pool can be used from many threads at once.
+/// A clone is another handle on the same pool. Dropping the last handle [terminates](Self::terminate) the
+/// pool. Threads can share a pool.
 ///
-/// It belongs to the process that has built it. In a copy of that process, made by `fork`, every call
-/// fails with [`TaskErrorKind::Forked`](crate::TaskErrorKind::Forked), [`workers`](Self::workers) is
-/// empty, and all else does nothing; the original is not harmed. A program that makes itself a daemon
-/// builds its pools after it has forked.
+/// A pool belongs to the process that built it. In a copy of that process made by `fork`, every call fails
+/// with [`TaskErrorKind::Forked`](crate::TaskErrorKind::Forked), [`workers`](Self::workers) is empty, and
+/// every other method does nothing. The original pool is not affected. A program that daemonizes builds its
+/// pools after the fork.
 ///
-/// Functions are plain `fn(A) -> R`; a closure that captures nothing is one. Several arguments travel
-/// as a tuple. If `R` is itself a `Result`, an `Err` in it is an answer like any other.
+/// Functions are plain `fn(A) -> R`; a closure without captures coerces to one. Pass several arguments as a
+/// tuple. If `R` is a `Result`, an `Err` is an ordinary result.
 ///
 /// ```no_run
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -47,7 +47,7 @@ use crate::pool::types::{Stats, WorkerInfo};
 /// # }
 /// ```
 ///
-/// What can't be sent doesn't compile: a closure that captures,
+/// A function or value that can't be sent to a worker doesn't compile: a closure that captures,
 ///
 /// ```compile_fail,E0308
 /// # let pool = procpool::Pool::new(4).unwrap();
@@ -55,7 +55,7 @@ use crate::pool::types::{Stats, WorkerInfo};
 /// pool.apply(|x: u32| x * factor, 1);
 /// ```
 ///
-/// and an argument or a result without serde.
+/// and an argument or a result that doesn't implement serde's traits.
 ///
 /// ```compile_fail,E0277
 /// # let pool = procpool::Pool::new(4).unwrap();
@@ -80,13 +80,13 @@ struct Inner {
     _keeper: Keeper,
 }
 
-/// What keeps the workers alive: the end of a pipe, which is open as long as they live; see
-/// `procpool_worker::harden`.
+/// Keeps the workers alive: the write end of the liveness pipe, whose close kills them. See
+/// `liveness` in procpool-worker.
 #[derive(Debug)]
 pub(crate) enum Keeper {
-    /// A pool's own.
+    /// The pool's own pipe.
     Own(#[allow(dead_code, reason = "it is there to be dropped")] OwnedFd),
-    /// That of all processes.
+    /// The pipe that all [`Process`](crate::Process)es share.
     Common(#[allow(dead_code, reason = "it is there to be dropped")] Membership),
 }
 
@@ -100,7 +100,7 @@ impl Pool {
         self.inner.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
     }
 
-    /// Refuses what is asked of a copy that `fork` has made.
+    /// Returns an error in a copy of the process made by `fork`.
     fn check(&self) -> Result<(), TaskError> {
         self.shared().forked().map_or(Ok(()), |kind| Err(unsent(kind)))
     }
@@ -109,18 +109,19 @@ impl Pool {
         &self.inner.shared
     }
 
-    /// A handle on the same workers whose tasks have other options; what they leave open stays as it
-    /// is.
+    /// Returns a handle on the same workers with other task options. Options that are unset in `options` keep
+    /// this handle's values.
     #[must_use]
     pub fn with_options(&self, options: TaskOptions) -> Self {
         Self { inner: Arc::clone(&self.inner), options: options.or(&self.options) }
     }
 
-    /// Deferred `f` with `argument` in a worker and waits for its result.
+    /// Runs `f(argument)` in a worker and blocks until it returns.
     ///
     /// # Errors
     ///
-    /// What became of the task, if it has no answer.
+    /// The task's failure: a panic, a dead worker, a timeout, a cancellation, or a value that can't be
+    /// encoded or decoded.
     pub fn apply<A, R>(&self, f: fn(A) -> R, argument: A) -> Result<R, TaskError>
     where
         A: Serialize + DeserializeOwned,
@@ -143,14 +144,14 @@ impl Pool {
         task::collect_one(&job).result
     }
 
-    /// Deferred `f` with `argument` in a worker. Never waits.
+    /// Submits `f(argument)` and returns immediately.
     pub fn apply_async<A, R>(&self, f: fn(A) -> R, argument: A) -> Task<R>
     where
         A: Serialize + DeserializeOwned,
         R: Serialize + DeserializeOwned,
     {
         let job = self.single(f);
-        // What a copy of the pool is asked for, the task says.
+        // In a forked copy, the task itself reports the error.
         if self.check().is_ok() {
             match encode::encode_one(&job, argument) {
                 Ok((batch, _)) => self.shared().submit(batch),
@@ -160,12 +161,12 @@ impl Pool {
         Task::of_one(Arc::clone(self.shared()), job)
     }
 
-    /// Deferred `f` with each item in the workers, and waits for all results, in the items' order.
+    /// Runs `f` on each item and blocks until all items are done. Returns the results in input order.
     ///
     /// # Errors
     ///
-    /// The failure of the first item, by position, that has no answer. All items are run all the
-    /// same; [`imap`](Self::imap) gives the others' results.
+    /// The failure of the first failed item in input order. All items run regardless; [`imap`](Self::imap)
+    /// returns each item's result.
     pub fn map<A, R, I>(&self, f: fn(A) -> R, items: I) -> Result<Vec<R>, TaskError>
     where
         A: Serialize + DeserializeOwned,
@@ -176,9 +177,9 @@ impl Pool {
         collect::collect(Arc::clone(self.shared()), self.many(f), items.into_iter())
     }
 
-    /// As [`map`](Self::map), for a function that needs something which is the same for all items:
-    /// `context` is sent to each worker once, not with each item, and dropped there when the call is
-    /// over. One of more than some 100 KiB travels through shared memory.
+    /// Like [`map`](Self::map), with a read-only `context` that all items share. The context is sent to each
+    /// worker once, not with each item, and workers drop it when the call ends. A context above about 100 KiB
+    /// is sent through shared memory.
     ///
     /// ```no_run
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -192,8 +193,8 @@ impl Pool {
     ///
     /// # Errors
     ///
-    /// As [`map`](Self::map), of which the context counts as an argument: one that can't be encoded is
-    /// the call's error, one that can't be decoded each item's.
+    /// As [`map`](Self::map). A context that can't be encoded fails the call; a context that can't be decoded
+    /// fails each item.
     pub fn map_with<C, A, R, I>(
         &self,
         context: C,
@@ -209,12 +210,12 @@ impl Pool {
         self.collect_with(FnRef::task_with(f).map_err(foreign)?, &context, items)
     }
 
-    /// As [`map`](Self::map), for a function that needs something which can't be sent, or which it
-    /// changes: `init` makes it in each worker, at the first item that the worker runs, and it is kept
-    /// there until the call is over. How items share it depends on which worker runs them.
+    /// Like [`map`](Self::map), with mutable state that `init` creates in each worker, for state that can't
+    /// be sent. `init` runs before the worker's first item, and the state lives until the call ends. Which
+    /// items share a state depends on how items are scheduled.
     ///
-    /// If `init` panics, that is the item's error, and the next item tries again. After a panic of
-    /// `f`, the state that it may have left half changed is dropped, and the next item has a new one.
+    /// If `init` panics, that item fails, and the next item runs `init` again. If `f` panics, its state is
+    /// dropped, and the next item gets a new one.
     ///
     /// ```no_run
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -249,8 +250,7 @@ impl Pool {
         self.collect_with(call, &init, items)
     }
 
-    /// Deferred `f` with each item in the workers. All items are read and encoded before this returns;
-    /// it never waits for a worker.
+    /// Submits `f` on each item. Reads and encodes all items before it returns; never blocks on a worker.
     pub fn map_async<A, R, I>(&self, f: fn(A) -> R, items: I) -> Task<Vec<R>>
     where
         A: Serialize + DeserializeOwned,
@@ -258,16 +258,16 @@ impl Pool {
         I: IntoIterator<Item = A>,
     {
         let job = self.many(f);
-        // What a copy of the pool is asked for, the task says.
+        // In a forked copy, the task itself reports the error.
         if self.check().is_ok() {
             feed::feed_all(self.shared(), &job, items.into_iter());
         }
         Task::of_many(Arc::clone(self.shared()), job)
     }
 
-    /// Deferred `f` with each item in the workers, and gives the results as an iterator, in the items'
-    /// order. The items are read as results are taken, a bounded window ahead: the input may be
-    /// endless.
+    /// Runs `f` on each item and returns an iterator over the results, in input order. The iterator reads the
+    /// input lazily, a bounded [window](crate::PoolBuilder::window) ahead of the results taken, so the input
+    /// may be infinite.
     ///
     /// ```no_run
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -291,7 +291,7 @@ impl Pool {
         Results::new(Arc::clone(self.shared()), job, items.into_iter(), Order::Input, None)
     }
 
-    /// As [`imap`](Self::imap), but gives each result as soon as it is there.
+    /// Like [`imap`](Self::imap), but yields results in the order in which items complete.
     pub fn imap_unordered<A, R, I>(&self, f: fn(A) -> R, items: I) -> Results<I::IntoIter, R>
     where
         A: Serialize + DeserializeOwned,
@@ -302,8 +302,8 @@ impl Pool {
         Results::new(Arc::clone(self.shared()), job, items.into_iter(), Order::Completion, None)
     }
 
-    /// As [`imap`](Self::imap), for a function that needs something which is the same for all items, as
-    /// [`map_with`](Self::map_with) sends it. Workers drop the context when the iterator is dropped.
+    /// Like [`imap`](Self::imap), with a shared context as in [`map_with`](Self::map_with). Workers drop the
+    /// context when the iterator is dropped.
     ///
     /// ```no_run
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -317,7 +317,7 @@ impl Pool {
     ///
     /// # Errors
     ///
-    /// When the context can't be encoded.
+    /// [`TaskErrorKind::Encode`](crate::TaskErrorKind::Encode) if the context can't be encoded.
     pub fn imap_with<C, A, R, I>(
         &self,
         context: C,
@@ -333,7 +333,7 @@ impl Pool {
         self.results_with(context, f, items, Order::Input)
     }
 
-    /// As [`imap_with`](Self::imap_with), in the order in which items complete.
+    /// Like [`imap_with`](Self::imap_with), in the order in which items complete.
     ///
     /// # Errors
     ///
@@ -371,12 +371,12 @@ impl Pool {
         Ok(Results::new(shared, job, items.into_iter(), order, Some(scope)))
     }
 
-    /// Deferred `f` with `context` and `argument` in a worker and waits for its result: as
-    /// [`map_with`](Self::map_with) of one item.
+    /// Runs `f(&context, argument)` in a worker and blocks until it returns: [`map_with`](Self::map_with) for
+    /// a single item.
     ///
     /// # Errors
     ///
-    /// As [`apply`](Self::apply); a context that can't be encoded is the call's error.
+    /// As [`apply`](Self::apply). A context that can't be encoded fails the call.
     pub fn apply_with<C, A, R>(
         &self,
         context: C,
@@ -393,10 +393,10 @@ impl Pool {
         results.next().unwrap_or(Err(unsent(TaskErrorKind::Closed)))
     }
 
-    /// Deferred `f` with `argument` once on every worker, and waits for all results, in the order of the
-    /// workers' slots. A busy worker does it when it comes to it, one that has died or was let go
-    /// for want of work when another has taken its place. For what belongs to a process: caches,
-    /// settings of a library, a look at what it holds.
+    /// Runs `f(argument)` once on every worker and blocks until all have run it. Returns the results in slot
+    /// order. A busy worker runs it after its current task; a dead or retired worker's replacement runs it
+    /// once started. Use this for per-process state: clearing caches, configuring a library, inspecting
+    /// memory.
     ///
     /// ```no_run
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -418,7 +418,7 @@ impl Pool {
         let (shared, job) = (self.shared(), self.many(f));
         let _kept = match encode::encode_one(&job, argument) {
             Ok((first, kept)) => {
-                // All are made before any can have ended.
+                // All batches are created before the first can finish.
                 let others: Vec<Batch> = (1..shared.config.workers)
                     .map(|slot| first.for_slot(job.reserve(1), slot))
                     .collect();
@@ -426,7 +426,7 @@ impl Pool {
                 others.into_iter().for_each(|batch| shared.submit(batch));
                 kept
             }
-            // It is each worker's error.
+            // The failure is reported for every worker.
             Err(reason) => {
                 (0..shared.config.workers)
                     .for_each(|_| encode::fail_unencoded(shared, &job, reason.clone()));
@@ -437,15 +437,16 @@ impl Pool {
         task::collect_each(&job)
     }
 
-    /// Accepts nothing more. What was submitted before is done; then the workers end.
+    /// Stops accepting tasks. Workers exit once all submitted tasks are done.
     pub fn close(&self) {
         self.shared().close();
     }
 
-    /// [Closes](Self::close) the pool, and waits until all that was submitted is done, the workers
-    /// have ended, the callbacks have been called, and [`on_event`](crate::PoolBuilder::on_event) has heard of
-    /// all that. In a waker or in what [`env_per_worker`](crate::PoolBuilder::env_per_worker) is given, which
-    /// the pool's own threads call, it returns at once, as [`terminate`](Self::terminate) does.
+    /// [Closes](Self::close) the pool and blocks until all tasks are done, the workers have exited, all
+    /// callbacks have run, and [`on_event`](crate::PoolBuilder::on_event) has seen every event. Returns
+    /// immediately on the pool's own threads, which run wakers and
+    /// [`env_per_worker`](crate::PoolBuilder::env_per_worker) closures; so does
+    /// [`terminate`](Self::terminate).
     pub fn join(&self) {
         if self.shared().forked().is_some() {
             return;
@@ -457,31 +458,31 @@ impl Pool {
         }
     }
 
-    /// Ends everything now: workers are killed, and every task that has no result ends with
+    /// Kills the workers immediately. Unfinished tasks fail with
     /// [`TaskErrorKind::Closed`](crate::TaskErrorKind::Closed).
     pub fn terminate(&self) {
         self.shared().terminate();
         self.inner.join_threads();
     }
 
-    /// Cancels what has not been begun; what is running is left to finish. For a program that is to
-    /// end soon and in order: nothing is killed, and every task still has its one outcome.
+    /// Cancels all queued tasks. Use this for an orderly shutdown: running tasks finish, queued ones fail
+    /// with [`TaskErrorKind::Cancelled`](crate::TaskErrorKind::Cancelled).
     pub fn cancel_queued(&self) {
         self.shared().cancel_queued();
     }
 
-    /// Stops all workers and what they have started (SIGSTOP), until [`resume`](Self::resume). The
-    /// time between does not count for time limits. Tasks may be submitted meanwhile.
+    /// Stops all workers and their child processes (SIGSTOP) until [`resume`](Self::resume). Suspended time
+    /// doesn't count towards time limits. Tasks can still be submitted.
     pub fn suspend(&self) {
         self.shared().suspend(true);
     }
 
-    /// Lets the workers go on after [`suspend`](Self::suspend).
+    /// Resumes the workers after [`suspend`](Self::suspend) (SIGCONT).
     pub fn resume(&self) {
         self.shared().suspend(false);
     }
 
-    /// The workers, with what they use at the moment.
+    /// Returns the state and current resource use of each worker.
     pub fn workers(&self) -> Vec<WorkerInfo> {
         let mut workers = self.shared().workers();
         let pids: Vec<u32> =
@@ -496,7 +497,7 @@ impl Pool {
         workers
     }
 
-    /// What the pool has done and has to do.
+    /// Returns the pool's task counters.
     pub fn stats(&self) -> Stats {
         let (queued, running) = self.shared().load();
         let counters = &self.shared().counters;
@@ -510,19 +511,19 @@ impl Pool {
         }
     }
 
-    /// A job for one call.
+    /// Creates a job for a single call.
     fn single<A, R>(&self, f: fn(A) -> R) -> Arc<Job>
     where
         A: DeserializeOwned,
         R: Serialize,
     {
         let number = self.shared().counters.single_calls.fetch_add(1, Relaxed);
-        // One after the other, so that they can travel collects_all.
+        // Consecutive seeds, so that single calls can share a chunk.
         let seed = seed::advance(seed::finalize(self.shared().config.seed), number);
         self.job(FnRef::task(f), number, None, seed)
     }
 
-    /// A job for many items.
+    /// Creates a job for many items.
     fn many<A, R>(&self, f: fn(A) -> R) -> Arc<Job>
     where
         A: DeserializeOwned,
@@ -537,7 +538,7 @@ impl Pool {
         context: Option<Arc<Context>>,
     ) -> Arc<Job> {
         let number = self.shared().counters.map_calls.fetch_add(1, Relaxed);
-        // Far apart, so that none runs into another.
+        // Widely spaced seeds, so that the items of two calls never get the same one.
         let seed = seed::finalize(seed::advance(!self.shared().config.seed, number));
         self.job(call, 0, context, seed)
     }
@@ -553,7 +554,7 @@ impl Pool {
         Job::new(call, self.options.clone(), cost, offset, context, seed)
     }
 
-    /// The results of a call whose items share `context`.
+    /// Runs a call whose items share `context` and collects the results.
     fn collect_with<C, A, R, I>(
         &self,
         function: FnRef,
@@ -570,7 +571,7 @@ impl Pool {
         collect::collect(Arc::clone(self.shared()), job, items.into_iter())
     }
 
-    /// A job whose items share `context`, and the time for which workers keep it.
+    /// Creates a job whose items share `context`, and the guard that keeps the context in the workers.
     fn job_with<C: Serialize>(
         &self,
         function: FnRef,
@@ -587,7 +588,7 @@ impl Pool {
     }
 }
 
-/// The error of a call of which nothing has been sent.
+/// The error of a call that was never sent to a worker.
 fn unsent(kind: TaskErrorKind) -> TaskError {
     TaskError::new(kind, 0, None, 0, DidRun::No)
 }
@@ -597,8 +598,8 @@ fn foreign(error: ForeignFunction) -> TaskError {
 }
 
 impl Inner {
-    /// Waits for the pool's threads to end. On one of them it returns at once: a waker, which is called
-    /// there, may end the pool, but its thread can't wait for itself.
+    /// Joins the pool's threads. Returns immediately on one of them: a waker that terminates the pool runs on
+    /// such a thread, which can't join itself.
     fn join_threads(&self) {
         if state::is_serving() || self.shared.forked().is_some() {
             return;
@@ -606,7 +607,7 @@ impl Inner {
         let threads =
             std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
         for thread in threads {
-            // A panic there has been reported by the program's own hook.
+            // The program's panic hook has already reported a panic there.
             let _ = thread.join();
         }
         self.shared.wait_end();
@@ -616,8 +617,8 @@ impl Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         if self.shared.forked().is_some() {
-            // The threads are the other process's: here, their handles speak of memory that may be used
-            // for others by now.
+            // The threads belong to the original process. Their handles here may refer to memory that has
+            // been reused.
             let threads = self.threads.get_mut().unwrap_or_else(PoisonError::into_inner);
             return std::mem::forget(std::mem::take(threads));
         }

@@ -1,9 +1,9 @@
-//! What the kernel limits in a worker.
+//! Resource limits that the kernel enforces in each worker.
 
 use std::time::Duration;
 
-/// What a worker may use, beyond its memory, for [`PoolBuilder::limits`](crate::PoolBuilder::limits): limits that the kernel
-/// keeps (setrlimit(2)). They are inherited by what its tasks start.
+/// Resource limits of each worker, for [`PoolBuilder::limits`](crate::PoolBuilder::limits). The kernel
+/// enforces them (setrlimit(2)), and processes that a task starts inherit them.
 ///
 /// ```no_run
 /// # fn main() -> Result<(), procpool::Error> {
@@ -20,12 +20,12 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Sets none.
+    /// Creates an empty set of limits.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// What setrlimit(2) takes: resource, soft and hard limit.
+    /// Returns setrlimit(2) arguments: resource, soft limit and hard limit.
     pub(crate) fn resources(&self) -> Vec<(u32, u64, u64)> {
         self.resources.clone()
     }
@@ -36,26 +36,25 @@ impl Limits {
         self
     }
 
-    /// CPU time of each worker over its whole life, rounded up to seconds. A worker that has used it
-    /// up is killed by SIGXCPU, one that ignores that by SIGKILL a second later.
+    /// Limits the CPU time of each worker over its lifetime, rounded up to seconds. The worker is killed by
+    /// SIGXCPU; a worker that ignores the signal is killed by SIGKILL one second later.
     pub fn cpu_time(self, limit: Duration) -> Self {
         let seconds = limit.as_secs() + u64::from(limit.subsec_nanos() > 0);
         self.set(libc::RLIMIT_CPU, seconds, seconds + 1)
     }
 
-    /// How many files a worker may have open. It needs about ten for itself.
+    /// Limits the number of open file descriptors. A worker needs about ten of its own.
     pub fn open_files(self, files: u64) -> Self {
         self.set(libc::RLIMIT_NOFILE, files, files)
     }
 
-    /// Size of the core file that a crash leaves, in bytes; 0 for none.
+    /// Limits the size of a core dump, in bytes; 0 disables core dumps.
     pub fn core_size(self, bytes: u64) -> Self {
         self.set(libc::RLIMIT_CORE, bytes, bytes)
     }
 
-    /// Size of a worker's address space, in bytes. An allocation beyond it fails, and the task with
-    /// [`DeathCause::OutOfMemory`](crate::DeathCause::OutOfMemory) where the program aborts at that,
-    /// as Rust does.
+    /// Limits the size of a worker's address space, in bytes. Allocations beyond it fail. A Rust program
+    /// aborts then, and the task fails with [`DeathCause::OutOfMemory`](crate::DeathCause::OutOfMemory).
     pub fn address_space(self, bytes: u64) -> Self {
         self.set(libc::RLIMIT_AS, bytes, bytes)
     }

@@ -13,25 +13,25 @@
 //!                           one thread that lives as long as the pool
 //! ```
 //!
-//! A call goes through these rooms, each once on the way out and once on the way back:
+//! A call passes through these modules, each once on the way out and once on the way back:
 //!
-//! | room | does |
+//! | module | owns |
 //! |---|---|
-//! | `handle`, `builder`, `options`, `limits`, `types` | the public face: what can be asked for and set, what is reported |
-//! | `call` | the callers' side: `encode`, `feed` (input into batches), `job` with its `ledger` (where outcomes arrive, each item's once), `outcome` (decoding), `collect`, `results`, `task` |
-//! | `schedule` | decides: the queue (`state`, `submit`, `dispatch`), the state machine of the `slots`, the coming and going of `workers`, how much is worth sending (`cost`, `limiter`) |
-//! | `drive` | talks: one `driver` per slot sends a `chunk`, reads its `records`, and accounts for each item |
-//! | `process` | starts, watches and reaps: the `supervisor`, each `worker`'s handle, `one_shot` processes and the supervisor that they have in `common` |
-//! | `observe` | tells: `events`, and the thread that `callbacks` run on |
+//! | `handle`, `builder`, `options`, `limits`, `types` | the public API: calls, options and reports |
+//! | `call` | the callers' side: `encode`, `feed` (input into batches), `job` with its `ledger` (collects each item's outcome once), `outcome` (decoding), `collect`, `results`, `task` |
+//! | `schedule` | scheduling: the queue (`state`, `submit`, `dispatch`), the state machine of the `slots`, the lifecycle of `workers`, chunk sizes (`cost`) and wake-ups (`limiter`) |
+//! | `drive` | communication: one `driver` per slot sends a `chunk`, reads its `records`, and accounts for each item |
+//! | `process` | processes: the `supervisor` starts, monitors and reaps; each `worker`'s handle; `one_shot` processes and the supervisor they share (`common`) |
+//! | `observe` | observation: `events`, and the thread that runs `callbacks` |
 //!
-//! The way of one `map`: `handle::Pool::map` makes a `job::Job`; `collect` has `feed::Feed` encode the items
-//! into `batch::Batch`es; `submit` queues them and wakes a driver; `dispatch::next_step` makes a chunk of
-//! them; `chunk::run` sends the frame. In the worker, `procpool_worker` runs the items and commits their
-//! results into the lane. Back: `chunk` reads them as `records`, `job` takes them as `outcome`s, and `collect`
-//! decodes them in order.
+//! The path of one `map`: `handle::Pool::map` creates a `job::Job`. `collect` uses `feed::Feed` to encode the
+//! items into `batch::Batch`es. `submit` queues them and wakes a driver. `dispatch::next_step` forms a chunk,
+//! and `chunk::run` sends it as a frame. In the worker, `procpool_worker` runs the items and commits their
+//! results to the lane. On the way back, `chunk` reads them as `records`, `job` accepts them as `outcome`s,
+//! and `collect` decodes them in order.
 //!
-//! An item is in exactly one place at any time: in the queue, in the running chunk of one worker, or
-//! settled. It is moved under a lock, and settled in its job's ledger, which lets it through once.
+//! An item is in exactly one place at any time: in the queue, in the running chunk of one worker, or settled.
+//! It moves under a lock. Its job's ledger settles it exactly once.
 
 mod builder;
 mod call;

@@ -1,9 +1,9 @@
-//! How tasks are to be run, apart from what they do.
+//! Per-task options: how tasks run, apart from their function.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Options of tasks, for [`Pool::with_options`](crate::Pool::with_options). What is not set is as the pool has it.
+/// Task options, for [`Pool::with_options`](crate::Pool::with_options). Unset options keep the pool's values.
 ///
 /// ```no_run
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -24,39 +24,37 @@ pub struct TaskOptions {
 }
 
 impl TaskOptions {
-    /// None is set.
+    /// Creates options with nothing set.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Sends this many items to a worker at once, instead of as many as are worth it. Zero is
-    /// understood as one.
+    /// Sends `items` items to a worker at once, instead of an adaptive number. Zero means 1.
     pub fn chunk_size(mut self, items: usize) -> Self {
         self.chunk_size = Some(u32::try_from(items).unwrap_or(u32::MAX).max(1));
         self
     }
 
-    /// Kills the worker of an item that runs for longer than this. It counts for each item, also
-    /// within a chunk.
+    /// Kills the worker if an item runs longer than `limit`. The limit applies to each item, also within a
+    /// chunk. The item fails with [`TaskErrorKind::TimedOut`](crate::TaskErrorKind::TimedOut).
     pub fn timeout(mut self, limit: Duration) -> Self {
         self.timeout = Some(limit);
         self
     }
 
-    /// Runs an item again, up to this many times, after its worker died or its time ran out; never
-    /// after a panic.
+    /// Retries an item up to `times` times after its worker died or it timed out. A panic is never retried.
     pub fn retries(mut self, times: u32) -> Self {
         self.retries = Some(times);
         self
     }
 
-    /// A name for what is done, seen in events and logs.
+    /// Names the tasks in events and logs.
     pub fn label(mut self, label: impl Into<String>) -> Self {
         self.label = Some(label.into().into());
         self
     }
 
-    /// These options, and what they leave open from `others`.
+    /// Returns these options, with unset ones taken from `others`.
     pub(crate) fn or(self, others: &Self) -> Self {
         Self {
             chunk_size: self.chunk_size.or(others.chunk_size),

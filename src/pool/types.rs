@@ -1,87 +1,86 @@
-//! What a pool says of its tasks and its workers.
+//! What a pool reports about its tasks and workers.
 
 use std::time::Duration;
 
 use crate::error::TaskError;
 use crate::worker_ref::WorkerRef;
 
-/// An answer or a failure, with all that is known about it.
+/// The outcome of a task, with its worker, timing and output.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Report<R> {
-    /// The position in the input; for single calls, the number among the pool's.
+    /// The task's position in the input; for single calls, its number within the pool.
     pub id: u64,
-    /// The worker that the task was sent to, if it was sent to one.
+    /// The worker that the task was sent to, if any.
     pub worker: Option<WorkerRef>,
-    /// Which attempt this was, from 1; 0 if there was none.
+    /// Attempt number, from 1; 0 if the task was never sent.
     pub attempt: u32,
-    /// How long it waited before it was sent to the worker.
+    /// Time between submission and sending to a worker.
     pub queued: Duration,
-    /// How long it ran. Items that take less than some microseconds are timed several at once, and
-    /// share the time.
+    /// Run time. Items that take less than a few microseconds are timed in groups and report an equal share.
     pub elapsed: Duration,
-    /// What it printed, in whatever language, where that is captured
-    /// ([`OutputMode::Capture`](crate::OutputMode::Capture)); of a task whose worker died, the last of it.
+    /// Captured output of the task, from Rust or any other language, with
+    /// [`OutputMode::Capture`](crate::OutputMode::Capture). If the worker died, the last part of it.
     pub output: Vec<u8>,
-    /// The answer.
+    /// The function's return value, or why there is none.
     pub result: Result<R, TaskError>,
 }
 
 impl<R> Report<R> {
-    /// Returns the PID of the worker that the task was sent to, if it was sent to one.
+    /// Returns the PID of the worker that the task was sent to, if any.
     pub fn pid(&self) -> Option<u32> {
         self.worker.map(|worker| worker.pid)
     }
 }
 
-/// One of a pool's workers, from [`Pool::workers`](crate::Pool::workers).
+/// The state of a worker slot, from [`Pool::workers`](crate::Pool::workers).
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct WorkerInfo {
-    /// Which of the pool's places it has, from 0.
+    /// Slot number, from 0.
     pub slot: usize,
-    /// Its PID; where there is no process at the moment, the last one's.
+    /// PID of the worker; while the slot is empty, of the previous one.
     pub pid: u32,
-    /// What it is at.
+    /// Current state.
     pub state: WorkerState,
-    /// How many tasks have ended in this slot.
+    /// Number of tasks finished in this slot.
     pub tasks_done: u64,
-    /// How many times a new process has taken the place of one that was lost.
+    /// Number of times a lost worker in this slot was replaced.
     pub restarts: u64,
-    /// Its resident memory in bytes, if it could be looked at.
+    /// Resident memory in bytes; `None` if it can't be read.
     pub memory: Option<u64>,
-    /// The CPU time that it has used, if it could be looked at.
+    /// CPU time used; `None` if it can't be read.
     pub cpu: Option<Duration>,
 }
 
-/// What a worker is at.
+/// State of a worker slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum WorkerState {
-    /// There is none at the moment.
+    /// The slot has no process.
     Absent,
-    /// It has been started and is not ready yet.
+    /// The process has started, but isn't ready yet.
     Starting,
-    /// It is ready and has nothing to do.
+    /// Ready, without a task.
     Idle,
-    /// It runs tasks.
+    /// Running tasks.
     Busy,
 }
 
-/// How much a pool has done and has to do, in tasks; from [`Pool::stats`](crate::Pool::stats).
+/// Task counters of a pool, from [`Pool::stats`](crate::Pool::stats).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Wait for a worker.
+    /// Tasks waiting for a worker.
     pub queued: u64,
-    /// Have been sent to a worker.
+    /// Tasks sent to a worker and unfinished.
     pub running: u64,
-    /// Have been answered.
+    /// Tasks that returned a result.
     pub done: u64,
-    /// Have ended without an answer.
+    /// Tasks that failed.
     pub failed: u64,
-    /// Attempts that were followed by another.
+    /// Failed attempts that were retried.
     pub retried: u64,
-    /// Workers that have taken the place of one that was lost.
+    /// Lost workers that were replaced.
     pub restarts: u64,
 }

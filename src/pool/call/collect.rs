@@ -1,4 +1,4 @@
-//! Makes a vector of all outcomes of a call.
+//! Collects all outcomes of a call in a vector.
 
 use std::collections::BTreeMap;
 use std::panic::resume_unwind;
@@ -14,10 +14,10 @@ use crate::pool::call::feed::Feed;
 use crate::pool::call::job::Job;
 use crate::pool::schedule::state::PoolState;
 
-/// The most bytes that are reserved for results because an iterator says that it has many items.
+/// Maximum bytes reserved up front for results because the iterator announces many items.
 const MOST_AHEAD: usize = 256 << 20;
 
-/// All outcomes in input order.
+/// Feeds the input and collects all results in input order. Returns the first failure by position.
 pub(crate) fn collect<A, R, I>(
     pool: Arc<PoolState>,
     job: Arc<Job>,
@@ -31,8 +31,8 @@ where
     let (least, _) = input.size_hint();
     let (mut results, mut prefault) = Prefault::new(least.min(MOST_AHEAD / size_of::<R>().max(1)));
     let mut failure: Option<TaskError> = None;
-    // The window bounds what is sent ahead, not what has come back: one slow item must not stop the
-    // others, since all are wanted before any is given.
+    // The window limits items in flight, not results: one slow item must not stop the others, because all
+    // results are needed before any is returned.
     job.collects_all.store(true, Relaxed);
     let mut feed = Feed::new(pool, Arc::clone(&job), input);
     feed.may_drive = true;
@@ -40,7 +40,7 @@ where
     let mut next = 0;
     loop {
         feed.fill();
-        // To be woken for less costs more than it is worth.
+        // Waking up for fewer costs more than it saves.
         let outstanding = feed.read - feed.taken;
         let deliveries = job.wait_arrivals(outstanding - outstanding / 4);
         if deliveries.is_empty() {

@@ -1,4 +1,4 @@
-//! Waiting for the first or the last of several tasks.
+//! Waits for the first or all of several tasks.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -7,18 +7,18 @@ use std::time::{Duration, Instant};
 
 use crate::pool::call::task::Task;
 
-/// What [`wait`] waits for.
+/// Condition that [`wait`] waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum WaitFor {
-    /// The first task that is done.
+    /// Any task is done.
     First,
-    /// All tasks.
+    /// All tasks are done.
     All,
 }
 
-/// Blocks until the first task, or every task, is done, or for `timeout`; `None` sets no time limit.
+/// Blocks until any task, or every task, is done, but at most for `timeout`; `None` sets no time limit.
 ///
-/// Returns whether it happened in time. Without tasks it returns `true` at once.
+/// Returns false on timeout. Returns true at once without tasks.
 ///
 /// ```no_run
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -48,10 +48,10 @@ pub fn wait<R>(tasks: &[Task<R>], what: WaitFor, timeout: Option<Duration>) -> b
     true
 }
 
-/// Returns the tasks in the order in which they complete: `concurrent.futures.as_completed`.
+/// Returns an iterator over tasks in completion order, like `concurrent.futures.as_completed`.
 ///
-/// Each task that the iterator returns is done, so that [`Task::get`] returns at once. Dropping the
-/// iterator drops the tasks that are left, which go on.
+/// Each task that the iterator returns is done: [`Task::get`] returns immediately. Dropping the iterator
+/// drops the remaining tasks without cancelling them.
 ///
 /// ```no_run
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -74,7 +74,7 @@ pub fn as_completed<R>(tasks: impl IntoIterator<Item = Task<R>>) -> AsCompleted<
     AsCompleted { left: tasks.len(), tasks, queue }
 }
 
-/// Tasks in the order in which they complete, from [`as_completed`].
+/// Iterator over tasks in completion order, from [`as_completed`].
 #[derive(Debug)]
 #[must_use = "the tasks are waited for as the iterator is advanced"]
 pub struct AsCompleted<R> {
@@ -84,7 +84,7 @@ pub struct AsCompleted<R> {
 }
 
 impl<R> AsCompleted<R> {
-    /// Returns the next task that is done, or `None` after `limit`, or when no task is left
+    /// Returns the next finished task. Returns `None` on timeout, and when no task is left
     /// ([`is_empty`](Self::is_empty)).
     pub fn next_timeout(&mut self, limit: Duration) -> Option<Task<R>> {
         self.next_by(Instant::now().checked_add(limit))
@@ -120,7 +120,7 @@ impl<R> Iterator for AsCompleted<R> {
     }
 }
 
-/// The tasks of which something has arrived, by index.
+/// Indices of tasks with a new delivery.
 #[derive(Debug, Default)]
 struct Queue {
     woken: Mutex<VecDeque<usize>>,
@@ -141,7 +141,7 @@ impl Queue {
         Arc::new(Notify { queue: Arc::clone(self), index }).into()
     }
 
-    /// Waits for the next index; `None` after `deadline`.
+    /// Waits for the next index. Returns `None` after `deadline`.
     fn next(&self, deadline: Option<Instant>) -> Option<usize> {
         let mut woken = self.woken();
         loop {
@@ -163,7 +163,7 @@ impl Queue {
     }
 }
 
-/// Wakes a wait for one task.
+/// Waker of one task's wait.
 struct Notify {
     queue: Arc<Queue>,
     index: usize,

@@ -1,4 +1,4 @@
-//! Keeps the panics of the user's `Serialize` and `Deserialize` to the task whose value it is.
+//! Contains panics of user `Serialize` and `Deserialize` code, so that only the affected task fails.
 
 use std::any::{Any, type_name};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -8,13 +8,13 @@ use procpool_worker::panics;
 
 use crate::pool::observe::callbacks;
 
-/// Returns the reason why a value could not be encoded, where its `Serialize` panicked.
+/// Returns the encoding error for a `Serialize` that panicked.
 pub(crate) fn serialize_panicked<A>(payload: Box<dyn Any + Send>) -> String {
     let message = callbacks::defuse(payload);
     format!("`{}`: `Serialize` panicked: {message}", type_name::<A>())
 }
 
-/// Decoding runs the user's `Deserialize`, which may panic: that is this task's error.
+/// Decodes a value and turns a panic of the user's `Deserialize` into an error.
 pub(crate) fn catch_deserialize<R>(
     decode: impl FnOnce() -> Result<R, CodecError>,
 ) -> Result<R, String> {

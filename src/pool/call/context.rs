@@ -1,4 +1,4 @@
-//! What the items of one call share: encoded once, and sent once to each worker that runs any of
+//! The context that the items of one call share: encoded once, and sent once to each worker that runs any of
 //! them.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -15,31 +15,31 @@ use crate::pool::call::contain::serialize_panicked;
 /// A call's context, encoded.
 #[derive(Debug)]
 pub(crate) struct Context {
-    /// Tells it from all others of this program.
+    /// Unique id within this process.
     pub(crate) id: u64,
     pub(crate) body: Body,
-    /// What follows the request in its frame.
+    /// Bytes that follow the request in its frame.
     pub(crate) bytes: Vec<u8>,
-    /// What is sent before it: no worker can change what another one reads there.
+    /// Region sent before the request. It is sealed: no worker can change what another reads there.
     pub(crate) region: Option<SharedMemory>,
-    /// What it points to.
+    /// Files that the context refers to.
     pub(crate) attachments: Attachments,
     over: AtomicBool,
 }
 
 impl Context {
-    /// Encodes `value`; what takes more than `inline_limit` bytes is put into shared memory.
+    /// Encodes `value`. Above `inline_limit` bytes, the encoding is placed in shared memory.
     ///
     /// # Errors
     ///
-    /// Why that can't be done.
+    /// The reason, if encoding fails.
     pub(crate) fn encode<C: Serialize>(value: &C, inline_limit: usize) -> Result<Self, String> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let share = |bytes: &[u8]| {
             let region = SharedMemory::copy_of(bytes)
-                .map_err(|error| format!("it could not be put into shared memory: {error}"))?;
+                .map_err(|error| format!("failed to place it in shared memory: {error}"))?;
             let len = bytes.len() as u64;
-            // Each worker is sent it once.
+            // Each worker receives it once.
             Ok::<_, String>((
                 RegionSlice { number: 0, len, is_new: true, is_cached: false },
                 Some(region),
@@ -69,7 +69,7 @@ impl Context {
         Ok(Self { id, body, bytes, region, attachments, over })
     }
 
-    /// Takes note that all items of the call are settled.
+    /// Marks all items of the call as settled.
     pub(crate) fn set_over(&self) {
         self.over.store(true, Relaxed);
     }

@@ -1,4 +1,4 @@
-//! Encodes arguments, and contains what the types do meanwhile.
+//! Encodes arguments and contains panics of their `Serialize`.
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -18,21 +18,21 @@ use crate::pool::observe::events::Deferred;
 use crate::pool::schedule::batch::Batch;
 use crate::pool::schedule::state::PoolState;
 
-/// From how many bytes on a vector of plain numbers or a string goes through shared memory by itself,
-/// without being encoded first: about where that is cheaper than a frame.
+/// Minimum size in bytes from which a vector of primitives or a string is sent through shared memory
+/// directly, without encoding: about where that is cheaper than a frame.
 pub(crate) const ELEMENTS_FROM: usize = 128 << 10;
 
 thread_local! {
-    /// Where single arguments are encoded, kept for its room.
+    /// Buffer for encoding single arguments, reused for its capacity.
     static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
-/// With more room than this it isn't kept, in bytes.
+/// Maximum capacity of the reused buffer, in bytes.
 const SCRATCH_KEPT: usize = 4 << 10;
 
-/// Encodes the argument of a job for one call and enters it, or says why it could not be encoded.
-/// Returns the argument as well, unless its elements travel by themselves: a call that waits keeps it
-/// meanwhile, since what it owns may be what the task works on.
+/// Encodes the argument of a single call and reserves its item, or returns why it can't be encoded. Also
+/// returns the argument itself, unless its elements are sent directly: a blocking call keeps it alive,
+/// because the task may work on resources it owns.
 pub(crate) fn encode_one<A: Serialize>(
     job: &Arc<Job>,
     argument: A,
@@ -62,7 +62,7 @@ pub(crate) fn encode_one<A: Serialize>(
     }
 }
 
-/// Enters an item and ends it at once, since its argument could not be encoded.
+/// Reserves an item and fails it immediately, because its argument can't be encoded.
 pub(crate) fn fail_unencoded(pool: &PoolState, job: &Job, reason: String) {
     let first = job.reserve(1);
     let kind = TaskErrorKind::Encode { side: ValueSide::Argument, reason };

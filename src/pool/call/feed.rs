@@ -1,8 +1,9 @@
-//! Many items through a pool: [`Feed`] reads the input as it is needed, [`Results`] gives the
-//! outcomes as an iterator, and [`collect`] makes a vector of them.
+//! Feeds the items of a call to a pool. [`Feed`] reads the input as needed;
+//! [`Results`](crate::pool::call::results::Results) yields outcomes as an iterator, and
+//! [`collect`](crate::pool::call::collect::collect) gathers them in a vector.
 //!
-//! Everything happens on the caller's thread, inside of `next`: the input need not be `Send`, it is
-//! never read by surprise, and a consumer that stops asking stops everything.
+//! Everything runs on the caller's thread, inside `next`. The input need not be `Send`, it is never read
+//! unexpectedly, and a consumer that stops polling stops the feed.
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -25,40 +26,40 @@ use crate::pool::schedule::batch::Batch;
 use crate::pool::schedule::cost::CostEstimate;
 use crate::pool::schedule::state::PoolState;
 
-/// The most bytes of arguments in one batch, which with its head is to be one chunk's body.
+/// Maximum bytes of arguments in a batch, which with its header must fit one chunk's body.
 const BATCH_BYTES: usize = chunk::MOST_BYTES - (4 << 10);
 
-/// From how many bytes on a batch takes over the buffer that it was encoded in, with all of its room.
+/// Minimum size in bytes from which a batch takes over the encoding buffer with all of its capacity.
 const OWN_BUFFER: usize = 32 << 10;
 
-/// As long as a batch has fewer items than this, the clock is looked at for each.
+/// Below this number of items in a batch, the clock is read for each.
 const FEW: u32 = 64;
 
-/// How long the reading of a few items may take before they are sent.
+/// How long reading a batch's first items may take before it is sent.
 const SLOW: Duration = Duration::from_millis(1);
 
-/// The most bytes of arguments that wait, as long as each worker has something.
+/// Maximum bytes of queued arguments, if every worker has work.
 const WINDOW_BYTES: usize = 64 << 20;
 
-/// The items of one job on their way from an iterator into the queue.
+/// Feeds the items of one job from an iterator into the queue.
 #[derive(Debug)]
 pub(crate) struct Feed<I> {
     input: I,
     pub(crate) job: Arc<Job>,
     pub(crate) pool: Arc<PoolState>,
-    /// How many items have been read, and how many of their outcomes have been taken.
+    /// Number of items read, and of outcomes taken.
     pub(crate) read: u64,
     pub(crate) taken: u64,
-    /// Bytes of arguments whose batches may still be waiting, by the batch's end.
+    /// Bytes of arguments in possibly queued batches, by the batch's end.
     waiting: BTreeMap<u64, usize>,
-    /// Whether its thread has nothing else to do than to wait for all outcomes.
+    /// Whether the caller's thread only waits for all outcomes, and so may run a batch inline.
     pub(crate) may_drive: bool,
-    /// The input has ended: of itself, or by a panic.
+    /// Set when the input has ended, or panicked.
     pub(crate) ended: Option<Result<(), Box<dyn Any + Send>>>,
     buffer: Buffer,
-    /// How much room the last buffer had that a batch has taken over.
+    /// Capacity of the last buffer that a batch took over.
     room: usize,
-    /// What the arguments in the buffer point to.
+    /// Files that the buffered arguments refer to.
     attachments: Attachments,
 }
 
@@ -86,7 +87,7 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
         }
         let window = self.pool.config.window.unwrap_or_else(|| self.pool.window(&self.job));
         let open = self.read - self.taken;
-        // Refilled when a quarter is free, so that batches are worth the while.
+        // Refills when a quarter is free, so that batches are worth sending.
         if open > window - window / 4 {
             return;
         }
@@ -95,7 +96,7 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
         let workers = self.pool.config.workers as u64;
         while self.ended.is_none() && self.read - self.taken < window {
             if self.read > 0 && !self.job.collects_all.load(Relaxed) && self.job.has_arrivals() {
-                // Where reading is slow, what is there already is not to wait for it.
+                // If reading is slow, results that have arrived must not wait for it.
                 break;
             }
             let bytes: usize = self.waiting.values().sum();
@@ -107,10 +108,10 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
         }
     }
 
-    /// Reads up to `most` items and sends them.
+    /// Reads up to `most` items and submits them.
     fn read_batch(&mut self, most: u64) {
-        // A pool that is closed refuses what follows: one item of it is enough to say so, where the
-        // input may be endless.
+        // A closed pool rejects every item. One item is enough to report that, because the input may be
+        // infinite.
         let is_open = self.pool.is_open();
         let most = if is_open { most } else { 1 };
         let width = item_width::<A>();
@@ -118,7 +119,7 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
         self.attachments = Attachments::default();
         let began = Instant::now();
         let mut items = 0;
-        // Where the last argument begins, while it is being encoded.
+        // Start of the argument being encoded.
         let mut encoding = None;
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             while u64::from(items) < most && self.buffer.len() < BATCH_BYTES {
@@ -143,8 +144,8 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
                 }
                 encoding = None;
                 items += 1;
-                // Reading may be slow: then what has been read is not to wait. An end is let go of
-                // with its batch, so no other item is to be in that.
+                // If reading is slow, submit what has been read. A channel end is released with its batch, so
+                // it must be the batch's last item.
                 if items < FEW && began.elapsed() > SLOW || self.attachments.holds_channel_end() {
                     break;
                 }
@@ -159,7 +160,7 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
                 Read::Unencoded(serialize_panicked::<A>(payload))
             }
         };
-        // Some may have been taken before the input panicked.
+        // Some items may have been read before the input panicked.
         items = (self.buffer.len() as u32).checked_div(width).unwrap_or(items);
         if items > 0 {
             self.read += u64::from(items);
@@ -201,8 +202,8 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
         }
     }
 
-    /// Empties the buffer, and sees to it that it has room: for `most` items, where each takes so many
-    /// bytes; for as much as the last one had, if that is not known.
+    /// Empties the buffer and reserves capacity: for `most` items of `width` bytes, or as much as the last
+    /// buffer had if the width is unknown.
     fn make_room(&mut self, most: u64, width: usize) {
         let room = match width {
             0 => self.room,
@@ -219,7 +220,7 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
         }
     }
 
-    /// Whether so many items are known to take less than waking up a second worker would.
+    /// Whether `items` items are known to take less than waking a second worker.
     fn is_short(&self, items: u32) -> bool {
         let (job, each) = (&self.job, self.job.cost.least());
         let is_free = job.options.chunk_size.is_none()
@@ -228,7 +229,7 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
         is_free && each > 0 && each.saturating_mul(items.into()) <= CostEstimate::MIN_WORTH_A_WAKE
     }
 
-    /// Takes note that all items before `end` have been settled.
+    /// Counts `items` outcomes as taken, and all items before `settled_end` as settled.
     pub(crate) fn take(&mut self, items: u64, settled_end: u64) {
         self.taken += items;
         while let Some(first) = self.waiting.first_entry() {
@@ -240,27 +241,27 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
     }
 }
 
-/// What reading a batch has come to.
+/// Outcome of reading a batch.
 enum Read {
     /// The batch is full.
     More,
     /// The input has ended.
     End,
-    /// Reading the input has panicked.
+    /// The input panicked.
     Panicked(Box<dyn Any + Send>),
     /// The next item can't be encoded.
     Unencoded(String),
-    /// The next item is large and goes by itself.
+    /// The next item is large and is sent alone.
     RawBytes(RawBytes),
 }
 
-/// Sends all of an input's items at once, for a job that is to be waited for later.
+/// Submits all items of an input, for a job whose results are collected later.
 pub(crate) fn feed_all<A, I>(pool: &Arc<PoolState>, job: &Arc<Job>, input: I)
 where
     A: Serialize,
     I: Iterator<Item = A>,
 {
-    /// Enough for a batch to be worth its handling, few enough that it is soon under way.
+    /// Enough for a batch to be worth its overhead, few enough to start it soon.
     const EACH: u64 = 1024;
     job.collects_all.store(true, Relaxed);
     let mut feed = Feed::new(Arc::clone(pool), Arc::clone(job), input);

@@ -1,6 +1,5 @@
-//! A job: what one call of the API asked for, as one item or many, and the place where its outcomes
-//! arrive. Drivers deliver here, handles and iterators take from here; the [`Ledger`] in the middle
-//! lets each item through once.
+//! A job: the items of one API call, and the inbox for their outcomes. Drivers deliver here; handles and
+//! iterators take from here. The [`Ledger`] in between accepts each item once.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -17,28 +16,28 @@ use crate::pool::observe::events::Deferred;
 use crate::pool::options::TaskOptions;
 use crate::pool::schedule::cost::CostEstimate;
 
-/// No result within the time limit, from [`Results::next_timeout`](crate::Results::next_timeout).
+/// No result arrived within the time limit, from [`Results::next_timeout`](crate::Results::next_timeout).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("no result within the time limit: the call goes on and can be asked again")]
+#[error("no result within the time limit: the call continues and can be polled again")]
 pub struct Timeout;
 
-/// What one call asked for.
+/// One API call.
 #[derive(Debug)]
 pub(crate) struct Job {
     pub(crate) call: Result<FnRef, ForeignFunction>,
     pub(crate) options: TaskOptions,
     pub(crate) cost: Arc<CostEstimate>,
-    /// What its items share, if they do.
+    /// Context that its items share.
     pub(crate) context: Option<Arc<Context>>,
-    /// The first item's state among those of [`seed`](procpool_worker::seed); the others' follow it.
+    /// Random state of the first item; see [`seed`](procpool_worker::seed). The others follow it.
     pub(crate) seed: u64,
-    /// What is added to an item's number in the ledger to make its id.
+    /// Added to an item's number in the ledger to make its id.
     pub(crate) offset: u64,
-    /// Its result has been asked for, which can be given once.
+    /// Whether its result was taken, which is possible once.
     pub(crate) taken: AtomicBool,
-    /// Nothing of it is to be started any more.
+    /// Whether it was cancelled: none of its items may start.
     pub(crate) cancelled: AtomicBool,
-    /// Nobody looks at an outcome before all are there, so that none is worth waking anybody.
+    /// Whether the caller collects all outcomes before it uses any, so that single outcomes need not wake it.
     pub(crate) collects_all: AtomicBool,
     state: Mutex<State>,
     arrived: Condvar,
@@ -48,10 +47,9 @@ pub(crate) struct Job {
 struct State {
     ledger: Ledger,
     deliveries: VecDeque<Delivery>,
-    /// How many threads wait for an arrival: a notification costs a system call, also where nobody
-    /// waits.
+    /// Number of waiting threads: a notification costs a system call even without waiters.
     waiting: u32,
-    /// None of them is to be woken as long as more items are open than this.
+    /// Waiters are not woken while more items than this are open.
     most_open: u64,
     waker: Option<Waker>,
     /// Called when the last item is settled.
@@ -88,8 +86,7 @@ impl Job {
         })
     }
 
-    /// Whether items of the other may be in the same chunk: a time limit, a chunk size and a context
-    /// are a chunk's.
+    /// Whether items of both jobs can share a chunk: timeout, chunk size and context apply to a whole chunk.
     pub(crate) fn can_share_chunk(&self, other: &Self) -> bool {
         let context = |job: &Self| job.context.as_ref().map(|context| context.id);
         self.options.timeout == other.options.timeout
@@ -97,17 +94,17 @@ impl Job {
             && context(self) == context(other)
     }
 
-    /// How long a chunk of its items is to take, in nanoseconds.
+    /// Returns the target duration of a chunk, in nanoseconds.
     pub(crate) fn target_duration(&self) -> u64 {
         if self.collects_all.load(Relaxed) { CostEstimate::LONG_CHUNK } else { CostEstimate::CHUNK }
     }
 
-    /// Whether nothing says yet how many of its items a chunk is to have.
+    /// Whether the chunk size is adaptive and no cost has been measured.
     pub(crate) fn is_of_unknown_speed(&self) -> bool {
         self.options.chunk_size.is_none() && self.cost.nanos() == 0
     }
 
-    /// How many items a chunk is to have: as many as were asked for, or as take so long.
+    /// Returns the chunk size: as configured, or to match the target duration.
     pub(crate) fn chunk(&self) -> u32 {
         self.options.chunk_size.unwrap_or_else(|| self.cost.chunk(self.target_duration()))
     }
@@ -116,24 +113,24 @@ impl Job {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Enters new items and gives the first one's number.
+    /// Reserves new items and returns the first one's number.
     pub(crate) fn reserve(&self, items: u64) -> u64 {
         self.state().ledger.reserve(items)
     }
 
-    /// Settles the items of an arrival; false if that had been done before, and then nothing has
-    /// happened. What is to be called for it is added to `calls`.
+    /// Settles the items of a delivery. Returns false, without effect, if they were settled before. Adds
+    /// wakers and callbacks to `calls`.
     pub(crate) fn deliver(&self, arrival: Delivery, calls: &mut Deferred) -> bool {
         let mut state = self.state();
         let ids = arrival.first..arrival.first + u64::from(arrival.items);
         let settled = state.ledger.settle(ids);
-        // An item is in one place only, so it is all of these or none.
+        // An item is in one place only, so either all of these are open or none.
         debug_assert!(settled == 0 || settled == u64::from(arrival.items));
         if settled == 0 {
             return false;
         }
         if state.deliveries.capacity() == 0 {
-            // Most calls are for one item, and have one.
+            // Most calls have one item, and so one delivery.
             state.deliveries.reserve_exact(1);
         }
         state.deliveries.push_back(arrival);
@@ -157,12 +154,12 @@ impl Job {
         }
     }
 
-    /// Whether every item that was entered is settled.
+    /// Whether every reserved item is settled.
     pub(crate) fn is_done(&self) -> bool {
         self.state().ledger.open() == 0
     }
 
-    /// As [`is_done`](Self::is_done); if not, `waker` is woken at the next arrival.
+    /// Like [`is_done`](Self::is_done). If not done, the next delivery wakes `waker`.
     pub(crate) fn poll_done(&self, waker: &Waker) -> bool {
         let is_known = |state: &State| state.waker.as_ref().is_some_and(|old| old.will_wake(waker));
         let state = self.state();
@@ -170,7 +167,7 @@ impl Job {
             return state.ledger.open() == 0;
         }
         drop(state);
-        // Cloning and dropping a waker are the user's code, which may ask for this job's state.
+        // Cloning and dropping a waker run user code, which may query this job.
         let mut waker = Some(waker.clone());
         let mut state = self.state();
         let is_done = state.ledger.open() == 0;
@@ -182,7 +179,7 @@ impl Job {
         is_done
     }
 
-    /// Has `callback` called once everything is settled; if it is, that is added to `calls`.
+    /// Registers `callback` for when everything is settled. Adds it to `calls` if that is already so.
     pub(crate) fn when_done(&self, callback: Box<dyn FnOnce() + Send>, calls: &mut Deferred) {
         let mut state = self.state();
         state.when_done = Some(callback);
@@ -191,7 +188,7 @@ impl Job {
         }
     }
 
-    /// Waits until everything is settled; false if `deadline` comes before.
+    /// Blocks until everything is settled. Returns false on timeout.
     pub(crate) fn wait(&self, deadline: Option<Instant>) -> bool {
         let mut state = self.state();
         while state.ledger.open() > 0 {
@@ -204,11 +201,11 @@ impl Job {
         true
     }
 
-    /// Waits for the next arrival; none when nothing is open and all has been taken.
+    /// Blocks until the next delivery. Returns `None` if nothing is open and all deliveries were taken.
     ///
     /// # Errors
     ///
-    /// When `deadline` comes before.
+    /// [`Timeout`] at `deadline`.
     pub(crate) fn wait_arrival(
         &self,
         deadline: Option<Instant>,
@@ -229,8 +226,8 @@ impl Job {
         }
     }
 
-    /// Waits until no more than `most_open` items are open, and gives what has arrived; nothing when
-    /// nothing is open and all has been taken.
+    /// Blocks until at most `most_open` items are open, and takes all deliveries. Returns none if nothing is
+    /// open and all were taken.
     pub(crate) fn wait_arrivals(&self, most_open: u64) -> VecDeque<Delivery> {
         let mut state = self.state();
         loop {
@@ -242,8 +239,7 @@ impl Job {
         }
     }
 
-    /// Waits for an arrival after which no more than `most_open` items are open, or until the time is
-    /// over.
+    /// Sleeps until a delivery leaves at most `most_open` items open, or `limit` has passed.
     fn sleep<'a>(
         &self,
         mut state: MutexGuard<'a, State>,
@@ -266,12 +262,12 @@ impl Job {
         state
     }
 
-    /// Whether something has arrived and not been taken.
+    /// Whether a delivery is waiting.
     pub(crate) fn has_arrivals(&self) -> bool {
         !self.state().deliveries.is_empty()
     }
 
-    /// The next arrival, if there is one.
+    /// Takes the next delivery, if there is one.
     pub(crate) fn take_arrival(&self) -> Option<Delivery> {
         self.state().deliveries.pop_front()
     }
@@ -284,7 +280,7 @@ mod tests {
     use crate::pool::call::outcome::{Content, Failure, Provenance};
 
     #[test]
-    fn who_wants_results_together_is_not_woken_for_each() {
+    fn a_caller_that_collects_all_results_is_not_woken_for_each() {
         let call = FnRef::NOWHERE;
         let job = Job::new(Ok(call), Default::default(), Default::default(), 0, None, 0);
         job.reserve(8);
@@ -302,6 +298,6 @@ mod tests {
             let rest = job.wait_arrivals(0).len();
             assert_eq!(arrived + rest, 8);
         });
-        assert!(job.wait_arrivals(0).is_empty(), "nothing is open, and all has been taken");
+        assert!(job.wait_arrivals(0).is_empty(), "nothing is open, and all was taken");
     }
 }

@@ -1,24 +1,24 @@
-//! Which items of a job are still open. Each id is entered once and settled once; whoever comes
-//! second is told so. That is what makes an outcome the only one, whatever races.
+//! Tracks which items of a job are open. Each id is reserved once and settled once; a second settlement has
+//! no effect. This makes each outcome unique, whatever races.
 
 use std::collections::VecDeque;
 use std::ops::Range;
 
-/// Open items as a window of bits, which moves on as the oldest are settled: with a bounded number
-/// of items open at a time, its size is bounded however many pass through.
+/// Open items as a sliding bit window that advances as the oldest are settled. With a bounded number of open
+/// items, its size stays bounded for any number of items.
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
     /// Id of the first bit; a multiple of 64.
     base: u64,
     /// A bit is set while its item is open.
     words: VecDeque<u64>,
-    /// The next id to be entered.
+    /// Next id to reserve.
     end: u64,
     open: u64,
 }
 
 impl Ledger {
-    /// Enters `items` new items and gives the first one's id.
+    /// Reserves `items` new ids and returns the first.
     pub(crate) fn reserve(&mut self, items: u64) -> u64 {
         let first = self.end;
         if self.words.is_empty() {
@@ -34,7 +34,7 @@ impl Ledger {
         first
     }
 
-    /// Settles those of `ids` that are open and says how many those were.
+    /// Settles the open ids in `ids` and returns how many there were.
     pub(crate) fn settle(&mut self, ids: Range<u64>) -> u64 {
         let ids = ids.start.max(self.base)..ids.end.min(self.end);
         let mut settled = 0;
@@ -52,13 +52,13 @@ impl Ledger {
         settled
     }
 
-    /// How many items are open.
+    /// Returns the number of open items.
     pub(crate) fn open(&self) -> u64 {
         self.open
     }
 }
 
-/// The words that hold `ids`, with the bits that are theirs.
+/// Returns the words that hold `ids`, with the mask of their bits.
 fn masks(base: u64, ids: Range<u64>) -> impl Iterator<Item = (usize, u64)> {
     let (start, end) = (ids.start - base, ids.end - base);
     (start / 64..end.div_ceil(64)).map(move |word| {

@@ -1,5 +1,4 @@
-//! The callers' side: it knows the types. What goes in is encoded and fed, what comes back is collected and
-//! decoded.
+//! The callers' side, which knows the types. Encodes and feeds arguments; collects and decodes results.
 
 pub(crate) mod collect;
 pub(crate) mod completion;

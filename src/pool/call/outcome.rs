@@ -1,4 +1,4 @@
-//! What becomes of items: outcomes as they are delivered, and their decoding.
+//! Outcomes of items, as delivered and decoded.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::pool::drive::records::{self, RawOutcome, Records};
 use crate::pool::types::Report;
 use crate::worker_ref::WorkerRef;
 
-/// Outcomes of consecutive items, as they were delivered.
+/// Outcomes of consecutive items, as delivered.
 #[derive(Debug)]
 pub(crate) struct Delivery {
     /// Number of the first item.
@@ -23,12 +23,12 @@ pub(crate) struct Delivery {
     pub(crate) content: Content,
 }
 
-/// Where outcomes come from.
+/// Which worker and attempt an outcome is from.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Provenance {
     pub(crate) worker: Option<WorkerRef>,
     pub(crate) attempt: u32,
-    /// How long the items waited before they were sent to the worker.
+    /// Time between queueing and sending to the worker.
     pub(crate) queued: Duration,
 }
 
@@ -39,30 +39,30 @@ impl Provenance {
 
 #[derive(Debug)]
 pub(crate) enum Content {
-    /// As the worker wrote them.
+    /// Records as the worker wrote them.
     Records(Records),
-    /// All of them failed in this way.
+    /// All items failed alike.
     Failed(Failure),
 }
 
-/// How items ended without an answer.
+/// Why items failed.
 #[derive(Debug, Clone)]
 pub(crate) struct Failure {
     pub(crate) kind: TaskErrorKind,
     pub(crate) did_it_run: DidRun,
     pub(crate) elapsed: Duration,
-    /// What was printed, where that is captured.
+    /// Captured output.
     pub(crate) output: Vec<u8>,
 }
 
 impl Failure {
-    /// Before anything was begun.
+    /// A failure of items that never started.
     pub(crate) fn unstarted(kind: TaskErrorKind) -> Self {
         Self { kind, did_it_run: DidRun::No, elapsed: Duration::ZERO, output: Vec::new() }
     }
 }
 
-/// An item's outcome with all that is known about it; see [`Report`](crate::Report).
+/// An item's outcome; see [`Report`](crate::Report).
 #[derive(Debug)]
 pub(crate) struct Outcome<R> {
     pub(crate) number: u64,
@@ -86,7 +86,7 @@ impl<R> Report<R> {
 }
 
 impl Delivery {
-    /// The next item's outcome, decoded.
+    /// Decodes the next item's outcome.
     pub(crate) fn next<R: DeserializeOwned>(&mut self, offset: u64) -> Option<Outcome<R>> {
         if self.items == 0 {
             return None;
@@ -106,7 +106,7 @@ impl Delivery {
                     let result = decode(raw).map_err(|(kind, did_it_run)| fail(kind, did_it_run));
                     (result, elapsed, output)
                 }
-                // Not reached: an arrival is made of as many records as it has items.
+                // Unreachable: a delivery has one record per item.
                 None => {
                     let missing = fail(decode_error("is missing".to_owned()), DidRun::Yes);
                     (Err(missing), Duration::ZERO, Vec::new())
@@ -128,7 +128,7 @@ impl Delivery {
 }
 
 impl Delivery {
-    /// Adds all outcomes to `results`, up to the first that is not an answer.
+    /// Appends all values to `results`, up to the first failure.
     pub(crate) fn drain<R: DeserializeOwned>(
         mut self,
         offset: u64,
@@ -171,10 +171,10 @@ fn decode<R: DeserializeOwned>(mut raw: RawOutcome<'_>) -> Result<R, (TaskErrorK
             catch_deserialize(|| unsafe { codec::decode_shared(region.as_ptr(), region.len()) })
         }
         (Record::Region, None) => {
-            let why = "its shared memory was not received: this process has no file descriptor left (raise `ulimit -n`)";
+            let why = "its shared memory was not received: this process has no file descriptors left (raise `ulimit -n`)";
             return Err((decode_error(why.to_owned()), DidRun::Yes));
         }
-        // Numbers and the like never come by themselves.
+        // Other kinds never occur as single values.
         _ => {
             return Err(
                 failure(raw).unwrap_or((decode_error("is missing".to_owned()), DidRun::Yes))
@@ -184,7 +184,7 @@ fn decode<R: DeserializeOwned>(mut raw: RawOutcome<'_>) -> Result<R, (TaskErrorK
     decoded.map_err(|reason| (decode_error(reason), DidRun::Yes))
 }
 
-/// What went wrong, if the outcome is not an answer.
+/// Returns the failure, unless the outcome is a value.
 pub(crate) fn failure(raw: RawOutcome<'_>) -> Option<(TaskErrorKind, DidRun)> {
     let text = || String::from_utf8_lossy(raw.payload).into_owned();
     Some(match raw.kind {
@@ -192,7 +192,7 @@ pub(crate) fn failure(raw: RawOutcome<'_>) -> Option<(TaskErrorKind, DidRun)> {
             return None;
         }
         Record::Panicked => {
-            // A report that was longer than the lane was cut, and can't be read.
+            // A report that exceeded the lane is truncated and can't be decoded.
             let report = codec::decode(raw.payload).unwrap_or_else(|_| PanicReport {
                 message: text(),
                 location: None,
@@ -210,8 +210,8 @@ pub(crate) fn failure(raw: RawOutcome<'_>) -> Option<(TaskErrorKind, DidRun)> {
     })
 }
 
-/// Does with bytes from a worker all that the parent does: as a frame, and as what lies in a lane.
-/// For fuzzing; a test of `records` goes through the same seeds.
+/// Processes bytes from a worker in every way that the parent does: as a frame, and as lane content. Used for
+/// fuzzing; a test of `records` runs the same seeds.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn read_hostile(bytes: &[u8]) {
     use std::collections::VecDeque;
@@ -221,23 +221,23 @@ pub(crate) fn read_hostile(bytes: &[u8]) {
 
     let _ = codec::decode::<Reply>(bytes);
     let _ = (records::output_ends(bytes), records::places(bytes));
-    let Some(validate) = records::validate(bytes) else { return };
+    let Some(summary) = records::validate(bytes) else { return };
     let all = || Records::new(bytes.into(), VecDeque::new(), VecDeque::new());
     let mut rest = all();
-    let mut front = rest.split_front(validate.items / 2);
+    let mut front = rest.split_front(summary.items / 2);
     let count = |records: &mut Records| std::iter::from_fn(|| records.next().map(drop)).count();
-    assert_eq!(count(&mut front) + count(&mut rest), validate.items as usize);
+    assert_eq!(count(&mut front) + count(&mut rest), summary.items as usize);
     let arrival = || {
         let content = Content::Records(all());
-        Delivery { first: 0, items: validate.items, provenance: Provenance::NONE, content }
+        Delivery { first: 0, items: summary.items, provenance: Provenance::NONE, content }
     };
     fn read<R: serde::de::DeserializeOwned>(mut arrival: Delivery, items: u32) {
         let count = std::iter::from_fn(|| arrival.next::<R>(0).map(drop)).count();
         assert_eq!(count, items as usize);
     }
-    read::<u64>(arrival(), validate.items);
-    read::<(String, Option<Vec<u8>>)>(arrival(), validate.items);
-    read::<std::collections::BTreeMap<u8, Vec<char>>>(arrival(), validate.items);
+    read::<u64>(arrival(), summary.items);
+    read::<(String, Option<Vec<u8>>)>(arrival(), summary.items);
+    read::<std::collections::BTreeMap<u8, Vec<char>>>(arrival(), summary.items);
     let _ = arrival().drain::<u16>(0, &mut Vec::new());
     let _ = arrival().drain::<f64>(0, &mut Vec::new());
     let _ = arrival().drain::<Vec<u32>>(0, &mut Vec::new());

@@ -1,4 +1,4 @@
-//! The outcomes of a call as an iterator.
+//! The results of a call as an iterator.
 
 use std::collections::BTreeMap;
 use std::panic::resume_unwind;
@@ -18,30 +18,31 @@ use crate::pool::types::Report;
 
 pub use crate::pool::call::job::Timeout;
 
-/// In which order [`Results`] come.
+/// Order in which [`Results`] are yielded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Order {
     Input,
     Completion,
 }
 
-/// Results as an iterator, from [`Pool::imap`](crate::Pool::imap) in the input's order, from
-/// [`Pool::imap_unordered`](crate::Pool::imap_unordered) as they come.
+/// Iterator over results: in input order from [`Pool::imap`](crate::Pool::imap), in completion order from
+/// [`Pool::imap_unordered`](crate::Pool::imap_unordered).
 ///
-/// The input is read as results are taken, a bounded window ahead. Where reading it panics, the
-/// earlier results come first, then the panic goes on. Dropping the iterator cancels what is left.
+/// Reads the input lazily, a bounded window ahead of the results taken. If the input iterator panics, `next`
+/// yields the earlier results first and then resumes the panic. Dropping the iterator cancels the remaining
+/// tasks.
 #[must_use = "iterators are lazy: nothing is sent before the first result is taken"]
 pub struct Results<I: Iterator, R> {
     feed: Feed<I>,
     order: Order,
     current: Option<Delivery>,
-    /// What has come before its turn.
+    /// Deliveries that arrived before their turn, by first number.
     early: BTreeMap<u64, Delivery>,
-    /// The number whose turn it is.
+    /// Number of the next result in input order.
     next: u64,
-    /// Whether it has been said that this is a copy made by `fork`.
+    /// Whether the error of a forked copy was yielded.
     refused: bool,
-    /// The context that the items share, if they do.
+    /// Keeps the items' shared context in the workers.
     _scope: Option<Scope>,
     result: std::marker::PhantomData<fn() -> R>,
 }
@@ -81,18 +82,18 @@ where
         }
     }
 
-    /// The same, with each result's id, PID, times and attempt.
+    /// Yields a [`Report`] for each result, with its id, worker, timing and attempt.
     pub fn reports(self) -> Reports<I, R> {
         Reports { results: self }
     }
 
-    /// Returns the next result, as `next` does, if it comes within `limit`.
+    /// Returns the next result like `next`, but blocks at most for `limit`. Reading the input is not
+    /// interrupted.
     ///
-    /// Reading the input isn't interrupted.
     ///
     /// # Errors
     ///
-    /// [`Timeout`] if there is no result by then.
+    /// [`Timeout`] if no result arrives in time.
     pub fn next_timeout(
         &mut self,
         limit: Duration,
@@ -102,7 +103,7 @@ where
     }
 
     fn next_outcome(&mut self) -> Option<(Outcome<R>, Provenance)> {
-        // Without a deadline there is no other error.
+        // The only error is a timeout.
         self.outcome_by(None).unwrap_or(None)
     }
 
@@ -180,7 +181,7 @@ impl<I: Iterator, R> Drop for Results<I, R> {
     }
 }
 
-/// Results with all that is known of them, as an iterator; from [`Results::reports`].
+/// Iterator over the [`Report`]s of results, from [`Results::reports`].
 #[derive(Debug)]
 #[must_use = "iterators are lazy: nothing is sent before the first result is taken"]
 pub struct Reports<I: Iterator, R> {

@@ -1,11 +1,11 @@
-//! The time of a call whose items share a context.
+//! Lifetime of a call's shared context.
 
 use std::sync::Arc;
 
 use crate::pool::call::context::Context;
 use crate::pool::schedule::state::PoolState;
 
-/// The time of a call: at its end, however it comes, the workers drop its context.
+/// Guard of a call with a context. On drop, workers drop the context.
 #[derive(Debug)]
 pub(crate) struct Scope {
     pub(crate) pool: Arc<PoolState>,

@@ -1,4 +1,4 @@
-//! The handle on something that was submitted: [`Task`].
+//! The handle on a submitted call: [`Task`].
 
 use std::future::Future;
 use std::marker::PhantomData;
@@ -19,11 +19,11 @@ use crate::pool::observe::events::{Deferred, EventKind};
 use crate::pool::schedule::state::PoolState;
 use crate::pool::types::Report;
 
-/// Something that was submitted: one call ([`Pool::apply_async`](crate::Pool::apply_async)), or one
-/// over many items ([`Pool::map_async`](crate::Pool::map_async), where `R` is a `Vec`).
+/// A submitted call: one task ([`Pool::apply_async`](crate::Pool::apply_async)), or one per item
+/// ([`Pool::map_async`](crate::Pool::map_async), where `R` is a `Vec`).
 ///
-/// It is a [`Future`] too, which needs no particular runtime. A task whose handle is dropped goes
-/// on; nobody learns of its result then.
+/// Also a [`Future`], independent of the runtime. Dropping the handle doesn't cancel the task, but discards
+/// its result; see [`cancel_on_drop`](Self::cancel_on_drop).
 ///
 /// ```no_run
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -34,18 +34,18 @@ use crate::pool::types::Report;
 /// # Ok(())
 /// # }
 /// ```
-#[must_use = "the result is lost with the handle; use `drop` where that is meant"]
+#[must_use = "dropping a task discards its result; use `drop` if that is intended"]
 pub struct Task<R> {
     job: Arc<Job>,
     pool: Arc<PoolState>,
-    /// Makes the result of what has arrived.
+    /// Assembles the result from the deliveries.
     collect: fn(&Job) -> Report<R>,
     /// Whether dropping the handle cancels the task.
     is_scoped: bool,
     result: PhantomData<fn() -> R>,
 }
 
-/// Cancels a task from elsewhere, from [`Task::canceller`].
+/// Cancels a [`Task`], also from another thread; from [`Task::canceller`].
 #[derive(Clone)]
 pub struct Canceller {
     job: Arc<Job>,
@@ -53,7 +53,7 @@ pub struct Canceller {
 }
 
 impl Canceller {
-    /// As [`Task::cancel`].
+    /// Cancels the task, like [`Task::cancel`].
     pub fn cancel(&self) {
         self.pool.cancel(&self.job);
     }
@@ -83,28 +83,28 @@ impl<R> std::fmt::Debug for Task<R> {
 }
 
 impl<R> Task<R> {
-    /// Waits for the result.
+    /// Blocks until the result is there and returns it.
     ///
     /// # Errors
     ///
-    /// What became of the task, if it has no answer; of many, the first by position.
+    /// The task's failure; for many items, that of the first failed item in input order.
     pub fn get(self) -> Result<R, TaskError> {
         self.report().result
     }
 
-    /// Waits for the result, for at most `limit`; `None` means that there is none yet. The task goes
-    /// on and can be asked again. Once the result has been given, there is no other: then this gives
+    /// Blocks until the result is there, but at most for `limit`. Returns `None` on timeout: the task
+    /// continues, and the method can be called again. After the result has been returned, returns
     /// [`TaskErrorKind::AlreadyTaken`].
     pub fn get_timeout(&mut self, limit: Duration) -> Option<Result<R, TaskError>> {
         if self.pool.forked().is_some() {
             return Some(self.take().result);
         }
-        // A limit that can't be added to the time is none.
+        // A limit that overflows the clock means no deadline.
         let deadline = Instant::now().checked_add(limit);
         self.job.wait(deadline).then(|| self.take().result)
     }
 
-    /// The result of a task that is done, once.
+    /// Takes the result of a finished task. Only the first call returns it.
     fn take(&self) -> Report<R> {
         match self.pool.forked() {
             Some(kind) => empty_report(
@@ -115,42 +115,42 @@ impl<R> Task<R> {
         }
     }
 
-    /// Whether the result is there.
+    /// Returns whether the result is there.
     pub fn is_ready(&self) -> bool {
         self.pool.forked().is_some() || self.job.is_done()
     }
 
-    /// Ends it with [`TaskErrorKind::Cancelled`]: what is queued is
-    /// never started, what is running is ended with its worker, what is done stays done.
+    /// Cancels the task with [`TaskErrorKind::Cancelled`]. Queued items never start; running items are killed
+    /// with their workers; finished items keep their results.
     pub fn cancel(&self) {
         self.pool.cancel(&self.job);
     }
 
-    /// Returns a handle that cancels the task, to be moved to another thread or kept while the task is
+    /// Returns a handle that cancels the task. It can be moved to another thread, or used while the task is
     /// awaited.
     pub fn canceller(&self) -> Canceller {
         Canceller { job: Arc::clone(&self.job), pool: Arc::clone(&self.pool) }
     }
 
-    /// Makes the task one that is cancelled when its handle is dropped: for a future that may be dropped
-    /// before it is ready, as the branches of a `select!` are.
+    /// Cancels the task when its handle is dropped, for futures that may be dropped before they are ready, as
+    /// in a `select!`.
     pub fn cancel_on_drop(mut self) -> Self {
         self.is_scoped = true;
         self
     }
 
-    /// Returns whether the task is done; if not, `waker` is woken at the next arrival.
+    /// Returns whether the task is done. If not, the next delivery wakes `waker`.
     pub(crate) fn poll_ready(&self, waker: &Waker) -> bool {
         self.pool.forked().is_some() || self.job.poll_done(waker)
     }
 
-    /// Waits for the result and gives it with its PID, times and attempt. Of many items, the times
-    /// are sums and the rest is the first item's.
+    /// Blocks until the result is there and returns it with worker, timing and attempt. For many items, times
+    /// are sums, and worker and attempt are the first item's.
     pub fn report(self) -> Report<R> {
         self.wait_report()
     }
 
-    /// As [`report`](Self::report), of a handle that is still needed.
+    /// Like [`report`](Self::report), but keeps the handle.
     pub(crate) fn wait_report(&self) -> Report<R> {
         if self.pool.forked().is_none() {
             self.job.wait(None);
@@ -158,10 +158,9 @@ impl<R> Task<R> {
         self.take()
     }
 
-    /// Deferred `callback` with the result, once, on the thread that the pool has for callbacks. A
-    /// callback may use the pool. A panic in it harms nothing and is told as
-    /// [`EventKind::CallbackPanicked`]. The thread calls one callback at a time: one that waits for
-    /// another waits for ever.
+    /// Calls `callback` once with the result, on the pool's callback thread. The callback may use the pool. A
+    /// panic in it is reported as [`EventKind::CallbackPanicked`] and otherwise ignored. Callbacks run one at
+    /// a time: a callback that waits for another deadlocks.
     ///
     /// ```no_run
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -176,15 +175,16 @@ impl<R> Task<R> {
         R: 'static,
     {
         if self.pool.forked().is_some() {
-            // The callbacks' thread is the other process's.
+            // The callback thread belongs to the original process.
             return callback(self.take().result);
         }
-        // The callback has the task from here on.
+        // The callback owns the task from here on.
         self.is_scoped = false;
         let (job, collect) = (Arc::clone(&self.job), self.collect);
         let observers = self.pool.config.observers.clone();
-        // Here rather than at its end: on a driver's thread a callback that waits for another task
-        // could wait for itself. Where there is no thread, that is still better than never.
+        // Started here and not on completion: on a driver's thread, a callback that waits for another task
+        // could wait for itself. Without the thread the callback runs there nevertheless, which is better
+        // than never.
         let _ = observers.callbacks.start();
         let when_done = Box::new(move || {
             let callbacks = observers.callbacks.clone();
@@ -201,14 +201,14 @@ impl<R> Task<R> {
 }
 
 impl<R: DeserializeOwned> Task<R> {
-    /// Of a job with one item.
+    /// Creates the task of a job with one item.
     pub(crate) fn of_one(pool: Arc<PoolState>, job: Arc<Job>) -> Self {
         Self { job, pool, collect: collect_one, is_scoped: false, result: PhantomData }
     }
 }
 
 impl<R: DeserializeOwned> Task<Vec<R>> {
-    /// Of a job with any number of items.
+    /// Creates the task of a job with any number of items.
     pub(crate) fn of_many(pool: Arc<PoolState>, job: Arc<Job>) -> Self {
         Self { job, pool, collect: collect_many, is_scoped: false, result: PhantomData }
     }
@@ -226,7 +226,7 @@ impl<R> Future for Task<R> {
     }
 }
 
-/// What has arrived, made a result by `collect`; the second time, an error that says so.
+/// Collects the job's result. The second call returns [`TaskErrorKind::AlreadyTaken`].
 fn take<R>(job: &Job, collect: fn(&Job) -> Report<R>) -> Report<R> {
     if !job.taken.swap(true, Relaxed) {
         return collect(job);
@@ -235,7 +235,7 @@ fn take<R>(job: &Job, collect: fn(&Job) -> Report<R>) -> Report<R> {
     empty_report(job, Err(error))
 }
 
-/// A report in which no worker has a part yet.
+/// A report without a worker.
 fn empty_report<R>(job: &Job, result: Result<R, TaskError>) -> Report<R> {
     Report {
         id: job.offset,
@@ -248,7 +248,7 @@ fn empty_report<R>(job: &Job, result: Result<R, TaskError>) -> Report<R> {
     }
 }
 
-/// The outcome of a job with one item.
+/// Collects the outcome of a job with one item.
 pub(crate) fn collect_one<R: DeserializeOwned>(job: &Job) -> Report<R> {
     let next = job.take_arrival().and_then(|mut arrival| {
         let provenance = arrival.provenance;
@@ -257,14 +257,14 @@ pub(crate) fn collect_one<R: DeserializeOwned>(job: &Job) -> Report<R> {
     next.expect("a task's result is taken once, after the task is done")
 }
 
-/// What has arrived of a job, in order.
+/// Takes all deliveries of a job, in input order.
 fn deliveries(job: &Job) -> Vec<Delivery> {
     let mut deliveries: Vec<Delivery> = std::iter::from_fn(|| job.take_arrival()).collect();
     deliveries.sort_unstable_by_key(|arrival| arrival.first);
     deliveries
 }
 
-/// Each outcome of a job with many items, in order.
+/// Collects each outcome of a job with many items, in input order.
 pub(crate) fn collect_each<R: DeserializeOwned>(job: &Job) -> Vec<Result<R, TaskError>> {
     let mut results = Vec::new();
     for mut arrival in deliveries(job) {
@@ -274,7 +274,7 @@ pub(crate) fn collect_each<R: DeserializeOwned>(job: &Job) -> Vec<Result<R, Task
     results
 }
 
-/// The outcomes of a job with many items collects_all, in order.
+/// Collects the outcomes of a job with many items into one report, in input order.
 fn collect_many<R: DeserializeOwned>(job: &Job) -> Report<Vec<R>> {
     let deliveries = deliveries(job);
     let items: usize = deliveries.iter().map(|arrival| arrival.items as usize).sum();

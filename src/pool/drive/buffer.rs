@@ -1,30 +1,29 @@
-//! Memory for encoded arguments and results, used again. A chunk of small items has a quarter of a
-//! megabyte of each, and the first touch of new memory costs several times what the copy into it
-//! does; the allocator gives such pieces back to the system too soon.
+//! Reusable buffers for encoded arguments and results. A chunk of small items uses a quarter of a megabyte of
+//! each. Touching new memory costs several times the copy into it, and the allocator returns blocks of that
+//! size to the system too soon.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, PoisonError};
 
 use procpool_worker::memcpy;
 
-/// What is kept has at least so much room, in bytes; the allocator does well with what has less.
+/// Minimum capacity of kept buffers, in bytes. The allocator handles smaller ones well.
 const LEAST: usize = 32 << 10;
 
-/// And at most so much.
+/// Maximum capacity of kept buffers, in bytes.
 const MOST: usize = 1 << 20;
 
-/// How many are kept: more than are on their way in a pool of a few workers, and a few megabytes in
-/// all.
+/// Number of buffers kept: more than are in use in a pool of a few workers, and a few megabytes in total.
 const KEPT: usize = 32;
 
 static SPARE: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
 
-/// Bytes whose memory is kept for the next.
+/// A byte buffer whose memory is kept for reuse.
 #[derive(Debug, Default)]
 pub(crate) struct Buffer(Vec<u8>);
 
 impl Buffer {
-    /// An empty one with room for `bytes`.
+    /// Creates an empty buffer with capacity for `bytes`.
     pub(crate) fn with_room(bytes: usize) -> Self {
         let mut buffer = if bytes >= LEAST {
             SPARE.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()

@@ -1,9 +1,9 @@
-//! One chunk on its way through a worker: [`Chunk`] is what is known of it while it runs, seen by
-//! the thread that drives the worker, by one that takes items back, and by the supervisor.
+//! A chunk on its way through a worker. [`Chunk`] is its state while it runs, shared by the thread that
+//! drives the worker, by threads that steal items, and by the supervisor.
 //!
-//! [`run`] sends the frame, delivers what is committed as it is told of it, and at the end accounts
-//! for every item: delivered, or given back as never begun, or named as the one that was running
-//! when the worker was lost. Its halves, [`send`] and [`finish`], may run on two threads.
+//! [`run`] sends the frame, delivers results as the worker reports them, and finally accounts for every item:
+//! delivered, returned as never started, or identified as the one running when the worker was lost. Its
+//! halves, [`send`] and [`finish`], may run on two threads.
 
 use std::collections::VecDeque;
 use std::io;
@@ -39,71 +39,71 @@ use crate::pool::schedule::counters::Counters;
 pub(crate) struct Chunk {
     pub(crate) process: Arc<Process>,
     pub(crate) lane: Arc<ParentLane>,
-    /// What is not delivered, in order.
+    /// Undelivered batches, in order.
     batches: VecDeque<Batch>,
-    /// How many items it has, those that were delivered included.
+    /// Number of items, delivered ones included.
     items: u32,
     delivered: u32,
-    /// How many bytes of the lane's results have been read.
+    /// Bytes of the lane's results read so far.
     read: usize,
     sent: Instant,
-    /// The time limit of each item.
+    /// Time limit of each item.
     pub(crate) limit: Option<Duration>,
-    /// How many items were begun and committed when that was last looked at, and since when.
+    /// Started and committed items at the last check, and when they last changed.
     seen: ((u32, u32), Instant),
-    /// Whether it is the worker's turn: it has been sent what to do, and has not answered.
+    /// Whether the worker has work and has not replied.
     is_sent: bool,
-    /// Whether the worker is sent nothing after it, and ends by itself.
+    /// Whether the worker exits after this chunk.
     pub(crate) is_last: bool,
-    /// How many items were delivered when it was last sent what to do.
+    /// Number of items delivered when the worker was last sent work.
     heard: Option<u32>,
-    /// The item that was running when the pool was suspended, and for how long it was.
+    /// The item running when the pool was suspended, and for how long.
     suspended: (Option<u32>, Duration),
-    /// How much of the captured output has been delivered.
+    /// How much of the captured output has been delivered, in bytes.
     printed: u64,
 }
 
-/// How long a worker may be silent while no item runs. A healthy one takes microseconds; on a machine
-/// with a hundred processes for each CPU it has been seen to take a tenth of this.
+/// How long a worker may be silent while no item runs. A healthy worker takes microseconds; with a hundred
+/// processes per CPU, a tenth of this limit was measured.
 pub(crate) const SILENCE: Duration = Duration::from_secs(1);
 
 /// How much of a dead worker's output is kept, in bytes.
 const LAST_OUTPUT: u64 = 64 << 10;
 
-/// Where a slot's chunk is kept while it runs.
+/// A slot's running chunk.
 pub(crate) type Running = Mutex<Option<Chunk>>;
 
-/// What is left of a chunk whose worker is lost.
+/// What is left of a chunk after its worker is lost.
 #[derive(Debug)]
 pub(crate) struct LostChunk {
     /// The item that was running, as a batch of one.
     pub(crate) running_item: Option<Batch>,
-    /// What had not been begun.
+    /// Batches that had not started.
     pub(crate) rest: Vec<Batch>,
     /// When the chunk was sent.
     pub(crate) sent: Instant,
-    /// How long the running_item had run.
+    /// How long the running item had run.
     pub(crate) elapsed: Duration,
-    /// What the running_item had printed, where that is captured.
+    /// Captured output of the running item.
     pub(crate) output: Vec<u8>,
-    /// What the worker has left about its end.
+    /// The worker's note about its abort.
     note: Option<AbortReason>,
 }
 
-/// The largest body that travels in a frame; what is larger goes through shared memory.
+/// Returns the largest body sent inline in a frame. Larger bodies go through shared memory.
 pub(crate) fn inline_limit(max_frame: usize) -> usize {
-    // From here on the socket's two copies cost more than a region that is there already. A request
-    // before the body takes a few bytes.
+    // Above 32 KiB, the socket's two copies cost more than an existing region. The request before the body
+    // takes a few bytes.
     max_frame.min(32 << 10) - 64
 }
 
-/// The largest body of a chunk of several items. If its results take as much, a lane holds them, with
-/// what is said of each block.
+/// Largest body of a chunk of several items. If the results are as large, a lane holds them with the records
+/// of each block.
 pub(crate) const MOST_BYTES: usize = CAPACITY - (8 << 10);
 
 impl Chunk {
-    /// Of at least one batch. All batches have the same limit. From here on items can be taken
-    /// back, although the worker has yet to be sent its frame.
+    /// Creates a chunk of at least one batch. All batches have the same time limit. From here on items can be
+    /// stolen, although the frame has not been sent.
     pub(crate) fn new(worker: &Worker, batches: VecDeque<Batch>) -> Self {
         let now = Instant::now();
         let items = batches.iter().map(|batch| batch.items).sum();
@@ -134,13 +134,13 @@ impl Chunk {
         self.items
     }
 
-    /// How many items are not delivered.
+    /// Returns the number of undelivered items.
     pub(crate) fn open(&self) -> u32 {
         self.items - self.delivered
     }
 
-    /// Whether it is worth taking items back for another worker, and how many. Those that are behind
-    /// a slow one in the worker's block can be had the next time.
+    /// Returns how many items are worth stealing for another worker. Items behind a slow one in the worker's
+    /// block become stealable the next time.
     pub(crate) fn stealable(&self) -> u32 {
         if self.is_bound() {
             return 0;
@@ -159,18 +159,18 @@ impl Chunk {
         }
     }
 
-    /// Whether it is this worker's alone, as its initializer is.
+    /// Whether the chunk is bound to this worker, like its initializer.
     fn is_bound(&self) -> bool {
         self.batches.back().is_some_and(|batch| batch.slot.is_some())
     }
 
-    /// Takes back up to `max` items that are not begun, from the end.
+    /// Steals up to `max` items that have not started, from the end.
     pub(crate) fn take_back(&mut self, max: u32) -> Vec<Batch> {
         if self.is_bound() {
             return Vec::new();
         }
         let range = self.lane.steal(max.min(self.items - self.delivered));
-        // A worker gone wild may have made the claim say anything.
+        // A corrupted worker may have set the claim to any value.
         if range.end != self.items || range.start < self.delivered || range.is_empty() {
             return Vec::new();
         }
@@ -178,13 +178,13 @@ impl Chunk {
         split_back(&mut self.batches, range.end - range.start)
     }
 
-    /// The item that runs, as the worker says.
+    /// Returns the running item, as the worker reports it.
     fn running(&self) -> Option<u32> {
         let (started, committed) = (self.lane.started(), self.lane.progress().items);
         (started > committed && started <= self.items).then(|| started - 1)
     }
 
-    /// Takes note that the worker was stopped for so long.
+    /// Excludes a pause from the time limits.
     pub(crate) fn exclude_pause(&mut self, pause: Duration) {
         let item = self.running();
         let before = if self.suspended.0 == item { self.suspended.1 } else { Duration::ZERO };
@@ -192,14 +192,14 @@ impl Chunk {
         self.seen.1 = Instant::now();
     }
 
-    /// How long the worker may be silent: with items that it has not begun, or after it has committed
-    /// the last one.
+    /// Returns how long the worker may be silent: with unstarted items, or after it has committed the last
+    /// one.
     pub(crate) fn patience(&self) -> Duration {
         self.limit.map_or(SILENCE, |limit| limit.min(SILENCE))
     }
 
-    /// Takes note that it is the worker's turn from now on. Its drain_eventfd counts from the first time, or
-    /// from what it has delivered since: a lane that is emptied again and again is no progress.
+    /// Marks the worker as having work. Its silence counts from the first time, or from the last delivery
+    /// since: a lane that is emptied repeatedly without deliveries is no progress.
     fn set_sent(&mut self) {
         self.is_sent = true;
         if self.heard.replace(self.delivered) != Some(self.delivered) {
@@ -207,15 +207,15 @@ impl Chunk {
         }
     }
 
-    /// Ends the worker if its item has run for longer than the limit, or if no item runs and it is
-    /// silent; returns what it then won't begin, and when to look again.
+    /// Kills the worker if its item exceeds the time limit, or if it is silent while no item runs. Returns
+    /// the batches that it won't start, and when to check again.
     pub(crate) fn enforce(&mut self) -> (Vec<Batch>, Option<Instant>) {
         let now = Instant::now();
-        // Read in this order, what is committed was begun.
+        // Read in this order, committed items have started.
         let committed = self.lane.progress().items;
         let (state, before) = ((self.lane.started(), committed), self.seen.0);
         let is_sane = state.1 <= state.0 && state.0 <= self.items;
-        // Only what goes forward is progress: a lane may say anything, as often as its worker likes.
+        // Only increases count as progress: a corrupted worker can write anything to its lane.
         if is_sane && state != before && state.0 >= before.0 && state.1 >= before.1 {
             self.seen = (state, now);
         }
@@ -225,13 +225,13 @@ impl Chunk {
         match (self.running(), self.limit) {
             (Some(item), Some(limit)) => self.enforce_limit(item, limit, now),
             (Some(_), None) => (Vec::new(), now.checked_add(SILENCE)),
-            // What takes time here, as copying a large argument does, is not the worker's.
+            // Delays here, such as copying a large argument, are not the worker's.
             (None, _) if !self.is_sent => (Vec::new(), now.checked_add(self.patience())),
             (None, _) => self.enforce_progress(now),
         }
     }
 
-    /// Whether the call that an item is of was cancelled.
+    /// Whether an item's call was cancelled.
     fn is_cancelled(&self, item: u32) -> bool {
         let mut end = self.delivered;
         let mut batches = self.batches.iter();
@@ -242,7 +242,7 @@ impl Chunk {
         of_item.is_some_and(|batch| batch.job.cancelled.load(Relaxed))
     }
 
-    /// Ends the worker, whose item was cancelled before it had begun.
+    /// Stops the worker, whose item was cancelled before it had started.
     fn enforce_cancel(&mut self, item: u32, now: Instant) -> (Vec<Batch>, Option<Instant>) {
         let rest = self.take_back(u32::MAX);
         if self.running() == Some(item) {
@@ -259,15 +259,15 @@ impl Chunk {
     ) -> (Vec<Batch>, Option<Instant>) {
         let begun = Duration::from_nanos(self.lane.block_start());
         let clock = Duration::from_nanos(procpool_worker::sys::now());
-        // What the worker says of its beginning is believed as long as it makes the wait shorter.
+        // The worker's own start time is trusted only if it shortens the wait.
         let ran = clock.saturating_sub(begun).max(now - self.seen.1);
         let (suspended, pause) = self.suspended;
         let ran = if suspended == Some(item) { ran.saturating_sub(pause) } else { ran };
         if ran < limit {
-            // It may be over before that, and what follows it be silent.
+            // The item may finish earlier, and the worker be silent afterwards.
             return (Vec::new(), now.checked_add((limit - ran).min(SILENCE)));
         }
-        // First that it can't begin another: that one would be ended without having deserved it.
+        // Steals first, so that the worker can't start another item, which would be killed innocently.
         let rest = self.take_back(u32::MAX);
         if self.running() == Some(item) {
             self.process.terminate_gracefully(KillReason::TimedOut(limit));
@@ -275,12 +275,12 @@ impl Chunk {
         (rest, now.checked_add(limit))
     }
 
-    /// Takes back what a silent worker has not begun, for others to run. A worker that is stopped, or
-    /// silent even then, is killed: what it has claimed and not begun can be had in no other way.
+    /// Steals what a silent worker has not started. A worker that is stopped, or still silent after that, is
+    /// killed: items that it has claimed and not started can't be recovered otherwise.
     fn enforce_progress(&mut self, now: Instant) -> (Vec<Batch>, Option<Instant>) {
         let (quiet, patience) = (now - self.seen.1, self.patience());
         if self.is_last && self.seen.0.1 == self.items {
-            // It has answered, and ends as one does that is told to go.
+            // It has replied, and exits like a retired worker.
             if quiet >= RETIRE_GRACE {
                 self.process.kill(KillReason::Retired);
             }
@@ -296,20 +296,21 @@ impl Chunk {
         (rest, now.checked_add(SILENCE))
     }
 
-    /// Ends the worker, which uses too much memory; gives what it then won't begin.
+    /// Kills the worker, which exceeds its memory limit. Returns the batches that it won't start.
     pub(crate) fn end_for_memory(&mut self) -> Vec<Batch> {
         let rest = self.take_back(u32::MAX);
         self.process.kill(KillReason::OutOfMemory);
         rest
     }
 
-    /// Ends the worker if the item that it runs is one that `is_target` picks.
+    /// Kills the worker if its running item is one that `is_target` matches. Returns the batches that it
+    /// won't start.
     pub(crate) fn cancel(&mut self, is_target: impl Fn(&Batch) -> bool) -> Vec<Batch> {
         if !self.batches.iter().any(&is_target) {
             return Vec::new();
         }
         let rest = self.take_back(u32::MAX);
-        // What is claimed and not begun is ended when it begins, should it come to that.
+        // Items claimed but not started are killed when they start, if they do.
         self.lane.request_unclaim();
         let Some(item) = self.running() else { return rest };
         let mut position = self.delivered;
@@ -322,12 +323,12 @@ impl Chunk {
         rest
     }
 
-    /// What its items share, if they do: a job that has a context shares no chunk.
+    /// Returns the items' shared context. A job with a context doesn't share chunks.
     fn context(&self) -> Option<&Arc<Context>> {
         self.batches.front().and_then(|batch| batch.job.context.as_ref())
     }
 
-    /// Makes the frame, of which `region` holds what is too large for it. Returns whether that is new to
+    /// Builds the frame; `region` holds a body that is too large for it. Returns whether the region is new to
     /// the worker.
     fn encode(
         &self,
@@ -357,11 +358,11 @@ impl Chunk {
         Ok(place.is_some_and(|place| place.is_new))
     }
 
-    /// Puts into a region what is too large for a frame.
+    /// Writes a body that is too large for a frame to a region.
     fn body(&self, worker: &Worker, limit: usize) -> io::Result<Option<Lease>> {
         let size: usize =
             self.batches.iter().map(|batch| batch.arguments().len() + SPAN_HEAD).sum();
-        // Such a batch is always alone: it fits into no frame.
+        // Such a batch is always alone, because it fits in no frame.
         if let Some(elements) = self.batches.front().and_then(Batch::elements) {
             let mut lease = worker.mapped.room(elements.len())?;
             lease.put_slice(elements);
@@ -379,10 +380,10 @@ impl Chunk {
     fn put_spans(&self, body: &mut impl Sink) {
         let mut at = 0;
         while let Some(first) = self.batches.get(at) {
-            // One that can't be called was refused when it was submitted.
+            // A function that can't be called was refused on submission.
             let (Ok(call), width) = (first.job.call, first.width) else { break };
             let mut span = Span { function: call, items: 0, width, bytes: 0, seed: first.seed() };
-            // Single calls of one function, one after the other, travel as one span.
+            // Consecutive single calls of one function are sent as one span.
             let start = at;
             for batch in self.batches.range(start..) {
                 if (batch.job.call, batch.width) != (Ok(call), width)
@@ -399,9 +400,12 @@ impl Chunk {
         }
     }
 
-    /// Delivers what the worker has committed. With `all`, also items whose time is not known yet.
-    /// An error means that the lane holds nonsense. What is to be called for it is added to `calls`,
-    /// since the lock on the chunk is held here.
+    /// Delivers the committed results. With `all`, also items without a recorded time. Adds wakers and
+    /// callbacks to `calls`, because the chunk's lock is held here.
+    ///
+    /// # Errors
+    ///
+    /// [`Corrupt`] if the lane's content is invalid.
     fn collect_results(
         &mut self,
         worker: &mut Worker,
@@ -420,39 +424,39 @@ impl Chunk {
         }
         let mut buffer = Buffer::with_room(bytes - self.read);
         self.lane.copy_results(self.read..bytes, &mut buffer);
-        let validate = records::validate(&buffer).ok_or(Corrupt)?;
-        if validate.items != progress.items - self.delivered {
+        let summary = records::validate(&buffer).ok_or(Corrupt)?;
+        if summary.items != progress.items - self.delivered {
             return Err(Corrupt);
         }
-        if !all && validate.timed < validate.items {
-            // In the middle of a block: its time will be known soon.
+        if !all && summary.timed < summary.items {
+            // In the middle of a block: its time follows soon.
             return Ok(());
         }
-        let regions = match validate.regions {
+        let regions = match summary.regions {
             0 => VecDeque::new(),
             _ => worker.take_results(&buffer).ok_or(Corrupt)?,
         };
         let outputs = self.outputs(&buffer);
         self.read = bytes;
         let counters = reporter.counters;
-        counters.done.fetch_add(validate.answers.into(), Relaxed);
-        counters.failed.fetch_add((validate.items - validate.answers).into(), Relaxed);
-        counters.slots[self.process.slot].fetch_add(validate.items.into(), Relaxed);
+        counters.done.fetch_add(summary.answers.into(), Relaxed);
+        counters.failed.fetch_add((summary.items - summary.answers).into(), Relaxed);
+        counters.slots[self.process.slot].fetch_add(summary.items.into(), Relaxed);
         if let Some(batch) = self.batches.front() {
-            // Where several functions share a chunk it isn't known which of them took the time.
+            // If several functions share a chunk, it is unknown which of them took the time.
             let is_one = self.batches.iter().all(|other| other.job.call == batch.job.call);
-            if is_one || validate.items == 1 {
-                batch.job.cost.observe(validate.timed.into(), validate.nanos);
+            if is_one || summary.items == 1 {
+                batch.job.cost.observe(summary.timed.into(), summary.nanos);
             }
         }
         if reporter.is_heard {
             self.tell_finished(&buffer, calls);
         }
-        self.distribute(Records::new(buffer, regions, outputs), validate.items, calls);
+        self.distribute(Records::new(buffer, regions, outputs), summary.items, calls);
         Ok(())
     }
 
-    /// What is said of its being sent to the worker.
+    /// Returns the event of sending the chunk.
     pub(crate) fn assignment(&self) -> Option<EventKind> {
         let first = self.batches.front()?;
         Some(EventKind::Assigned {
@@ -464,7 +468,7 @@ impl Chunk {
         })
     }
 
-    /// Tells of each item in these records.
+    /// Emits an event for each item in these records.
     fn tell_finished(&self, records: &[u8], calls: &mut Deferred) {
         let mut records = Records::new(records.into(), VecDeque::new(), VecDeque::new());
         for batch in &self.batches {
@@ -478,7 +482,7 @@ impl Chunk {
         }
     }
 
-    /// What the items of these records have printed.
+    /// Reads the captured output of the items in these records.
     fn outputs(&mut self, records: &[u8]) -> VecDeque<Vec<u8>> {
         let Some(capture) = &self.process.capture else { return VecDeque::new() };
         let mut outputs = VecDeque::new();
@@ -514,7 +518,7 @@ impl Chunk {
         batch.provenance(self.process.pid(), self.process.slot, self.sent)
     }
 
-    /// Fails what is left, none of which was sent.
+    /// Fails the remaining batches, none of which was sent.
     fn refuse(&mut self, kind: &TaskErrorKind, counters: &Counters, calls: &mut Deferred) {
         for batch in std::mem::take(&mut self.batches) {
             let failure = Failure::unstarted(kind.clone());
@@ -523,8 +527,8 @@ impl Chunk {
         self.items = self.delivered;
     }
 
-    /// Accounts for what is left when the worker is lost. What a lane says that holds nonsense is
-    /// not believed: then the first item that is left is the one to be named.
+    /// Accounts for the remaining items after the worker is lost. The content of a corrupt lane is ignored:
+    /// then the first remaining item is reported as the running one.
     fn into_loss(mut self, is_sane: bool) -> LostChunk {
         let begun = !is_sane || self.running() == Some(self.delivered);
         let begun = begun && !self.batches.is_empty();
@@ -544,12 +548,12 @@ impl Chunk {
     }
 }
 
-/// Who is to learn what becomes of a chunk's items, besides those who wait for them.
+/// Counters and observers of a chunk's outcomes.
 #[derive(Debug)]
 struct Reporter<'a> {
     counters: &'a Counters,
     observers: Option<&'a Observers>,
-    /// Whether anybody listens; looked up before a lock is taken.
+    /// Whether there are observers. Checked before a lock is taken.
     is_heard: bool,
 }
 
@@ -558,7 +562,7 @@ impl<'a> Reporter<'a> {
         Self { counters, observers, is_heard: observers.is_some_and(Observers::is_enabled) }
     }
 
-    /// Deferred what was collected under the lock on a chunk, which must not be held.
+    /// Makes the calls collected under the chunk's lock, which must not be held here.
     fn fire(&self, calls: Deferred) {
         if let Some(observers) = self.observers {
             observers.fire(calls);
@@ -566,28 +570,28 @@ impl<'a> Reporter<'a> {
     }
 }
 
-/// How to wait awake for a chunk whose answer is likely to come soon.
+/// How to spin for the reply of a short chunk.
 pub(crate) struct SpinWait<'a> {
-    /// How long to stay awake for it.
-    pub(crate) patience: Duration,
-    /// Called if it hasn't come by then.
+    /// How long to spin.
+    pub(crate) spin_for: Duration,
+    /// Called if the reply hasn't arrived by then.
     pub(crate) late: &'a dyn Fn(),
 }
 
-/// The lane holds what no sane worker writes.
+/// The lane holds data that no sane worker writes.
 #[derive(Debug)]
 struct Corrupt;
 
-/// What has become of sending a chunk.
+/// Outcome of sending a chunk.
 #[derive(Debug)]
 pub(crate) struct Sent {
-    /// Whether an answer is to come.
+    /// Whether a reply is expected.
     outcome: Result<bool, TransportError>,
-    /// What is in a region stays there until the worker is done with it, or is no more.
+    /// The body's region stays leased until the worker has finished with it, or has died.
     body: Option<Lease>,
 }
 
-/// Runs the chunk that lies in `running` on `worker`, to the end of one of them.
+/// Runs the chunk in `running` on `worker`, until either ends.
 pub(crate) fn run(
     worker: &mut Worker,
     running: &Running,
@@ -601,7 +605,7 @@ pub(crate) fn run(
     finish(worker, running, sent, counters, observers, awake)
 }
 
-/// Sends the chunk that lies in `running`. A worker that can't be sent it is killed.
+/// Sends the chunk in `running`. Kills a worker that it can't be sent to.
 pub(crate) fn send(
     worker: &mut Worker,
     running: &Running,
@@ -618,7 +622,7 @@ pub(crate) fn send(
     Sent { outcome, body }
 }
 
-/// Kills a worker that has failed in this way: whatever is wrong with it, it must not be used again.
+/// Kills a worker after an error: whatever the cause, it must not be used again.
 fn condemn(worker: &Worker, error: &TransportError) {
     if !matches!(error, TransportError::PeerGone) {
         worker.process.set_kill_reason(KillReason::Malformed);
@@ -626,7 +630,7 @@ fn condemn(worker: &Worker, error: &TransportError) {
     worker.process.child.kill();
 }
 
-/// Delivers what the worker answers to what it was sent, to the end of the chunk or of the worker.
+/// Delivers the worker's results until the chunk or the worker ends.
 pub(crate) fn finish(
     worker: &mut Worker,
     running: &Running,
@@ -641,10 +645,10 @@ pub(crate) fn finish(
         true => receive(worker, running, &reporter, awake),
         false => Ok(()),
     });
-    // Somebody may have decided to end it just as it finished.
+    // Another thread may have decided to kill it just as it finished.
     let is_lost = outcome.is_err() || worker.process.kill_reason().is_some();
     if is_lost {
-        // Before anything is said of what it has done, it must be certain that it does nothing more.
+        // The worker must be dead before its items are accounted for.
         if let Err(error) = &outcome {
             condemn(worker, error);
         }
@@ -665,8 +669,7 @@ pub(crate) fn finish(
     }
 }
 
-/// Sends the chunk; returns whether an answer is to come. Where this process can't send it, its items
-/// are failed.
+/// Sends the chunk and returns whether a reply is expected. If this process fails to send it, its items fail.
 fn try_send(
     worker: &mut Worker,
     running: &Running,
@@ -699,9 +702,9 @@ fn try_send(
         });
         match sent {
             Ok(()) => {}
-            // It is this process that lacks memory or descriptors.
+            // This process is out of memory or descriptors.
             Err(TransportError::Io(error)) => {
-                let reason = format!("it could not be put into shared memory: {error}");
+                let reason = format!("failed to place it in shared memory: {error}");
                 let kind = TaskErrorKind::Encode { side: ValueSide::Argument, reason };
                 let calls = refused.get_or_insert_default();
                 chunk.refuse(&kind, reporter.counters, calls);
@@ -712,10 +715,10 @@ fn try_send(
     }
     if let Some(calls) = refused {
         reporter.fire(calls);
-        // A worker that was sent a part of it would take that for a part of the next.
+        // A worker that received part of it would take that for part of the next chunk.
         return if is_out_of_step { Err(TransportError::PeerGone) } else { Ok(false) };
     }
-    // First, so that a worker that doesn't even read is found silent.
+    // Set before sending, so that a worker that doesn't even read is found silent.
     if let Some(chunk) = lock().as_mut() {
         chunk.set_sent();
     }
@@ -723,7 +726,7 @@ fn try_send(
     Ok(true)
 }
 
-/// Receives the answers until the chunk is done: then all of its items are delivered, or taken back.
+/// Receives replies until the chunk is done: all of its items are delivered or stolen.
 fn receive(
     worker: &mut Worker,
     running: &Running,
@@ -748,7 +751,7 @@ fn receive(
     };
     let sequence = worker.sequence;
     let mut late = awake.as_ref().map(|awake| awake.late);
-    if awake.is_some_and(|awake| !worker.listen(awake.patience))
+    if awake.is_some_and(|awake| !worker.listen(awake.spin_for))
         && let Some(late) = late.take()
     {
         late();
@@ -772,7 +775,7 @@ fn receive(
             }
             other => return Err(TransportError::Malformed(format!("an unexpected {other:?}"))),
         }
-        // That was not the answer, but the first of several.
+        // This was not the final reply, but the first of several.
         if let Some(late) = late.take() {
             late();
         }
@@ -781,12 +784,12 @@ fn receive(
 
 impl From<Corrupt> for TransportError {
     fn from(_: Corrupt) -> Self {
-        Self::Malformed("its lane holds nonsense".to_owned())
+        Self::Malformed("its lane holds invalid data".to_owned())
     }
 }
 
 impl LostChunk {
-    /// What to say of the item that was running.
+    /// Returns the error of the item that was running.
     pub(crate) fn error_kind(&self, process: &Process) -> TaskErrorKind {
         let cause = match process.kill_reason() {
             Some(KillReason::TimedOut(after)) => return TaskErrorKind::TimedOut { after },

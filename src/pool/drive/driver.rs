@@ -1,5 +1,5 @@
-//! One thread per slot: greets the slot's worker, gives it chunks, and waits for its replies. A
-//! worker that hangs blocks its own driver and nobody else.
+//! One thread per slot: performs its worker's handshake, sends it chunks, and waits for its replies. A worker
+//! that hangs blocks only its own driver.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, PoisonError};
@@ -17,7 +17,7 @@ use crate::pool::schedule::cost::CostEstimate;
 use crate::pool::schedule::counters::Counters;
 use crate::pool::schedule::state::{PoolState, Step};
 
-/// A driver's thread.
+/// Runs a driver's thread.
 pub(crate) fn drive(shared: &PoolState, slot: usize) {
     loop {
         match shared.next_step(slot) {
@@ -37,7 +37,7 @@ pub(crate) fn drive(shared: &PoolState, slot: usize) {
     shared.driver_ended();
 }
 
-/// Starts the one process of a pool that has no driver, and makes it ready on this thread.
+/// Performs the handshake of a [`Process`](crate::Process), which has no driver, on this thread.
 pub(crate) fn start_one(shared: &PoolState) -> Result<(), StartError> {
     let pending = shared.wait_newborn()?;
     match greet(shared, 0, pending) {
@@ -52,14 +52,13 @@ pub(crate) fn start_one(shared: &PoolState) -> Result<(), StartError> {
     }
 }
 
-/// Makes a process that has just been started a worker that is ready.
+/// Turns a started process into a ready worker: handshake, then initializer.
 fn greet(shared: &PoolState, slot: usize, pending: PendingWorker) -> Result<Worker, StartError> {
     let mut worker = pending.greet(shared.config.setup(slot), &shared.regions)?;
     worker.process.set_greeted();
     shared.handshake_done();
     let Some(initializer) = &shared.config.initializer else { return Ok(worker) };
-    // The initializer is run as any task is, so that it fails as any task does; but no other worker
-    // may take it over.
+    // The initializer runs like any task, so it fails like one; but no other worker may steal it.
     let seed = seed::finalize(seed::advance(shared.config.seed, slot as u64));
     let (call, cost) = (Ok(initializer.call), Arc::new(CostEstimate::default()));
     let job = Job::new(call, TaskOptions::default(), cost, 0, None, seed);
@@ -69,7 +68,7 @@ fn greet(shared: &PoolState, slot: usize, pending: PendingWorker) -> Result<Work
     let running = &shared.slots[slot].running;
     *running.lock().unwrap_or_else(PoisonError::into_inner) =
         Some(Chunk::new(&worker, VecDeque::from([batch.for_slot(0, slot)])));
-    // It is no task, so it doesn't count as one.
+    // It is not counted as a task.
     let counters = Counters::new(shared.slots.len());
     if chunk::run(&mut worker, running, shared.inline_limit, &counters, None, None).is_err() {
         return Err(match worker.process.kill_reason() {
@@ -89,6 +88,6 @@ fn greet(shared: &PoolState, slot: usize, pending: PendingWorker) -> Result<Work
                 Err(StartError::Initializer(error.kind().to_string()))
             }
         },
-        None => Err(StartError::Initializer("it gave no answer".to_owned())),
+        None => Err(StartError::Initializer("it returned no result".to_owned())),
     }
 }

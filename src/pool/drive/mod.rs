@@ -1,5 +1,5 @@
-//! Talks to workers: one thread per slot sends frames and reads replies, and accounts for each item of a
-//! chunk.
+//! Communication with workers. One thread per slot sends frames, reads replies, and accounts for each item of
+//! a chunk.
 
 pub(crate) mod buffer;
 pub(crate) mod chunk;

@@ -1,8 +1,8 @@
-//! Reading what a worker has written into its lane, after it was copied out: a sequence of records,
-//! each the outcome of one item, with now and then the time that those before it took.
+//! Parses what a worker has written to its lane, after it was copied out: a sequence of records, one per
+//! item's outcome, interleaved with the time that the preceding items took.
 //!
-//! The bytes may come from a worker that has gone wild. [`validate`] checks their structure once, where
-//! they enter; what a payload means is only found out where it is decoded.
+//! The bytes may come from a corrupted worker. [`validate`] checks their structure once, on entry. Payloads
+//! are checked when they are decoded.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -16,38 +16,38 @@ use procpool_worker::{bulk, codec, memcpy};
 use crate::pool::drive::buffer::Buffer;
 use crate::pool::drive::regions::Lease;
 
-/// The outcomes of consecutive items, as their worker wrote them.
+/// Outcomes of consecutive items, as the worker wrote them.
 #[derive(Debug, Default)]
 pub(crate) struct Records {
     bytes: Buffer,
     at: usize,
-    /// One for each [`Record::Region`], in order; none where there was no descriptor to receive it.
+    /// One for each [`Record::Region`], in order; `None` if no descriptor was left to receive it.
     regions: VecDeque<Option<Lease>>,
     /// One for each [`Record::Output`], in order.
     outputs: VecDeque<Vec<u8>>,
-    /// The run of numbers that is being read: where the rest of it lies, and how wide each is.
+    /// The run of numbers being read: its remaining bytes, and the width of each number.
     run: Range<usize>,
     width: usize,
-    /// Items until the next time record, and what each of them took.
+    /// Items until the next time record, and the time of each.
     timed: u32,
     each: Duration,
 }
 
-/// One item's outcome, undecoded.
+/// An item's outcome, undecoded.
 #[derive(Debug)]
 pub(crate) struct RawOutcome<'a> {
     pub(crate) kind: Record,
     pub(crate) payload: &'a [u8],
     pub(crate) region: Option<Lease>,
     pub(crate) elapsed: Duration,
-    /// What it printed, where that is captured.
+    /// Captured output.
     pub(crate) output: Vec<u8>,
 }
 
-/// What [`Records::next_piece`] gives.
+/// A piece of [`Records`], from [`Records::next_piece`].
 #[derive(Debug)]
 pub(crate) enum Piece<'a> {
-    /// Answers that are plain numbers of this width.
+    /// Values that are primitives of this width.
     Numbers {
         bytes: &'a [u8],
         width: usize,
@@ -56,16 +56,16 @@ pub(crate) enum Piece<'a> {
     One(RawOutcome<'a>),
 }
 
-/// What [`validate`] finds.
+/// Summary of records, from [`validate`].
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Summary {
-    /// Outcomes.
+    /// Number of outcomes.
     pub(crate) items: u32,
-    /// Those of them that are answers.
+    /// Number of values among them.
     pub(crate) answers: u32,
-    /// Those of them that came in a region.
+    /// Number of values in regions.
     pub(crate) regions: u32,
-    /// Items that are timed, and how long they took in nanoseconds.
+    /// Number of timed items, and their total time in nanoseconds.
     pub(crate) timed: u32,
     pub(crate) nanos: u64,
 }
@@ -74,13 +74,13 @@ pub(crate) struct Summary {
 fn split(bytes: &[u8]) -> Option<(Record, &[u8], &[u8])> {
     let (head, rest) = bytes.split_first_chunk::<RECORD_HEAD>()?;
     let (kind, len) = Record::parse(*head)?;
-    // Of a worker that died in a run of numbers, the rest of the run is missing.
+    // If the worker died within a run of numbers, the rest of the run is missing.
     let len = if kind == Record::Primitives { len.min(rest.len()) } else { len };
     let (payload, rest) = rest.split_at_checked(len)?;
     Some((kind, payload, rest))
 }
 
-/// The width of a run's numbers, and their bytes.
+/// Returns the width of a run's numbers, and their bytes.
 fn numbers(payload: &[u8]) -> Option<(usize, &[u8])> {
     let (width, numbers) = payload.split_first()?;
     let width = usize::from(*width);
@@ -92,7 +92,7 @@ fn number(payload: &[u8]) -> Option<u64> {
     payload.try_into().ok().map(u64::from_le_bytes)
 }
 
-/// How many outcomes a record holds.
+/// Returns the number of outcomes in a record.
 fn outcomes(kind: Record, payload: &[u8]) -> Option<u32> {
     Some(match kind {
         Record::Time | Record::Output => {
@@ -111,31 +111,31 @@ fn outcomes(kind: Record, payload: &[u8]) -> Option<u32> {
     })
 }
 
-/// Checks that `bytes` are records, and counts them.
+/// Checks that `bytes` are valid records, and counts them.
 pub(crate) fn validate(mut bytes: &[u8]) -> Option<Summary> {
-    let mut validate = Summary::default();
+    let mut summary = Summary::default();
     while !bytes.is_empty() {
         let (kind, payload, rest) = split(bytes)?;
         bytes = rest;
         let items = outcomes(kind, payload)?;
-        validate.items += items;
+        summary.items += items;
         match kind {
             Record::Time => {
-                validate.timed = validate.items;
-                validate.nanos = validate.nanos.saturating_add(number(payload)?);
+                summary.timed = summary.items;
+                summary.nanos = summary.nanos.saturating_add(number(payload)?);
             }
             Record::Region => {
-                validate.regions += 1;
-                validate.answers += 1;
+                summary.regions += 1;
+                summary.answers += 1;
             }
-            Record::Value | Record::Primitives => validate.answers += items,
+            Record::Value | Record::Primitives => summary.answers += items,
             Record::Panicked | Record::Undecodable | Record::Unencodable | Record::Output => {}
         }
     }
-    Some(validate)
+    Some(summary)
 }
 
-/// Where the results are that came in regions, as their worker says; whether it says so of each.
+/// Returns the locations of results in regions. `None` if one is invalid.
 pub(crate) fn places(mut bytes: &[u8]) -> Option<Vec<RegionSlice>> {
     let mut places = Vec::new();
     while let Some((kind, payload, rest)) = split(bytes) {
@@ -147,12 +147,12 @@ pub(crate) fn places(mut bytes: &[u8]) -> Option<Vec<RegionSlice>> {
     Some(places)
 }
 
-/// Where a result is, and whether it is there as elements.
+/// Returns the location of a result, and whether it is stored as raw elements.
 pub(crate) fn place(payload: &[u8]) -> Option<(RegionSlice, bool)> {
     codec::decode(payload).ok()
 }
 
-/// Where each item's output ends, of those that tell it.
+/// Returns the end offset of each item's captured output.
 pub(crate) fn output_ends(mut bytes: &[u8]) -> Vec<u64> {
     let mut ends = Vec::new();
     while let Some((kind, payload, rest)) = split(bytes) {
@@ -165,7 +165,7 @@ pub(crate) fn output_ends(mut bytes: &[u8]) -> Vec<u64> {
 }
 
 impl Records {
-    /// Of bytes that [`validate`] has passed.
+    /// Creates records from bytes that passed [`validate`].
     pub(crate) fn new(
         bytes: Buffer,
         regions: VecDeque<Option<Lease>>,
@@ -174,7 +174,7 @@ impl Records {
         Self { bytes, regions, outputs, ..Self::default() }
     }
 
-    /// The next item's outcome.
+    /// Returns the next item's outcome.
     pub(crate) fn next(&mut self) -> Option<RawOutcome<'_>> {
         Some(match self.next_piece(1)? {
             Piece::One(raw) => raw,
@@ -188,7 +188,7 @@ impl Records {
         })
     }
 
-    /// The next item's outcome, or those of up to `most` items collects_all where they are numbers.
+    /// Returns the next item's outcome, or those of up to `most` items at once if they are numbers.
     pub(crate) fn next_piece(&mut self, most: u32) -> Option<Piece<'_>> {
         while self.run.is_empty() {
             let (kind, payload, rest) = split(&self.bytes[self.at..])?;
@@ -229,8 +229,8 @@ impl Records {
         Some(Piece::Numbers { bytes, width: self.width, elapsed: self.each })
     }
 
-    /// Adds up to `most` answers to `results` at once, if those that come next are numbers and so is
-    /// `R`; gives how many, or why there is no memory for them.
+    /// Appends up to `most` values to `results` at once, if the next ones are numbers of the width of `R`.
+    /// Returns how many, or the error if memory is short.
     pub(crate) fn drain_numbers<R>(
         &mut self,
         most: u32,
@@ -257,7 +257,7 @@ impl Records {
         }
     }
 
-    /// Finds the next time record, whose time is shared by the items before it.
+    /// Finds the next time record, whose time the items before it share equally.
     fn look_ahead(&mut self) {
         let mut rest = &self.bytes[self.at..];
         let mut items = 0;
@@ -274,9 +274,9 @@ impl Records {
         self.timed = items;
     }
 
-    /// Takes the first `items` off, as records of their own.
+    /// Splits off the first `items` as separate records.
     pub(crate) fn split_front(&mut self, mut items: u32) -> Self {
-        // A number and its time take no more than this, and all of it no more than what is left.
+        // A number and its time take at most this much, and all numbers at most what is left.
         const EACH: usize = 32;
         let left = self.bytes.len().saturating_sub(self.at) + EACH;
         let room = left.min(EACH.saturating_mul(items as usize));
@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_of_numbers_is_read_one_by_one_or_together_and_may_be_cut_short() {
+    fn a_run_of_numbers_can_be_read_singly_or_at_once_and_may_be_truncated() {
         let mut bytes = Vec::new();
         put(&mut bytes, Record::Primitives, &[&[2], &[1, 0, 2, 0, 3, 0]]);
         put(&mut bytes, Record::Time, &[&600u64.to_le_bytes()]);
@@ -366,7 +366,7 @@ mod tests {
         assert_eq!(rest, [4, 0, 5, 0]);
         assert!(records.next().is_none());
         bytes.pop();
-        assert_eq!(validate(&bytes), None, "half a number is none");
+        assert_eq!(validate(&bytes), None, "half a number is invalid");
     }
 
     #[test]
@@ -397,14 +397,14 @@ mod tests {
 
         #[test]
         fn hostile_bytes_are_refused_or_read_to_the_end(bytes in any::<Vec<u8>>()) {
-            let surveyed = validate(&bytes);
+            let summary = validate(&bytes);
             let mut records = Records::new(bytes[..].into(), VecDeque::new(), VecDeque::new());
             let mut items = 0;
             while records.next().is_some() {
                 items += 1;
             }
-            if let Some(surveyed) = surveyed {
-                prop_assert_eq!(surveyed.items, items);
+            if let Some(summary) = summary {
+                prop_assert_eq!(summary.items, items);
             }
         }
     }

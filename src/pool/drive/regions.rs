@@ -1,17 +1,16 @@
-//! PoolState memory for what is too large for a frame or a lane, kept to be used again: new memory costs
-//! a page fault for each 4 KiB on either side, several times what the copy does.
+//! Shared memory for values that are too large for a frame or a lane, kept for reuse. New memory costs a page
+//! fault per 4 KiB on each side, several times the cost of the copy.
 //!
-//! [`Regions`] are a pool's. One that holds something is out as a [`Lease`], and comes back when the
-//! lease is dropped: then the worker that has it [`Mapped`] may have it again, and no other, so that no
-//! worker ever sees what another one is sent. What a worker that has ended had is given up when it
-//! comes back, and so is what is more than [`KEPT`], and everything that has been idle for [`IDLE`].
+//! A pool owns its [`Regions`]. A region in use is a [`Lease`], and returns when the lease is dropped. Then
+//! only the worker that has it [`Mapped`] may use it again, so no worker ever sees another's data. Regions of
+//! a dead worker are discarded on return, and so are those beyond [`KEPT`] and those idle for [`IDLE`].
 //!
-//! Whoever has mapped a region that is given up lets go of it when it is next spoken to; its memory
-//! goes back to the system at once, whoever may still have it mapped.
+//! A worker unmaps a discarded region at its next request. The memory returns to the system at once, even
+//! while others still map it.
 //!
-//! A region for arguments is made here, one for results by the worker that first has such a result.
-//! Both are numbered by whoever made them. Neither keeps a descriptor once it has been sent: results
-//! that nobody has taken yet cost memory and nothing else.
+//! The parent creates regions for arguments; a worker creates a region for results when it first has a large
+//! result. Each side numbers its own. Neither keeps a descriptor after sending it: results that no caller has
+//! taken cost memory, but no descriptors.
 
 use std::collections::HashSet;
 use std::io;
@@ -23,60 +22,60 @@ use procpool_worker::memcpy::Sink;
 use procpool_worker::protocol::{RegionSlice, Request};
 use procpool_worker::region::Region;
 
-/// How many bytes a pool keeps that hold nothing: a large argument and its result. More than that
-/// is as dear as it would be without being kept.
+/// Bytes of unused regions that a pool keeps: a large argument and its result. For larger regions, reuse
+/// saves nothing.
 const KEPT: usize = 256 << 20;
 
-/// For how long.
+/// How long unused regions are kept.
 const IDLE: Duration = Duration::from_secs(5);
 
-/// The least size of a region that is made for small items, so that the next chunk's fit too.
+/// Minimum size of a region for small items, so that the next chunk's fit too.
 const LEAST: usize = 512 << 10;
 
-/// Stands for this process where a worker's number stands for that worker.
+/// The owner number of this process; workers have others.
 const PARENT: u64 = 0;
 
 /// A pool's shared memory.
 #[derive(Debug, Default)]
 pub(crate) struct Regions {
     inner: Mutex<Inner>,
-    /// Whether something has come back since somebody looked.
+    /// Whether a region was returned since the last check.
     returned: AtomicBool,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
     free: Vec<Entry>,
-    /// All that may be kept when they come back.
+    /// Regions that may be kept when they return.
     live: HashSet<Key>,
-    /// The last number that was given.
+    /// The last number assigned.
     number: u32,
     workers: u64,
 }
 
-/// Which region: who made and numbered it, the parent or a worker, and its number.
+/// Key of a region: the number of its creator (the parent or a worker), and its own number.
 type Key = (u64, u32);
 
 #[derive(Debug)]
 struct Entry {
     key: Key,
     region: Region,
-    /// Which worker has it mapped.
+    /// Worker that has it mapped.
     owner: u64,
     since: Instant,
-    /// Whether the worker knows that it is free.
+    /// Whether the worker was told that it is free.
     is_known: bool,
 }
 
-/// A region that holds something.
+/// A region in use.
 #[derive(Debug)]
 pub(crate) struct Lease {
     home: Arc<Regions>,
     key: Key,
-    /// Taken out when it goes back.
+    /// Taken when it returns.
     region: Option<Region>,
     len: usize,
-    /// Which worker has it mapped, or is to.
+    /// Worker that has it mapped, or will.
     owner: u64,
 }
 
@@ -85,10 +84,10 @@ impl Regions {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// An empty one with room for `bytes`, for this worker.
+    /// Returns an empty region with capacity for `bytes`, for this worker.
     fn with_room(self: &Arc<Self>, bytes: usize, worker: u64) -> io::Result<Lease> {
         if let Some(lease) = self.reuse(bytes, worker) {
-            // What it held before may have needed less memory.
+            // Its previous content may have needed less memory.
             lease.region.as_ref().map_or(Ok(()), |region| region.populate(bytes))?;
             return Ok(lease);
         }
@@ -100,7 +99,8 @@ impl Regions {
         Ok(Lease { home: Arc::clone(self), key, region: Some(region), len: 0, owner: worker })
     }
 
-    /// One that the worker has: the smallest that fits, of those the one that came back last.
+    /// Returns a free region that the worker has mapped: the smallest that fits, and of equal ones the last
+    /// returned.
     fn reuse(self: &Arc<Self>, bytes: usize, worker: u64) -> Option<Lease> {
         let mut inner = self.inner();
         let fits = |entry: &Entry| {
@@ -118,17 +118,17 @@ impl Regions {
         Lease { home: Arc::clone(self), key, region: Some(region), len, owner }
     }
 
-    /// Whether something has come back since this was asked last.
+    /// Returns whether a region was returned since the last call.
     pub(crate) fn have_returned(&self) -> bool {
         self.returned.load(Relaxed) && self.returned.swap(false, Relaxed)
     }
 
-    /// When to look whether what comes back now is still idle.
+    /// Returns when to check whether regions returned now are still idle.
     pub(crate) fn look_at() -> Option<Instant> {
         Instant::now().checked_add(IDLE)
     }
 
-    /// Gives up what has been idle; gives when to look again.
+    /// Discards idle regions. Returns when to check again.
     pub(crate) fn trim(&self) -> Option<Instant> {
         let now = Instant::now();
         let mut inner = self.inner();
@@ -143,25 +143,25 @@ impl Regions {
 }
 
 impl Lease {
-    /// Where its content is: valid for [`len`](Self::len) bytes as long as the lease is, and written
-    /// by others at any time.
+    /// Returns a pointer to the content. It is valid for [`len`](Self::len) bytes while the lease lives, and
+    /// other processes may write to it at any time.
     pub(crate) fn as_ptr(&self) -> *const u8 {
         self.region.as_ref().map_or(std::ptr::null(), |region| region.as_ptr().cast_const())
     }
 
-    /// How many bytes its content has.
+    /// Returns the size of the content in bytes.
     pub(crate) fn len(&self) -> usize {
         self.len
     }
 
-    /// What is to be sent to its worker, if that hasn't mapped it.
+    /// Returns the region, to send it to a worker that hasn't mapped it.
     pub(crate) fn region(&mut self) -> Option<&mut Region> {
         self.region.as_mut()
     }
 }
 
 impl Sink for Lease {
-    /// Appends `bytes`, for which there must be room.
+    /// Appends `bytes`, which must fit.
     fn put_slice(&mut self, bytes: &[u8]) {
         let Some(region) = &mut self.region else { return };
         region.write(self.len, bytes);
@@ -188,7 +188,7 @@ impl Drop for Lease {
     }
 }
 
-/// Which regions a worker's process has mapped.
+/// Regions that a worker process has mapped.
 #[derive(Debug)]
 pub(crate) struct Mapped {
     home: Arc<Regions>,
@@ -197,20 +197,20 @@ pub(crate) struct Mapped {
 }
 
 impl Mapped {
-    /// None, by a worker that is new.
+    /// Creates an empty set for a new worker.
     pub(crate) fn none(home: &Arc<Regions>) -> Self {
         let mut inner = home.inner();
         inner.workers += 1;
         Self { home: Arc::clone(home), worker: inner.workers, keys: Vec::new() }
     }
 
-    /// A region with room for `bytes` that are for this worker.
+    /// Returns a region with capacity for `bytes`, for this worker.
     pub(crate) fn room(&self, bytes: usize) -> io::Result<Lease> {
         self.home.with_room(bytes, self.worker)
     }
 
-    /// Where the worker finds what the lease holds; if that is new to it, it is to be sent the region
-    /// first.
+    /// Returns a reference to the lease's content for the worker. If `is_new` is set in it, the region must
+    /// be sent first.
     pub(crate) fn show(&mut self, lease: &Lease) -> RegionSlice {
         let is_new = !self.keys.contains(&lease.key);
         if is_new {
@@ -219,8 +219,8 @@ impl Mapped {
         RegionSlice { number: lease.key.1, len: lease.len as u64, is_new, is_cached: true }
     }
 
-    /// What the worker has put into a region: one that it has just sent, or one that it was told to
-    /// be free. None if there is no such region or it is smaller.
+    /// Returns the region of a result: one that the worker has just sent, or one that it was told is free.
+    /// `None` if there is no such region or it is too small.
     pub(crate) fn result(&mut self, place: RegionSlice, new: Option<Region>) -> Option<Lease> {
         let (key, len) = ((self.worker, place.number), usize::try_from(place.len).ok()?);
         let mut inner = self.home.inner();
@@ -242,7 +242,7 @@ impl Mapped {
         (entry.region.len() >= len).then(|| self.home.take(entry, len))
     }
 
-    /// What the worker has to be told before it is given something to do, if there is anything.
+    /// Returns pending updates that the worker must receive before its next chunk, if any.
     pub(crate) fn news(&mut self) -> Option<Request> {
         if self.keys.is_empty() {
             return None;
@@ -284,7 +284,7 @@ mod tests {
     use super::*;
 
     fn content(lease: &Lease) -> Vec<u8> {
-        // SAFETY: nobody else has the region.
+        // SAFETY: no other process has the region mapped.
         unsafe { std::slice::from_raw_parts(lease.as_ptr(), lease.len()) }.to_vec()
     }
 
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn a_region_is_used_again_by_the_worker_that_has_it() {
+    fn a_region_is_reused_by_the_worker_that_has_it_mapped() {
         let regions = Arc::new(Regions::default());
         let mut mapped = Mapped::none(&regions);
         let first = leased(&mapped, &[1; 5000]);
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn what_one_worker_has_is_not_given_to_another() {
+    fn a_region_of_one_worker_is_not_used_for_another() {
         let regions = Arc::new(Regions::default());
         let (mut one, other) = (Mapped::none(&regions), Mapped::none(&regions));
         let lease = leased(&one, &[1; 1000]);
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_lost_worker_had_is_not_kept() {
+    fn regions_of_a_lost_worker_are_discarded() {
         let regions = Arc::new(Regions::default());
         let mut mapped = Mapped::none(&regions);
         let (out, back) = (leased(&mapped, &[1; 9]), leased(&mapped, &[1; 9]));
@@ -336,17 +336,17 @@ mod tests {
     }
 
     #[test]
-    fn a_result_is_where_the_worker_says_only_if_that_can_be() {
+    fn a_result_in_an_impossible_region_is_refused() {
         let regions = Arc::new(Regions::default());
         let mut mapped = Mapped::none(&regions);
         let place = |number, len| RegionSlice { number, len, is_new: false, is_cached: true };
         let new = || Some(Region::copy_of(&[7; 100]).unwrap());
-        assert!(mapped.result(place(1, 100), None).is_none(), "there is none of that number");
-        assert!(mapped.result(place(1, 101), new()).is_none(), "it is smaller");
+        assert!(mapped.result(place(1, 100), None).is_none(), "no region has this number");
+        assert!(mapped.result(place(1, 101), new()).is_none(), "the region is smaller");
         let lease = mapped.result(place(2, 100), new()).unwrap();
         assert_eq!(content(&lease), [7; 100]);
-        assert!(mapped.result(place(2, 100), new()).is_none(), "the number is another's");
-        assert!(mapped.result(place(2, 100), None).is_none(), "it has not been given back");
+        assert!(mapped.result(place(2, 100), new()).is_none(), "the number is in use");
+        assert!(mapped.result(place(2, 100), None).is_none(), "the region was not returned");
         drop(lease);
         let news = mapped.news();
         assert!(matches!(news, Some(Request::Regions { results_free, .. }) if results_free == [2]));
@@ -354,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_idle_is_given_up() {
+    fn idle_regions_are_discarded() {
         let regions = Arc::new(Regions::default());
         let mut mapped = Mapped::none(&regions);
         let lease = leased(&mapped, &[1; 5000]);

@@ -1,9 +1,7 @@
-//! Where callbacks run: on a thread of their own, which is started with the first one. A callback
-//! may take its time, use the pool, or panic, and no worker waits for it.
-
+//! The callback thread, which starts with the first callback. Callbacks may block, use the pool, or panic
+//! without affecting workers.
 //!
-//! What belongs to the user is called under no lock, and [catch_deserialize](contain).
-
+//! User code is called under no lock, and its panics are [contained](contain).
 use std::any::Any;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -13,11 +11,10 @@ use std::thread::ThreadId;
 
 use crate::os::signals;
 
-/// Something to be called once.
+/// A call to make once.
 pub(crate) type Callback = Box<dyn FnOnce() + Send>;
 
-/// The way to the callbacks' thread. The thread ends when the last clone is dropped and everything
-/// that was sent has been called.
+/// Handle on the callback thread. The thread ends when the last clone is dropped and all callbacks have run.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Callbacks {
     thread: Arc<Mutex<Option<Thread>>>,
@@ -30,17 +27,17 @@ struct Thread {
 }
 
 impl Callbacks {
-    /// Starts the thread, if it has not been started.
+    /// Starts the thread if it is not running.
     ///
     /// # Errors
     ///
-    /// The system's, where it refuses a thread.
+    /// When the system refuses a thread.
     pub(crate) fn start(&self) -> io::Result<()> {
         self.sender().map(drop)
     }
 
-    /// Deferred `callback` soon on the thread. Must be called under no lock: where the system refuses
-    /// a thread, the callback is called here.
+    /// Queues `callback` for the thread. Must be called under no lock: if the system refuses a thread, the
+    /// callback runs here.
     pub(crate) fn call(&self, callback: Callback) {
         let uncalled = match self.sender() {
             Ok(sender) => sender.send(callback).err().map(|error| error.0),
@@ -64,8 +61,8 @@ impl Callbacks {
         Ok(sender)
     }
 
-    /// Waits until everything that was sent has been called, and what those calls have sent; returns
-    /// at once on the callbacks' own thread.
+    /// Blocks until all queued callbacks have run, and those that they have queued. Returns immediately on
+    /// the callback thread itself.
     pub(crate) fn wait(&self) {
         let thread = {
             let known = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
@@ -74,8 +71,8 @@ impl Callbacks {
         if thread.is_none_or(|id| id == std::thread::current().id()) {
             return;
         }
-        // The second round is for what the first one's callbacks have sent, such as the event that
-        // one of them has panicked. No more than two: callbacks may follow each other for ever.
+        // The second round covers what the first round's callbacks have queued, such as the event of a panic.
+        // There is no third: callbacks could queue each other forever.
         for _ in 0..2 {
             let (done, waiter) = channel();
             self.call(Box::new(move || done.send(()).unwrap_or(())));
@@ -84,12 +81,12 @@ impl Callbacks {
     }
 }
 
-/// A panic is printed by the program's own hook, and told by whoever has sent the callback.
+/// The program's panic hook prints a panic, and the sender of the callback reports it.
 fn run(callback: Callback) {
     let _ = contain(callback);
 }
 
-/// Deferred what belongs to the user, which may panic.
+/// Calls user code, which may panic.
 ///
 /// # Errors
 ///
@@ -98,10 +95,10 @@ pub(crate) fn contain<R>(call: impl FnOnce() -> R) -> Result<R, String> {
     catch_unwind(AssertUnwindSafe(call)).map_err(defuse)
 }
 
-/// Drops a panic's payload, and returns its message.
+/// Drops a panic's payload and returns its message.
 pub(crate) fn defuse(payload: Box<dyn Any + Send>) -> String {
     let message = procpool_worker::panics::message(&*payload);
-    // It is the user's too: its drop may panic, with a payload that does so again.
+    // The payload is user code too: its drop may panic, with a payload whose drop panics again.
     if let Err(payload) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
         std::mem::forget(payload);
     }

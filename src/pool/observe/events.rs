@@ -1,5 +1,5 @@
-//! What happens to workers and tasks, as one typed stream. Progress bars, logs and timelines are
-//! observers of it; the pool itself never depends on who listens.
+//! The event stream of a pool. Progress bars, logs and timelines observe it; the pool never depends on its
+//! observers.
 
 use std::fmt;
 use std::io::{self, Write};
@@ -12,119 +12,119 @@ use serde::{Serialize, Serializer};
 use crate::error::DeathCause;
 use crate::pool::observe::callbacks::{Callback, Callbacks, contain};
 
-/// Something that has happened in a pool.
+/// An event in a pool.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Event {
-    /// When: since the pool was made. Serialised as seconds.
+    /// Time since the pool was created. Serialized as seconds.
     #[serde(serialize_with = "seconds")]
     pub time: Duration,
-    /// What.
+    /// What happened.
     #[serde(flatten)]
     pub kind: EventKind,
 }
 
-/// What has happened. A worker is named by its slot and PID, a task by its id and attempt.
+/// Kind of an [`Event`]. Workers are identified by slot and PID, tasks by id and attempt.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum EventKind {
-    /// A worker process has been started.
+    /// A worker process was started.
     Spawned {
-        /// Its slot.
+        /// Worker slot.
         slot: usize,
-        /// Its PID.
+        /// PID of the worker.
         pid: u32,
-        /// Whether it takes the place of one that is lost or has retired.
+        /// Whether it replaces a lost or retired worker.
         replaces: bool,
     },
     /// A worker is ready for tasks.
     Ready {
-        /// Its slot.
+        /// Worker slot.
         slot: usize,
-        /// Its PID.
+        /// PID of the worker.
         pid: u32,
     },
-    /// A worker could not be made ready.
+    /// A worker failed to start.
     StartFailed {
-        /// The slot that it was for.
+        /// Worker slot.
         slot: usize,
-        /// How many times in a row that was.
+        /// Consecutive failures in this slot.
         failures: u32,
-        /// Why.
+        /// The reason.
         cause: String,
     },
-    /// Tasks have been sent to a worker.
+    /// Tasks were sent to a worker.
     Assigned {
-        /// Its slot.
+        /// Worker slot.
         slot: usize,
-        /// Its PID.
+        /// PID of the worker.
         pid: u32,
-        /// The first one's id.
+        /// Id of the first task.
         id: u64,
-        /// How many there are.
+        /// Number of tasks.
         tasks: u32,
-        /// The tasks' label, if they have one.
+        /// Label of the tasks, if set.
         label: Option<String>,
     },
-    /// A task has ended.
+    /// A task finished or failed.
     Finished {
-        /// The worker's slot.
+        /// Worker slot.
         slot: usize,
-        /// The worker's PID.
+        /// PID of the worker.
         pid: u32,
-        /// The task's id.
+        /// Id of the task.
         id: u64,
-        /// Which attempt this was, from 1.
+        /// Attempt number, from 1.
         attempt: u32,
-        /// How long it ran. Serialised as seconds.
+        /// Run time. Serialized as seconds.
         #[serde(serialize_with = "seconds")]
         elapsed: Duration,
-        /// What went wrong, if it has no answer.
+        /// The error of a failed task.
         error: Option<String>,
     },
-    /// A task will be run again.
+    /// A task will be retried.
     Retried {
-        /// The slot of the worker that was lost.
+        /// Slot of the lost worker.
         slot: usize,
-        /// That worker's PID.
+        /// PID of the lost worker.
         pid: u32,
-        /// The task's id.
+        /// Id of the task.
         id: u64,
-        /// The attempt that failed.
+        /// The failed attempt, from 1.
         attempt: u32,
-        /// How long it ran. Serialised as seconds.
+        /// Run time. Serialized as seconds.
         #[serde(serialize_with = "seconds")]
         elapsed: Duration,
-        /// What went wrong.
+        /// The error of the failed attempt.
         error: String,
     },
-    /// A worker has died that was not to.
+    /// A worker died unexpectedly.
     Lost {
-        /// Its slot.
+        /// Worker slot.
         slot: usize,
-        /// Its PID.
+        /// PID of the worker.
         pid: u32,
-        /// How.
+        /// How it died.
         cause: String,
     },
-    /// A worker has ended as it was told to.
+    /// A worker exited as requested.
     Retired {
-        /// Its slot.
+        /// Worker slot.
         slot: usize,
-        /// Its PID.
+        /// PID of the worker.
         pid: u32,
     },
-    /// All that was submitted is done and all workers have ended.
+    /// All tasks are done and all workers have exited.
     Drained,
-    /// So much happened while listeners were busy that these many events were dropped here.
+    /// Events were dropped at this point, because callbacks were too slow.
     Lagged {
-        /// How many.
+        /// Number of dropped events.
         events: u64,
     },
-    /// A callback has panicked.
+    /// A callback panicked.
     CallbackPanicked {
-        /// What it said.
+        /// The panic's message.
         message: String,
     },
 }
@@ -143,7 +143,7 @@ impl fmt::Display for Event {
             }
             EventKind::Ready { slot, pid } => write!(f, "worker {slot} (PID {pid}) ready"),
             EventKind::StartFailed { slot, failures, cause } => {
-                write!(f, "worker {slot} could not be made ready (failure {failures}): {cause}")
+                write!(f, "worker {slot} failed to start (failure {failures}): {cause}")
             }
             EventKind::Assigned { slot, pid, id, tasks, label } => {
                 write!(f, "worker {slot} (PID {pid}) assigned {tasks} tasks from {id}")?;
@@ -158,13 +158,13 @@ impl fmt::Display for Event {
                 error.as_ref().map_or(Ok(()), |error| write!(f, ": {error}"))
             }
             EventKind::Retried { id, attempt, error, .. } => {
-                write!(f, "task {id} is tried again after attempt {attempt}: {error}")
+                write!(f, "task {id} retried after attempt {attempt}: {error}")
             }
             EventKind::Lost { slot, pid, cause } => {
                 write!(f, "worker {slot} (PID {pid}) lost: it {cause}")
             }
             EventKind::Retired { slot, pid } => write!(f, "worker {slot} (PID {pid}) retired"),
-            EventKind::Lagged { events } => write!(f, "{events} events missed"),
+            EventKind::Lagged { events } => write!(f, "{events} events dropped"),
             EventKind::Drained => f.write_str("drained"),
             EventKind::CallbackPanicked { message } => write!(f, "a callback panicked: {message}"),
         }
@@ -173,41 +173,41 @@ impl fmt::Display for Event {
 
 static TO_STDERR: AtomicBool = AtomicBool::new(false);
 
-/// Prints the events of all pools of this process to standard error, a line each: what
-/// `multiprocessing.log_to_stderr` does.
+/// Prints the events of all pools of this process to stderr, one per line, like
+/// `multiprocessing.log_to_stderr`.
 pub fn log_to_stderr() {
     TO_STDERR.store(true, Relaxed);
 }
 
-/// Who listens to a pool.
+/// The observers of a pool.
 #[derive(Clone)]
 pub(crate) struct Observers {
     began: Instant,
     listeners: Arc<[Observer]>,
     backlog: Arc<Backlog>,
-    /// Where they are called: not where things happen, since there locks are held that a listener
-    /// who asks the pool something would wait for.
+    /// The thread that observers run on. They can't run where events occur: locks are held there, which an
+    /// observer that calls the pool would wait for.
     pub(crate) callbacks: Callbacks,
 }
 
-/// What listeners have not been told yet.
+/// Events that observers have not seen yet.
 #[derive(Default)]
 struct Backlog {
-    /// How many events wait.
+    /// Number of pending events.
     waiting: AtomicUsize,
-    /// How many have been dropped since the last one that was not.
+    /// Number of events dropped since the last one that was kept.
     missed: AtomicU64,
 }
 
-/// How many events wait at most for listeners who are slower than what happens: about 10 MiB.
+/// Maximum number of pending events: about 10 MiB.
 const MOST_WAITING: usize = 1 << 16;
 
-/// What is the user's to be called after a delivery: wakers, and callbacks of jobs that are done. It is
-/// collected under locks and [fired](Observers::fire) when they are let go.
+/// User code to call after a delivery: wakers, and callbacks of finished jobs. Collected under locks and
+/// [fired](Observers::fire) once they are released.
 #[derive(Default)]
-#[must_use = "whoever waits for these calls would wait for ever"]
+#[must_use = "if these calls are dropped, their waiters never wake"]
 pub(crate) struct Deferred {
-    /// What is told before.
+    /// Events to emit before the calls.
     events: Vec<EventKind>,
     calls: Vec<Callback>,
 }
@@ -228,7 +228,7 @@ impl fmt::Debug for Deferred {
     }
 }
 
-/// One who listens.
+/// A callback for events.
 pub(crate) type Observer = Arc<dyn Fn(&Event) + Send + Sync>;
 
 impl fmt::Debug for Observers {
@@ -247,34 +247,34 @@ impl Observers {
         }
     }
 
-    /// Starts the thread that listeners are called on, if there are any: where things happen, locks are
-    /// held and workers are waited for.
+    /// Starts the callback thread, if there are observers. Starting it on the first event would be too late:
+    /// locks are held there, and callers wait for workers.
     pub(crate) fn start(&self) -> io::Result<()> {
         if self.listeners.is_empty() { Ok(()) } else { self.callbacks.start() }
     }
 
-    /// Whether anybody listens, for what would cost something to find out.
+    /// Returns whether events have observers. Check it before computing an event's fields.
     pub(crate) fn is_enabled(&self) -> bool {
         let traces = || contain(traced).unwrap_or(false);
         !self.listeners.is_empty() || TO_STDERR.load(Relaxed) || traces()
     }
 
-    /// Tells everybody. `kind` is only made if somebody listens. Must be called under no lock, since a
-    /// subscriber of the crate tracing is called here and may ask the pool something.
+    /// Emits an event. Calls `kind` only if there are observers. Must be called under no lock: this calls
+    /// subscribers of the crate tracing, which may call the pool.
     pub(crate) fn emit(&self, kind: impl FnOnce() -> EventKind) {
         if !self.is_enabled() {
             return;
         }
         let event = Event { time: self.began.elapsed(), kind: kind() };
         if TO_STDERR.load(Relaxed) {
-            // Where standard error can't be written to, the pool goes on all the same.
+            // A failed write to stderr doesn't affect the pool.
             let _ = writeln!(io::stderr(), "[procpool]{event}");
         }
         let _ = contain(|| trace(&event));
         if self.listeners.is_empty() {
             return;
         }
-        // The last one is never dropped: somebody may wait for it.
+        // The last event is never dropped, because observers may wait for it.
         let is_last = event.kind == EventKind::Drained;
         if !is_last && self.backlog.waiting.load(Relaxed) >= MOST_WAITING {
             self.backlog.missed.fetch_add(1, Relaxed);
@@ -293,14 +293,14 @@ impl Observers {
         self.callbacks.call(Box::new(move || {
             backlog.waiting.fetch_sub(1, Relaxed);
             for listener in listeners.iter() {
-                // A panic has been printed by the program's own hook; the others are told all the
-                // same.
+                // The program's panic hook has printed the panic. The other observers still run.
                 let _ = contain(|| listener(&event));
             }
         }));
     }
 
-    /// Deferred what a delivery has asked for. Must be called under no lock. A panic is told as an event.
+    /// Emits the events and makes the calls that a delivery has collected. Must be called under no lock. A
+    /// panic is reported as an event.
     pub(crate) fn fire(&self, calls: Deferred) {
         calls.events.into_iter().for_each(|event| self.emit(|| event));
         for call in calls.calls {

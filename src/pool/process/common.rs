@@ -1,9 +1,8 @@
-//! The one thread that supervises all [`Process`](crate::Process)es of this program. It is started with
-//! the first of them and ended with the last, so that a program without any has neither the thread nor
-//! its descriptors.
+//! The thread that supervises all [`Process`](crate::Process)es of this program. It starts with the first of
+//! them and exits with the last, so a program without any has neither the thread nor its descriptors.
 //!
-//! The thread never waits for a single process: a call is sent by the thread that spawns the process, and
-//! its outcome is taken out when the process has ended.
+//! The thread never blocks on a single process: the spawning thread sends the call, and the outcome is
+//! collected when the process has ended.
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,7 +17,7 @@ use crate::pool::process::orders::{SupervisorHandle, Waker};
 use crate::pool::process::supervisor::{self, Supervisor};
 use crate::pool::schedule::state::{self, PoolState};
 
-/// What a supervisor's thread needs of the system.
+/// Descriptors of a supervisor thread.
 #[derive(Debug)]
 pub(crate) struct Wires {
     pub(crate) waker: Arc<Waker>,
@@ -29,22 +28,21 @@ pub(crate) struct Wires {
 
 impl Wires {
     pub(crate) fn new() -> Result<Self, Error> {
-        let waker =
-            Waker::new().map_err(Error::system("eventfd2, with which its supervisor is woken"))?;
+        let waker = Waker::new().map_err(Error::system("eventfd2, to wake its supervisor"))?;
         let (reader, writer) =
-            std::io::pipe().map_err(Error::system("pipe2, whose end ends the workers"))?;
+            std::io::pipe().map_err(Error::system("pipe2, for the liveness pipe"))?;
         let reader = Arc::new(reader.into());
         Ok(Self { waker: Arc::new(waker), reader, writer: writer.into() })
     }
 }
 
-/// The supervisor of all processes that there are at a time.
+/// The shared supervisor of all current processes.
 #[derive(Debug)]
 struct Common {
     wires: Wires,
-    /// What the thread has not taken over yet.
+    /// Pools that the thread has not adopted yet.
     newcomers: Mutex<Vec<Arc<PoolState>>>,
-    /// Whether there will be no other.
+    /// Whether no other pool will be added.
     is_over: AtomicBool,
 }
 
@@ -53,13 +51,13 @@ impl Common {
         self.newcomers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The thread.
+    /// Runs the thread.
     fn run(&self) {
         state::serve();
         let mut supervisors = Vec::new();
         loop {
             self.wires.waker.drain_eventfd();
-            // In this order: what was brought in before the end is seen to.
+            // Read before the newcomers: a pool added before the end must still be adopted.
             let is_over = self.is_over.load(Ordering::Acquire);
             supervisors.extend(self.newcomers().drain(..).map(Supervisor::new));
             let wake = supervisor::work(&mut supervisors);
@@ -71,7 +69,7 @@ impl Common {
     }
 }
 
-/// The supervisor that there is, if there is one.
+/// The current supervisor, if any.
 static CURRENT: PerProcess<Mutex<Option<Current>>> = PerProcess::new();
 
 #[derive(Debug)]
@@ -81,7 +79,7 @@ struct Current {
     thread: JoinHandle<()>,
 }
 
-/// The part that one process has in the supervisor: the last one that is dropped ends it.
+/// A process's membership in the shared supervisor. Dropping the last one ends the supervisor.
 #[derive(Debug)]
 pub(crate) struct Membership {
     of: &'static Mutex<Option<Current>>,
@@ -119,12 +117,12 @@ impl Membership {
         Arc::clone(&self.common.wires.reader)
     }
 
-    /// Returns what the supervisor is asked for by a pool.
+    /// Returns a handle on the supervisor for a pool.
     pub(crate) fn orders(&self) -> SupervisorHandle {
         SupervisorHandle::new(Arc::clone(&self.common.wires.waker))
     }
 
-    /// Has the supervisor start the pool's process and see to its end.
+    /// Hands the pool's process to the supervisor, which starts and reaps it.
     pub(crate) fn supervise(&self, shared: &Arc<PoolState>) {
         shared.set_supervised(true);
         self.common.newcomers().push(Arc::clone(shared));
@@ -134,7 +132,7 @@ impl Membership {
 
 impl Drop for Membership {
     fn drop(&mut self) {
-        // In a copy of this process it is the other's.
+        // In a forked copy, the supervisor belongs to the original process.
         if !std::ptr::eq(self.of, CURRENT.get()) {
             return;
         }
@@ -148,7 +146,7 @@ impl Drop for Membership {
         drop(current);
         last.common.is_over.store(true, Ordering::Release);
         last.common.wires.waker.ring();
-        // A thread that pools need must not wait, and the supervisor ends by itself.
+        // A thread that pools need for shutdown must not wait. The supervisor exits by itself.
         if !state::is_serving() {
             let _ = last.thread.join();
         }

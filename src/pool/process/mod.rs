@@ -1,4 +1,4 @@
-//! The processes: each worker's handle, the thread that starts and reaps them, and the process for one call.
+//! Processes: each worker's handle, the thread that starts and reaps them, and one-shot processes.
 
 pub(crate) mod common;
 pub(crate) mod one_shot;

@@ -1,7 +1,6 @@
-//! One call in a child process of its own: [`Process`] is a pool of one worker that is given one
-//! task and has no successor, so that what watches over a pool's workers watches over it too. It has no
-//! thread of its own: the caller's sends the call, and one that all share sees to the end
-//! ([`common`](super::common)).
+//! One call in its own child process. [`Process`] is a pool of one worker without replacement, so it has the
+//! same supervision as a pool's workers. It has no thread of its own: the caller's thread sends the call, and
+//! the [shared supervisor](super::common) reaps the process.
 
 use std::ffi::OsString;
 use std::future::Future;
@@ -30,14 +29,15 @@ use crate::pool::process::worker;
 use crate::pool::schedule::state::PoolState;
 use crate::pool::types::Report;
 
-/// One call in a child process of its own: `multiprocessing.Process`.
+/// One call in its own child process, like `multiprocessing.Process`.
 ///
-/// The child calls the function and ends: with exit code 0 after an answer, with 1 where there is
-/// none because it panicked, or a value could not be sent. If it crashes or exits, [`join`](Self::join)
-/// says how. It may have [pools](Pool) and processes of its own; what it leaves behind is killed when
-/// it ends, however that is. Dropped, it is killed.
+/// The child calls the function and exits: with code 0 if it returned, with code 1 if it panicked or a value
+/// could not be sent. [`join`](Self::join) reports a crash or an early exit. The child can have [pools](Pool)
+/// and processes of its own. Its leftover child processes are killed when it ends, in every case. Dropping a
+/// `Process` kills the child.
 ///
-/// A start takes a millisecond or more: for many calls, a [`Pool`] starts once.
+/// Starting a process takes a millisecond or more. For many calls, use a [`Pool`], which starts its workers
+/// once.
 ///
 /// ```no_run
 /// use procpool::Process;
@@ -60,7 +60,7 @@ use crate::pool::types::Report;
 pub struct Process<R> {
     task: Task<R>,
     child: Arc<worker::Process>,
-    /// Ends the child when it is dropped.
+    /// Kills the child on drop.
     pool: Pool,
 }
 
@@ -75,7 +75,7 @@ impl<R> std::fmt::Debug for Process<R> {
 }
 
 impl Process<()> {
-    /// Sets up a process.
+    /// Creates a builder with default options.
     pub fn builder() -> ProcessBuilder {
         static STARTED: AtomicU64 = AtomicU64::new(1);
         let name = format!("process-{}", STARTED.fetch_add(1, Relaxed));
@@ -88,7 +88,7 @@ impl<R> Process<R> {
     ///
     /// # Errors
     ///
-    /// As [`PoolBuilder::build`]. What becomes of the call is [`join`](Self::join)'s to say.
+    /// As [`PoolBuilder::build`]. Failures of the call are returned by [`join`](Self::join).
     pub fn spawn<A>(f: fn(A) -> R, argument: A) -> Result<Self, Error>
     where
         A: Serialize + DeserializeOwned,
@@ -97,24 +97,24 @@ impl<R> Process<R> {
         Process::builder().spawn(f, argument)
     }
 
-    /// Its PID; that of the process that was, once it has ended.
+    /// Returns the child's PID, also after it has ended.
     pub fn pid(&self) -> u32 {
         self.child.pid()
     }
 
-    /// What it is called in `ps` and `top`.
+    /// Returns the child's name in `ps` and `top`.
     pub fn name(&self) -> &str {
         &self.pool.shared().config.name
     }
 
-    /// Whether it has not ended. In a copy of this process, made by `fork`, it is nobody's child: there
-    /// this is false.
+    /// Returns whether the child is running. Returns false in a copy of this process made by `fork`, which is
+    /// not the child's parent.
     pub fn is_alive(&self) -> bool {
         self.pool.shared().forked().is_none() && self.child.death().is_none()
     }
 
-    /// How it ended; `None` while it lives, and where another part of this program has collected its
-    /// exit status.
+    /// Returns the exit status. `None` while the child is running, or if other code in this program has
+    /// reaped it.
     pub fn exit_status(&self) -> Option<ExitStatus> {
         if self.pool.shared().forked().is_some() {
             return None;
@@ -123,34 +123,34 @@ impl<R> Process<R> {
             DeathCause::Exited(code) => code << 8,
             DeathCause::Signaled(signal, false) => signal,
             DeathCause::Signaled(signal, true) => signal | 0x80,
-            // It is the kernel that killed it.
+            // The kernel's OOM killer uses SIGKILL.
             DeathCause::OutOfMemory => libc::SIGKILL,
             DeathCause::ProtocolViolation | DeathCause::Unknown => return None,
         };
         Some(ExitStatus::from_raw(raw))
     }
 
-    /// Waits for its end and gives its answer. There is one only: after it, joining gives
+    /// Blocks until the child has ended and returns the call's result. A second call returns
     /// [`TaskErrorKind::AlreadyTaken`](crate::TaskErrorKind::AlreadyTaken).
     ///
     /// # Errors
     ///
-    /// What became of the call, if it has no answer.
+    /// The call's failure: a panic, a crash, a timeout, or a value that can't be encoded or decoded.
     pub fn join(&mut self) -> Result<R, TaskError> {
         self.report().result
     }
 
-    /// As [`join`](Self::join), for at most `limit`; `None` means that it has not ended yet. It goes
-    /// on and can be joined again.
+    /// Like [`join`](Self::join), but blocks at most for `limit`. Returns `None` on timeout: the child
+    /// continues, and can be joined again.
     pub fn join_timeout(&mut self, limit: Duration) -> Option<Result<R, TaskError>> {
         if self.pool.shared().forked().is_none() && !self.child.wait_death_timeout(limit) {
             return None;
         }
-        // What has become of the call is settled as soon as the process has ended.
+        // The call is settled once the process has ended.
         Some(self.task.wait_report().result)
     }
 
-    /// As [`join`](Self::join), with the times and, where that is captured, what it printed.
+    /// Like [`join`](Self::join), but returns a [`Report`] with timing and captured output.
     pub fn report(&mut self) -> Report<R> {
         if self.pool.shared().forked().is_none() {
             self.child.wait_death();
@@ -158,41 +158,41 @@ impl<R> Process<R> {
         self.task.wait_report()
     }
 
-    /// Returns a handle that ends the process from elsewhere, as from another thread while this one joins.
+    /// Returns a handle that kills the child from another thread, for example while this one joins.
     pub fn handle(&self) -> ProcessHandle {
         ProcessHandle { child: Arc::clone(&self.child), pool: Arc::clone(self.pool.shared()) }
     }
 
-    /// Asks it to end (SIGTERM). It does at once, unless it has a handler of its own for that; what
-    /// it has started is killed when it has ended.
+    /// Sends SIGTERM. The child exits, unless it handles the signal. Its own child processes are killed once
+    /// it has ended.
     pub fn terminate(&self) {
         self.handle().terminate();
     }
 
-    /// Kills it (SIGKILL), with what it has started.
+    /// Sends SIGKILL to the child and its own child processes.
     pub fn kill(&self) {
         self.handle().kill();
     }
 }
 
-/// The result of the call, when the process has ended. Under any runtime.
+/// Resolves to the call's result when the process has ended. Independent of the runtime.
 impl<R> Future for Process<R> {
     type Output = Result<R, TaskError>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        // The call is settled when the process has ended.
+        // The call is settled once the process has ended.
         Pin::new(&mut self.task).poll(context)
     }
 }
 
-/// Its pidfd, which becomes readable when the process has ended: for poll(2), epoll(7) and reactors.
+/// Returns the child's pidfd, which becomes readable when the child ends: for poll(2), epoll(7) and reactors.
 impl<R> AsFd for Process<R> {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.child.child.pidfd()
     }
 }
 
-/// Ends a [`Process`] from elsewhere, from [`Process::handle`].
+/// Terminates or kills a [`Process`], also from another thread; from [`Process::handle`].
 #[derive(Debug, Clone)]
 pub struct ProcessHandle {
     child: Arc<worker::Process>,
@@ -200,14 +200,14 @@ pub struct ProcessHandle {
 }
 
 impl ProcessHandle {
-    /// As [`Process::terminate`].
+    /// Sends SIGTERM, like [`Process::terminate`].
     pub fn terminate(&self) {
         if self.pool.forked().is_none() {
             self.child.child.signal(Signal::TERM);
         }
     }
 
-    /// As [`Process::kill`].
+    /// Sends SIGKILL, like [`Process::kill`].
     pub fn kill(&self) {
         if self.pool.forked().is_none() {
             self.child.child.kill();
@@ -215,7 +215,7 @@ impl ProcessHandle {
     }
 }
 
-/// Sets up a [`Process`]; made by [`Process::builder`].
+/// Builder of a [`Process`], from [`Process::builder`].
 ///
 /// ```no_run
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -238,64 +238,64 @@ impl ProcessHandle {
 pub struct ProcessBuilder(PoolBuilder);
 
 impl ProcessBuilder {
-    /// What it is called in `ps` and `top`. Not set: "process-1" and so on.
+    /// Sets the child's name in `ps` and `top`. Default: "process-1", "process-2" and so on.
     pub fn name(self, name: impl Into<String>) -> Self {
         Self(self.0.name(name))
     }
 
-    /// Sets a variable in its environment.
+    /// Sets an environment variable in the child.
     pub fn env(self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
         Self(self.0.env(name, value))
     }
 
-    /// Where it starts. Not set: where this process is.
+    /// Sets the child's working directory. Default: this process's.
     pub fn current_dir(self, dir: impl Into<PathBuf>) -> Self {
         Self(self.0.current_dir(dir))
     }
 
-    /// Where its standard output and standard error go. Not set: to where this process's go. What is
-    /// captured comes with [`Process::report`].
+    /// Sets where the child's stdout and stderr go. Default: inherited from this process. [`Process::report`]
+    /// returns captured output.
     pub fn output(self, output: OutputMode) -> Self {
         Self(self.0.output(output))
     }
 
-    /// Kills it when the call runs for longer than this, which then fails with
+    /// Kills the child if the call runs longer than `limit`. The call fails with
     /// [`TaskErrorKind::TimedOut`](crate::TaskErrorKind::TimedOut).
     pub fn timeout(self, limit: Duration) -> Self {
         Self(self.0.task_timeout(limit))
     }
 
-    /// How long it may take from its start until it reports. Not set: 30 s.
+    /// Limits the time from the child's start until it is ready. Default: 30 s.
     pub fn start_timeout(self, limit: Duration) -> Self {
         Self(self.0.start_timeout(limit))
     }
 
-    /// As [`PoolBuilder::kill_grace`].
+    /// Sets the time between SIGTERM and SIGKILL, like [`PoolBuilder::kill_grace`].
     pub fn kill_grace(self, grace: Duration) -> Self {
         Self(self.0.kill_grace(grace))
     }
 
-    /// As [`PoolBuilder::max_memory_per_worker`].
+    /// Limits the child's resident memory, like [`PoolBuilder::max_memory_per_worker`].
     pub fn max_memory(self, bytes: u64) -> Self {
         Self(self.0.max_memory_per_worker(bytes))
     }
 
-    /// Limits what it may use.
+    /// Sets resource limits.
     pub fn limits(self, limits: Limits) -> Self {
         Self(self.0.limits(limits))
     }
 
-    /// Adds to its niceness: with 19, it runs when nobody else wants to.
+    /// Adds to the child's niceness, -20 to 19. At 19 it only uses CPU time that no other process wants.
     pub fn nice(self, nice: i32) -> Self {
         Self(self.0.nice(nice))
     }
 
-    /// As [`PoolBuilder::seed`].
+    /// Seeds random numbers, like [`PoolBuilder::seed`].
     pub fn seed(self, seed: u64) -> Self {
         Self(self.0.seed(seed))
     }
 
-    /// As [`PoolBuilder::on_event`].
+    /// Calls `callback` with every event, like [`PoolBuilder::on_event`].
     pub fn on_event(self, callback: impl Fn(&Event) + Send + Sync + 'static) -> Self {
         Self(self.0.on_event(callback))
     }
@@ -304,7 +304,7 @@ impl ProcessBuilder {
     ///
     /// # Errors
     ///
-    /// As [`PoolBuilder::build`]. What becomes of the call is [`Process::join`]'s to say.
+    /// As [`PoolBuilder::build`]. Failures of the call are returned by [`Process::join`].
     pub fn spawn<A, R>(self, f: fn(A) -> R, argument: A) -> Result<Process<R>, Error>
     where
         A: Serialize + DeserializeOwned,
@@ -313,7 +313,7 @@ impl ProcessBuilder {
         let pool = self.0.build_one()?;
         let child = pool.shared().process(0).ok_or(StartError::Terminated)?;
         let task = pool.apply_async(f, argument);
-        // After its one task, the child ends.
+        // The child exits after its only task.
         pool.close();
         pool.shared().dispatch();
         Ok(Process { task, child, pool })

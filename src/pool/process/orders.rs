@@ -1,4 +1,4 @@
-//! What is asked of a pool's supervisor, from any thread.
+//! Requests to a pool's supervisor, from any thread.
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,18 +9,18 @@ use procpool_worker::sys::now;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::process::Signal;
 
-/// What the supervisor is asked for.
+/// Handle on a supervisor thread.
 #[derive(Debug)]
 pub(crate) struct SupervisorHandle {
     pub(super) signals: Mutex<Vec<Signal>>,
     pub(super) signaled: Condvar,
     pub(super) waker: Arc<Waker>,
-    /// When the supervisor will next look at the time limits, on the monotonic clock.
+    /// When the supervisor next checks the time limits, in nanoseconds of the monotonic clock.
     pub(super) next_look: AtomicU64,
 }
 
 impl SupervisorHandle {
-    /// For a supervisor that this waker wakes.
+    /// Creates a handle on the supervisor that `waker` wakes.
     pub(crate) fn new(waker: Arc<Waker>) -> Self {
         Self {
             signals: Mutex::default(),
@@ -30,7 +30,7 @@ impl SupervisorHandle {
         }
     }
 
-    /// Asks for a look at the time limits at `at`, if none is planned before.
+    /// Schedules a check of the time limits at `at`, unless an earlier one is scheduled.
     pub(crate) fn schedule_check(&self, at: Instant) {
         let left = at.saturating_duration_since(Instant::now());
         let at = now().saturating_add(u64::try_from(left.as_nanos()).unwrap_or(u64::MAX));
@@ -39,12 +39,12 @@ impl SupervisorHandle {
         }
     }
 
-    /// Sends a signal to all workers and to what they have started; returns when that is done.
+    /// Sends a signal to all workers and their child processes. Blocks until it is sent.
     pub(crate) fn signal(&self, signal: Signal) {
         let mut signals = self.signals.lock().unwrap_or_else(PoisonError::into_inner);
         signals.push(signal);
         self.ring();
-        // A pool that ends meanwhile sends nothing more.
+        // A pool that ends meanwhile sends nothing.
         let sent = |signals: &mut Vec<Signal>| !signals.is_empty();
         let limit = Duration::from_secs(1);
         drop(self.signaled.wait_timeout_while(signals, limit, sent));
@@ -56,7 +56,7 @@ impl SupervisorHandle {
     }
 }
 
-/// Wakes a supervisor's thread.
+/// Wakes a supervisor thread through an eventfd.
 #[derive(Debug)]
 pub(crate) struct Waker(pub(super) OwnedFd);
 
@@ -69,7 +69,7 @@ impl Waker {
         let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
     }
 
-    /// Forgets that it was rung; to be called before looking for what it was rung for.
+    /// Clears the eventfd. Must be called before checking for requests.
     pub(crate) fn drain_eventfd(&self) {
         let _ = rustix::io::read(&self.0, &mut [0; 8]);
     }

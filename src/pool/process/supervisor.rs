@@ -1,9 +1,9 @@
-//! The one thread that starts processes and sees to their end. It lives as long as the pool, since
-//! the death of the thread that started a process is announced to it as its parent's death. All
+//! The thread that starts and reaps a pool's processes. It lives as long as the pool, because the kernel
+//! reports the exit of the thread that started a process to it as its parent's death. All
 //! [`Process`](crate::Process)es share one such thread ([`common`](super::common)).
 //!
-//! It owns the pidfds, the limits on starting and retiring, and the time limits of tasks. It never
-//! talks to a worker and never waits for one.
+//! It owns the pidfds, the limits on starting and retiring, and the tasks' time limits. It never communicates
+//! with a worker and never blocks on one.
 
 use std::ops::ControlFlow;
 use std::os::fd::AsFd;
@@ -30,23 +30,23 @@ use crate::pool::process::worker::{KillReason, PendingWorker, Process, RETIRE_GR
 use crate::pool::schedule::slots::SpawnDecision;
 use crate::pool::schedule::state::PoolState;
 
-/// How many file descriptors a worker takes in this process: one for frames, its control socket, its
-/// pidfd, and one for captured output.
+/// File descriptors that a worker uses in this process: for frames, its control socket, its pidfd, and
+/// captured output.
 pub(crate) const FDS_PER_WORKER: u64 = 4;
 
-/// How often it looks for what has happened where it can't wait for it.
+/// Polling interval if poll(2) fails.
 const WITHOUT_POLL: Duration = Duration::from_millis(2);
 
-/// A process that has not ended.
+/// A process that has not been reaped.
 #[derive(Debug)]
 struct Supervised {
     process: Arc<Process>,
     started: Instant,
-    /// When it was told to go, if it was.
+    /// When it was told to exit.
     retired: Option<Instant>,
 }
 
-/// The supervisor's thread.
+/// Runs a pool's supervisor thread.
 pub(crate) fn supervise(shared: &Arc<PoolState>) {
     let mut supervisors = vec![Supervisor::new(Arc::clone(shared))];
     loop {
@@ -59,7 +59,7 @@ pub(crate) fn supervise(shared: &Arc<PoolState>) {
     }
 }
 
-/// Does what is due for each pool, and drops those of which all is over; returns when to look again.
+/// Does all due work for each pool and drops finished pools. Returns when to run again.
 pub(crate) fn work(supervisors: &mut Vec<Supervisor>) -> Option<Instant> {
     let mut wake = None;
     supervisors.retain_mut(|supervisor| match supervisor.work() {
@@ -72,15 +72,15 @@ pub(crate) fn work(supervisors: &mut Vec<Supervisor>) -> Option<Instant> {
     wake
 }
 
-/// What a supervisor's thread knows of one pool.
+/// A supervisor thread's state for one pool.
 pub(crate) struct Supervisor {
     shared: Arc<PoolState>,
     supervised: Vec<Supervised>,
-    /// The last one. Nonces tell starts apart; they are no secret.
+    /// The last nonce. Nonces identify starts; they are not secret.
     nonce: u64,
-    /// When the workers' memory is looked at next.
+    /// When the workers' memory is sampled next.
     next_watch: Instant,
-    /// How many processes the kernel has killed for want of memory.
+    /// The kernel's count of OOM kills.
     oom_kills: u64,
 }
 
@@ -95,20 +95,18 @@ impl Supervisor {
         }
     }
 
-    /// Does what is due; returns when to look again, or breaks when all is over.
+    /// Does all due work. Returns when to run again, or breaks when the pool is finished.
     fn work(&mut self) -> ControlFlow<(), Option<Instant>> {
         let orders = &self.shared.orders;
         let mut signals = orders.signals.lock().unwrap_or_else(PoisonError::into_inner);
         for signal in signals.drain(..) {
-            self.supervised
-                .iter()
-                .for_each(|supervised_process| supervised_process.process.signal_group(signal));
+            self.supervised.iter().for_each(|supervised| supervised.process.signal_group(signal));
         }
         drop(signals);
         orders.signaled.notify_all();
         if self.shared.is_terminated() {
-            for supervised_process in &self.supervised {
-                supervised_process.process.child.kill();
+            for supervised in &self.supervised {
+                supervised.process.child.kill();
             }
         }
         if self.shared.has_ended() {
@@ -119,14 +117,14 @@ impl Supervisor {
                 self.shared.set_supervised(false);
                 return ControlFlow::Break(());
             }
-            // Nobody is left to greet one that was started meanwhile.
-            let is_left = |supervised_process: &&Supervised| {
-                supervised_process.process.kill_reason() != Some(KillReason::Retired)
+            // No driver is left for the handshake of processes that were started meanwhile.
+            let is_left = |supervised: &&Supervised| {
+                supervised.process.kill_reason() != Some(KillReason::Retired)
             };
             self.supervised
                 .iter()
                 .filter(is_left)
-                .for_each(|supervised_process| supervised_process.process.child.kill());
+                .for_each(|supervised| supervised.process.child.kill());
         }
         let mut wake = self.start_due();
         wake = earliest(wake, self.enforce_limits());
@@ -136,14 +134,14 @@ impl Supervisor {
         ControlFlow::Continue(earliest(wake, self.end_overdue()))
     }
 
-    /// Starts what is due; gives when the next one is.
+    /// Starts due processes. Returns when the next one is due.
     fn start_due(&mut self) -> Option<Instant> {
         loop {
-            // It would not be stopped as the others are.
+            // A process started now would not be stopped like the others.
             if self.shared.is_suspended() {
                 return None;
             }
-            // Starting takes a while, and a limit holds meanwhile.
+            // Starting takes a while, and time limits apply meanwhile.
             self.enforce_limits();
             match self.shared.next_start() {
                 SpawnDecision::Now(slot, generation) => self.start(slot, generation),
@@ -171,13 +169,13 @@ impl Supervisor {
         let config = &self.shared.config;
         let hint = |error: &dyn std::fmt::Display, code: Option<i32>| match code {
             Some(libc::EMFILE) => format!(
-                "{error}: this process has reached its limit of open files (`ulimit -n`), of which a worker takes {FDS_PER_WORKER}"
+                "{error}: this process has reached its limit of open files (`ulimit -n`), of which a worker needs {FDS_PER_WORKER}"
             ),
             Some(libc::ENFILE) => {
                 format!("{error}: the system has reached its limit of open files")
             }
             Some(libc::EAGAIN) => {
-                format!("{error}: the limit of processes (`ulimit -u`) is reached")
+                format!("{error}: this user has reached its limit of processes (`ulimit -u`)")
             }
             _ => error.to_string(),
         };
@@ -198,7 +196,7 @@ impl Supervisor {
         control.send(&[], &passed).map_err(|error| error.to_string())?;
         lane.close_descriptor();
         drop(frames);
-        let lane = ParentLane::new(lane).map_err(|_| "the lane has another size".to_owned())?;
+        let lane = ParentLane::new(lane).map_err(|_| "the lane has a wrong size".to_owned())?;
         let env = || config.env_per_worker.iter().flat_map(|env| env(slot)).collect::<Vec<_>>();
         let env = contain(env)
             .map_err(|message| format!("the closure of `env_per_worker` panicked: {message}"))?;
@@ -212,30 +210,30 @@ impl Supervisor {
         Ok(PendingWorker { process, lane: Arc::new(lane), requests })
     }
 
-    /// Kills what takes too long to become ready or to go; gives when to look again.
+    /// Kills processes that exceed the time to start or to exit. Returns when to check again.
     fn end_overdue(&mut self) -> Option<Instant> {
         let now = Instant::now();
         let limit = self.shared.config.start_timeout;
         let are_needless = self.shared.is_only_starting();
         let mut wake = None;
-        for supervised_process in &mut self.supervised {
-            let (deadline, set_kill_reason) = match supervised_process.process.kill_reason() {
-                _ if supervised_process.process.kill_at().is_some() => {
-                    let at = supervised_process.process.kill_at().unwrap_or(now);
+        for supervised in &mut self.supervised {
+            let (deadline, reason) = match supervised.process.kill_reason() {
+                _ if supervised.process.kill_at().is_some() => {
+                    let at = supervised.process.kill_at().unwrap_or(now);
                     (at, KillReason::Retired)
                 }
                 Some(KillReason::Retired) => {
-                    let since = *supervised_process.retired.get_or_insert(now);
+                    let since = *supervised.retired.get_or_insert(now);
                     (since + RETIRE_GRACE, KillReason::Retired)
                 }
-                _ if supervised_process.process.was_ready() => continue,
-                // Nothing is left to do for it. Its initializer, if it has come to that, may finish.
-                _ if are_needless && supervised_process.process.was_greeted() => {
-                    let since = *supervised_process.retired.get_or_insert(now);
+                _ if supervised.process.was_ready() => continue,
+                // No work is left for it. If its initializer is running, it may finish.
+                _ if are_needless && supervised.process.was_greeted() => {
+                    let since = *supervised.retired.get_or_insert(now);
                     (since + RETIRE_GRACE, KillReason::Retired)
                 }
                 _ if are_needless => (now, KillReason::Retired),
-                _ => match supervised_process.started.checked_add(limit) {
+                _ => match supervised.started.checked_add(limit) {
                     Some(deadline) => (deadline, KillReason::StartTimedOut(limit)),
                     None => continue,
                 },
@@ -243,7 +241,7 @@ impl Supervisor {
             if deadline > now {
                 wake = earliest(wake, Some(deadline));
             } else {
-                supervised_process.process.kill(set_kill_reason);
+                supervised.process.kill(reason);
             }
         }
         wake
@@ -265,30 +263,29 @@ impl Supervisor {
         Some(again)
     }
 
-    /// Ends workers that use more memory than they may; gives when to look again.
+    /// Kills workers that exceed the memory limit. Returns when to check again.
     fn watch_memory(&mut self) -> Option<Instant> {
-        const OFTEN: Duration = Duration::from_millis(10);
+        const SAMPLE_INTERVAL: Duration = Duration::from_millis(10);
         let most = self.shared.config.max_memory?;
         let now = Instant::now();
         if now < self.next_watch {
             return Some(self.next_watch);
         }
-        for supervised_process in &self.supervised {
-            let process = &supervised_process.process;
+        for supervised in &self.supervised {
+            let process = &supervised.process;
             if process.kill_reason().is_none()
                 && observe::resident(process.pid()).is_some_and(|memory| memory > most)
             {
                 self.shared.end_for_memory(process);
             }
         }
-        self.next_watch = now + OFTEN;
+        self.next_watch = now + SAMPLE_INTERVAL;
         Some(self.next_watch)
     }
 
-    /// Kills what a worker that has died has left behind, starts its successor, and only then
-    /// announces the death.
-    fn reap(&mut self, supervised_process: &Supervised) {
-        let process = &supervised_process.process;
+    /// Kills a dead worker's leftover processes, starts its replacement, and then announces the death.
+    fn reap(&mut self, supervised: &Supervised) {
+        let process = &supervised.process;
         process.set_ended();
         let cause = match process.child.reap() {
             DeathCause::Signaled(libc::SIGKILL, _) if self.kernel_killed(process) => {
@@ -299,7 +296,7 @@ impl Supervisor {
         self.shared.ended(process);
         self.start_due();
         if self.shared.is_of_one_process() {
-            // No driver waits for its answer, which is taken out here.
+            // No driver waits for the reply, so it is collected here.
             process.publish_exit(cause);
             self.shared.conclude();
         }
@@ -315,8 +312,8 @@ impl Supervisor {
         process.publish_exit(cause);
     }
 
-    /// Whether a process that was killed by somebody else was so by the kernel, for want of memory:
-    /// as far as that can be known, when such a kill has been counted since the last one.
+    /// Whether the kernel's OOM killer killed a process. This is inferred: the pool didn't kill it, and the
+    /// kernel has counted an OOM kill since the last check.
     fn kernel_killed(&mut self, process: &Process) -> bool {
         let kills = observe::oom_kills();
         let before = std::mem::replace(&mut self.oom_kills, kills);
@@ -324,7 +321,7 @@ impl Supervisor {
     }
 }
 
-/// Sleeps until `wake`, a ring, or the end of a process, and sees to those that have ended.
+/// Sleeps until `wake`, a wake-up, or the end of a process, and reaps ended processes.
 pub(crate) fn sleep(supervisors: &mut [Supervisor], waker: &Waker, wake: Option<Instant>) {
     let left = wake.map(|wake| wake.saturating_duration_since(Instant::now()));
     let left = left.map(|left| Timespec {
@@ -333,7 +330,7 @@ pub(crate) fn sleep(supervisors: &mut [Supervisor], waker: &Waker, wake: Option<
     });
     let children = || {
         let supervised = supervisors.iter().flat_map(|supervisor| &supervisor.supervised);
-        supervised.map(|supervised_process| &supervised_process.process.child)
+        supervised.map(|supervised| &supervised.process.child)
     };
     let waker = PollFd::new(&waker.0, PollFlags::IN);
     let pidfds = children().map(|child| PollFd::from_borrowed_fd(child.pidfd(), PollFlags::IN));
@@ -341,8 +338,8 @@ pub(crate) fn sleep(supervisors: &mut [Supervisor], waker: &Waker, wake: Option<
     let has_ended: Vec<bool> = match poll(&mut fds, left.as_ref()) {
         Ok(_) => fds[1..].iter().map(|fd| !fd.revents().is_empty()).collect(),
         Err(rustix::io::Errno::INTR) => return,
-        // Refused, or more descriptors than the limit of open files, which has been lowered: the
-        // processes are asked one by one.
+        // poll(2) failed, for example with more descriptors than a lowered limit of open files: checks the
+        // processes one by one.
         Err(_) => {
             std::thread::sleep(wake.map_or(WITHOUT_POLL, |wake| {
                 wake.saturating_duration_since(Instant::now()).min(WITHOUT_POLL)
@@ -354,8 +351,8 @@ pub(crate) fn sleep(supervisors: &mut [Supervisor], waker: &Waker, wake: Option<
     for supervisor in supervisors {
         let is_ended = |_: &mut Supervised| has_ended.next() == Some(true);
         let ended: Vec<Supervised> = supervisor.supervised.extract_if(.., is_ended).collect();
-        for supervised_process in ended {
-            supervisor.reap(&supervised_process);
+        for supervised in ended {
+            supervisor.reap(&supervised);
         }
     }
 }

@@ -1,5 +1,5 @@
-//! The parent's handle on one worker process: [`Worker`] is whoever's turn it is to talk to it,
-//! [`Process`] is what everybody else may know of it.
+//! The parent's handle on a worker process. [`Worker`] is the exclusive right to communicate with it;
+//! [`Process`] is shared state that any thread may use.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -28,20 +28,20 @@ use crate::pool::call::context::Context;
 use crate::pool::drive::records;
 use crate::pool::drive::regions::{Lease, Mapped, Regions};
 
-/// How long a worker that has been told to go may take before it is killed.
+/// How long a worker that was told to exit may take before it is killed.
 pub(crate) const RETIRE_GRACE: Duration = Duration::from_secs(2);
 
-/// One worker process, from its start to its end.
+/// A worker process, from start to end.
 #[derive(Debug)]
 pub(crate) struct Process {
     pub(crate) slot: usize,
-    /// Which of the slot's processes it is, from 1.
+    /// Number among the slot's processes, from 1.
     pub(crate) generation: u64,
     pub(crate) child: Child,
     control: Control,
-    /// What it prints, where that is captured.
+    /// Captured output.
     pub(crate) capture: Option<CaptureFile>,
-    /// How long it is asked to end before it is made to.
+    /// Time between SIGTERM and SIGKILL.
     grace: Duration,
     /// Whether it has been given a task.
     used: AtomicBool,
@@ -51,12 +51,12 @@ pub(crate) struct Process {
 
 #[derive(Debug, Default)]
 struct Lifecycle {
-    /// Why it was killed or told to go, if it was.
-    set_kill_reason: Option<KillReason>,
-    /// When it is made to end, after having been asked.
+    /// Why it was killed or told to exit.
+    kill_reason: Option<KillReason>,
+    /// When SIGKILL follows SIGTERM.
     kill_at: Option<Instant>,
     death: Option<DeathCause>,
-    /// Whether it has reported.
+    /// Whether it has connected.
     handshake_done: bool,
     /// Whether it has ever been ready.
     ready: bool,
@@ -64,22 +64,22 @@ struct Lifecycle {
     ended: Option<u64>,
 }
 
-/// Why the pool ends a worker.
+/// Why the pool killed or retired a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum KillReason {
     /// It was not ready in time.
     StartTimedOut(Duration),
-    /// The item that it runs has done so for longer than its limit.
+    /// Its item exceeded the time limit.
     TimedOut(Duration),
-    /// The item that it runs was cancelled.
+    /// Its item was cancelled.
     Cancelled,
-    /// It uses more memory than it may.
+    /// It exceeded the memory limit.
     OutOfMemory,
-    /// It broke the protocol.
+    /// It violated the protocol.
     Malformed,
-    /// It did nothing although it had something to do.
+    /// It was idle although it had work.
     Silent,
-    /// There is nothing more for it to do.
+    /// It is no longer needed.
     Retired,
 }
 
@@ -113,105 +113,104 @@ impl Process {
         self.child.pid()
     }
 
-    /// Kills it for this reason, unless another came first.
-    pub(crate) fn kill(&self, set_kill_reason: KillReason) {
-        self.lifecycle().set_kill_reason.get_or_insert(set_kill_reason);
+    /// Kills the process. The first reason is kept.
+    pub(crate) fn kill(&self, reason: KillReason) {
+        self.lifecycle().kill_reason.get_or_insert(reason);
         self.child.kill();
     }
 
-    /// Asks it to end for this reason, unless another came first; after the grace that the pool
-    /// gives, the supervisor makes it.
-    pub(crate) fn terminate_gracefully(&self, set_kill_reason: KillReason) {
+    /// Sends SIGTERM; the supervisor kills the process after the grace period. The first reason is kept.
+    pub(crate) fn terminate_gracefully(&self, reason: KillReason) {
         if self.grace.is_zero() {
-            return self.kill(set_kill_reason);
+            return self.kill(reason);
         }
         let mut lifecycle = self.lifecycle();
-        lifecycle.set_kill_reason.get_or_insert(set_kill_reason);
+        lifecycle.kill_reason.get_or_insert(reason);
         lifecycle.kill_at = lifecycle.kill_at.or_else(|| Instant::now().checked_add(self.grace));
         if lifecycle.ended.is_none() {
             self.child.signal_group(Signal::TERM);
         }
     }
 
-    /// Sends a signal to it and to what it has started, unless it has ended.
+    /// Sends a signal to the process group, unless the process has ended.
     pub(crate) fn signal_group(&self, signal: Signal) {
-        // Held meanwhile, so that it is not waited for.
+        // Held so that the process isn't reaped meanwhile.
         let lifecycle = self.lifecycle();
         if lifecycle.ended.is_none() {
             self.child.signal_group(signal);
         }
     }
 
-    /// When it is to be made to end, after having been asked.
+    /// Returns when SIGKILL follows SIGTERM.
     pub(crate) fn kill_at(&self) -> Option<Instant> {
         self.lifecycle().kill_at
     }
 
-    /// Notes why it is to end, without doing anything about it.
-    pub(crate) fn set_kill_reason(&self, set_kill_reason: KillReason) {
-        self.lifecycle().set_kill_reason.get_or_insert(set_kill_reason);
+    /// Records why the process ends, without killing it. The first reason is kept.
+    pub(crate) fn set_kill_reason(&self, reason: KillReason) {
+        self.lifecycle().kill_reason.get_or_insert(reason);
     }
 
-    /// Why it is to end, if it is.
+    /// Returns why the pool ends the process, if it does.
     pub(crate) fn kill_reason(&self) -> Option<KillReason> {
-        self.lifecycle().set_kill_reason
+        self.lifecycle().kill_reason
     }
 
-    /// Marks it as having been given a task.
+    /// Marks the process as having been given a task.
     pub(crate) fn set_used(&self) {
         self.used.store(true, Relaxed);
     }
 
-    /// Whether it has been given a task.
+    /// Returns whether the process has been given a task.
     pub(crate) fn was_used(&self) -> bool {
         self.used.load(Relaxed)
     }
 
-    /// Marks it as having reported; what is left is its initializer.
+    /// Marks the process as connected; its initializer follows.
     pub(crate) fn set_greeted(&self) {
         self.lifecycle().handshake_done = true;
     }
 
-    /// Whether it has reported.
+    /// Returns whether the process has connected.
     pub(crate) fn was_greeted(&self) -> bool {
         self.lifecycle().handshake_done
     }
 
-    /// Marks it as ready, after its initializer.
+    /// Marks the process as ready, after its initializer.
     pub(crate) fn set_ready(&self) {
         self.lifecycle().ready = true;
     }
 
-    /// Whether it has ever been ready.
+    /// Returns whether the process has ever been ready.
     pub(crate) fn was_ready(&self) -> bool {
         self.lifecycle().ready
     }
 
-    /// Notes that it has ended. Must be called before it is waited for: from then on its number may be
-    /// another's, and nothing is sent to that any more.
+    /// Marks the process as ended. Must be called before it is reaped: afterwards its PID may be reused, and
+    /// no signal may be sent to it.
     pub(crate) fn set_ended(&self) {
         self.lifecycle().ended = Some(now());
     }
 
-    /// When its end was noticed, in nanoseconds of the monotonic clock; now, if it hasn't been.
+    /// Returns when its end was noticed, in nanoseconds of the monotonic clock; now if it wasn't.
     pub(crate) fn ended(&self) -> u64 {
         self.lifecycle().ended.unwrap_or_else(now)
     }
 
-    /// Publishes how it ended, and ends every wait for it.
+    /// Publishes the cause of death and wakes all waiters.
     pub(crate) fn publish_exit(&self, cause: DeathCause) {
         self.lifecycle().death = Some(cause);
         self.exited.notify_all();
-        // The end of the connection is not enough: what a task has started may hold it open.
+        // A closed connection isn't enough: a process that a task has started may hold it open.
         self.control.shut_down();
     }
 
-    /// How it ended, if it has.
+    /// Returns the cause of death, once the process has ended.
     pub(crate) fn death(&self) -> Option<DeathCause> {
         self.lifecycle().death
     }
 
-    /// Waits for the end of a process that is known to be ending.
+    /// Blocks until the process ends. Called for processes known to be ending.
     pub(crate) fn wait_death(&self) -> DeathCause {
         let mut lifecycle = self.lifecycle();
         loop {
@@ -224,7 +223,7 @@ impl Process {
         }
     }
 
-    /// Waits for its end, for at most `limit`; whether it has come.
+    /// Blocks until the process ends, but at most for `limit`. Returns whether it has ended.
     pub(crate) fn wait_death_timeout(&self, limit: Duration) -> bool {
         let lives = |lifecycle: &mut Lifecycle| lifecycle.death.is_none();
         let waited = self.exited.wait_timeout_while(self.lifecycle(), limit, lives);
@@ -232,7 +231,7 @@ impl Process {
     }
 }
 
-/// A process that has been started and not been heard of.
+/// A started process before its handshake.
 #[derive(Debug)]
 pub(crate) struct PendingWorker {
     pub(crate) process: Arc<Process>,
@@ -240,66 +239,67 @@ pub(crate) struct PendingWorker {
     pub(crate) requests: FrameSender,
 }
 
-/// The right to talk to a worker: whoever has it may send it a frame, and must wait for its reply
-/// before handing it on.
+/// The exclusive right to communicate with a worker. The holder may send a frame, and must receive its reply
+/// before passing the worker on.
 #[derive(Debug)]
 pub(crate) struct Worker {
     pub(crate) process: Arc<Process>,
     pub(crate) lane: Arc<ParentLane>,
-    /// None once it is sent nothing more.
+    /// `None` once the channel is closed.
     requests: Option<FrameSender>,
-    /// Regions that have arrived and that no result has spoken of yet.
+    /// Regions received that no result has referred to yet.
     arrived: Vec<(u32, Option<Region>)>,
     waiter: SpinWaiter,
-    /// How many frames it was sent since its last answer.
+    /// Number of frames sent since its last reply.
     unread: u32,
-    /// Whether it is to stay awake after its answer.
+    /// Whether the worker spins for another frame after its reply.
     pub(crate) more: bool,
     /// Number of the last chunk.
     pub(crate) sequence: u32,
-    /// How many tasks it has been through.
+    /// Number of tasks it has run.
     pub(crate) tasks: u64,
-    /// The contexts that it keeps.
+    /// Contexts that it holds.
     contexts: Vec<Arc<Context>>,
-    /// The frame that is being made, kept for its room.
+    /// The frame being built, reused for its capacity.
     pub(crate) frame: Vec<u8>,
-    /// The regions that it has mapped.
+    /// Regions that it has mapped.
     pub(crate) mapped: Mapped,
 }
 
 impl PendingWorker {
-    /// Waits until the process reports, and checks that it is what was started.
+    /// Blocks until the process connects, and verifies that it is the one that was started.
     pub(crate) fn greet(self, setup: Setup, regions: &Arc<Regions>) -> Result<Worker, StartError> {
         let Self { process, lane, requests } = self;
-        // How it ended says more than that it can't be heard.
+        // The cause of death is more useful than the closed connection.
         let died = |process: &Process| match process.kill_reason() {
             Some(KillReason::StartTimedOut(limit)) => StartError::TimedOut(limit),
             _ => StartError::Died(process.wait_death()),
         };
-        let stranger = |what: String| {
+        let mismatch = |what: String| {
             process.kill(KillReason::Malformed);
             StartError::HandshakeMismatch(what)
         };
         let handshake = match process.control.recv(true).and_then(|packet| reply(&packet)) {
             Ok(Reply::Handshake(handshake)) => handshake,
-            Ok(other) => return Err(stranger(format!("it says {other:?} first"))),
+            Ok(other) => return Err(mismatch(format!("its first message is {other:?}"))),
             Err(TransportError::PeerGone) => {
                 process.child.kill();
                 return Err(died(&process));
             }
-            Err(error) => return Err(stranger(error.to_string())),
+            Err(error) => return Err(mismatch(error.to_string())),
         };
         if handshake.version != VERSION {
-            return Err(stranger(format!(
-                "it speaks version {} of the protocol",
-                handshake.version
-            )));
+            return Err(mismatch(format!("it speaks protocol version {}", handshake.version)));
         }
         if handshake.identity != ImageId::own() {
-            return Err(stranger("its executable is another".to_owned()));
+            return Err(mismatch("it runs another executable".to_owned()));
         }
         if handshake.pid != process.pid() {
-            return Err(stranger(format!("PID {} answers for {}", handshake.pid, process.pid())));
+            return Err(mismatch(format!(
+                "it reports PID {} instead of {}",
+                handshake.pid,
+                process.pid()
+            )));
         }
         let mut worker = Worker {
             process,
@@ -324,30 +324,30 @@ impl PendingWorker {
 }
 
 impl Worker {
-    /// Lets it go: its channel ends, and so does it.
+    /// Retires the worker: dropping its channel makes it exit.
     pub(crate) fn retire(self) {
         self.process.set_kill_reason(KillReason::Retired);
     }
 
-    /// Closes its channel: after what it was sent, it ends by itself.
+    /// Closes its channel. The worker finishes what it was sent and exits.
     pub(crate) fn hang_up(&mut self) {
         self.requests = None;
     }
 
-    /// Sends a request that is a frame by itself.
+    /// Sends a request as a frame of its own.
     pub(crate) fn send(&mut self, request: &Request) -> Result<(), TransportError> {
         self.make(request)?;
         self.send_frame()
     }
 
-    /// Begins the frame with `request`.
+    /// Starts a frame with `request`.
     pub(crate) fn make(&mut self, request: &Request) -> Result<(), TransportError> {
         self.frame.clear();
         codec::encode(request, &mut self.frame)
             .map_err(|error| TransportError::Malformed(error.to_string()))
     }
 
-    /// Sees to it that it has a context.
+    /// Sends a context unless the worker holds it.
     pub(crate) fn share(&mut self, context: &Arc<Context>) -> Result<(), TransportError> {
         if self.contexts.iter().any(|known| known.id == context.id) {
             return Ok(());
@@ -363,7 +363,7 @@ impl Worker {
         Ok(())
     }
 
-    /// Passes what the next frame's arguments point to; returns in how many packets.
+    /// Passes the files that the next frame's arguments refer to. Returns the number of packets.
     pub(crate) fn attach<'a>(
         &self,
         attachments: impl IntoIterator<Item = &'a Attachments>,
@@ -388,10 +388,10 @@ impl Worker {
         self.process.control.send(&packet, descriptors)
     }
 
-    /// Has it drop the contexts of calls that are over. One that may not be reading is not told: the pool's
-    /// lock is held here, and a full channel would block.
+    /// Makes the worker drop the contexts of finished calls. Skipped for a worker that may not be reading:
+    /// the pool's lock is held here, and a full channel would block.
     pub(crate) fn forget(&mut self) {
-        /// Fewer small frames than fit into a socket's buffer beside a chunk's.
+        /// Fewer small frames than fit in a socket's buffer beside a chunk's.
         const MOST_UNREAD: u32 = 16;
         if self.unread >= MOST_UNREAD {
             return;
@@ -399,14 +399,14 @@ impl Worker {
         let over = self.contexts.extract_if(.., |context| context.is_over());
         let contexts: Vec<u64> = over.map(|context| context.id).collect();
         if !contexts.is_empty() {
-            // One that has died has forgotten everything.
+            // A dead worker holds no contexts.
             let _ = self.send(&Request::DropContexts { contexts });
         }
     }
 
-    /// Sends the frame that was made in `self.frame`. The worker has read all that came before its last
-    /// answer, and what it is sent until the next fits into its socket's buffer, so that this doesn't block;
-    /// should it do so where that buffer is small, it ends when the worker is found silent and killed.
+    /// Sends the frame built in `self.frame`. This doesn't block: the worker has read everything before its
+    /// last reply, and everything it is sent until the next fits in its socket's buffer. Should it block with
+    /// a small buffer, it ends when the worker is found silent and killed.
     pub(crate) fn send_frame(&mut self) -> Result<(), TransportError> {
         self.unread += 1;
         self.requests.as_ref().ok_or(TransportError::PeerGone)?.send(&self.frame)?;
@@ -414,7 +414,7 @@ impl Worker {
         Ok(())
     }
 
-    /// Passes the region that the next frame speaks of.
+    /// Passes the region that the next frame refers to.
     pub(crate) fn send_region(&self, region: &Region) -> Result<(), TransportError> {
         match region.descriptor() {
             Some(descriptor) => self.pass(&Passed::Region, &[descriptor]),
@@ -422,8 +422,8 @@ impl Worker {
         }
     }
 
-    /// Returns the results in regions that these records speak of, each none where this process had no
-    /// descriptor left to receive it; none at all if there is no such region.
+    /// Returns the regions that these records refer to. An entry is `None` if this process had no descriptor
+    /// left to receive it. Returns `None` if there is no such region.
     pub(crate) fn take_results(&mut self, records: &[u8]) -> Option<VecDeque<Option<Lease>>> {
         let take = |place: RegionSlice| {
             if !place.is_new {
@@ -438,14 +438,14 @@ impl Worker {
         records::places(records)?.into_iter().map(take).collect()
     }
 
-    /// Stays awake for a reply, for at most so long; whether there is one.
-    pub(crate) fn listen(&mut self, patience: Duration) -> bool {
-        self.waiter.spin_until(self.lane.replies(), patience)
+    /// Spins for a reply, for at most `limit`. Returns whether there is one.
+    pub(crate) fn listen(&mut self, limit: Duration) -> bool {
+        self.waiter.spin_until(self.lane.replies(), limit)
     }
 
-    /// Waits for a reply; [`Process::publish_exit`] ends the wait for a process that dies.
+    /// Blocks until a reply arrives. [`Process::publish_exit`] ends the wait if the process dies.
     pub(crate) fn recv(&mut self) -> Result<Reply, TransportError> {
-        /// A worker sends one, and waits until it has been taken.
+        /// A worker sends one region at a time and waits until it is received.
         const MOST_ARRIVED: usize = 16;
         loop {
             let packet = self.process.control.recv(true)?;
@@ -486,7 +486,7 @@ mod tests {
 
     use super::*;
 
-    /// A field of `/proc/PID/status`.
+    /// Reads a field of `/proc/PID/status`.
     fn status(pid: u32, field: &str) -> String {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
@@ -494,7 +494,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_seen_to_end_is_sent_no_signal_since_its_number_may_be_anothers() {
+    fn an_ended_process_is_sent_no_signal_because_its_pid_may_be_reused() {
         let mut command = Command::new("sleep");
         let mut sleep = command.arg("3600").process_group(0).spawn().unwrap();
         let child = Child::of(&sleep).unwrap();
@@ -502,7 +502,7 @@ mod tests {
         let grace = Duration::from_secs(3600);
         let process = Process::new(0, 1, child, control, None, grace);
         let pid = process.pid();
-        // What a process that is stopped is sent stays to be seen.
+        // A stopped process's signals stay pending and can be observed.
         process.signal_group(Signal::STOP);
         let deadline = Instant::now() + Duration::from_secs(30);
         while !status(pid, "State:").starts_with('T') {

@@ -1,4 +1,4 @@
-//! Tasks on their way to a worker: a [`Batch`] is a run of items of one job.
+//! Queued tasks: a [`Batch`] is a run of items of one job.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -20,58 +20,58 @@ use crate::pool::observe::events::Deferred;
 use crate::pool::schedule::counters::Counters;
 use crate::worker_ref::WorkerRef;
 
-/// Consecutive items of one job, with their encoded arguments. An item is in exactly one place: in
-/// a queued batch, in the running chunk of one worker, or settled in the job's ledger.
+/// Consecutive items of one job, with their encoded arguments. An item is in exactly one place: a queued
+/// batch, the running chunk of one worker, or settled in the job's ledger.
 #[derive(Debug)]
 pub(crate) struct Batch {
     pub(crate) job: Arc<Job>,
     /// Id of the first item.
     pub(crate) first: u64,
     pub(crate) items: u32,
-    /// Which attempt this is, from 1.
+    /// Attempt number, from 1.
     pub(crate) attempt: u32,
-    /// How many workers have died on it before any of its items was begun.
+    /// Number of workers that died on this batch before starting any of its items.
     pub(crate) losses: u32,
     pub(crate) queued: Instant,
-    /// The slot whose worker is to run it, if no other may.
+    /// The only slot that may run it, if it is bound to one.
     pub(crate) slot: Option<usize>,
-    /// How many bytes each argument takes, if all take the same; 0 otherwise.
+    /// Bytes of each argument if all have the same size; 0 otherwise.
     pub(crate) width: u32,
     arguments: Arguments,
-    /// What the arguments point to.
+    /// Files that the arguments refer to.
     attachments: Attachments,
 }
 
-/// Encoded arguments: a part of a shared buffer, so that a batch can be split without copying; or
-/// one large argument's elements, which travel in a region of the worker that runs it.
+/// Encoded arguments: a slice of a shared buffer, so that splitting a batch copies nothing; or the elements
+/// of one large argument, sent through a region of the worker.
 #[derive(Debug, Clone)]
 enum Arguments {
     Bytes { bytes: Bytes, start: usize, end: usize },
     RawBytes(Arc<RawBytes>),
 }
 
-/// A few bytes, which most single calls have, need no memory of their own.
+/// Bytes of arguments. Most single calls have a few, which need no allocation.
 #[derive(Debug, Clone)]
 enum Bytes {
     Few([u8; FEW]),
-    PoolState(Arc<Buffer>),
+    Shared(Arc<Buffer>),
 }
 
-/// How many bytes a batch has room for by itself: a pair of words and their length.
+/// Bytes stored inline: two words and their length.
 const FEW: usize = 24;
 
 impl Bytes {
     fn get(&self, start: usize, end: usize) -> &[u8] {
         match self {
             Self::Few(bytes) => &bytes[start..end],
-            Self::PoolState(bytes) => &bytes[start..end],
+            Self::Shared(bytes) => &bytes[start..end],
         }
     }
 }
 
 impl Batch {
-    /// `arguments` holds `items` arguments as [`encode_item`](procpool_worker::protocol::encode_item) puts
-    /// them, each of `width` bytes or, if that is zero, with its length before it.
+    /// Creates a batch of `items` arguments as [`encode_item`](procpool_worker::protocol::encode_item) writes
+    /// them: each of `width` bytes or, if `width` is 0, prefixed with its length.
     pub(crate) fn new(
         job: Arc<Job>,
         first: u64,
@@ -89,7 +89,7 @@ impl Batch {
         Self::with(job, first, items, width, arguments, attachments)
     }
 
-    /// As [`new`](Self::new), of arguments that are in a buffer already.
+    /// Like [`new`](Self::new), but takes over a buffer.
     pub(crate) fn of_buffer(
         job: Arc<Job>,
         first: u64,
@@ -99,12 +99,12 @@ impl Batch {
         attachments: Attachments,
     ) -> Self {
         let end = arguments.len();
-        let bytes = Bytes::PoolState(Arc::new(arguments));
+        let bytes = Bytes::Shared(Arc::new(arguments));
         let arguments = Arguments::Bytes { bytes, start: 0, end };
         Self::with(job, first, items, width, arguments, attachments)
     }
 
-    /// One item whose argument has these elements.
+    /// Creates a batch of one item whose argument is `elements`.
     pub(crate) fn of_elements(job: Arc<Job>, first: u64, elements: RawBytes) -> Self {
         let arguments = Arguments::RawBytes(Arc::new(elements));
         Self::with(job, first, 1, 0, arguments, Attachments::default())
@@ -123,14 +123,14 @@ impl Batch {
         Self { job, first, items, attempt, losses, queued, slot, width, arguments, attachments }
     }
 
-    /// The same for another slot, as other items of the same job.
+    /// Copies the batch for another slot, as new items of the same job.
     pub(crate) fn for_slot(&self, first: u64, slot: usize) -> Self {
         let (job, arguments) = (Arc::clone(&self.job), self.arguments.clone());
         let attachments = self.attachments.clone();
         Self { job, first, slot: Some(slot), arguments, attachments, ..*self }
     }
 
-    /// The encoded arguments; empty where they are elements.
+    /// Returns the encoded arguments; empty if they are elements.
     pub(crate) fn arguments(&self) -> &[u8] {
         match &self.arguments {
             Arguments::Bytes { bytes, start, end } => bytes.get(*start, *end),
@@ -138,12 +138,12 @@ impl Batch {
         }
     }
 
-    /// What the arguments point to.
+    /// Files that the arguments refer to.
     pub(crate) fn attachments(&self) -> &Attachments {
         &self.attachments
     }
 
-    /// The only item's elements, where its argument has some.
+    /// Returns the elements of the only item, if its argument has any.
     pub(crate) fn elements(&self) -> Option<&[u8]> {
         match &self.arguments {
             Arguments::Bytes { .. } => None,
@@ -151,12 +151,12 @@ impl Batch {
         }
     }
 
-    /// The first item's state among those of [`seed`].
+    /// Returns the first item's random state; see [`seed`].
     pub(crate) fn seed(&self) -> u64 {
         seed::advance(self.job.seed, self.first)
     }
 
-    /// Bytes in the first `items` arguments.
+    /// Returns the size of the first `items` arguments in bytes.
     fn extent(&self, items: u32) -> usize {
         if self.width > 0 {
             return items as usize * self.width as usize;
@@ -164,12 +164,12 @@ impl Batch {
         let all = self.arguments();
         let mut rest = all;
         for _ in 0..items {
-            rest = split_item(rest, 0).expect("arguments are as they were encoded here").1;
+            rest = split_item(rest, 0).expect("arguments were encoded by this process").1;
         }
         all.len() - rest.len()
     }
 
-    /// Takes off the first `items`; there must be more than that.
+    /// Splits off the first `items`, which must be fewer than all.
     pub(crate) fn split_front(&mut self, items: u32) -> Self {
         debug_assert!(items < self.items);
         let extent = self.extent(items);
@@ -191,13 +191,13 @@ impl Batch {
         front
     }
 
-    /// Where its outcomes come from, when it was sent at `sent` to this worker.
+    /// Returns the provenance of outcomes from this worker, for a batch sent at `sent`.
     pub(crate) fn provenance(&self, pid: u32, slot: usize, sent: Instant) -> Provenance {
         let queued = sent.saturating_duration_since(self.queued);
         Provenance { worker: Some(WorkerRef { slot, pid }), attempt: self.attempt, queued }
     }
 
-    /// Ends its items as failed in this way. What is to be called for it is added to `calls`.
+    /// Fails all items. Adds wakers and callbacks to `calls`.
     pub(crate) fn fail(
         &self,
         failure: Failure,
@@ -207,20 +207,20 @@ impl Batch {
     ) {
         let content = Content::Failed(failure);
         let (first, items) = (self.first, self.items);
-        // Counted first: who has seen the failure is to find it counted.
+        // Counted first, so that a caller that sees the failure also sees the count.
         counters.failed.fetch_add(items.into(), Relaxed);
         if !self.job.deliver(Delivery { first, items, provenance, content }, calls) {
             counters.failed.fetch_sub(items.into(), Relaxed);
         }
     }
 
-    /// Whether it is to be sent alone, since others may wait until what its last argument points to is
-    /// let go of. That may be a task in the same worker.
+    /// Whether the batch must be sent in its own chunk. Its last argument holds a channel end, and peers wait
+    /// for its release: a peer may be a task in the same worker.
     pub(crate) fn must_be_sent_alone(&self) -> bool {
         self.attachments.holds_channel_end()
     }
 
-    /// How many of the first `items` take up to `limit` bytes.
+    /// Returns how many of the first `items` fit in `limit` bytes.
     pub(crate) fn fitting(&self, items: u32, limit: usize) -> u32 {
         if self.elements().is_some() {
             return 0;
@@ -241,7 +241,7 @@ impl Batch {
     }
 }
 
-/// Takes the last `items` off a run of batches, in order.
+/// Splits the last `items` off a run of batches, in order.
 pub(crate) fn split_back(batches: &mut VecDeque<Batch>, mut items: u32) -> Vec<Batch> {
     let mut taken = Vec::new();
     while items > 0 {
@@ -264,7 +264,7 @@ mod tests {
     use procpool_worker::protocol::encode_item;
     use proptest::prelude::*;
 
-    /// A batch of texts, whose arguments have lengths before them, or of numbers, which have none.
+    /// Creates a batch of strings, which have length prefixes, or of numbers, which have none.
     fn batch(texts: &[String], numbers: bool) -> Batch {
         let mut arguments = Vec::new();
         for text in texts {
@@ -281,7 +281,7 @@ mod tests {
         Batch::new(job, 100, texts.len() as u32, width, &arguments, Attachments::default())
     }
 
-    /// Ids and arguments of all items of a run of batches, in order.
+    /// Returns ids and arguments of all items of a run of batches, in order.
     fn items<'a>(batches: impl IntoIterator<Item = &'a Batch>) -> Vec<(u64, Vec<u8>)> {
         let mut items = Vec::new();
         for batch in batches {
@@ -291,14 +291,14 @@ mod tests {
                 items.push((id, argument.to_vec()));
                 rest = next;
             }
-            assert!(rest.is_empty(), "a batch holds its own arguments and no others");
+            assert!(rest.is_empty(), "a batch contains only its own arguments");
         }
         items
     }
 
     proptest! {
         #[test]
-        fn however_batches_are_split_each_item_stays_what_and_where_it_was(
+        fn splitting_batches_preserves_items_and_order(
             texts in prop::collection::vec(".{0,6}", 1..40),
             numbers in any::<bool>(),
             cuts in prop::collection::vec((any::<bool>(), 1u32..12), 0..12),
@@ -321,7 +321,7 @@ mod tests {
         }
 
         #[test]
-        fn what_is_said_to_fit_does_and_no_less_is_said(
+        fn fitting_returns_the_largest_count_within_the_limit(
             texts in prop::collection::vec(".{0,6}", 1..40),
             numbers in any::<bool>(),
             wanted in 1u32..50,

@@ -1,48 +1,48 @@
-//! How long a function's items take, as measured, and how many of them are worth a chunk.
+//! Measured cost of a function's items, and chunk sizes derived from it.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// How long an item of a function takes, as measured by the workers.
+/// Estimated run time of a function's items, as measured by the workers.
 #[derive(Debug, Default)]
 pub(crate) struct CostEstimate {
-    /// Nanoseconds per item: a moving average, zero as long as nothing is known.
+    /// Nanoseconds per item: a moving average, 0 while unknown.
     nanos: AtomicU64,
-    /// What they take when nothing holds them up: down at once, up slowly.
+    /// Nanoseconds per item without interference: falls immediately, rises slowly.
     least: AtomicU64,
-    /// How many items have been measured.
+    /// Number of measured items.
     seen: AtomicU64,
 }
 
 impl CostEstimate {
-    /// How long a chunk should take, in nanoseconds. Sending one and waking up for its answer costs
-    /// 20 to 50 µs of CPU time, so that this loses some per cent; results are not seen any earlier than
-    /// a chunk's end or its first millisecond, whichever is first, so that it isn't felt.
+    /// Target duration of a chunk, in nanoseconds. Sending a chunk and waking up for its reply costs 20 to 50
+    /// µs of CPU time, so the overhead is a few per cent. Callers see results at the end of a chunk or after
+    /// its first millisecond, whichever comes first, so the delay is not noticeable.
     pub(crate) const CHUNK: u64 = 1_000_000;
 
-    /// The same for a job whose results are wanted collects_all: nobody sees any of them earlier, and the
-    /// other workers take back what turns out slow.
+    /// Target duration for a job that collects all results before it returns any: no caller sees a result
+    /// earlier, and other workers steal items that turn out slow.
     pub(crate) const LONG_CHUNK: u64 = 4_000_000;
 
-    /// What takes less, in nanoseconds, is not worth a chunk of its own, nor another worker: it is done
-    /// sooner where it is than somebody else has been woken for it.
+    /// Work shorter than this, in nanoseconds, is not worth its own chunk or another worker: it finishes
+    /// sooner where it is than another worker wakes up.
     pub(crate) const MIN_WORTH_A_WAKE: u64 = 100_000;
 
-    /// What it takes to wake a worker, in nanoseconds.
-    const BRISK: u64 = 20_000;
+    /// Cost of waking a worker, in nanoseconds.
+    const WAKE_COST: u64 = 20_000;
 
-    /// The most items in a chunk that is sized here.
+    /// Maximum number of items in an adaptively sized chunk.
     const MOST: u32 = 1 << 16;
 
-    /// Takes note that `items` took `nanos` collects_all.
+    /// Records that `items` took `nanos` in total.
     pub(crate) fn observe(&self, items: u64, nanos: u64) {
         if items == 0 {
             return;
         }
         let each = (nanos / items).max(1);
         let before = self.nanos.load(Relaxed);
-        // Up at once where the time is worth speaking of: a chunk that is too long holds results back,
-        // one that is too short costs a little. Else by how many were measured, against about as many
-        // as a quarter of a chunk has: a few items' time may be that of a page fault or a cold cache.
+        // Rises immediately if the total is significant: a chunk that is too long delays results, one that is
+        // too short costs little. Otherwise averages by the number of items, with a quarter of a chunk as the
+        // weight of the past: a few items' time may include a page fault or a cold cache.
         let next = if before == 0 || (each > before && nanos >= Self::CHUNK / 16) {
             each
         } else {
@@ -59,13 +59,13 @@ impl CostEstimate {
         self.seen.fetch_add(items, Relaxed);
     }
 
-    /// Whether an item is sooner done than a worker is woken for it, as far as that is known.
+    /// Whether an item is known to finish sooner than a worker wakes up for it.
     pub(crate) fn is_short_lived(&self) -> bool {
-        (1..Self::BRISK).contains(&self.least.load(Relaxed))
+        (1..Self::WAKE_COST).contains(&self.least.load(Relaxed))
     }
 
-    /// How many items to send at once, to take so many nanoseconds: one to begin with, and never many
-    /// more than have been measured, since the first ones need not be like the others.
+    /// Returns how many items to send at once to take `goal` nanoseconds. Starts at 1 and stays within four
+    /// times the number measured, because the first items may not be representative.
     pub(crate) fn chunk(&self, goal: u64) -> u32 {
         let (nanos, seen) = (self.nanos.load(Relaxed), self.seen.load(Relaxed));
         if nanos == 0 {
@@ -75,12 +75,12 @@ impl CostEstimate {
         worth.min(4 * seen) as u32
     }
 
-    /// As [`nanos`](Self::nanos), when nothing holds them up.
+    /// Returns the nanoseconds per item without interference, 0 if unknown.
     pub(crate) fn least(&self) -> u64 {
         self.least.load(Relaxed)
     }
 
-    /// How many items are [worth](Self::MIN_WORTH_A_WAKE) a chunk of their own.
+    /// Returns how many items are [worth](Self::MIN_WORTH_A_WAKE) a chunk of their own.
     pub(crate) fn worth_a_wake(&self) -> u32 {
         match self.least() {
             0 => 1,
@@ -88,7 +88,7 @@ impl CostEstimate {
         }
     }
 
-    /// Nanoseconds per item, zero if not known.
+    /// Returns the average nanoseconds per item, 0 if unknown.
     pub(crate) fn nanos(&self) -> u64 {
         self.nanos.load(Relaxed)
     }
@@ -101,7 +101,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_chunk_starts_at_one_item_and_never_outgrows_what_was_measured(
+        fn a_chunk_starts_at_one_item_and_stays_within_four_times_the_measured_count(
             observations in prop::collection::vec((1u64..5000, 0u64..10_000_000_000), 0..30)
         ) {
             let cost = CostEstimate::default();

@@ -1,17 +1,17 @@
-//! What has happened in a pool so far, in tasks.
+//! Task counters of a pool.
 
 use std::sync::atomic::AtomicU64;
 
-/// Counts of a pool.
+/// Task counters of a pool.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     pub(crate) done: AtomicU64,
     pub(crate) failed: AtomicU64,
     pub(crate) retried: AtomicU64,
     pub(crate) restarts: AtomicU64,
-    /// Outcomes by slot.
+    /// Finished tasks by slot.
     pub(crate) slots: Box<[AtomicU64]>,
-    /// Numbers the pool's single calls, and its others.
+    /// Number of single calls, and of calls with many items.
     pub(crate) single_calls: AtomicU64,
     pub(crate) map_calls: AtomicU64,
 }

@@ -1,5 +1,4 @@
-//! What a driver asks for: its next chunk, from the queue or taken back from another worker, and what becomes
-//! of a chunk that is over.
+//! A driver's next chunk, from the queue or stolen from another worker, and the handling of finished chunks.
 
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering::Relaxed;
@@ -18,17 +17,17 @@ use crate::pool::drive::regions::Regions;
 use crate::pool::observe::events::EventKind;
 use crate::pool::process::worker::Worker;
 
-/// How many workers in a row may die on a batch before they have begun any of it.
+/// Consecutive workers that may die on a batch before they start any of its items.
 const MAX_LOSSES: u32 = 8;
 
-/// How often an idle driver looks whether a chunk elsewhere has become slow.
+/// How often an idle driver checks for stragglers.
 const STRAGGLER_POLL: Duration = Duration::from_millis(1);
 
-/// The most single calls that travel collects_all.
+/// Maximum number of single calls in a chunk.
 const MAX_BATCHES: usize = 4096;
 
 impl PoolState {
-    /// Waits until there is something to do for a slot's driver.
+    /// Blocks until a slot's driver has something to do.
     pub(crate) fn next_step(&self, slot: usize) -> Step {
         let mut central = self.central();
         loop {
@@ -39,7 +38,7 @@ impl PoolState {
         }
     }
 
-    /// Returns what there is to do for a slot's driver; otherwise whether its worker is idle.
+    /// Returns the next step of a slot's driver; otherwise whether its worker is idle.
     pub(super) fn look(&self, central: &mut SchedulerState, slot: usize) -> Result<Step, bool> {
         let has_work = central.has_work();
         match central.slots.poll(slot, has_work) {
@@ -64,7 +63,7 @@ impl PoolState {
         }
     }
 
-    /// What a driver with an idle worker may take: from the queue, or back from another worker.
+    /// Takes batches for a driver with an idle worker: from the queue, or stolen from another worker.
     fn find_work(
         &self,
         central: &mut SchedulerState,
@@ -76,7 +75,7 @@ impl PoolState {
         if central.by_slot[slot].own.is_empty() && !is_spreading && !central.wants_worker() {
             return VecDeque::new();
         }
-        // Each of the drivers that are on their way is to find an item.
+        // Leaves an item for each driver that is waking up.
         let coming = central.slots.woken() as u64;
         central.is_spreading &= coming > 0;
         let unclaimed = central.queued - if is_spreading { coming.min(central.queued) } else { 0 };
@@ -88,8 +87,8 @@ impl PoolState {
         batches
     }
 
-    /// Sleeps until called; one idle driver looks out meanwhile for chunks that have become slow, and
-    /// for work that was left to those who then didn't come.
+    /// Sleeps until woken. One idle driver polls meanwhile for stragglers, and for work left to workers that
+    /// did not return for it.
     fn sleep<'a>(
         &self,
         mut central: MutexGuard<'a, SchedulerState>,
@@ -116,7 +115,7 @@ impl PoolState {
         call.wait(central).unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes items back from the worker that has the most of them waiting.
+    /// Steals items from the worker with the most unclaimed ones.
     fn take_back(&self, central: &SchedulerState, allowed: u32) -> Vec<Batch> {
         let stealable = |slot: &DriverSlot| {
             let running = slot.running.try_lock().ok()?;
@@ -131,13 +130,13 @@ impl PoolState {
         running.as_mut().map_or_else(Vec::new, |chunk| chunk.take_back(stealable.min(allowed)))
     }
 
-    /// How many tasks a worker may still be given.
+    /// Returns how many more tasks a worker may run.
     fn allowance(&self, worker: &Worker) -> u32 {
         let left = self.config.max_tasks.map_or(u64::MAX, |most| most - worker.tasks.min(most));
         u32::try_from(left).unwrap_or(u32::MAX)
     }
 
-    /// The next chunk's batches: one of the slot's own, or from the front of the queue.
+    /// Takes the batches of the next chunk: one bound to the slot, or from the front of the queue.
     fn next_batches(
         &self,
         central: &mut SchedulerState,
@@ -150,7 +149,7 @@ impl PoolState {
         }
         let mut chunk: VecDeque<Batch> = VecDeque::new();
         let (mut items, mut nanos, mut bytes) = (0u32, 0, 0);
-        // What is queued is shared out, so that all are done at about the same time.
+        // The queue is divided evenly, so that all workers finish at about the same time.
         let target_workers = match central.is_short_lived() {
             true => central.limiter.limit().min(self.config.workers),
             false => self.config.workers,
@@ -175,7 +174,7 @@ impl PoolState {
             }
             let room = chunk::MOST_BYTES.saturating_sub(bytes + SPAN_HEAD);
             let fitting = match first.fitting(wanted, room) {
-                // An item that is larger goes by itself.
+                // A larger item is sent alone.
                 0 if chunk.is_empty() => 1,
                 0 => break,
                 fitting => fitting,
@@ -195,15 +194,15 @@ impl PoolState {
         chunk
     }
 
-    /// Makes batches the slot's chunk. As long as somebody stays awake for it, nobody else need look
-    /// whether it has become slow.
+    /// Makes `batches` the slot's chunk. While a caller spins for it (`spin_for`), no driver needs to watch
+    /// for it to become a straggler.
     pub(super) fn start_chunk(
         &self,
         central: &mut SchedulerState,
         slot: usize,
         worker: &Worker,
         batches: VecDeque<Batch>,
-        patience: Option<Duration>,
+        spin_for: Option<Duration>,
     ) -> RunTicket {
         let is_short_lived = batches.front().is_some_and(|batch| batch.job.cost.is_short_lived());
         let brisk = is_short_lived.then(|| central.limiter.begin());
@@ -211,7 +210,7 @@ impl PoolState {
         let mut chunk = Chunk::new(worker, batches);
         chunk.is_last = self.is_of_one_process();
         let is_multi_item = chunk.items() > 1;
-        if is_multi_item && patience.is_none() {
+        if is_multi_item && spin_for.is_none() {
             central.multi_item.push(slot);
         }
         if !central.queue.is_empty() {
@@ -222,10 +221,10 @@ impl PoolState {
         let look = Instant::now() + chunk.patience();
         *self.running(slot) = Some(chunk);
         self.orders.schedule_check(look);
-        RunTicket { is_multi_item, brisk, patience }
+        RunTicket { is_multi_item, brisk, spin_for }
     }
 
-    /// Runs the chunk in a slot's [`Running`] and brings the worker back.
+    /// Runs the slot's [`Running`] chunk and checks the worker back in.
     pub(crate) fn run(&self, slot: usize, mut worker: Worker, turn: RunTicket) {
         let running = &self.slots[slot].running;
         self.tell_assigned(slot);
@@ -238,13 +237,13 @@ impl PoolState {
                 self.ensure_watcher(&mut central);
             }
         };
-        let awake = turn.patience.map(|patience| SpinWait { patience, late: &late });
+        let awake = turn.spin_for.map(|spin_for| SpinWait { spin_for, late: &late });
         let counters = &self.counters;
         let outcome = chunk::run(&mut worker, running, limit, counters, Some(observers), awake);
         self.bring_back(slot, worker, turn, outcome);
     }
 
-    /// Takes a worker back from a chunk that is done, or from which it is lost.
+    /// Checks a worker back in after a chunk, or handles its loss.
     pub(super) fn bring_back(
         &self,
         slot: usize,
@@ -292,7 +291,7 @@ impl PoolState {
         }
     }
 
-    /// Ends or retries the item that was running on a lost worker; gives what is to be queued again.
+    /// Retries or fails the item that was running on a lost worker. Returns the batches to requeue.
     fn on_worker_lost(&self, worker: &Worker, mut loss: LostChunk) -> Vec<Batch> {
         let is_terminated = self.is_terminated();
         let process = &worker.process;

@@ -1,5 +1,5 @@
-//! Decides: the queue, the slots, and which worker gets what. A worker is a token here, which nothing talks
-//! to.
+//! Scheduling: the queue, the slots, and which worker runs what. Code here handles workers as tokens and
+//! never communicates with them.
 
 pub(crate) mod batch;
 pub(crate) mod cost;

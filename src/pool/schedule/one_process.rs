@@ -1,5 +1,5 @@
-//! The pool of a [`Process`](crate::Process), which has no driver: the caller starts it and sends its call,
-//! the supervisor sees to the rest.
+//! Scheduling for a [`Process`](crate::Process), whose pool has no driver: the caller's thread starts the
+//! process and sends the call, and the supervisor does the rest.
 
 use std::sync::{Arc, MutexGuard, PoisonError};
 
@@ -10,13 +10,12 @@ use crate::pool::drive::chunk;
 use crate::pool::process::worker::PendingWorker;
 
 impl PoolState {
-    /// Whether this is the pool of a [`Process`](crate::Process): its threads are the caller, which
-    /// starts it and sends its call, and the supervisor, which sees to the rest.
+    /// Whether this is the pool of a [`Process`](crate::Process), which has no driver.
     pub(crate) fn is_of_one_process(&self) -> bool {
         !self.config.replaces
     }
 
-    /// Waits until the process has been started, to be handshake_done.
+    /// Blocks until the process has started and is ready for its handshake.
     pub(crate) fn wait_newborn(&self) -> Result<PendingWorker, StartError> {
         let mut central = self.central();
         loop {
@@ -30,7 +29,7 @@ impl PoolState {
         }
     }
 
-    /// Sends the call, after which the process is sent nothing more: it answers and ends.
+    /// Sends the call and closes the channel: the process replies and exits.
     pub(crate) fn dispatch(&self) {
         let step = self.look(&mut self.central(), 0);
         let Ok(Step::Run { mut worker, turn }) = step else { return self.quit(step.ok()) };
@@ -41,14 +40,14 @@ impl PoolState {
         worker.hang_up();
         let process = Arc::clone(&worker.process);
         *self.flight() = Some(Flight { worker, turn, sent });
-        // It may have ended before there was anything to conclude.
+        // The process may have ended before the flight was stored.
         if process.death().is_some() {
             self.conclude();
         }
     }
 
-    /// Settles the call when the process has ended. All that it has said has arrived by then, so that
-    /// nothing is waited for.
+    /// Settles the call after the process has ended. All its replies have arrived by then, so this never
+    /// blocks.
     pub(crate) fn conclude(&self) {
         let flight = self.flight().take();
         let Some(Flight { mut worker, turn, sent }) = flight else { return };
@@ -63,7 +62,7 @@ impl PoolState {
         self.slots[0].flight.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ends the part of the process's driver, which has nothing more to do.
+    /// Counts the caller's thread, in the role of the driver, as finished.
     fn quit(&self, step: Option<Step>) {
         if let Some(Step::Quit(Some(worker))) = step {
             worker.retire();
@@ -71,7 +70,7 @@ impl PoolState {
         self.driver_ended();
     }
 
-    /// Notes whether the supervisor that all processes share has this pool.
+    /// Sets whether the shared supervisor has this pool.
     pub(crate) fn set_supervised(&self, is_supervised: bool) {
         self.central().is_supervised = is_supervised;
         self.changed.notify_all();

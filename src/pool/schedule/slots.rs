@@ -1,25 +1,24 @@
-//! The state machine of the slots: each is a slot_state for one worker at a time, and whatever happens to
-//! a process, a driver or the pool is an event that moves one slot_state on and says what is to be done.
+//! State machine of the worker slots. Every event updates one slot and returns the [`Actions`] that the
+//! scheduler must perform.
 //!
-//! ```text
-//!            ┌──────────────────── it fails, or dies ◄──────────────────┐
-//!            ▼                                                          │
-//!         Empty ── a process is started ──► Spawned ── handshake_done by ──► Handshaking
-//!          ▲  ▲                                 ▲      the driver       │
-//!  woken  │  └──── it dies ◄───────┐           │                       ▼ ready
-//!          │                        │           │ successor
-//!       Parked ◄── idle for long ─ Idle ◄──► Out ── been through enough ──► Draining
-//! ```
+//! | state | event | next state |
+//! |---|---|---|
+//! | `Empty` | a process has started | `Spawned` |
+//! | `Spawned` | the driver polls | `Handshaking` |
+//! | `Handshaking` | ready; failed or died | `Idle`; `Empty` |
+//! | `Idle` | checked out; died; idle for long | `CheckedOut`; `Empty`; `Parked` |
+//! | `CheckedOut` | checked in; task limit reached; lost | `Idle`; `Draining`; `Empty`, or `Spawned` |
+//! | `Draining` | the replacement has started | `Spawned` |
+//! | `Parked` | work was queued | `Empty` |
 //!
-//! Nothing here waits, locks, or knows what a process is: a process that has been started (`N`) and
-//! a worker that is ready (`W`) are tokens, which are in one place each. The scheduler keeps the
-//! slots under its lock and does what a [`Actions`] asks for; `model` walks through all that can happen
-//! to them, with numbers for tokens.
+//! Nothing here blocks, locks, or knows what a process is. A started process (`N`) and a ready worker (`W`)
+//! are tokens, each in exactly one place. The scheduler keeps the table under its lock and performs the
+//! [`Actions`]; `model` explores all sequences of events, with numbers for tokens.
 //!
-//! Many events are told whether there is work (`has_work`): whether tasks wait, for whomever.
+//! Many events take `has_work`: whether any task is queued, for any slot.
 //!
-//! For one slot_state there are never more than two processes: the one that serves it, or is on its way
-//! to, and one that has been told to go.
+//! A slot never has more than two processes: the one that serves it, or will serve it, and one that is
+//! draining.
 
 #[cfg(test)]
 mod model;
@@ -27,12 +26,11 @@ mod model;
 use crate::pool::types::WorkerState;
 use std::time::{Duration, Instant};
 
-/// So many workers in a row may die without having been given a task before the next one is started
-/// with a pause: something kills them as soon as they are there, and it would be a storm.
+/// Consecutive workers of a slot that may die without having received a task before restarts are delayed.
+/// Something kills them on start, and immediate restarts would be a spawn storm.
 const MAX_EARLY_DEATHS: u32 = 3;
 
-/// How many processes of one slot may have been told to go and not have ended, when another is
-/// started.
+/// Maximum number of draining processes of a slot when another is started.
 const MAX_DRAINING: u32 = 1;
 
 /// All slots of a pool.
@@ -40,30 +38,30 @@ const MAX_DRAINING: u32 = 1;
 pub(crate) struct SlotTable<N, W> {
     slots: Box<[Slot<N, W>]>,
     phase: Phase,
-    /// SlotTable with an idle worker whose driver has not been woken; the last is the one to call
-    /// first, since its worker's memory is the warmest.
+    /// Slots with an idle worker whose driver has not been woken. The last is woken first, because its
+    /// worker's memory is the warmest.
     idle: Vec<usize>,
-    /// How many workers are out of their slots.
+    /// Number of checked-out workers.
     out: usize,
-    /// How many slots rest.
+    /// Number of parked slots.
     parked: usize,
-    /// How many drivers have been woken and have not looked.
+    /// Number of drivers that were woken and have not polled yet.
     woken: usize,
-    /// How many times in a row a worker may fail to become ready before the pool gives up.
+    /// Consecutive failed starts of a slot before the pool gives up.
     attempts: u32,
-    /// Whether a worker that is lost has a successor.
+    /// Whether a lost worker is replaced.
     replaces: bool,
-    /// Set when the waiting tasks were told that no worker can be made ready; a new task clears it
-    /// and is worth new attempts.
+    /// Set when waiting tasks were failed because no worker can start. A new task clears it and triggers new
+    /// attempts.
     given_up: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Phase {
     Open,
-    /// Nothing more is accepted.
+    /// No more tasks are accepted.
     Closed,
-    /// Nothing more is done.
+    /// No more tasks are run.
     Terminated,
 }
 
@@ -71,65 +69,64 @@ pub(crate) enum Phase {
 struct Slot<N, W> {
     state: State<N, W>,
     process: ProcessState,
-    /// From when on a process is to be started, if one is.
+    /// When a process is due to start, if one is.
     due: Option<Instant>,
-    /// How many processes have been started here; the number of the last one.
+    /// Number of processes started in this slot; identifies the last one.
     generation: u64,
-    /// How many older ones have been told to go and have not ended.
+    /// Number of older processes that were told to exit and have not ended.
     draining: u32,
-    /// How many times in a row a worker could not be made ready here.
+    /// Consecutive failed starts in this slot.
     failures: u32,
-    /// How many workers in a row have died without having been given a task.
+    /// Consecutive workers that died without having received a task.
     early_deaths: u32,
-    /// Since when its worker is idle, if it is.
+    /// When its worker became idle.
     idle_since: Instant,
-    /// Whether its driver has been woken and has not looked.
+    /// Whether its driver was woken and has not polled yet.
     is_woken: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum State<N, W> {
-    /// A process is to be started, or is being started.
+    /// A process is due, or is being started.
     Empty,
-    /// The driver is to greet it.
+    /// Waiting for the driver to start the handshake.
     Spawned(N),
-    /// The driver makes it ready.
+    /// The driver performs the handshake and runs the initializer.
     Handshaking,
-    /// The driver or a caller has the worker. If it has died meanwhile, its successor waits here.
+    /// A driver or caller has the worker. If the worker has died since, its replacement waits here.
     CheckedOut(Option<N>),
     Idle(W),
-    /// The worker has been through all the tasks that one may be; it goes when its successor is
-    /// there.
+    /// The worker has reached its task limit; it exits once its replacement is started.
     Draining(W),
-    /// The worker was let go for want of work; another is started when there is some.
+    /// The worker was stopped while idle; new work starts another.
     Parked,
-    /// The driver has quit.
+    /// The driver has exited.
     Closed,
 }
 
-/// Whether the process that was started last serves the slot_state.
+/// State of the process started last, as far as it serves the slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum ProcessState {
-    /// It has ended, or it has been told to go.
+    /// It has ended or was told to exit.
     Absent,
     /// The supervisor is starting it.
     Starting,
-    /// It has not been seen to end.
+    /// It is running, as far as known.
     Alive,
 }
 
-/// What an event asks for, besides the change of state.
+/// Actions that an event requires, besides the state change.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use]
 pub(crate) struct Actions<W> {
     pub(crate) wake: Wake,
-    /// The supervisor is to look for processes that are due.
+    /// The supervisor must check for due processes.
     pub(crate) start: bool,
-    /// Is to be told to go.
+    /// A worker to retire.
     pub(crate) retire: Option<W>,
 }
 
-/// Whose driver is to be woken.
+/// Which drivers to wake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Wake {
     None,
@@ -137,25 +134,25 @@ pub(crate) enum Wake {
     All,
 }
 
-/// What a driver finds in its slot_state.
+/// What a driver finds in its slot.
 #[derive(Debug)]
 pub(crate) enum SlotPoll<'a, N, W> {
-    /// A process to greet.
+    /// A process ready for its handshake.
     PendingWorker(N),
-    /// A worker that may be [taken](SlotTable::take).
+    /// A worker that may be [checked out](SlotTable::check_out).
     Idle(&'a W),
-    /// Nothing to do at the moment.
+    /// Nothing to do now.
     Nothing,
-    /// Nothing to do ever again; a worker that is left is to be let go.
+    /// Nothing to do ever again: retire the worker, if there is one.
     End(Option<W>),
 }
 
-/// What the supervisor is to start.
+/// What the supervisor must start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SpawnDecision {
-    /// A process for this slot, of this generation.
+    /// Start a process now, for this slot and generation.
     Now(usize, u64),
-    /// None before this.
+    /// The next process is due at this time.
     At(Instant),
     None,
 }
@@ -175,7 +172,7 @@ impl<W> Actions<W> {
 }
 
 impl<N, W> Slot<N, W> {
-    /// Has a process started, after a pause that grows with the failures.
+    /// Schedules a start, after a delay that grows with the failures.
     fn schedule_spawn(&mut self, now: Instant) {
         let pause = match self.failures {
             0 | 1 => 0,
@@ -184,7 +181,7 @@ impl<N, W> Slot<N, W> {
         self.due = Some(now + Duration::from_millis(pause));
     }
 
-    /// Notes that the process that serves the slot_state is to go.
+    /// Marks the slot's process as draining.
     fn mark_draining(&mut self) {
         self.process = ProcessState::Absent;
         self.draining += 1;
@@ -192,12 +189,12 @@ impl<N, W> Slot<N, W> {
 }
 
 impl<N, W> SlotTable<N, W> {
-    /// So many, for each of which a process is due, and another whenever one is lost.
+    /// Creates a table of `slots` slots that replaces lost workers.
     pub(crate) fn new(slots: usize, attempts: u32, now: Instant) -> Self {
         Self::with(slots, attempts, true, now)
     }
 
-    /// So many, for each of which one process is due, and no other.
+    /// Creates a table of `slots` slots that starts one process each and replaces none.
     pub(crate) fn for_one_process(slots: usize, now: Instant) -> Self {
         Self::with(slots, 1, false, now)
     }
@@ -227,7 +224,7 @@ impl<N, W> SlotTable<N, W> {
         }
     }
 
-    // ── what there is ──
+    // ── queries ──
 
     pub(crate) fn len(&self) -> usize {
         self.slots.len()
@@ -237,7 +234,7 @@ impl<N, W> SlotTable<N, W> {
         self.phase
     }
 
-    /// Whether the drivers are to end.
+    /// Whether the drivers must exit.
     pub(crate) fn is_over(&self, has_work: bool) -> bool {
         match self.phase {
             Phase::Open => false,
@@ -246,8 +243,7 @@ impl<N, W> SlotTable<N, W> {
         }
     }
 
-    /// Whether nothing more is to come and all that is out are workers that are being made ready, for
-    /// which nothing is left to do.
+    /// Whether the pool is closed without work, and all checked-out workers are still starting, for nothing.
     pub(crate) fn is_only_starting(&self, has_work: bool) -> bool {
         let is_greeting = |slot_state: &&Slot<N, W>| matches!(slot_state.state, State::Handshaking);
         self.phase == Phase::Closed
@@ -256,28 +252,27 @@ impl<N, W> SlotTable<N, W> {
             && self.out == self.slots.iter().filter(is_greeting).count()
     }
 
-    /// Whether a slot's worker could not be made ready so often that no other attempt is worth
-    /// waiting for.
+    /// Whether a slot has failed to start so often that waiting for another attempt is pointless.
     pub(crate) fn is_hopeless(&self, slot: usize) -> bool {
         self.slots[slot].failures >= self.attempts
     }
 
-    /// How many drivers have been woken and have not looked.
+    /// Returns the number of drivers that were woken and have not polled yet.
     pub(crate) fn woken(&self) -> usize {
         self.woken
     }
 
-    /// How many processes have been started for a slot.
+    /// Returns how many processes a slot has started.
     pub(crate) fn starts(&self, slot: usize) -> u64 {
         self.slots[slot].generation
     }
 
-    /// How many times in a row a worker could not be made ready in a slot.
+    /// Returns the consecutive failed starts of a slot.
     pub(crate) fn failures(&self, slot: usize) -> u32 {
         self.slots[slot].failures
     }
 
-    /// What a slot's worker is at.
+    /// Returns the state of a slot's worker.
     pub(crate) fn state(&self, slot: usize) -> WorkerState {
         match &self.slots[slot].state {
             State::Empty | State::Parked | State::Closed => WorkerState::Absent,
@@ -287,9 +282,9 @@ impl<N, W> SlotTable<N, W> {
         }
     }
 
-    // ── from the pool ──
+    // ── events from the pool ──
 
-    /// Accepts nothing more.
+    /// Stops accepting tasks.
     pub(crate) fn close(&mut self) -> Actions<W> {
         if self.phase == Phase::Open {
             self.phase = Phase::Closed;
@@ -303,8 +298,8 @@ impl<N, W> SlotTable<N, W> {
         Actions { start: true, ..Actions::wake(Wake::All) }
     }
 
-    /// There is work: has somebody look for it, the driver of an idle worker or, where there is none,
-    /// that of a new one in place of one that was let go. A pool that has given up tries again.
+    /// Work was queued: wakes the driver of an idle worker, or else starts a worker in a parked slot. A pool
+    /// that has given up retries.
     pub(crate) fn wake_one(&mut self, now: Instant) -> Actions<W> {
         let is_resting = |slot_state: &Slot<N, W>| matches!(slot_state.state, State::Parked);
         let slot = self.idle.last().copied().or_else(|| match self.parked {
@@ -317,7 +312,7 @@ impl<N, W> SlotTable<N, W> {
         }
     }
 
-    /// There is work for a slot's worker.
+    /// Work was queued for this slot.
     pub(crate) fn wake_slot(&mut self, slot: usize, now: Instant) -> Actions<W> {
         let start = self.retry_spawns(now);
         let slot_state = &mut self.slots[slot];
@@ -333,12 +328,12 @@ impl<N, W> SlotTable<N, W> {
                 self.remove_idle(slot);
                 Actions { start, ..Actions::wake(Wake::One(slot)) }
             }
-            // It is looked for when the worker has come, or come back.
+            // The driver looks for work when the worker is ready or returns.
             _ => Actions { start, ..Actions::nothing() },
         }
     }
 
-    /// Makes new attempts after having given up; whether it had.
+    /// Retries starts after giving up. Returns whether the pool had given up.
     fn retry_spawns(&mut self, now: Instant) -> bool {
         let had_given_up = std::mem::take(&mut self.given_up);
         if had_given_up {
@@ -350,7 +345,7 @@ impl<N, W> SlotTable<N, W> {
         had_given_up
     }
 
-    /// The workers that are idle.
+    /// Returns the idle workers.
     pub(crate) fn idle_workers(&mut self) -> impl Iterator<Item = &mut W> {
         self.slots.iter_mut().filter_map(|slot_state| match &mut slot_state.state {
             State::Idle(worker) => Some(worker),
@@ -363,14 +358,14 @@ impl<N, W> SlotTable<N, W> {
         !self.idle.is_empty()
     }
 
-    /// The idle worker whose driver would be woken last.
+    /// Returns the slot that would be woken last.
     pub(crate) fn least_recently_used(&self) -> Option<usize> {
         self.idle.first().copied()
     }
 
-    // ── from the drivers ──
+    // ── events from the drivers ──
 
-    /// What there is to do for a slot's driver.
+    /// Returns what a slot's driver has to do.
     pub(crate) fn poll(&mut self, slot: usize, has_work: bool) -> SlotPoll<'_, N, W> {
         let is_over = self.is_over(has_work);
         let slot_state = &mut self.slots[slot];
@@ -406,7 +401,7 @@ impl<N, W> SlotTable<N, W> {
         }
     }
 
-    /// Takes an idle worker out of its slot_state.
+    /// Checks an idle worker out of its slot.
     pub(crate) fn check_out(&mut self, slot: usize) -> Option<W> {
         let state = &mut self.slots[slot].state;
         match std::mem::replace(state, State::CheckedOut(None)) {
@@ -422,18 +417,18 @@ impl<N, W> SlotTable<N, W> {
         }
     }
 
-    /// How many workers are out of their slots.
+    /// Returns the number of checked-out workers.
     pub(crate) fn out(&self) -> usize {
         self.out
     }
 
-    /// Takes the idle worker that was at work last, unless its driver has been woken.
+    /// Checks out the most recently used idle worker whose driver has not been woken.
     pub(crate) fn check_out_any(&mut self) -> Option<(usize, W)> {
         let slot = *self.idle.last()?;
         self.check_out(slot).map(|worker| (slot, worker))
     }
 
-    /// A worker is ready for the first time.
+    /// A worker is ready for its first task.
     pub(crate) fn ready(
         &mut self,
         slot: usize,
@@ -447,7 +442,7 @@ impl<N, W> SlotTable<N, W> {
         Actions { start: actions.start || is_revived, ..actions }
     }
 
-    /// Brings a worker back into its slot_state; one that is spent is to be replaced.
+    /// A worker is checked back in. A spent worker is replaced.
     pub(crate) fn check_in(
         &mut self,
         slot: usize,
@@ -459,12 +454,12 @@ impl<N, W> SlotTable<N, W> {
         let successor = self.release(slot);
         let slot_state = &mut self.slots[slot];
         let actions = match successor {
-            // It has died since: its successor is there,
+            // The worker has died since, and its replacement has started,
             Some(actions) => actions,
-            // or on its way,
+            // or is starting,
             _ if slot_state.process == ProcessState::Starting => Actions::nothing(),
-            // or to be started, if that has not been ordered. Where there will be none, its end is
-            // found out by whoever is to use it.
+            // or is due now, unless it is scheduled. Without replacement, the next user of the worker detects
+            // its death.
             _ if slot_state.process == ProcessState::Absent && self.replaces => {
                 slot_state.due.get_or_insert(now);
                 Actions::start()
@@ -485,14 +480,14 @@ impl<N, W> SlotTable<N, W> {
         self.or_wake_all(actions, has_work)
     }
 
-    /// A worker is lost that was out: its slot_state is its successor's.
+    /// A checked-out worker is lost: its replacement gets the slot.
     pub(crate) fn lost(&mut self, slot: usize, has_work: bool) -> Actions<W> {
-        // Where there is no successor yet, the order is given when the process has ended.
+        // Without a replacement so far, the start is scheduled when the process has ended.
         let actions = self.release(slot).unwrap_or_else(Actions::nothing);
         self.or_wake_all(actions, has_work)
     }
 
-    /// Ends the time that a worker was out: gives its slot_state to its successor, if that is there.
+    /// Ends a check-out. Moves a replacement that has started into the slot.
     fn release(&mut self, slot: usize) -> Option<Actions<W>> {
         self.out -= 1;
         let state = &mut self.slots[slot].state;
@@ -503,7 +498,7 @@ impl<N, W> SlotTable<N, W> {
         Some(Actions::wake(Wake::One(slot)))
     }
 
-    /// A process could not be made a worker.
+    /// A process failed its handshake or initializer.
     pub(crate) fn handshake_failed(
         &mut self,
         slot: usize,
@@ -515,13 +510,12 @@ impl<N, W> SlotTable<N, W> {
         self.failed(slot, has_work, now)
     }
 
-    // ── from the supervisor ──
+    // ── events from the supervisor ──
 
-    /// What is to be started next. Whoever asks must say what has become of it: [`spawned`] or
-    /// [`unstarted`].
+    /// Returns what to start next. The supervisor must report the result: [`spawned`] or [`spawn_failed`].
     ///
     /// [`spawned`]: Self::spawned
-    /// [`unstarted`]: Self::unstarted
+    /// [`spawn_failed`]: Self::spawn_failed
     pub(crate) fn next_start(&mut self, has_work: bool, now: Instant) -> SpawnDecision {
         let is_served =
             !self.replaces && self.slots.iter().any(|slot_state| slot_state.generation > 0);
@@ -529,7 +523,7 @@ impl<N, W> SlotTable<N, W> {
         if is_needless || self.given_up || is_served {
             return SpawnDecision::None;
         }
-        // Where one is there still, its end will be noticed.
+        // Where a process still runs, its end will be noticed.
         let is_free = |slot_state: &Slot<N, W>| {
             slot_state.process == ProcessState::Absent && slot_state.draining <= MAX_DRAINING
         };
@@ -546,7 +540,7 @@ impl<N, W> SlotTable<N, W> {
         }
     }
 
-    /// A process has been started.
+    /// A process has started.
     pub(crate) fn spawned(&mut self, slot: usize, pending: N) -> Actions<W> {
         let slot_state = &mut self.slots[slot];
         slot_state.process = ProcessState::Alive;
@@ -556,7 +550,7 @@ impl<N, W> SlotTable<N, W> {
                 slot_state.state = State::CheckedOut(Some(pending));
                 Actions::nothing()
             }
-            // Its driver has quit; the process is ended with the pool.
+            // The driver has exited; the process ends with the pool.
             State::Closed => {
                 slot_state.state = State::Closed;
                 slot_state.mark_draining();
@@ -599,9 +593,9 @@ impl<N, W> SlotTable<N, W> {
             State::Idle(_) if !self.replaces => return Actions::nothing(),
             State::Idle(_) => slot_state.state = State::Empty,
             State::CheckedOut(None) => {}
-            // Lost, and the driver knew it first.
+            // Lost, and the driver noticed first.
             State::Empty if slot_state.due.is_none() => {}
-            // Who was to greet it learns of its end by that.
+            // The handshake detects the end.
             _ => return Actions::nothing(),
         }
         slot_state.early_deaths = if was_used { 0 } else { slot_state.early_deaths + 1 };
@@ -614,13 +608,12 @@ impl<N, W> SlotTable<N, W> {
         if was_called && has_work { self.wake_one(now) } else { Actions::nothing() }
     }
 
-    /// Lets the next worker go that has been idle since before `since`, as long as more than
-    /// `least` are left.
+    /// Parks the next worker that has been idle since `since`, while more than `least` are left.
     pub(crate) fn park_idle(&mut self, since: Instant, least: usize) -> Option<(usize, W)> {
         if self.slots.len() - self.parked <= least {
             return None;
         }
-        // The first of them is the one that was woken last.
+        // The first in the list is the one that would be woken last.
         let is_long = |slot: &&usize| self.slots[**slot].idle_since <= since;
         let slot = *self.idle.iter().find(is_long)?;
         self.remove_idle(slot);
@@ -631,7 +624,7 @@ impl<N, W> SlotTable<N, W> {
                 slot_state.mark_draining();
                 Some((slot, worker))
             }
-            // Not reached: whoever is listed is idle.
+            // Unreachable: listed workers are idle.
             other => {
                 slot_state.state = other;
                 None
@@ -639,32 +632,32 @@ impl<N, W> SlotTable<N, W> {
         }
     }
 
-    // ── among themselves ──
+    // ── internals ──
 
-    /// One more failure of a slot; too many of them everywhere, and the pool gives up.
+    /// Counts a failure of a slot. The pool gives up when every slot fails.
     fn failed(&mut self, slot: usize, has_work: bool, now: Instant) -> Actions<W> {
         let slot_state = &mut self.slots[slot];
         slot_state.failures += 1;
         slot_state.schedule_spawn(now);
-        // A slot_state that rests has nobody who could do better.
+        // A parked slot has no worker that could do better.
         let is_failing = |slot_state: &Slot<N, W>| {
             slot_state.failures > 0 || matches!(slot_state.state, State::Parked)
         };
         if slot_state.failures >= self.attempts && self.slots.iter().all(is_failing) {
             self.given_up = true;
         }
-        // Who has given up tells the tasks that wait, so that none of them is left.
+        // A pool that has given up fails the queued tasks, so none is left.
         self.or_wake_all(Actions::start(), has_work && !self.given_up)
     }
 
-    /// Whether the pool has given up, and the tasks that wait are to be told.
+    /// Whether the pool has given up, and queued tasks must be failed.
     pub(crate) fn has_given_up(&self) -> bool {
         self.given_up
     }
 
-    /// Takes a slot_state off the list of those that can be woken; whether it was on it.
+    /// Removes a slot from the wakeable ones. Returns whether it was one of them.
     fn remove_idle(&mut self, slot: usize) -> bool {
-        // From the end, where those are that come and go.
+        // From the end, where slots change most.
         let at = self.idle.iter().rposition(|idle| *idle == slot);
         at.map(|at| self.idle.remove(at)).is_some()
     }

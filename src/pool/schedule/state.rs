@@ -1,14 +1,13 @@
-//! Who gets what: the queue, the slots, and the moves between them. One lock guards both, and is
-//! held for moments; what takes time (talking to a worker, starting one) happens outside of it.
+//! The scheduler's state: the queue and the slots. One lock guards both and is held only briefly; slow
+//! operations (communicating with a worker, starting one) happen outside it.
 //!
-//! Locks are taken in this order: [`SchedulerState`], then a slot's [`Running`], then a job's own. Under none
-//! of them is anything called that belongs to the user: wakers, callbacks and subscribers may ask the
-//! pool something, and may panic. What is to be called is collected as [`Deferred`].
+//! Lock order: [`SchedulerState`], then a slot's [`Running`], then a job's own. No user code (wakers,
+//! callbacks, subscribers) runs under any of them, because it may call the pool and may panic. It is
+//! collected as [`Deferred`].
 //!
-//! The slots of the workers are [`SlotTable`]: what happens to one of them is told there, and the
-//! [`Actions`] that comes back is done here. The [`Worker`] itself is a token that moves: it sits in its
-//! seat while it is idle, and whoever takes it out (the slot's driver, or a caller of `apply`) brings
-//! it back or reports it lost.
+//! [`SlotTable`] decides; this file applies the [`Actions`] it returns. The [`Worker`] is a token that moves:
+//! its slot holds it while it is idle. A thread that checks it out (the slot's driver, or a caller of
+//! `apply`) checks it back in or reports it lost.
 
 use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
@@ -34,51 +33,50 @@ use crate::pool::schedule::counters::Counters;
 use crate::pool::schedule::limiter::{Limiter, Period};
 use crate::pool::schedule::slots::{Actions, Phase, SlotTable, Wake};
 
-/// How many times in a row a worker may fail to become ready before the tasks that wait for one are
-/// told so. With the pauses between them this takes about a second and a half: long enough for a
-/// passing shortage, short enough to wait for.
+/// Consecutive failed starts of a slot before waiting tasks fail. With the delays between them they take
+/// about 1.5 seconds: long enough for a transient shortage, short enough to wait for.
 pub(super) const START_ATTEMPTS: u32 = 8;
 
 thread_local! {
-    /// Whether this is a driver's thread or a supervisor's.
+    /// Whether this is a driver's or supervisor's thread.
     static IS_SERVING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Marks this thread as one that a pool needs to come to its end. What is called on it, such as a
-/// waker, must not wait for that.
+/// Marks this thread as one that the pool needs to shut down. Calls made on it, such as wakers, must not wait
+/// for the shutdown.
 pub(crate) fn serve() {
     IS_SERVING.set(true);
 }
 
-/// Whether this thread is one that a pool needs to come to its end.
+/// Returns whether the pool needs this thread to shut down.
 pub(crate) fn is_serving() -> bool {
     IS_SERVING.get()
 }
 
-/// What the pool's threads share.
+/// State shared by the pool's threads.
 #[derive(Debug)]
 pub(crate) struct PoolState {
     pub(crate) config: Config,
-    /// The process that has built it.
+    /// PID of the process that built the pool.
     pub(super) owner: u32,
     pub(super) central: Mutex<SchedulerState>,
     pub(crate) slots: Box<[DriverSlot]>,
-    /// Notified when a worker becomes ready or fails to, and when a driver ends.
+    /// Notified when a worker becomes ready or fails to start, and when a driver exits.
     pub(super) changed: Condvar,
     pub(crate) orders: SupervisorHandle,
     pub(crate) counters: Counters,
-    /// How many CPUs this process may use.
+    /// Number of CPUs available to this process.
     pub(super) cpus: usize,
-    /// The largest chunk body that travels in a frame.
+    /// Largest chunk body sent inline in a frame, in bytes.
     pub(crate) inline_limit: usize,
     pub(crate) regions: Arc<Regions>,
-    /// Since when the workers are stopped, if they are.
+    /// When the workers were suspended, if they are.
     pub(super) suspended: Mutex<Option<Instant>>,
-    /// What is known of each function's speed.
+    /// Measured cost of each function.
     pub(super) costs: RwLock<HashMap<FnRef, Arc<CostEstimate>>>,
 }
 
-/// One slot's part that has its own lock.
+/// Per-slot state with its own lock.
 #[derive(Debug, Default)]
 pub(crate) struct DriverSlot {
     /// Wakes the slot's driver.
@@ -87,8 +85,8 @@ pub(crate) struct DriverSlot {
     pub(super) flight: Mutex<Option<Flight>>,
 }
 
-/// The only call of a [`Process`](crate::Process), between its sending, on the thread of the caller, and
-/// the end of its process, which the supervisor notices.
+/// The call of a [`Process`](crate::Process), from its sending on the caller's thread until the supervisor
+/// sees the process end.
 #[derive(Debug)]
 pub(super) struct Flight {
     pub(super) worker: Worker,
@@ -102,35 +100,35 @@ pub(super) struct SchedulerState {
     pub(super) queued: u64,
     pub(super) slots: SlotTable<PendingWorker, Worker>,
     pub(super) by_slot: Box<[SlotQueue]>,
-    /// How many drivers are at work at all.
+    /// Number of running drivers.
     pub(super) drivers: usize,
     pub(super) limiter: Limiter,
-    /// Where chunks of more than one item are running.
+    /// Slots running chunks of more than one item.
     pub(super) multi_item: Vec<usize>,
-    /// The driver that looks out for slow chunks.
+    /// The driver that watches for stragglers.
     pub(super) watcher: Option<usize>,
-    /// Whether drivers are on their way for items of a function of unknown speed, one item each.
+    /// Whether drivers have been woken for items of unknown cost, one item each.
     pub(super) is_spreading: bool,
-    /// The first start's outcome, for whoever builds the pool.
+    /// Outcome of the first start, reported by the builder.
     pub(super) first_start: Option<Result<(), StartError>>,
-    /// Whether the supervisor that all processes share has this pool.
+    /// Whether the shared supervisor of all [`Process`](crate::Process)es has this pool.
     pub(super) is_supervised: bool,
 }
 
-/// What belongs to a slot whoever sits there.
+/// Per-slot state that outlives its workers.
 #[derive(Debug, Default)]
 pub(super) struct SlotQueue {
-    /// The worker's process, or the last one's.
+    /// Current process, or the last one.
     pub(super) process: Option<Arc<Process>>,
-    /// What its worker is to run and no other.
+    /// Batches that only this slot's worker may run.
     pub(super) own: VecDeque<Batch>,
 }
 
-/// What a driver does next.
+/// A driver's next step.
 #[derive(Debug)]
 pub(crate) enum Step {
     Greet(PendingWorker),
-    /// The chunk lies in the slot's [`Running`].
+    /// The chunk is in the slot's [`Running`].
     Run {
         worker: Worker,
         turn: RunTicket,
@@ -138,15 +136,15 @@ pub(crate) enum Step {
     Quit(Option<Worker>),
 }
 
-/// How a chunk counts while it runs.
+/// How a running chunk is accounted for.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RunTicket {
-    /// It has more than one item.
+    /// The chunk has more than one item.
     pub(super) is_multi_item: bool,
-    /// Its tasks are brisk.
+    /// The limiter's period, if the tasks are short.
     pub(super) brisk: Option<Period>,
-    /// How long to stay awake for its answer, if it is to come soon.
-    pub(super) patience: Option<Duration>,
+    /// How long to spin for the reply, if it is expected soon.
+    pub(super) spin_for: Option<Duration>,
 }
 
 impl PoolState {
@@ -187,7 +185,7 @@ impl PoolState {
     }
 
     pub(super) fn central(&self) -> MutexGuard<'_, SchedulerState> {
-        /// About 10 µs: it is held for no longer, and to sleep until it is free would take longer.
+        /// About 10 µs: the lock is held no longer, and sleeping until it is free would take longer.
         const LOOKS: u32 = 30;
         for _ in 0..LOOKS {
             match self.central.try_lock() {
@@ -199,14 +197,14 @@ impl PoolState {
         self.central.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// In a copy of this pool that `fork` has made: the error of all that is asked of it. The copy has
-    /// no threads, and its locks may be held by threads that it doesn't have: no lock of the pool, or
-    /// of a job that is older than the fork, may be taken there.
+    /// Returns the error for all calls in a copy of the pool made by `fork`. The copy has no threads, and
+    /// threads it doesn't have may hold its locks. No lock of the pool, or of a job created before the fork,
+    /// may be taken there.
     pub(crate) fn forked(&self) -> Option<TaskErrorKind> {
         (sys::own_pid() != self.owner).then_some(TaskErrorKind::Forked { owner: self.owner })
     }
 
-    /// Ends a batch that will not be run any more.
+    /// Fails a batch that will not run. Called under no lock.
     pub(super) fn refuse(&self, batch: &Batch) {
         let kind = match batch.job.call {
             Ok(_) => self.forked().unwrap_or(TaskErrorKind::Closed),
@@ -215,16 +213,15 @@ impl PoolState {
         self.fail(batch, Failure::unstarted(kind), Provenance::NONE);
     }
 
-    /// Ends a batch as failed in this way, and calls what waits for it: under no lock.
+    /// Fails a batch and calls its wakers and callbacks. Called under no lock.
     pub(super) fn fail(&self, batch: &Batch, failure: Failure, provenance: Provenance) {
         let mut calls = Deferred::default();
         batch.fail(failure, provenance, &self.counters, &mut calls);
         self.config.observers.fire(calls);
     }
 
-    /// Puts batches back to the front of the queue, in order. Gives those that are not to be run any
-    /// more: they are to be [refused](Self::refuse), which may wake somebody, when the lock is let
-    /// go.
+    /// Returns batches to the front of the queue, in order. If the pool is terminated, returns them: the
+    /// caller must [refuse](Self::refuse) them after releasing the lock, because that may call wakers.
     #[must_use]
     pub(super) fn requeue(&self, central: &mut SchedulerState, batches: Vec<Batch>) -> Vec<Batch> {
         if central.slots.phase() == Phase::Terminated {
@@ -243,8 +240,8 @@ impl PoolState {
         Vec::new()
     }
 
-    /// As [`running`](Self::running), for the supervisor: none while a chunk is being sent or its results
-    /// are taken out, which may take long and must hold up no other.
+    /// Like [`running`](Self::running), for the supervisor. Returns `None` while a chunk is being sent or its
+    /// results are collected, which may take long and must not block other slots.
     pub(super) fn try_running(&self, slot: usize) -> Option<MutexGuard<'_, Option<Chunk>>> {
         match self.slots[slot].running.try_lock() {
             Ok(running) => Some(running),
@@ -257,14 +254,14 @@ impl PoolState {
         self.slots[slot].running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Rings for the supervisor if nothing is left to do for the workers that are being started.
+    /// Wakes the supervisor if starting workers are no longer needed.
     pub(super) fn mind_needless(&self, central: &SchedulerState) {
         if central.slots.is_only_starting(central.has_work()) {
             self.orders.ring();
         }
     }
 
-    /// Has somebody come for what is queued, unless somebody will be back for it in a moment.
+    /// Wakes a worker for the queue, unless a busy worker will return to it in a moment.
     pub(super) fn wake_for_queue(&self, central: &mut SchedulerState) {
         if !central.wants_worker() && self.ensure_watcher(central) {
             return;
@@ -273,8 +270,8 @@ impl PoolState {
         self.apply(actions);
     }
 
-    /// Sees to it that somebody looks out, if there is an idle driver for that: the one that would be
-    /// called last.
+    /// Ensures that an idle driver watches for stragglers, and returns whether one does. Picks the driver
+    /// that would be woken last.
     pub(super) fn ensure_watcher(&self, central: &mut SchedulerState) -> bool {
         if central.watcher.is_none() {
             central.watcher = central.slots.least_recently_used();
@@ -283,7 +280,7 @@ impl PoolState {
         central.watcher.is_some()
     }
 
-    /// Does what an event asks for.
+    /// Applies the actions that an event returned.
     pub(super) fn apply(&self, actions: Actions<Worker>) {
         self.wake(actions.wake);
         if actions.start {
@@ -308,26 +305,26 @@ impl SchedulerState {
         self.queued > 0
     }
 
-    /// Takes all that waits.
+    /// Takes all queued batches.
     pub(super) fn take_queued(&mut self) -> Vec<Batch> {
         self.queued = 0;
         let own = self.by_slot.iter_mut().flat_map(|place| place.own.drain(..));
         self.queue.drain(..).chain(own).collect()
     }
 
-    /// Whether what is queued is brisk, as far as can be seen.
+    /// Whether the queued tasks are short, judged by the first batch.
     pub(super) fn is_short_lived(&self) -> bool {
         self.queue.front().is_some_and(|batch| batch.job.cost.is_short_lived())
     }
 
-    /// Whether what is queued is worth another worker.
+    /// Whether the queue is worth another worker.
     pub(super) fn wants_worker(&self) -> bool {
         let Some(first) = self.queue.front().filter(|_| self.is_short_lived()) else { return true };
         let worth_a_wake = u64::from(first.job.cost.worth_a_wake());
         self.limiter.has_room(self.slots.woken(), self.queued >= worth_a_wake)
     }
 
-    /// A chunk is back.
+    /// Ends the accounting of a chunk.
     pub(super) fn end(&mut self, slot: usize, turn: RunTicket) {
         if turn.is_multi_item
             && let Some(at) = self.multi_item.iter().position(|multi_item| *multi_item == slot)
@@ -339,12 +336,12 @@ impl SchedulerState {
         }
     }
 
-    /// Whether the drivers are to end.
+    /// Whether the drivers must exit.
     pub(super) fn is_over(&self) -> bool {
         self.slots.is_over(self.has_work())
     }
 
-    /// Whether each slot has had a process.
+    /// Whether every slot has had a process.
     pub(super) fn all_started(&self) -> bool {
         (0..self.slots.len()).all(|slot| self.slots.starts(slot) > 0)
     }

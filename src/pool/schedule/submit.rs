@@ -1,4 +1,4 @@
-//! What callers ask of a pool: to queue, run, cancel and end work.
+//! Operations of callers: queue, run inline, cancel and shut down.
 
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering::Relaxed;
@@ -17,12 +17,12 @@ use crate::pool::call::job::Job;
 use crate::pool::call::outcome::{Failure, Provenance};
 use crate::pool::process::worker::Worker;
 
-/// The most idle workers that are woken at once for the first items of a function: to wake one costs 10 to
-/// 30 µs of CPU time, and the items may turn out to be shorter than that.
+/// Maximum number of idle workers woken at once for the first items of a function. Waking one costs 10 to 30
+/// µs of CPU time, and the items may turn out shorter than that.
 const MAX_SPREAD: usize = 8;
 
 impl PoolState {
-    /// What is known of a function's speed.
+    /// Returns the cost estimate of a function.
     pub(crate) fn cost(&self, call: FnRef) -> Arc<CostEstimate> {
         if self.forked().is_some() {
             return Arc::default();
@@ -34,12 +34,12 @@ impl PoolState {
         Arc::clone(costs.entry(call).or_default())
     }
 
-    /// Whether anything is still accepted.
+    /// Whether the pool still accepts tasks.
     pub(crate) fn is_open(&self) -> bool {
         self.forked().is_none() && self.central().slots.phase() == Phase::Open
     }
 
-    /// Queues a batch. A pool that is closed settles it at once.
+    /// Queues a batch. A closed pool fails it at once.
     pub(crate) fn submit(&self, batch: Batch) {
         if self.forked().is_some() {
             return self.refuse(&batch);
@@ -68,8 +68,8 @@ impl PoolState {
         }
     }
 
-    /// Wakes an idle worker for each of these items. Woken one by another, they would come too late: if
-    /// the items are short, the first worker has done them all by then.
+    /// Wakes an idle worker for each item. If workers woke each other in turn, they would come too late: with
+    /// short items, the first worker would have finished them all.
     fn spread(&self, central: &mut SchedulerState, items: usize) {
         central.is_spreading = true;
         for _ in 1..items.min(MAX_SPREAD) {
@@ -80,8 +80,8 @@ impl PoolState {
         }
     }
 
-    /// Runs a batch on this thread, if there is a worker with nothing to do and nothing is queued
-    /// before it; gives it back otherwise. It saves two changes of thread.
+    /// Runs a batch on an idle worker from this thread, which saves two context switches. Returns the batch
+    /// if no worker is idle or tasks are queued before it.
     pub(crate) fn try_run_inline(&self, batch: Batch) -> Result<(), Batch> {
         let mut central = self.central();
         let is_open = central.slots.phase() == Phase::Open && batch.job.call.is_ok();
@@ -89,16 +89,16 @@ impl PoolState {
             return Err(batch);
         }
         let Some((slot, worker)) = central.slots.check_out_any() else { return Err(batch) };
-        let patience = self.spin_budget(&central, &batch);
+        let spin_for = self.spin_budget(&central, &batch);
         let batches = VecDeque::from([batch]);
-        let turn = self.start_chunk(&mut central, slot, &worker, batches, patience);
+        let turn = self.start_chunk(&mut central, slot, &worker, batches, spin_for);
         drop(central);
         self.run(slot, worker, turn);
         Ok(())
     }
 
-    /// How long to stay awake for the answer to a batch that is on its way: not where it is to take
-    /// long, nor where the CPUs are needed for work that is under way already.
+    /// Returns how long to spin for a batch's reply. `None` if the reply is expected to take long, or running
+    /// work needs the CPUs.
     fn spin_budget(&self, central: &SchedulerState, batch: &Batch) -> Option<Duration> {
         let each = Duration::from_nanos(batch.job.cost.least());
         let expected = each.saturating_mul(batch.items);
@@ -107,10 +107,10 @@ impl PoolState {
         (is_free && is_quick).then(|| SPIN_BUDGET + 2 * expected)
     }
 
-    /// How many items of a job it makes sense to have waiting.
+    /// Returns how many items of a job to keep in flight.
     pub(crate) fn window(&self, job: &Job) -> u64 {
-        // Enough that a driver always finds a full chunk, and that one slow item doesn't soon stop
-        // the others; few enough that an input is not read far ahead of its use.
+        // Enough that drivers always find a full chunk and one slow item doesn't soon stop the others; few
+        // enough that the input is not read far ahead.
         const LEAST: u64 = 32;
         const MOST: u64 = 1 << 20;
         let has_small_chunks = job.options.chunk_size.is_none() && !job.collects_all.load(Relaxed);
@@ -118,7 +118,7 @@ impl PoolState {
         (chunks * u64::from(job.chunk())).clamp(LEAST, MOST) * self.config.workers as u64
     }
 
-    /// Takes a job out of the queue, and ends what of it is running.
+    /// Removes a job from the queue and stops its running items.
     pub(crate) fn cancel(&self, job: &Arc<Job>) {
         if self.forked().is_some() {
             return;
@@ -142,7 +142,7 @@ impl PoolState {
         }
         self.mind_needless(&central);
         drop(central);
-        // What was asked to end has a grace that the supervisor keeps.
+        // The supervisor enforces the grace period after SIGTERM.
         self.orders.schedule_check(Instant::now());
         refused.iter().for_each(|batch| self.refuse(batch));
         for batch in cancelled {
@@ -151,8 +151,7 @@ impl PoolState {
         }
     }
 
-    /// Has idle workers drop the contexts of calls that are over. Busy ones do when they have become
-    /// idle.
+    /// Makes idle workers drop the contexts of finished calls. Busy workers do so when they become idle.
     pub(crate) fn forget_contexts(&self) {
         if self.forked().is_some() {
             return;
@@ -160,7 +159,7 @@ impl PoolState {
         self.central().slots.idle_workers().for_each(Worker::forget);
     }
 
-    /// Cancels everything that has not been begun.
+    /// Cancels all items that have not started.
     pub(crate) fn cancel_queued(&self) {
         if self.forked().is_some() {
             return;
@@ -183,7 +182,7 @@ impl PoolState {
         }
     }
 
-    /// Accepts nothing more.
+    /// Stops accepting tasks.
     pub(crate) fn close(&self) {
         if self.forked().is_some() {
             return;
@@ -195,7 +194,7 @@ impl PoolState {
         self.apply(actions);
     }
 
-    /// Ends everything: what is queued is settled here, what is running when its worker is dead.
+    /// Terminates the pool. Queued tasks fail here, running ones once their worker is dead.
     pub(crate) fn terminate(&self) {
         if self.forked().is_some() {
             return;
@@ -210,7 +209,8 @@ impl PoolState {
         }
     }
 
-    /// Waits until the drivers have ended; of a pool of one process, which has none, until that has.
+    /// Blocks until the drivers have exited; for a [`Process`](crate::Process), which has none, until it has
+    /// ended.
     pub(crate) fn wait_end(&self) {
         if self.forked().is_some() {
             return;
@@ -224,8 +224,7 @@ impl PoolState {
         }
     }
 
-    /// Waits until all workers have been started and one of them has been heard of, or a first start
-    /// has failed.
+    /// Blocks until all workers have started and one has connected, or a first start has failed.
     pub(crate) fn wait_first_start(&self) -> Result<(), StartError> {
         let mut central = self.central();
         loop {

@@ -1,4 +1,4 @@
-//! The coming and going of workers, and the limits on what they run.
+//! Worker lifecycle events, and enforcement of limits.
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, PoisonError};
@@ -14,17 +14,17 @@ use crate::pool::observe::events::EventKind;
 use crate::pool::process::worker::{KillReason, PendingWorker, Process, Worker};
 use crate::pool::types::WorkerInfo;
 
-/// When the supervisor looks again at a chunk that is being sent.
+/// When the supervisor checks again after finding a chunk being sent.
 const SOON: Duration = Duration::from_millis(10);
 
 impl PoolState {
-    /// A worker has been handshake_done; what is left is its initializer.
+    /// A worker has connected; its initializer follows.
     pub(crate) fn handshake_done(&self) {
         self.central().first_start.get_or_insert(Ok(()));
         self.changed.notify_all();
     }
 
-    /// Brings in a worker that is ready.
+    /// A worker is ready for its first task.
     pub(crate) fn ready(&self, slot: usize, worker: Worker) {
         worker.process.set_ready();
         let pid = worker.process.pid();
@@ -37,8 +37,8 @@ impl PoolState {
         self.changed.notify_all();
     }
 
-    /// A worker could not be made ready: another attempt comes after a pause; and the waiting tasks
-    /// are told when that has been in vain too often.
+    /// A worker failed to start. Another attempt follows after a delay; after too many failures, queued tasks
+    /// fail.
     pub(crate) fn start_failed(&self, slot: usize, cause: StartError, was_greeting: bool) {
         let mut central = self.central();
         let (has_work, now) = (central.has_work(), Instant::now());
@@ -49,18 +49,18 @@ impl PoolState {
         };
         let process = central.by_slot[slot].process.as_ref().filter(|_| was_greeting);
         if process.is_some_and(|process| process.kill_reason() == Some(KillReason::Retired)) {
-            // It has been ended because nothing was left to do for it.
+            // Retired during its start, because it is not needed.
             drop(central);
             self.apply(actions);
             return self.changed.notify_all();
         }
         let failures = central.slots.failures(slot);
-        // What has killed it may be over, and the next attempt is under way.
+        // The cause of a kill may be transient, and the next attempt is scheduled.
         let is_killed =
             matches!(cause, StartError::Died(DeathCause::Signaled(..) | DeathCause::OutOfMemory));
         let is_passing = is_killed && !central.slots.is_hopeless(slot);
-        // An initializer's failure is the tasks' to learn; whatever comes before it is the
-        // builder's, and so is a worker that can't be started beside others that could.
+        // An initializer's failure is reported to the tasks. An earlier failure is reported by `build`, and
+        // so is that of a worker that can't start beside others that could.
         if !matches!(cause, StartError::Initializer(_)) && !is_passing {
             if central.slots.starts(slot) == 0 {
                 central.first_start = Some(Err(cause.clone()));
@@ -72,7 +72,7 @@ impl PoolState {
         if central.slots.has_given_up() {
             told = central.take_queued();
         } else if failures >= START_ATTEMPTS {
-            // The others go on; what is for this one's worker alone is hopeless.
+            // The other slots continue; batches bound to this slot fail.
             told.extend(std::mem::take(&mut central.by_slot[slot].own));
             central.queued -= told.iter().map(|batch| u64::from(batch.items)).sum::<u64>();
         }
@@ -95,35 +95,35 @@ impl PoolState {
         }
     }
 
-    /// So many drivers could not be started.
+    /// Drivers could not be started.
     pub(crate) fn drivers_missing(&self, drivers: usize) {
         self.central().drivers -= drivers;
         self.changed.notify_all();
     }
 
-    /// A driver has ended.
+    /// A driver has exited.
     pub(crate) fn driver_ended(&self) {
         self.central().drivers -= 1;
         self.changed.notify_all();
         self.orders.ring();
     }
 
-    /// Which process is to be started next; see [`SlotTable::next_start`].
+    /// Returns the process to start next; see [`SlotTable::next_start`](super::slots::SlotTable::next_start).
     pub(crate) fn next_start(&self) -> SpawnDecision {
         let mut central = self.central();
         let has_work = central.has_work();
         central.slots.next_start(has_work, Instant::now())
     }
 
-    /// A slot's process, or its last one.
+    /// Returns a slot's process, or its last one.
     pub(crate) fn process(&self, slot: usize) -> Option<Arc<Process>> {
         self.central().by_slot[slot].process.clone()
     }
 
-    /// A process has been started for a slot.
+    /// A process has started for a slot.
     pub(crate) fn spawned(&self, slot: usize, pending: PendingWorker) {
         let pid = pending.process.pid();
-        // This is the only thread that starts any.
+        // Only this thread starts processes.
         let replaces = self.central().slots.starts(slot) > 0;
         self.config.observers.emit(|| EventKind::Spawned { slot, pid, replaces });
         let mut central = self.central();
@@ -140,7 +140,7 @@ impl PoolState {
         }
     }
 
-    /// A process has ended; what it leaves is seen to by whoever drove it.
+    /// A process has ended. The thread that was driving it accounts for its chunk.
     pub(crate) fn ended(&self, process: &Process) {
         let (slot, generation, was_used) = (process.slot, process.generation, process.was_used());
         let mut central = self.central();
@@ -150,20 +150,20 @@ impl PoolState {
         self.apply(actions);
     }
 
-    /// Whether all is done: no driver is left to need a process.
+    /// Whether no driver is left that needs a process.
     pub(crate) fn has_ended(&self) -> bool {
         let central = self.central();
         let is_dropped = self.is_of_one_process() && central.slots.phase() == Phase::Terminated;
         central.drivers == 0 || is_dropped
     }
 
-    /// Whether nothing is left to do for the workers that are being started, and nothing else is.
+    /// Whether the pool is closed without work and only starting workers are left.
     pub(crate) fn is_only_starting(&self) -> bool {
         let central = self.central();
         central.slots.is_only_starting(central.has_work())
     }
 
-    /// Whether the workers are stopped.
+    /// Whether the workers are suspended.
     pub(crate) fn is_suspended(&self) -> bool {
         self.suspended.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }
@@ -172,7 +172,7 @@ impl PoolState {
         self.central().slots.phase() == Phase::Terminated
     }
 
-    /// Lets workers go that have been idle for long; gives when to look again.
+    /// Retires workers that have been idle too long. Returns when to check again.
     pub(crate) fn retire_idle(&self) -> Option<Instant> {
         let limit = self.config.idle_timeout?;
         let now = Instant::now();
@@ -180,14 +180,14 @@ impl PoolState {
             let rest = || self.central().slots.park_idle(since, self.config.min_workers);
             std::iter::from_fn(rest).for_each(|(_, worker)| worker.retire());
         }
-        // Often enough that nobody stays much longer, and not for each that becomes idle.
+        // Often enough that idle workers are retired soon after the limit, without a timer for each.
         now.checked_add((limit / 4).max(Duration::from_millis(5)))
     }
 
-    /// Ends a worker that uses more memory than it may.
+    /// Kills a worker that exceeds its memory limit.
     pub(crate) fn end_for_memory(&self, process: &Arc<Process>) {
         let mut central = self.central();
-        // A chunk that is being sent is looked at again in a moment.
+        // A chunk being sent is checked again shortly.
         let Some(mut running) = self.try_running(process.slot) else { return };
         let chunk = running.as_mut().filter(|chunk| Arc::ptr_eq(&chunk.process, process));
         let Some(chunk) = chunk else { return process.kill(KillReason::OutOfMemory) };
@@ -198,8 +198,8 @@ impl PoolState {
         refused.iter().for_each(|batch| self.refuse(batch));
     }
 
-    /// Stops all workers and what they have started, or lets them go on; the time between does not
-    /// count for time limits.
+    /// Stops or continues all workers and their child processes. Suspended time doesn't count towards time
+    /// limits.
     pub(crate) fn suspend(&self, stop: bool) {
         if self.forked().is_some() {
             return;
@@ -219,12 +219,12 @@ impl PoolState {
                 chunk.exclude_pause(since.elapsed());
             }
         }
-        // Let go first: the supervisor looks at it, and it is the supervisor that is waited for.
+        // Released first: the supervisor takes this lock, and this thread waits for the supervisor.
         drop(suspended);
         self.orders.signal(signal);
     }
 
-    /// What is known of the slots' workers, without what the system would have to be asked for.
+    /// Returns the state of all workers, without resource use, which needs system calls.
     pub(crate) fn workers(&self) -> Vec<WorkerInfo> {
         if self.forked().is_some() {
             return Vec::new();
@@ -242,7 +242,7 @@ impl PoolState {
         (0..self.slots.len()).map(info).collect()
     }
 
-    /// How many tasks wait, and how many have been sent to a worker and are not delivered.
+    /// Returns the number of queued tasks, and of tasks sent to a worker and not delivered.
     pub(crate) fn load(&self) -> (u64, u64) {
         if self.forked().is_some() {
             return (0, 0);
@@ -255,14 +255,14 @@ impl PoolState {
         (queued, self.slots.iter().map(open).sum())
     }
 
-    /// Looks at the time limits of what is running; gives when to look again.
+    /// Enforces the time limits of running chunks. Returns when to check again.
     pub(crate) fn enforce_limits(&self) -> Option<Instant> {
         if self.is_suspended() {
             return Some(Instant::now() + Duration::from_millis(100));
         }
         let mut next: Option<Instant> = None;
-        // Held throughout: what is taken back must not be nowhere while somebody looks whether all
-        // is done.
+        // Held throughout: stolen items must not be invisible while another thread checks whether all is
+        // done.
         let mut central = self.central();
         let mut refused = Vec::new();
         for slot in 0..self.slots.len() {
