@@ -214,7 +214,7 @@ impl<'de, P: ?Sized> Deserialize<'de> for Kind<P> {
 /// Returns the error of decoding a `P` from the encoding of another type.
 pub(crate) fn something_else<P: ?Sized, E: serde::de::Error>() -> E {
     E::custom(format_args!(
-        "the shared object is not a `{}`: encode and decode the same type",
+        "the shared object has another type than `{}`: encode and decode the same type",
         type_name::<P>()
     ))
 }
