@@ -1,8 +1,9 @@
-//! The atomics of what processes share without a lock: std's, or loom's in its models.
+//! The atomics of shared memory: std's, or loom's in its models.
 //!
-//! loom takes an access that is SeqCst for one that is AcqRel. In the models each stands between two
-//! fences, which loom knows: then such accesses have one order. Where they are mixed with weaker accesses
-//! of the same word, that is a little more than the language promises, and what x86 and ARM do.
+//! loom treats a SeqCst access as AcqRel. In the models, each SeqCst access is therefore between two
+//! SeqCst fences, which loom models; this puts the accesses in a single order. If they are mixed with
+//! weaker accesses of the same word, this is slightly stronger than the memory model, and what x86 and
+//! ARM do.
 
 #[cfg(all(test, loom))]
 pub(crate) use self::model::{AtomicU32, AtomicU64};
@@ -32,7 +33,7 @@ mod model {
             #[derive(Debug, Default)]
             pub(crate) struct $name(loom::sync::atomic::$name);
 
-            // SAFETY: no model lays it over shared memory.
+            // SAFETY: no model places it in shared memory.
             unsafe impl Atomics for $name {}
 
             #[allow(dead_code)]

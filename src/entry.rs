@@ -1,4 +1,4 @@
-//! The way into a process: whether it is a worker, and whether it may make pools.
+//! Process start: whether this process is a worker, and whether it may build pools.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -12,10 +12,10 @@ use procpool_worker::serve;
 
 static INITIALIZED: AtomicBool = AtomicBool::new(false);
 
-/// Makes this process able to have pools. Must be the first line of `main`.
+/// Prepares this process for building pools. Must be the first line of `main`.
 ///
-/// In a process that a pool has started as a worker, it serves the pool and never returns. In any
-/// other it returns at once; calling it again does nothing.
+/// In a process that a pool started as a worker, it serves the pool and never returns. In every other
+/// process it returns at once. Further calls have no effect.
 ///
 /// ```no_run
 /// fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -26,26 +26,30 @@ static INITIALIZED: AtomicBool = AtomicBool::new(false);
 /// }
 /// ```
 ///
-/// What the program has done before `init` is done in each worker too: files that it has opened stay
-/// open there, and threads that it has started run on beside the tasks. The worker closes only those
-/// descriptors that it has inherited: the ones without the close-on-exec flag, which is set on every
-/// file that Rust opens. It must be the main thread that calls `init`: on another one, a worker would
-/// go on with `main`, so there it ends with an error.
+/// Code before `init` runs in each worker too: files that it opens stay open, and threads that it starts
+/// keep running beside the tasks. The worker closes only inherited descriptors: those without the
+/// close-on-exec flag, which Rust sets on every file that it opens.
 ///
-/// [`main!`](crate::main) enters before `main`, where nothing has been done yet: for programs whose
-/// `main` starts a runtime, or that have initializers of their own.
+/// [`main!`](crate::main) runs before `main`. Use it in programs whose `main` starts a runtime, threads
+/// or initializers of its own.
 ///
-/// In a program that has more privileges than its user (set-user-ID, set-group-ID, file
-/// capabilities), `init` never makes a process a worker, and a pool is
+/// In a program with more privileges than its user (set-user-ID, set-group-ID, file capabilities),
+/// `init` never turns a process into a worker, and building a pool fails with
 /// [`Error::Privileged`](crate::Error::Privileged).
+///
+/// # Exits
+///
+/// A worker exits with code 2 if `init` is called on a thread other than the main thread, because the
+/// main thread would continue with `main`. It also exits with code 2 if another version of this crate
+/// started it.
 ///
 /// # Open files
 ///
-/// Each worker, [`Process`](crate::Process), channel, and shared value takes file descriptors, and the
-/// limit that a shell sets (1,024) is soon reached. So `init` raises this process's soft limit of open
-/// files as far as the hard limit allows, up to 65,536. Workers get the limit that the program was
-/// started with, and so does what their tasks start: a program that calls `select` must not have
-/// descriptors above 1,023. What the program itself starts inherits the raised limit.
+/// Each worker, [`Process`](crate::Process), channel and shared value uses file descriptors, and the
+/// common soft limit of 1,024 is soon reached. `init` raises this process's soft limit up to the hard
+/// limit, at most to 65,536. Workers and the processes that their tasks start get the original limit,
+/// because a program that calls `select` must not have descriptors above 1,023. Other children of this
+/// process inherit the raised limit.
 pub fn init() {
     let first = !INITIALIZED.swap(true, Ordering::SeqCst);
     if !first {
@@ -62,26 +66,27 @@ pub fn init() {
     }
     if rustix::thread::gettid() != rustix::process::getpid() {
         eprintln!(
-            "procpool worker: init() was called on another thread than the main one, where a worker would go on with `main`: make it the first line of `main`, or add `procpool::main!();` at the top level"
+            "procpool worker: init() was called on a thread other than the main thread, so the worker would continue with `main`: make it the first line of `main`, or add `procpool::main!();` at the top level"
         );
         std::process::exit(2);
     }
     let token = arguments.next().and_then(|token| SpawnToken::from_arg(&token.to_string_lossy()));
     match token {
-        // SAFETY: a pool has started this process, a copy of its own executable, with the token; the
-        // handshake compares the two.
+        // SAFETY: a pool started this process, a copy of its own executable, with the token. The
+        // handshake compares the two images.
         Some(token) => unsafe { serve::run(token) },
-        // Going on as a program could start pools, and those workers again.
+        // Continuing as the program could build pools, whose workers would do the same.
         None => {
             eprintln!(
-                "procpool: {TITLE}… is for workers, and this one was not started by this version of procpool"
+                "procpool: arguments that start with {TITLE} are reserved for workers, and this process was not started by this version of procpool"
             );
             std::process::exit(2)
         }
     }
 }
 
-/// Returns the command line. Before `main`, some C libraries have not told Rust of it.
+/// Returns up to three arguments of the command line. Some C libraries do not pass it to Rust before
+/// `main`.
 fn command_line() -> Vec<OsString> {
     let known: Vec<OsString> = std::env::args_os().take(3).collect();
     if !known.is_empty() {
@@ -96,16 +101,16 @@ pub(crate) fn is_initialized() -> bool {
     INITIALIZED.load(Ordering::SeqCst)
 }
 
-/// Whether this program has more privileges than the user who started it. That user chooses its
-/// arguments and environment, and could drive a worker that has them.
+/// Returns whether this program has more privileges than the user who started it. That user sets its
+/// arguments and environment, and could control a privileged worker.
 pub(crate) fn is_privileged() -> bool {
-    // SAFETY: reads a value that the kernel has left to the process.
+    // SAFETY: reads a value of the auxiliary vector.
     unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
 }
 
-/// The file that this code is mapped from, and the executable, where they are two: in a library that
-/// another program has loaded, and in a program that was started by way of the dynamic loader. A copy
-/// of that executable would not be a worker, and might do anything. None where it can't be known.
+/// Returns the file that this code is mapped from and the executable, if they differ. They differ in a
+/// library that another program loaded, and in a program started through the dynamic loader. A copy of
+/// that executable would not be a worker and might do anything. Returns `None` if `/proc` cannot tell.
 pub(crate) fn foreign_image() -> Option<(PathBuf, PathBuf)> {
     static FOREIGN: OnceLock<Option<(PathBuf, PathBuf)>> = OnceLock::new();
     let find = || {
@@ -114,7 +119,7 @@ pub(crate) fn foreign_image() -> Option<(PathBuf, PathBuf)> {
         let maps = std::fs::read("/proc/self/maps").ok()?;
         let here = (init as fn() as *const ()).addr();
         for line in maps.split(|byte| *byte == b'\n') {
-            // Range, permissions, offset, device, inode, and the path behind any number of spaces.
+            // Range, permissions, offset, device, inode, spaces, path.
             let mut fields = line.splitn(6, |byte| *byte == b' ');
             let range = str::from_utf8(fields.next()?).ok()?;
             let (start, end) = range.split_once('-')?;
@@ -124,7 +129,7 @@ pub(crate) fn foreign_image() -> Option<(PathBuf, PathBuf)> {
             }
             let mapped: u64 = str::from_utf8(fields.nth(3)?).ok()?.parse().ok()?;
             let path = PathBuf::from(OsStr::from_bytes(fields.next()?.trim_ascii_start()));
-            // Some file systems show one number here and another there.
+            // Some file systems report different inode numbers in the two places.
             let is_foreign = mapped != 0 && mapped != inode && path != executable;
             return is_foreign.then_some((path, executable));
         }
@@ -133,14 +138,15 @@ pub(crate) fn foreign_image() -> Option<(PathBuf, PathBuf)> {
     FOREIGN.get_or_init(find).clone()
 }
 
-/// More open files than any pool needs. Beyond it, programs that close or visit each possible number
-/// become slow, and some systems have a hard limit of a thousand million.
+/// The highest soft limit of open files that [`init`] sets: more than any pool needs. With a higher one,
+/// programs that close every possible descriptor become slow, and some systems have a hard limit of a
+/// billion.
 const MOST_OPEN_FILES: u64 = 65_536;
 
-/// The limits of open files that the program was started with, where [`init`] has raised them.
+/// The soft and hard limits of open files at the start of the program, if [`init`] raised them.
 static STARTED_WITH: OnceLock<(u64, u64)> = OnceLock::new();
 
-/// This process's limits of open files, soft and hard; none where the system refuses to say.
+/// Returns this process's soft and hard limits of open files, or `None` if the system call fails.
 pub(crate) fn open_files() -> Option<(u64, u64)> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: writes to a local.
@@ -148,33 +154,33 @@ pub(crate) fn open_files() -> Option<(u64, u64)> {
     read.then_some((limit.rlim_cur, limit.rlim_max))
 }
 
-/// Raises the soft limit of open files, as [`init`] says.
+/// Raises the soft limit of open files as [`init`] documents.
 fn raise_open_files() {
     let Some((soft, hard)) = open_files() else { return };
     let limit = libc::rlimit { rlim_cur: hard.min(MOST_OPEN_FILES), rlim_max: hard };
-    // SAFETY: a plain system call on local data. Where it is refused, the limit stays as it is.
+    // SAFETY: a plain system call on local data. If it is refused, the limit stays unchanged.
     if limit.rlim_cur > soft && unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) } == 0 {
         let _ = STARTED_WITH.set((soft, hard));
     }
 }
 
-/// The limits of open files, soft and hard, that a worker is to have, if they are not this process's.
-/// Where the program has set another soft limit since, that one is meant.
+/// Returns the soft and hard limits of open files for workers, if they differ from this process's. If the
+/// program has changed the soft limit since [`init`], workers inherit that limit.
 pub(crate) fn open_files_of_workers() -> Option<(u64, u64)> {
     let (soft, hard) = *STARTED_WITH.get()?;
     let (now, hard_now) = open_files()?;
     (now == hard.min(MOST_OPEN_FILES)).then_some((soft, hard_now))
 }
 
-/// Enters before `main`: what [`init`] does, for a program that can't make it the first line.
+/// Calls [`init`] before `main`, for programs that cannot make it the first line.
 ///
-/// Once at the top level of the program's `main.rs`. A process that is started as a worker serves before
-/// `main` is called, so no line of `main` runs there. It is for programs
+/// Write it once, at the top level of the program's `main.rs`. A worker serves its pool before `main`
+/// is called, so no line of `main` runs in it. Use it in programs
 ///
-/// - whose `main` is an async one: with `#[tokio::main]`, the runtime's threads run before the first
-///   line, in each worker too;
+/// - with an async `main`: with `#[tokio::main]`, the runtime's threads start before the first line of
+///   `main`, in each worker too;
 /// - that start threads, open files or read their arguments first;
-/// - whose tasks start a runtime of their own, which inside of another runtime's `block_on` is a panic.
+/// - whose tasks start a runtime of their own, which panics inside another runtime's `block_on`.
 ///
 /// ```
 /// procpool::main!();
@@ -192,12 +198,12 @@ macro_rules! main {
     };
 }
 
-/// Lets the `#[test]` functions of a test binary make pools.
+/// Lets the `#[test]` functions of a test binary build pools.
 ///
-/// A worker is a copy of the running executable, which in a test is the test harness: it would run
-/// the tests instead of serving. This macro, once at the top level of each test binary (in a
-/// library with unit tests: `#[cfg(test)] procpool::test_support!();`), calls [`init`] before the
-/// harness starts. It works under `cargo test` and under nextest.
+/// A worker is a copy of the running executable, which in a test is the test harness: it would run the
+/// tests instead of serving the pool. This macro calls [`init`] before the harness starts. Write it once
+/// at the top level of each test binary; in a library with unit tests, write
+/// `#[cfg(test)] procpool::test_support!();`. It works under `cargo test` and under nextest.
 ///
 /// ```
 /// procpool::test_support!();

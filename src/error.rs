@@ -1,7 +1,6 @@
-//! What can go wrong: [`Error`] for making and using a pool, [`TaskError`] for what becomes of one
-//! task.
+//! Error types: [`Error`] for building a pool, [`TaskError`] for one task that has no result.
 //!
-//! Messages are fragments that read after "failed to …", and name the remedy where there is one.
+//! Messages are lower-case fragments that name what failed and the remedy.
 
 use std::fmt;
 use std::io;
@@ -10,72 +9,74 @@ use std::time::Duration;
 
 use crate::worker_ref::WorkerRef;
 
-/// Why a pool could not be made or, by `?` in a function that returns this, why a task has no result. What another error has caused names that as its
-/// [`source`](std::error::Error::source), and does not repeat it.
+/// Why a pool, process or shared object could not be created. A [`TaskError`] converts into it with `?`.
+///
+/// An error with a cause returns it from [`source`](std::error::Error::source), and its message does not
+/// repeat the cause's message.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// [`init`](crate::init) has not run in this process.
+    /// [`init`](crate::init) was not called in this process.
     #[error(
         "procpool::init() was not called in this process: make it the first line of `main`; in a test binary, add `procpool::test_support!();` at its top level"
     )]
     NotInitialized,
-    /// The program has more privileges than the user who started it, and that user could drive a
-    /// worker that has them.
+    /// The program has more privileges than the user who started it. That user could control a privileged
+    /// worker.
     #[error(
-        "this program runs with more privileges than the user who started it (set-user-ID, set-group-ID or file capabilities), and that user could take control of a worker: drop the privileges and execute the program anew, or have ambient capabilities in their place"
+        "this program runs with more privileges than the user who started it (set-user-ID, set-group-ID or file capabilities), and that user could take control of a worker: drop the privileges and execute the program again, or use ambient capabilities instead"
     )]
     Privileged,
-    /// This code is not in the executable that runs, of which a worker would be a copy.
+    /// This code is not linked into the running executable. A worker would be a copy of the executable.
     #[error(
-        "procpool is linked into {}, and the executable that runs is {}, a copy of which can't be a worker: link procpool into the executable itself, and start it by its own name, not by way of the dynamic loader",
+        "procpool is linked into {}, but the running executable is {}, and a copy of it can't be a worker: link procpool into the executable itself, and start it directly, not through the dynamic loader",
         .library.display(), .executable.display()
     )]
     Library {
-        /// The file that this code comes from.
+        /// The file that contains this code.
         library: PathBuf,
-        /// The executable.
+        /// The running executable.
         executable: PathBuf,
     },
-    /// An option has a value that can't be used.
+    /// An option has an invalid value.
     #[error("the option `{option}` cannot be {value}: {remedy}")]
     Option {
-        /// The builder's method.
+        /// The builder's method that sets the option.
         option: &'static str,
-        /// What it was set to.
+        /// The invalid value.
         value: String,
-        /// What to do about it.
+        /// How to fix it.
         remedy: &'static str,
     },
-    /// There are not enough file descriptors for all workers.
+    /// The limit of open files is too low for all workers.
     #[error(
-        "{workers} workers need {needed} open files, those that are open now included, and the limit is {limit}: raise it (`ulimit -n {needed}`), or have fewer workers"
+        "{workers} workers need {needed} open files, including those that are open now, and the limit is {limit}: raise it (`ulimit -n {needed}`), or use fewer workers"
     )]
     OpenFiles {
-        /// How many workers were asked for.
+        /// The number of workers of the pool.
         workers: usize,
-        /// How many open files that takes.
+        /// The number of open files that they need, including those that are open now.
         needed: u64,
-        /// How many this process may have.
+        /// This process's limit of open files.
         limit: u64,
     },
-    /// No worker could be started.
-    #[error("the first worker could not be started")]
+    /// The first worker could not be started.
+    #[error("failed to start the first worker")]
     Start(#[from] StartError),
-    /// Memory to be shared between processes could not be had.
-    #[error("{bytes} bytes of shared memory could not be had")]
+    /// Shared memory, or a file descriptor for it, could not be allocated.
+    #[error("failed to allocate {bytes} bytes of shared memory")]
     SharedMemory {
-        /// How much was asked for.
+        /// The requested size in bytes.
         bytes: usize,
-        /// What the system said.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// The system refused something that the pool itself needs.
-    #[error("the pool could not be set up: {what}{}", remedy(.source))]
+    /// A system call or thread that the pool itself needs failed.
+    #[error("failed to set up the pool: {what}{}", remedy(.source))]
     System {
-        /// What was asked for.
+        /// The resource that was requested.
         what: &'static str,
-        /// What the system said.
+        /// The operating system's error.
         source: io::Error,
     },
     /// A task has no result.
@@ -84,64 +85,65 @@ pub enum Error {
 }
 
 impl Error {
-    /// Returns what makes an error of what the system said, when it was asked for `what`.
+    /// Returns a function that converts the failure of a request for `what` into an [`Error::System`].
     pub(crate) fn system(what: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::System { what, source }
     }
 }
 
-/// For programs whose functions return one kind of error.
+/// Lets functions that build pools and run tasks return one error type.
 impl From<TaskError> for Error {
     fn from(error: TaskError) -> Self {
         Self::Task(error)
     }
 }
 
-/// Why one worker could not be made ready.
+/// Why a worker did not become ready.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
-    /// The system would not start a process.
-    #[error("the process could not be started: {0}")]
+    /// The operating system did not start the process.
+    #[error("failed to start the process: {0}")]
     Spawn(String),
-    /// The process ended before it had reported.
+    /// The process ended before the handshake.
     #[error("it {0} before the handshake: is `procpool::init()` the first line of main?")]
     Died(DeathCause),
-    /// The process had not reported, or its initializer not returned, in time.
+    /// The handshake or the initializer did not complete within this time.
     #[error(
         "it was not ready after {0:?}: is `procpool::init()` the first line of main, and `start_timeout` long enough for the initializer?"
     )]
     TimedOut(Duration),
-    /// What reported is not a copy of this program.
-    #[error("what reported is not a copy of this program: {0}")]
+    /// The process that sent the handshake is not a copy of this program.
+    #[error("the process that sent the handshake is not a copy of this program: {0}")]
     HandshakeMismatch(String),
-    /// The initializer panicked, or the worker died in it.
+    /// The initializer panicked, or the worker died while running it.
     #[error("its initializer failed: {0}")]
     Initializer(String),
-    /// The pool was terminated meanwhile.
+    /// The pool was terminated while the worker started.
     #[error("the pool was terminated")]
     Terminated,
 }
 
-/// How a worker ended.
+/// How a worker process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum DeathCause {
     /// It exited with this code.
     Exited(i32),
-    /// It was killed by this signal; the flag says whether it dumped core.
+    /// It was killed by this signal. The flag is true if it dumped core.
     Signaled(i32, bool),
-    /// It needed more memory than it was allowed.
+    /// It exceeded a memory limit, or the kernel killed it for lack of memory.
     OutOfMemory,
-    /// What it sent could not be understood, so it was killed.
+    /// It violated the worker protocol and was killed.
     ProtocolViolation,
-    /// Somebody else collected its exit status: the host program waits for any child, or ignores
+    /// Another part of the program collected its exit status: it waits for any child, or ignores
     /// SIGCHLD.
     Unknown,
 }
 
 impl DeathCause {
-    /// Returns the name of the signal that killed the worker, if it was one that ends processes.
+    /// Returns the name of the signal that killed the worker, such as `"SIGSEGV"`. Returns `None` if no
+    /// signal did, or if its name is not known.
     pub fn signal_name(&self) -> Option<&'static str> {
         match *self {
             Self::Signaled(signal, _) => crate::os::signals::signal_name(signal),
@@ -162,26 +164,28 @@ impl fmt::Display for DeathCause {
                 f.write_str(if dumped { " (core dumped)" } else { "" })
             }
             Self::OutOfMemory => f.write_str("ran out of memory"),
-            Self::ProtocolViolation => f.write_str("sent what cannot be understood and was killed"),
+            Self::ProtocolViolation => {
+                f.write_str("violated the worker protocol and was killed")
+            },
             Self::Unknown => {
-                f.write_str("ended in a way that is not known, since another part of this program collected its exit status")
+                f.write_str("ended in an unknown way, because another part of this program collected its exit status")
             }
         }
     }
 }
 
-/// Whether a failed task has run, the first thing to know before running it again.
+/// Whether a failed task has run: what to check before running it again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DidRun {
     /// It was never started.
     No,
-    /// It was started and may have had any part of its effects.
+    /// It was started, and any part of its effects may have happened.
     Maybe,
-    /// It ran to its end, or to its panic.
+    /// It ran until it returned or panicked.
     Yes,
 }
 
-/// What became of a task that has no answer.
+/// Why a task has no result.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TaskError {
     inner: Box<Inner>,
@@ -207,32 +211,33 @@ impl TaskError {
         Self { inner: Box::new(Inner { kind, id, worker, attempt, did_it_run }) }
     }
 
-    /// What happened.
+    /// Returns what happened.
     pub fn kind(&self) -> &TaskErrorKind {
         &self.inner.kind
     }
 
-    /// The task's position in the input; for single calls, its number among the pool's.
+    /// Returns the task's position in the input, from 0. For single calls, returns the number of the call in
+    /// the pool.
     pub fn id(&self) -> u64 {
         self.inner.id
     }
 
-    /// The worker that it was given to, if it was.
+    /// Returns the worker that the task was sent to, if any.
     pub fn worker(&self) -> Option<WorkerRef> {
         self.inner.worker
     }
 
-    /// Returns that worker's PID.
+    /// Returns the PID of that worker.
     pub fn pid(&self) -> Option<u32> {
         self.worker().map(|worker| worker.pid)
     }
 
-    /// Which attempt this was, from 1.
+    /// Returns the number of the attempt that failed, from 1; 0 if there was none.
     pub fn attempt(&self) -> u32 {
         self.inner.attempt
     }
 
-    /// Whether the task has run.
+    /// Returns whether the task has run.
     pub fn did_it_run(&self) -> DidRun {
         self.inner.did_it_run
     }
@@ -254,83 +259,83 @@ impl fmt::Display for TaskError {
 
 impl std::error::Error for TaskError {}
 
-/// The ways in which a task can end without an answer.
+/// The reasons why a task has no result.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TaskErrorKind {
-    /// It panicked. The worker goes on.
+    /// It panicked. The worker continues.
     #[error("panicked{}: {message}", at(.location))]
     Panicked {
         /// The panic's message.
         message: String,
-        /// `file:line:column`, where it is known.
+        /// The location as `file:line:column`, if known.
         location: Option<String>,
-        /// The stack, where `RUST_BACKTRACE=1` was in the worker's environment; else empty.
+        /// The backtrace; empty unless the worker's environment has `RUST_BACKTRACE=1`.
         backtrace: String,
     },
-    /// Its worker died while it ran. Another takes the worker's place.
+    /// Its worker died while running it. A new worker replaces the dead one.
     #[error("its worker {cause} while running it{}", output(.last_output))]
     Died {
         /// How the worker ended.
         cause: DeathCause,
-        /// The last lines that it wrote to standard error, where that is captured.
+        /// The last lines that it wrote to standard error, if output is captured.
         last_output: Option<String>,
     },
-    /// It ran for longer than its time limit, and its worker was killed.
+    /// It exceeded its time limit, and its worker was killed.
     #[error("was stopped after its time limit of {after:?}")]
     TimedOut {
-        /// The limit.
+        /// The time limit.
         after: Duration,
     },
-    /// Its result has been taken before, and there is one only.
-    #[error("has given its result before")]
+    /// Its result was returned by an earlier call. A result can be taken once.
+    #[error("its result was already taken")]
     AlreadyTaken,
     /// It was cancelled.
     #[error("was cancelled")]
     Cancelled,
-    /// The pool was closed before the task was submitted, or terminated before it was done.
+    /// The pool was closed before the task was submitted, or terminated before it finished.
     #[error("the pool is closed")]
     Closed,
-    /// The pool is a copy that `fork` has made in a child process: its workers and threads are those of
-    /// the process that forked.
+    /// The pool is a copy that `fork` made in a child process. Its workers and threads belong to the
+    /// process that forked.
     #[error("this pool belongs to process PID {owner}, which forked: build a pool after the fork")]
     Forked {
-        /// The PID of the process that has built the pool.
+        /// The PID of the process that built the pool.
         owner: u32,
     },
     /// A value could not be encoded.
     #[error("its {} could not be encoded: {reason}", value(.side))]
     Encode {
-        /// Which value.
+        /// Which of the two values.
         side: ValueSide,
-        /// Names the type.
+        /// The encoding's error; names the type.
         reason: String,
     },
     /// A value could not be decoded.
     #[error("its {} could not be decoded: {reason}", value(.side))]
     Decode {
-        /// Which value.
+        /// Which of the two values.
         side: ValueSide,
-        /// Names the type.
+        /// The encoding's error; names the type.
         reason: String,
     },
     /// The function can't be called in a worker.
     #[error("{reason}")]
     Function {
-        /// Why.
+        /// The reason.
         reason: String,
     },
-    /// No worker could be made ready to run it.
-    #[error("no worker could be made ready in {attempts} attempts; the last one: {cause}")]
+    /// No worker became ready to run it.
+    #[error("no worker became ready in {attempts} attempts; the last one: {cause}")]
     Initializer {
-        /// What became of the last attempt.
+        /// Why the last attempt failed.
         cause: StartError,
-        /// How many attempts there were.
+        /// The number of attempts.
         attempts: u32,
     },
 }
 
-/// Where a value was encoded or decoded.
+/// Which value of a task could not be encoded or decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ValueSide {
     /// An argument: encoded in the parent, decoded in the worker.
@@ -339,7 +344,7 @@ pub enum ValueSide {
     Result,
 }
 
-/// What to do about a system call that was refused.
+/// Returns the remedy for a system call that was refused, or an empty text.
 pub(crate) fn remedy(error: &io::Error) -> &'static str {
     match error.raw_os_error() {
         Some(libc::EPERM | libc::EACCES | libc::ENOSYS) => {
@@ -377,7 +382,7 @@ mod tests {
     use crate::sync::BarrierError;
 
     fn text() -> String {
-        "what is underneath".to_owned()
+        "the cause".to_owned()
     }
 
     fn starts() -> Vec<StartError> {
@@ -465,11 +470,11 @@ mod tests {
             let mut error: &dyn std::error::Error = &**error;
             while let Some(source) = error.source() {
                 let (outer, inner) = (error.to_string(), source.to_string());
-                assert!(!outer.contains(&inner), "\"{inner}\" is said twice: \"{outer}\"");
+                assert!(!outer.contains(&inner), "\"{inner}\" is repeated in \"{outer}\"");
                 error = source;
             }
         }
-        // And it is not lost either.
+        // The cause is not lost either.
         let system = Error::System { what: "a pipe", source: io() };
         assert!(system.source().is_some_and(|source| source.to_string() == text()));
         let start = Error::Start(StartError::Spawn(text()));

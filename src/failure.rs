@@ -1,17 +1,17 @@
-//! Errors that can travel.
+//! [`Failure`]: an error that can be sent between processes.
 
 use std::error::Error;
 use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// How many causes are kept of an error that has no end of them.
+/// The maximum number of causes that are kept, in case an error's chain of sources is endless.
 const MOST: usize = 64;
 
 /// An error that can be sent: the text of any error and of its causes.
 ///
-/// Most errors can't be sent, as [`std::io::Error`] and `anyhow::Error` can't. A task whose result is a
-/// `Result<R, Failure>` may use `?` on all of them:
+/// Most error types, such as [`std::io::Error`] and `anyhow::Error`, can't be sent. A task that returns
+/// `Result<R, Failure>` can use `?` on all of them:
 ///
 /// ```
 /// use procpool::Failure;
@@ -28,13 +28,15 @@ const MOST: usize = 64;
 /// assert_eq!(failure.to_string(), "No such file or directory (os error 2)");
 /// ```
 ///
-/// `Display` writes the error alone, `{:#}` the error and its causes in one line. A cause whose text the
-/// error before it ends with is left out, so that each is written once. Like `anyhow::Error`, this is
-/// itself no [`Error`], which lets `?` convert any error into it; [`as_error`](Self::as_error) and
-/// [`into_error`](Self::into_error) return one, with its [`source`](Error::source).
+/// `Display` writes the error alone; `{:#}` writes the error and its causes on one line. A cause is
+/// skipped if the text of the previous error already ends with it.
+///
+/// Like `anyhow::Error`, this type does not implement [`Error`], so that `?` can convert any error into
+/// it. [`as_error`](Self::as_error) and [`into_error`](Self::into_error) return an [`Error`] with its
+/// [`source`](Error::source).
 pub struct Failure(Box<Link>);
 
-/// One text and that of its cause.
+/// The text of an error, and its cause.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Link {
     text: String,
@@ -61,18 +63,18 @@ impl Error for Link {
 }
 
 impl Failure {
-    /// The texts of the error and of its causes.
+    /// Returns the text of the error, then those of its causes.
     pub fn chain(&self) -> impl Iterator<Item = &str> {
         std::iter::successors(Some(&*self.0), |link| link.cause.as_deref())
             .map(|link| link.text.as_str())
     }
 
-    /// This as an error.
+    /// Borrows this as an [`Error`].
     pub fn as_error(&self) -> &(dyn Error + Send + Sync + 'static) {
         &*self.0
     }
 
-    /// This as an error, as `anyhow` and `Box<dyn Error>` take it.
+    /// Converts this into a boxed [`Error`], which `anyhow` and `?` accept.
     pub fn into_error(self) -> Box<dyn Error + Send + Sync> {
         self.0
     }
@@ -89,7 +91,7 @@ impl<E: Into<Box<dyn Error + Send + Sync>>> From<E> for Failure {
                 texts.push(text);
             }
         }
-        // There is one text at least.
+        // There is at least one text.
         Self(
             Link::new(texts).unwrap_or_else(|| Box::new(Link { text: String::new(), cause: None })),
         )
@@ -128,7 +130,7 @@ impl fmt::Display for Failure {
     }
 }
 
-/// As `anyhow` has it, for a `main` that returns this.
+/// Writes the causes on lines of their own, like `anyhow`, for a `main` that returns this.
 impl fmt::Debug for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0.text)?;

@@ -1,13 +1,13 @@
 //! `multiprocessing.Pool` for Rust: a pool of worker processes that one task's crash, hang or leak
 //! cannot bring down.
 //!
-//! A pool starts copies of this program as workers, sends them calls, and gives back the results: in
-//! order, or as they come, each with the PID of the worker that made it. If a worker is lost, the one task
-//! that was running in it fails with an error that says why; its neighbours get their answers, and
-//! another worker takes its place.
+//! A pool starts copies of this program as workers, sends them calls, and returns the results: in input
+//! order or as they complete, each with the PID of its worker. If a worker dies, the task that it was
+//! running fails with an error that names the cause. The other tasks return their results, and a new
+//! worker replaces the dead one.
 //!
-//! Threads are simpler and cheaper where no task can go wrong. Processes are for what can: C libraries,
-//! unbounded recursion, code that aborts, loops or leaks, anything with global state.
+//! Threads are simpler and cheaper where no task can go wrong. Use processes for C libraries, unbounded
+//! recursion, code that aborts, loops or leaks, and anything with global state.
 //!
 //! # A first program
 //!
@@ -17,8 +17,12 @@
 //! }
 //!
 //! fn main() -> Result<(), procpool::Error> {
-//!     procpool::init();
-//!     let pool = procpool::Pool::new(4)?;
+//!     procpool::init(); // the first line of main
+//!     let pool = procpool::Pool::new(4)?; // four workers; 0 means one per CPU
+//!
+//!     let sum: i32 = pool.map(divide_100_by, [1, 2, 5])?.into_iter().sum();
+//!     println!("sum: {sum}");
+//!
 //!     for result in pool.imap(divide_100_by, [1, 2, 0, 5]) {
 //!         match result {
 //!             Ok(y) => println!("{y}"),
@@ -29,20 +33,114 @@
 //! }
 //! ```
 //!
-//! It prints 100, 50, `task 2 (PID 4711): its worker was killed by SIGABRT while running it`, and 20.
+//! It prints `sum: 170`, and then 100, 50,
+//! `task 2 (PID 4711): its worker was killed by SIGABRT while running it`, and 20.
 //!
-//! [`init`] comes first in `main`. A worker is a copy of the program, so it begins like it: `init` makes
-//! it a worker and doesn't return there, and returns at once everywhere else. What comes before it is
-//! done in each worker too. A pool in a process that has not called it is [`Error::NotInitialized`].
+//! [`init`] must be the first line of `main`; it replaces Python's `if __name__ == "__main__"`. A worker
+//! is a copy of the program and starts in `main`. There `init` serves the pool and never returns; in
+//! every other process it returns at once. Code before `init` runs in each worker too. Without `init`,
+//! building a pool fails with [`Error::NotInitialized`].
+//!
+//! # Calls
+//!
+//! Calls have the names of Python's `multiprocessing`.
+//!
+//! | call | returns | order | blocks |
+//! |---|---|---|---|
+//! | [`apply`](Pool::apply) | `Result<R, TaskError>` | | yes |
+//! | [`apply_async`](Pool::apply_async) | [`Task<R>`](Task) | | no |
+//! | [`map`](Pool::map) | `Result<Vec<R>, TaskError>` | input | yes |
+//! | [`map_async`](Pool::map_async) | [`Task<Vec<R>>`](Task) | input | no |
+//! | [`map_with`](Pool::map_with) | as `map`; the items share a context sent once per worker | input | yes |
+//! | [`map_init`](Pool::map_init) | as `map`; the items share a value created in each worker | input | yes |
+//! | [`imap`](Pool::imap) | iterator of `Result<R, TaskError>` | input | per item |
+//! | [`imap_unordered`](Pool::imap_unordered) | iterator of `Result<R, TaskError>` | completion | per item |
+//! | [`broadcast`](Pool::broadcast) | `Vec<Result<R, TaskError>>`, one per worker | slot | yes |
+//!
+//! [`apply_with`](Pool::apply_with), [`imap_with`](Pool::imap_with) and
+//! [`imap_unordered_with`](Pool::imap_unordered_with) take a context too.
+//!
+//! A [`Task`] can be waited for with or without a time limit, polled, cancelled, awaited as a `Future`,
+//! or observed by a callback. [`wait`] and [`as_completed`] wait for several tasks. The iterators read
+//! their input a bounded window ahead, so the input may be infinite; dropping an iterator cancels its
+//! remaining tasks. [`reports`](Results::reports) yields a [`Report`] per result, with its id, PID,
+//! attempt and times.
+//!
+//! [`Pool::builder`] configures a pool: the number of workers, an initializer whose value tasks reach
+//! with [`with_state`], time limits, retries, memory and other resource limits, worker replacement,
+//! environment, output, and callbacks for [`Event`]s. [`Pool::with_options`] returns another handle to
+//! the same workers, with other [`TaskOptions`].
+//!
+//! [`close`](Pool::close) rejects new tasks, [`join`](Pool::join) waits for the submitted ones, and
+//! [`terminate`](Pool::terminate) kills the workers. Dropping the pool terminates it.
+//!
+//! [`Process::spawn`] starts one process for one call and reports its exit status.
+//!
+//! [`random_u64`] returns random numbers from a stream of the task's own, which is the same in each run
+//! with the same [pool seed](PoolBuilder::seed).
+//!
+//! # Functions and values
+//!
+//! A task is a plain `fn(A) -> R`: any function linked into the executable, generic functions and
+//! closures without captures included. Nothing has to be registered. A function is identified by its
+//! position in the program's image, which is the same in every worker.
+//!
+//! Arguments and results must implement serde's `Serialize` and `DeserializeOwned`. Several arguments
+//! are one tuple. A type without these traits does not compile; [`Pool`] shows the compiler's message.
+//! If `R` is itself a `Result`, its `Err` is a result like any other. [`Failure`] is an error type for
+//! such tasks, and `?` converts any other error into it.
+//!
+//! The encoding contains no field names and no types. Types that need them compile and are rejected
+//! when they are sent: `serde_json::Value`, and types with `#[serde(untagged)]`,
+//! `#[serde(tag = "…")]`, `#[serde(flatten)]` or `#[serde(skip_serializing_if = "…")]`. Wrap them in
+//! [`SelfDescribing`]. `#[serde(skip_serializing)]` without `#[serde(skip_deserializing)]`, or the
+//! reverse, is not detected and misplaces all later fields. A path that is not UTF-8 can be sent as an
+//! `OsString`.
+//!
+//! A value may be nested some hundred levels deep, depending on the stack that its type needs per level.
+//! A deeper value is rejected, because decoding it could overflow the receiver's stack. A value with
+//! more than four million elements of zero bytes, such as `()`, is rejected too.
+//!
+//! # Shared state
+//!
+//! Arguments are copies. To share state between processes, pass a handle to it in an argument: the ends
+//! of a [`channel`]; a read-only [`SharedSlice`](shared::SharedSlice); a writable
+//! [`SharedArray`](shared::SharedArray) or [`SharedValue`](shared::SharedValue); a lock, semaphore, event
+//! or barrier of [`sync`]. All of them stay usable if a process that uses them is killed.
+//!
+//! # Errors
+//!
+//! [`Error`] is returned if a pool cannot be built. [`TaskError`] is returned for a task that has no
+//! result:
+//!
+//! | kind | cause | did it run | worker |
+//! |---|---|---|---|
+//! | [`Panicked`](TaskErrorKind::Panicked) | the task panicked; has message, location and, with `RUST_BACKTRACE=1`, backtrace | yes | continues |
+//! | [`Died`](TaskErrorKind::Died) | the worker crashed, exited or was killed | maybe | replaced |
+//! | [`TimedOut`](TaskErrorKind::TimedOut) | the task exceeded its time limit | maybe | replaced |
+//! | [`Cancelled`](TaskErrorKind::Cancelled) | [`Task::cancel`], or its iterator was dropped | no, or maybe | replaced if it ran |
+//! | [`Closed`](TaskErrorKind::Closed) | the pool was closed or terminated | no, or maybe | |
+//! | [`Encode`](TaskErrorKind::Encode), [`Decode`](TaskErrorKind::Decode) | a value could not be sent; names the type | argument: no; result: yes | continues |
+//! | [`AlreadyTaken`](TaskErrorKind::AlreadyTaken) | the result was returned by an earlier call | yes | |
+//! | [`Forked`](TaskErrorKind::Forked) | the pool is a copy that `fork` made in a child process | no, or maybe, in the original | |
+//! | [`Function`](TaskErrorKind::Function) | the function is in another shared object | no | |
+//! | [`Initializer`](TaskErrorKind::Initializer) | no worker became ready | no | |
+//!
+//! "Maybe" ([`DidRun::Maybe`]) means that any part of the task's effects may have happened. Such a task
+//! runs again only with [`retries`](PoolBuilder::retries), after a death or a timeout, never after a
+//! panic. If a task kills its worker, the finished items of its chunk are delivered, and the queued ones
+//! run elsewhere without using up an attempt.
 //!
 //! # Async programs
 //!
-//! With `#[tokio::main]`, the first line of `main` runs inside of the runtime, and so it does in each
-//! worker. Where [`init`] is that first line, this works: the runtime's threads and descriptors live on
-//! beside the tasks. But a task that starts a runtime of its own panics, since it is inside of one:
-//! it has to do it on a thread of its own, or within `tokio::task::block_in_place`.
+//! A [`Task`] is a `Future` under any runtime. Blocking calls such as [`Pool::apply`] block the thread.
 //!
-//! [`main!`] enters before `main`, so that a worker has no runtime but what its tasks make:
+//! With `#[tokio::main]`, the first line of `main` runs inside the runtime, in each worker too. [`init`]
+//! works there, and the runtime's threads and descriptors stay alive beside the tasks. But a task that
+//! starts a runtime of its own panics, because it already runs inside one; such a task needs a thread of
+//! its own or `tokio::task::block_in_place`.
+//!
+//! [`main!`] runs before `main`, so a worker has no runtime except those that its tasks create:
 //!
 //! ```
 //! procpool::main!();
@@ -52,7 +150,7 @@
 //!     runtime.block_on(async move { x * 2 })
 //! }
 //!
-//! // As `#[tokio::main]` does it.
+//! // What `#[tokio::main]` expands to.
 //! fn main() -> Result<(), Box<dyn std::error::Error>> {
 //!     tokio::runtime::Runtime::new()?.block_on(async {
 //!         let pool = procpool::Pool::new(2)?;
@@ -62,95 +160,10 @@
 //! }
 //! ```
 //!
-//! A [`Task`] is a `Future` under any runtime; calls that wait, as [`Pool::apply`], block the thread.
-//!
-//! # What can be sent
-//!
-//! A function is a plain `fn(A) -> R`: any function that is linked into the executable, generic ones
-//! included, and any closure that captures nothing. There is nothing to register. It is named by its place
-//! in the program's image, which is the same in every worker.
-//!
-//! Arguments and results have serde's `Serialize` and `DeserializeOwned`. Several arguments travel as a
-//! tuple. What can't be sent doesn't compile; see [`Pool`] for how that looks. If `R` is itself a
-//! `Result`, an `Err` in it is an answer like any other; [`Failure`] is an error for it that any other
-//! error turns into by `?`.
-//!
-//! The format names no fields and no types. What needs them compiles and is refused when it is sent:
-//! `serde_json::Value`, and types with `#[serde(untagged)]`, `#[serde(tag = "…")]`,
-//! `#[serde(flatten)]` or `#[serde(skip_serializing_if = "…")]`. [`SelfDescribing`] carries them. A
-//! `#[serde(skip_serializing)]` or `#[serde(skip_deserializing)]` alone, without the other, is not
-//! noticed and misplaces the fields after it. A path that isn't UTF-8 travels as an `OsString`.
-//!
-//! A value may be nested some hundred levels deep, depending on the stack that its type needs for each:
-//! a deeper one is refused, since decoding it could overflow the receiver's stack. So is one with more
-//! than four million elements that take no bytes, such as `()`.
-//!
-//! # How calls are named
-//!
-//! Names are those of Python's `multiprocessing`.
-//!
-//! | call | gives | in order | waits |
-//! |---|---|---|---|
-//! | [`apply`](Pool::apply) | `Result<R, TaskError>` | | yes |
-//! | [`apply_async`](Pool::apply_async) | [`Task<R>`](Task) | | no |
-//! | [`map`](Pool::map) | `Result<Vec<R>, TaskError>` | yes | yes |
-//! | [`map_with`](Pool::map_with), [`map_init`](Pool::map_init) | as `map`, for items that share something in a worker | yes | yes |
-//! | [`map_async`](Pool::map_async) | [`Task<Vec<R>>`](Task) | yes | no |
-//! | [`imap`](Pool::imap) | iterator of `Result<R, TaskError>` | yes | for the next |
-//! | [`imap_unordered`](Pool::imap_unordered) | iterator of `Result<R, TaskError>` | as they come | for the next |
-//! | [`broadcast`](Pool::broadcast) | `Vec<Result<R, TaskError>>`, one of each worker | by slot | yes |
-//!
-//! A [`Task`] can be waited for, with a limit or without, asked whether it is ready, cancelled, given a
-//! callback, or awaited as a `Future` under any runtime. The iterators read their input a bounded window
-//! ahead of what has been taken, so that it may be endless; dropping one cancels what is left.
-//! [`reports`](Results::reports) gives each result with its id, PID, attempt and times, as a [`Report`].
-//!
-//! [`Pool::builder`] sets what holds for a pool: the number of workers, an initializer whose value tasks
-//! reach by [`with_state`], time limits, retries, limits on memory and other resources, when workers are
-//! replaced, environment, output, and who is told of each [`Event`]. [`Pool::with_options`] gives a handle on
-//! the same workers whose tasks have other [`TaskOptions`].
-//!
-//! [`close`](Pool::close) accepts nothing more, [`join`](Pool::join) waits for what was submitted,
-//! [`terminate`](Pool::terminate) ends it now. A pool that is dropped is terminated.
-//!
-//! A task that needs random numbers draws them, or the seed of a generator, from [`random_u64`]: another
-//! stream for each task, and the same in each run with the same [pool seed](PoolBuilder::seed).
-//!
-//! For one call, [`Process::spawn`] starts a process that ends with it, and has an exit status to be
-//! asked for.
-//!
-//! # Talking and sharing
-//!
-//! Arguments are copies. What processes are to have in common goes inside of an argument as a handle:
-//! the ends of a [`channel`]; a [`SharedSlice`](shared::SharedSlice) that all read, a
-//! [`SharedArray`](shared::SharedArray) or a [`SharedValue`](shared::SharedValue) that they write; and to
-//! wait for each other, what [`sync`] has. A process that is killed meanwhile harms no other.
-//!
-//! # What errors mean
-//!
-//! [`Error`] is why a pool could not be made. [`TaskError`] is what became of one task that has no answer:
-//!
-//! | kind | what happened | did it run | the worker |
-//! |---|---|---|---|
-//! | [`Panicked`](TaskErrorKind::Panicked) | with message, location and, where `RUST_BACKTRACE=1`, backtrace | yes | goes on |
-//! | [`Died`](TaskErrorKind::Died) | its worker crashed, exited or was killed | maybe | is replaced |
-//! | [`TimedOut`](TaskErrorKind::TimedOut) | it ran for longer than its limit | maybe | is replaced |
-//! | [`Cancelled`](TaskErrorKind::Cancelled) | by [`Task::cancel`], or with its iterator | no, or maybe | is replaced if it ran |
-//! | [`Closed`](TaskErrorKind::Closed) | the pool was closed or terminated | no, or maybe | |
-//! | [`Encode`](TaskErrorKind::Encode), [`Decode`](TaskErrorKind::Decode) | a value could not be sent; names the type | argument: no; result: yes | goes on |
-//! | [`Forked`](TaskErrorKind::Forked) | the pool is a copy that `fork` made in a child process | no, or maybe, in the original | |
-//! | [`Function`](TaskErrorKind::Function) | it is in another shared object | no | |
-//! | [`Initializer`](TaskErrorKind::Initializer) | no worker could be made ready | no | |
-//!
-//! "Maybe" ([`DidRun::Maybe`]) means that any part of the task's effects may be there. Only with
-//! [`retries`](PoolBuilder::retries) is such a task run again, after a death or a time limit, never after
-//! a panic. Items that waited behind one that crashed, in the same chunk, are run elsewhere, which is no
-//! attempt; those that had finished are delivered.
-//!
 //! # Testing
 //!
-//! A worker of a test binary would run the tests instead of serving. One line, at the top level of each
-//! test binary, makes `#[test]` functions able to have pools, under `cargo test` and under nextest:
+//! A worker of a test binary would run the tests instead of serving the pool. This line at the top level
+//! of each test binary lets `#[test]` functions build pools, under `cargo test` and under nextest:
 //!
 //! ```
 //! procpool::test_support!();
@@ -159,20 +172,19 @@
 //!
 //! # Limits
 //!
-//! - Linux, on 64-bit machines.
-//! - The wall is against accidents, not against an attacker: a worker has its parent's user, files and
-//!   network, and one that is hostile can harm its parent. What a task has done outside of its process is
-//!   not undone.
-//! - What a task changes in its own process (globals, environment, working directory) stays so for the
-//!   tasks after it in the same worker.
-//! - Descendants of a worker are killed with it, unless they have made a session or process group of
-//!   their own.
-//! - An argument takes less than 4 GiB when it is encoded. One that is a vector of plain numbers or a
-//!   string isn't encoded and may be larger.
-//! - A task's threads end with [`Process`], which doesn't wait for them; in a [`Pool`] they live as long
-//!   as the worker.
-//! - All callbacks of a pool are called in turn on one thread. One that waits for another waits for ever.
-//! - A worker's standard input is empty; its output goes where the parent's goes, unless
+//! - Linux only, on 64-bit machines.
+//! - The isolation protects against accidents, not against attackers. A worker has its parent's user,
+//!   files and network, and a hostile worker can harm its parent. Effects outside the worker's process
+//!   are not undone.
+//! - A task's changes to its own process (globals, environment, working directory) remain for later
+//!   tasks of the same worker.
+//! - Descendants of a worker are killed with it, unless they created their own session or process group.
+//! - An encoded argument must be smaller than 4 GiB. Strings and vectors of primitive numbers are not
+//!   encoded and may be larger.
+//! - Threads that a task starts live as long as the worker. A [`Process`] does not wait for them.
+//! - One thread runs all callbacks of a pool in turn. A callback that waits for another callback waits
+//!   forever.
+//! - A worker's standard input is empty. Its output goes where the parent's goes, unless
 //!   [`output`](PoolBuilder::output) says otherwise.
 
 #![deny(unsafe_code)]
@@ -184,11 +196,11 @@ compile_error!("procpool needs Linux: pidfds, parent death signals and /proc/sel
 mod atomic;
 #[allow(unsafe_code)] // Messages lie in shared memory.
 pub mod channel;
-#[allow(unsafe_code)] // Serves the parent that the marker names.
+#[allow(unsafe_code)] // Serves the parent that the token names.
 mod entry;
 mod error;
 mod failure;
-#[allow(unsafe_code)] // Raw system calls, and the mappings that all shared memory stands on.
+#[allow(unsafe_code)] // System calls, and the mappings of shared memory.
 mod os;
 mod pool;
 mod self_describing;
@@ -211,7 +223,7 @@ pub use procpool_worker::state::{WorkerContext, with as with_state};
 pub use self_describing::SelfDescribing;
 pub use worker_ref::WorkerRef;
 
-/// Returns which worker of which pool runs this code, or `None` in any other process.
+/// Returns the pool name and slot of the worker that runs this code, or `None` outside of workers.
 ///
 /// ```no_run
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -228,15 +240,16 @@ pub fn worker() -> Option<WorkerContext> {
     procpool_worker::state::worker()
 }
 
-/// A random number to seed a generator with: inside a task, the next of the task's own stream.
+/// Returns a random number, for use as it is or as a generator's seed. Inside a task, it is the next
+/// number of the task's own stream.
 ///
-/// Each task's stream is another, and the same in each run of the program that gives its pool the same
-/// seed ([`PoolBuilder::seed`]) and makes the same calls in the same order: it depends on the number of
-/// the call and the item's position, and not on which worker runs it, on chunks, or on retries. An
-/// initializer's depends on its worker's slot.
+/// Each task has a different stream. A run with the same pool seed ([`PoolBuilder::seed`]) and the same
+/// calls in the same order repeats all streams: a stream depends on the number of the call and the
+/// item's position, not on workers, chunks or retries. An initializer's stream depends on its worker's
+/// slot.
 ///
-/// Outside of tasks, and on threads that a task has started, it is drawn from the system's randomness
-/// and another each time. It is not for cryptography. The numbers are those of SplitMix64.
+/// Outside of tasks, and on threads that a task started, each number comes from the operating system.
+/// The generator is SplitMix64. It is not for cryptography.
 ///
 /// ```no_run
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -254,14 +267,14 @@ pub fn random_u64() -> u64 {
     procpool_worker::seed::next()
 }
 
-/// Reads bytes as if a worker had sent them; for fuzzing.
+/// Decodes `bytes` as a worker's message; for fuzzing.
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub fn read_hostile(bytes: &[u8]) {
     pool::read_hostile(bytes);
 }
 
-/// Has a worker do to its parent what the bytes say; for fuzzing.
+/// Runs a hostile worker that `bytes` script; for fuzzing.
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub fn talk_to_liar(bytes: &[u8]) {

@@ -1,4 +1,4 @@
-//! Values that the pool's own format can't carry, in one that says what comes next: CBOR.
+//! [`SelfDescribing`]: values that the pool's own encoding cannot represent, encoded as CBOR.
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -8,25 +8,26 @@ use serde::de::{DeserializeOwned, Error as _, IgnoredAny, SeqAccess, Visitor};
 use serde::ser::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// How many lists, maps and variants may be nested; `serde_json` reads 128.
+/// The maximum nesting of lists, maps and variants. The limit of `serde_json` is 128.
 const LEVELS: usize = 256;
 
-/// The most stack that decoding one level takes where no byte is read, so that none of it is checked:
-/// 2 KiB without optimisation in an untagged enum, whose content serde keeps and decodes again.
+/// The maximum stack in bytes that decoding one level uses without reading a byte, and so without a check
+/// of the stack. Measured: 2 KiB without optimization, in an untagged enum, whose content serde buffers and
+/// decodes again.
 const LEVEL: usize = 4 << 10;
 
 /// Makes any serde type sendable.
 ///
-/// Arguments and results travel in a format that only a reader who knows the type can read. Types that
-/// ask the format what comes next are refused in it: `serde_json::Value`, and types with
-/// `#[serde(untagged)]`, `#[serde(tag = "…")]`, `#[serde(flatten)]` or
-/// `#[serde(skip_serializing_if = "…")]`. This wrapper carries such a value as CBOR, which says what it
-/// holds. It is slower, and longer by the fields' names: use it around what needs it.
+/// The encoding of arguments and results contains no type information, so types whose decoding depends on
+/// it are rejected: `serde_json::Value`, and types with `#[serde(untagged)]`, `#[serde(tag = "…")]`,
+/// `#[serde(flatten)]` or `#[serde(skip_serializing_if = "…")]`. This wrapper encodes such a value as CBOR,
+/// which contains types and field names. CBOR is slower and larger, so wrap only the values that need it.
 ///
-/// A value nested more than 256 levels deep is refused, or fewer levels where they need more stack than
-/// there is. As in JSON, `Some(None)` and `Some(())` become `None`. What serde itself
-/// does not read there stays an error: in an untagged, tagged or flattened type, `()` and integers that
-/// need more than 64 bits.
+/// # Limits
+///
+/// A value nested more than 256 levels deep is rejected; fewer levels are allowed if the stack does not
+/// suffice for 256. As in JSON, `Some(None)` and `Some(())` become `None`. In an untagged, tagged or
+/// flattened type, serde cannot decode `()` and integers of more than 64 bits.
 ///
 /// ```
 /// use procpool::SelfDescribing;
@@ -54,7 +55,7 @@ const LEVEL: usize = 4 << 10;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SelfDescribing<T>(pub T);
 
-/// Bytes with a bound on the nesting of what is written to or read from them.
+/// Bytes with a bound on the nesting of the values that are written or read.
 struct Bounded<B> {
     bytes: B,
     depth: Depth,
@@ -87,7 +88,7 @@ fn write<T: Serialize>(value: &T) -> Result<Vec<u8>, String> {
         Error::Io(error) => error.to_string(),
         Error::Value(reason) => reason,
     })?;
-    // What can't be read is refused where it is made.
+    // A value that could not be decoded is rejected by its sender.
     if to.depth.is_deep() {
         read::<IgnoredAny>(&to.bytes)?;
     }
@@ -101,7 +102,7 @@ fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
     let value = ciborium::de::from_reader_with_recursion_limit(&mut from, levels);
     let value = value.map_err(|error| match error {
         Error::Io(error) => error.to_string(),
-        Error::Syntax(at) => format!("byte {at} is no CBOR"),
+        Error::Syntax(at) => format!("byte {at} is not CBOR"),
         Error::Semantic(_, reason) => reason,
         Error::RecursionLimitExceeded => depth::TooDeep.to_string(),
     })?;
@@ -132,7 +133,7 @@ impl<'de, T: DeserializeOwned> Deserialize<'de> for SelfDescribing<T> {
                 read(bytes).map_err(E::custom)
             }
 
-            /// Formats for people write bytes as a list.
+            /// Human-readable formats encode bytes as a list.
             fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<T, A::Error> {
                 let mut bytes = Vec::new();
                 while let Some(byte) = list.next_element::<u8>()? {
@@ -194,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn every_type_that_the_pools_format_refuses_passes() {
+    fn every_type_that_the_pools_encoding_rejects_round_trips() {
         let all = [
             ("null", Any::Null),
             ("bool", Any::Bool(true)),
@@ -216,18 +217,18 @@ mod tests {
     }
 
     #[test]
-    fn a_value_nested_too_deeply_is_refused_and_never_an_overflow() {
+    fn a_value_nested_too_deeply_is_rejected_and_never_overflows_the_stack() {
         for kib in [256, 512, 2048, 64 << 10] {
             let test = move || {
                 for levels in [10, 60, 120, 250, 300, 1000, 3000] {
                     let deep = |error: &String| error.contains("nested so deeply");
-                    // To drop a value takes a stack too, which is the matter of its type.
+                    // Dropping a value uses the stack too; that is the responsibility of its type.
                     if levels <= 300 || kib > 2048 {
                         let result = there_and_back(nested(levels));
                         assert!(result == Ok(nested(levels)) || result.as_ref().is_err_and(deep));
                         assert!(levels < 300 || result.is_err(), "{levels}");
                     }
-                    // As from a worker that does not bound it.
+                    // As sent by a worker without this bound.
                     let bytes = [&vec![0x81; levels][..], &[0xf6]].concat();
                     let decoded = read::<Any>(&bytes);
                     assert!(decoded.is_ok() || decoded.as_ref().is_err_and(deep), "{decoded:?}");
@@ -239,8 +240,8 @@ mod tests {
     }
 
     #[test]
-    #[ignore = "prints what the constant `LEVEL` is chosen by"]
-    fn print_the_stack_that_a_level_takes() {
+    #[ignore = "prints the measurement for the constant `LEVEL`"]
+    fn print_the_stack_that_a_level_uses() {
         thread_local!(static LOWEST: std::cell::Cell<usize> = const { std::cell::Cell::new(usize::MAX) });
         #[derive(Debug, PartialEq)]
         struct Probe;
@@ -274,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn wrappers_within_wrappers_are_bounded_together() {
+    fn nested_wrappers_share_one_bound() {
         #[derive(Serialize, Deserialize)]
         struct Onion(Vec<SelfDescribing<Onion>>);
         let onion = (0..200).fold(Onion(Vec::new()), |inner, _| Onion(vec![SelfDescribing(inner)]));
@@ -285,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_are_no_such_value_are_an_error() {
+    fn invalid_bytes_are_an_error() {
         assert!(read::<Any>(&[]).is_err());
         assert!(read::<Any>(&[0xf6, 0xf6]).unwrap_err().contains("left over"));
         for claim in [0x5b, 0x7b, 0x9b, 0xbb] {

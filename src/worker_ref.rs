@@ -1,10 +1,10 @@
-//! How results and errors name a worker.
+//! [`WorkerRef`]: identifies a worker in results and errors.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// A worker, as results and errors name it.
+/// Identifies a worker in results and errors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct WorkerRef {

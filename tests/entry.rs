@@ -63,7 +63,7 @@ fn init_may_be_the_first_line_of_an_async_main() {
 fn a_worker_in_which_init_is_called_on_a_thread_does_not_go_on_with_main() {
     let (command, _dir) = program("thread");
     let text = succeeds(command);
-    assert!(text.contains("another thread than the main one"), "{text}");
+    assert!(text.contains("a thread other than the main thread"), "{text}");
     assert!(!text.contains("main goes on"), "{text}");
 }
 

@@ -1,14 +1,14 @@
-//! Why something was not sent or received.
+//! The errors of sending and receiving.
 
 use std::fmt;
 
-/// Why a value was not sent; it is given back.
+/// The error of a value that was not sent. It returns the value.
 #[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}")]
 pub struct SendError<T> {
-    /// What was to be sent.
+    /// The value that was not sent.
     pub value: T,
-    /// Why it was not.
+    /// Why it was not sent.
     pub reason: SendErrorReason,
 }
 
@@ -16,23 +16,23 @@ pub struct SendError<T> {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SendErrorReason {
-    /// There is no receiver any more, in any process.
-    #[error("the channel has no receiver any more")]
+    /// No process has a receiver of the channel.
+    #[error("the channel has no receiver")]
     Disconnected,
-    /// As many messages wait as the channel has room for.
+    /// The channel holds as many messages as its capacity allows.
     #[error("the channel is full")]
     Full,
-    /// There was no room in time.
-    #[error("the channel had no room in time")]
+    /// The channel remained full for the whole time limit.
+    #[error("the channel remained full until the time limit")]
     TimedOut,
     /// The value could not be encoded.
     #[error("the message could not be encoded: {0}")]
     Encode(String),
-    /// A process has written over the channel's state. Make a new channel.
-    #[error("the channel's memory was overwritten by another process: make a new channel")]
+    /// A process has overwritten the channel's state. Create a new channel.
+    #[error("the channel's memory was overwritten by another process: create a new channel")]
     Corrupt,
-    /// The system has no memory for it.
-    #[error("the message could not be put into shared memory: {0}")]
+    /// The operating system has no memory for the message.
+    #[error("the message could not be written to shared memory: {0}")]
     System(String),
 }
 
@@ -42,26 +42,26 @@ impl<T> fmt::Debug for SendError<T> {
     }
 }
 
-/// Why nothing was received.
+/// Why no message was received.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RecvError {
-    /// All was received, and there is no sender any more, in any process.
-    #[error("the channel is empty and has no sender any more")]
+    /// The channel is empty, and no process has a sender of it.
+    #[error("the channel is empty and has no sender")]
     Disconnected,
-    /// Nothing is there at the moment.
+    /// The channel is empty.
     #[error("the channel is empty")]
     Empty,
-    /// Nothing came in time.
-    #[error("nothing came through the channel in time")]
+    /// The channel remained empty for the whole time limit.
+    #[error("the channel remained empty until the time limit")]
     TimedOut,
-    /// A message came that could not be decoded.
+    /// A message was received and could not be decoded.
     #[error("the message could not be decoded: {0}")]
     Decode(String),
-    /// A process has written over what is in the channel. What was in it is lost.
+    /// A process has overwritten the messages in the channel. They are lost.
     #[error("the channel's memory was overwritten")]
     Corrupt,
-    /// The system would not have the channel's memory read.
+    /// The operating system failed to read the channel's memory.
     #[error("the channel could not be read: {0}")]
     System(String),
 }

@@ -1,5 +1,5 @@
-//! The messages of a channel: a log in a sparse anonymous file, written at its end and read from its
-//! beginning, of which only what lies between takes memory.
+//! The messages of a channel: a log in a sparse anonymous file. Senders append at its tail, receivers read
+//! at its head, and only the range between them uses memory.
 //!
 //! ```text
 //!            freed           head                    tail
@@ -7,16 +7,16 @@
 //!     (a hole) │    received   │  sent, not received   │  (not there yet)
 //! ```
 //!
-//! The file is mapped a window at a time. A record is a head of one word, which says what it is and how
-//! long, and the message. It lies within one window; what is left of a window that is too short is
-//! skipped. A message that is large goes around the mappings, into windows of its own.
+//! The file is mapped one window at a time. A record is a header of one word, which encodes kind and length,
+//! followed by the message. A record lies within one window; if the rest of a window is too short, it is
+//! skipped. A large message bypasses the mappings and has windows of its own.
 //!
-//! One process at a time sends, one receives, and both at the same time: each side has a
-//! [lock](RawLock) and a [position](Side). Nothing counts before the position has been moved over it,
-//! which is one store, so whoever is killed in the middle leaves nothing to be mended: what it was
-//! writing is overwritten, what it was reading is read by another.
+//! One process at a time sends and one receives, concurrently. Each side has a [lock](RawLock) and a
+//! [position](Side). A record takes effect when the position is moved past it, which is one store. So a
+//! killed process leaves nothing to repair: a record that it was writing is overwritten, and a record that
+//! it was reading is read by another process.
 //!
-//! What other processes write is not trusted: each head is checked to lie within its window and the log.
+//! The content of the log is not trusted: each header is checked against its window and the log.
 
 use std::io;
 use std::ops::Range;
@@ -28,30 +28,31 @@ use crate::os::handle::File;
 use crate::os::memory::{self, Atomics, Mapping};
 use crate::sync::RawLock;
 
-/// How much of the file is mapped, and freed, at a time: enough that the calls for it don't count among
-/// the thousands of messages that it holds, little enough for a channel that is hardly used.
+/// The size in bytes of the part of the file that is mapped, and freed, at a time. The system calls for it
+/// are negligible among the thousands of messages that it holds, and it is small enough for a channel with
+/// few messages.
 const WINDOW: u64 = 256 << 10;
 
-/// From how many bytes on a message goes around the mappings: copying it costs more than the calls.
+/// Messages of more bytes bypass the mappings: copying them costs more than the system calls.
 const LARGE: usize = 64 << 10;
 
-/// Length of a record's head. Records begin at multiples of it.
+/// Size of a record's header in bytes. Records start at multiples of it.
 const HEAD: u64 = 8;
 
-/// One side's part of a log's state, changed by who has its lock.
+/// The state of one side of a log. Only the holder of its lock changes it.
 #[derive(Debug, Default)]
 #[repr(C, align(64))]
 pub(super) struct Side {
     pub(super) lock: RawLock,
-    /// Where the next record is to be written, or read.
+    /// Where the next record will be written or read.
     position: AtomicU64,
-    /// How many messages have been.
+    /// How many messages have been sent or received.
     count: AtomicU64,
-    /// What position and count are about to be: who is killed between moving the one and the other
-    /// leaves here what the count is.
+    /// The next values of `position` and `count`. If a process is killed between the stores of the two, the
+    /// next holder of the lock takes the count from here.
     next_position: AtomicU64,
     next_count: AtomicU64,
-    /// Up to where the file has been freed.
+    /// The position before which the file has been freed.
     freed: AtomicU64,
 }
 
@@ -63,13 +64,13 @@ impl Side {
         self.position.load(Acquire)
     }
 
-    /// How many messages; may be behind by one, if who moved the position was killed right then, until
-    /// the next one has the lock.
+    /// Returns how many messages have been sent or received. The count is behind by one if a process was
+    /// killed right after it moved the position, until another process takes the lock.
     pub(super) fn count(&self) -> u64 {
         self.count.load(Acquire)
     }
 
-    /// Completes what who had the lock before may not have. To be called with the lock.
+    /// Completes an update that a killed holder of the lock left incomplete. The caller must hold the lock.
     fn recover(&self) {
         if self.position.load(Relaxed) == self.next_position.load(Relaxed) {
             let count = self.next_count.load(Relaxed);
@@ -79,7 +80,7 @@ impl Side {
         }
     }
 
-    /// Moves on by one message.
+    /// Moves past one message.
     fn advance(&self, position: u64) {
         let count = self.count.load(Relaxed).wrapping_add(1);
         self.next_position.store(position, Release);
@@ -93,7 +94,7 @@ impl Side {
 #[derive(Debug)]
 pub(super) struct Log {
     pub(super) file: File,
-    /// The window in which is written, and the one in which is read.
+    /// The window of the next write, and that of the next read.
     write: Mutex<Option<Window>>,
     read: Mutex<Option<Window>>,
 }
@@ -104,13 +105,13 @@ struct Window {
     mapping: Mapping,
 }
 
-/// What a record is.
+/// A record's header.
 enum Record {
-    /// A message of so many bytes, after the head.
+    /// A message of this many bytes follows.
     Here(usize),
-    /// A message of so many bytes, from the next window on.
+    /// A message of this many bytes starts at the next window.
     Large(u64),
-    /// The rest of the window is empty.
+    /// The rest of the window is unused.
     Skip,
 }
 
@@ -136,10 +137,10 @@ impl Record {
     }
 }
 
-/// Why nothing could be written or read.
+/// Why a message could not be written or read.
 #[derive(Debug)]
 pub(super) enum LogError {
-    /// What is in the log, or its state, is not what was written there.
+    /// The log or its state was overwritten.
     Corrupt,
     System(io::Error),
 }
@@ -159,11 +160,11 @@ impl Log {
         Self { file, write: Mutex::new(None), read: Mutex::new(None) }
     }
 
-    /// Appends a message. To be called with the sending side's lock.
+    /// Appends a message. The caller must hold the sending side's lock.
     pub(super) fn write(&self, tail: &Side, message: &[u8]) -> Result<(), LogError> {
         tail.recover();
         let mut position = tail.position();
-        // The position comes from memory that any process that has the channel can write.
+        // Any process that has the channel can overwrite the position.
         if !is_valid(position) || message.len() as u64 > memory::ENDLESS - position {
             return Err(LogError::Corrupt);
         }
@@ -194,8 +195,8 @@ impl Log {
         Ok(())
     }
 
-    /// Takes the next message into `message`; false if there is none. To be called with the receiving
-    /// side's lock.
+    /// Moves the next message into `message`. Returns false if there is none. The caller must hold the
+    /// receiving side's lock.
     pub(super) fn read(
         &self,
         head: &Side,
@@ -210,7 +211,7 @@ impl Log {
         match self.read_record(&mut position, end, message) {
             Ok(()) => head.advance(position),
             Err(LogError::Corrupt) => {
-                // There is no telling where the next one would begin.
+                // The start of the next record is unknown.
                 head.advance(end);
                 return Err(LogError::Corrupt);
             }
@@ -220,7 +221,7 @@ impl Log {
         Ok(true)
     }
 
-    /// Reads the record at `position`, and moves that after it.
+    /// Reads the record at `position`, and moves `position` past it.
     fn read_record(
         &self,
         position: &mut u64,
@@ -244,7 +245,7 @@ impl Log {
                 }
                 Record::Large(len) if len > 0 && len <= end - *position => {
                     let body = window_after(*position);
-                    // No memory is asked for that the sender has not taken: the length is a claim.
+                    // The length is untrusted: no more memory is allocated than the file uses.
                     let next = window_after(body + len - 1);
                     if next > end || len > memory::allocated(&self.file)? {
                         return Err(LogError::Corrupt);
@@ -258,11 +259,11 @@ impl Log {
         }
     }
 
-    /// Gives the memory back of the windows before the one that is being read.
+    /// Frees the windows before the one that is being read.
     fn free(&self, head: &Side, position: u64) {
         let (freed, start) = (head.freed.load(Relaxed), position - position % WINDOW);
         if freed < start {
-            // If it can't be, it is tried again with the next window.
+            // A failure is retried with the next window.
             if memory::punch(&self.file, freed..start).is_ok() {
                 head.freed.store(start, Release);
             }
@@ -271,7 +272,8 @@ impl Log {
 }
 
 impl Window {
-    /// The window that holds `position`, mapped if it isn't yet; to write there, with its memory.
+    /// Returns the window that contains `position`, and maps it if necessary. Allocates its memory if it is
+    /// `writable`.
     fn at<'a>(
         current: &'a mut Option<Self>,
         file: &File,
@@ -290,26 +292,26 @@ impl Window {
         current.as_mut().ok_or_else(|| io::Error::other("just mapped"))
     }
 
-    /// The word at `position`.
+    /// Returns the header word at `position`.
     fn head(&self, position: u64) -> &atomic::AtomicU64 {
         let offset = (position % WINDOW) as usize;
-        // SAFETY: it lies in the window, which is mapped as long as `self`, at a multiple of eight
-        // bytes: positions are, as is checked where one was read.
+        // SAFETY: it lies in the window, which is mapped as long as `self`, and is aligned: positions are
+        // multiples of eight, which is checked when one is read.
         unsafe { atomic::AtomicU64::from_ptr(self.mapping.start().add(offset).cast()) }
     }
 
-    /// Writes a message that fits into the window.
+    /// Copies a message into the window, in which it must fit.
     fn put(&mut self, position: u64, message: &[u8]) {
         let offset = (position % WINDOW) as usize;
         assert!(offset + message.len() <= WINDOW as usize);
-        // SAFETY: it lies in the window, and the message elsewhere.
+        // SAFETY: the range lies in the window, and the message outside of it.
         unsafe {
             let to = self.mapping.start().add(offset);
             std::ptr::copy_nonoverlapping(message.as_ptr(), to, message.len());
         }
     }
 
-    /// Reads a message that lies in the window.
+    /// Copies a message out of the window, in which it must lie.
     fn take(&self, position: u64, len: usize, message: &mut Vec<u8>) {
         message.clear();
         if len == 0 {
@@ -318,8 +320,8 @@ impl Window {
         let offset = (position % WINDOW) as usize;
         assert!(offset + len <= WINDOW as usize);
         message.reserve(len);
-        // SAFETY: it lies in the window, and there is room for it. Others may write there at any
-        // time, so it is copied and no reference is made.
+        // SAFETY: the range lies in the window, and `message` has reserved space for it. Other processes may
+        // write there at any time, so it is copied without creating a reference.
         unsafe {
             let from = self.mapping.start().add(offset);
             std::ptr::copy_nonoverlapping(from, message.as_mut_ptr(), len);
@@ -328,12 +330,12 @@ impl Window {
     }
 }
 
-/// Whether a record may begin or end at `position`.
+/// Returns whether a record may start or end at `position`.
 fn is_valid(position: u64) -> bool {
     position.is_multiple_of(HEAD) && position <= memory::ENDLESS
 }
 
-/// Where the window after the one that holds `position` begins.
+/// Returns the start of the window after the one that contains `position`.
 fn window_after(position: u64) -> u64 {
     position - position % WINDOW + WINDOW
 }
@@ -342,9 +344,8 @@ fn lock(window: &Mutex<Option<Window>>) -> MutexGuard<'_, Option<Window>> {
     window.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The positions, on the code itself; what they lead to are cells here, and each side is one thread: that
-/// it is one at a time is its lock's promise. Kills are not modelled, nor what happens to the file, nor
-/// the bound on how many messages wait.
+/// Models the positions with the code itself. The messages are cells, and each side is one thread, because
+/// its lock excludes others. Kills, the file and the capacity are not modelled.
 #[cfg(all(test, loom))]
 mod loom_model {
     use loom::cell::UnsafeCell;

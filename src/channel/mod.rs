@@ -1,10 +1,10 @@
-//! Channels between processes: [`unbounded`] and [`bounded`] make the two ends.
+//! Channels between processes. [`unbounded`] and [`bounded`] create one and return its two ends.
 //!
-//! Errors are named as in `crossbeam-channel`. A receiver's iterator returns messages that can't be decoded as
-//! errors.
+//! Methods and errors have the names of `crossbeam-channel`'s. A receiver's iterator yields a message that
+//! can't be decoded as an error.
 
-// This file owns the two ends; `log` has the messages, and `os::pipe` tells whether any process has the
-// other end.
+// This file owns the two ends. `log` owns the messages, and `os::pipe` detects whether any process still
+// has the other end.
 
 mod error;
 mod log;
@@ -33,11 +33,11 @@ use crate::os::pipe::{is_hung_up, pipe};
 use crate::shared::object::{Kind, Object, something_else};
 use crate::sync::{EventCount, LockGuard, Probe, deadline};
 
-/// A channel for messages between processes, with room for any number of them.
+/// Creates a channel between processes without a capacity limit.
 ///
-/// Both ends can be cloned, used by several threads, and sent to other processes, anywhere inside an
-/// argument: of a task, of an initializer, of a process. Each message is received once, by one of the
-/// receivers; those of one sender arrive in the order in which it sent them.
+/// Both ends can be cloned, used by several threads, and sent to other processes anywhere inside an
+/// argument of a task, an initializer or a [`Process`](crate::Process). Each message is received once, by
+/// one of the receivers. The messages of one sender are received in the order in which they were sent.
 ///
 /// ```no_run
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -46,14 +46,14 @@ use crate::sync::{EventCount, LockGuard, Probe, deadline};
 ///
 /// fn produce((words, name): (Sender<String>, String)) {
 ///     for i in 0..3 {
-///         words.send(format!("{name}{i}")).expect("it is received");
+///         words.send(format!("{name}{i}")).expect("there is a receiver");
 ///     }
 /// }
 ///
 /// let pool = Pool::new(2)?;
 /// let (sender, receiver) = procpool::channel::unbounded()?;
 /// let tasks = ["a", "b"].map(|name| pool.apply_async(produce, (sender.clone(), name.to_owned())));
-/// drop(sender); // from here on, the tasks alone have it
+/// drop(sender); // now only the tasks have senders
 /// let mut words: Vec<String> = receiver.iter().collect::<Result<_, _>>()?;
 /// words.sort();
 /// assert_eq!(words, ["a0", "a1", "a2", "b0", "b1", "b2"]);
@@ -63,30 +63,32 @@ use crate::sync::{EventCount, LockGuard, Probe, deadline};
 ///
 /// # When processes die
 ///
-/// A process that is killed while it sends or receives harms nobody else: the others go on, what it had
-/// sent is received, what it was in the middle of sending never is, and a message that it was in the
-/// middle of receiving goes to another.
+/// A process that is killed while it sends or receives does not affect the others. Messages that it has
+/// sent are received; a message that it was sending is dropped; a message that it was receiving goes to
+/// another receiver.
 ///
-/// When the last sender in any process is gone, receivers take what is left and then get
-/// [`RecvError::Disconnected`]; when the last receiver is, senders get
-/// [`SendErrorReason::Disconnected`]. Those who wait are told at once, or some milliseconds after a kill;
-/// who sends into a channel with room may succeed a number of times before. An end that was sent to a task
-/// counts as one until the task is done, also while it waits for its turn and after the task has dropped
-/// it; one in an initializer's argument does as long as there is the pool.
+/// After the last sender in any process is dropped, receivers drain the channel and then get
+/// [`RecvError::Disconnected`]. After the last receiver is dropped, senders get
+/// [`SendErrorReason::Disconnected`]. Blocked callers are woken immediately, or within milliseconds if the
+/// peer was killed. A sender may succeed a few more times before it notices.
+///
+/// An end passed to a task keeps the channel open until the task finishes, even while the task is queued
+/// or after it drops the end. An end passed to an initializer keeps it open for the pool's lifetime.
 ///
 /// # Limits
 ///
-/// What waits in the channel takes memory. A message has serde's traits; it can't hold an end of a channel
-/// or a handle on shared memory: those go in arguments.
+/// Messages in the channel use memory. A message must implement serde's traits. It can't contain an end of
+/// a channel or a handle to shared memory; send those in arguments.
 ///
 /// # Errors
 ///
-/// [`Error::SharedMemory`] when the system has no memory or no file descriptor for it.
+/// [`Error::SharedMemory`] if memory or a file descriptor cannot be allocated.
 pub fn unbounded<T>() -> Result<(Sender<T>, Receiver<T>), Error> {
     with_capacity(u64::MAX)
 }
 
-/// A channel with room for so many messages (at least one): who sends one more waits.
+/// Creates a channel between processes that holds up to `capacity` messages, at least one. Sending blocks
+/// while it is full.
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -103,11 +105,11 @@ pub fn unbounded<T>() -> Result<(Sender<T>, Receiver<T>), Error> {
 /// # }
 /// ```
 ///
-/// For all else, see [`unbounded`].
+/// In all other respects it is like an [`unbounded`] channel.
 ///
 /// # Errors
 ///
-/// As [`unbounded`].
+/// [`Error::SharedMemory`] if memory or a file descriptor cannot be allocated.
 pub fn bounded<T>(capacity: usize) -> Result<(Sender<T>, Receiver<T>), Error> {
     with_capacity(capacity.max(1) as u64)
 }
@@ -125,45 +127,45 @@ fn with_capacity<T>(capacity: u64) -> Result<(Sender<T>, Receiver<T>), Error> {
     Ok((Sender::of(sender), Receiver::of(receiver)))
 }
 
-/// The end of a [`unbounded`] that sends.
+/// The sending end of a channel. Cloning it creates another sender of the same channel.
 pub struct Sender<T> {
     end: Arc<End>,
     message: PhantomData<fn(T)>,
 }
 
-/// The end of a [`unbounded`] that receives.
+/// The receiving end of a channel. Cloning it creates another receiver of the same channel.
 pub struct Receiver<T> {
     end: Arc<End>,
     message: PhantomData<fn() -> T>,
 }
 
-/// A channel's state.
+/// A channel's state in shared memory.
 #[derive(Debug)]
 #[repr(C)]
 struct Head {
     sender: Side,
     receiver: Side,
-    /// Rung when a message was sent, and when a sender has gone.
-    arrival: Line<EventCount>,
-    /// Rung when there is room for one more, and when a receiver has gone.
-    room: Line<EventCount>,
-    /// How many messages may wait.
+    /// Notified when a message is sent, and when a sender is dropped.
+    not_empty: CachePadded<EventCount>,
+    /// Notified when a message is received, and when a receiver is dropped.
+    not_full: CachePadded<EventCount>,
+    /// The maximum number of messages; `u64::MAX` if unbounded.
     capacity: AtomicU64,
-    /// How many ends of each kind have gone in good order: when that changes, it is worth a look
-    /// whether there are any.
-    gone: [AtomicU32; 2],
-    /// Which files the log and the pipe are, so that no encoding puts together parts of several.
+    /// How many ends of each role were dropped in an orderly way. When the count changes, the peer pipe is
+    /// checked.
+    disconnects: [AtomicU32; 2],
+    /// The identities of the log and the pipe, so that an end is not decoded from parts of two channels.
     log: [AtomicU64; 2],
-    cord: [AtomicU64; 2],
+    peer_pipe: [AtomicU64; 2],
 }
 
 // SAFETY: it is made of atomics.
 unsafe impl Atomics for Head {}
 
-/// What has a cache line of its own.
+/// A value in a cache line of its own.
 #[derive(Debug)]
 #[repr(C, align(64))]
-struct Line<T>(T);
+struct CachePadded<T>(T);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Role {
@@ -171,21 +173,21 @@ enum Role {
     Receiver = 1,
 }
 
-/// What a process has of a channel.
+/// This process's access to one end of a channel.
 #[derive(Debug)]
 struct End {
     role: Role,
     object: Object<Head>,
     log: Log,
-    /// An end of a pipe that the channel's other ends have the other end of; taken out to be closed.
-    cord: Option<File>,
-    /// How many other ends had gone when there still were some.
+    /// One end of a pipe whose other end belongs to the channel's other role. `drop` takes it to close it.
+    peer_pipe: Option<File>,
+    /// The last value of the other role's `disconnects` at which the pipe had another end.
     seen: AtomicU32,
-    /// How many messages were sent from here.
+    /// How many messages this end has sent.
     sent: AtomicU32,
 }
 
-/// How long an operation may wait.
+/// How long an operation may block.
 #[derive(Debug, Clone, Copy)]
 enum WaitPolicy {
     None,
@@ -193,31 +195,31 @@ enum WaitPolicy {
     Endless,
 }
 
-/// How long an operation that isn't to wait waits for another process to be through with one.
+/// How long a non-blocking operation waits for another process to release the lock.
 const CONTENTION_LIMIT: Duration = Duration::from_millis(20);
 
-/// How often senders that never wait look whether the receivers have been killed.
-const LOOK_EVERY: u32 = 1024;
+/// A sender that never blocks checks once in so many messages whether all receivers were killed.
+const CHECK_EVERY: u32 = 1024;
 
 impl End {
-    fn new(role: Role, object: Object<Head>, log: Log, cord: File) -> Arc<Self> {
-        let (cord, seen, sent) = (Some(cord), AtomicU32::new(0), AtomicU32::new(0));
-        Arc::new(Self { role, object, log, cord, seen, sent })
+    fn new(role: Role, object: Object<Head>, log: Log, peer_pipe: File) -> Arc<Self> {
+        let (peer_pipe, seen, sent) = (Some(peer_pipe), AtomicU32::new(0), AtomicU32::new(0));
+        Arc::new(Self { role, object, log, peer_pipe, seen, sent })
     }
 
-    /// Whether there is no end of the other kind any more.
-    fn is_alone(&self, look: Probe) -> bool {
-        let gone = match self.role {
-            Role::Sender => &self.head().gone[Role::Receiver as usize],
-            Role::Receiver => &self.head().gone[Role::Sender as usize],
+    /// Returns whether no end of the other role exists in any process.
+    fn is_alone(&self, probe: Probe) -> bool {
+        let disconnects = match self.role {
+            Role::Sender => &self.head().disconnects[Role::Receiver as usize],
+            Role::Receiver => &self.head().disconnects[Role::Sender as usize],
         };
-        let gone = gone.load(SeqCst);
-        if look == Probe::Fast && gone == self.seen.load(Relaxed) {
+        let disconnects = disconnects.load(SeqCst);
+        if probe == Probe::Fast && disconnects == self.seen.load(Relaxed) {
             return false;
         }
-        let is_alone = self.cord.as_ref().is_none_or(is_hung_up);
+        let is_alone = self.peer_pipe.as_ref().is_none_or(is_hung_up);
         if !is_alone {
-            self.seen.store(gone, Relaxed);
+            self.seen.store(disconnects, Relaxed);
         }
         is_alone
     }
@@ -226,70 +228,71 @@ impl End {
         self.object.head()
     }
 
-    /// Does `attempt` until it gives something, for as long as may be. The eventcount is rung when it is worth
-    /// another attempt.
+    /// Calls `attempt` until it returns something or the policy's limit expires. The eventcount is notified
+    /// when another attempt may succeed.
     fn wait<R>(
         eventcount: &EventCount,
-        patience: WaitPolicy,
+        policy: WaitPolicy,
         mut attempt: impl FnMut(Probe) -> Option<R>,
     ) -> Option<R> {
-        match patience {
+        match policy {
             WaitPolicy::None => attempt(Probe::Fast).or_else(|| attempt(Probe::CheckOwners)),
             WaitPolicy::Until(deadline) => eventcount.wait(Some(deadline), attempt),
             WaitPolicy::Endless => eventcount.wait(None, attempt),
         }
     }
 
-    /// Sends an encoded message; none if there is no room.
+    /// Sends an encoded message. Returns `None` if the channel is full.
     fn push(
         &self,
         message: &[u8],
-        patience: WaitPolicy,
-        look: Probe,
+        policy: WaitPolicy,
+        probe: Probe,
     ) -> Option<Result<(), SendErrorReason>> {
         let head = self.head();
-        if self.is_alone(look) {
+        if self.is_alone(probe) {
             return Some(Err(SendErrorReason::Disconnected));
         }
-        // A thorough look goes on to where a count that can't be is told from a channel that is full.
-        if look == Probe::Fast && head.is_full() {
+        // A thorough probe continues under the lock, where an overwritten count is distinguished from a
+        // full channel.
+        if probe == Probe::Fast && head.is_full() {
             return None;
         }
-        let guard = lock(&head.sender, patience)?;
+        let guard = lock(&head.sender, policy)?;
         if head.is_full() {
             return head.is_overfull().then_some(Err(SendErrorReason::Corrupt));
         }
         let written = self.log.write(&head.sender, message);
         drop(guard);
-        head.arrival.0.notify(1);
+        head.not_empty.0.notify(1);
         Some(written.map_err(|error| match error {
             LogError::Corrupt => SendErrorReason::Corrupt,
             LogError::System(error) => SendErrorReason::System(error.to_string()),
         }))
     }
 
-    /// Receives an encoded message; none if there is none.
+    /// Receives an encoded message. Returns `None` if the channel is empty.
     fn pop(
         &self,
         message: &mut Vec<u8>,
-        patience: WaitPolicy,
-        look: Probe,
+        policy: WaitPolicy,
+        probe: Probe,
     ) -> Option<Result<(), RecvError>> {
         let head = self.head();
-        // The last one may have been sent between the two looks.
-        if head.is_empty() && self.is_alone(look) && head.is_empty() {
+        // The last message may have been sent between the first two checks.
+        if head.is_empty() && self.is_alone(probe) && head.is_empty() {
             return Some(Err(RecvError::Disconnected));
         }
         if head.is_empty() {
             return None;
         }
-        let guard = lock(&head.receiver, patience)?;
+        let guard = lock(&head.receiver, policy)?;
         let read = self.log.read(&head.receiver, &head.sender, message);
         drop(guard);
         match read {
             Ok(false) => return None,
             Ok(true) if head.capacity.load(Relaxed) == u64::MAX => {}
-            _ => head.room.0.notify(1),
+            _ => head.not_full.0.notify(1),
         }
         Some(read.map(drop).map_err(|error| match error {
             LogError::Corrupt => RecvError::Corrupt,
@@ -297,17 +300,17 @@ impl End {
         }))
     }
 
-    /// Names what the end is made of within what is being encoded.
+    /// Attaches this end to the argument that is being encoded. Returns the handles of its files.
     fn handles(self: &Arc<Self>) -> Result<(Handle, Handle), NotAttachable> {
         attach_channel_end(self)?;
-        let cord = self.cord.as_ref().expect("it is taken out when the end is dropped");
-        Ok((self.log.file.handle(self)?, cord.handle(self)?))
+        let peer_pipe = self.peer_pipe.as_ref().expect("only `drop` takes it");
+        Ok((self.log.file.handle(self)?, peer_pipe.handle(self)?))
     }
 
-    /// Encodes it as the end `P`.
+    /// Encodes this end as the public type `P`.
     fn serialize<P, S: Serializer>(self: &Arc<Self>, serializer: S) -> Result<S::Ok, S::Error> {
-        let (log, cord) = self.handles().map_err(S::Error::custom)?;
-        (Kind::<P>::new(), &self.object, log, cord).serialize(serializer)
+        let (log, peer_pipe) = self.handles().map_err(S::Error::custom)?;
+        (Kind::<P>::new(), &self.object, log, peer_pipe).serialize(serializer)
     }
 
     fn deserialize<'de, P, D: Deserializer<'de>>(
@@ -315,8 +318,8 @@ impl End {
         deserializer: D,
     ) -> Result<Arc<Self>, D::Error> {
         type Parts<P> = (Kind<P>, Object<Head>, Handle, Handle);
-        let (_, object, log, cord) = Parts::<P>::deserialize(deserializer)?;
-        if !object.head().has_files(log, cord) {
+        let (_, object, log, peer_pipe) = Parts::<P>::deserialize(deserializer)?;
+        if !object.head().has_files(log, peer_pipe) {
             return Err(something_else::<P, D::Error>());
         }
         let access = match role {
@@ -326,14 +329,14 @@ impl End {
         let log = log.open(OFlags::RDWR).map_err(D::Error::custom)?;
         memory::check_endless(&log).map_err(D::Error::custom)?;
         let log = Log::of(log);
-        let cord = cord.open(access).map_err(D::Error::custom)?;
-        Ok(Self::new(role, object, log, cord))
+        let peer_pipe = peer_pipe.open(access).map_err(D::Error::custom)?;
+        Ok(Self::new(role, object, log, peer_pipe))
     }
 }
 
 impl Attached for End {
     fn files(&self) -> Vec<(FileId, BorrowedFd<'_>)> {
-        [Some(&self.log.file), self.cord.as_ref()]
+        [Some(&self.log.file), self.peer_pipe.as_ref()]
             .into_iter()
             .flatten()
             .flat_map(File::files)
@@ -343,28 +346,28 @@ impl Attached for End {
 
 impl Drop for End {
     fn drop(&mut self) {
-        // Closed first: who is rung looks whether there is another.
-        drop(self.cord.take());
+        // Closed first: a woken peer checks whether there is another end.
+        drop(self.peer_pipe.take());
         let head = self.head();
-        head.gone[self.role as usize].fetch_add(1, SeqCst);
+        head.disconnects[self.role as usize].fetch_add(1, SeqCst);
         match self.role {
-            Role::Sender => head.arrival.0.notify(u32::MAX),
-            Role::Receiver => head.room.0.notify(u32::MAX),
+            Role::Sender => head.not_empty.0.notify(u32::MAX),
+            Role::Receiver => head.not_full.0.notify(u32::MAX),
         }
     }
 }
 
 impl Head {
-    fn set_files(&self, log: &File, cord: &File) {
-        for (words, file) in [(&self.log, log), (&self.cord, cord)] {
+    fn set_files(&self, log: &File, peer_pipe: &File) {
+        for (words, file) in [(&self.log, log), (&self.peer_pipe, peer_pipe)] {
             let FileId { device, inode } = file.identity();
             words[0].store(device, Relaxed);
             words[1].store(inode, Relaxed);
         }
     }
 
-    fn has_files(&self, log: Handle, cord: Handle) -> bool {
-        [(&self.log, log), (&self.cord, cord)].into_iter().all(|(words, handle)| {
+    fn has_files(&self, log: Handle, peer_pipe: Handle) -> bool {
+        [(&self.log, log), (&self.peer_pipe, peer_pipe)].into_iter().all(|(words, handle)| {
             let [device, inode] = words.each_ref().map(|word| word.load(Relaxed));
             handle.identity() == FileId { device, inode }
         })
@@ -379,21 +382,21 @@ impl Head {
         if capacity == u64::MAX {
             return false;
         }
-        // An empty channel has room, also where the count is behind.
+        // An empty channel is never full, even if a count is behind.
         self.sender.count().wrapping_sub(self.receiver.count()) >= capacity && !self.is_empty()
     }
 
-    /// Whether the counts can't be those of a channel that is full: they were overwritten. To be called
-    /// with the sending side's lock, without which messages come and go between the two looks.
+    /// Returns whether the counts are impossible for a full channel, because they were overwritten. The
+    /// caller must hold the sending side's lock: otherwise messages are sent between the two loads.
     fn is_overfull(&self) -> bool {
         let waiting = self.sender.count().wrapping_sub(self.receiver.count());
-        // Either count may be behind by the one message of a process that was killed.
+        // Each count may be behind by one message, if a process was killed.
         waiting.wrapping_add(1) > self.capacity.load(Relaxed).saturating_add(2)
     }
 }
 
-fn lock(side: &Side, patience: WaitPolicy) -> Option<LockGuard<'_>> {
-    match patience {
+fn lock(side: &Side, policy: WaitPolicy) -> Option<LockGuard<'_>> {
+    match policy {
         WaitPolicy::None => side.lock.lock_timeout(CONTENTION_LIMIT),
         WaitPolicy::Until(deadline) => side.lock.lock_until(Some(deadline)),
         WaitPolicy::Endless => side.lock.lock_until(None),
@@ -407,11 +410,11 @@ impl WaitPolicy {
 }
 
 thread_local! {
-    /// Where messages are encoded, and decoded from.
+    /// The buffer in which messages are encoded and from which they are decoded.
     static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
-/// Calls `f` with an empty buffer, which is kept for the next time if it isn't large.
+/// Calls `f` with an empty buffer. Keeps the buffer for the next call unless it has become large.
 fn with_buffer<R>(f: impl FnOnce(&mut Vec<u8>) -> R) -> R {
     const KEEP: usize = 1 << 20;
     let mut buffer = BUFFER.take();
@@ -424,18 +427,18 @@ fn with_buffer<R>(f: impl FnOnce(&mut Vec<u8>) -> R) -> R {
 }
 
 impl<T: Serialize> Sender<T> {
-    /// Sends a message. Where the channel is bounded, waits for room.
+    /// Sends a message. Blocks while the channel is full.
     ///
     /// # Errors
     ///
-    /// [`SendErrorReason::Disconnected`] when there is no receiver any more,
+    /// The error returns the value and one of the reasons [`Disconnected`](SendErrorReason::Disconnected),
     /// [`Encode`](SendErrorReason::Encode), [`Corrupt`](SendErrorReason::Corrupt) and
     /// [`System`](SendErrorReason::System).
     pub fn send(&self, value: T) -> Result<(), SendError<T>> {
         self.send_with(value, WaitPolicy::Endless)
     }
 
-    /// Sends a message if there is room for it.
+    /// Sends a message without blocking.
     ///
     /// # Errors
     ///
@@ -444,7 +447,7 @@ impl<T: Serialize> Sender<T> {
         self.send_with(value, WaitPolicy::None)
     }
 
-    /// Sends a message, and waits for room for up to `limit`.
+    /// Sends a message. Blocks for up to `limit` while the channel is full.
     ///
     /// # Errors
     ///
@@ -453,21 +456,21 @@ impl<T: Serialize> Sender<T> {
         self.send_with(value, WaitPolicy::limited(limit))
     }
 
-    fn send_with(&self, value: T, patience: WaitPolicy) -> Result<(), SendError<T>> {
+    fn send_with(&self, value: T, policy: WaitPolicy) -> Result<(), SendError<T>> {
         let sent = with_buffer(|message| {
             codec::encode(&value, message)
                 .map_err(|error| SendErrorReason::Encode(error.to_string()))?;
             let often = self.end.sent.fetch_add(1, Relaxed);
-            let mut least = match often % LOOK_EVERY == LOOK_EVERY - 1 {
+            let mut minimum = match often % CHECK_EVERY == CHECK_EVERY - 1 {
                 true => Probe::CheckOwners,
                 false => Probe::Fast,
             };
-            let room = &self.end.head().room.0;
-            let sent = End::wait(room, patience, |look| {
-                let look = std::mem::replace(&mut least, Probe::Fast).max(look);
-                self.end.push(message, patience, look)
+            let not_full = &self.end.head().not_full.0;
+            let sent = End::wait(not_full, policy, |probe| {
+                let probe = std::mem::replace(&mut minimum, Probe::Fast).max(probe);
+                self.end.push(message, policy, probe)
             });
-            sent.unwrap_or(Err(match patience {
+            sent.unwrap_or(Err(match policy {
                 WaitPolicy::None => SendErrorReason::Full,
                 _ => SendErrorReason::TimedOut,
             }))
@@ -477,18 +480,18 @@ impl<T: Serialize> Sender<T> {
 }
 
 impl<T: DeserializeOwned> Receiver<T> {
-    /// Waits for a message.
+    /// Receives a message. Blocks while the channel is empty.
     ///
     /// # Errors
     ///
-    /// [`RecvError::Disconnected`] when there is none and no sender any more,
+    /// [`RecvError::Disconnected`] if the channel is empty and has no sender,
     /// [`Decode`](RecvError::Decode), [`Corrupt`](RecvError::Corrupt) and
     /// [`System`](RecvError::System).
     pub fn recv(&self) -> Result<T, RecvError> {
         self.recv_with(WaitPolicy::Endless)
     }
 
-    /// Takes a message if there is one.
+    /// Receives a message without blocking.
     ///
     /// # Errors
     ///
@@ -497,7 +500,7 @@ impl<T: DeserializeOwned> Receiver<T> {
         self.recv_with(WaitPolicy::None)
     }
 
-    /// Waits for a message for up to `limit`.
+    /// Receives a message. Blocks for up to `limit` while the channel is empty.
     ///
     /// # Errors
     ///
@@ -506,23 +509,23 @@ impl<T: DeserializeOwned> Receiver<T> {
         self.recv_with(WaitPolicy::limited(limit))
     }
 
-    /// Returns the messages as they come, and in their place the errors of those that can't be had. Ends
-    /// when there is no sender any more.
+    /// Returns an iterator over the messages, which blocks while the channel is empty. It yields an error for
+    /// a message that cannot be received or decoded, and ends when the channel is empty and has no sender.
     pub fn iter(&self) -> impl Iterator<Item = Result<T, RecvError>> + '_ {
         std::iter::from_fn(|| unless_over(self.recv()))
     }
 
-    /// As [`iter`](Self::iter), but ends where it would wait for another message.
+    /// Returns an iterator over the messages that never blocks. It ends when the channel is empty.
     pub fn try_iter(&self) -> impl Iterator<Item = Result<T, RecvError>> + '_ {
         std::iter::from_fn(|| unless_over(self.try_recv()))
     }
 
-    fn recv_with(&self, patience: WaitPolicy) -> Result<T, RecvError> {
+    fn recv_with(&self, policy: WaitPolicy) -> Result<T, RecvError> {
         with_buffer(|message| {
-            let arrival = &self.end.head().arrival.0;
+            let not_empty = &self.end.head().not_empty.0;
             let received =
-                End::wait(arrival, patience, |look| self.end.pop(message, patience, look));
-            received.unwrap_or(Err(match patience {
+                End::wait(not_empty, policy, |probe| self.end.pop(message, policy, probe));
+            received.unwrap_or(Err(match policy {
                 WaitPolicy::None => RecvError::Empty,
                 _ => RecvError::TimedOut,
             }))?;
@@ -531,7 +534,7 @@ impl<T: DeserializeOwned> Receiver<T> {
     }
 }
 
-/// What an iteration yields of what was received; none at its end.
+/// Returns what an iterator yields for `received`, or `None` at its end.
 fn unless_over<T>(received: Result<T, RecvError>) -> Option<Result<T, RecvError>> {
     match received {
         Err(RecvError::Disconnected | RecvError::Empty) => None,
@@ -539,7 +542,7 @@ fn unless_over<T>(received: Result<T, RecvError>) -> Option<Result<T, RecvError>
     }
 }
 
-/// The messages of a channel, from [`Receiver::into_iter`].
+/// A blocking iterator over the messages of a channel, from [`Receiver::into_iter`].
 #[derive(Debug)]
 pub struct IntoIter<T>(Receiver<T>);
 
@@ -555,7 +558,7 @@ impl<T: DeserializeOwned> IntoIterator for Receiver<T> {
     type Item = Result<T, RecvError>;
     type IntoIter = IntoIter<T>;
 
-    /// As [`iter`](Self::iter).
+    /// Returns an iterator like that of [`iter`](Receiver::iter), which owns the receiver.
     fn into_iter(self) -> IntoIter<T> {
         IntoIter(self)
     }

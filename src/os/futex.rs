@@ -1,4 +1,4 @@
-//! Sleeping on a word of shared memory.
+//! Futexes: sleeping on a word of shared memory.
 
 #[cfg(all(test, loom))]
 pub(crate) use self::model::{wait, wake};
@@ -13,23 +13,22 @@ mod system {
     use rustix::io::Errno;
     use rustix::thread::futex::{self, Flags, Timespec};
 
-    /// Sleeps until `word` is woken, as long as it is `value`; false if `limit` is over before.
+    /// Sleeps until `word` is woken, if it is `value`. Returns false if `limit` expires first.
     pub(crate) fn wait(word: &AtomicU32, value: u32, limit: Duration) -> bool {
         let limit = Timespec::try_from(limit).ok();
         futex::wait(word, Flags::empty(), value, limit.as_ref()) != Err(Errno::TIMEDOUT)
     }
 
-    /// Wakes up to `most` of those that sleep on `word`, in whatever process they are,
-    /// and says how many that were.
+    /// Wakes up to `most` sleepers on `word` in all processes. Returns how many it woke.
     pub(crate) fn wake(word: &AtomicU32, most: u32) -> usize {
-        // The kernel counts in signed numbers.
+        // The kernel's count is signed.
         futex::wake(word, Flags::empty(), most.min(i32::MAX as u32)).unwrap_or(0)
     }
 }
 
-/// What the kernel promises, without its time limits: under one lock, a sleeper compares the word and
-/// begins to sleep, and a waker wakes those that sleep. There is one queue, so a model has one word that
-/// is slept on. No sleep ends by itself: in a model, a wake-up that is lost is a deadlock.
+/// The kernel's guarantees, without time limits: under one lock, a sleeper compares the word and starts to
+/// sleep, and a waker wakes sleepers. There is one queue, so a model can sleep on one word only. No sleep
+/// times out, so a lost wake-up is a deadlock in a model.
 #[cfg(all(test, loom))]
 mod model {
     use std::sync::atomic::Ordering::SeqCst;
@@ -42,7 +41,7 @@ mod model {
     #[derive(Default)]
     struct Queue {
         sleepers: usize,
-        /// How many of them are to go on.
+        /// How many sleepers have been woken and have not continued yet.
         woken: usize,
     }
 

@@ -1,9 +1,9 @@
-//! Naming an open file to another process: by device and inode. The descriptor itself is sent beside
-//! the bytes that name it (see [`attach`]), which needs neither /proc nor the right to look into the
-//! other process. Bytes whose descriptor was not sent name nothing.
+//! Handles: identifying an open file to another process by device and inode. The descriptor itself is sent
+//! beside the encoded handle (see [`attach`]), which needs neither /proc nor the permission to inspect the
+//! other process. A handle whose descriptor was not sent cannot be opened.
 //!
-//! Nothing is passed but plain data, so a handle travels inside of any encoded argument. The file has
-//! to stay open here until its descriptor has been sent; [`attach`] sees to that.
+//! A handle is plain data and can be anywhere in an encoded argument. The file must stay open in this
+//! process until its descriptor has been sent; [`attach`] ensures that.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -14,51 +14,52 @@ use procpool_worker::sys::HIGH_FD;
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
-/// An open file that can be named.
+/// An open file and its identity.
 #[derive(Debug)]
 pub(crate) struct File {
     fd: OwnedFd,
     identity: FileId,
 }
 
-/// Names a [`File`].
+/// Identifies a [`File`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Handle {
     identity: FileId,
 }
 
-/// Why a handle can't be opened.
+/// Why a handle cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum OpenError {
     #[error(
-        "the descriptor of what was shared was not sent with it: share it in an argument (of a task, an initializer or a process)"
+        "the descriptor of the shared object was not sent with it: send it in an argument (of a task, an initializer or a process)"
     )]
     NotSent,
-    #[error("what was shared is something else")]
+    #[error("the shared object has another type")]
     Other,
-    #[error("failed to open what was shared: {0}")]
+    #[error("failed to open the shared object: {0}")]
     System(#[from] io::Error),
 }
 
 impl File {
     pub(crate) fn new(fd: OwnedFd) -> io::Result<Self> {
-        // A low limit of open files may leave no room up there; then it stays where it is.
+        // A low limit of open files may not allow a high descriptor; then the original one is kept.
         let fd = rustix::io::fcntl_dupfd_cloexec(&fd, HIGH_FD).unwrap_or(fd);
         let identity = FileId::of(&fd)?;
         Ok(Self { fd, identity })
     }
 
-    /// Which file it is.
+    /// Returns the file's device and inode.
     pub(crate) fn identity(&self) -> FileId {
         self.identity
     }
 
-    /// The same file, as another descriptor.
+    /// Duplicates the descriptor.
     pub(crate) fn try_clone(&self) -> io::Result<Self> {
         Self::new(self.fd.try_clone()?)
     }
 
-    /// Names it within what is being encoded; `owner` is what keeps it open.
+    /// Attaches the file to the argument that is being encoded, and returns its handle. `owner` keeps the
+    /// file open.
     pub(crate) fn handle(&self, owner: &Arc<impl Attached>) -> Result<Handle, NotAttachable> {
         attach(owner)?;
         Ok(Handle { identity: self.identity })
@@ -82,7 +83,7 @@ impl Handle {
         self.identity
     }
 
-    /// Opens the file that it names; `access` is how.
+    /// Opens the file with the access mode `access`.
     pub(crate) fn open(self, access: OFlags) -> Result<File, OpenError> {
         let descriptor =
             attach::open_received(self.identity, access).ok_or(OpenError::NotSent)??;
@@ -123,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn a_handle_is_encoded_only_where_what_it_names_is_kept() {
+    fn a_handle_is_encoded_only_where_its_file_is_kept_open() {
         let file = file();
         assert!(file.handle(&file).is_err());
         let mut attachments = Attachments::default();

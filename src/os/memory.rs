@@ -1,8 +1,8 @@
-//! Memory that processes share: an anonymous file, mapped. It has no name in the file system, and is
-//! gone with the last process that has it, whatever way that ends.
+//! Shared memory: a mapped anonymous file. It has no name in the file system, and is freed with the last
+//! process that has it open, even if processes are killed.
 //!
-//! All of it is there from the beginning (`fallocate`), so that a lack of memory is an error when it is
-//! made and not a SIGBUS when it is touched; and its size is sealed, so that nobody can take it away.
+//! All of its memory is allocated at creation (`fallocate`), so that a lack of memory is an error then and
+//! not a SIGBUS at an access. Its size is sealed, so that no process can shrink it.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -19,22 +19,22 @@ use rustix::mm::{MapFlags, ProtFlags};
 
 use super::handle::{File, Handle, OpenError};
 
-/// How long a process keeps memory that it was given mapped without using it: the next task may be
-/// given the same. It is far above the time between two tasks, and no time to be out of memory for.
+/// How long a process keeps received memory mapped while it is unused, because the next task may receive the
+/// same memory. Far longer than the time between two tasks, and short enough not to exhaust memory.
 const KEEP: Duration = Duration::from_millis(100);
 
-/// Seals of memory that is written.
+/// The seals of writable memory.
 const SIZE: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::SEAL);
 
-/// Seals of memory that nobody can write any more.
+/// The seals of read-only memory.
 const FROZEN: SealFlags = SIZE.union(SealFlags::WRITE);
 
-/// Shared memory.
+/// A mapped part of shared memory, with its file.
 #[derive(Debug)]
 pub(crate) struct SharedMemory {
     file: File,
     mapping: Mapping,
-    /// Whether no process can write it.
+    /// Whether it is sealed against writes.
     is_frozen: bool,
 }
 
@@ -45,7 +45,7 @@ pub(crate) struct Mapping {
     len: usize,
 }
 
-// SAFETY: a mapping is memory that any thread may access; how, is for those to see to who do.
+// SAFETY: a mapping is memory that any thread may access. Its users synchronize their accesses.
 unsafe impl Send for Mapping {}
 // SAFETY: as above.
 unsafe impl Sync for Mapping {}
@@ -63,7 +63,7 @@ impl AsFd for SharedMemory {
 }
 
 impl SharedMemory {
-    /// `len` zero bytes, for all to write.
+    /// Creates `len` zero bytes that all processes can write.
     pub(crate) fn zeroed(len: usize) -> io::Result<Self> {
         let file = allocate(len)?;
         let mapping = Mapping::new(&file, 0..len as u64, true)?;
@@ -71,21 +71,21 @@ impl SharedMemory {
         Ok(Self { file, mapping, is_frozen: false })
     }
 
-    /// `len` bytes that `fill` writes, and nobody after that.
+    /// Creates `len` bytes that `fill` writes, and that are read-only afterwards.
     pub(crate) fn built(len: usize, fill: impl FnOnce(&mut [u8])) -> io::Result<Self> {
         let file = allocate(len)?;
         let mapping = Mapping::new(&file, 0..len as u64, true)?;
-        // SAFETY: these are `len` zero bytes, which nobody else knows of yet.
+        // SAFETY: the mapping has `len` zero bytes, and no other code has access to it yet.
         fill(unsafe { std::slice::from_raw_parts_mut(mapping.start(), len) });
-        // Memory can't be sealed while it is mapped to be written.
+        // A file cannot be sealed while it has a writable mapping.
         drop(mapping);
         Self::frozen(file, len)
     }
 
-    /// A copy of `bytes`, which nobody can write.
+    /// Creates a read-only copy of `bytes`.
     pub(crate) fn copy_of(bytes: &[u8]) -> io::Result<Self> {
         let file = create(bytes.len())?;
-        // Cheaper than through a mapping, whose pages would have to be faulted in.
+        // Cheaper than through a mapping, which costs page faults.
         write_at(&file, bytes, 0)?;
         Self::frozen(file, bytes.len())
     }
@@ -96,28 +96,30 @@ impl SharedMemory {
         Ok(Self { file, mapping, is_frozen: true })
     }
 
-    /// Names it within what is being encoded.
+    /// Attaches the memory to the argument that is being encoded, and returns its handle.
     pub(crate) fn handle(self: &Arc<Self>) -> Result<Handle, NotAttachable> {
         self.file.handle(self)
     }
 
-    /// The memory that a handle names, mapped once however often it is asked for. `frozen` says
-    /// whether it has to be such that nobody can write it.
+    /// Opens the memory of a handle. It is mapped once, however often it is opened. If `frozen`, the memory
+    /// must be read-only; otherwise it must be writable.
     pub(crate) fn open(handle: Handle, frozen: bool) -> Result<Arc<Self>, OpenError> {
-        let mut kept = kept();
-        let entry = match kept.get_mut(&handle.identity()) {
+        let mut cache = map_cache();
+        let entry = match cache.get_mut(&handle.identity()) {
             Some(entry) => entry,
             None => {
                 let file = handle.open(if frozen { OFlags::RDONLY } else { OFlags::RDWR })?;
                 let memory = Self::map(file, frozen)?;
-                if kept.is_empty() {
-                    std::thread::Builder::new().name("procpool-unmap".to_owned()).spawn(let_go)?;
+                if cache.is_empty() {
+                    std::thread::Builder::new()
+                        .name("procpool-unmap".to_owned())
+                        .spawn(evict_unused)?;
                 }
-                kept.entry(handle.identity()).or_insert(Kept { memory, is_used: true })
+                cache.entry(handle.identity()).or_insert(Cached { memory, is_used: true })
             }
         };
-        // It may have been mapped as another type: what one process may write can't be a slice of
-        // another, and the reverse would write to a page that is mapped to be read.
+        // It may have been mapped as another type. Writable memory cannot be a slice, and writing to a
+        // read-only mapping would crash.
         if entry.memory.is_frozen != frozen {
             return Err(OpenError::Other);
         }
@@ -130,41 +132,43 @@ impl SharedMemory {
         let expected = if frozen { FROZEN } else { SIZE };
         let seals = rustix::fs::fcntl_get_seals(&file)?;
         if !seals.contains(expected) || (!frozen && seals.contains(FROZEN)) {
-            return Err(io::Error::other("it isn't sealed as it should be: it is something else"));
+            return Err(io::Error::other(
+                "the seals of the file are wrong: the shared object has another type",
+            ));
         }
         let len = rustix::fs::fstat(&file)?.st_size.cast_unsigned();
         let mapping = Mapping::new(&file, 0..len, !frozen)?;
         Ok(Arc::new(Self { file, mapping, is_frozen: frozen }))
     }
 
-    /// Where it starts, at a page's border.
+    /// Returns its page-aligned start.
     pub(crate) fn start(&self) -> *mut u8 {
         self.mapping.start()
     }
 
-    /// How many bytes it has.
+    /// Returns its size in bytes.
     pub(crate) fn len(&self) -> usize {
         self.mapping.len
     }
 
-    /// The `len` values of `A` from `offset` on; none if the memory isn't so large.
+    /// Returns the `len` values of `A` at `offset`, or `None` if they are misaligned or beyond the memory.
     pub(crate) fn atomics<A: Atomics>(&self, offset: usize, len: usize) -> Option<&[A]> {
         let end = size_of::<A>().checked_mul(len)?.checked_add(offset)?;
         let fits = end <= self.len() && offset.is_multiple_of(align_of::<A>());
-        // SAFETY: it is mapped as long as `self`, begins at a page's border, and holds atomics
-        // from there on, which may have any bytes and be written at any time by anybody.
+        // SAFETY: the memory is mapped as long as `self`, and the range lies in it and is aligned. Atomics
+        // are valid for all bytes, and any process may write them at any time.
         fits.then(|| unsafe { std::slice::from_raw_parts(self.start().add(offset).cast(), len) })
     }
 }
 
-/// What can be looked at while other processes write it.
+/// A type that can be read while other processes write it.
 ///
 /// # Safety
 ///
-/// It is made of atomic integers alone, and needs no alignment above a page's.
+/// The type must consist of atomic integers only, with an alignment of at most a page.
 pub(crate) unsafe trait Atomics {}
 
-/// An anonymous file of `len` zero bytes.
+/// Creates an anonymous file of `len` zero bytes.
 fn create(len: usize) -> io::Result<File> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let file = File::new(rustix::fs::memfd_create("procpool", flags)?)?;
@@ -172,7 +176,7 @@ fn create(len: usize) -> io::Result<File> {
     Ok(file)
 }
 
-/// The same, with all its memory.
+/// Creates an anonymous file of `len` zero bytes and allocates all of its memory.
 fn allocate(len: usize) -> io::Result<File> {
     let file = create(len)?;
     if len > 0 {
@@ -181,45 +185,47 @@ fn allocate(len: usize) -> io::Result<File> {
     Ok(file)
 }
 
-/// A file of [`ENDLESS`] bytes, none of which takes memory yet.
+/// Creates a sparse file of [`ENDLESS`] bytes, without allocating memory.
 pub(crate) fn endless() -> io::Result<File> {
     let file = create(ENDLESS as usize)?;
     rustix::fs::fcntl_add_seals(&file, SIZE)?;
     Ok(file)
 }
 
-/// Checks that a file was made by [`endless`].
+/// Checks that a file was created by [`endless`].
 pub(crate) fn check_endless(file: &File) -> io::Result<()> {
     let is_sealed = rustix::fs::fcntl_get_seals(file)?.contains(SIZE);
     match is_sealed && rustix::fs::fstat(file)?.st_size.cast_unsigned() == ENDLESS {
         true => Ok(()),
-        false => Err(io::Error::other("it isn't the log of a channel: it is something else")),
+        false => Err(io::Error::other(
+            "the file is not the log of a channel: the shared object has another type",
+        )),
     }
 }
 
-/// How many bytes of a file take memory.
+/// Returns how many bytes of a file are allocated.
 pub(crate) fn allocated(file: &File) -> io::Result<u64> {
     Ok(rustix::fs::fstat(file)?.st_blocks.cast_unsigned().saturating_mul(512))
 }
 
-/// More than can be written in a hundred years.
+/// The size of a sparse file: more bytes than can be written in a hundred years.
 pub(crate) const ENDLESS: u64 = 1 << 62;
 
-/// Has a part of a file take memory.
+/// Allocates memory for a part of a file.
 pub(crate) fn reserve(file: &File, range: Range<u64>) -> io::Result<()> {
     let len = range.end - range.start;
     let flags = FallocateFlags::empty();
     Ok(retry_on_intr(|| rustix::fs::fallocate(file, flags, range.start, len))?)
 }
 
-/// Has a part of a file take no memory any more.
+/// Frees the memory of a part of a file.
 pub(crate) fn punch(file: &File, range: Range<u64>) -> io::Result<()> {
     let len = range.end - range.start;
     let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
     Ok(retry_on_intr(|| rustix::fs::fallocate(file, flags, range.start, len))?)
 }
 
-/// Writes into a file, without a mapping.
+/// Writes to a file without a mapping.
 pub(crate) fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
     let mut done = 0;
     while done < bytes.len() {
@@ -229,7 +235,7 @@ pub(crate) fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()>
     Ok(())
 }
 
-/// Reads out of a file, without a mapping, and replaces what `bytes` held.
+/// Reads from a file without a mapping. Replaces the content of `bytes`.
 pub(crate) fn read_at(file: &File, bytes: &mut Vec<u8>, offset: u64, len: u64) -> io::Result<()> {
     let len = usize::try_from(len).map_err(io::Error::other)?;
     bytes.clear();
@@ -247,7 +253,7 @@ pub(crate) fn read_at(file: &File, bytes: &mut Vec<u8>, offset: u64, len: u64) -
 }
 
 impl Mapping {
-    /// Maps a part of a file, which begins at a page's border.
+    /// Maps a part of a file, which must start at a page.
     pub(crate) fn new(file: &File, range: Range<u64>, writable: bool) -> io::Result<Self> {
         let len = usize::try_from(range.end - range.start).map_err(io::Error::other)?;
         if len == 0 {
@@ -255,13 +261,13 @@ impl Mapping {
             struct Page;
             return Ok(Self { address: NonNull::<Page>::dangling().cast(), len });
         }
-        // Private, since a sealed file can't be mapped otherwise before Linux 6.7; as it is never
-        // written, its pages are the file's all the same.
+        // Private, because before Linux 6.7 a file sealed against writes cannot be mapped as shared. The
+        // mapping is never written, so its pages are those of the file.
         let (access, sharing) = match writable {
             true => (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED),
             false => (ProtFlags::READ, MapFlags::PRIVATE),
         };
-        // SAFETY: the kernel chooses the place, so nothing that is mapped already is replaced.
+        // SAFETY: the kernel chooses the address, so no existing mapping is replaced.
         let address = unsafe {
             rustix::mm::mmap(std::ptr::null_mut(), len, access, sharing, file, range.start)
         }?;
@@ -278,36 +284,35 @@ impl Mapping {
 impl Drop for Mapping {
     fn drop(&mut self) {
         if self.len > 0 {
-            // SAFETY: it was mapped by `new`, and whoever uses it borrows from what is dropped here.
+            // SAFETY: it was mapped by `new`, and all its users borrow from `self`.
             let _ = unsafe { rustix::mm::munmap(self.start().cast(), self.len) };
         }
     }
 }
 
-/// Memory that this process was given.
+/// Memory that this process has received.
 #[derive(Debug)]
-struct Kept {
+struct Cached {
     memory: Arc<SharedMemory>,
-    /// Since it was last looked at.
+    /// Whether it was opened since the last pass of [`evict_unused`].
     is_used: bool,
 }
 
-static KEPT: Mutex<BTreeMap<FileId, Kept>> = Mutex::new(BTreeMap::new());
+static MAP_CACHE: Mutex<BTreeMap<FileId, Cached>> = Mutex::new(BTreeMap::new());
 
-fn kept() -> MutexGuard<'static, BTreeMap<FileId, Kept>> {
-    KEPT.lock().unwrap_or_else(PoisonError::into_inner)
+fn map_cache() -> MutexGuard<'static, BTreeMap<FileId, Cached>> {
+    MAP_CACHE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Lets go of what has not been used for a while. Runs on a thread of its own, as long as there is
-/// something.
-fn let_go() {
+/// Unmaps memory that has been unused for [`KEEP`]. Runs on a thread of its own until no memory is left.
+fn evict_unused() {
     loop {
         std::thread::sleep(KEEP);
-        let mut kept = kept();
-        kept.retain(|_, kept| {
-            std::mem::take(&mut kept.is_used) || Arc::strong_count(&kept.memory) > 1
+        let mut cache = map_cache();
+        cache.retain(|_, entry| {
+            std::mem::take(&mut entry.is_used) || Arc::strong_count(&entry.memory) > 1
         });
-        if kept.is_empty() {
+        if cache.is_empty() {
             return;
         }
     }

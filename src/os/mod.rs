@@ -1,5 +1,4 @@
-//! What is asked of the operating system: starting, watching and killing processes, and looking at
-//! them. Everything here is Linux's.
+//! The interface to Linux: processes, shared memory, futexes, pipes and signals.
 
 pub(crate) mod futex;
 pub(crate) mod handle;

@@ -1,5 +1,5 @@
-//! A pipe that nothing is written into: each of its ends tells whether anybody still has the other,
-//! whatever way the others have ended.
+//! A pipe without data: each end detects whether any process still has the other end, even if processes
+//! were killed.
 
 use std::io;
 
@@ -8,13 +8,13 @@ use rustix::pipe::PipeFlags;
 
 use super::handle::File;
 
-/// A pipe's ends: to be read, to be written.
+/// Creates a pipe. Returns its read end and its write end.
 pub(crate) fn pipe() -> io::Result<(File, File)> {
     let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
     Ok((File::new(read)?, File::new(write)?))
 }
 
-/// Whether nobody has the other end any more.
+/// Returns whether no process has the other end.
 pub(crate) fn is_hung_up(end: &File) -> bool {
     let mut end = [PollFd::new(end, PollFlags::empty())];
     let asked = rustix::event::poll(&mut end, Some(&Timespec::default()));

@@ -1,8 +1,8 @@
-//! Starting, watching and killing one worker process.
+//! Starts, watches, kills and reaps one worker process.
 //!
-//! A process is held by its pidfd, so that a signal can't reach another that got its number, and
-//! its death can be waited for together with anything else. Only our own children are ever waited
-//! for: the host program has children of its own.
+//! A process is identified by its pidfd, so that a signal cannot reach another process with a reused PID,
+//! and so that its end can be polled together with other events. Only children of this module are reaped:
+//! the host program has children of its own.
 
 use std::ffi::OsString;
 use std::io;
@@ -25,32 +25,32 @@ use rustix::process::{
 
 use crate::error::DeathCause;
 
-/// `fcntl`'s command that chooses the signal; libc has no name for it here.
+/// The command of `fcntl` that sets the signal. libc does not define it for this target.
 const F_SETSIG: libc::c_int = 10;
 
-/// Where a worker's standard output and standard error go.
+/// The destination of a worker's standard output and standard error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum OutputMode {
-    /// To where the parent's go.
+    /// The parent's standard output and standard error.
     #[default]
     Inherit,
-    /// To nowhere.
+    /// Discards all output.
     Null,
-    /// Into the report of the task that was running, each apart from its neighbours'
-    /// ([`Report::output`](crate::Report::output)).
+    /// Captures the output of each task in its report, in
+    /// [`Report::output`](crate::Report::output).
     Capture,
 }
 
-/// Has `f` called in each copy of this process that fork makes. It may do no more than a signal
-/// handler.
+/// Registers `f` to be called in each forked copy of this process. It may call only async-signal-safe
+/// functions.
 pub(crate) fn after_fork(f: extern "C" fn()) {
-    // SAFETY: a plain call; the function is there as long as the process is.
+    // SAFETY: a plain call with a function that exists as long as the process.
     unsafe { libc::pthread_atfork(None, None, Some(f)) };
 }
 
-/// A static of which each process has its own: in a copy that fork makes, the threads that hold its locks
-/// are missing.
+/// A static that a forked copy of the process does not share: in the copy, the threads that hold its locks
+/// do not exist.
 pub(crate) struct PerProcess<T>(AtomicPtr<(u32, T)>);
 
 impl<T: Default + Send + Sync> PerProcess<T> {
@@ -58,11 +58,11 @@ impl<T: Default + Send + Sync> PerProcess<T> {
         Self(AtomicPtr::new(std::ptr::null_mut()))
     }
 
-    /// Returns this process's value, which is made the first time.
+    /// Returns this process's value, and creates it at the first call.
     pub(crate) fn get(&'static self) -> &'static T {
         loop {
             let (known, pid) = (self.0.load(Acquire), sys::own_pid());
-            // SAFETY: null, or a value that was leaked below.
+            // SAFETY: the pointer is null or points to a value that was leaked below.
             if let Some((owner, value)) = unsafe { known.as_ref() }
                 && *owner == pid
             {
@@ -70,7 +70,7 @@ impl<T: Default + Send + Sync> PerProcess<T> {
             }
             let fresh = Box::into_raw(Box::new((pid, T::default())));
             if self.0.compare_exchange(known, fresh, AcqRel, Acquire).is_err() {
-                // SAFETY: made just now, and no other thread has seen it.
+                // SAFETY: it was created just above and has not been published.
                 drop(unsafe { Box::from_raw(fresh) });
             }
         }
@@ -80,19 +80,20 @@ impl<T: Default + Send + Sync> PerProcess<T> {
 /// How a worker process is started.
 #[derive(Debug)]
 pub(crate) struct Launch {
-    /// What is set in its environment.
+    /// The variables that are set in its environment.
     pub(crate) env: Vec<(OsString, OsString)>,
-    /// Where it starts.
+    /// Its working directory, if not the parent's.
     pub(crate) current_dir: Option<PathBuf>,
-    /// Where it prints.
+    /// The destination of its output.
     pub(crate) output: OutputMode,
-    /// The other end of this pipe is held by this process alone; see `liveness` in `procpool-worker`.
+    /// The read end of the liveness pipe. Only this process has its write end; see `liveness` in
+    /// `procpool-worker`.
     pub(crate) cord: Arc<OwnedFd>,
 }
 
 impl Launch {
-    /// Opens the liveness pipe anew for one worker: which process group is to be signalled is a property
-    /// of the open file.
+    /// Reopens the liveness pipe for one worker, because the process group to signal is a property of the
+    /// open file.
     pub(crate) fn open_cord(&self) -> io::Result<OwnedFd> {
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let path = format!("/proc/self/fd/{}", self.cord.as_raw_fd());
@@ -100,10 +101,10 @@ impl Launch {
     }
 }
 
-/// The error of a system call that may have been refused by a filter (seccomp) or a security module:
-/// names the call and what needs it.
+/// Adds to the error of a system call its name, its purpose and, if a filter (seccomp) or a security module
+/// may have refused it, the remedy.
 pub(crate) fn explain(call: &str, purpose: &str, error: io::Error) -> io::Error {
-    // These say by themselves what is missing, and have remedies of their own.
+    // These errors name what is missing and have remedies of their own.
     if let Some(libc::EMFILE | libc::ENFILE | libc::EAGAIN) = error.raw_os_error() {
         return error;
     }
@@ -111,11 +112,11 @@ pub(crate) fn explain(call: &str, purpose: &str, error: io::Error) -> io::Error 
     io::Error::new(error.kind(), format!("{call} (to {purpose}): {error}{remedy}"))
 }
 
-/// Has the kernel kill a process's group when the cord's other end is closed. It is done here and not
-/// by the child, which may be stopped before it has come to do anything.
+/// Makes the kernel kill a process's group when the write end of its liveness pipe is closed. Done by the
+/// parent, because the child may be stopped before it runs any code.
 fn tie(cord: &OwnedFd, pid: Pid) -> io::Result<()> {
     let fd = cord.as_raw_fd();
-    // SAFETY: plain system calls on a descriptor that is open.
+    // SAFETY: plain system calls on an open descriptor.
     let tied = unsafe {
         libc::fcntl(fd, libc::F_SETOWN, -pid.as_raw_pid()) != -1
             && libc::fcntl(fd, F_SETSIG, libc::SIGKILL) != -1
@@ -125,7 +126,7 @@ fn tie(cord: &OwnedFd, pid: Pid) -> io::Result<()> {
 }
 
 impl Launch {
-    /// Says of what no process has come: its directory, or which calls start one.
+    /// Adds to the error of a failed start the unusable directory or the system calls that start a process.
     fn explain(&self, error: io::Error) -> io::Error {
         let unusable = |dir: &&PathBuf| std::fs::read_dir(dir).is_err();
         if let Some(dir) = self.current_dir.as_ref().filter(unusable) {
@@ -144,9 +145,9 @@ pub(crate) struct Child {
 }
 
 impl Child {
-    /// Starts a copy of this program, with the worker's end of its control socket as standard input
-    /// and `cord` as its liveness pipe. The calling thread must outlive it: its end is announced to
-    /// the child as the parent's death.
+    /// Starts a copy of this program, with the worker's end of its control socket as standard input and
+    /// `cord` as its liveness pipe. The calling thread must outlive the child, which receives the end of the
+    /// thread as its parent's death.
     pub(crate) fn start(
         launch: &Launch,
         env: impl IntoIterator<Item = (OsString, OsString)>,
@@ -156,7 +157,7 @@ impl Child {
         cord: &OwnedFd,
         capture: Option<&OwnedFd>,
     ) -> io::Result<Self> {
-        // This process's own file, even if another has been put in its place since.
+        // This process's own executable, even if its file has been replaced.
         let mut command = Command::new("/proc/self/exe");
         if let Some(name) = std::env::args_os().next() {
             command.arg0(name);
@@ -167,7 +168,7 @@ impl Child {
             .envs(launch.env.iter().map(|(name, value)| (name, value)))
             .envs(env)
             .stdin(Stdio::from(control))
-            // Its own process group, so that what its tasks start can be killed with it.
+            // A process group of its own, so that processes that its tasks start can be killed with it.
             .process_group(0);
         if let Some(dir) = &launch.current_dir {
             command.current_dir(dir);
@@ -181,11 +182,11 @@ impl Child {
             }
             (OutputMode::Inherit | OutputMode::Capture, None) => {}
         }
-        // No `pre_exec`: with one, std forks, which beside a parent of 1 GiB takes 46 ms.
+        // No `pre_exec`: with it, std forks, which takes 46 ms in a parent of 1 GiB.
         let child = command.spawn().map_err(|error| launch.explain(error))?;
         let pid = Pid::from_child(&child);
         let tied = tie(cord, pid)
-            .map_err(|error| explain("fcntl", "have a worker end with this process", error));
+            .map_err(|error| explain("fcntl", "end a worker with this process", error));
         let watched = || {
             pidfd_open(pid, PidfdFlags::empty())
                 .map_err(|error| explain("pidfd_open", "watch a worker", error.into()))
@@ -193,8 +194,8 @@ impl Child {
         match tied.and_then(|()| watched()) {
             Ok(pidfd) => Ok(Self { pid, pidfd }),
             Err(error) => {
-                // It can't be watched, so it must not live. It has not been waited for, so the
-                // number is still its own.
+                // A child that cannot be watched must not live. It has not been reaped, so its PID cannot
+                // have been reused.
                 let _ = rustix::process::kill_process(pid, Signal::KILL);
                 let _ = waitid(WaitId::Pid(pid), WaitIdOptions::EXITED);
                 Err(error)
@@ -202,7 +203,7 @@ impl Child {
         }
     }
 
-    /// Watches a child that was started in another way.
+    /// Watches a child that was started elsewhere.
     #[cfg(any(test, fuzzing))]
     pub(crate) fn of(child: &std::process::Child) -> io::Result<Self> {
         let pid = Pid::from_child(child);
@@ -213,45 +214,45 @@ impl Child {
         self.pid.as_raw_pid().cast_unsigned()
     }
 
-    /// Becomes readable when the process has ended.
+    /// Returns the pidfd, which becomes readable when the process ends.
     pub(crate) fn pidfd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
     }
 
-    /// Whether the process has ended; it is not reaped by that.
+    /// Returns whether the process has ended, without reaping it.
     pub(crate) fn has_ended(&self) -> bool {
         let ask = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
         match waitid(WaitId::PidFd(self.pidfd.as_fd()), ask) {
             Ok(ended) => ended.is_some(),
             Err(rustix::io::Errno::INTR) => false,
-            // Another part of this program has reaped it, or this is refused too.
+            // Another part of this program has reaped it, or the call is refused.
             Err(_) => rustix::process::test_kill_process(self.pid).is_err(),
         }
     }
 
-    /// Sends a signal, if the process still exists.
+    /// Sends a signal if the process still exists.
     pub(crate) fn signal(&self, signal: Signal) {
         let _ = pidfd_send_signal(&self.pidfd, signal);
     }
 
-    /// Sends a signal to the process and to what it has started. It must not have been waited for,
-    /// or its number may be another's.
+    /// Sends a signal to the process group. The process must not have been reaped: otherwise its PID may have
+    /// been reused.
     pub(crate) fn signal_group(&self, signal: Signal) {
         let _ = kill_process_group(self.pid, signal);
     }
 
-    /// Kills the process itself. What it has started is killed by [`reap`](Self::reap).
+    /// Kills the process itself. [`reap`](Self::reap) kills the rest of its group.
     pub(crate) fn kill(&self) {
         self.signal(Signal::KILL);
     }
 
-    /// Kills what the process has left behind in its group, and collects how it ended. The process
-    /// must have ended.
+    /// Kills the rest of the process's group, reaps the process and returns how it ended. The process must
+    /// have ended.
     pub(crate) fn reap(&self) -> DeathCause {
-        // Before it is waited for: until then no other group can have its number.
+        // Before the process is reaped: until then, no other group can have its PID.
         let _ = kill_process_group(self.pid, Signal::KILL);
-        // One that is being traced is its tracer's to collect until that lets go: it does nothing more,
-        // and isn't waited for.
+        // A traced process cannot be reaped until its tracer detaches. It runs no more code, so this does not
+        // wait for it.
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
         let status = loop {
             match waitid(WaitId::PidFd(self.pidfd.as_fd()), options) {
@@ -268,14 +269,14 @@ impl Child {
     }
 }
 
-/// A file in memory that output is captured in, shared with the process whose output it is.
+/// A file in memory that captures the output of a process, which shares it.
 #[derive(Debug)]
 pub(crate) struct CaptureFile(OwnedFd);
 
 impl CaptureFile {
     pub(crate) fn new() -> io::Result<Self> {
         let file = rustix::fs::memfd_create(c"procpool-output", MemfdFlags::CLOEXEC)?;
-        // So that it can be emptied here while it is written there.
+        // Lets this process truncate the file while the other one writes it.
         rustix::fs::fcntl_setfl(&file, OFlags::APPEND)?;
         Ok(Self(file))
     }
@@ -284,18 +285,18 @@ impl CaptureFile {
         &self.0
     }
 
-    /// Forgets what has been written.
+    /// Discards the captured output.
     pub(crate) fn clear(&self) {
         let _ = rustix::fs::ftruncate(&self.0, 0);
     }
 
-    /// How much has been written.
+    /// Returns the size of the captured output in bytes.
     pub(crate) fn len(&self) -> u64 {
         rustix::fs::fstat(&self.0).map_or(0, |file| file.st_size.cast_unsigned())
     }
 
-    /// What was written there, as far as it exists. A task may give the file any length: no more is read
-    /// than there is memory behind it, and nothing where this process has no room for that.
+    /// Returns the part of `range` that exists. A task may set any file size, so at most the allocated size
+    /// is read. Returns nothing if memory for it cannot be allocated.
     pub(crate) fn read(&self, range: Range<u64>) -> Vec<u8> {
         let backed = rustix::fs::fstat(&self.0)
             .map_or(0, |file| file.st_size.min(file.st_blocks.saturating_mul(512)).cast_unsigned());

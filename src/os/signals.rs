@@ -1,7 +1,7 @@
-//! Keeping the host program's signals away from the pool's threads.
+//! Blocks the host program's signals in the pool's threads, and names signals.
 
-/// Calls `f`, which may start threads, with all signals blocked, so that the new threads never run
-/// a signal handler of the host program, and no call of theirs is interrupted by one.
+/// Calls `f` with all signals blocked. Threads that `f` starts inherit the mask: they never run a signal
+/// handler of the host program, and no signal interrupts their system calls.
 pub(crate) fn blocked<T>(f: impl FnOnce() -> T) -> T {
     // SAFETY: plain system calls on local data.
     let before = unsafe {
@@ -17,7 +17,7 @@ pub(crate) fn blocked<T>(f: impl FnOnce() -> T) -> T {
     value
 }
 
-/// A signal's name, of those that end a process.
+/// Returns the name of a signal that ends processes by default, or `None` for other signals.
 pub(crate) fn signal_name(signal: i32) -> Option<&'static str> {
     Some(match signal {
         libc::SIGHUP => "SIGHUP",

@@ -1,4 +1,4 @@
-//! An array that several processes write.
+//! [`SharedArray`]: an array that several processes write.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -18,14 +18,15 @@ use crate::error::Error;
 use crate::os::memory::Atomics;
 use crate::sync::{LockGuard, RawLock};
 
-/// Numbers, or other plain data, that several processes read and write: under a lock, or as atomics.
+/// An array of numbers or other plain data that several processes read and write, under a lock or as
+/// atomics.
 ///
-/// A clone is another handle on the same array. It can be sent as a
-/// [`SharedSlice`](crate::shared::SharedSlice) can: anywhere inside an argument, and only there.
+/// A clone is another handle to the same array. A handle can be sent anywhere inside an argument of a task,
+/// an initializer or a [`Process`](crate::Process), but not in a result or a message.
 ///
 /// # Under a lock
 ///
-/// Elements are any type that is [`Pod`], and are reached through the array's own lock:
+/// Elements of any [`Pod`] type are accessed through the array's own lock:
 ///
 /// ```no_run
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -45,12 +46,13 @@ use crate::sync::{LockGuard, RawLock};
 /// # }
 /// ```
 ///
-/// If a process dies or panics while it has the lock, the next one gets it, and is told so by
-/// [`LockGuard::abandoned_by`]: any part of what the other was about to write may be there.
+/// If a process dies or panics while it holds the lock, another process can acquire it.
+/// [`LockGuard::abandoned_by`] then returns the PID of the previous holder, which may have written any part
+/// of its changes.
 ///
 /// # As atomics
 ///
-/// With an atomic integer as the type of its elements, the array is a slice of those, and there is no
+/// With an atomic integer as its element type, the array dereferences to a slice of atomics and has no
 /// lock:
 ///
 /// ```
@@ -75,21 +77,21 @@ struct Head<T> {
     element: PhantomData<T>,
 }
 
-// SAFETY: a lock is made of atomics, and a marker of nothing.
+// SAFETY: a lock consists of atomics, and a marker has no bytes.
 unsafe impl<T> Atomics for Head<T> {}
 
 impl<T> SharedArray<T> {
-    /// How many elements there are.
+    /// Returns the number of elements.
     pub fn len(&self) -> usize {
         self.object.tail_bytes() / const { Self::SIZE }
     }
 
-    /// Whether there are none.
+    /// Returns whether the array has no elements.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// An element's size. Elements can be counted, and fit to where the tail begins.
+    /// The size of an element in bytes. It is not zero, and the tail is aligned for elements.
     const SIZE: usize = {
         assert!(size_of::<T>() > 0 && align_of::<T>() <= 64);
         size_of::<T>()
@@ -101,11 +103,11 @@ impl<T> SharedArray<T> {
 }
 
 impl<T: Pod> SharedArray<T> {
-    /// With a copy of `elements`, which may be a slice, a vector or an array.
+    /// Creates an array with a copy of `elements`: a slice, a vector or an array.
     ///
     /// # Errors
     ///
-    /// [`Error::SharedMemory`] when the system has no memory or no file descriptor for it.
+    /// [`Error::SharedMemory`] if memory or a file descriptor cannot be allocated.
     pub fn new(elements: impl AsRef<[T]>) -> Result<Self, Error> {
         let elements = elements.as_ref();
         let array = Self::zeroed(elements.len())?;
@@ -113,7 +115,7 @@ impl<T: Pod> SharedArray<T> {
         Ok(array)
     }
 
-    /// With `len` elements of zero.
+    /// Creates an array of `len` zero elements.
     ///
     /// # Errors
     ///
@@ -122,23 +124,23 @@ impl<T: Pod> SharedArray<T> {
         Self::with_len(len)
     }
 
-    /// Waits for the lock, and gives the elements for as long as the guard is kept. It is not to be
-    /// asked for by a thread that has it: that would wait for ever.
+    /// Acquires the lock, and blocks until it is free. The guard dereferences to the elements. Deadlocks if
+    /// this thread already holds the lock.
     pub fn lock(&self) -> LockGuard<'_, [T]> {
         self.guarded(self.raw().lock())
     }
 
-    /// The same, if nobody has the lock.
+    /// Acquires the lock without blocking. Returns `None` if it is held.
     pub fn try_lock(&self) -> Option<LockGuard<'_, [T]>> {
         self.raw().try_lock().map(|guard| self.guarded(guard))
     }
 
-    /// The same, unless the lock can't be had within `limit`.
+    /// Acquires the lock, and blocks for at most `limit`. Returns `None` if it is still held then.
     pub fn lock_timeout(&self, limit: Duration) -> Option<LockGuard<'_, [T]>> {
         self.raw().lock_timeout(limit).map(|guard| self.guarded(guard))
     }
 
-    /// A copy of all elements, made under the lock.
+    /// Returns a copy of all elements, made under the lock.
     pub fn to_vec(&self) -> Vec<T> {
         self.lock().to_vec()
     }
@@ -147,19 +149,19 @@ impl<T: Pod> SharedArray<T> {
         &self.object.head().lock
     }
 
-    /// The elements, for who has the lock.
+    /// Converts the guard of the lock into a guard of the elements.
     fn guarded<'a>(&'a self, guard: LockGuard<'a>) -> LockGuard<'a, [T]> {
         let start = NonNull::new(self.object.tail_start()).expect("nothing is mapped at 0");
         let elements = NonNull::slice_from_raw_parts(start.cast(), self.len());
-        // SAFETY: there are so many elements, which may have any bytes, for as long as the array
-        // lives, which the guard borrows. Only here are they reached, since the array's kind says
-        // that they are no atomics, in whatever process.
+        // SAFETY: the memory holds this many elements, for which all bytes are valid, as long as the array,
+        // which the guard borrows. They are accessed only here: the kind of the object ensures that no
+        // process treats them as atomics.
         unsafe { guard.guarding(elements) }
     }
 }
 
 impl<A: Atomic> SharedArray<A> {
-    /// Atomic integers with these values.
+    /// Creates an array of atomic integers with these values.
     ///
     /// # Errors
     ///
@@ -192,11 +194,11 @@ impl<T> fmt::Debug for SharedArray<T> {
     }
 }
 
-/// The atomic integers of `std::sync::atomic`, of which a [`SharedArray`] or a
-/// [`SharedValue`](crate::shared::SharedValue) can be made.
-#[expect(private_bounds, reason = "these are all that there are")]
+/// The atomic integers of `std::sync::atomic`, which can be elements of a [`SharedArray`] or a
+/// [`SharedValue`](crate::shared::SharedValue).
+#[expect(private_bounds, reason = "sealed: these are all atomic integers")]
 pub trait Atomic: Atomics {
-    /// The integer.
+    /// The integer type.
     type Value: Pod;
 
     #[doc(hidden)]

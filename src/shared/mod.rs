@@ -1,5 +1,7 @@
-//! Memory that tasks share instead of being sent copies of it. `os/memory` has the memory itself,
-//! [`object`] what all that is written by several processes is made of.
+//! Memory that tasks share instead of receiving copies of it: [`SharedSlice`] is read-only, [`SharedArray`]
+//! and [`SharedValue`] are writable.
+
+// `os/memory` owns the memory itself, `object` the layout of everything that several processes write.
 
 mod array;
 pub(crate) mod object;

@@ -1,21 +1,19 @@
-//! An object in shared memory that several processes write: a head of atomics, and what comes after
-//! it, its tail.
+//! An object in shared memory that several processes write: a head of atomics, followed by a tail.
 //!
-//! Small objects share regions, so that thousands of them cost a few descriptors. A region begins with
-//! a directory, which says of each of its slots what lies there and where:
+//! Small objects share regions, so that thousands of them use only a few descriptors. A region starts with
+//! a directory, whose slots contain the kind and position of each object:
 //!
 //! ```text
 //!   mark, number of slots │ slot 0 │ slot 1 │ …      │ object 0 │ object 1 │ …
 //!   ──────────────────────┴────────┴────────┴────────┴──────────┴──────────┴───
 //! ```
 //!
-//! The process that makes a region fills it from the beginning to the end. No slot is ever used again:
-//! any process may still have an object that this one has dropped. The region goes with the last
-//! object in it.
+//! The process that creates a region fills it from start to end. A slot is never reused, because other
+//! processes may still have an object that this one has dropped. The region is freed with its last object.
 //!
-//! The type of the head is noted twice: in the encoding, so that a type decoded as another is an error
-//! (see [`Kind`]), and in the directory, so that no encoding put together by hand makes atomics of
-//! what others reach under a lock.
+//! The type of the head is recorded twice: in the encoding, so that decoding as another type is an error
+//! (see [`Kind`]), and in the directory, so that a forged encoding cannot access data as atomics that other
+//! processes access under a lock.
 
 use std::any::type_name;
 use std::fmt;
@@ -32,24 +30,24 @@ use crate::error::Error;
 use crate::os::handle::Handle;
 use crate::os::memory::{Atomics, SharedMemory};
 
-/// Parts that are written by different processes are kept in cache lines of their own.
+/// The size of a cache line in bytes. Objects, which different processes write, do not share cache lines.
 const LINE: usize = 64;
 
-/// Size of a region that small objects share, and of the directory's slots in it: as many as there is
-/// room for objects of two lines, the smallest that there are but for locks.
+/// The size in bytes of a region for small objects, and its number of slots: enough to fill it with objects
+/// of two cache lines, the smallest except for locks.
 const REGION: usize = 64 << 10;
 const SLOTS: usize = 416;
 
-/// What is larger has a region of its own.
+/// Objects of more bytes have a region of their own.
 const SMALL: usize = 1 << 10;
 
-/// An object whose head is `H`. A clone is another handle on the same one.
+/// An object whose head is `H`. A clone is another handle to the same object.
 #[derive(Debug)]
 pub(crate) struct Object<H> {
     memory: Arc<SharedMemory>,
     slot: u32,
-    /// Where the head begins, and how many bytes the tail has: read once, since any process may write
-    /// over the directory.
+    /// The offset of the head and the size of the tail in bytes. Read once, because any process may overwrite
+    /// the directory.
     start: usize,
     tail: usize,
     head: PhantomData<fn() -> H>,
@@ -71,7 +69,7 @@ unsafe impl Atomics for Slot {}
 #[derive(Debug)]
 struct Current {
     memory: Weak<SharedMemory>,
-    /// Which process fills it: a copy made by fork is not to fill the same.
+    /// The process that fills it. A forked copy must not fill the same region.
     pid: u32,
     slots: usize,
     end: usize,
@@ -79,12 +77,12 @@ struct Current {
 
 static CURRENT: Mutex<Option<Current>> = Mutex::new(None);
 
-/// Where the objects of a region with so many slots begin.
+/// Returns the offset of the first object in a region with this many slots.
 const fn directory(slots: usize) -> usize {
     (LINE + slots * size_of::<Slot>()).next_multiple_of(LINE)
 }
 
-/// A region of so many bytes and slots.
+/// Creates a region of `bytes` bytes and `slots` slots.
 fn region(bytes: usize, slots: usize) -> io::Result<Arc<SharedMemory>> {
     let memory = SharedMemory::zeroed(bytes)?;
     let words = memory.atomics::<AtomicU64>(0, 2).expect("a region holds its directory");
@@ -93,7 +91,7 @@ fn region(bytes: usize, slots: usize) -> io::Result<Arc<SharedMemory>> {
     Ok(Arc::new(memory))
 }
 
-/// Room for an object of so many bytes: a region, a slot in it, and where the object begins.
+/// Allocates an object of `bytes` bytes. Returns its region, its slot and its offset.
 fn allocate(bytes: usize) -> io::Result<(Arc<SharedMemory>, usize, usize)> {
     if bytes > SMALL {
         let start = directory(1);
@@ -117,7 +115,7 @@ fn allocate(bytes: usize) -> io::Result<(Arc<SharedMemory>, usize, usize)> {
     Ok((memory, 0, start))
 }
 
-/// The directory's entry of a slot; none if the memory is no region, or has no such slot.
+/// Returns the directory's entry of a slot, or `None` if the memory is not a region with this slot.
 fn slot(memory: &SharedMemory, slot: usize) -> Option<&Slot> {
     let words = memory.atomics::<AtomicU64>(0, 2)?;
     let is_there =
@@ -127,7 +125,7 @@ fn slot(memory: &SharedMemory, slot: usize) -> Option<&Slot> {
 }
 
 impl<H: Atomics> Object<H> {
-    /// All of it zero, with a tail of `tail` bytes.
+    /// Creates a zeroed object with a tail of `tail` bytes.
     pub(crate) fn new(tail: usize) -> Result<Self, Error> {
         let bytes = Self::HEAD.saturating_add(tail);
         let bytes = bytes.checked_next_multiple_of(LINE).unwrap_or(usize::MAX);
@@ -140,14 +138,14 @@ impl<H: Atomics> Object<H> {
         Ok(Self { memory, slot: index as u32, start, tail, head: PhantomData })
     }
 
-    /// Size of the head, after which the tail begins: at a border that is good enough for all that may
-    /// be there.
+    /// The size of the head, and the offset of the tail. It is a multiple of a cache line, which aligns every
+    /// tail.
     const HEAD: usize = {
         assert!(align_of::<H>() <= LINE);
         size_of::<H>().next_multiple_of(LINE)
     };
 
-    /// The object in a slot; none if that holds another kind of object, or what is none.
+    /// Returns the object in a slot, or `None` if the slot has no valid object of this kind.
     fn find(memory: Arc<SharedMemory>, index: u32) -> Option<Self> {
         let entry = slot(&memory, index as usize)?;
         let start = usize::try_from(entry.start.load(Relaxed)).ok()?;
@@ -162,18 +160,18 @@ impl<H: Atomics> Object<H> {
         &self.atomics(self.start, 1)[0]
     }
 
-    /// The tail as `len` atomics.
+    /// Returns the tail as `len` atomics.
     pub(crate) fn tail<A: Atomics>(&self, len: usize) -> &[A] {
         assert!(len.checked_mul(size_of::<A>()).is_some_and(|bytes| bytes <= self.tail));
         self.atomics(self.start + Self::HEAD, len)
     }
 
-    /// How many bytes the tail has.
+    /// Returns the size of the tail in bytes.
     pub(crate) fn tail_bytes(&self) -> usize {
         self.tail
     }
 
-    /// Where the tail begins.
+    /// Returns the start of the tail.
     pub(crate) fn tail_start(&self) -> *mut u8 {
         self.memory.start().wrapping_add(self.start + Self::HEAD)
     }
@@ -183,7 +181,7 @@ impl<H: Atomics> Object<H> {
     }
 }
 
-/// Marks an encoding as one of a `P`. Decoding it as the mark of another type is an error.
+/// Marks an encoding as that of a `P`. Decoding it as another type's mark is an error.
 pub(crate) struct Kind<P: ?Sized>(PhantomData<fn() -> P>);
 
 impl<P: ?Sized> Kind<P> {
@@ -213,15 +211,15 @@ impl<'de, P: ?Sized> Deserialize<'de> for Kind<P> {
     }
 }
 
-/// The error of what was shared as another type than `P`.
+/// Returns the error of decoding a `P` from the encoding of another type.
 pub(crate) fn something_else<P: ?Sized, E: serde::de::Error>() -> E {
     E::custom(format_args!(
-        "what was shared is something else than a `{}`: encode and decode the same type",
+        "the shared object has another type than `{}`: encode and decode the same type",
         type_name::<P>()
     ))
 }
 
-/// Tells types apart; the same in all processes of a program.
+/// Returns a number that identifies a type in all processes of a program.
 fn number<P: ?Sized>() -> u64 {
     const BASIS: u64 = 0xcbf2_9ce4_8422_2325;
     const PRIME: u64 = 0x0000_0100_0000_01b3;
@@ -255,7 +253,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_slot_is_found_as_what_it_is_and_as_nothing_else_whatever_is_in_the_directory() {
+    fn a_slot_is_found_only_as_its_own_kind_whatever_the_directory_contains() {
         let object = Object::<AtomicU64>::new(100).unwrap();
         let find = |slot| Object::<AtomicU64>::find(Arc::clone(&object.memory), slot);
         let found = find(object.slot).unwrap();
@@ -273,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn objects_of_a_region_lie_apart_and_a_dropped_one_is_never_used_again() {
+    fn objects_of_a_region_do_not_overlap_and_slots_are_never_reused() {
         let objects: Vec<_> =
             (0..2 * SLOTS).map(|_| Object::<AtomicU64>::new(8).unwrap()).collect();
         let mut places: Vec<_> = objects.iter().map(|it| it.head() as *const AtomicU64).collect();

@@ -1,4 +1,4 @@
-//! A slice that is made once, and read by many processes.
+//! [`SharedSlice`]: a slice that is created once and read by many processes.
 
 use std::fmt;
 use std::io;
@@ -16,14 +16,14 @@ use crate::error::Error;
 use crate::os::handle::Handle;
 use crate::os::memory::SharedMemory;
 
-/// Numbers, or other plain data, that many processes read and none can write.
+/// A slice of numbers or other plain data that many processes read and none can write.
 ///
-/// It is made once, and lies in memory once however many have it. What travels in an argument is a
-/// handle of a few bytes; a worker maps the memory the first time, and keeps it mapped as long as it
-/// is used. A clone is another handle on the same memory, which is freed with the last one in any
-/// process, whatever way that ends.
+/// It is created once, and exists once in memory. An argument contains only a handle of a few bytes. A
+/// worker maps the memory when it receives the first handle, and keeps it mapped while it is in use. A clone
+/// is another handle to the same memory. The memory is freed when no process has a handle, even if processes
+/// are killed.
 ///
-/// The elements are any type that is [`Pod`].
+/// Elements can be of any [`Pod`] type.
 ///
 /// ```no_run
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -44,31 +44,31 @@ use crate::os::memory::SharedMemory;
 ///
 /// # Sending it
 ///
-/// It can be anywhere inside an argument: of a task, of an initializer, of a process. The pool keeps it
-/// alive there until the task is done. It can't be sent in a result: that is
+/// It can be anywhere inside an argument of a task, an initializer or a [`Process`](crate::Process). The
+/// pool keeps it alive until the task finishes. Sending it in a result fails with
 /// [`TaskErrorKind::Encode`](crate::TaskErrorKind::Encode).
 ///
 /// # Limits
 ///
-/// What a worker has read of it counts as its memory where that is
-/// [limited](crate::PoolBuilder::max_memory_per_worker).
+/// The part that a worker has read counts towards its
+/// [memory limit](crate::PoolBuilder::max_memory_per_worker).
 pub struct SharedSlice<T> {
     memory: Arc<SharedMemory>,
     elements: PhantomData<Arc<[T]>>,
 }
 
 impl<T: Pod> SharedSlice<T> {
-    /// A copy of `elements`, which may be a slice, a vector or an array.
+    /// Creates a shared copy of `elements`: a slice, a vector or an array.
     ///
     /// # Errors
     ///
-    /// [`Error::SharedMemory`] when the system has no memory or no file descriptor for it.
+    /// [`Error::SharedMemory`] if memory or a file descriptor cannot be allocated.
     pub fn new(elements: impl AsRef<[T]>) -> Result<Self, Error> {
         let bytes = bytemuck::cast_slice(elements.as_ref());
         Self::of(SharedMemory::copy_of(bytes), bytes.len())
     }
 
-    /// `len` elements, written in place by `fill`, which finds zeros.
+    /// Creates a slice of `len` zero elements and calls `fill` once to write them in place.
     ///
     /// ```
     /// # fn main() -> Result<(), procpool::Error> {
@@ -86,7 +86,7 @@ impl<T: Pod> SharedSlice<T> {
     ///
     /// As [`new`](Self::new).
     pub fn build(len: usize, fill: impl FnOnce(&mut [T])) -> Result<Self, Error> {
-        // More than can be is refused by the system.
+        // The operating system refuses impossible sizes.
         let bytes = len.saturating_mul(size_of::<T>());
         let fill = |bytes: &mut [u8]| fill(bytemuck::cast_slice_mut(bytes));
         Self::of(SharedMemory::built(bytes, fill), bytes)
@@ -98,7 +98,7 @@ impl<T: Pod> SharedSlice<T> {
         Ok(Self { memory: Arc::new(memory), elements: PhantomData })
     }
 
-    /// Elements can be counted, and memory begins at a page's border.
+    /// The size of an element is not zero, and the memory, which starts at a page, is aligned for it.
     const FITS: () = assert!(size_of::<T>() > 0 && align_of::<T>() <= 4096);
 }
 
@@ -108,8 +108,8 @@ impl<T: Pod> Deref for SharedSlice<T> {
     fn deref(&self) -> &[T] {
         const { Self::FITS };
         let len = self.memory.len() / size_of::<T>();
-        // SAFETY: the memory starts at a page's border, holds so many elements, which may be any
-        // bytes, and is sealed: no process can write it or make it shorter.
+        // SAFETY: the memory is page-aligned and holds this many elements, for which all bytes are valid. It
+        // is sealed: no process can write or shrink it.
         unsafe { std::slice::from_raw_parts(self.memory.start().cast(), len) }
     }
 }

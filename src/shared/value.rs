@@ -1,4 +1,4 @@
-//! A value that several processes write.
+//! [`SharedValue`]: a value that several processes write.
 
 use std::fmt;
 use std::ops::Deref;
@@ -12,8 +12,8 @@ use super::object::{Kind, something_else};
 use crate::error::Error;
 use crate::sync::LockGuard;
 
-/// A number, or another piece of plain data, that several processes read and write: under a lock, or
-/// as an atomic. It is a [`SharedArray`] of one, with all that is said there.
+/// A number or other plain data that several processes read and write, under a lock or as an atomic. It is
+/// a [`SharedArray`] with one element, and behaves like it.
 ///
 /// ```no_run
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -36,49 +36,49 @@ use crate::sync::LockGuard;
 /// # }
 /// ```
 ///
-/// Reading and writing are two steps: `counter.set(counter.get() + 1)` loses what another process does
-/// between them. `*counter.lock() += 1` doesn't.
+/// `counter.set(counter.get() + 1)` is two steps, and loses changes that other processes make between them.
+/// `*counter.lock() += 1` does not.
 pub struct SharedValue<T>(SharedArray<T>);
 
 impl<T: Pod> SharedValue<T> {
-    /// With `value` to begin with.
+    /// Creates a shared value that is initially `value`.
     ///
     /// # Errors
     ///
-    /// [`Error::SharedMemory`] when the system has no memory or no file descriptor for it.
+    /// [`Error::SharedMemory`] if memory or a file descriptor cannot be allocated.
     pub fn new(value: T) -> Result<Self, Error> {
         SharedArray::new([value]).map(Self)
     }
 
-    /// Waits for the lock, and gives the value for as long as the guard is kept. It is not to be
-    /// asked for by a thread that has it: that would wait for ever.
+    /// Acquires the lock, and blocks until it is free. The guard dereferences to the value. Deadlocks if this
+    /// thread already holds the lock.
     pub fn lock(&self) -> LockGuard<'_, T> {
         self.0.lock().map(first)
     }
 
-    /// The same, if nobody has the lock.
+    /// Acquires the lock without blocking. Returns `None` if it is held.
     pub fn try_lock(&self) -> Option<LockGuard<'_, T>> {
         self.0.try_lock().map(|guard| guard.map(first))
     }
 
-    /// The same, unless the lock can't be had within `limit`.
+    /// Acquires the lock, and blocks for at most `limit`. Returns `None` if it is still held then.
     pub fn lock_timeout(&self, limit: Duration) -> Option<LockGuard<'_, T>> {
         self.0.lock_timeout(limit).map(|guard| guard.map(first))
     }
 
-    /// A copy of the value.
+    /// Returns a copy of the value, made under the lock.
     pub fn get(&self) -> T {
         *self.lock()
     }
 
-    /// Puts `value` in the place of what is there.
+    /// Replaces the value, under the lock.
     pub fn set(&self, value: T) {
         *self.lock() = value;
     }
 }
 
 impl<A: Atomic> SharedValue<A> {
-    /// An atomic integer with `value` to begin with.
+    /// Creates a shared atomic integer that is initially `value`.
     ///
     /// # Errors
     ///
@@ -96,7 +96,7 @@ impl<A: Atomic> Deref for SharedValue<A> {
     }
 }
 
-/// The only element.
+/// Returns the only element.
 fn first<T>(elements: &mut [T]) -> &mut T {
     &mut elements[0]
 }
@@ -122,7 +122,7 @@ impl<T> Serialize for SharedValue<T> {
 impl<'de, T> Deserialize<'de> for SharedValue<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let (_, array) = <(Kind<Self>, SharedArray<T>)>::deserialize(deserializer)?;
-        // The only element is there whatever was encoded: nothing here may panic for want of it.
+        // Checked, because the encoding is untrusted and `first` panics without an element.
         if array.len() == 1 { Ok(Self(array)) } else { Err(something_else::<Self, D::Error>()) }
     }
 }

@@ -1,4 +1,4 @@
-//! A place where processes wait for each other.
+//! [`Barrier`]: participants wait for each other.
 
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, OnceLock};
@@ -14,7 +14,7 @@ use crate::error::Error;
 use crate::os::memory::Atomics;
 use crate::shared::object::Object;
 
-/// Has a number of participants wait for each other, as often as they like.
+/// A reusable barrier at which a fixed number of participants wait for each other.
 ///
 /// ```no_run
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -23,9 +23,9 @@ use crate::shared::object::Object;
 ///
 /// fn simulate((barrier, me): (Barrier, usize)) -> usize {
 ///     for _step in 0..10 {
-///         // … compute a part, then wait until all parts are there …
+///         // … compute a part, then wait for all other parts …
 ///         if barrier.wait().expect("the others are alive") {
-///             // … one of them does what is to be done once …
+///             // … one participant combines the parts …
 ///         }
 ///     }
 ///     me
@@ -38,17 +38,18 @@ use crate::shared::object::Object;
 /// # }
 /// ```
 ///
-/// All participants have to run at the same time: as many workers as there are participants, and a chunk
-/// size of one.
+/// All participants must run at the same time: use one worker per participant and a chunk size of one.
 ///
-/// # When it breaks
+/// # Broken barriers
 ///
-/// A barrier is broken when a participant gives up ([`wait_timeout`](Self::wait_timeout),
-/// [`abort`](Self::abort)), drops the barrier while it panics, or dies, and then it is for all: those who wait, and those who come, get [`BarrierError::Broken`], until it is
-/// [reset](Self::reset). A process is a participant from when a task in it begins that has the
-/// barrier in its argument, or from when it first waits, until it drops the barrier. One that is killed
-/// between is missed within some milliseconds; one that never came is not, and
-/// [`wait_timeout`](Self::wait_timeout) has a limit.
+/// A barrier breaks if a participant exceeds the limit of [`wait_timeout`](Self::wait_timeout), calls
+/// [`abort`](Self::abort), drops the barrier during a panic, or dies. Once it is broken, every current and
+/// future `wait` returns [`BarrierError::Broken`] until [`reset`](Self::reset).
+///
+/// A process becomes a participant when it starts a task with the barrier in its argument, or at its first
+/// `wait`. It stays a participant until it drops the barrier. The death of a participant is detected
+/// within milliseconds. The death of a process that never became one is not detected; use
+/// [`wait_timeout`](Self::wait_timeout) for that.
 #[derive(Debug, Clone)]
 pub struct Barrier(Arc<Membership>);
 
@@ -56,32 +57,33 @@ pub struct Barrier(Arc<Membership>);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum BarrierError {
-    /// The others did not come in time. The barrier is broken now.
-    #[error("the other participants did not come to the barrier in time")]
+    /// The other participants did not reach the barrier in time. The barrier is now broken.
+    #[error("the other participants did not reach the barrier in time")]
     TimedOut,
-    /// A participant died or gave up, or the barrier was reset by another.
+    /// A participant died, panicked, timed out or called [`abort`](Barrier::abort), or the barrier was
+    /// [reset](Barrier::reset) during the wait.
     #[error("the barrier is broken: a participant died or gave up, or it was reset")]
     Broken,
 }
 
-/// A handle on a barrier, which makes its process a participant.
+/// A handle to a barrier, which makes its process a participant.
 #[derive(Debug)]
 struct Membership {
     object: Object<Head>,
-    /// Where this process is entered; none if there was no room.
-    place: OnceLock<Option<usize>>,
+    /// The index of this process among the members; `None` if all entries were taken.
+    member: OnceLock<Option<usize>>,
 }
 
-/// All but the eventcount is changed by who has the lock.
+/// The barrier's state. Except for the eventcount, only the holder of the lock changes it.
 #[derive(Debug)]
 #[repr(C)]
 struct Head {
     lock: RawLock,
     eventcount: EventCount,
     parties: AtomicU32,
-    /// How many wait.
+    /// How many participants wait.
     arrived: AtomicU32,
-    /// How often all have come, in the lower half, and how often it was reset, in the upper.
+    /// The lower half counts completed rounds, the upper half counts resets.
     round: AtomicU64,
     is_broken: AtomicU32,
 }
@@ -89,57 +91,56 @@ struct Head {
 // SAFETY: it is made of atomics.
 unsafe impl Atomics for Head {}
 
-/// How long what isn't to wait waits for another process to be through with the counts, which takes
-/// it some microseconds.
-const A_TURN: Duration = Duration::from_millis(100);
+/// How long a non-blocking operation waits for the lock, which other processes hold for microseconds.
+const LOCK_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// How many participants are watched: so many for each that there is room for, since a process that was
-/// sent the barrier twice is entered twice, and some more.
-const PLACES_EACH: usize = 4;
-const PLACES_MORE: usize = 64;
+/// The number of member entries: several per participant, because a process that decodes the barrier twice
+/// uses two, and a few more.
+const MEMBERS_PER_PARTY: usize = 4;
+const EXTRA_MEMBERS: usize = 64;
 
 impl Barrier {
-    /// A barrier that so many participants have to come to.
+    /// Creates a barrier for this many participants.
     ///
     /// # Errors
     ///
-    /// [`Error::SharedMemory`] when the system has no memory or no file descriptor for it.
+    /// [`Error::SharedMemory`] if memory or a file descriptor cannot be allocated.
     pub fn new(participants: u32) -> Result<Self, Error> {
-        let places = (participants as usize).saturating_mul(PLACES_EACH) + PLACES_MORE;
-        let object = Object::<Head>::new(places.saturating_mul(size_of::<AtomicU64>()))?;
+        let members = (participants as usize).saturating_mul(MEMBERS_PER_PARTY) + EXTRA_MEMBERS;
+        let object = Object::<Head>::new(members.saturating_mul(size_of::<AtomicU64>()))?;
         object.head().parties.store(participants, SeqCst);
-        Ok(Self(Arc::new(Membership { object, place: OnceLock::new() })))
+        Ok(Self(Arc::new(Membership { object, member: OnceLock::new() })))
     }
 
-    /// Waits until all participants wait; true for one of them.
+    /// Blocks until all participants wait. Returns true for exactly one of them.
     ///
     /// # Errors
     ///
-    /// [`BarrierError::Broken`] when not all can come.
+    /// [`BarrierError::Broken`] if the barrier is or becomes broken, or is reset.
     pub fn wait(&self) -> Result<bool, BarrierError> {
         self.wait_until(None)
     }
 
-    /// As [`wait`](Self::wait), for up to `limit`.
+    /// As [`wait`](Self::wait), but blocks for at most `limit`.
     ///
     /// # Errors
     ///
-    /// [`BarrierError::TimedOut`] when that is over, for one of them, and [`BarrierError::Broken`] for
-    /// the others.
+    /// [`BarrierError::TimedOut`] if the limit is exceeded, which breaks the barrier, and
+    /// [`BarrierError::Broken`] as [`wait`](Self::wait).
     pub fn wait_timeout(&self, limit: Duration) -> Result<bool, BarrierError> {
         self.wait_until(deadline(limit))
     }
 
-    /// Makes a broken barrier whole again, with none waiting: those who do get
+    /// Repairs a broken barrier and starts a new round. Participants that are waiting get
     /// [`BarrierError::Broken`].
     pub fn reset(&self) {
         let head = self.head();
-        // Resetting goes on without the lock where its holder is stopped, or was overwritten.
-        let guard = self.0.lock(deadline(A_TURN));
-        for place in self.0.places() {
-            let word = place.load(SeqCst);
+        // Continues without the lock if its holder is stopped or its memory was overwritten.
+        let guard = self.0.lock(deadline(LOCK_TIMEOUT));
+        for member in self.0.members() {
+            let word = member.load(SeqCst);
             if Owner::from_word(word).is_some_and(|owner| !owner.is_alive()) {
-                let _ = place.compare_exchange(word, 0, SeqCst, SeqCst);
+                let _ = member.compare_exchange(word, 0, SeqCst, SeqCst);
             }
         }
         head.arrived.store(0, SeqCst);
@@ -149,14 +150,14 @@ impl Barrier {
         head.eventcount.notify(u32::MAX);
     }
 
-    /// Breaks the barrier for all: those who wait, and those who come, get [`BarrierError::Broken`]
-    /// until it is [reset](Self::reset). For a participant that can't come any more.
+    /// Breaks the barrier: every current and future `wait` returns [`BarrierError::Broken`] until
+    /// [`reset`](Self::reset). For a participant that can no longer reach the barrier.
     pub fn abort(&self) {
         self.head().is_broken.store(1, SeqCst);
         self.head().eventcount.notify(u32::MAX);
     }
 
-    /// Whether it is broken.
+    /// Returns whether the barrier is broken.
     pub fn is_broken(&self) -> bool {
         self.head().is_broken.load(SeqCst) != 0
     }
@@ -182,13 +183,13 @@ impl Barrier {
         }
         head.arrived.store(arrived, SeqCst);
         drop(guard);
-        let passed = head.eventcount.wait(deadline, |look| {
+        let passed = head.eventcount.wait(deadline, |probe| {
             let now = head.round.load(SeqCst);
             if now != round {
                 let was_reset = now >> 32 != round >> 32;
                 return Some(if was_reset { Err(BarrierError::Broken) } else { Ok(false) });
             }
-            if look == Probe::CheckOwners && !self.is_broken() && self.0.has_lost_one() {
+            if probe == Probe::CheckOwners && !self.is_broken() && self.0.has_lost_one() {
                 self.0.break_in(round);
             }
             self.is_broken().then_some(Err(BarrierError::Broken))
@@ -204,27 +205,28 @@ impl Barrier {
     }
 }
 
-/// The round after this one.
+/// Returns the value of `round` after one more completed round.
 fn next(round: u64) -> u64 {
     (round & !0xffff_ffff) | u64::from((round as u32).wrapping_add(1))
 }
 
 impl Membership {
-    /// Enters this process.
+    /// Makes this process a participant.
     fn join(&self) {
-        self.place.get_or_init(|| {
-            self.places().iter().position(|place| take(place, Probe::Fast).is_some())
+        self.member.get_or_init(|| {
+            self.members().iter().position(|member| take(member, Probe::Fast).is_some())
         });
     }
 
     fn has_lost_one(&self) -> bool {
-        let owners = self.places().iter().filter_map(|place| Owner::from_word(place.load(SeqCst)));
+        let owners =
+            self.members().iter().filter_map(|member| Owner::from_word(member.load(SeqCst)));
         owners.into_iter().any(|owner| !owner.is_alive())
     }
 
-    /// Breaks the barrier, if it still is in this round.
+    /// Breaks the barrier if it is still in this round. Returns whether it was.
     fn break_in(&self, round: u64) -> bool {
-        let guard = self.lock(deadline(A_TURN));
+        let guard = self.lock(deadline(LOCK_TIMEOUT));
         let head = self.object.head();
         let is_current = head.round.load(SeqCst) == round;
         if is_current {
@@ -239,29 +241,29 @@ impl Membership {
         let head = self.object.head();
         let guard = head.lock.lock_until(deadline)?;
         if guard.abandoned_by().is_some() {
-            // Who it was is missed at the barrier, and may have left the counts in the middle.
+            // The dead process will not reach the barrier, and may have left the counts inconsistent.
             head.is_broken.store(1, SeqCst);
         }
         Some(guard)
     }
 
-    fn places(&self) -> &[AtomicU64] {
+    fn members(&self) -> &[AtomicU64] {
         self.object.tail(self.object.tail_bytes() / size_of::<AtomicU64>())
     }
 }
 
 impl Drop for Membership {
     fn drop(&mut self) {
-        if let Some(Some(place)) = self.place.get() {
-            self.places()[*place].store(0, SeqCst);
+        if let Some(Some(member)) = self.member.get() {
+            self.members()[*member].store(0, SeqCst);
         }
     }
 }
 
 impl Drop for Barrier {
     fn drop(&mut self) {
-        // Of a participant that panics the others would wait for what never comes.
-        if std::thread::panicking() && matches!(self.0.place.get(), Some(Some(_))) {
+        // A participant that panics will not reach the barrier.
+        if std::thread::panicking() && matches!(self.0.member.get(), Some(Some(_))) {
             self.abort();
         }
     }
@@ -276,7 +278,7 @@ impl Serialize for Barrier {
 impl<'de> Deserialize<'de> for Barrier {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let object = Object::deserialize(deserializer)?;
-        let membership = Membership { object, place: OnceLock::new() };
+        let membership = Membership { object, member: OnceLock::new() };
         membership.join();
         Ok(Self(Arc::new(membership)))
     }

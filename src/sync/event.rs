@@ -1,4 +1,4 @@
-//! A flag to wait for.
+//! [`Event`]: a flag that processes wait for.
 
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
@@ -11,8 +11,7 @@ use crate::error::Error;
 use crate::os::memory::Atomics;
 use crate::shared::object::Object;
 
-/// Something that happens once, until it is [cleared](Self::clear), and that any number of processes
-/// wait for.
+/// A flag that is initially unset, and that any number of processes can wait for.
 ///
 /// ```no_run
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -22,14 +21,14 @@ use crate::shared::object::Object;
 /// let start = Event::new()?;
 /// let pool = Pool::new(4)?;
 /// let tasks = pool.map_async(|start: Event| start.wait(), vec![start.clone(); 4]);
-/// start.set(); // all four go on
+/// start.set(); // wakes all four
 /// tasks.get()?;
 /// # Ok(())
 /// # }
 /// ```
 ///
-/// Nobody owns it, so it is not noticed if who should set it dies: [`wait_timeout`](Self::wait_timeout)
-/// has a limit.
+/// An event has no owner, so the death of the process that should set it is not detected. Use
+/// [`wait_timeout`](Self::wait_timeout) for that.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Event(Object<Head>);
 
@@ -44,37 +43,37 @@ struct Head {
 unsafe impl Atomics for Head {}
 
 impl Event {
-    /// One that has not happened.
+    /// Creates an event that is not set.
     ///
     /// # Errors
     ///
-    /// [`Error::SharedMemory`] when the system has no memory or no file descriptor for it.
+    /// [`Error::SharedMemory`] if memory or a file descriptor cannot be allocated.
     pub fn new() -> Result<Self, Error> {
         Object::new(0).map(Self)
     }
 
-    /// Has it happen: all who wait go on.
+    /// Sets the event and wakes all waiters.
     pub fn set(&self) {
         self.0.head().is_set.store(1, SeqCst);
         self.0.head().eventcount.notify(u32::MAX);
     }
 
-    /// Has it not happened: who waits from now on waits for the next [`set`](Self::set).
+    /// Clears the event. Later waits block until the next [`set`](Self::set).
     pub fn clear(&self) {
         self.0.head().is_set.store(0, SeqCst);
     }
 
-    /// Whether it has happened.
+    /// Returns whether the event is set.
     pub fn is_set(&self) -> bool {
         self.0.head().is_set.load(SeqCst) != 0
     }
 
-    /// Waits until it has happened.
+    /// Blocks until the event is set.
     pub fn wait(&self) {
         self.wait_until(None);
     }
 
-    /// Waits for up to `limit`, and says whether it has happened.
+    /// Blocks until the event is set, for at most `limit`. Returns whether it is set.
     pub fn wait_timeout(&self, limit: Duration) -> bool {
         self.wait_until(deadline(limit))
     }

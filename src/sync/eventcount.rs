@@ -1,7 +1,7 @@
-//! Sleeping until another process has changed something in shared memory.
+//! An eventcount in shared memory: sleeping until another process has changed something.
 //!
-//! Nothing here needs anybody to stay alive: a sleeper looks for itself now and then, so that a wake-up
-//! that was lost with who should have given or got it costs some milliseconds and no more.
+//! No process needs to stay alive: a waiter also wakes up periodically to probe. A wake-up that is lost
+//! because the notifier or another waiter was killed costs only milliseconds.
 
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::{Duration, Instant};
@@ -10,46 +10,44 @@ use crate::atomic::AtomicU32;
 use crate::os::futex;
 use crate::os::memory::Atomics;
 
-/// How often one looks again before one sleeps: for about as long as falling asleep and being woken
-/// costs.
+/// Spin iterations before sleeping: about the cost of one futex sleep and wake-up.
 const SPINS: u32 = if cfg!(all(test, loom)) { 0 } else { 100 };
 
-/// How long one first sleeps without being woken, and how long at most. Each time it is looked whether
-/// holders are alive, which costs some microseconds each.
+/// The first and the longest sleep without a wake-up. After each, a waiter checks whether the owners are
+/// alive, which costs some microseconds per owner.
 const FIRST_TICK: Duration = Duration::from_millis(1);
 const LAST_TICK: Duration = Duration::from_millis(16);
 
-/// Wakes who waits for a change.
+/// Wakes processes that wait for a change.
 #[derive(Debug, Default)]
 #[repr(C)]
 pub(crate) struct EventCount {
-    /// Changes with each ring.
+    /// Changes with each notify.
     epoch: AtomicU32,
-    /// How many wait, or more than do, where some have been killed: then epoch cost a system call for
-    /// nothing.
+    /// The number of waiters, or more if some were killed: then a notify makes a system call in vain.
     waiters: AtomicU32,
-    /// How many epoch in a row have woken nobody.
-    vain: AtomicU32,
+    /// How many notifies in a row have woken no waiter.
+    empty_notifies: AtomicU32,
 }
 
-/// After so many epoch that have woken nobody it is taken that nobody waits. One who does after all is
-/// late by a tick.
+/// After this many notifies that woke no waiter, the number of waiters is reset to zero. A waiter that
+/// exists nevertheless is late by one tick.
 const MAX_EMPTY_NOTIFIES: u32 = 64;
 
 // SAFETY: it is made of atomic integers.
 unsafe impl Atomics for EventCount {}
 
-/// How hard one is to look for what one waits for.
+/// How thoroughly a waiter probes for its condition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Probe {
     Fast,
-    /// Nothing has happened for a while: those who should make it happen may be dead.
+    /// Also check whether owners are alive: no notify has come for a while, so they may be dead.
     CheckOwners,
 }
 
 impl EventCount {
-    /// Calls `attempt` until it gives something, or until the deadline. What it looks at is changed
-    /// before the eventcount is rung.
+    /// Calls `attempt` until it returns something or the deadline has passed. Other processes must change
+    /// the condition of `attempt` before they call [`notify`](Self::notify).
     pub(crate) fn wait<R>(
         &self,
         deadline: Option<Instant>,
@@ -61,15 +59,16 @@ impl EventCount {
             }
             std::hint::spin_loop();
         }
-        // Announced before the last look, so that who changes something after that look epoch.
+        // Registered before the last probe, so that a process that changes the condition after that probe
+        // notifies.
         self.waiters.fetch_add(1, SeqCst);
-        let (mut tick, mut look) = (FIRST_TICK, Probe::Fast);
+        let (mut tick, mut probe) = (FIRST_TICK, Probe::Fast);
         let result = loop {
             let epoch = self.epoch.load(SeqCst);
             if self.waiters.load(SeqCst) == 0 {
                 self.waiters.fetch_add(1, SeqCst);
             }
-            if let Some(result) = attempt(look) {
+            if let Some(result) = attempt(probe) {
                 break Some(result);
             }
             let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
@@ -77,38 +76,38 @@ impl EventCount {
                 break attempt(Probe::CheckOwners);
             }
             if futex::wait(&self.epoch, epoch, left.map_or(tick, |left| left.min(tick))) {
-                look = Probe::Fast;
+                probe = Probe::Fast;
             } else {
-                look = Probe::CheckOwners;
+                probe = Probe::CheckOwners;
                 tick = (2 * tick).min(LAST_TICK);
             }
         };
-        let one_less = |waiters: u32| waiters.checked_sub(1);
-        let _ = self.waiters.fetch_update(SeqCst, SeqCst, one_less);
+        let decrement = |waiters: u32| waiters.checked_sub(1);
+        let _ = self.waiters.fetch_update(SeqCst, SeqCst, decrement);
         result
     }
 
-    /// Wakes up to `most` of those who wait.
+    /// Wakes up to `most` waiters.
     pub(crate) fn notify(&self, most: u32) {
         if self.waiters.load(SeqCst) > 0 {
             self.epoch.fetch_add(1, SeqCst);
             if futex::wake(&self.epoch, most) > 0 {
-                self.vain.store(0, Relaxed);
-            } else if self.vain.fetch_add(1, Relaxed) >= MAX_EMPTY_NOTIFIES {
-                self.vain.store(0, Relaxed);
+                self.empty_notifies.store(0, Relaxed);
+            } else if self.empty_notifies.fetch_add(1, Relaxed) >= MAX_EMPTY_NOTIFIES {
+                self.empty_notifies.store(0, Relaxed);
                 self.waiters.store(0, SeqCst);
             }
         }
     }
 }
 
-/// When a wait of so long is over; never, if that is longer than time can be told.
+/// Returns the time at which a wait of `limit` ends, or `None` if it is too far in the future to represent.
 pub(crate) fn deadline(limit: Duration) -> Option<Instant> {
     Instant::now().checked_add(limit)
 }
 
-/// On the code itself, with a [futex](futex) whose sleeps have no limit: the ticks, which would hide a
-/// wake-up that is lost, are not modelled, nor is the count of epoch in vain, which takes 64 of them.
+/// Models the code itself with a [futex](futex) without time limits. The ticks are not modelled, because
+/// they would hide a lost wake-up. Nor is `empty_notifies`, which needs 64 notifies.
 #[cfg(all(test, loom))]
 mod loom_model {
     use loom::sync::Arc;
@@ -116,8 +115,9 @@ mod loom_model {
 
     use super::*;
 
-    /// So many threads wait for so many permits, each of which is made known by one ring for `most`.
-    fn model(waiters: u32, epoch: u32, most: u32) {
+    /// As many permits as there are waiting threads are added in `notifies` steps, with one notify for `most`
+    /// waiters after each.
+    fn model(waiters: u32, notifies: u32, most: u32) {
         let mut builder = loom::model::Builder::new();
         builder.preemption_bound = Some(3);
         builder.check(move || {
@@ -128,15 +128,15 @@ mod loom_model {
                     spawn(move || {
                         let (eventcount, permits) = &*shared;
                         eventcount.wait(None, |_| {
-                            let one_less = |permits: u32| permits.checked_sub(1);
-                            permits.fetch_update(SeqCst, SeqCst, one_less).ok()
+                            let decrement = |permits: u32| permits.checked_sub(1);
+                            permits.fetch_update(SeqCst, SeqCst, decrement).ok()
                         })
                     })
                 })
                 .collect();
             let (eventcount, permits) = &*shared;
-            for _ in 0..epoch {
-                permits.fetch_add(waiters / epoch, SeqCst);
+            for _ in 0..notifies {
+                permits.fetch_add(waiters / notifies, SeqCst);
                 eventcount.notify(most);
             }
             for waiter in waiting {
@@ -147,17 +147,17 @@ mod loom_model {
     }
 
     #[test]
-    fn a_waiter_sleeps_through_no_ring() {
+    fn a_waiter_misses_no_notify() {
         model(1, 1, 1);
     }
 
     #[test]
-    fn one_ring_for_all_wakes_all() {
+    fn one_notify_for_all_wakes_all() {
         model(2, 1, u32::MAX);
     }
 
     #[test]
-    fn each_ring_for_one_wakes_another() {
+    fn each_notify_for_one_wakes_another() {
         model(2, 2, 1);
     }
 }

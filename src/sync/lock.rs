@@ -1,4 +1,4 @@
-//! A lock that survives its holders.
+//! [`Lock`]: mutual exclusion that survives the death of its holder.
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
@@ -15,10 +15,11 @@ use crate::error::Error;
 use crate::os::memory::Atomics;
 use crate::shared::object::Object;
 
-/// Mutual exclusion between processes: one at a time has it.
+/// A mutual exclusion lock between processes.
 ///
-/// What it guards is something outside, like a file or the terminal; for numbers in shared memory,
-/// [`SharedValue`](crate::shared::SharedValue) and [`SharedArray`](crate::shared::SharedArray) have a lock of their own.
+/// Use it to guard something outside of memory, such as a file or the terminal. For numbers in shared memory,
+/// use [`SharedValue`](crate::shared::SharedValue) and [`SharedArray`](crate::shared::SharedArray), which
+/// have locks of their own.
 ///
 /// ```no_run
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -37,74 +38,74 @@ use crate::shared::object::Object;
 /// # }
 /// ```
 ///
-/// If a process dies or panics while it has the lock, the next one gets it, and is told so by
-/// [`LockGuard::abandoned_by`]. Who gets it next is not determined.
+/// If a process dies or panics while it holds the lock, another process can acquire it, and
+/// [`LockGuard::abandoned_by`] returns the PID of the previous holder. The lock is neither recursive nor
+/// fair.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Lock(Object<RawLock>);
 
 impl Lock {
-    /// A lock that nobody has.
+    /// Creates an unlocked lock.
     ///
     /// # Errors
     ///
-    /// [`Error::SharedMemory`] when the system has no memory or no file descriptor for it.
+    /// [`Error::SharedMemory`] if memory or a file descriptor cannot be allocated.
     pub fn new() -> Result<Self, Error> {
         Object::new(0).map(Self)
     }
 
-    /// Waits for the lock. It is not to be asked for by a thread that has it: that would wait for ever.
+    /// Acquires the lock, and blocks until it is free. Deadlocks if this thread already holds it.
     pub fn lock(&self) -> LockGuard<'_> {
         self.0.head().lock()
     }
 
-    /// Takes the lock if nobody has it.
+    /// Acquires the lock without blocking. Returns `None` if it is held.
     pub fn try_lock(&self) -> Option<LockGuard<'_>> {
         self.0.head().try_lock()
     }
 
-    /// Waits for the lock for up to `limit`.
+    /// Acquires the lock, and blocks for at most `limit`. Returns `None` if it is still held then.
     pub fn lock_timeout(&self, limit: Duration) -> Option<LockGuard<'_>> {
         self.0.head().lock_timeout(limit)
     }
 }
 
-/// Having a lock, and with it access to what it guards; gives it back when it is dropped, also by a
-/// panic.
-#[must_use = "a guard that is dropped gives the lock back"]
+/// Holds a lock, and dereferences to the data that the lock guards. Dropping it releases the lock, also
+/// during a panic.
+#[must_use = "dropping the guard releases the lock"]
 pub struct LockGuard<'a, T: ?Sized = ()> {
     lock: &'a RawLock,
     previous: Option<u32>,
-    /// Whether the thread panicked already when it got the lock.
+    /// Whether the thread was already panicking when it acquired the lock.
     was_panicking: bool,
     data: NonNull<T>,
 }
 
 impl<'a, T: ?Sized> LockGuard<'a, T> {
-    /// Returns the PID of the process that had the lock before, if it died or panicked while it had it.
-    /// What the lock guards may then be in the middle of a change. It is told once: the owner after this
-    /// one is not.
+    /// Returns the PID of the previous holder if it died or panicked while it held the lock. The guarded data
+    /// may then be incompletely changed. Only the next holder is told.
     pub fn abandoned_by(&self) -> Option<u32> {
         self.previous
     }
 
-    /// The same, with access to `data`.
+    /// Converts this into a guard of `data`.
     ///
     /// # Safety
     ///
-    /// It is valid for as long as the lock is, and reached by guards of this lock alone.
+    /// `data` must be valid for as long as the lock, and accessed only through guards of this lock.
     pub(crate) unsafe fn guarding<U: ?Sized>(self, data: NonNull<U>) -> LockGuard<'a, U> {
         let (lock, previous, was_panicking) = (self.lock, self.previous, self.was_panicking);
         std::mem::forget(self);
         LockGuard { lock, previous, was_panicking, data }
     }
 
-    /// The same, for a part of what it guards.
+    /// Converts this into a guard of a part of its data.
     pub(crate) fn map<U: ?Sized>(
         mut self,
         part: impl FnOnce(&mut T) -> &mut U,
     ) -> LockGuard<'a, U> {
         let data = NonNull::from(part(&mut self));
-        // SAFETY: a part of what it guards is guarded too.
+        // SAFETY: `part` returns a part of the guarded data.
         unsafe { self.guarding(data) }
     }
 }
@@ -174,8 +175,8 @@ impl<T: ?Sized> Deref for LockGuard<'_, T> {
     type Target = T;
 
     fn deref(&self) -> &T {
-        // SAFETY: what is guarded lives as long as the lock, and nobody else touches it as long as
-        // the lock is had, in whatever process: it is reached by guards alone.
+        // SAFETY: the data lives as long as the lock, and is accessed only through guards, of which at most
+        // one exists in all processes.
         unsafe { self.data.as_ref() }
     }
 }
@@ -205,18 +206,18 @@ impl<T: ?Sized + fmt::Debug> fmt::Debug for LockGuard<'_, T> {
     }
 }
 
-/// A lock as it lies in shared memory.
+/// A lock in shared memory.
 #[derive(Debug, Default)]
 #[repr(C)]
 pub(crate) struct RawLock {
-    /// Zero, or who has it.
+    /// The [`Owner`] that holds the lock; zero if it is free.
     owner: AtomicU64,
     eventcount: EventCount,
-    /// Counts releases, for those who wait for one.
+    /// Counts releases, for waits on a condition.
     releases: AtomicU32,
     released: EventCount,
-    /// The PID of the last owner, if it panicked and the next one has not been told; else zero.
-    /// Changed by the owner alone.
+    /// The PID of the last owner, if it panicked and the next owner has not been told; otherwise zero. Only
+    /// the owner changes it.
     panicked: AtomicU32,
 }
 
@@ -237,11 +238,11 @@ impl RawLock {
     }
 
     pub(crate) fn lock_until(&self, deadline: Option<Instant>) -> Option<LockGuard<'_>> {
-        self.eventcount.wait(deadline, |look| self.acquire(look))
+        self.eventcount.wait(deadline, |probe| self.acquire(probe))
     }
 
-    fn acquire(&self, look: Probe) -> Option<LockGuard<'_>> {
-        let died = take(&self.owner, look)?;
+    fn acquire(&self, probe: Probe) -> Option<LockGuard<'_>> {
+        let died = take(&self.owner, probe)?;
         let panicked = Some(self.panicked.swap(0, SeqCst)).filter(|pid| *pid != 0);
         let was_panicking = std::thread::panicking();
         let previous = died.or(panicked);
@@ -276,21 +277,21 @@ impl RawLock {
     }
 }
 
-/// Takes a word that says who has something, if nobody has it; with a thorough look, also if its owner
-/// has died, who is then told.
-pub(super) fn take(word: &AtomicU64, look: Probe) -> Option<Option<u32>> {
+/// Makes this process the owner in `word` if there is none, or if `probe` is [`Probe::CheckOwners`] and the
+/// owner is dead. Returns `None` if there is a live owner, `Some(Some(pid))` if it replaced a dead owner.
+pub(super) fn take(word: &AtomicU64, probe: Probe) -> Option<Option<u32>> {
     let own = Owner::own().word();
     let Err(word_before) = word.compare_exchange(0, own, SeqCst, SeqCst) else { return Some(None) };
-    let before = Owner::from_word(word_before).filter(|_| look == Probe::CheckOwners)?;
+    let before = Owner::from_word(word_before).filter(|_| probe == Probe::CheckOwners)?;
     if before.is_alive() {
         return None;
     }
-    // A dead process takes nothing any more: if the word is still the same, nobody has it.
+    // A dead process does not acquire again: if the word is unchanged, it has no owner.
     let taken = word.compare_exchange(word_before, own, SeqCst, SeqCst);
     taken.is_ok().then_some(Some(before.pid()))
 }
 
-/// On the code itself. Deaths are not modelled, but for that of an owner that is dead from the beginning.
+/// Models the code itself. The only death that is modelled is that of an owner which is dead at the start.
 #[cfg(all(test, loom))]
 mod loom_model {
     use loom::cell::UnsafeCell;
@@ -300,7 +301,7 @@ mod loom_model {
     use super::*;
 
     fn explore(model: impl Fn() + Sync + Send + 'static) {
-        // What it finds out once is not found out in the middle of an exploration.
+        // Initializes its static before the exploration.
         Owner::own();
         let mut builder = loom::model::Builder::new();
         builder.preemption_bound = Some(2);
@@ -308,7 +309,7 @@ mod loom_model {
     }
 
     #[test]
-    fn threads_have_it_one_after_the_other_and_none_waits_for_ever() {
+    fn threads_hold_the_lock_one_at_a_time_and_none_waits_forever() {
         explore(|| {
             let shared = Arc::new((RawLock::default(), UnsafeCell::new(0)));
             let add = |shared: Arc<(RawLock, UnsafeCell<u32>)>| {
@@ -329,7 +330,7 @@ mod loom_model {
     }
 
     #[test]
-    fn what_a_dead_process_has_is_taken_over_once() {
+    fn the_lock_of_a_dead_process_is_taken_over_once() {
         explore(|| {
             // No process has such a number.
             let word = Arc::new(AtomicU64::new(u64::MAX));

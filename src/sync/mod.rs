@@ -1,16 +1,15 @@
 //! Waiting for other processes: [`Lock`], [`Semaphore`], [`Event`] and [`Barrier`].
 //!
-//! Each is an object in shared memory. A clone is another handle on the same one, and each can be sent
-//! anywhere inside an argument: of a task, of an initializer, of a process. None has a name in the file
-//! system, and none is left behind by processes that are killed.
+//! Each is an object in shared memory. A clone is another handle to the same object. A handle can be sent
+//! anywhere inside an argument of a task, an initializer or a [`Process`](crate::Process). The objects have
+//! no names in the file system, and killed processes leave none behind.
 //!
-//! Who holds something is noted with it, as a process. One that has died holds nothing: what it had is
-//! taken over, some milliseconds after somebody has begun to wait for it, and the next holder is told.
-//! Threads of one process exclude each other as processes do, but the end of a thread is not noticed:
-//! a guard that it has leaked is held until its process ends.
+//! A lock or permit records the process that holds it. If that process dies, a waiter takes it over within
+//! milliseconds; [`LockGuard::abandoned_by`] tells the new holder of a lock. Threads of one process exclude
+//! each other too, but the end of a thread is not detected: a guard that a thread leaks is held until its
+//! process ends.
 //!
-//! The standard library's `Mutex`, `Condvar` and `Barrier` work between threads of one process; a copy
-//! of one that is sent to another process is another one.
+//! The standard library's `Mutex`, `Condvar` and `Barrier` work only between threads of one process.
 
 mod barrier;
 mod event;

@@ -1,4 +1,4 @@
-//! Who holds something: a process, named so that no other is ever taken for it.
+//! The owner of a lock or permit: a process, identified uniquely despite reused PIDs.
 
 use std::fs;
 use std::sync::Once;
@@ -8,16 +8,16 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open, test_kill_process};
 
-/// A process by its PID and the time at which it has started, in one word that is never zero. PIDs are
-/// given again, but not both.
+/// A process, identified by its PID and its start time in one word that is never zero. PIDs are reused,
+/// pairs are not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Owner(u64);
 
-/// PIDs go up to 2^22. What is left is enough for the clock ticks of a thousand years.
+/// PIDs have 22 bits. The remaining 42 bits hold the clock ticks of a thousand years.
 const PID_BITS: u32 = 22;
 
 impl Owner {
-    /// This process.
+    /// Returns this process.
     pub(crate) fn own() -> Self {
         static OWN: AtomicU64 = AtomicU64::new(0);
         static AT_FORK: Once = Once::new();
@@ -28,10 +28,10 @@ impl Owner {
         if known != 0 {
             return Self(known);
         }
-        // A copy that is made by fork is another process.
+        // A forked copy is another process.
         AT_FORK.call_once(|| crate::os::process::after_fork(forget));
         let pid = std::process::id();
-        // Where it can't be read now, for want of a descriptor, it stays zero for this time.
+        // If it cannot be read for lack of a descriptor, it is zero this time.
         let start = start_time(pid).unwrap_or(0);
         let own = (start << PID_BITS) | u64::from(pid);
         if start != 0 {
@@ -52,9 +52,9 @@ impl Owner {
         (self.0 & ((1 << PID_BITS) - 1)) as u32
     }
 
-    /// Whether the process still runs. Where it can't be known, it does: only the kernel's word that
-    /// there is no such process, or that it is another one, counts as a death. A missing file in
-    /// `/proc` does not, which may be hidden, or lie outside of this process's root.
+    /// Returns whether the process is running; true if that cannot be determined. A process counts as dead
+    /// only if the kernel reports that it does not exist, or that another one has its PID. A missing file in
+    /// `/proc` does not suffice: it may be hidden, or outside of this process's root.
     pub(crate) fn is_alive(self) -> bool {
         if self == Self::own() {
             return true;
@@ -63,15 +63,15 @@ impl Owner {
         if has_ended(pid) {
             return false;
         }
-        // It may be another process that was given the same number.
+        // Another process may have the same PID.
         let known = self.0 >> PID_BITS;
         known == 0
             || start_time(self.pid()).is_none_or(|start| (start << PID_BITS) >> PID_BITS == known)
     }
 }
 
-/// Whether the kernel says that all threads of a process have ended, even if nobody has collected its
-/// exit status yet. Its first thread alone may have ended: then it still runs.
+/// Returns whether the kernel reports that all threads of a process have ended, even if its exit status has
+/// not been collected yet. A process whose first thread alone has ended still runs.
 fn has_ended(pid: Pid) -> bool {
     match pidfd_open(pid, PidfdFlags::empty()) {
         Ok(pidfd) => {
@@ -80,16 +80,16 @@ fn has_ended(pid: Pid) -> bool {
             answered.is_ok() && polled[0].revents().contains(PollFlags::IN)
         }
         Err(Errno::SRCH) => true,
-        // Without a descriptor, or where the call is refused, a process is only missed once its exit
-        // status was collected.
+        // Without a descriptor, or if the call is refused, a death is detected only after the exit status
+        // was collected.
         Err(_) => test_kill_process(pid) == Err(Errno::SRCH),
     }
 }
 
-/// When a process has started, in clock ticks since the system has; none if that can't be read.
+/// Returns the start time of a process in clock ticks since boot, or `None` if it cannot be read.
 fn start_time(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name, in parentheses, may hold anything.
+    // The name, in parentheses, may contain any characters.
     let mut fields = stat.rsplit(") ").next()?.split(' ');
     fields.nth(19)?.parse().ok()
 }
@@ -100,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_is_alive_until_it_has_ended_even_if_nobody_has_waited_for_it() {
+    fn a_process_is_dead_once_it_has_ended_even_if_it_is_not_reaped() {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let start = start_time(child.id()).unwrap();
         let owner = Owner((start << PID_BITS) | u64::from(child.id()));
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn this_process_is_itself_and_any_word_is_some_process_or_none() {
+    fn this_process_is_alive_and_every_word_can_be_read() {
         assert!(Owner::own().is_alive());
         assert_eq!(Owner::own().pid(), std::process::id());
         assert_eq!(Owner::from_word(0), None);

@@ -1,4 +1,4 @@
-//! A number of permits.
+//! [`Semaphore`]: a fixed number of permits.
 
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use crate::atomic::AtomicU64;
 use crate::error::Error;
 use crate::shared::object::Object;
 
-/// So many processes at a time: each needs one of a number of permits.
+/// A fixed number of permits, which limits how many processes do something at the same time.
 ///
 /// ```no_run
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -21,7 +21,7 @@ use crate::shared::object::Object;
 ///
 /// fn load((connections, url): (Semaphore, String)) -> usize {
 ///     let _permit = connections.acquire();
-///     url.len() // at most two workers are here at the same time
+///     url.len() // at most two workers run this line at a time
 /// }
 ///
 /// let connections = Semaphore::new(2)?;
@@ -31,38 +31,37 @@ use crate::shared::object::Object;
 /// # }
 /// ```
 ///
-/// A permit belongs to the process that has acquired it. If that dies, somebody who waits for one gets
-/// its permit.
+/// A permit belongs to the process that acquired it. If that process dies, the permit becomes available
+/// again.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Semaphore(Object<EventCount>);
 
 impl Semaphore {
-    /// A semaphore with so many permits.
+    /// Creates a semaphore with this many permits.
     ///
     /// # Errors
     ///
-    /// [`Error::SharedMemory`] when the system has no memory (eight bytes for each permit) or no file
-    /// descriptor for it.
+    /// [`Error::SharedMemory`] if memory (eight bytes per permit) or a file descriptor cannot be allocated.
     pub fn new(permits: usize) -> Result<Self, Error> {
         Object::new(permits.saturating_mul(size_of::<AtomicU64>())).map(Self)
     }
 
-    /// Waits for a permit.
+    /// Acquires a permit, and blocks until one is available.
     pub fn acquire(&self) -> Permit<'_> {
         self.acquire_until(None).expect("there is no deadline")
     }
 
-    /// Takes a permit if there is one.
+    /// Acquires a permit without blocking. Returns `None` if none is available.
     pub fn try_acquire(&self) -> Option<Permit<'_>> {
         self.take(Probe::CheckOwners)
     }
 
-    /// Waits for a permit for up to `limit`.
+    /// Acquires a permit, and blocks for at most `limit`. Returns `None` if none is available by then.
     pub fn acquire_timeout(&self, limit: Duration) -> Option<Permit<'_>> {
         self.acquire_until(deadline(limit))
     }
 
-    /// How many permits nobody has at the moment.
+    /// Returns how many permits are currently available.
     pub fn available(&self) -> usize {
         let is_free = |owner: &&AtomicU64| {
             Owner::from_word(owner.load(SeqCst)).is_none_or(|owner| !owner.is_alive())
@@ -71,32 +70,32 @@ impl Semaphore {
     }
 
     fn acquire_until(&self, deadline: Option<Instant>) -> Option<Permit<'_>> {
-        self.0.head().wait(deadline, |look| self.take(look))
+        self.0.head().wait(deadline, |probe| self.take(probe))
     }
 
-    fn take(&self, look: Probe) -> Option<Permit<'_>> {
-        take_one(self.owners(), self.0.head(), look)
+    fn take(&self, probe: Probe) -> Option<Permit<'_>> {
+        take_one(self.owners(), self.0.head(), probe)
     }
 
-    /// Who has each of the permits.
+    /// Returns the owner words of the permits.
     fn owners(&self) -> &[AtomicU64] {
         self.0.tail(self.0.tail_bytes() / size_of::<AtomicU64>())
     }
 }
 
-/// Takes the first permit that no process has.
+/// Acquires the first permit that has no owner.
 fn take_one<'a>(
     owners: &'a [AtomicU64],
     eventcount: &'a EventCount,
-    look: Probe,
+    probe: Probe,
 ) -> Option<Permit<'a>> {
-    let owner = owners.iter().find(|owner| take(owner, look).is_some())?;
+    let owner = owners.iter().find(|owner| take(owner, probe).is_some())?;
     Some(Permit { owner, eventcount })
 }
 
-/// Having one of a [`Semaphore`]'s permits; gives it back when it is dropped.
+/// Holds a permit of a [`Semaphore`]. Dropping it returns the permit.
 #[derive(Debug)]
-#[must_use = "a permit that is dropped is given back"]
+#[must_use = "dropping the permit returns it"]
 pub struct Permit<'a> {
     owner: &'a AtomicU64,
     eventcount: &'a EventCount,
@@ -109,7 +108,7 @@ impl Drop for Permit<'_> {
     }
 }
 
-/// On the code itself, but for the shared memory that the permits lie in.
+/// Models the code itself, without the shared memory.
 #[cfg(all(test, loom))]
 mod loom_model {
     use loom::sync::Arc;
@@ -118,7 +117,7 @@ mod loom_model {
     use super::*;
 
     #[test]
-    fn no_more_threads_have_a_permit_than_there_are_and_none_waits_for_ever() {
+    fn no_more_threads_than_permits_hold_one_and_none_waits_forever() {
         Owner::own();
         for permits in 1..=2 {
             let mut builder = loom::model::Builder::new();
@@ -128,7 +127,7 @@ mod loom_model {
                 let shared = Arc::new((owners, EventCount::default(), AtomicU64::default()));
                 let hold = |shared: Arc<(Vec<AtomicU64>, EventCount, AtomicU64)>| {
                     let (owners, eventcount, held) = &*shared;
-                    let permit = eventcount.wait(None, |look| take_one(owners, eventcount, look));
+                    let permit = eventcount.wait(None, |probe| take_one(owners, eventcount, probe));
                     assert!(held.fetch_add(1, SeqCst) < owners.len() as u64);
                     let _ = held.fetch_update(SeqCst, SeqCst, |held| held.checked_sub(1));
                     drop(permit);
