@@ -46,7 +46,7 @@ pub(super) fn watch(events: Arc<Events>, pool: Pool, is_command: bool) -> Result
         for signal in signals.forever() {
             match ending(signal) {
                 None if signal == SIGQUIT => {
-                    top::give_back();
+                    top::leave_alternate_screen();
                     // As if it weren't caught.
                     let _ = low_level::emulate_default_handler(SIGQUIT);
                 }
@@ -56,7 +56,7 @@ pub(super) fn watch(events: Arc<Events>, pool: Pool, is_command: bool) -> Result
                     if interrupted > 2 {
                         leave(exit);
                     }
-                    events.put_at_once(Event::Interrupted(exit));
+                    events.send_over_capacity(Event::Interrupted(exit));
                     if interrupted == 2 {
                         let ender = thread::Builder::new().name("end".into());
                         let ended = ender.spawn(move || {
@@ -78,7 +78,7 @@ pub(super) fn watch(events: Arc<Events>, pool: Pool, is_command: bool) -> Result
 
 /// Ends the process, and with it the workers and their jobs.
 fn leave(exit: Exit) -> ! {
-    top::give_back();
+    top::leave_alternate_screen();
     low_level::exit(exit.code().into())
 }
 
@@ -126,10 +126,10 @@ fn pause(pool: &Pool) {
         }
         thread::sleep(Duration::from_millis(1));
     }
-    let was_taken = top::give_back();
+    let was_taken = top::leave_alternate_screen();
     let _ = low_level::raise(SIGSTOP); // has returned when the process goes on
     if was_taken {
-        top::take_over();
+        top::enter_alternate_screen();
     }
     pool.resume();
 }

@@ -9,14 +9,14 @@ use crate::os::clock;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::journal::Past;
+use super::journal::History;
 use super::key::JobKey;
 use super::median::Median;
 use super::numbers::Numbers;
 use super::pending::PendingJob;
-use super::row::{End, Row};
+use super::row::{Abort, Row};
 use super::units::TimeLimit;
-use crate::tasks::command::{self, CommandJob, Ended, Template, Verdict};
+use crate::tasks::command::{self, CommandJob, Completed, Status, Template};
 use crate::tasks::{Input, Job, Output, Params, Task};
 use procpool::Report;
 
@@ -122,9 +122,9 @@ impl Commands {
 
 impl Work for Commands {
     type Job = CommandJob;
-    type Answer = Ended;
+    type Answer = Completed;
 
-    fn task(&self) -> fn(CommandJob) -> Ended {
+    fn task(&self) -> fn(CommandJob) -> Completed {
         command::run
     }
 
@@ -140,17 +140,17 @@ impl Work for Commands {
         )
     }
 
-    fn row(report: Report<Ended>, kept: PendingJob) -> Row {
+    fn row(report: Report<Completed>, kept: PendingJob) -> Row {
         let (mut row, ended) = Row::new(report, kept);
         let Some(ended) = ended else { return row };
         row.values = ended.values();
-        row.error = (!ended.verdict.is_success()).then(|| ended.verdict.to_string());
-        if let Verdict::NotStarted(code, _) = ended.verdict {
+        row.error = (!ended.status.is_success()).then(|| ended.status.to_string());
+        if let Status::NotStarted(code, _) = ended.status {
             row.unstarted = Some(code);
         }
-        row.end = match ended.verdict {
-            Verdict::Unread => Some(End::Unread),
-            Verdict::Unwritten(error) => Some(End::Unwritten(error)),
+        row.abort = match ended.status {
+            Status::OutputClosed => Some(Abort::OutputClosed),
+            Status::OutputFailed(error) => Some(Abort::OutputFailed(error)),
             _ => None,
         };
         row.earlier = ended.earlier;
@@ -172,13 +172,13 @@ pub(super) struct JobMaker<W> {
     /// How many inputs there were, those included that were left out.
     inputs: u64,
     /// What was done before this run; none without a journal.
-    past: Option<Past>,
+    history: Option<History>,
     numbers: Numbers,
 }
 
 impl<W: Work> JobMaker<W> {
-    pub(super) fn new(work: W, past: Option<Past>, numbers: Numbers) -> Self {
-        Self { work, next_id: 0, inputs: 0, past, numbers }
+    pub(super) fn new(work: W, history: Option<History>, numbers: Numbers) -> Self {
+        Self { work, next_id: 0, inputs: 0, history, numbers }
     }
 
     pub(super) fn task(&self) -> fn(W::Job) -> W::Answer {
@@ -195,9 +195,9 @@ impl<W: Work> JobMaker<W> {
         self.inputs += 1;
         // Also one that is left out has its name among those that are written.
         let job = self.work.job(&input, self.inputs, self.next_id);
-        let key = self.past.is_some().then(|| self.work.key(&input, self.inputs));
-        if let (Some(past), Some(key)) = (&mut self.past, key)
-            && past.leaves_out(key)
+        let key = self.history.is_some().then(|| self.work.key(&input, self.inputs));
+        if let (Some(history), Some(key)) = (&mut self.history, key)
+            && history.leaves_out(key)
         {
             return None;
         }

@@ -65,7 +65,7 @@ impl Journal {
     pub(super) fn open(
         args: &JournalArgs,
         columns: &'static [Column],
-    ) -> Result<Option<(Self, Past)>> {
+    ) -> Result<Option<(Self, History)>> {
         let Some(path) = &args.journal else { return Ok(None) };
         refuse_other_than_file(path)?;
         let options = File::options().read(true).append(true).create(true).open(path);
@@ -73,24 +73,24 @@ impl Journal {
         if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
             return Err(unfit(path, &"another run is writing it"));
         }
-        let (past, whole, length) = Past::of(&file, path, args)?;
+        let (history, whole, length) = History::of(&file, path, args)?;
         if whole < length {
             // What follows must not be appended to half a line.
             file.set_len(whole).map_err(|error| unfit(path, &error))?;
         }
         sync_directory(path);
         let journal = Self { file, path: path.clone(), columns, lines: Vec::new() };
-        Ok(Some((journal, past)))
+        Ok(Some((journal, history)))
     }
 
     /// What is known of an earlier run, for a run that does nothing: the file is only read.
-    pub(super) fn look(args: &JournalArgs) -> Result<Option<Past>> {
+    pub(super) fn look(args: &JournalArgs) -> Result<Option<History>> {
         let Some(path) = &args.journal else { return Ok(None) };
         refuse_other_than_file(path)?;
         match File::open(path) {
-            Ok(file) => Past::of(&file, path, args).map(|(past, ..)| Some(past)),
+            Ok(file) => History::of(&file, path, args).map(|(history, ..)| Some(history)),
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                Ok(Some(Past { only_failed: args.retry_failed, ..Past::default() }))
+                Ok(Some(History { only_failed: args.retry_failed, ..History::default() }))
             }
             Err(error) => Err(unfit(path, &error)),
         }
@@ -173,7 +173,7 @@ fn sync_directory(path: &Path) {
 
 /// What earlier runs have done.
 #[derive(Debug, Default)]
-pub(super) struct Past {
+pub(super) struct History {
     /// How often a job has succeeded.
     succeeded: HashMap<JobKey, u32>,
     /// How often one has failed and not succeeded since.
@@ -190,18 +190,18 @@ pub(super) struct Counts {
     pub(super) taken: AtomicU64,
 }
 
-impl Past {
+impl History {
     /// Reads a journal; says how much of it is whole lines, and how much there is.
     fn of(file: &File, path: &Path, args: &JournalArgs) -> Result<(Self, u64, u64)> {
-        let mut past = Self { only_failed: args.retry_failed, ..Self::default() };
+        let mut history = Self { only_failed: args.retry_failed, ..Self::default() };
         let length = file.metadata().map_err(|error| unfit(path, &error))?.len();
         if length > 0 && !args.resume && !args.retry_failed {
             let remedy =
                 "there is one of an earlier run: go on with it by --resume, or give another";
             return Err(unfit(path, &remedy));
         }
-        let whole = past.read(file).map_err(|error| unfit(path, &format_args!("{error:#}")))?;
-        Ok((past, whole, length))
+        let whole = history.read(file).map_err(|error| unfit(path, &format_args!("{error:#}")))?;
+        Ok((history, whole, length))
     }
 
     /// How many inputs it has left out, also after it was given away.
@@ -278,21 +278,21 @@ mod tests {
 
     #[test]
     fn what_has_succeeded_is_left_out_as_often_as_it_has() {
-        let mut past = Past::default();
+        let mut history = History::default();
         for (name, ok) in [("a", true), ("b", false), ("a", true), ("c", false), ("c", true)] {
-            past.note(key(name), ok);
+            history.note(key(name), ok);
         }
-        let left_out = ["a", "b", "a", "c", "a", "d"].map(|name| past.leaves_out(key(name)));
+        let left_out = ["a", "b", "a", "c", "a", "d"].map(|name| history.leaves_out(key(name)));
         assert_eq!(left_out, [true, false, true, true, false, false]);
     }
 
     #[test]
     fn only_what_has_failed_since_is_tried_again() {
-        let mut past = Past { only_failed: true, ..Past::default() };
+        let mut history = History { only_failed: true, ..History::default() };
         for (name, ok) in [("a", true), ("b", false), ("c", false), ("c", true)] {
-            past.note(key(name), ok);
+            history.note(key(name), ok);
         }
-        let left_out = ["a", "b", "b", "c", "d"].map(|name| past.leaves_out(key(name)));
+        let left_out = ["a", "b", "b", "c", "d"].map(|name| history.leaves_out(key(name)));
         assert_eq!(left_out, [true, false, true, true, true]);
     }
 
@@ -303,7 +303,7 @@ mod tests {
         let line = |name: &str| format!("{{\"key\":\"{:032x}\",\"ok\":true}}\n", key(name).0);
         let read = |content: String| {
             std::fs::write(&path, content).unwrap();
-            Past::default().read(&File::open(&path).unwrap())
+            History::default().read(&File::open(&path).unwrap())
         };
         let two = line("a") + &line("b");
         let length = two.len() as u64;

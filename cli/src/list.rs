@@ -18,7 +18,7 @@ pub(super) fn run(args: &TasksArgs) -> Result<Exit> {
     let mut stdout = io::stdout().lock();
     let written = stdout.write_all(&page).and_then(|()| stdout.flush());
     written.context("failed to write the list to standard output")?;
-    Ok(Exit::AllWell)
+    Ok(Exit::Success)
 }
 
 /// A task as it is listed.

@@ -22,7 +22,7 @@ struct State {
     to: To,
     numbering: Numbering,
     /// What went wrong first; after that, no more is written.
-    trouble: Option<io::Error>,
+    error: Option<io::Error>,
 }
 
 enum To {
@@ -48,12 +48,12 @@ impl Log {
 
     fn new(to: To, numbers: Numbers) -> Self {
         let numbering = Numbering::new(numbers);
-        Self(Arc::new(Mutex::new(State { to, numbering, trouble: None })))
+        Self(Arc::new(Mutex::new(State { to, numbering, error: None })))
     }
 
     pub(super) fn write(&self, event: &Event) {
         let mut state = self.state();
-        if state.trouble.is_some() {
+        if state.error.is_some() {
             return;
         }
         let event = state.numbering.of(event);
@@ -73,15 +73,15 @@ impl Log {
                 _ => file.flush(),
             }
         });
-        state.trouble = written.err();
+        state.error = written.err();
     }
 
     /// Writes what is left; what went wrong is said here.
     pub(super) fn close(&self) -> Result<(), String> {
-        let State { to, trouble, .. } = &mut *self.state();
+        let State { to, error, .. } = &mut *self.state();
         let To::File(file, path) = to else { return Ok(()) };
         let flushed = file.flush();
-        match trouble.take().or(flushed.err()) {
+        match error.take().or(flushed.err()) {
             None => Ok(()),
             Some(error) => Err(format!("failed to write the log to {path:?}: {error}")),
         }

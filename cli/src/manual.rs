@@ -158,5 +158,5 @@ fn print(page: &[u8]) -> Result<Exit> {
     let mut stdout = io::stdout().lock();
     let written = stdout.write_all(page).and_then(|()| stdout.flush());
     written.context("failed to write to standard output")?;
-    Ok(Exit::AllWell)
+    Ok(Exit::Success)
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
-use super::{color, humane};
+use super::{color, format};
 
 /// Often enough to look alive, seldom enough for a slow line.
 const REDRAWS_PER_SECOND: u8 = 10;
@@ -34,7 +34,7 @@ impl Progress {
         let style = ProgressStyle::with_template(&template);
         if let Ok(style) = style {
             let rate = |state: &ProgressState, text: &mut dyn fmt::Write| {
-                let _ = text.write_str(&humane::rate(state.per_sec())); // to memory
+                let _ = text.write_str(&format::rate(state.per_sec())); // to memory
             };
             bar.set_style(style.progress_chars("━╸─").with_key("rate", rate));
         }
@@ -58,7 +58,7 @@ impl Progress {
     }
 
     /// Does something to the terminal that the bar must not get in the way of.
-    pub(super) fn aside<R>(&self, act: impl FnOnce() -> R) -> R {
+    pub(super) fn suspend<R>(&self, act: impl FnOnce() -> R) -> R {
         match &self.bar {
             Some(bar) => bar.suspend(act),
             None => act(),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::key::JobKey;
 use super::pending::PendingJob;
 use super::spill::{Printed, Spills};
-use crate::tasks::command::Earlier;
+use crate::tasks::command::FailedAttempt;
 use crate::tasks::{Input, Output};
 use procpool::{DidRun, Report, TaskError, TaskErrorKind};
 
@@ -42,18 +42,18 @@ pub(super) struct Row {
     /// It was ended with the run.
     pub(super) killed: bool,
     /// The attempts before the last one, where they are known.
-    pub(super) earlier: Vec<Earlier>,
+    pub(super) earlier: Vec<FailedAttempt>,
     /// Why the run can't go on, if this row says so.
-    pub(super) end: Option<End>,
+    pub(super) abort: Option<Abort>,
 }
 
 /// Why a row ends the run.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum End {
+pub(super) enum Abort {
     /// Nobody reads what jobs print any more.
-    Unread,
+    OutputClosed,
     /// What jobs print can't be written, for this reason.
-    Unwritten(String),
+    OutputFailed(String),
 }
 
 impl Row {
@@ -82,7 +82,7 @@ impl Row {
             cancelled: error.as_ref().is_some_and(is_end_of_run) && !has_run,
             killed: error.as_ref().is_some_and(is_end_of_run) && has_run,
             earlier: Vec::new(),
-            end: None,
+            abort: None,
             unstarted: None,
             error: error.map(|error| said(error.kind())),
         };

@@ -15,7 +15,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
 use super::progress::Progress;
-use super::spill::{Live, Part, Written};
+use super::spill::{Encoding, LiveOutput, Part};
 
 /// How much is gathered at most.
 const PAGE: usize = 64 * 1024;
@@ -31,12 +31,12 @@ pub(super) struct Page {
 struct Inserted {
     at: usize,
     part: Arc<Part>,
-    form: Written,
+    form: Encoding,
 }
 
 impl Page {
     /// Puts a part of a file at the end.
-    pub(super) fn insert(&mut self, part: &Arc<Part>, form: Written) {
+    pub(super) fn insert(&mut self, part: &Arc<Part>, form: Encoding) {
         self.parts.push(Inserted { at: self.bytes.len(), part: Arc::clone(part), form });
     }
 
@@ -89,7 +89,7 @@ impl DerefMut for Page {
 /// Nobody reads standard output any more: a clean end.
 #[derive(Debug, thiserror::Error)]
 #[error("nobody reads standard output any more")]
-pub(super) struct Unread;
+pub(super) struct OutputClosed;
 
 pub(super) struct Screen {
     page: Page,
@@ -179,7 +179,7 @@ impl Screen {
             errors.push(b'\n');
         }
         *torn = [page.ends_torn(torn[0]), errors.ends_torn(torn[1])];
-        let written = progress.aside(|| {
+        let written = progress.suspend(|| {
             let written = page.write(&mut Stdout);
             let _ = errors.write(&mut Stderr); // if nobody sees it, nobody misses it
             written
@@ -192,13 +192,13 @@ impl Screen {
     }
 
     /// Shows what a job that runs has printed since; whether that was anything.
-    pub(super) fn follow(&mut self, live: &mut Live) -> Result<bool> {
+    pub(super) fn follow(&mut self, live: &mut LiveOutput) -> Result<bool> {
         self.flush()?;
         if io::stdout().is_terminal() {
             // What is shown may end within a line at any time.
             self.progress.finish();
         }
-        match self.progress.aside(|| live.follow(&mut Stdout)) {
+        match self.progress.suspend(|| live.follow(&mut Stdout)) {
             Ok(some) => Ok(some),
             Err(error) => shown(Err(error)).map(|()| false),
         }
@@ -225,7 +225,7 @@ impl Screen {
 /// What it means that standard output can't be written.
 pub(super) fn shown(written: io::Result<()>) -> Result<()> {
     match written {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(Unread.into()),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(OutputClosed.into()),
         written => written.context("failed to write the results to standard output"),
     }
 }

@@ -21,7 +21,7 @@ use rustix::fs::{FallocateFlags, FileType, fallocate, sendfile};
 use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
-use super::humane;
+use super::format;
 use crate::tasks::command::spill::{NOTICE, Notice, PAGE};
 use crate::tasks::command::{self, Range};
 
@@ -44,7 +44,7 @@ struct Worker {
 impl Spills {
     /// Listens from a thread of its own to the workers, which are to know this name.
     pub(super) fn listen(
-        announce: impl Fn(Live) + Send + Sync + 'static,
+        announce: impl Fn(LiveOutput) + Send + Sync + 'static,
     ) -> Result<(Self, Vec<u8>)> {
         let name = format!("procpool-{:032x}", rand::rng().random::<u128>()).into_bytes();
         let listener = SocketAddr::from_abstract_name(&name)
@@ -69,7 +69,7 @@ impl Spills {
     }
 
     /// Hears a worker until it's gone.
-    fn hear(&self, mut from: &UnixStream, announce: &dyn Fn(Live)) {
+    fn hear(&self, mut from: &UnixStream, announce: &dyn Fn(LiveOutput)) {
         let ours = rustix::net::sockopt::socket_peercred(from)
             .is_ok_and(|peer| peer.uid == rustix::process::geteuid());
         if !ours {
@@ -88,7 +88,7 @@ impl Spills {
                     if let Some(file) = file {
                         let end = Arc::new(AtomicU64::new(u64::MAX));
                         ends = Arc::clone(&end);
-                        announce(Live { id, file, start, end, shown: 0 });
+                        announce(LiveOutput { id, file, start, end, shown: 0 });
                     }
                     // The job's result must not be seen before this is.
                     heard = from.write_all(&[1]);
@@ -216,7 +216,7 @@ fn free(file: &File, start: u64, end: u64) {
 
 /// In what form bytes are written.
 #[derive(Clone, Debug)]
-pub(super) enum Written {
+pub(super) enum Encoding {
     /// As they are.
     Raw,
     /// Each line after this.
@@ -270,23 +270,23 @@ impl Part {
     }
 
     /// Writes all of it.
-    pub(super) fn write(&self, form: &Written, to: &mut (impl Write + AsFd)) -> io::Result<()> {
+    pub(super) fn write(&self, form: &Encoding, to: &mut (impl Write + AsFd)) -> io::Result<()> {
         let mut decoder = Decoder::default();
         let mut text = Vec::new();
         let mut at_start = true;
         match form {
-            Written::Raw => return copy(&self.file, self.start, self.start + self.length, to),
-            Written::Tagged(_)
-            | Written::Json
-            | Written::Base64
-            | Written::Csv
-            | Written::Table => {}
+            Encoding::Raw => return copy(&self.file, self.start, self.start + self.length, to),
+            Encoding::Tagged(_)
+            | Encoding::Json
+            | Encoding::Base64
+            | Encoding::Csv
+            | Encoding::Table => {}
         }
         self.blocks(|block, last| {
             text.clear();
             match form {
-                Written::Raw => {}
-                Written::Tagged(tag) => {
+                Encoding::Raw => {}
+                Encoding::Tagged(tag) => {
                     for line in block.split_inclusive(|byte| *byte == b'\n') {
                         if at_start {
                             text.extend_from_slice(tag);
@@ -295,9 +295,9 @@ impl Part {
                         at_start = line.ends_with(b"\n");
                     }
                 }
-                Written::Json => decoder.decode(block, last, |part, _| json(part, &mut text)),
-                Written::Base64 => base64(block, &mut text),
-                Written::Csv => {
+                Encoding::Json => decoder.decode(block, last, |part, _| json(part, &mut text)),
+                Encoding::Base64 => base64(block, &mut text),
+                Encoding::Csv => {
                     for part in block.split_inclusive(|byte| *byte == b'"') {
                         text.extend_from_slice(part);
                         if part.ends_with(b"\"") {
@@ -305,14 +305,14 @@ impl Part {
                         }
                     }
                 }
-                Written::Table => decoder.decode(block, last, |part, _| {
+                Encoding::Table => decoder.decode(block, last, |part, _| {
                     for line in part.split_inclusive('\n') {
                         if at_start {
                             text.extend_from_slice(TABLE_INDENT.as_bytes());
                         }
                         at_start = line.ends_with('\n');
                         let line = line.strip_suffix('\n').unwrap_or(line);
-                        text.extend_from_slice(humane::one_line(line).as_bytes());
+                        text.extend_from_slice(format::one_line(line).as_bytes());
                         if at_start {
                             text.push(b'\n');
                         }
@@ -321,7 +321,7 @@ impl Part {
             }
             to.write_all(&text)
         })?;
-        if matches!(form, Written::Table) && !at_start {
+        if matches!(form, Encoding::Table) && !at_start {
             to.write_all(b"\n")?;
         }
         to.flush()
@@ -427,7 +427,7 @@ pub(super) fn copy(
 
 /// A job's output that is shown while the job runs.
 #[derive(Debug)]
-pub(super) struct Live {
+pub(super) struct LiveOutput {
     pub(super) id: u64,
     file: Arc<File>,
     start: u64,
@@ -437,7 +437,7 @@ pub(super) struct Live {
     pub(super) shown: u64,
 }
 
-impl Live {
+impl LiveOutput {
     /// Shows what has come since; whether there was any.
     pub(super) fn follow(&mut self, to: &mut (impl Write + AsFd)) -> io::Result<bool> {
         let at = self.start + self.shown;
@@ -462,7 +462,7 @@ mod tests {
     use super::*;
     use std::io::{Seek, SeekFrom};
 
-    fn written(bytes: &[u8], form: &Written) -> Vec<u8> {
+    fn written(bytes: &[u8], form: &Encoding) -> Vec<u8> {
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(bytes, 5).unwrap();
         let part = Part { file: Arc::new(file), start: 5, length: bytes.len() as u64 };
@@ -479,15 +479,15 @@ mod tests {
         // Longer than a block, with a character and a line across its end.
         let text = "aé\"\n\u{1b}".repeat(BLOCK / 3);
         let bytes = text.as_bytes();
-        assert_eq!(written(bytes, &Written::Raw), bytes);
+        assert_eq!(written(bytes, &Encoding::Raw), bytes);
         let tagged = command::tagged(b"x\t", bytes);
-        assert_eq!(written(bytes, &Written::Tagged(b"x\t".to_vec())), tagged);
-        let json = [b"\"", written(bytes, &Written::Json).as_slice(), b"\""].concat();
+        assert_eq!(written(bytes, &Encoding::Tagged(b"x\t".to_vec())), tagged);
+        let json = [b"\"", written(bytes, &Encoding::Json).as_slice(), b"\""].concat();
         assert_eq!(serde_json::from_slice::<String>(&json).unwrap(), text);
-        let csv = [b"\"", written(bytes, &Written::Csv).as_slice(), b"\""].concat();
+        let csv = [b"\"", written(bytes, &Encoding::Csv).as_slice(), b"\""].concat();
         let mut reader = ::csv::ReaderBuilder::new().has_headers(false).from_reader(csv.as_slice());
         assert_eq!(&reader.byte_records().next().unwrap().unwrap()[0], bytes);
-        let table = String::from_utf8(written(bytes, &Written::Table)).unwrap();
+        let table = String::from_utf8(written(bytes, &Encoding::Table)).unwrap();
         assert_eq!(table.lines().count(), text.lines().count());
         assert!(table.lines().nth(1).unwrap().ends_with("│ \\u{1b}aé\""), "{:?}", &table[..80]);
     }
@@ -503,7 +503,7 @@ mod tests {
             ["", "f", "fo", "foo", "foob", "fooba", "foobar"].map(|it| encoded(it.as_bytes()));
         assert_eq!(cases, ["", "Zg==", "Zm8=", "Zm9v", "Zm9vYg==", "Zm9vYmE=", "Zm9vYmFy"]);
         let bytes = vec![0xff; BLOCK + 1];
-        assert_eq!(written(&bytes, &Written::Base64), encoded(&bytes).into_bytes());
+        assert_eq!(written(&bytes, &Encoding::Base64), encoded(&bytes).into_bytes());
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use super::humane;
+use super::format;
 use super::row::Row;
 use procpool::WorkerInfo;
 
@@ -69,7 +69,7 @@ impl<T: Ord + Copy> Worst<T> {
 fn name(row: &Row) -> String {
     const LONGEST: usize = 40;
     let input = row.input.to_text();
-    let input = humane::one_line(&input);
+    let input = format::one_line(&input);
     match input.char_indices().nth(LONGEST) {
         None => input.into_owned(),
         Some((end, _)) => format!("{}…", &input[..end]),
@@ -137,15 +137,15 @@ impl Tally {
         let seconds = wall.as_secs_f64().max(1e-9);
         let mut text = format!(
             "{} {noun} in {}, {} a second: {} done, {} failed, {} retried",
-            humane::grouped(tasks),
-            humane::duration(wall),
-            humane::rate(tasks as f64 / seconds),
-            humane::grouped(tasks - failed),
-            humane::grouped(failed - self.killed),
-            humane::grouped(self.retried),
+            format::grouped(tasks),
+            format::duration(wall),
+            format::rate(tasks as f64 / seconds),
+            format::grouped(tasks - failed),
+            format::grouped(failed - self.killed),
+            format::grouped(self.retried),
         );
         if self.killed > 0 {
-            text += &format!(", {} killed", humane::grouped(self.killed));
+            text += &format!(", {} killed", format::grouped(self.killed));
         }
         if let Some(not_begun) = not_begun {
             text += &format!(", {not_begun} not begun");
@@ -157,18 +157,18 @@ impl Tally {
         if busy >= LEAST_WORK {
             text += &format!(
                 "{} of work, {} times as fast as one after the other\n",
-                humane::duration(busy),
-                humane::factor(busy.as_secs_f64() / seconds)
+                format::duration(busy),
+                format::factor(busy.as_secs_f64() / seconds)
             );
         }
-        text += &self.slowest.line("slowest", humane::duration);
+        text += &self.slowest.line("slowest", format::duration);
         if !self.largest.0.is_empty() {
-            text += &self.largest.line("most memory", humane::bytes);
+            text += &self.largest.line("most memory", format::bytes);
         }
         if failed > 0 {
             let more = failed - self.failures.len() as u64;
             let more = if more > 0 {
-                format!(" and {} more", humane::grouped(more))
+                format!(" and {} more", format::grouped(more))
             } else {
                 String::new()
             };
@@ -182,11 +182,11 @@ impl Share {
     fn line(&self, name: &str, memory: Option<u64>) -> String {
         line(
             name,
-            &humane::grouped(self.tasks),
-            &humane::grouped(self.failed),
-            &humane::duration(self.busy),
+            &format::grouped(self.tasks),
+            &format::grouped(self.failed),
+            &format::duration(self.busy),
             // A worker that is gone has none.
-            &memory.map_or("-".to_owned(), humane::bytes),
+            &memory.map_or("-".to_owned(), format::bytes),
         )
     }
 }

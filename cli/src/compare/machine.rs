@@ -52,7 +52,7 @@ impl Machine {
             "{}, {} cores, {}; Linux {}; procpool {}; load before the run {}",
             self.cpu,
             self.cores,
-            crate::humane::bytes(self.memory),
+            crate::format::bytes(self.memory),
             self.kernel,
             self.procpool,
             self.load

@@ -3,15 +3,15 @@
 
 use csv::WriterBuilder;
 
-use super::form::{Form, Prints, Render};
+use super::form::{Form, OutputFields, Render};
 use crate::row::Row;
 use crate::screen::Page;
-use crate::spill::{Printed, Written};
+use crate::spill::{Encoding, Printed};
 use crate::tasks::{Column, Value};
 
 pub(super) struct Csv {
     columns: &'static [Column],
-    prints: Prints,
+    prints: OutputFields,
     /// The fields of a row while they are put together; kept for the next row.
     fields: csv::ByteRecord,
 }
@@ -88,7 +88,7 @@ impl Render for Csv {
                         }
                     }
                 }
-                Printed::InFile(part) => page.insert(part, Written::Csv),
+                Printed::InFile(part) => page.insert(part, Encoding::Csv),
                 Printed::Named(_) => {}
             }
             page.push(b'"');

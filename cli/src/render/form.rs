@@ -13,7 +13,7 @@ pub(crate) trait Render {
     fn row(&mut self, row: &Row, page: &mut Page);
 
     /// What is said of a row on standard error.
-    fn aside(&mut self, _row: &Row, _errors: &mut Page) {}
+    fn row_errors(&mut self, _row: &Row, _errors: &mut Page) {}
 }
 
 /// What is shown of each row.
@@ -24,12 +24,12 @@ pub(crate) struct Form {
     /// The values of the answer.
     pub(crate) columns: &'static [Column],
     /// What was printed.
-    pub(crate) prints: Prints,
+    pub(crate) prints: OutputFields,
 }
 
 /// Which fields there are for what was printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Prints {
+pub(crate) enum OutputFields {
     None,
     /// One for both outputs of a task.
     Output,
@@ -37,7 +37,7 @@ pub(crate) enum Prints {
     Both,
 }
 
-impl Prints {
+impl OutputFields {
     pub(super) fn names(self) -> &'static [&'static str] {
         match self {
             Self::None => &[],
@@ -49,7 +49,7 @@ impl Prints {
 
 /// What is added to what jobs print themselves.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Voice {
+pub(crate) struct PlainOptions {
     /// The input, before each line.
     pub(crate) tag: bool,
 }

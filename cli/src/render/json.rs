@@ -7,15 +7,15 @@ use std::fmt::Write;
 
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
-use super::form::{Form, Prints, Render};
+use super::form::{Form, OutputFields, Render};
 use crate::row::Row;
 use crate::screen::Page;
-use crate::spill::{Printed, Written, base64, json};
+use crate::spill::{Encoding, Printed, base64, json};
 use crate::tasks::{Column, Output, Value};
 
 pub(super) struct Json {
     columns: &'static [Column],
-    prints: Prints,
+    prints: OutputFields,
 }
 
 impl Json {
@@ -84,7 +84,7 @@ fn put(name: &str, printed: &Printed, page: &mut Page) {
     page.extend_from_slice(format!(",\"{name}\":\"").as_bytes());
     match printed {
         Printed::Here(bytes) => json(&String::from_utf8_lossy(bytes), page),
-        Printed::InFile(part) => page.insert(part, Written::Json),
+        Printed::InFile(part) => page.insert(part, Encoding::Json),
         Printed::Named(_) => {}
     }
     page.push(b'"');
@@ -94,7 +94,7 @@ fn put(name: &str, printed: &Printed, page: &mut Page) {
     page.extend_from_slice(format!(",\"{name}_base64\":\"").as_bytes());
     match printed {
         Printed::Here(bytes) => base64(bytes, page),
-        Printed::InFile(part) => page.insert(part, Written::Base64),
+        Printed::InFile(part) => page.insert(part, Encoding::Base64),
         Printed::Named(_) => {}
     }
     page.push(b'"');

@@ -9,9 +9,9 @@ use std::io::Write;
 use super::form::{Form, Render};
 use crate::row::Row;
 use crate::screen::Page;
-use crate::spill::{Printed, TABLE_INDENT, Written};
+use crate::spill::{Encoding, Printed, TABLE_INDENT};
 use crate::tasks::{Column, Kind, Value};
-use crate::{color, humane};
+use crate::{color, format};
 
 /// What a column without a width is given where another one follows it.
 const LOOSE: usize = 28;
@@ -58,12 +58,12 @@ impl Render for Table {
     }
 
     fn row(&mut self, row: &Row, page: &mut Page) {
-        start(page, row.number, row.pid, humane::duration(row.elapsed));
+        start(page, row.number, row.pid, format::duration(row.elapsed));
         let input = row.input.to_text();
         if row.error.is_none() || !row.values.is_empty() {
             for cell in &self.cells {
                 match cell.value.map(|index| row.values.get(index)) {
-                    None => put(page, &cell.column, &humane::one_line(&input)),
+                    None => put(page, &cell.column, &format::one_line(&input)),
                     Some(Some(value)) => put(page, &cell.column, &shown(value, &cell.column)),
                     Some(None) => put(page, &cell.column, "-"),
                 }
@@ -72,17 +72,17 @@ impl Render for Table {
         match &row.error {
             None => {}
             Some(error) if !row.values.is_empty() => {
-                write(page, format_args!("  {} {}", self.error, humane::one_line(error)));
+                write(page, format_args!("  {} {}", self.error, format::one_line(error)));
             }
             Some(error) => {
                 let cell = self.cells.iter().find(|cell| cell.value.is_none());
                 if let Some(cell) = cell.filter(|cell| cell.column.kind != Kind::Text) {
-                    put(page, &cell.column, &humane::one_line(&input));
+                    put(page, &cell.column, &format::one_line(&input));
                 } else if !error.contains(&*input) {
                     // Errors about a file name it themselves, but the death of a worker doesn't.
-                    write(page, format_args!("  {}", humane::one_line(&input)));
+                    write(page, format_args!("  {}", format::one_line(&input)));
                 }
-                write(page, format_args!("  {} {}", self.error, humane::one_line(error)));
+                write(page, format_args!("  {} {}", self.error, format::one_line(error)));
             }
         }
         if row.attempt > 1 {
@@ -93,11 +93,11 @@ impl Render for Table {
             match printed {
                 Printed::Here(printed) => {
                     for line in String::from_utf8_lossy(printed).lines() {
-                        write(page, format_args!("{TABLE_INDENT}{}", humane::one_line(line)));
+                        write(page, format_args!("{TABLE_INDENT}{}", format::one_line(line)));
                         end(page);
                     }
                 }
-                Printed::InFile(part) => page.insert(part, Written::Table),
+                Printed::InFile(part) => page.insert(part, Encoding::Table),
                 Printed::Named(_) => {}
             }
         }
@@ -132,7 +132,7 @@ fn shown(value: &Value, column: &Column) -> String {
         (Value::Whole(number), _) => number.to_string(),
         (Value::Real(number), Kind::Fixed(decimals)) => format!("{number:.decimals$}"),
         (Value::Real(number), _) => number.to_string(),
-        (Value::Text(text), _) => humane::one_line(&text.to_text()).into_owned(),
+        (Value::Text(text), _) => format::one_line(&text.to_text()).into_owned(),
         (Value::Missing, _) => "-".to_owned(),
     }
 }

@@ -190,7 +190,7 @@ fn opaque(pixels: &DynamicImage) -> DynamicImage {
 /// What is wrong with a picture, and what can be done about it.
 fn explain_picture(path: &Path, error: ImageError) -> String {
     let remedy = match &error {
-        // The file ended too soon: a truncated picture, not trouble with the disk.
+        // The file ended too soon: a truncated picture, no trouble with the disk.
         ImageError::IoError(io) if io.kind() != ErrorKind::UnexpectedEof => {
             return explain("read", path, io);
         }

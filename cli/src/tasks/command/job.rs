@@ -22,9 +22,9 @@ pub(crate) struct CommandJob {
 
 /// How a job ended.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Ended {
+pub(crate) struct Completed {
     /// In which way.
-    pub(crate) verdict: Verdict,
+    pub(crate) status: Status,
     /// When its last attempt began, on the monotonic clock in nanoseconds.
     pub(crate) began: u64,
     /// How long that took.
@@ -36,7 +36,7 @@ pub(crate) struct Ended {
     /// How many attempts there were.
     pub(crate) attempts: u32,
     /// Those before the last one.
-    pub(crate) earlier: Vec<Earlier>,
+    pub(crate) earlier: Vec<FailedAttempt>,
     /// What it printed to standard output, where that is grouped.
     pub(crate) stdout: Printed,
     /// What it printed to standard error, where that is grouped.
@@ -45,7 +45,7 @@ pub(crate) struct Ended {
 
 /// An attempt that was followed by another.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Earlier {
+pub(crate) struct FailedAttempt {
     /// When it began, on the monotonic clock in nanoseconds.
     pub(crate) began: u64,
     /// How long it took.
@@ -82,7 +82,7 @@ pub(crate) struct Range {
     pub(crate) length: u64,
 }
 
-impl Ended {
+impl Completed {
     /// What is shown of it in a table, beside its input.
     pub(crate) const COLUMNS: &[Column] = &[
         Column::number("exit", 4),
@@ -95,8 +95,8 @@ impl Ended {
     pub(crate) fn values(&self) -> Output {
         let number = |number: Option<i32>| number.map_or(Value::Missing, |it| i64::from(it).into());
         vec![
-            number(self.verdict.exit()),
-            number(self.verdict.signal()),
+            number(self.status.exit()),
+            number(self.status.signal()),
             self.cpu.as_secs_f64().into(),
             self.memory.into(),
         ]
@@ -105,7 +105,7 @@ impl Ended {
 
 /// In which way a job ended.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) enum Verdict {
+pub(crate) enum Status {
     /// It exited with this code.
     Exited(i32),
     /// This signal ended it; the flag says whether it dumped core.
@@ -119,22 +119,23 @@ pub(crate) enum Verdict {
     /// It wanted the terminal, which jobs don't have, and was ended.
     NeedsTerminal,
     /// Whoever read what it prints is gone.
-    Unread,
+    OutputClosed,
     /// Its lines can't be written to standard output, for this reason.
-    Unwritten(String),
+    OutputFailed(String),
     /// What it prints can't be kept until it has ended: why, and the remedy.
-    Unkept(String),
+    SpillFailed(String),
 }
 
-impl Verdict {
+impl Status {
     /// Whether the job succeeded.
     pub(crate) fn is_success(&self) -> bool {
         *self == Self::Exited(0)
     }
 
     /// Whether another attempt may end better.
-    pub(crate) fn may_be_tried_again(&self) -> bool {
-        let is_final = matches!(self, Self::NeedsTerminal | Self::Unread | Self::Unwritten(_));
+    pub(crate) fn may_be_retried(&self) -> bool {
+        let is_final =
+            matches!(self, Self::NeedsTerminal | Self::OutputClosed | Self::OutputFailed(_));
         !self.is_success() && !is_final
     }
 
@@ -152,7 +153,7 @@ impl Verdict {
     }
 }
 
-impl fmt::Display for Verdict {
+impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Exited(code) => procpool::DeathCause::Exited(*code).fmt(f),
@@ -169,11 +170,11 @@ impl fmt::Display for Verdict {
                  and their standard input is empty; use the command's option for unattended use, \
                  such as ssh -o BatchMode=yes or sudo -n",
             ),
-            Self::Unread => f.write_str("was stopped, since nobody reads what it prints"),
-            Self::Unwritten(error) => {
+            Self::OutputClosed => f.write_str("was stopped, since nobody reads what it prints"),
+            Self::OutputFailed(error) => {
                 write!(f, "was stopped, since what it prints can't be written: {error}")
             }
-            Self::Unkept(why) => f.write_str(why),
+            Self::SpillFailed(why) => f.write_str(why),
         }
     }
 }

@@ -9,7 +9,7 @@
 //! | `lines` | what it prints, passed on line by line |
 //! | `spill` | what it prints, kept until it has ended |
 //!
-//! The command line and what holds for every job (a [`Recipe`]) goes to each worker once, as the
+//! The command line and what holds for every job (a [`CommandSpec`]) goes to each worker once, as the
 //! argument of its initializer [`prepare`]; after that a job is an input and a number. The worker
 //! starts the program itself, without a shell in between, and waits for it. It keeps the job's
 //! limits too, so that a job that is ended is still answered with what it printed and used, and
@@ -22,10 +22,10 @@ mod spec;
 pub(crate) mod spill;
 mod template;
 
-pub(crate) use self::job::{CommandJob, Earlier, Ended, Printed, Range, Verdict};
+pub(crate) use self::job::{CommandJob, Completed, FailedAttempt, Printed, Range, Status};
 pub(crate) use self::lines::{tag_of, tagged};
 pub(crate) use self::run::SLOT;
 pub(crate) use self::run::{prepare, run};
-pub(crate) use self::spec::{Prints, Recipe};
+pub(crate) use self::spec::{CommandSpec, OutputMode};
 pub(crate) use self::template::quote;
 pub(crate) use self::template::{NoProgram, Template};

@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 use crate::os::clock;
 use rustix::process::Signal;
 
-use super::job::{CommandJob, Earlier, Ended, Printed, Verdict};
+use super::job::{CommandJob, Completed, FailedAttempt, Printed, Status};
 use super::lines::{Lines, To, tag_of};
-use super::spec::{Prints, Recipe};
+use super::spec::{CommandSpec, OutputMode};
 use super::spill::{self, Capture, Spiller};
 use crate::os::observe;
 use crate::os::program::{self, Program, TerminalWatch};
@@ -34,7 +34,7 @@ const GRACE: Duration = Duration::from_millis(500);
 
 /// What a worker has for its jobs.
 struct Runner {
-    recipe: Recipe,
+    spec: CommandSpec,
     slot: String,
     spiller: Spiller,
     terminal: TerminalWatch,
@@ -54,10 +54,10 @@ struct Running {
 }
 
 /// How an attempt ended.
-struct Over {
+struct AttemptEnd {
     /// Why it was ended, if it was.
-    verdict: Option<Verdict>,
-    ended: program::Ended,
+    status: Option<Status>,
+    ended: program::ProgramExit,
     printed: [Printed; 2],
 }
 
@@ -66,35 +66,35 @@ struct Over {
 /// # Panics
 ///
 /// When the system refuses what it needs; the pool then says so.
-pub(crate) fn prepare(recipe: Recipe) -> impl Sized + 'static {
+pub(crate) fn prepare(spec: CommandSpec) -> impl Sized + 'static {
     let ready = || -> io::Result<Runner> {
         program::adopt_orphans()?;
         program::default_child_signal();
         Ok(Runner {
             slot: std::env::var(SLOT).unwrap_or_default(),
-            spiller: Spiller::new(recipe.spill.clone()),
+            spiller: Spiller::new(spec.spill.clone()),
             terminal: TerminalWatch::start()?,
-            recipe,
+            spec,
         })
     };
     ready().unwrap_or_else(|error| panic!("failed to get ready for commands: {error}"))
 }
 
 /// Does one job, and tries it again where it fails and may be.
-pub(crate) fn run(job: CommandJob) -> Ended {
+pub(crate) fn run(job: CommandJob) -> Completed {
     let ended = procpool::with_state(|runner: &mut Runner| {
         let mut attempts = 1;
         let mut earlier = Vec::new();
         loop {
             let ended = runner.attempt(&job, attempts);
-            if !ended.verdict.may_be_tried_again() || attempts > runner.recipe.retries {
+            if !ended.status.may_be_retried() || attempts > runner.spec.retries {
                 runner.spiller.announce([&ended.stdout, &ended.stderr]);
-                return Ended { earlier, ..ended };
+                return Completed { earlier, ..ended };
             }
-            earlier.push(Earlier {
+            earlier.push(FailedAttempt {
                 began: ended.began,
                 elapsed: ended.elapsed,
-                error: ended.verdict.to_string(),
+                error: ended.status.to_string(),
             });
             runner.spiller.drop_range(&ended.stdout);
             runner.spiller.drop_range(&ended.stderr);
@@ -102,13 +102,14 @@ pub(crate) fn run(job: CommandJob) -> Ended {
         }
     });
     // Not reached: each worker of the pool that is given commands is prepared for them.
-    ended.unwrap_or_else(|| Ended::not_started(1, 0, "the worker was not made ready".to_owned()))
+    ended
+        .unwrap_or_else(|| Completed::not_started(1, 0, "the worker was not made ready".to_owned()))
 }
 
-impl Ended {
+impl Completed {
     fn not_started(attempts: u32, code: i32, reason: String) -> Self {
         Self {
-            verdict: Verdict::NotStarted(code, reason),
+            status: Status::NotStarted(code, reason),
             began: clock::now(),
             elapsed: Duration::ZERO,
             cpu: Duration::ZERO,
@@ -122,11 +123,11 @@ impl Ended {
 }
 
 impl Runner {
-    fn attempt(&mut self, job: &CommandJob, attempts: u32) -> Ended {
+    fn attempt(&mut self, job: &CommandJob, attempts: u32) -> Completed {
         let began = clock::now();
         let start = Instant::now();
-        let words = self.recipe.template.words(job, &self.slot);
-        let file = self.recipe.program.clone();
+        let words = self.spec.template.words(job, &self.slot);
+        let file = self.spec.program.clone();
         // What the job before has left behind is gone, and so is what it wanted.
         self.terminal.clear();
         let started = self.start(job, file.as_deref(), &words, attempts).or_else(|error| {
@@ -137,17 +138,17 @@ impl Runner {
             Ok(running) => running,
             Err(error) => {
                 let (code, reason) = why_not(&words, &error);
-                return Ended::not_started(attempts, code, reason);
+                return Completed::not_started(attempts, code, reason);
             }
         };
         let over = self.wait(running, job.limit);
         let elapsed = start.elapsed();
-        let is_unread = self.recipe.prints == Prints::Inherit && program::is_unread();
+        let is_unread = self.spec.prints == OutputMode::Inherit && program::is_unread();
         match over {
-            Ok(Over { verdict, ended, printed: [stdout, stderr] }) => Ended {
-                verdict: match verdict {
-                    None if is_unread && ended.status.signal().is_some() => Verdict::Unread,
-                    verdict => verdict.unwrap_or_else(|| Verdict::of(ended.status)),
+            Ok(AttemptEnd { status, ended, printed: [stdout, stderr] }) => Completed {
+                status: match status {
+                    None if is_unread && ended.status.signal().is_some() => Status::OutputClosed,
+                    status => status.unwrap_or_else(|| Status::of(ended.status)),
                 },
                 began,
                 elapsed,
@@ -158,10 +159,10 @@ impl Runner {
                 stdout,
                 stderr,
             },
-            Err(error) => Ended {
+            Err(error) => Completed {
                 began,
                 elapsed,
-                ..Ended::not_started(attempts, 1, format!("how it ended is not known: {error}"))
+                ..Completed::not_started(attempts, 1, format!("how it ended is not known: {error}"))
             },
         }
     }
@@ -180,24 +181,24 @@ impl Runner {
         let mut outputs = Vec::new();
         // The job's ends; this process's own are closed when it has started.
         let mut given: [Option<OwnedFd>; 2] = [None, None];
-        match self.recipe.prints {
-            Prints::Inherit => {}
-            Prints::Null => {
+        match self.spec.prints {
+            OutputMode::Inherit => {}
+            OutputMode::Null => {
                 let null = File::options().write(true).open("/dev/null")?;
                 given = [Some(null.try_clone()?.into()), Some(null.into())];
             }
-            Prints::Grouped | Prints::Lines { .. } => {
+            OutputMode::Grouped | OutputMode::Lines { .. } => {
                 let (out, to_out) = io::pipe()?;
                 let (err, to_err) = io::pipe()?;
                 given = [Some(to_out.into()), Some(to_err.into())];
-                if let Prints::Lines { tag } = self.recipe.prints {
+                if let OutputMode::Lines { tag } = self.spec.prints {
                     let tag = if tag { tag_of(&job.input) } else { Vec::new() };
                     let lines = Lines::new(out.into(), To::Stdout, tag.clone())?;
                     outputs.push(Output::Lines(lines));
                     outputs.push(Output::Lines(Lines::new(err.into(), To::Stderr, tag)?));
                 } else {
                     // What an attempt prints that may be followed by another is not to be seen.
-                    let shown = (attempts > self.recipe.retries).then_some(job.id);
+                    let shown = (attempts > self.spec.retries).then_some(job.id);
                     outputs.push(Output::Capture(Capture::new(out.into(), 0, shown)?));
                     outputs.push(Output::Capture(Capture::new(err.into(), 1, None)?));
                 }
@@ -215,7 +216,7 @@ impl Runner {
             return None;
         }
         let (name, arguments) = words.split_first()?;
-        let file = self.recipe.program.as_deref().unwrap_or(name.as_ref());
+        let file = self.spec.program.as_deref().unwrap_or(name.as_ref());
         let mut start = [0; 256];
         let length = File::open(file).and_then(|mut file| file.read(&mut start)).ok()?;
         if start[..length].contains(&0) {
@@ -227,10 +228,10 @@ impl Runner {
 
     /// Waits for the end of a job and of all that it has started, keeps its limits and takes in what
     /// it prints.
-    fn wait(&mut self, running: Running, limit: Option<Duration>) -> io::Result<Over> {
+    fn wait(&mut self, running: Running, limit: Option<Duration>) -> io::Result<AttemptEnd> {
         let Running { program, mut outputs } = running;
-        let memory = self.recipe.memory;
-        let mut verdict = None;
+        let memory = self.spec.memory;
+        let mut status = None;
         let pidfd = program.pidfd()?;
         let mut ran = Duration::ZERO;
         // When it is made to end, after it was asked to.
@@ -246,8 +247,8 @@ impl Runner {
             if ended {
                 break;
             }
-            if wants_terminal && self.terminal.clear() && verdict.is_none() {
-                verdict = Some(Verdict::NeedsTerminal);
+            if wants_terminal && self.terminal.clear() && status.is_none() {
+                status = Some(Status::NeedsTerminal);
                 // It is stopped, and would hear of it for ever after.
                 program::signal_descendants(Signal::TERM);
                 program::signal_descendants(Signal::CONT);
@@ -259,17 +260,17 @@ impl Runner {
             let before = Instant::now();
             let spiller = &mut self.spiller;
             if let Err(why) = outputs.iter_mut().try_for_each(|it| it.pass(spiller)) {
-                verdict.get_or_insert(why);
+                status.get_or_insert(why);
                 // Without anything that reads, its next write ends it; what it has started may
                 // want to clear up.
                 outputs.clear();
                 program::signal_descendants(Signal::TERM);
                 last = Some(ran + GRACE);
             }
-            if let Some(most) = memory.filter(|_| verdict.is_none()) {
+            if let Some(most) = memory.filter(|_| status.is_none()) {
                 let looked = Instant::now();
                 if takes_more_than(most) {
-                    verdict = Some(Verdict::OutOfMemory(most));
+                    status = Some(Status::OutOfMemory(most));
                     // It would only take more meanwhile.
                     program::signal_descendants(Signal::KILL);
                     last = Some(ran + GRACE);
@@ -279,8 +280,8 @@ impl Runner {
             }
             ran += before.elapsed();
             if last.is_some_and(|last| ran >= last) {
-                let asked = verdict.is_some();
-                verdict = verdict.or(limit.map(Verdict::TimedOut));
+                let asked = status.is_some();
+                status = status.or(limit.map(Status::TimedOut));
                 let signal = if asked { Signal::KILL } else { Signal::TERM };
                 program::signal_descendants(signal);
                 last = Some(ran + GRACE);
@@ -296,12 +297,12 @@ impl Runner {
                 Output::Capture(capture) => {
                     let (all, kept) = capture.finish(&mut self.spiller);
                     *printed = all;
-                    kept.map_err(|error| Verdict::Unkept(spill::unkept(&error)))
+                    kept.map_err(|error| Status::SpillFailed(spill::unkept(&error)))
                 }
             };
-            verdict = verdict.or(finished.err());
+            status = status.or(finished.err());
         }
-        Ok(Over { verdict, ended, printed })
+        Ok(AttemptEnd { status, ended, printed })
     }
 }
 
@@ -314,26 +315,26 @@ impl Output {
     }
 
     /// Takes in some of what has come, or says why the job can't go on.
-    fn pass(&mut self, spiller: &mut Spiller) -> Result<(), Verdict> {
+    fn pass(&mut self, spiller: &mut Spiller) -> Result<(), Status> {
         match self {
             Self::Lines(lines) => lines.pass().map(drop).map_err(|error| unwritten(&error)),
             Self::Capture(capture) => {
                 let passed = capture.pass(spiller);
-                passed.map(drop).map_err(|error| Verdict::Unkept(spill::unkept(&error)))
+                passed.map(drop).map_err(|error| Status::SpillFailed(spill::unkept(&error)))
             }
         }
     }
 }
 
 /// What it means that lines can't be written to standard output.
-fn unwritten(error: &io::Error) -> Verdict {
+fn unwritten(error: &io::Error) -> Status {
     match error.kind() {
-        ErrorKind::BrokenPipe => Verdict::Unread,
-        _ => Verdict::Unwritten(error.to_string()),
+        ErrorKind::BrokenPipe => Status::OutputClosed,
+        _ => Status::OutputFailed(error.to_string()),
     }
 }
 
-impl Verdict {
+impl Status {
     fn of(status: ExitStatus) -> Self {
         match (status.code(), status.signal()) {
             (Some(code), _) => Self::Exited(code),

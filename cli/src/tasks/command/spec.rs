@@ -8,13 +8,13 @@ use super::template::Template;
 
 /// What holds for every job of a run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Recipe {
+pub(crate) struct CommandSpec {
     /// The command line.
     pub(crate) template: Template,
     /// The program's file, where it's the same for every input.
     pub(crate) program: Option<PathBuf>,
     /// What becomes of what jobs print.
-    pub(crate) prints: Prints,
+    pub(crate) prints: OutputMode,
     /// How often a job that has failed is tried again.
     pub(crate) retries: u32,
     /// The most resident memory in bytes that the processes of a job may have together.
@@ -25,7 +25,7 @@ pub(crate) struct Recipe {
 
 /// What becomes of what a job prints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum Prints {
+pub(crate) enum OutputMode {
     /// It is kept and comes with the answer.
     Grouped,
     /// It goes to where the worker's own output goes, a whole line at a time, after the input and a

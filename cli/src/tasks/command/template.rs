@@ -24,12 +24,12 @@ pub(crate) struct Template {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 enum Piece {
     Text(Bytes),
-    Place(Place),
+    Placeholder(Placeholder),
 }
 
 /// What stands in for something of the job.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-enum Place {
+enum Placeholder {
     Input,
     WithoutExtension,
     BaseName,
@@ -39,13 +39,13 @@ enum Place {
 }
 
 /// As they are written.
-const PLACES: [(&[u8], Place); 6] = [
-    (b"{}", Place::Input),
-    (b"{.}", Place::WithoutExtension),
-    (b"{/}", Place::BaseName),
-    (b"{//}", Place::Directory),
-    (b"{#}", Place::Number),
-    (b"{%}", Place::Slot),
+const PLACES: [(&[u8], Placeholder); 6] = [
+    (b"{}", Placeholder::Input),
+    (b"{.}", Placeholder::WithoutExtension),
+    (b"{/}", Placeholder::BaseName),
+    (b"{//}", Placeholder::Directory),
+    (b"{#}", Placeholder::Number),
+    (b"{%}", Placeholder::Slot),
 ];
 
 /// Why a program can't be run, whatever the input.
@@ -63,7 +63,7 @@ pub(crate) enum NoProgram {
 
 /// What is wrong with a command line, whatever the input.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Unfit {
+pub(crate) enum TemplateError {
     /// It has a replacement string of another program.
     #[error(
         "'{0}' is no replacement string here; there are {{}} {{.}} {{/}} {{//}} {{#}} {{%}}, as \
@@ -85,8 +85,8 @@ impl Template {
     pub(crate) fn new(words: impl IntoIterator<Item = OsString>, shell: bool) -> Self {
         let mut words: Vec<Vec<Piece>> =
             words.into_iter().map(|word| pieces(word.as_bytes())).collect();
-        if !words.iter().flatten().any(|piece| matches!(piece, Piece::Place(_))) {
-            words.push(vec![Piece::Place(Place::Input)]);
+        if !words.iter().flatten().any(|piece| matches!(piece, Piece::Placeholder(_))) {
+            words.push(vec![Piece::Placeholder(Placeholder::Input)]);
         }
         Self { words, shell }
     }
@@ -113,12 +113,12 @@ impl Template {
     ///
     /// When something looks like a replacement string and is none, or stands within quotes of a line
     /// for a shell.
-    pub(crate) fn check(&self) -> Result<(), Unfit> {
+    pub(crate) fn check(&self) -> Result<(), TemplateError> {
         for piece in self.words.iter().flatten() {
             if let Piece::Text(text) = piece
                 && let Some(unknown) = unknown_place(text.as_slice())
             {
-                return Err(Unfit::Unknown(String::from_utf8_lossy(unknown).into_owned()));
+                return Err(TemplateError::Unknown(String::from_utf8_lossy(unknown).into_owned()));
             }
         }
         if !self.shell {
@@ -133,9 +133,11 @@ impl Template {
                 match piece {
                     Piece::Text(text) => scan.pass(text.as_slice()),
                     // These are digits, and mean the same everywhere.
-                    Piece::Place(Place::Number | Place::Slot) => scan.pass(b"1"),
-                    Piece::Place(place) => match scan.obstacle() {
-                        Some(obstacle) => return Err(Unfit::NotAWord(place.written(), obstacle)),
+                    Piece::Placeholder(Placeholder::Number | Placeholder::Slot) => scan.pass(b"1"),
+                    Piece::Placeholder(place) => match scan.obstacle() {
+                        Some(obstacle) => {
+                            return Err(TemplateError::NotAWord(place.written(), obstacle));
+                        }
                         None => scan.pass(b"x"),
                     },
                 }
@@ -154,16 +156,16 @@ impl Template {
             let fill = |word: &Vec<Piece>| {
                 let filled = word.iter().flat_map(|piece| match piece {
                     Piece::Text(text) => text.as_slice().to_vec(),
-                    Piece::Place(place) => place.value(job, slot).into_owned(),
+                    Piece::Placeholder(place) => place.value(job, slot).into_owned(),
                 });
                 OsString::from_vec(filled.collect())
             };
             return self.words.iter().map(fill).collect();
         }
-        let mut values: Vec<(Place, Cow<'_, [u8]>)> = Vec::new();
+        let mut values: Vec<(Placeholder, Cow<'_, [u8]>)> = Vec::new();
         let line = self.shell_line(|place| {
             let value = place.value(job, slot);
-            if matches!(place, Place::Number | Place::Slot) {
+            if matches!(place, Placeholder::Number | Placeholder::Slot) {
                 return value.into_owned();
             }
             let known = values.iter().position(|(known, _)| *known == place);
@@ -184,11 +186,11 @@ impl Template {
     }
 
     /// The line for a shell.
-    fn shell_line(&self, mut fill: impl FnMut(Place) -> Vec<u8>) -> Vec<u8> {
+    fn shell_line(&self, mut fill: impl FnMut(Placeholder) -> Vec<u8>) -> Vec<u8> {
         let words = self.words.iter().map(|word| {
             let filled = word.iter().flat_map(|piece| match piece {
                 Piece::Text(text) => text.as_slice().to_vec(),
-                Piece::Place(place) => fill(*place),
+                Piece::Placeholder(place) => fill(*place),
             });
             filled.collect::<Vec<u8>>()
         });
@@ -206,7 +208,7 @@ impl Template {
     }
 }
 
-impl Place {
+impl Placeholder {
     /// As it's written.
     fn written(self) -> &'static str {
         let found = PLACES.iter().find(|(_, place)| *place == self);
@@ -251,7 +253,7 @@ fn pieces(word: &[u8]) -> Vec<Piece> {
                 if !text.is_empty() {
                     pieces.push(Piece::Text(std::mem::take(&mut text).into()));
                 }
-                pieces.push(Piece::Place(*place));
+                pieces.push(Piece::Placeholder(*place));
                 rest = &rest[written.len()..];
             }
             None => {
