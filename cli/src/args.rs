@@ -363,7 +363,9 @@ fn halt(text: &str) -> Result<Halt, String> {
         };
         Some(Halt { now, failures })
     };
-    parse().ok_or_else(|| "give now or soon and how many: now,fail=1, soon,fail=10%".to_owned())
+    parse().ok_or_else(|| {
+        "give now or soon, and a number or percentage: now,fail=1 or soon,fail=10%".to_owned()
+    })
 }
 
 #[derive(Debug, Args)]
@@ -498,8 +500,7 @@ fn procs(text: &str) -> Result<usize, String> {
     // GNU parallel reads these relative to the number of CPUs.
     if text.starts_with(['+', '-']) || text.ends_with('%') {
         return Err(
-            "give how many, not how many more or less than CPUs: 4, or 0 for one a CPU, or \
-                    \"$(($(nproc) + 1))\""
+            "relative numbers are not supported: give 4, or 0 for one per CPU, or \"$(($(nproc) + 1))\""
                 .to_owned(),
         );
     }

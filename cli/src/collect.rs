@@ -190,7 +190,7 @@ impl Threads {
     pub(super) fn join(self) -> Result<()> {
         for thread in self.collectors {
             if thread.join().is_err() {
-                anyhow::bail!("a thread that collects results panicked; what is shown is not all");
+                anyhow::bail!("a collector thread panicked; results are missing");
             }
         }
         Ok(())

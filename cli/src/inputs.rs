@@ -143,7 +143,7 @@ impl Inputs {
             Texts::Given(texts) => texts.next(),
             Texts::Lines { name, reader } => read_input(reader, self.end, self.takes)
                 .unwrap_or_else(|error| {
-                    self.feed.break_off(format!("failed to read on in {name}: {error}"));
+                    self.feed.break_off(format!("failed to read {name}: {error}"));
                     None
                 }),
         }
@@ -379,6 +379,6 @@ mod tests {
         let (mut inputs, feed) =
             Source::file("the disk", BufReader::new(Broken)).stream(Takes::Files);
         assert_eq!(inputs.next(), None);
-        assert_eq!(feed.error(), Some("failed to read on in the disk: unplugged"));
+        assert_eq!(feed.error(), Some("failed to read the disk: unplugged"));
     }
 }

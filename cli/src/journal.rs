@@ -159,8 +159,8 @@ fn is_torn(line: &[u8]) -> bool {
 /// What is said of a line that can't be one of a journal.
 fn strange(number: u64, whole: u64) -> String {
     format!(
-        "line {number} is none of a journal; the file is left as it is: give another, or, if a \
-         crash has spoiled its end, keep what is before that line by 'truncate -s {whole}'"
+        "line {number} is not a journal entry; the file was not changed: give another file, or, \
+         if a crash damaged its end, keep the lines before with 'truncate -s {whole}'"
     )
 }
 
@@ -197,7 +197,7 @@ impl History {
         let length = file.metadata().map_err(|error| unfit(path, &error))?.len();
         if length > 0 && !args.resume && !args.retry_failed {
             let remedy =
-                "there is one of an earlier run: go on with it by --resume, or give another";
+                "it belongs to an earlier run: continue it with --resume, or give another file";
             return Err(unfit(path, &remedy));
         }
         let whole = history.read(file).map_err(|error| unfit(path, &format_args!("{error:#}")))?;

@@ -104,7 +104,8 @@ impl RunPlan {
                 .ok_or_else(|| Usage::error(format!("there is no task '{name}'")))?;
             if let Some(TimeLimit::OfMedian(_)) = args.limits.timeout {
                 return Err(Usage::error(
-                    "a share of the median is for commands: give tasks a --timeout such as 10s",
+                    "a percentage of the median works only for commands: give a --timeout such \
+                     as 10s",
                 ));
             }
             if output.format == Some(Format::Plain) {
@@ -114,7 +115,7 @@ impl RunPlan {
             }
             if args.inputs.iter().any(|input| input == ":::") {
                 return Err(Usage::error(
-                    "::: stands after a command, and a command after --: procpool run -- COMMAND \
+                    "::: belongs after a command, and a command after --: procpool run -- COMMAND \
                      ::: INPUT...; the inputs of a task need none",
                 ));
             }
@@ -144,7 +145,7 @@ impl RunPlan {
             && output.output == Some(OutputChoice::Inherit);
         if output.top && (prints_itself || matches!(log, LogTo::Stderr)) {
             return Err(Usage::error(
-                "what goes straight to the terminal would be written over by --top: leave out \
+                "--top would overwrite direct output to the terminal: leave out \
                  --output inherit and --log -",
             ));
         }
@@ -216,8 +217,8 @@ fn refuse_unread_input() -> Result<()> {
         .map(|metadata| metadata.file_type());
     match kind {
         Ok(kind) if kind.is_fifo() || kind.is_file() => Err(Usage::error(
-            "-n (--count) makes the inputs 0..N, and standard input would not be read: leave it out \
-             to work on standard input (-p is for how many at once), or add '< /dev/null'",
+            "-n (--count) uses the inputs 0..N and ignores standard input: leave it out to read \
+             standard input (-p sets the number of workers), or add '< /dev/null'",
         )),
         _ => Ok(()),
     }
@@ -238,7 +239,7 @@ fn refuse_same_file(args: &RunArgs) -> Result<()> {
         if let Some((other, _)) = before.iter().find(|(_, other)| is_same_file(path, other)) {
             return Err(Usage::error(format!(
                 "{option} and {other} are the same file, {path:?}, which would be overwritten: \
-                 give another to one of them"
+                 give another file to one of them"
             )));
         }
     }
@@ -262,8 +263,8 @@ fn split_command(words: Vec<OsString>, inputs: &mut Vec<OsString>) -> Result<Vec
         words.iter().find(|word| [":::+", "::::", "::::+"].iter().any(|it| *word == *it))
     {
         return Err(Usage::error(format!(
-            "{word:?} means nothing here: inputs stand after one :::, or in a file that --input \
-             names, one per line"
+            "{word:?} is not supported: give inputs after one :::, or one per line in a file \
+             with --input"
         )));
     }
     let mut parts = words.split(|word| word == ":::");
@@ -278,7 +279,7 @@ fn split_command(words: Vec<OsString>, inputs: &mut Vec<OsString>) -> Result<Vec
         }
     }
     if parts.next().is_some() {
-        return Err(Usage::error("there is one ::: too many: all inputs stand after the first"));
+        return Err(Usage::error("::: is allowed once: give all inputs after the first"));
     }
     Ok(command)
 }
@@ -296,7 +297,7 @@ fn spec(
         _ if options.line_buffer => command::OutputMode::Lines { tag: options.tag },
         Some(OutputChoice::Inherit) if options.tag => {
             return Err(Usage::error(
-                "--tag can't reach what goes straight to the output: leave out --output inherit",
+                "--tag cannot change direct output: leave out --output inherit",
             ));
         }
         None | Some(OutputChoice::Capture) => command::OutputMode::Grouped,

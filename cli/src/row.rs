@@ -103,7 +103,7 @@ impl Row {
             match spills.find(range) {
                 Some(found) => *printed = found,
                 None => {
-                    let lost = "what it printed is lost, since its worker never passed it on";
+                    let lost = "its output is lost: the worker never sent it";
                     self.error.get_or_insert_with(|| lost.to_owned());
                 }
             }

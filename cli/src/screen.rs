@@ -88,7 +88,7 @@ impl DerefMut for Page {
 
 /// Nobody reads standard output any more: a clean end.
 #[derive(Debug, thiserror::Error)]
-#[error("nobody reads standard output any more")]
+#[error("standard output was closed")]
 pub(super) struct OutputClosed;
 
 pub(super) struct Screen {
@@ -214,7 +214,10 @@ impl Screen {
         self.flush()?;
         let Some(held) = self.held.take() else { return Ok(()) };
         if held.dropped > 0 {
-            let what = format!("… {} bytes are left out: send them to a file\n", held.dropped);
+            let what = format!(
+                "… {} bytes omitted: redirect the output to a file to keep them\n",
+                held.dropped
+            );
             self.page.extend_from_slice(what.as_bytes());
         }
         self.page.extend_from_slice(&held.bytes);
@@ -234,7 +237,10 @@ impl Held {
     fn put(&mut self, page: &mut Page) {
         // What is in files is longer than what is kept.
         for Inserted { at, part, .. } in page.parts.drain(..).rev() {
-            let what = format!("… {} bytes are left out: send them to a file\n", part.length());
+            let what = format!(
+                "… {} bytes omitted: redirect the output to a file to keep them\n",
+                part.length()
+            );
             page.bytes.splice(at..at, what.into_bytes());
         }
         self.bytes.append(&mut page.bytes);

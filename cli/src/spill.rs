@@ -49,7 +49,7 @@ impl Spills {
         let name = format!("procpool-{:032x}", rand::rng().random::<u128>()).into_bytes();
         let listener = SocketAddr::from_abstract_name(&name)
             .and_then(|address| UnixListener::bind_addr(&address))
-            .context("failed to make a socket for what jobs print")?;
+            .context("failed to create the socket for job output")?;
         let spills = Self(Arc::default());
         let listening = spills.clone();
         let announce = Arc::new(announce);

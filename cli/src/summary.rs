@@ -148,7 +148,7 @@ impl Tally {
             text += &format!(", {} killed", format::grouped(self.killed));
         }
         if let Some(not_begun) = not_begun {
-            text += &format!(", {not_begun} not begun");
+            text += &format!(", {not_begun} not started");
         }
         text.push('\n');
         if tasks < 2 {
@@ -156,7 +156,7 @@ impl Tally {
         }
         if busy >= LEAST_WORK {
             text += &format!(
-                "{} of work, {} times as fast as one after the other\n",
+                "{} of work, {} times as fast as a serial run\n",
                 format::duration(busy),
                 format::factor(busy.as_secs_f64() / seconds)
             );

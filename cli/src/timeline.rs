@@ -42,7 +42,7 @@ pub(super) fn run(args: &TimelineArgs) -> Result<Exit> {
 fn read(path: &Path) -> Result<Vec<Entry>> {
     let refused = |error: &dyn std::fmt::Display| {
         Usage::error(format!(
-            "{path:?} can't be read as a trace: {error}; give what procpool run --trace has written"
+            "failed to read {path:?} as a trace: {error}; give a file written by run --trace"
         ))
     };
     let text = fs::read(path).map_err(|error| refused(&error))?;

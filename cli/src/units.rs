@@ -28,7 +28,7 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
         _ => return Err(FORM.to_owned()),
     };
     if seconds < 1e-3 {
-        return Err("nothing is done in less than 1ms; leave it out for no limit".to_owned());
+        return Err("the minimum is 1ms; leave it out for no limit".to_owned());
     }
     Ok(Duration::from_secs_f64(seconds.min(LONGEST)))
 }
@@ -55,7 +55,7 @@ pub(super) fn memory(text: &str) -> Result<u64, String> {
     let shift = ["", "k", "m", "g", "t"].iter().position(|known| *known == unit).ok_or(FORM)?;
     let bytes = (number * f64::from(1u32 << 10).powi(shift as i32)) as u64;
     if bytes < LEAST_MEMORY {
-        return Err("a worker takes some 10M by itself; give at least 16M".to_owned());
+        return Err("give at least 16M: a worker itself needs about 10M".to_owned());
     }
     Ok(bytes)
 }

@@ -51,7 +51,7 @@ impl Echo {
     pub(super) fn start() -> Result<Self> {
         let (socket, theirs) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
-                .context("failed to make a socket")?;
+                .context("failed to create a socket")?;
         let child = command("echo").stdin(theirs).spawn();
         Ok(Self { socket, child: child.context("failed to start a copy of this program")? })
     }

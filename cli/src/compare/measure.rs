@@ -87,7 +87,7 @@ pub(super) fn sorted_calls<R>(
     let mut times = Vec::with_capacity(calls);
     for _ in 0..calls {
         let (time, result) = seconds(&mut call);
-        result.context("a call that was to be timed failed")?;
+        result.context("a measured call failed")?;
         times.push(time);
     }
     times.sort_by(f64::total_cmp);

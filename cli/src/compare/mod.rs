@@ -43,7 +43,7 @@ pub(super) fn run(args: CompareArgs) -> Result<Exit> {
     if let Some(dir) = &args.plot {
         // Before minutes of measuring, not after them.
         std::fs::create_dir_all(dir)
-            .with_context(|| format!("failed to make the directory {}", dir.display()))?;
+            .with_context(|| format!("failed to create the directory {}", dir.display()))?;
     }
     let wants = |part| args.only.is_empty() || args.only.contains(&part);
     let size = SampleSize::new(args.quick, args.repetitions.map(usize::from));

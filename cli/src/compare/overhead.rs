@@ -262,7 +262,7 @@ fn payload(pool: &Pool, bytes: usize, size: &SampleSize) -> Result<Payload> {
             let argument = content.clone();
             let (time, back) = seconds(|| pool.apply(send_back, argument));
             if back?.last() != content.last() {
-                bail!("other bytes came back");
+                bail!("the returned bytes differ");
             }
             Ok(time)
         }))
@@ -293,7 +293,7 @@ fn wait_until_idle(pool: &Pool) -> Result<()> {
     let start = Instant::now();
     while pool.workers().iter().any(|worker| worker.state != WorkerState::Idle) {
         if start.elapsed() > Duration::from_secs(60) {
-            bail!("the workers did not come to rest within a minute");
+            bail!("the workers did not become idle within a minute");
         }
         thread::sleep(Duration::from_millis(5));
     }

@@ -226,7 +226,7 @@ fn overhead(it: &Overhead) -> Vec<Table> {
                 ],
             ),
             row(
-                "one call there and back, p50",
+                "round trip of a call, p50",
                 [
                     time(&it.round_trip.processes.p50),
                     time(&it.round_trip.threads.p50),
@@ -234,7 +234,7 @@ fn overhead(it: &Overhead) -> Vec<Table> {
                 ],
             ),
             row(
-                "one call there and back, p99",
+                "round trip of a call, p99",
                 [
                     time(&it.round_trip.processes.p99),
                     time(&it.round_trip.threads.p99),
@@ -242,7 +242,7 @@ fn overhead(it: &Overhead) -> Vec<Table> {
                 ],
             ),
             row(
-                "tiny tasks in a map, a second",
+                "tiny tasks in a map, per second",
                 [
                     rate(&it.tiny.processes),
                     rate(&it.tiny.threads),
@@ -250,7 +250,7 @@ fn overhead(it: &Overhead) -> Vec<Table> {
                 ],
             ),
             row(
-                "tiny tasks by single calls, a second",
+                "tiny tasks by single calls, per second",
                 [rate(&it.tiny.processes_singly), rate(&it.tiny.threads_singly), String::new()],
             ),
             row(
@@ -272,7 +272,7 @@ fn overhead(it: &Overhead) -> Vec<Table> {
         ]
     };
     let payloads = Table {
-        title: "A Vec<u8> to a worker and back, by its size".to_owned(),
+        title: "Round trip of a Vec<u8>, by size".to_owned(),
         heads: &["bytes", "there and back", "bytes a second", "memcpy", "to memcpy"],
         rows: it.payloads.iter().map(payload).collect(),
         note: "Each byte is counted once; the memcpy is a clone, into memory that is new."
@@ -319,8 +319,8 @@ fn breakeven(it: &BreakEven) -> Table {
         ]
     };
     let from = |item: Option<f64>| match item {
-        Some(item) => format!("from {} an item", figures::time(item)),
-        None => "at no length that was tried".to_owned(),
+        Some(item) => format!("from {} per item", figures::time(item)),
+        None => "at no measured duration".to_owned(),
     };
     Table {
         title: format!("Break-even, {} threads and {0} processes", it.procs),
@@ -388,8 +388,8 @@ mod tests {
         let page = String::from_utf8(report().table()).unwrap();
         assert!(page.contains("Scaling: 12 jobs of the task 'pi'"), "{page}");
         assert!(page.contains("500 ms (500 ms–1.00 s)"), "{page}");
-        assert!(page.contains("beat serial from 1.00 µs an item"), "{page}");
-        assert!(page.contains("threads at no length that was tried"), "{page}");
+        assert!(page.contains("beat serial from 1.00 µs per item"), "{page}");
+        assert!(page.contains("threads at no measured duration"), "{page}");
     }
 
     #[test]

@@ -70,7 +70,7 @@ fn at(load: &Load, procs: usize, repetitions: usize) -> Result<[Sample; 3]> {
         .context("failed to start the threads")?;
     let run = load.task.run;
     let check = |time: f64, answers: Vec<Result<Output, String>>| {
-        ensure!(answers.len() == load.jobs.len(), "answers are missing");
+        ensure!(answers.len() == load.jobs.len(), "results are missing");
         for one in answers {
             answer(one)?;
         }

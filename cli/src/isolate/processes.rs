@@ -57,7 +57,7 @@ impl Observation {
 
 /// Runs the case and observes it.
 pub(super) fn watch(case: Case) -> Result<Observation> {
-    let file = RendezvousFile::new().context("failed to make a file in memory")?;
+    let file = RendezvousFile::new().context("failed to create a memory file")?;
     let rendezvous = file.rendezvous();
     let environment = Environment::observe();
     let mut builder = Pool::builder()

@@ -66,7 +66,7 @@ enum Message {
 
 /// Starts the child and observes it.
 pub(super) fn watch(case: Case) -> Result<Observation> {
-    let file = RendezvousFile::new().context("failed to make a file in memory")?;
+    let file = RendezvousFile::new().context("failed to create a memory file")?;
     let rendezvous = file.rendezvous();
     let mut child = Command::new("/proc/self/exe")
         .args(["isolate", "--case", &case.name(), "--threads-child"])

@@ -231,10 +231,10 @@ impl Run {
         self.screen.progress().finish();
         let running = format::grouped(pool.stats().running);
         if again {
-            say(format_args!("interrupted again: {running} inputs are running and will be ended"));
+            say(format_args!("interrupted again: {running} running inputs will be killed"));
         } else {
             say(format_args!(
-                "interrupted: {running} inputs are running and will be done; once more ends them"
+                "interrupted: {running} running inputs will finish; interrupt again to kill them"
             ));
         }
         Ok(())
@@ -257,10 +257,10 @@ impl Run {
         if halt.now {
             interrupt::end_jobs(pool, self.is_command).context("failed to start a thread")?;
         }
-        let fate = if halt.now { "will be ended" } else { "will be done" };
+        let fate = if halt.now { "will be killed" } else { "will finish" };
         self.screen.progress().suspend(|| {
             say(format_args!(
-                "halted: {} of {} have failed; {running} were running and {fate}",
+                "halted: {} of {} jobs failed; {running} running jobs {fate}",
                 format::grouped(self.failed),
                 format::grouped(self.ended),
             ));
@@ -321,7 +321,7 @@ impl Run {
             .and_then(|()| mem::take(&mut self.threads).join())
             .and_then(|()| self.close(pool, summary));
         if let Some(error) = self.feed.error() {
-            say(format_args!("error: {error}; the inputs before it are done"));
+            say(format_args!("error: {error}; earlier inputs were processed"));
         }
         match (ended, self.ending) {
             (Err(error), Some(Ending::Interrupted(exit) | Ending::Killed(exit))) => {
@@ -363,7 +363,7 @@ impl Run {
             // An interruption has already reported the early end.
             let halted = matches!(self.ending, Some(Ending::Halted { .. }));
             if let Some(not_begun) = not_begun.filter(|_| halted) {
-                say(format_args!("{not_begun} inputs were not begun"));
+                say(format_args!("{not_begun} inputs were not started"));
             }
             return Ok(());
         };

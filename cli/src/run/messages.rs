@@ -19,21 +19,17 @@ pub(super) fn tell_left_out(
         [&counts.left_out, &counts.taken].map(|count| count.load(Ordering::Relaxed));
     if journal.retry_failed && failed_before > 0 && taken == 0 {
         say(format_args!(
-            "error: none of the {} jobs that failed according to the journal is among these: their \
-             command, options or inputs were others; --resume does what has not succeeded",
+            "error: none of the {} jobs that failed according to the journal match: their \
+             command, options or inputs differ; --resume runs all jobs that have not succeeded",
             format::grouped(failed_before)
         ));
         return true;
     }
     if left_out > 0 && summary {
-        let (noun, why) = match (left_out, journal.retry_failed) {
-            (1, false) => ("input was", "has succeeded"),
-            (_, false) => ("inputs were", "have succeeded"),
-            (1, true) => ("input was", "hasn't failed"),
-            (_, true) => ("inputs were", "haven't failed"),
-        };
+        let noun = if left_out == 1 { "input" } else { "inputs" };
+        let why = if journal.retry_failed { "did not fail" } else { "succeeded" };
         let left_out = format::grouped(left_out);
-        say(format_args!("{left_out} {noun} left out, which {why} according to the journal"));
+        say(format_args!("skipped {left_out} {noun} that {why} according to the journal"));
     }
     false
 }

@@ -46,7 +46,7 @@ pub(crate) struct Params {
 impl Params {
     /// The directory to write to, or what to do where there is none.
     pub(super) fn out_dir(&self) -> Result<&Path, String> {
-        let out = self.out.as_ref().ok_or("nowhere to write to: give --out DIR")?;
+        let out = self.out.as_ref().ok_or("no output directory: give --out DIR")?;
         Ok(out.as_path())
     }
 }
@@ -107,7 +107,7 @@ impl Input {
 
     /// The error for an input that is not what the task works on.
     pub(super) fn refused(&self, wanted: &str) -> String {
-        format!("{:?} can't be used as an input here: give {wanted}", self.to_text())
+        format!("invalid input {:?}: give {wanted}", self.to_text())
     }
 }
 

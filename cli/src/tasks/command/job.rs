@@ -160,19 +160,23 @@ impl fmt::Display for Status {
             Self::Signaled(signal, dumped) => {
                 procpool::DeathCause::Signaled(*signal, *dumped).fmt(f)
             }
-            Self::TimedOut(after) => write!(f, "was stopped after its time limit of {after:?}"),
+            Self::TimedOut(after) => {
+                write!(f, "exceeded its time limit of {after:?} and was killed")
+            }
             Self::OutOfMemory(bytes) => {
-                write!(f, "took more memory than {} MiB and was stopped", bytes >> 20)
+                write!(f, "exceeded its memory limit of {} MiB and was killed", bytes >> 20)
             }
             Self::NotStarted(_, reason) => f.write_str(reason),
             Self::NeedsTerminal => f.write_str(
-                "was stopped, since it reads or sets up the terminal: jobs run in the background, \
-                 and their standard input is empty; use the command's option for unattended use, \
-                 such as ssh -o BatchMode=yes or sudo -n",
+                "was killed because it asked for the terminal: jobs run in the background, with \
+                 empty standard input; use the command's option for unattended use, such as \
+                 ssh -o BatchMode=yes or sudo -n",
             ),
-            Self::OutputClosed => f.write_str("was stopped, since nobody reads what it prints"),
+            Self::OutputClosed => {
+                f.write_str("was killed because the reader of its output is gone")
+            }
             Self::OutputFailed(error) => {
-                write!(f, "was stopped, since what it prints can't be written: {error}")
+                write!(f, "was killed because writing its output failed: {error}")
             }
             Self::SpillFailed(why) => f.write_str(why),
         }

@@ -77,7 +77,7 @@ pub(crate) fn prepare(spec: CommandSpec) -> impl Sized + 'static {
             spec,
         })
     };
-    ready().unwrap_or_else(|error| panic!("failed to get ready for commands: {error}"))
+    ready().unwrap_or_else(|error| panic!("failed to prepare the worker for commands: {error}"))
 }
 
 /// Does one job, and tries it again where it fails and may be.
@@ -102,8 +102,9 @@ pub(crate) fn run(job: CommandJob) -> Completed {
         }
     });
     // Not reached: each worker of the pool that is given commands is prepared for them.
-    ended
-        .unwrap_or_else(|| Completed::not_started(1, 0, "the worker was not made ready".to_owned()))
+    ended.unwrap_or_else(|| {
+        Completed::not_started(1, 0, "the worker was not initialized".to_owned())
+    })
 }
 
 impl Completed {
@@ -162,7 +163,7 @@ impl Runner {
             Err(error) => Completed {
                 began,
                 elapsed,
-                ..Completed::not_started(attempts, 1, format!("how it ended is not known: {error}"))
+                ..Completed::not_started(attempts, 1, format!("failed to wait for it: {error}"))
             },
         }
     }
@@ -359,11 +360,11 @@ fn takes_more_than(most: u64) -> bool {
 fn why_not(words: &[OsString], error: &io::Error) -> (i32, String) {
     let name = words.first().cloned().unwrap_or_default();
     let (code, remedy) = match error.kind() {
-        ErrorKind::NotFound | ErrorKind::NotADirectory => (127, "; check its name, and PATH"),
+        ErrorKind::NotFound | ErrorKind::NotADirectory => (127, "; check its name and PATH"),
         ErrorKind::PermissionDenied => (126, "; check its permissions (chmod +x)"),
-        ErrorKind::ArgumentListTooLong => (126, "; the input is longer than an argument may be"),
+        ErrorKind::ArgumentListTooLong => (126, "; the input is too long for an argument"),
         _ if error.raw_os_error() == Some(libc::ENOEXEC) => {
-            (126, "; it's a program for another machine, or damaged")
+            (126, "; the program is damaged or for another machine")
         }
         // An input with a NUL in it, which only -0 keeps from being one.
         ErrorKind::InvalidInput => (126, "; separate inputs by NUL with -0"),

@@ -181,8 +181,8 @@ fn nameless() -> io::Result<File> {
 pub(super) fn unkept(error: &io::Error) -> String {
     let dir = std::env::temp_dir();
     format!(
-        "what it printed could not be kept in {dir:?}: {error}; set TMPDIR to a directory with \
-         room, or use --line-buffer"
+        "failed to store its output in {dir:?}: {error}; set TMPDIR to a directory with free \
+         space, or use --line-buffer"
     )
 }
 

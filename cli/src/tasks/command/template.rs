@@ -52,12 +52,10 @@ const PLACES: [(&[u8], Placeholder); 6] = [
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum NoProgram {
     /// There is no such file.
-    #[error(
-        "{0:?}: there is no such command: check its name, and PATH; for what only a shell knows, add --shell"
-    )]
+    #[error("command {0:?} not found: check its name and PATH; shell built-ins need --shell")]
     NotFound(OsString),
     /// There is one that can't be run.
-    #[error("{0:?} can't be run: it's a directory, or its permissions don't allow it (chmod +x)")]
+    #[error("{0:?} is not executable: it is a directory, or its permissions forbid it (chmod +x)")]
     NotExecutable(OsString),
 }
 
@@ -66,15 +64,13 @@ pub(crate) enum NoProgram {
 pub(crate) enum TemplateError {
     /// It has a replacement string of another program.
     #[error(
-        "'{0}' is no replacement string here; there are {{}} {{.}} {{/}} {{//}} {{#}} {{%}}, as \
-         --help says; for those characters themselves, use --shell and split them by quotes: \
-         {{''1}}"
+        "'{0}' is not a replacement string; supported are {{}} {{.}} {{/}} {{//}} {{#}} {{%}} (see \
+         --help); for a literal, use --shell and split it by quotes: {{''1}}"
     )]
     Unknown(String),
     /// It has one where a shell would not take what replaces it for one word.
     #[error(
-        "'{0}' stands {1}: write it outside of that, since with --shell it's one word whatever is \
-         in the input, as in: echo \"got \"{{}}"
+        "'{0}' stands {1}: move it out, since with --shell it is always one word, as in: echo \"got \"{{}}"
     )]
     NotAWord(&'static str, &'static str),
 }
