@@ -1,8 +1,7 @@
-//! Where inputs come from and how they stream: one at a time, so that a million lines never sit in
-//! memory.
+//! The sources of inputs. Inputs stream one at a time, so a million lines are never in memory.
 //!
-//! A line or an argument is one input, or none (a blank line), or many: a range of numbers is
-//! counted through and never written out.
+//! A line or an argument is one input, none (a blank line), or many: a range of numbers is counted
+//! through and never expanded.
 
 use std::fmt;
 use std::fs::File;
@@ -19,9 +18,9 @@ use crate::tasks::{Bytes, Input, Takes};
 /// Where inputs come from.
 pub(super) struct Source {
     texts: Texts,
-    /// Where the same lines can be read once more.
+    /// A path at which the same lines can be read again.
     again: Option<PathBuf>,
-    /// Reading it may have to wait for whoever writes it.
+    /// Whether reading may block until another process writes.
     live: bool,
     /// The byte that ends a line: a line feed or NUL.
     end: u8,

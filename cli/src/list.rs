@@ -1,4 +1,4 @@
-//! `procpool tasks`: what can be run by name.
+//! `procpool tasks`: lists the built-in tasks.
 
 use std::io::{self, Write};
 
@@ -21,7 +21,7 @@ pub(super) fn run(args: &TasksArgs) -> Result<Exit> {
     Ok(Exit::Success)
 }
 
-/// A task as it is listed.
+/// A task in the list.
 #[derive(Serialize)]
 struct Listed {
     name: &'static str,

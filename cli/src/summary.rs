@@ -1,4 +1,4 @@
-//! The end of every run: what was done, what each worker did of it, and which jobs took the most.
+//! The summary of a run: totals, each worker's share, and the most expensive jobs.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -8,26 +8,27 @@ use super::format;
 use super::row::Row;
 use procpool::WorkerInfo;
 
-/// So many of the worst are named, of each kind.
+/// How many of the worst jobs are named, of each kind.
 const WORST: usize = 3;
 
-/// With less work, the time is that of starting the workers: a speed-up would mean nothing.
+/// With less work, the wall time is mostly that of starting workers, and a speed-up would mean
+/// nothing.
 const LEAST_WORK: Duration = Duration::from_millis(10);
 
-/// What was done so far, by the process that did it.
+/// The totals so far, by process.
 pub(super) struct Tally {
     started: Instant,
     by_pid: HashMap<u32, Share>,
     total: Share,
     retried: u64,
-    /// Those of the failed that were ended with the run.
+    /// Failures that were killed with the run.
     killed: u64,
     slowest: Worst<Duration>,
     largest: Worst<u64>,
     failures: Vec<String>,
 }
 
-/// What one process did.
+/// The share of one process.
 #[derive(Clone, Copy, Default)]
 struct Share {
     worker: usize,
@@ -45,7 +46,7 @@ impl Share {
     }
 }
 
-/// The jobs that took the most of something, the worst first.
+/// The jobs with the highest values, in descending order.
 struct Worst<T>(Vec<(T, String)>);
 
 impl<T: Ord + Copy> Worst<T> {
@@ -65,7 +66,7 @@ impl<T: Ord + Copy> Worst<T> {
     }
 }
 
-/// A job as it's named in the summary.
+/// Returns a job's name in the summary.
 fn name(row: &Row) -> String {
     const LONGEST: usize = 40;
     let input = row.input.to_text();
@@ -77,7 +78,7 @@ fn name(row: &Row) -> String {
 }
 
 impl Tally {
-    /// Of a run that began then.
+    /// Creates the tally of a run that started then.
     pub(super) fn since(started: Instant) -> Self {
         Self {
             started,
@@ -109,7 +110,7 @@ impl Tally {
         self.total.failed
     }
 
-    /// A table of the processes that worked, or could have.
+    /// Formats a table of the workers.
     pub(super) fn workers(&self, workers: &[WorkerInfo]) -> String {
         let mut shares = self.by_pid.clone();
         for idle in workers {
@@ -127,9 +128,9 @@ impl Tally {
         text + &self.total.line("total", Some(memory.values().sum()).filter(|sum| *sum > 0)) + "\n"
     }
 
-    /// Lines on the whole, which speak of `tasks` or of `jobs`.
+    /// Formats the lines about the whole run. `noun` is `tasks` or `jobs`.
     ///
-    /// `not_begun` is what is known of inputs that were not begun, if there were any.
+    /// `not_begun` is the number of inputs that were not started, as far as known.
     pub(super) fn summary(&self, noun: &str, now: Instant, not_begun: Option<&str>) -> String {
         let Share { tasks, failed, busy, .. } = self.total;
         let wall = now.duration_since(self.started);
@@ -185,7 +186,7 @@ impl Share {
             &format::grouped(self.tasks),
             &format::grouped(self.failed),
             &format::duration(self.busy),
-            // A worker that is gone has none.
+            // The memory of a dead worker is unknown.
             &memory.map_or("-".to_owned(), format::bytes),
         )
     }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   args ─► overhead, scaling, breakeven ─► report ─► standard output
-//!                 measure, copy, load          └────► plot ─► DIR/*.svg, *.png
+//!                 measure, calibration, load  └────► plot ─► DIR/*.svg, *.png
 //! ```
 //!
 //! Three parts, each in its own file, measure the same work done serially, by threads (rayon) and by

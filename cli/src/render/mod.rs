@@ -1,4 +1,4 @@
-//! Rows of results in one of three forms, one file each.
+//! Renders rows. One file per format.
 
 mod csv;
 mod form;
@@ -10,7 +10,7 @@ use super::args::Format;
 pub(super) use form::{Form, OutputFields, PlainOptions, Render};
 pub(super) use json::Answer;
 
-/// The form that was asked for.
+/// Creates the renderer for a format.
 pub(super) fn renderer(format: Format, form: &Form, plain: PlainOptions) -> Box<dyn Render> {
     match format {
         Format::Plain => Box::new(plain::Plain::new(plain)),

@@ -1,5 +1,5 @@
-//! What jobs print, as they print it: each job's by itself, to the output that it printed to. Of
-//! one that failed, standard error says which and how.
+//! The output of jobs, unchanged and not interleaved, on the stream that each job wrote to.
+//! Standard error reports which jobs failed, and why.
 
 use std::io::Write;
 
@@ -46,7 +46,7 @@ impl Render for Plain {
         let time = format::duration(row.elapsed);
         let attempt =
             if row.attempt > 1 { format!(", attempt {}", row.attempt) } else { String::new() };
-        // To memory, which can't fail.
+        // Writing to memory cannot fail.
         let _ = writeln!(
             **errors,
             "{} {input}: {error} (after {time}{attempt})",

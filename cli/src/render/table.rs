@@ -1,8 +1,7 @@
 //! Aligned columns for people.
 //!
-//! Rows stream, so nothing can be measured first: columns have fixed widths, those without one
-//! (names of files) stand last, and a value that is wider than its column moves the rest of its
-//! row.
+//! Rows stream, so widths cannot be measured first. Columns have fixed widths, and those without
+//! one (file names) come last. A value wider than its column shifts the rest of its row.
 
 use std::io::Write;
 
@@ -13,19 +12,19 @@ use crate::spill::{Encoding, Printed, TABLE_INDENT};
 use crate::tasks::{Column, Kind, Value};
 use crate::{color, format};
 
-/// What a column without a width is given where another one follows it.
+/// The width of a column without one that is not the last.
 const LOOSE: usize = 28;
 
 pub(super) struct Table {
     cells: Vec<Cell>,
-    /// What stands before an error.
+    /// The prefix of an error.
     error: &'static str,
 }
 
-/// One column after those that every row has.
+/// A column after those that every row has.
 struct Cell {
     column: Column,
-    /// Which of the task's values it shows; none is the input.
+    /// The index of the task's value, or none for the input.
     value: Option<usize>,
 }
 
@@ -79,7 +78,7 @@ impl Render for Table {
                 if let Some(cell) = cell.filter(|cell| cell.column.kind != Kind::Text) {
                     put(page, &cell.column, &format::one_line(&input));
                 } else if !error.contains(&*input) {
-                    // Errors about a file name it themselves, but the death of a worker doesn't.
+                    // Errors about a file name it. The death of a worker does not.
                     write(page, format_args!("  {}", format::one_line(&input)));
                 }
                 write(page, format_args!("  {} {}", self.error, format::one_line(error)));
@@ -121,7 +120,7 @@ fn put(page: &mut Vec<u8>, column: &Column, text: &str) {
     }
 }
 
-/// Ends a row, without the spaces that fill up its last column.
+/// Ends a row, without trailing spaces.
 fn end(page: &mut Vec<u8>) {
     page.truncate(page.trim_ascii_end().len());
     page.push(b'\n');

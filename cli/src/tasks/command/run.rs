@@ -1,4 +1,4 @@
-//! One job in its worker: starting it, its limits, how it ended.
+//! One job in its worker: start, limits, end.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -19,20 +19,20 @@ use super::spill::{self, Capture, Spiller};
 use crate::os::observe;
 use crate::os::program::{self, Program, TerminalWatch};
 
-/// The variable of a worker's environment, and so of its jobs', that says which slot it has, from 1.
+/// The environment variable of a worker and its jobs with the worker's number, from 1.
 pub(crate) const SLOT: &str = "PROCPOOL_SLOT";
 
-/// How often the memory of a job is looked at.
+/// How often to sample the memory of a job.
 const OFTEN: Duration = Duration::from_millis(10);
 
-/// The longest that a limited job is waited for at a time. A wait that took much longer means that
-/// the worker was stopped, and its job with it: such a time counts for nothing.
+/// The longest single wait for a job with a limit. A wait that took much longer means that the
+/// worker was stopped, and its job with it: that time does not count.
 const TICK: Duration = Duration::from_millis(250);
 
-/// How long a job that has been asked to end may take before it is made to.
+/// How long a job may take to end after SIGTERM.
 const GRACE: Duration = Duration::from_millis(500);
 
-/// What a worker has for its jobs.
+/// The state of a worker for commands.
 struct Runner {
     spec: CommandSpec,
     slot: String,
@@ -40,32 +40,32 @@ struct Runner {
     terminal: TerminalWatch,
 }
 
-/// One of a job's two outputs.
+/// One of a job's two output streams.
 enum Output {
     Lines(Lines),
     Capture(Capture),
 }
 
-/// What there is to do for a job while it runs.
+/// A running job.
 struct Running {
     program: Program,
-    /// Both, or none where the worker doesn't see what the job prints.
+    /// Both streams, or none if the worker does not read them.
     outputs: Vec<Output>,
 }
 
-/// How an attempt ended.
+/// The end of an attempt.
 struct AttemptEnd {
-    /// Why it was ended, if it was.
+    /// Why it was killed, if it was.
     status: Option<Status>,
     ended: program::ProgramExit,
     printed: [Printed; 2],
 }
 
-/// Makes a worker ready for jobs: its initializer.
+/// Initializes a worker for jobs.
 ///
 /// # Panics
 ///
-/// When the system refuses what it needs; the pool then says so.
+/// If the system refuses a resource. The pool then reports the message.
 pub(crate) fn prepare(spec: CommandSpec) -> impl Sized + 'static {
     let ready = || -> io::Result<Runner> {
         program::adopt_orphans()?;
@@ -80,7 +80,7 @@ pub(crate) fn prepare(spec: CommandSpec) -> impl Sized + 'static {
     ready().unwrap_or_else(|error| panic!("failed to prepare the worker for commands: {error}"))
 }
 
-/// Does one job, and tries it again where it fails and may be.
+/// Runs a job, and retries it after a failure if allowed.
 pub(crate) fn run(job: CommandJob) -> Completed {
     let ended = procpool::with_state(|runner: &mut Runner| {
         let mut attempts = 1;
@@ -101,7 +101,7 @@ pub(crate) fn run(job: CommandJob) -> Completed {
             attempts += 1;
         }
     });
-    // Not reached: each worker of the pool that is given commands is prepared for them.
+    // Not reached: every worker of a pool for commands runs `prepare`.
     ended.unwrap_or_else(|| {
         Completed::not_started(1, 0, "the worker was not initialized".to_owned())
     })
@@ -129,7 +129,7 @@ impl Runner {
         let start = Instant::now();
         let words = self.spec.template.words(job, &self.slot);
         let file = self.spec.program.clone();
-        // What the job before has left behind is gone, and so is what it wanted.
+        // Leftovers of the previous job are gone, and so is their request for the terminal.
         self.terminal.clear();
         let started = self.start(job, file.as_deref(), &words, attempts).or_else(|error| {
             let script = self.as_script(&words, &error);
@@ -180,7 +180,7 @@ impl Runner {
         };
         let file = file.unwrap_or(name.as_ref());
         let mut outputs = Vec::new();
-        // The job's ends; this process's own are closed when it has started.
+        // The job's ends. This process's copies are closed after the start.
         let mut given: [Option<OwnedFd>; 2] = [None, None];
         match self.spec.prints {
             OutputMode::Inherit => {}
@@ -198,7 +198,7 @@ impl Runner {
                     outputs.push(Output::Lines(lines));
                     outputs.push(Output::Lines(Lines::new(err.into(), To::Stderr, tag)?));
                 } else {
-                    // What an attempt prints that may be followed by another is not to be seen.
+                    // The output of an attempt that may be retried must not be shown live.
                     let shown = (attempts > self.spec.retries).then_some(job.id);
                     outputs.push(Output::Capture(Capture::new(out.into(), 0, shown)?));
                     outputs.push(Output::Capture(Capture::new(err.into(), 1, None)?));
@@ -210,8 +210,8 @@ impl Runner {
         Ok(Running { program: Program::start(file.as_os_str(), words, given)?, outputs })
     }
 
-    /// The words that are run instead where a file is no program: a shell runs it as a script then,
-    /// unless it's another machine's program.
+    /// Returns the words to run if the file is not a program: as in a shell, a script of /bin/sh,
+    /// unless it is a binary for another machine.
     fn as_script(&self, words: &[OsString], error: &io::Error) -> Option<Vec<OsString>> {
         if error.raw_os_error() != Some(libc::ENOEXEC) {
             return None;
@@ -227,15 +227,15 @@ impl Runner {
         Some(script.into_iter().chain(arguments.iter().cloned()).collect())
     }
 
-    /// Waits for the end of a job and of all that it has started, keeps its limits and takes in what
-    /// it prints.
+    /// Waits for the end of a job and of all its processes, enforces its limits and reads its
+    /// output.
     fn wait(&mut self, running: Running, limit: Option<Duration>) -> io::Result<AttemptEnd> {
         let Running { program, mut outputs } = running;
         let memory = self.spec.memory;
         let mut status = None;
         let pidfd = program.pidfd()?;
         let mut ran = Duration::ZERO;
-        // When it is made to end, after it was asked to.
+        // When to kill it, after SIGTERM.
         let mut last = limit;
         let mut often = OFTEN;
         loop {
@@ -250,7 +250,7 @@ impl Runner {
             }
             if wants_terminal && self.terminal.clear() && status.is_none() {
                 status = Some(Status::NeedsTerminal);
-                // It is stopped, and would hear of it for ever after.
+                // It is stopped, and would get these signals again and again.
                 program::signal_descendants(Signal::TERM);
                 program::signal_descendants(Signal::CONT);
                 last = Some(ran + GRACE);
@@ -262,8 +262,7 @@ impl Runner {
             let spiller = &mut self.spiller;
             if let Err(why) = outputs.iter_mut().try_for_each(|it| it.pass(spiller)) {
                 status.get_or_insert(why);
-                // Without anything that reads, its next write ends it; what it has started may
-                // want to clear up.
+                // Without a reader, its next write kills it. Its processes may want to clean up.
                 outputs.clear();
                 program::signal_descendants(Signal::TERM);
                 last = Some(ran + GRACE);
@@ -272,11 +271,11 @@ impl Runner {
                 let looked = Instant::now();
                 if takes_more_than(most) {
                     status = Some(Status::OutOfMemory(most));
-                    // It would only take more meanwhile.
+                    // It would only use more memory in the meantime.
                     program::signal_descendants(Signal::KILL);
                     last = Some(ran + GRACE);
                 }
-                // To look at a lot of memory takes its time.
+                // Sampling a lot of memory takes long.
                 often = OFTEN.max(4 * looked.elapsed());
             }
             ran += before.elapsed();
@@ -289,7 +288,7 @@ impl Runner {
             }
         }
         let mut ended = program.wait()?;
-        // What it has left behind may hold its output open, and print on and on.
+        // Leftover processes may hold its output open and write forever.
         program::end_left_behind(&mut ended);
         let mut printed = [Printed::default(), Printed::default()];
         for (output, printed) in outputs.into_iter().zip(&mut printed) {
@@ -315,7 +314,7 @@ impl Output {
         }
     }
 
-    /// Takes in some of what has come, or says why the job can't go on.
+    /// Reads some output. Returns an error if the job cannot continue.
     fn pass(&mut self, spiller: &mut Spiller) -> Result<(), Status> {
         match self {
             Self::Lines(lines) => lines.pass().map(drop).map_err(|error| unwritten(&error)),
@@ -327,7 +326,7 @@ impl Output {
     }
 }
 
-/// What it means that lines can't be written to standard output.
+/// Returns the status of a job whose lines cannot be written.
 fn unwritten(error: &io::Error) -> Status {
     match error.kind() {
         ErrorKind::BrokenPipe => Status::OutputClosed,
@@ -344,8 +343,8 @@ impl Status {
     }
 }
 
-/// Whether all that this worker has started takes more memory than this together. Pages that several
-/// of them share count once. To count them so takes long, and is done where it can matter only.
+/// Whether all processes of this worker together use more memory than this. Shared pages count
+/// once. Counting them takes long, so it is done only near the limit.
 fn takes_more_than(most: u64) -> bool {
     let pids = observe::descendants(std::process::id());
     let resident = |pid: &u32| observe::resident(*pid).unwrap_or(0);
@@ -356,7 +355,8 @@ fn takes_more_than(most: u64) -> bool {
     pids.iter().map(share).sum::<u64>() > most
 }
 
-/// The exit code that a shell gives for a program that can't be started, and what to do about it.
+/// Returns the shell's exit code for a program that cannot be started, and a message with the
+/// remedy.
 fn why_not(words: &[OsString], error: &io::Error) -> (i32, String) {
     let name = words.first().cloned().unwrap_or_default();
     let (code, remedy) = match error.kind() {
@@ -366,7 +366,7 @@ fn why_not(words: &[OsString], error: &io::Error) -> (i32, String) {
         _ if error.raw_os_error() == Some(libc::ENOEXEC) => {
             (126, "; the program is damaged or for another machine")
         }
-        // An input with a NUL in it, which only -0 keeps from being one.
+        // An input that contains NUL; -0 would have split it.
         ErrorKind::InvalidInput => (126, "; separate inputs by NUL with -0"),
         _ => (126, ""),
     };

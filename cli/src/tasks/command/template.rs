@@ -1,4 +1,4 @@
-//! The command line of a run: words with places in them for the input.
+//! The command line of a run: words with placeholders for the input.
 
 use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
@@ -16,7 +16,7 @@ use crate::tasks::Bytes;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Template {
     words: Vec<Vec<Piece>>,
-    /// Whether the words are one line for a shell.
+    /// Whether the words form one line for a shell.
     shell: bool,
 }
 
@@ -27,7 +27,7 @@ enum Piece {
     Placeholder(Placeholder),
 }
 
-/// What stands in for something of the job.
+/// A placeholder for a property of the job.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 enum Placeholder {
     Input,
@@ -38,7 +38,7 @@ enum Placeholder {
     Slot,
 }
 
-/// As they are written.
+/// The replacement strings.
 const PLACES: [(&[u8], Placeholder); 6] = [
     (b"{}", Placeholder::Input),
     (b"{.}", Placeholder::WithoutExtension),
@@ -48,27 +48,27 @@ const PLACES: [(&[u8], Placeholder); 6] = [
     (b"{%}", Placeholder::Slot),
 ];
 
-/// Why a program can't be run, whatever the input.
+/// Why a program cannot be run, for any input.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum NoProgram {
-    /// There is no such file.
+    /// Not found.
     #[error("command {0:?} not found: check its name and PATH; shell built-ins need --shell")]
     NotFound(OsString),
-    /// There is one that can't be run.
+    /// Found, but not executable.
     #[error("{0:?} is not executable: it is a directory, or its permissions forbid it (chmod +x)")]
     NotExecutable(OsString),
 }
 
-/// What is wrong with a command line, whatever the input.
+/// What is wrong with a command line, for any input.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum TemplateError {
-    /// It has a replacement string of another program.
+    /// A replacement string of another program.
     #[error(
         "'{0}' is not a replacement string; supported are {{}} {{.}} {{/}} {{//}} {{#}} {{%}} (see \
          --help); for a literal, use --shell and split it by quotes: {{''1}}"
     )]
     Unknown(String),
-    /// It has one where a shell would not take what replaces it for one word.
+    /// A placeholder where a shell would not read it as one word.
     #[error(
         "'{0}' stands {1}: move it out, since with --shell it is always one word, as in: echo \"got \"{{}}"
     )]
@@ -76,8 +76,8 @@ pub(crate) enum TemplateError {
 }
 
 impl Template {
-    /// Of words as they were typed. Without any place in them, the input is appended; `shell` has
-    /// them joined by spaces and read by `/bin/sh`, in which an input is always one word.
+    /// Parses words as typed. Without a placeholder, the input is appended. With `shell`, the words
+    /// are joined by spaces and read by `/bin/sh`; an input is still always one word.
     pub(crate) fn new(words: impl IntoIterator<Item = OsString>, shell: bool) -> Self {
         let mut words: Vec<Vec<Piece>> =
             words.into_iter().map(|word| pieces(word.as_bytes())).collect();
@@ -87,11 +87,11 @@ impl Template {
         Self { words, shell }
     }
 
-    /// The file of the program, looked up once for all inputs; none where it depends on the input.
+    /// Returns the program's file, looked up once for all inputs; none if it depends on the input.
     ///
     /// # Errors
     ///
-    /// When there is none that can be run.
+    /// If it is not executable or does not exist.
     pub(crate) fn program(&self) -> Result<Option<PathBuf>, NoProgram> {
         if self.shell {
             return Ok(Some("/bin/sh".into()));
@@ -103,12 +103,12 @@ impl Template {
         }
     }
 
-    /// Refuses what would not become what was meant.
+    /// Refuses command lines that would not do what they seem to.
     ///
     /// # Errors
     ///
-    /// When something looks like a replacement string and is none, or stands within quotes of a line
-    /// for a shell.
+    /// If something looks like a replacement string of another program, or a placeholder is within
+    /// quotes of a line for a shell.
     pub(crate) fn check(&self) -> Result<(), TemplateError> {
         for piece in self.words.iter().flatten() {
             if let Piece::Text(text) = piece
@@ -128,7 +128,7 @@ impl Template {
             for piece in word {
                 match piece {
                     Piece::Text(text) => scan.pass(text.as_slice()),
-                    // These are digits, and mean the same everywhere.
+                    // Digits mean the same everywhere.
                     Piece::Placeholder(Placeholder::Number | Placeholder::Slot) => scan.pass(b"1"),
                     Piece::Placeholder(place) => match scan.obstacle() {
                         Some(obstacle) => {
@@ -142,11 +142,10 @@ impl Template {
         Ok(())
     }
 
-    /// The words for this job in the slot of that number.
+    /// Returns the words for a job in this slot.
     ///
-    /// A shell never reads what stands in for an input: that comes as arguments, is put into
-    /// variables, and the line only has their names. So nothing in an input can be code, whatever is
-    /// around it.
+    /// A shell never reads the input as code: inputs are arguments, are assigned to variables, and
+    /// the line contains only their names.
     pub(crate) fn words(&self, job: &CommandJob, slot: &str) -> Vec<OsString> {
         if !self.shell {
             let fill = |word: &Vec<Piece>| {
@@ -171,7 +170,7 @@ impl Template {
             });
             format!("\"${{procpool_{}}}\"", index + 1).into_bytes()
         });
-        // Not in the environment, where the programs of the line would find them.
+        // Not in the environment, where programs of the line would inherit them.
         let mut script = String::new();
         for index in 1..=values.len() {
             script += &format!("procpool_{index}=$1; shift; ");
@@ -181,7 +180,7 @@ impl Template {
         ["sh".into(), "-c".into(), script, "sh".into()].into_iter().chain(values).collect()
     }
 
-    /// The line for a shell.
+    /// Returns the line for a shell.
     fn shell_line(&self, mut fill: impl FnMut(Placeholder) -> Vec<u8>) -> Vec<u8> {
         let words = self.words.iter().map(|word| {
             let filled = word.iter().flat_map(|piece| match piece {
@@ -193,7 +192,7 @@ impl Template {
         words.collect::<Vec<_>>().join(&b' ')
     }
 
-    /// The command line for this job, as it could be typed into a shell.
+    /// Returns the command line of a job, as it could be typed into a shell.
     pub(crate) fn line(&self, job: &CommandJob, slot: &str) -> Vec<u8> {
         if self.shell {
             return self.shell_line(|place| quote(&place.value(job, slot)).into_owned());
@@ -205,7 +204,7 @@ impl Template {
 }
 
 impl Placeholder {
-    /// As it's written.
+    /// Returns the replacement string.
     fn written(self) -> &'static str {
         let found = PLACES.iter().find(|(_, place)| *place == self);
         found.and_then(|(written, _)| std::str::from_utf8(written).ok()).unwrap_or("{}")
@@ -219,7 +218,7 @@ impl Placeholder {
                 let path = path().into_owned();
                 let extension = path.extension().map_or(0, |extension| extension.len() + 1);
                 let mut bytes = path.into_os_string().into_vec();
-                // Of "a.b/", the "b" is the name's extension and not the path's end.
+                // In "a.b/", the "b" is the name's extension and not the end of the path.
                 if !bytes.ends_with(b"/") {
                     bytes.truncate(bytes.len() - extension);
                 }
@@ -264,11 +263,11 @@ fn pieces(word: &[u8]) -> Vec<Piece> {
     pieces
 }
 
-/// The first thing in a text that another program would replace: `{1}`, `{..}`, `{/.}`, `{2/}`,
-/// `{##}`, `{= … =}`.
+/// Finds the first replacement string of another program: `{1}`, `{..}`, `{/.}`, `{2/}`, `{##}`,
+/// `{= … =}`.
 ///
-/// A count of a regular expression, as in `[0-9]{4}`, is none: a number alone counts only where
-/// nothing precedes it that could be counted.
+/// A repetition of a regular expression, as in `[0-9]{4}`, is not one: a number alone counts only
+/// if nothing precedes it that could be repeated.
 fn unknown_place(text: &[u8]) -> Option<&[u8]> {
     for (start, _) in text.iter().enumerate().filter(|(_, byte)| **byte == b'{') {
         let rest = &text[start..];
@@ -294,18 +293,18 @@ fn unknown_place(text: &[u8]) -> Option<&[u8]> {
     None
 }
 
-/// How a shell reads its line, as far as it takes to know whether a place in it is within quotes.
+/// Follows a shell's quoting, to tell whether a placeholder is within quotes.
 ///
-/// Nothing depends on that for safety: an input is never part of the line. It's for telling who has
-/// typed it that the result would not be what they think.
+/// Safety does not depend on it, since an input is never part of the line. It warns users of a
+/// result that they do not expect.
 #[derive(Default)]
 struct Scan {
-    /// What was opened and not closed, the innermost last.
+    /// The open constructs, the innermost last.
     open: Vec<Open>,
     last: u8,
-    /// The last byte was escaped, or is an escape itself.
+    /// Whether the last byte was escaped, or is an escape itself.
     escape: bool,
-    /// A here-document follows this line.
+    /// Whether a here-document follows this line.
     here: bool,
 }
 
@@ -345,7 +344,7 @@ impl Scan {
             (_, b'\\') => self.escape = true,
             (Some(Open::Backquote), b'`') => drop(self.open.pop()),
             (_, b'`') => self.open.push(Open::Backquote),
-            // The second parenthesis opens one more, and closes it again.
+            // The second parenthesis opens one more construct, and closes it again.
             (_, b'(') if self.last == b'$' && next == Some(b'(') => {
                 self.open.push(Open::Arithmetic)
             }
@@ -373,10 +372,10 @@ impl Scan {
         }
     }
 
-    /// What keeps a place here from being a word, if anything does.
+    /// Returns why a placeholder here would not be a word, if it would not.
     fn obstacle(&self) -> Option<&'static str> {
         if self.open.contains(&Open::Arithmetic) {
-            // Some shells run what is in the index of a variable there.
+            // Some shells execute the index of a variable there.
             return Some("in an arithmetic expression");
         }
         match self.open.last() {
@@ -391,14 +390,14 @@ impl Scan {
     }
 }
 
-/// As one word for a shell: as it is, if nothing in it means anything there. What would do something
-/// to a terminal is written out, in the form that bash, zsh, ksh and POSIX since 2024 read.
+/// Quotes a word for a shell, if necessary. Control characters are escaped, in the form that bash,
+/// zsh, ksh and POSIX since 2024 read.
 pub(crate) fn quote(word: &[u8]) -> Cow<'_, [u8]> {
     let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"%+,-./:=@_".contains(byte);
     if !word.is_empty() && word.iter().all(is_plain) {
         return Cow::Borrowed(word);
     }
-    // Those that change the direction of writing make a line look like another.
+    // Characters that change the writing direction make a line look like another.
     let is_unseen = |character: char| {
         character.is_control()
             || matches!(character, '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
@@ -430,7 +429,7 @@ fn octal(quoted: &mut Vec<u8>, bytes: &[u8]) {
     }
 }
 
-/// The file that a name stands for, as a shell finds it.
+/// Finds the file of a program, as a shell does.
 fn find(name: &OsStr) -> Result<PathBuf, NoProgram> {
     let mut refused = false;
     let mut can_run = |path: &Path| {
@@ -450,7 +449,7 @@ fn find(name: &OsStr) -> Result<PathBuf, NoProgram> {
     } else {
         let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/bin:/bin".into());
         std::env::split_paths(&path)
-            // An empty one is the current directory, and there a name needs a "./".
+            // An empty entry is the current directory, where a name needs a "./".
             .map(|dir| if dir.as_os_str().is_empty() { ".".into() } else { dir })
             .map(|dir| dir.join(name))
             .find(|path| can_run(path))
