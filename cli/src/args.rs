@@ -1,4 +1,4 @@
-//! The arguments as they are typed. Nothing is decided here; that is `plan`.
+//! The arguments as typed. `plan` decides what they mean.
 
 use std::ffi::OsString;
 use std::num::{NonZeroU64, NonZeroUsize};
@@ -16,47 +16,46 @@ const EXAMPLES: &str = "\
 Examples:
   procpool run --procs 4                          squares of 0..6, and the PID that computed each
   procpool run --task pi --count 64               64 estimates of π
-  procpool run --task sqrt 10..5000000 --quiet    the square roots of a range
+  procpool run --task sqrt 10..5000000 --quiet    square roots of a range
   find . -type f | procpool run --task sha256 --format csv
   procpool run --task image *.png --out turned --to webp
-  procpool run --timeout 1m -- gzip -k {} ::: *.log     any program, one input a job
-  procpool isolate                                what a crash or a hang costs, shown
-  procpool tasks                                  what can be run by name";
+  procpool run --timeout 1m -- gzip -k {} ::: *.log     any command, once per input
+  procpool isolate                                what a crash or a hang costs, measured live
+  procpool tasks                                  list the built-in tasks";
 
 const RUN_EXAMPLES: &str = "\
 Inputs:
-  Given as arguments (of a command: after :::), or one per line by --input FILE; '-' is standard
-  input. Blank lines are skipped; an empty argument, or an empty input that ends with a NUL (-0), is
-  an input like any other. For tasks, a range such as 0..5 or 0..=4 stands for the whole numbers in
-  it. Without any, commands and tasks over files read standard input, and tasks over numbers have
-  defaults.
+  Inputs are arguments (of a command: after :::), or lines of --input FILE; '-' means standard input.
+  Blank lines are skipped. An empty argument, or an empty input that ends with NUL (-0), is an input.
+  For tasks, a range such as 0..5 or 0..=4 stands for its whole numbers. Without inputs, commands and
+  tasks over files read standard input, and tasks over numbers use their defaults.
 
 Commands:
-  What stands after -- is run for each input, without a shell in between: an input is one argument,
-  whatever spaces, quotes or newlines are in it. In the command
-    {}  the input             {/}   its base name       {#}  the job's number, from 1
-    {.} without its extension {//}  its directory       {%}  the worker's number, from 1
-  and without any of these the input is appended. A job's standard input is empty, and what it
-  leaves running is ended with it. A job that doesn't exit with 0 has failed, and so has one that
-  asks for the terminal. With --shell, {} and its kin stand outside of quotes, and are one word
-  each; a shell never reads what is in them.
+  The command after -- runs once per input, without a shell. An input is one argument, whatever
+  spaces, quotes or newlines it contains. In the command,
+    {}  is the input              {/}   its base name       {#}  the job's number, from 1
+    {.} without its extension     {//}  its directory       {%}  the worker's number, from 1
+  and without any of these, the input is appended. The standard input of a job is empty, and its
+  leftover child processes are killed. A job fails if it exits with a code other than 0 or asks for
+  the terminal. With --shell, {} and the others stand outside of quotes, and each is one word: the
+  shell never interprets their contents.
 
 Output:
-  Of commands, what each job prints is shown when it has ended, on the output that it printed it
-  to; --format gives rows instead. Results of tasks are rows on standard output. The summary
-  follows a table, and goes to standard error otherwise. Jobs (id) and workers have the same
-  numbers in rows, logs, traces and --top as in {#} and {%}.
+  The output of a command's job is shown when the job has ended, on the stream that it was written
+  to. --format shows rows instead. Results of tasks are rows on standard output. The summary follows
+  a table, and otherwise goes to standard error. Rows, logs, traces, --top, {#} and {%} use the same
+  numbers for jobs (id) and workers.
 
 Exit codes:
-  0 all well · 1 a job failed (the others are done all the same; see --halt), or the run could not
-  be made · 2 wrong usage · 126 the command can't be executed · 127 there is no such command; both
-  also where that is so for each job that failed · with --exit-count: how many failed, up to 100; 101
-  for more; 255 for wrong usage and for a run that could not be made
+  0 success · 1 a job failed (the others completed; see --halt), or the run could not start · 2 wrong
+  usage · 126 the command is not executable · 127 the command was not found; 126 and 127 also if that
+  holds for every failed job · with --exit-count: the number of failed jobs up to 100, 101 for more,
+  255 for wrong usage and for a run that could not start
   130 interrupted by Ctrl-C · 143 by SIGTERM · 129 by SIGHUP
 
 Signals:
-  Ctrl-C, SIGTERM and SIGHUP: what has been begun is finished, then the run ends; twice: it ends at
-  once. Ctrl-Z stops the workers too, and fg lets them go on.
+  Ctrl-C, SIGTERM and SIGHUP let running jobs finish and end the run. A second one kills them. Ctrl-Z
+  also stops the workers, and fg continues them.
 
 Examples:
   procpool run --procs 4
@@ -70,13 +69,12 @@ Examples:
   procpool run --journal done.jsonl --resume --input urls.txt -- curl -sSfO {}";
 
 const ISOLATE_EXAMPLES: &str = "\
-In each case eight healthy tasks are under way beside one that goes wrong: once in a pool, once in
-a process of threads (a child of this command, so that it can be seen dying). All that is shown was
-observed just then.
+Each case runs eight healthy tasks beside one that fails: once in a pool, and once among threads in a
+child process. Every line is measured live.
 
 Exit codes:
-  0 every case was contained: the neighbours' answers came and are right, nothing of theirs was
-  changed, and the pool answers on · 1 one was not · 2 wrong usage
+  0 every case was contained: all neighbours returned correct results, their state did not change,
+  and the pool keeps working · 1 some case was not contained · 2 wrong usage
 
 Examples:
   procpool isolate
@@ -90,7 +88,7 @@ pub(super) struct Cli {
     #[command(subcommand)]
     pub(super) verb: Verb,
 
-    /// Colours on a terminal; auto respects NO_COLOR
+    /// When to use colours; auto means on a terminal, unless NO_COLOR is set
     #[arg(long, global = true, value_enum, value_name = "WHEN", default_value_t = Color::Auto)]
     pub(super) color: Color,
 }
@@ -101,15 +99,15 @@ pub(super) enum Verb {
     Run(Box<RunArgs>),
     /// List the built-in tasks
     Tasks(TasksArgs),
-    /// Measure what processes cost here beside threads, and draw it
+    /// Measure the cost of processes beside threads, and plot it
     Compare(CompareArgs),
-    /// Show what a crash, a leak or a hang costs: here, and among threads
+    /// Show what a crash, a leak or a hang costs in a pool and among threads
     Isolate(IsolateArgs),
-    /// Draw a trace that run has written, as SVG
+    /// Draw a trace of procpool run as SVG
     Timeline(TimelineArgs),
-    /// Print a shell's completions of this command
+    /// Print shell completions
     Completions(CompletionsArgs),
-    /// Print the manual page of this command, or of one of its verbs
+    /// Print a manual page
     Man(ManArgs),
 }
 
@@ -119,11 +117,11 @@ Examples:
   procpool run --trace trace.json -- gzip -k ::: *.log
   procpool timeline trace.json > trace.svg")]
 pub(super) struct TimelineArgs {
-    /// What procpool run --trace has written
+    /// Trace written by procpool run --trace
     #[arg(value_name = "FILE")]
     pub(super) trace: PathBuf,
 
-    /// Write the picture to this file, not to standard output
+    /// Write the picture to FILE [default: standard output]
     #[arg(short, long, value_name = "FILE")]
     pub(super) out: Option<PathBuf>,
 }
@@ -135,7 +133,7 @@ Examples:
   procpool completions zsh > \"${fpath[1]}/_procpool\"
   procpool completions fish > ~/.config/fish/completions/procpool.fish")]
 pub(super) struct CompletionsArgs {
-    /// The shell
+    /// Shell to print completions for
     #[arg(value_name = "SHELL")]
     pub(super) shell: clap_complete::Shell,
 }
@@ -146,19 +144,19 @@ Examples:
   procpool man | man -l -
   procpool man run > ~/.local/share/man/man1/procpool-run.1")]
 pub(super) struct ManArgs {
-    /// The verb, such as run
+    /// Verb to print the page of, such as run [default: procpool itself]
     #[arg(value_name = "VERB")]
     pub(super) verb: Option<String>,
 }
 
-/// When there are colours.
+/// When to use colours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Color {
     /// On a terminal, unless NO_COLOR is set
     Auto,
-    /// Everywhere
+    /// Always
     Always,
-    /// Nowhere
+    /// Never
     Never,
 }
 
@@ -167,49 +165,49 @@ pub(super) enum Color {
 #[command(override_usage = "procpool run [OPTIONS] [INPUT]...
        procpool run [OPTIONS] -- COMMAND [ARG]... [::: INPUT...]")]
 pub(super) struct RunArgs {
-    /// What to work on: numbers, ranges of them, or files, as the task has it
+    /// Inputs: numbers and ranges, or files, depending on the task
     #[arg(value_name = "INPUT", allow_negative_numbers = true)]
     pub(super) inputs: Vec<OsString>,
 
-    /// The program to run for each input, its arguments, and after ::: the inputs. Unless it is set,
-    /// OMP_NUM_THREADS, as the variables of other thread pools, is a worker's share of the CPUs
+    /// Command to run for each input, its arguments, and the inputs after :::. Variables that limit
+    /// thread pools, such as OMP_NUM_THREADS, default to a worker's share of the CPUs
     #[arg(value_name = "COMMAND", last = true)]
     pub(super) command: Vec<OsString>,
 
-    /// How many worker processes; 0 is as many as there are CPUs for this process
+    /// Number of worker processes; 0 means one per available CPU
     #[arg(short, long, value_name = "N", env = "PROCPOOL_PROCS", default_value_t = 0)]
     #[arg(value_parser = procs)]
     pub(super) procs: usize,
 
-    /// GPUs to share out among the workers, one each in turn (CUDA_VISIBLE_DEVICES and
-    /// HIP_VISIBLE_DEVICES); without --procs, there is a worker for each
+    /// GPUs to assign to the workers in turn, one per worker, by CUDA_VISIBLE_DEVICES and
+    /// HIP_VISIBLE_DEVICES; the default of --procs is then one worker per GPU
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     #[arg(value_parser = NonEmptyStringValueParser::new())]
     pub(super) gpus: Vec<String>,
 
-    /// What to do with each input, without a command; 'procpool tasks' says more [default: square]
+    /// Built-in task to run for each input; 'procpool tasks' lists them [default: square]
     #[arg(short, long, value_name = "NAME", conflicts_with = "command")]
     #[arg(value_parser = PossibleValuesParser::new(tasks::ALL.iter().map(|task| task.name)))]
     pub(super) task: Option<String>,
 
-    /// Read the inputs from a file, one per line; '-' is standard input
+    /// Read inputs from FILE, one per line; '-' means standard input
     #[arg(short, long, value_name = "FILE", conflicts_with = "count")]
     pub(super) input: Option<PathBuf>,
 
-    /// Inputs that are read end with a NUL, not with a line, as from find -print0
+    /// Read inputs that end with NUL instead of a line feed, as find -print0 writes them
     #[arg(short = '0', long, conflicts_with = "count")]
     pub(super) null: bool,
 
-    /// The inputs 0..N, for commands and for tasks over numbers
+    /// Use the inputs 0..N, for commands and tasks over numbers
     #[arg(short = 'n', long, value_name = "N")]
     #[arg(value_parser = clap::value_parser!(i64).range(0..))]
     pub(super) count: Option<i64>,
 
-    /// How many inputs a worker is sent at once; without it, the pool finds out
+    /// Inputs sent to a worker at once [default: adaptive]
     #[arg(long, value_name = "N")]
     pub(super) chunk_size: Option<NonZeroUsize>,
 
-    /// Print what would be run, a line each, and run nothing
+    /// Print the commands that would run, one per line, and run nothing
     #[arg(long)]
     pub(super) dry_run: bool,
 
@@ -232,15 +230,16 @@ pub(super) struct RunArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Options of commands")]
 pub(super) struct CommandOptions {
-    /// Have /bin/sh read the command, for pipes and redirections; {} is one word, outside of quotes
+    /// Run the command line with /bin/sh, for pipes and redirections; {} is one word and must not
+    /// be quoted
     #[arg(long, requires = "command")]
     pub(super) shell: bool,
 
-    /// Begin each line that a job prints with its input and a tab
+    /// Prefix each output line of a job with its input and a tab
     #[arg(long, requires = "command")]
     pub(super) tag: bool,
 
-    /// Show what jobs print line by line as they print it, not job by job
+    /// Print output line by line as jobs produce it, instead of job by job
     #[arg(long, requires = "command", conflicts_with_all = ["keep_order", "output", "format"])]
     pub(super) line_buffer: bool,
 }
@@ -248,15 +247,16 @@ pub(super) struct CommandOptions {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Journal")]
 pub(super) struct JournalArgs {
-    /// Write a line of JSON for each job that has ended; it's on the disk before the job is shown
+    /// Append a JSON line to FILE for each finished job; the line is on disk before the job is
+    /// shown
     #[arg(long, value_name = "FILE")]
     pub(super) journal: Option<PathBuf>,
 
-    /// Leave out what has succeeded according to the journal, and go on with the rest
+    /// Skip the jobs that succeeded according to the journal, and run the rest
     #[arg(long, requires = "journal")]
     pub(super) resume: bool,
 
-    /// Do what has failed according to the journal, and nothing else
+    /// Run only the jobs that failed according to the journal
     #[arg(long, requires = "journal", conflicts_with = "resume")]
     pub(super) retry_failed: bool,
 }
@@ -264,20 +264,20 @@ pub(super) struct JournalArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Options of tasks")]
 pub(super) struct TaskOptions {
-    /// The directory to write files to; made if it's missing
+    /// Directory for output files; created if missing
     #[arg(short, long, value_name = "DIR")]
     pub(super) out: Option<PathBuf>,
 
-    /// The format of those files
+    /// Format of the output files
     #[arg(long, value_name = "FORMAT")]
     #[arg(value_parser = format_parser())]
     pub(super) to: Option<FileFormat>,
 
-    /// How many random points to draw
+    /// Number of random points
     #[arg(long, value_name = "N", value_hint = ValueHint::Other, value_parser = clap::value_parser!(u64).range(1..))]
     pub(super) points: Option<u64>,
 
-    /// The seed of the random points, where the inputs aren't seeds themselves
+    /// Seed of the random points, for tasks whose inputs are not seeds
     #[arg(long, value_name = "N")]
     pub(super) seed: Option<u64>,
 }
@@ -285,57 +285,58 @@ pub(super) struct TaskOptions {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Limits")]
 pub(super) struct LimitArgs {
-    /// The longest that one input may take: 10, 1.5, 500ms, 2s, 1m; for commands also 300%, of the
-    /// median so far. A worker that takes longer is killed, a command is asked to end half a second
-    /// before
+    /// Time limit per input: 10, 1.5, 500ms, 2s, 1m; for commands also a percentage of the median
+    /// so far, such as 300%. A worker over the limit is killed; a command gets SIGTERM half a
+    /// second before SIGKILL
     #[arg(long, value_name = "DURATION", value_hint = ValueHint::Other, value_parser = units::time_limit)]
     pub(super) timeout: Option<TimeLimit>,
 
-    /// How often an input is tried again after its worker died or its time ran out; a command,
-    /// after any failure
+    /// Retries of an input after its worker died or its time limit passed; of a command, after any
+    /// failure
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(super) retries: u32,
 
-    /// The most memory that a worker, or all processes of a command, may take: 200M, 1G; what takes
-    /// more is killed
+    /// Memory limit of a worker, or of all processes of a command: 200M, 1G. Whatever exceeds it is
+    /// killed
     #[arg(long, value_name = "SIZE", value_hint = ValueHint::Other, value_parser = units::memory)]
     pub(super) memory: Option<u64>,
 
-    /// After so many inputs a worker is replaced by a new one
+    /// Replace a worker by a new one after N inputs
     #[arg(long, value_name = "N")]
     pub(super) max_tasks: Option<NonZeroU64>,
 
-    /// Add to the workers' niceness, up to 19: then they run when nobody else wants to
+    /// Add N to the niceness of the workers, up to 19, so that they yield to other processes
     #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true)]
     #[arg(value_parser = clap::value_parser!(i32).range(-20..=19))]
     pub(super) nice: i32,
 
-    /// End the run early: soon,fail=3 begins no more after three have failed, now,fail=10% kills
-    /// what runs too once a tenth have failed, of three at least
+    /// Stop early: soon,fail=3 starts no new jobs after 3 failures; now,fail=10% also kills running
+    /// jobs once 10% (at least 3) have failed
     #[arg(long, value_name = "WHEN", value_hint = ValueHint::Other, value_parser = halt)]
     pub(super) halt: Option<Halt>,
 }
 
-/// When a run is to end before its inputs do.
+/// When a run stops before the end of its inputs.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Halt {
-    /// Kills what runs, rather than waiting for it.
+    /// Kills running jobs instead of waiting for them.
     pub(super) now: bool,
     pub(super) failures: Failures,
 }
 
-/// How many failures are too many.
+/// The number of failures that stops a run.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Failures {
     Count(u64),
-    /// A share of those that have ended, between 0 and 1.
+    /// A share of the finished jobs, between 0 and 1.
     Share(f64),
 }
 
 impl Halt {
-    /// Whether that many failures of that many that have ended are too many.
+    /// Whether `failed` of `ended` jobs are too many.
     pub(super) fn is_due(&self, failed: u64, ended: u64) -> bool {
-        /// The first to fail is a share of everything.
+        /// With fewer failures, a share means little: the first job to fail may be all that has
+        /// finished.
         const LEAST: u64 = 3;
         match self.failures {
             Failures::Count(count) => failed >= count,
@@ -362,58 +363,62 @@ fn halt(text: &str) -> Result<Halt, String> {
         };
         Some(Halt { now, failures })
     };
-    parse().ok_or_else(|| "give now or soon and how many: now,fail=1, soon,fail=10%".to_owned())
+    parse().ok_or_else(|| {
+        "give now or soon, and a number or percentage: now,fail=1 or soon,fail=10%".to_owned()
+    })
 }
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Output")]
 pub(super) struct OutputArgs {
-    /// Show each result as it comes, not in the order of the inputs; so it is for commands anyhow
+    /// Print results as they complete (default for commands)
     #[arg(short, long)]
     pub(super) unordered: bool,
 
-    /// Show results in the order of the inputs; so it is for tasks anyhow
+    /// Print results in input order (default for tasks)
     #[arg(short, long, conflicts_with = "unordered")]
     pub(super) keep_order: bool,
 
-    /// How to write the results; json is one object a line [default: plain for commands, or table]
+    /// Format of the results; json is one object per line [default: plain for commands, table for
+    /// tasks]
     #[arg(short, long, value_enum, value_name = "FORMAT")]
     pub(super) format: Option<Format>,
 
-    /// What becomes of what jobs print [default: capture for commands, or inherit]
+    /// Where the output of jobs goes [default: capture for commands, inherit for tasks]
     #[arg(long, value_enum, value_name = "WHERE")]
-    pub(super) output: Option<Prints>,
+    pub(super) output: Option<OutputChoice>,
 
-    /// Write what happens in the pool to a file, as JSON lines; '-' is standard error, for people
+    /// Write the events of the pool to FILE as JSON lines; '-' means standard error, as text
     #[arg(long, value_name = "FILE")]
     pub(super) log: Option<PathBuf>,
 
-    /// Write when each worker did what to a file that Perfetto (ui.perfetto.dev) opens
+    /// Write a timeline of the workers to FILE, for Perfetto (ui.perfetto.dev) and procpool
+    /// timeline
     #[arg(long, value_name = "FILE")]
     pub(super) trace: Option<PathBuf>,
 
-    /// A progress bar on standard error; auto is when that is a terminal
+    /// Show a progress bar on standard error; auto means if that is a terminal
     #[arg(long, value_enum, value_name = "WHEN", default_value_t = Progress::Auto)]
     pub(super) progress: Progress,
 
-    /// A live table of the workers, instead of the progress bar; results that would go to the
-    /// terminal come at the end
+    /// Show a live table of the workers instead of the progress bar; results for the terminal
+    /// follow at the end
     #[arg(long, conflicts_with_all = ["line_buffer", "quiet"])]
     pub(super) top: bool,
 
-    /// The results and what failed alone: no summary, no progress
+    /// Print only results and errors: no summary, no progress bar
     #[arg(short, long)]
     pub(super) quiet: bool,
 
-    /// Exit with the number of jobs that failed, or with 101 where that is over 100; what is 1 or 2
-    /// otherwise and no number is 255
+    /// Exit with the number of failed jobs, or 101 for more than 100; wrong usage and a run that
+    /// cannot start exit with 255
     #[arg(long)]
     pub(super) exit_count: bool,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct TasksArgs {
-    /// How to write the list; json is one object a line
+    /// Format of the list; json is one object per line
     #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t = ListFormat::Table)]
     pub(super) format: ListFormat,
 }
@@ -421,82 +426,81 @@ pub(super) struct TasksArgs {
 #[derive(Debug, Args)]
 #[command(after_help = ISOLATE_EXAMPLES)]
 pub(super) struct IsolateArgs {
-    /// What is to go wrong; without it, everything in turn
+    /// Case to run; may be repeated [default: all cases]
     #[arg(short, long, value_enum, value_name = "NAME")]
     pub(super) case: Vec<Case>,
 
-    /// How to write what was seen; json is one object a case
-    #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t = Sight::Table)]
-    pub(super) format: Sight,
+    /// Format of the report; json is one object per case
+    #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t = ReportFormat::Table)]
+    pub(super) format: ReportFormat,
 
-    /// In the child process: do it among threads, in sight of who holds this file
+    /// In the child process: run the case among threads, and report through this file
     #[arg(long, value_name = "FILE", hide = true, requires = "case")]
     pub(super) threads_child: Option<PathBuf>,
 }
 
-/// How what was seen is written.
+/// The format of the report of `isolate`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum Sight {
-    /// For people
+pub(super) enum ReportFormat {
+    /// Text for people
     Table,
-    /// One JSON object a line
+    /// One JSON object per line
     Json,
 }
 
-/// How rows are written.
+/// The format of rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Format {
-    /// What the jobs of a command print, and nothing else
+    /// Only what the jobs of a command print
     Plain,
-    /// Aligned columns, to be looked at
+    /// Aligned columns
     Table,
-    /// One JSON object a line
+    /// One JSON object per line
     Json,
     /// Comma-separated values with a header
     Csv,
 }
 
-/// How the list of tasks is written.
+/// The format of the list of tasks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum ListFormat {
-    /// For people
+    /// Text for people
     Table,
-    /// One JSON object a line
+    /// One JSON object per line
     Json,
     /// Comma-separated values with a header
     Csv,
 }
 
-/// What becomes of what jobs print.
+/// Where the output of jobs goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum Prints {
-    /// It goes where this command's own output goes
+pub(super) enum OutputChoice {
+    /// To the output of procpool itself
     Inherit,
-    /// Nothing
+    /// Nowhere
     Null,
-    /// It is shown with the result of the job that it belongs to
+    /// Next to the result of its job
     Capture,
 }
 
-/// When progress is shown.
+/// When to show progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Progress {
     /// On a terminal
     Auto,
-    /// Not at all
+    /// Never
     Never,
 }
 
-/// A variable of the environment that is set to nothing is as good as one that isn't set.
+/// Parses `--procs`. An empty environment variable counts as unset.
 fn procs(text: &str) -> Result<usize, String> {
     if text.is_empty() {
         return Ok(0);
     }
-    // For GNU parallel they are relative to how many CPUs there are.
+    // GNU parallel reads these relative to the number of CPUs.
     if text.starts_with(['+', '-']) || text.ends_with('%') {
         return Err(
-            "give how many, not how many more or less than CPUs: 4, or 0 for one a CPU, or \
-                    \"$(($(nproc) + 1))\""
+            "relative numbers are not supported: give 4, or 0 for one per CPU, or \"$(($(nproc) + 1))\""
                 .to_owned(),
         );
     }
@@ -507,7 +511,7 @@ fn format_parser() -> impl TypedValueParser {
     PossibleValuesParser::new(FileFormat::ALL.map(FileFormat::name)).map(format_named)
 }
 
-/// The parser before it lets only names of formats through.
+/// The parser before this accepts only names of formats.
 fn format_named(name: String) -> FileFormat {
     let found = FileFormat::ALL.into_iter().find(|format| format.name() == name);
     found.unwrap_or(FileFormat::Png)

@@ -1,13 +1,12 @@
-//! The threads that wait for the pool. They turn reports into rows, and hear nothing of terminals
-//! or signals.
+//! The threads that wait for the pool. They turn reports into rows and know nothing of terminals or
+//! signals.
 //!
 //! The pool reads its input inside of `next`, on the thread that asks for a result. Where inputs
-//! are at hand, that's all there is to it: one thread, one stream. But where they come from a pipe,
-//! that thread would sit in a read while results are ready to be shown. So there the inputs are
-//! read by a thread of their own, and the pool is given what has come so far, a burst: a stream
-//! that ends when there is nothing more at the moment. Bursts overlap, one thread each, so that a
-//! slow task in one doesn't keep the inputs after it waiting. With as many of them as there are
-//! workers, each has a task that is running whenever none can be begun.
+//! are available at once, one thread with one stream is enough. Where they come from a pipe, that
+//! thread would block in a read while results are ready. So a reader thread reads the pipe, and the
+//! pool receives what has arrived as a burst: a stream that ends when no input is available. Bursts
+//! overlap, one thread each, so that a slow task in one does not hold back later inputs. There are
+//! as many burst threads as workers: if none is free, every worker is busy.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,50 +15,49 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
+use super::batch_queue::{BatchQueue, RecvOutcome};
 use super::exit::Exit;
 use super::inputs::{Feed, Inputs};
 use super::jobs::{JobMaker, Work};
-use super::mailbox::{Mailbox, Taken};
 use super::pending::{InFlight, PendingJob};
 use super::row::Row;
-use super::spill::Live;
+use super::spill::LiveOutput;
 use super::top::Board;
 use crate::tasks::Input;
 use procpool::{Pool, TaskOptions};
 
-/// What happens in a run.
+/// An event of a run.
 pub(super) enum Event {
-    /// A job ended, well or not.
+    /// A job has ended, with success or not.
     Row(Box<Row>),
-    /// A job that runs prints a lot to standard output.
-    Prints(Live),
-    /// Somebody wants it to end, in this way.
+    /// A running job prints a lot to standard output.
+    Live(LiveOutput),
+    /// A signal asks the run to end with this exit code.
     Interrupted(Exit),
 }
 
-/// Events on their way to whoever shows them. It is closed at the end of all collectors.
-pub(super) type Events = Mailbox<Event>;
+/// Events on their way to the event loop. The queue closes when all collectors have ended.
+pub(super) type Events = BatchQueue<Event>;
 
-/// How many rows may wait to be shown, and how many inputs that were read to be sent. Enough that
-/// neither side stops for the other all the time; few enough that a slow one slows the run down and
-/// doesn't fill the memory.
+/// Capacity of the queues: rows that wait to be shown, and inputs that wait to be sent. Large
+/// enough that neither side blocks all the time; small enough that a slow consumer slows the run
+/// down instead of filling memory.
 pub(super) const WAITING: usize = 1024;
 
-/// How many inputs of a pipe may be read whose results are not shown yet, for behind a slow one
-/// results pile up that must be shown after it.
+/// Inputs of a pipe that may be read before their results are shown: behind a slow one, results
+/// pile up that must be shown after it.
 const AHEAD: usize = 16 * 1024;
 
-/// How long a burst waits for more inputs, in all, before it ends. A new one costs some ten
-/// microseconds, which would count if there were one for each line of a busy pipe; and the eye
-/// doesn't see results come later by this.
-const PATIENCE: Duration = Duration::from_millis(2);
+/// How long a burst waits for more inputs, in total. A new burst costs about 10 µs, too much for
+/// each line of a busy pipe. A person does not see results come later by this.
+const BATCHING_DELAY: Duration = Duration::from_millis(2);
 
-/// What all the threads need.
+/// What every collector thread needs.
 pub(super) struct Collector<W: Work> {
     pool: Pool,
     task: fn(W::Job) -> W::Answer,
-    events: Arc<ClosedAtEnd>,
-    /// Who shows what is under way, if anybody does.
+    events: Arc<CloseOnDrop>,
+    /// The live table's data, if it is shown.
     board: Option<Arc<Board>>,
 }
 
@@ -67,10 +65,11 @@ pub(super) struct Collector<W: Work> {
 #[derive(Default)]
 pub(super) struct Threads {
     collectors: Vec<JoinHandle<()>>,
-    /// Inputs that were read from a pipe, for the collectors.
-    read: Option<Arc<Mailbox<Input>>>,
-    /// One for each input of a pipe that may be read; returned when its result is shown.
-    tickets: Option<Arc<Mailbox<()>>>,
+    /// Inputs from the pipe, for the collectors.
+    read: Option<Arc<BatchQueue<Input>>>,
+    /// One credit per input that may still be read from the pipe. Returned when the result is
+    /// shown.
+    credits: Option<Arc<BatchQueue<()>>>,
 }
 
 impl<W: Work> Clone for Collector<W> {
@@ -91,10 +90,10 @@ impl<W: Work> Collector<W> {
         events: Arc<Events>,
         board: Option<Arc<Board>>,
     ) -> Self {
-        Self { pool, task, events: Arc::new(ClosedAtEnd(events)), board }
+        Self { pool, task, events: Arc::new(CloseOnDrop(events)), board }
     }
 
-    /// Collects the results of inputs that are at hand.
+    /// Starts collecting results of inputs that are available at once.
     pub(super) fn at_hand(
         self,
         inputs: Inputs,
@@ -108,23 +107,23 @@ impl<W: Work> Collector<W> {
         Ok(Threads { collectors: vec![spawn("collector", collect)?], ..Threads::default() })
     }
 
-    /// Collects the results of inputs that come when they come. The rows come as the tasks end.
+    /// Starts collecting results of inputs from a pipe. Rows arrive as tasks finish.
     pub(super) fn live(self, inputs: Inputs, jobs: JobMaker<W>, feed: Feed) -> Result<Threads> {
-        let tickets = Arc::new(Mailbox::new(AHEAD));
+        let credits = Arc::new(BatchQueue::new(AHEAD));
         for _ in 0..AHEAD {
-            tickets.put_at_once(());
+            credits.send_over_capacity(());
         }
-        let read = Arc::new(Mailbox::new(WAITING));
+        let read = Arc::new(BatchQueue::new(WAITING));
         spawn("reader", {
-            let reader = Reader { tickets: Arc::clone(&tickets), read: Arc::clone(&read) };
+            let reader = Reader { credits: Arc::clone(&credits), read: Arc::clone(&read) };
             move || reader.run(inputs) // not waited for: it may sit in a read that never ends
         })?;
         let mut threads = Threads {
             collectors: Vec::new(),
             read: Some(Arc::clone(&read)),
-            tickets: Some(Arc::clone(&tickets)),
+            credits: Some(Arc::clone(&credits)),
         };
-        let queue = Queue { read, taken: VecDeque::new(), tickets, jobs, feed };
+        let queue = Queue { read, taken: VecDeque::new(), credits, jobs, feed };
         let queue = Arc::new(Mutex::new(queue));
         for _ in 0..self.pool.workers().len() {
             let (collector, queue) = (self.clone(), Arc::clone(&queue));
@@ -139,8 +138,8 @@ impl<W: Work> Collector<W> {
         Ok(threads)
     }
 
-    /// Runs these jobs, whose positions count from `first_id`, to the end. False if nobody listens
-    /// any more; then what was left of them is cancelled.
+    /// Runs these jobs, whose ids count from `first_id`. Returns false if the queue was closed; the
+    /// remaining jobs are then cancelled.
     fn run(
         &self,
         first_id: u64,
@@ -156,12 +155,13 @@ impl<W: Work> Collector<W> {
             (job, kept)
         });
         let jobs = in_flight.keeping(jobs);
-        // Events tell of positions in this stream; from its label listeners know those in the run.
+        // Events have the position in this stream. The label tells listeners the position in the
+        // run.
         let pool = self.pool.with_options(TaskOptions::new().label(first_id.to_string()));
         let send = |mut report: procpool::Report<_>| {
             let kept = in_flight.take(report.id);
             report.id += first_id;
-            self.events.0.put(Event::Row(Box::new(W::row(report, kept))))
+            self.events.0.send(Event::Row(Box::new(W::row(report, kept))))
         };
         if unordered {
             pool.imap_unordered(self.task, jobs).reports().all(send)
@@ -172,25 +172,25 @@ impl<W: Work> Collector<W> {
 }
 
 impl Threads {
-    /// A result was shown, so there is room for one more.
+    /// Returns a credit: a result was shown.
     pub(super) fn shown(&self) {
-        if let Some(tickets) = &self.tickets {
-            tickets.put_at_once(());
+        if let Some(credits) = &self.credits {
+            credits.send_over_capacity(());
         }
     }
 
-    /// Wakes those that wait for inputs, of which there will be no more.
+    /// Wakes the threads that wait for inputs. There will be no more.
     pub(super) fn end_wait(&self) {
         if let Some(read) = &self.read {
             read.close();
         }
     }
 
-    /// Waits for the end of threads that have sent all they had.
+    /// Joins the threads, which have sent all their rows.
     pub(super) fn join(self) -> Result<()> {
         for thread in self.collectors {
             if thread.join().is_err() {
-                anyhow::bail!("a thread that collects results panicked; what is shown is not all");
+                anyhow::bail!("a collector thread panicked; results are missing");
             }
         }
         Ok(())
@@ -199,19 +199,19 @@ impl Threads {
 
 /// Reads the inputs of a pipe.
 struct Reader {
-    tickets: Arc<Mailbox<()>>,
-    read: Arc<Mailbox<Input>>,
+    credits: Arc<BatchQueue<()>>,
+    read: Arc<BatchQueue<Input>>,
 }
 
 impl Reader {
     fn run(&self, inputs: Inputs) {
-        let mut tickets = VecDeque::new();
+        let mut credits = VecDeque::new();
         for input in inputs {
-            if tickets.is_empty() {
-                self.tickets.take(&mut tickets, None);
+            if credits.is_empty() {
+                self.credits.recv(&mut credits, None);
             }
-            tickets.pop_front();
-            if !self.read.put(input) {
+            credits.pop_front();
+            if !self.read.send(input) {
                 return;
             }
         }
@@ -224,43 +224,43 @@ impl Drop for Reader {
     }
 }
 
-/// Inputs that were read from a pipe. Whoever has it locked makes jobs of them; so the inputs of a
-/// burst follow each other.
+/// Inputs that were read from a pipe. The thread that holds the lock makes jobs of them, so the
+/// inputs of a burst are consecutive.
 struct Queue<W> {
-    read: Arc<Mailbox<Input>>,
-    /// Those of them that were taken from the mailbox together.
+    read: Arc<BatchQueue<Input>>,
+    /// Received together and not used yet.
     taken: VecDeque<Input>,
-    tickets: Arc<Mailbox<()>>,
+    credits: Arc<BatchQueue<()>>,
     jobs: JobMaker<W>,
     feed: Feed,
 }
 
 impl<W> Queue<W> {
-    /// Whether there is a next input within that time, or ever.
-    fn wait(&mut self, patience: Option<Duration>) -> bool {
-        let some =
-            !self.taken.is_empty() || self.read.take(&mut self.taken, patience) == Taken::Some;
-        // What was read and is not sent yet is not begun.
+    /// Waits for the next input. Returns whether there is one.
+    fn wait(&mut self, timeout: Option<Duration>) -> bool {
+        let some = !self.taken.is_empty()
+            || self.read.recv(&mut self.taken, timeout) == RecvOutcome::Received;
+        // After a stop, inputs that were read and not sent are not started.
         some && !self.feed.stopped()
     }
 }
 
-/// The jobs that can be had without much waiting.
+/// The jobs that are available without much waiting.
 struct Burst<'a, W> {
-    patience: Duration,
-    /// Let go at the end, for the next burst.
+    timeout: Duration,
+    /// Released at the end, for the next burst.
     queue: Option<MutexGuard<'a, Queue<W>>>,
 }
 
 impl<'a, W: Work> Burst<'a, W> {
-    /// Waits for an input, and gives its position and the burst that begins with it; none at the
-    /// end of inputs.
+    /// Waits for an input. Returns its id and the burst that starts with it, or none at the end of
+    /// the inputs.
     fn wait(queue: &'a Mutex<Queue<W>>) -> Option<(u64, Self)> {
-        // What panicked elsewhere did so between two jobs, or the thread that joins it will say so.
+        // A panic of another thread was between two jobs, or its join reports it.
         let mut queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
         let there_is_one = queue.wait(None);
         there_is_one
-            .then(|| (queue.jobs.next_id(), Self { patience: PATIENCE, queue: Some(queue) }))
+            .then(|| (queue.jobs.next_id(), Self { timeout: BATCHING_DELAY, queue: Some(queue) }))
     }
 }
 
@@ -271,29 +271,29 @@ impl<W: Work> Iterator for Burst<'_, W> {
         loop {
             let queue = self.queue.as_mut()?;
             let start = queue.taken.is_empty().then(Instant::now);
-            if !queue.wait(Some(self.patience)) {
+            if !queue.wait(Some(self.timeout)) {
                 self.queue = None;
                 return None;
             }
             if let Some(start) = start {
-                self.patience = self.patience.saturating_sub(start.elapsed());
+                self.timeout = self.timeout.saturating_sub(start.elapsed());
             }
             let input = queue.taken.pop_front()?;
             let made = queue.jobs.make(input);
             if made.is_some() {
                 return made;
             }
-            // One that is left out is never shown: there is room for another.
-            queue.tickets.put_at_once(());
+            // A skipped input is never shown: return its credit.
+            queue.credits.send_over_capacity(());
         }
     }
 }
 
-/// Closes the mailbox when the last collector lets go of it, even by a panic: the listener must not
-/// wait for ever.
-struct ClosedAtEnd(Arc<Events>);
+/// Closes the event queue when the last collector drops it, also in a panic: the event loop must
+/// not wait forever.
+struct CloseOnDrop(Arc<Events>);
 
-impl Drop for ClosedAtEnd {
+impl Drop for CloseOnDrop {
     fn drop(&mut self) {
         self.0.close();
     }

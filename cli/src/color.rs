@@ -1,4 +1,4 @@
-//! Whether there are colours, and the few things that have one.
+//! Decides whether to use colours, and formats the few coloured texts.
 
 use std::env;
 use std::io::IsTerminal;
@@ -10,12 +10,12 @@ use super::args::Color;
 
 static CHOICE: OnceLock<Color> = OnceLock::new();
 
-/// What was asked for; the first time it's said holds.
+/// Sets the choice. Only the first call counts.
 pub(super) fn set(choice: Color) {
     let _ = CHOICE.set(choice);
 }
 
-/// Whether what is written there is to have colours.
+/// Whether to use colours on this stream.
 pub(super) fn wanted(to: &impl IsTerminal) -> bool {
     match CHOICE.get() {
         Some(Color::Always) => true,
@@ -28,13 +28,13 @@ pub(super) fn wanted(to: &impl IsTerminal) -> bool {
     }
 }
 
-/// What stands before an error that is written there.
+/// Returns the prefix of an error on this stream.
 pub(super) fn error(to: &impl IsTerminal) -> &'static str {
     if wanted(to) { "\x1b[1;31merror:\x1b[0m" } else { "error:" }
 }
 
-/// The command with the colours of its help and its errors: those are made before the arguments
-/// are known, so it is looked for here what they will say.
+/// Colours the help and the errors of clap. They are made before the arguments are parsed, so this
+/// searches them for `--color`.
 pub(super) fn of_help(command: clap::Command) -> clap::Command {
     let mut arguments = env::args_os().map_while(|argument| (argument != "--").then_some(argument));
     let mut choice = None;

@@ -1,40 +1,41 @@
-//! How a run of the command can end. The codes are a promise to scripts.
+//! The exit codes of the command, which scripts depend on.
 
 use std::process::ExitCode;
 
 use crate::tasks::command::NoProgram;
 
-/// The end of a run, as the process that started it sees it.
+/// How the command ends, as its parent process sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Exit {
-    /// 0: everything was done; or nobody wants to read the rest.
-    AllWell,
-    /// 1: a task failed (the others are done all the same), or the run could not be made.
-    SomeFailed,
-    /// With `--exit-count`: how many failed, up to 100; 101 are more than that.
+    /// 0: everything succeeded, or the reader has closed standard output.
+    Success,
+    /// 1: a job failed (the others are completed), or the run could not start.
+    Failure,
+    /// With `--exit-count`: the number of failed jobs, up to 100, or 101 for more.
     Failed(u8),
-    /// 2: the arguments make no sense; nothing was started.
+    /// 2: wrong usage; nothing was started.
     WrongUsage,
-    /// With `--exit-count`, 255: wrong usage, or the run could not be made. No number of failures.
+    /// 255 with `--exit-count`: wrong usage, or the run could not start. Never a number of
+    /// failures.
     Uncounted,
-    /// 126: the command can't be executed; nothing was started, or no job that failed.
+    /// 126: the command is not executable, for the run or for every job that failed.
     NotExecutable,
-    /// 127: there is no such command; nothing was started, or no job that failed.
+    /// 127: the command was not found, for the run or for every job that failed.
     NotFound,
-    /// 130: Ctrl-C (SIGINT), as shells have it: 128 and the number of the signal.
+    /// 130: Ctrl-C (SIGINT). Shells use 128 plus the signal's number.
     Interrupted,
     /// 143: SIGTERM.
     Terminated,
-    /// 129: SIGHUP, the terminal is gone.
+    /// 129: SIGHUP; the terminal is gone.
     HungUp,
 }
 
 impl Exit {
-    /// The code that the process ends with.
+    /// Returns the exit code of the process.
     pub(super) fn code(self) -> u8 {
         match self {
-            Self::AllWell => 0,
-            Self::SomeFailed => 1,
+            Self::Success => 0,
+            Self::Failure => 1,
             Self::Failed(count) => count,
             Self::WrongUsage => 2,
             Self::Uncounted => 255,
@@ -48,23 +49,24 @@ impl Exit {
 }
 
 impl Exit {
-    /// That of a run in which so many jobs failed, which are counted if that was asked for.
-    /// Where none of those could even be started, for the same reason, that is the code of the reason.
+    /// Returns the exit of a run with `failed` failed jobs. If all of them could not be started for
+    /// the same reason, the exit code is that of the reason.
     pub(super) fn of_failed(failed: u64, count: bool, unstarted: Option<i32>) -> Self {
         match (failed, unstarted) {
-            (0, _) => Self::AllWell,
+            (0, _) => Self::Success,
             (_, Some(126)) if !count => Self::NotExecutable,
             (_, Some(127)) if !count => Self::NotFound,
-            _ if !count => Self::SomeFailed,
+            _ if !count => Self::Failure,
             (failed, _) => Self::Failed(failed.min(101) as u8),
         }
     }
 }
 
 impl Exit {
-    /// The same where numbers of failures are expected: what was not a number must not look like one.
+    /// Returns the exit where callers expect a number of failures: another code must not look like
+    /// one.
     pub(super) fn uncounted(self) -> Self {
-        if matches!(self, Self::WrongUsage | Self::SomeFailed) { Self::Uncounted } else { self }
+        if matches!(self, Self::WrongUsage | Self::Failure) { Self::Uncounted } else { self }
     }
 }
 
@@ -83,13 +85,13 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// An error of whoever typed the arguments.
+/// Wrong usage: an error in the arguments.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct Usage(String);
 
 impl Usage {
-    /// The error with this message, which should say what to type instead.
+    /// Creates the error. The message must say what to type instead.
     pub(super) fn error(message: impl Into<String>) -> anyhow::Error {
         Self(message.into()).into()
     }

@@ -1,8 +1,7 @@
-//! Where inputs come from and how they stream: one at a time, so that a million lines never sit in
-//! memory.
+//! The sources of inputs. Inputs stream one at a time, so a million lines are never in memory.
 //!
-//! A line or an argument is one input, or none (a blank line), or many: a range of numbers is
-//! counted through and never written out.
+//! A line or an argument is one input, none (a blank line), or many: a range of numbers is counted
+//! through and never expanded.
 
 use std::fmt;
 use std::fs::File;
@@ -19,18 +18,18 @@ use crate::tasks::{Bytes, Input, Takes};
 /// Where inputs come from.
 pub(super) struct Source {
     texts: Texts,
-    /// Where the same lines can be read once more.
+    /// A path at which the same lines can be read again.
     again: Option<PathBuf>,
-    /// Reading it may have to wait for whoever writes it.
+    /// Whether reading may block until another process writes.
     live: bool,
-    /// What a line ends with: a line feed, or NUL.
+    /// The byte that ends a line: a line feed or NUL.
     end: u8,
 }
 
 enum Texts {
-    /// All of them, as arguments are.
+    /// All of them, as arguments.
     Given(std::vec::IntoIter<Bytes>),
-    /// One per line of something that is read as it's needed.
+    /// Lines of a reader, read on demand.
     Lines { name: String, reader: Box<dyn BufRead + Send> },
 }
 
@@ -40,39 +39,39 @@ impl Source {
         Self { texts: Texts::Given(texts.into_iter()), again: None, live: false, end: b'\n' }
     }
 
-    /// Lines of a file, which are there to be read.
+    /// Lines of a file. Reading them never blocks for long.
     pub(super) fn file(name: impl Into<String>, reader: impl BufRead + Send + 'static) -> Self {
         let texts = Texts::Lines { name: name.into(), reader: Box::new(reader) };
         Self { texts, again: None, live: false, end: b'\n' }
     }
 
-    /// Lines of a pipe or a terminal, which come when they come.
+    /// Lines of a pipe or a terminal. Reading them may block.
     pub(super) fn live(name: impl Into<String>, reader: impl BufRead + Send + 'static) -> Self {
         Self { live: true, ..Self::file(name, reader) }
     }
 
-    /// The lines are those of a file that can be read again, for counting them.
+    /// Allows the lines to be counted in the file at this path.
     pub(super) fn readable_again_at(self, path: PathBuf) -> Self {
         Self { again: Some(path), ..self }
     }
 
-    /// What a line ends with is not a line feed.
+    /// Sets the byte that ends a line.
     pub(super) fn ending_with(self, end: u8) -> Self {
         Self { end, ..self }
     }
 
-    /// Whether reading may have to wait for whoever writes.
+    /// Whether reading may block until another process writes.
     pub(super) fn is_live(&self) -> bool {
         self.live
     }
 
-    /// How many inputs there will be, where that can be known beforehand. A file is read for it.
+    /// Returns the number of inputs, where it is known beforehand. Reads a file to count its lines.
     pub(super) fn count(&self, takes: Takes) -> Option<u64> {
         self.count_to(takes, u64::MAX)
     }
 
-    /// How many inputs there will be, where that can be known beforehand. A file is read no further
-    /// than `most` inputs.
+    /// Returns the number of inputs, where it is known beforehand. Reads at most `most` inputs of a
+    /// file.
     pub(super) fn count_to(&self, takes: Takes, most: u64) -> Option<u64> {
         match (&self.texts, &self.again) {
             (Texts::Given(texts), _) => Some(
@@ -93,7 +92,7 @@ impl Source {
         }
     }
 
-    /// The inputs in order, and a handle to ask how their reading went and to stop it.
+    /// Returns the inputs in order, and a handle to stop them and to ask for errors.
     pub(super) fn stream(self, takes: Takes) -> (Inputs, Feed) {
         let feed = Feed::default();
         let Self { texts, end, live, .. } = self;
@@ -107,13 +106,13 @@ impl fmt::Debug for Source {
     }
 }
 
-/// Inputs one after the other.
+/// Iterates over the inputs.
 pub(super) struct Inputs {
     texts: Texts,
     end: u8,
     takes: Takes,
     live: bool,
-    /// What is left of a range that was begun.
+    /// The rest of a range.
     range: Option<RangeInclusive<i64>>,
     feed: Feed,
 }
@@ -143,14 +142,14 @@ impl Inputs {
             Texts::Given(texts) => texts.next(),
             Texts::Lines { name, reader } => read_input(reader, self.end, self.takes)
                 .unwrap_or_else(|error| {
-                    self.feed.break_off(format!("failed to read on in {name}: {error}"));
+                    self.feed.break_off(format!("failed to read {name}: {error}"));
                     None
                 }),
         }
     }
 }
 
-/// Counts what was left when they were stopped, where that is at hand.
+/// Counts the remaining inputs if they were stopped and are available.
 impl Drop for Inputs {
     fn drop(&mut self) {
         if !self.feed.stopped() {
@@ -172,46 +171,46 @@ impl Drop for Inputs {
     }
 }
 
-/// How long what is left may be counted for: somebody wants the run to end.
+/// How long the remaining inputs may be counted: the user wants the run to end.
 const COUNTING: Duration = Duration::from_millis(500);
 
-/// What the rest of the program knows of the inputs while the pool pulls them.
+/// What other threads know of the inputs while the pool reads them.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Feed(Arc<FeedState>);
 
 #[derive(Debug, Default)]
 struct FeedState {
     stopped: AtomicBool,
-    trouble: OnceLock<String>,
-    /// How many inputs were not pulled when they were stopped.
+    error: OnceLock<String>,
+    /// Inputs that were not read when reading stopped.
     left: AtomicU64,
-    /// Whether there may have been more than that.
+    /// Whether there may be more than those.
     rest_unknown: AtomicBool,
 }
 
 impl Feed {
-    /// No more inputs from now on.
+    /// Stops reading.
     pub(super) fn stop(&self) {
         self.0.stopped.store(true, Ordering::Relaxed);
     }
 
-    /// How many inputs were never pulled, and whether there may have been more than that. Known when
-    /// the inputs have been dropped.
+    /// Returns how many inputs were never read, and whether there may be more. Known once the
+    /// inputs have been dropped.
     pub(super) fn left(&self) -> (u64, bool) {
         (self.0.left.load(Ordering::Relaxed), self.0.rest_unknown.load(Ordering::Relaxed))
     }
 
-    /// Why the inputs ended before their end, if they did.
-    pub(super) fn trouble(&self) -> Option<&str> {
-        self.0.trouble.get().map(String::as_str)
+    /// Why reading failed, if it did.
+    pub(super) fn error(&self) -> Option<&str> {
+        self.0.error.get().map(String::as_str)
     }
 
     pub(super) fn stopped(&self) -> bool {
         self.0.stopped.load(Ordering::Relaxed)
     }
 
-    fn break_off(&self, trouble: String) {
-        let _ = self.0.trouble.set(trouble); // the first one is the cause
+    fn break_off(&self, error: String) {
+        let _ = self.0.error.set(error); // the first one is the cause
         self.stop();
     }
 }
@@ -243,8 +242,8 @@ impl Expanded {
     }
 }
 
-/// `a..b` or `a..=b`, as Rust has them. One that runs backwards is no range: as an input it will be
-/// refused by name, where an empty range would be passed over in silence.
+/// Parses `a..b` or `a..=b`, as Rust does. A range that runs backwards is not a range: the task
+/// then refuses it by name, where an empty range would be skipped silently.
 fn range(text: &str) -> Option<RangeInclusive<i64>> {
     let (start, end) = text.trim().split_once("..")?;
     let (end, inclusive) = match end.strip_prefix('=') {
@@ -260,13 +259,13 @@ fn range(text: &str) -> Option<RangeInclusive<i64>> {
     }
 }
 
-/// The next input of a list. Blank lines are skipped; what ends with NUL never is, since only a
-/// program writes that, and means it.
+/// Reads the next input of a list. Skips blank lines, but no input that ends with NUL: only
+/// programs write those, deliberately.
 fn read_input(reader: &mut impl BufRead, end: u8, takes: Takes) -> io::Result<Option<Bytes>> {
     loop {
         let line = read_line(reader, end)?;
         let is_blank = line.as_ref().is_some_and(|line| match takes {
-            // The name of a file may be made of spaces.
+            // The name of a file may consist of spaces.
             Takes::Files => line.as_slice().is_empty(),
             Takes::Numbers => line.as_slice().trim_ascii().is_empty(),
         });
@@ -276,7 +275,7 @@ fn read_input(reader: &mut impl BufRead, end: u8, takes: Takes) -> io::Result<Op
     }
 }
 
-/// The next line without its end, which may be that of Windows; none at the end of the file.
+/// Reads the next line without its end, which may be CR LF. Returns none at the end of the file.
 fn read_line(reader: &mut impl BufRead, end: u8) -> io::Result<Option<Bytes>> {
     let mut line = Vec::new();
     if reader.read_until(end, &mut line)? == 0 {
@@ -329,7 +328,7 @@ mod tests {
         assert_eq!(texts(given(" -1..=1 "), Takes::Numbers), ["-1", "0", "1"]);
         assert!(texts(given("7..7"), Takes::Numbers).is_empty());
         assert_eq!(texts(given("7..=7"), Takes::Numbers), ["7"]);
-        // Not ranges, and so left to the task to refuse; nor is the name of a file one.
+        // Not ranges, so the task refuses them; nor is the name of a file a range.
         assert_eq!(texts(given("5..0"), Takes::Numbers), ["5..0"]);
         assert_eq!(texts(given("0..x"), Takes::Numbers), ["0..x"]);
         assert_eq!(texts(given("0..5"), Takes::Files), ["0..5"]);
@@ -365,7 +364,7 @@ mod tests {
         assert!(inputs.next().is_some());
         feed.stop();
         assert_eq!(inputs.next(), None);
-        assert_eq!(feed.trouble(), None);
+        assert_eq!(feed.error(), None);
     }
 
     #[test]
@@ -379,6 +378,6 @@ mod tests {
         let (mut inputs, feed) =
             Source::file("the disk", BufReader::new(Broken)).stream(Takes::Files);
         assert_eq!(inputs.next(), None);
-        assert_eq!(feed.trouble(), Some("failed to read on in the disk: unplugged"));
+        assert_eq!(feed.error(), Some("failed to read the disk: unplugged"));
     }
 }

@@ -1,11 +1,11 @@
-//! The signals of whoever watches a run: end it, stop it for a while, let it go on.
+//! Handles the signals that end, stop or continue a run.
 //!
-//! The first SIGINT (Ctrl-C), SIGTERM or SIGHUP is an event of the run, which then finishes what it
-//! has begun. The second one, of whatever kind, ends what runs: jobs are asked to end by SIGTERM and
-//! killed half a second later, and the run ends within seconds whatever state it is in, by this
-//! thread if need be. The third one ends the process at once; the workers need no telling then: they
-//! die with their parent. They do need it when they are to stop: each is in a process group of its
-//! own, where Ctrl-Z doesn't reach it.
+//! The first SIGINT (Ctrl-C), SIGTERM or SIGHUP is an event of the run, which then finishes the
+//! jobs it has started. The second one kills running jobs: they get SIGTERM, and SIGKILL half a
+//! second later. The run then ends within seconds whatever its state, by this thread if necessary.
+//! The third one ends the process at once; the workers die with their parent. Stopping is
+//! different: each worker is in a process group of its own, where Ctrl-Z does not reach it, so
+//! workers are stopped here.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -25,18 +25,18 @@ use super::top;
 use crate::os::program;
 use procpool::Pool;
 
-/// How long workers may take to stop before this process does so itself.
+/// How long workers may take to stop before this process stops itself.
 const STOPPING: Duration = Duration::from_millis(500);
 
-/// How long a job that has been asked to end may take before it is made to.
+/// How long a job may take to end after SIGTERM.
 const GRACE: Duration = Duration::from_millis(500);
 
 /// How long a run may take to end after the second signal.
 const ENDING: Duration = Duration::from_secs(4);
 
-/// Watches for them from a thread of its own, for as long as the process lives.
+/// Handles signals on a thread of its own, for the life of the process.
 pub(super) fn watch(events: Arc<Events>, pool: Pool, is_command: bool) -> Result<()> {
-    // What was ignored when the process started is to be ignored, as `nohup` has it.
+    // Signals that were ignored at the start stay ignored, as with `nohup`.
     let ignored = ignored();
     let wanted = [SIGINT, SIGTERM, SIGHUP, SIGTSTP, SIGQUIT];
     let wanted = wanted.into_iter().filter(|signal| ignored & (1 << (signal - 1)) == 0);
@@ -46,8 +46,8 @@ pub(super) fn watch(events: Arc<Events>, pool: Pool, is_command: bool) -> Result
         for signal in signals.forever() {
             match ending(signal) {
                 None if signal == SIGQUIT => {
-                    top::give_back();
-                    // As if it weren't caught.
+                    top::leave_alternate_screen();
+                    // As if the signal were not caught.
                     let _ = low_level::emulate_default_handler(SIGQUIT);
                 }
                 None => pause(&pool),
@@ -56,7 +56,7 @@ pub(super) fn watch(events: Arc<Events>, pool: Pool, is_command: bool) -> Result
                     if interrupted > 2 {
                         leave(exit);
                     }
-                    events.put_at_once(Event::Interrupted(exit));
+                    events.send_over_capacity(Event::Interrupted(exit));
                     if interrupted == 2 {
                         let ender = thread::Builder::new().name("end".into());
                         let ended = ender.spawn(move || {
@@ -78,18 +78,18 @@ pub(super) fn watch(events: Arc<Events>, pool: Pool, is_command: bool) -> Result
 
 /// Ends the process, and with it the workers and their jobs.
 fn leave(exit: Exit) -> ! {
-    top::give_back();
+    top::leave_alternate_screen();
     low_level::exit(exit.code().into())
 }
 
-/// Ends what runs, from a thread of its own: jobs are asked to by SIGTERM, so that they can clear up,
-/// and killed if they take too long. Then the pool is at its end.
+/// Kills running jobs on a thread of its own: SIGTERM first, so that they can clean up, and SIGKILL
+/// later. Then terminates the pool.
 pub(super) fn end_jobs(pool: &Pool, is_command: bool) -> io::Result<thread::JoinHandle<()>> {
     let pool = pool.clone();
     thread::Builder::new().name("jobs".into()).spawn(move || {
         let begun = Instant::now();
         let (mut asked, mut killed) = (HashSet::new(), HashSet::new());
-        // What a built-in task has begun is in the worker itself.
+        // The work of a built-in task is in the worker itself.
         while is_command && pool.stats().running > 0 && begun.elapsed() < 2 * GRACE {
             for worker in pool.workers().into_iter().filter(|worker| worker.pid != 0) {
                 let late = begun.elapsed() >= GRACE;
@@ -103,7 +103,7 @@ pub(super) fn end_jobs(pool: &Pool, is_command: bool) -> io::Result<thread::Join
     })
 }
 
-/// How a run that is ended by this signal ends.
+/// Returns the exit of a run that is ended by this signal.
 fn ending(signal: i32) -> Option<Exit> {
     match signal {
         SIGINT => Some(Exit::Interrupted),
@@ -113,10 +113,10 @@ fn ending(signal: i32) -> Option<Exit> {
     }
 }
 
-/// Stops the workers and this process, until somebody lets it go on.
+/// Stops the workers and this process, until SIGCONT.
 fn pause(pool: &Pool) {
     pool.suspend();
-    // What stops them is a thread of this process, which must not stop before they have.
+    // A thread of this process stops the workers, so the process must not stop first.
     let deadline = Instant::now() + STOPPING;
     let mut workers = pool.workers();
     while Instant::now() < deadline {
@@ -126,23 +126,23 @@ fn pause(pool: &Pool) {
         }
         thread::sleep(Duration::from_millis(1));
     }
-    let was_taken = top::give_back();
+    let was_taken = top::leave_alternate_screen();
     let _ = low_level::raise(SIGSTOP); // has returned when the process goes on
     if was_taken {
-        top::take_over();
+        top::enter_alternate_screen();
     }
     pool.resume();
 }
 
-/// Whether there is such a process and it isn't stopped.
+/// Whether the process exists and is not stopped.
 fn runs(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // The name before it may have any characters, so it's looked for from the end.
+    // The name before it may contain any character, so the search starts at the end.
     let state = stat.rsplit(") ").next().and_then(|rest| rest.chars().next());
     state.is_some_and(|state| !"TtZX".contains(state))
 }
 
-/// The signals that are ignored, a bit each.
+/// Returns the ignored signals, one bit each.
 fn ignored() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));

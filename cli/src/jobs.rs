@@ -1,4 +1,4 @@
-//! Makes the pool's jobs of inputs, one by one.
+//! Makes jobs of inputs, one by one.
 
 use std::collections::HashSet;
 use std::hash::{BuildHasher, RandomState};
@@ -9,39 +9,39 @@ use crate::os::clock;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::journal::Past;
+use super::journal::History;
 use super::key::JobKey;
 use super::median::Median;
 use super::numbers::Numbers;
 use super::pending::PendingJob;
-use super::row::{End, Row};
+use super::row::{Abort, Row};
 use super::units::TimeLimit;
-use crate::tasks::command::{self, CommandJob, Ended, Template, Verdict};
+use crate::tasks::command::{self, CommandJob, Completed, Status, Template};
 use crate::tasks::{Input, Job, Output, Params, Task};
 use procpool::Report;
 
-/// A share of the median allows at least so much more than the median: of very short jobs, many take
-/// several times as long for no fault of theirs.
+/// The least time over the median that a percentage allows: many very short jobs take several times
+/// the median through no fault of theirs.
 const LEAST_OVER_MEDIAN: Duration = Duration::from_secs(1);
 
-/// What is done with each input.
+/// The work to do for each input.
 pub(super) trait Work: Send + 'static {
     /// What is sent to a worker.
     type Job: Serialize + DeserializeOwned;
-    /// What comes back.
+    /// What the worker returns.
     type Answer: Serialize + DeserializeOwned;
 
-    /// What the worker does.
+    /// Returns the function that the worker runs.
     fn task(&self) -> fn(Self::Job) -> Self::Answer;
 
-    /// The job of an input, whose number among all of them counts from 1, and the position of whose
-    /// result is `id`.
+    /// Makes the job of an input. `number` is the input's, from 1; `id` is the position of the
+    /// result.
     fn job(&mut self, input: &Input, number: u64, id: u64) -> Self::Job;
 
-    /// What a job is known by, wherever its input stands.
+    /// Returns the key of a job, which does not depend on the position of its input.
     fn key(&self, input: &Input, number: u64) -> JobKey;
 
-    /// What is shown of a job that came back.
+    /// Makes the row of a finished job.
     fn row(report: Report<Self::Answer>, kept: PendingJob) -> Row;
 }
 
@@ -49,9 +49,8 @@ pub(super) trait Work: Send + 'static {
 pub(super) struct BuiltIn {
     task: &'static Task,
     params: Params,
-    /// A fingerprint of each name that will be written: eight bytes, where the names of a million
-    /// files would fill the memory. That two of a million differ and look alike has a chance of 1
-    /// in 37 million.
+    /// A hash of each output name, eight bytes each: the names of a million files would fill the
+    /// memory. With a million names, a collision has a chance of 1 in 37 million.
     names: HashSet<u64>,
     hasher: RandomState,
 }
@@ -61,7 +60,7 @@ impl BuiltIn {
         Self { task, params, names: HashSet::new(), hasher: RandomState::new() }
     }
 
-    /// Whether an earlier input will be written under the name that this one would get.
+    /// Whether an earlier input has the same output name.
     fn is_taken(&mut self, input: &Input) -> bool {
         let name = self.task.output_name.and_then(|name| name(input, &self.params));
         name.is_some_and(|name| !self.names.insert(self.hasher.hash_one(name)))
@@ -122,9 +121,9 @@ impl Commands {
 
 impl Work for Commands {
     type Job = CommandJob;
-    type Answer = Ended;
+    type Answer = Completed;
 
-    fn task(&self) -> fn(CommandJob) -> Ended {
+    fn task(&self) -> fn(CommandJob) -> Completed {
         command::run
     }
 
@@ -140,24 +139,24 @@ impl Work for Commands {
         )
     }
 
-    fn row(report: Report<Ended>, kept: PendingJob) -> Row {
+    fn row(report: Report<Completed>, kept: PendingJob) -> Row {
         let (mut row, ended) = Row::new(report, kept);
         let Some(ended) = ended else { return row };
         row.values = ended.values();
-        row.error = (!ended.verdict.is_success()).then(|| ended.verdict.to_string());
-        if let Verdict::NotStarted(code, _) = ended.verdict {
+        row.error = (!ended.status.is_success()).then(|| ended.status.to_string());
+        if let Status::NotStarted(code, _) = ended.status {
             row.unstarted = Some(code);
         }
-        row.end = match ended.verdict {
-            Verdict::Unread => Some(End::Unread),
-            Verdict::Unwritten(error) => Some(End::Unwritten(error)),
+        row.abort = match ended.status {
+            Status::OutputClosed => Some(Abort::OutputClosed),
+            Status::OutputFailed(error) => Some(Abort::OutputFailed(error)),
             _ => None,
         };
         row.earlier = ended.earlier;
         row.began = ended.began;
         row.elapsed = ended.elapsed;
         row.memory = Some(ended.memory);
-        // The worker's attempts, after those that were lost with their workers.
+        // The worker's attempts, plus those lost with earlier workers.
         row.attempt = (row.attempt + ended.attempts).saturating_sub(1);
         row.stdout = ended.stdout.into();
         row.stderr = ended.stderr.into();
@@ -165,39 +164,39 @@ impl Work for Commands {
     }
 }
 
-/// Makes jobs, in the order of their inputs.
+/// Makes jobs in the order of their inputs.
 pub(super) struct JobMaker<W> {
     work: W,
     next_id: u64,
-    /// How many inputs there were, those included that were left out.
+    /// Inputs so far, including skipped ones.
     inputs: u64,
-    /// What was done before this run; none without a journal.
-    past: Option<Past>,
+    /// What earlier runs did; none without a journal.
+    history: Option<History>,
     numbers: Numbers,
 }
 
 impl<W: Work> JobMaker<W> {
-    pub(super) fn new(work: W, past: Option<Past>, numbers: Numbers) -> Self {
-        Self { work, next_id: 0, inputs: 0, past, numbers }
+    pub(super) fn new(work: W, history: Option<History>, numbers: Numbers) -> Self {
+        Self { work, next_id: 0, inputs: 0, history, numbers }
     }
 
     pub(super) fn task(&self) -> fn(W::Job) -> W::Answer {
         self.work.task()
     }
 
-    /// The position of the next job.
+    /// Returns the id of the next job.
     pub(super) fn next_id(&self) -> u64 {
         self.next_id
     }
 
-    /// The job of the next input; none where nothing is to be done for it.
+    /// Makes the job of the next input. Returns none if the input is skipped.
     pub(super) fn make(&mut self, input: Input) -> Option<(W::Job, PendingJob)> {
         self.inputs += 1;
-        // Also one that is left out has its name among those that are written.
+        // A skipped input also reserves its output name.
         let job = self.work.job(&input, self.inputs, self.next_id);
-        let key = self.past.is_some().then(|| self.work.key(&input, self.inputs));
-        if let (Some(past), Some(key)) = (&mut self.past, key)
-            && past.leaves_out(key)
+        let key = self.history.is_some().then(|| self.work.key(&input, self.inputs));
+        if let (Some(history), Some(key)) = (&mut self.history, key)
+            && history.leaves_out(key)
         {
             return None;
         }

@@ -1,13 +1,13 @@
-//! `--journal`: what has become of each job, in a file that survives a crash and a power cut.
+//! `--journal`: the outcome of each job, in a file that survives a crash and a power cut.
 //!
-//! A line is appended for each job that has ended, and a job is shown as done only when its line is
-//! on the disk. Jobs that end while a line is being synced are synced together, so that the disk
-//! slows nothing down but the showing. At the worst the last line is torn, and it is dropped when
-//! the file is opened again. Only the beginning of a line that this file has written counts as torn:
-//! a file that holds anything else is refused and left as it is.
+//! Each finished job appends a line, and is shown only when its line is on disk. Jobs that finish
+//! during a sync share the next one, so the disk delays nothing but the display. At worst the last
+//! line is torn; it is dropped when the file is opened again. Only the start of a line that this
+//! file could have written counts as torn. A file with anything else is refused and not changed.
 //!
-//! A job is known by its content, a task with its options or a command line, and its input: inputs
-//! may be moved about, added and taken away between two runs. The same job twice counts twice.
+//! A job is identified by its content: the task with its options, or the command line, and the
+//! input. Inputs may be reordered, added and removed between runs. A job that occurs twice counts
+//! twice.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -37,19 +37,19 @@ pub(super) struct Journal {
     lines: Vec<u8>,
 }
 
-/// What a line says that is read again.
+/// The fields that are read back.
 #[derive(Deserialize)]
 struct Known {
     key: String,
     ok: bool,
 }
 
-/// A line.
+/// A line of the journal.
 #[derive(Serialize)]
 struct Line<'a> {
     key: String,
     ok: bool,
-    /// When it ended, in seconds since 1970.
+    /// When the job ended, in seconds since 1970.
     time: f64,
     input: std::borrow::Cow<'a, str>,
     attempt: u32,
@@ -61,11 +61,11 @@ struct Line<'a> {
 }
 
 impl Journal {
-    /// Opens what was asked for, and says what is known of an earlier run.
+    /// Opens the journal, and returns the history of earlier runs.
     pub(super) fn open(
         args: &JournalArgs,
         columns: &'static [Column],
-    ) -> Result<Option<(Self, Past)>> {
+    ) -> Result<Option<(Self, History)>> {
         let Some(path) = &args.journal else { return Ok(None) };
         refuse_other_than_file(path)?;
         let options = File::options().read(true).append(true).create(true).open(path);
@@ -73,30 +73,30 @@ impl Journal {
         if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
             return Err(unfit(path, &"another run is writing it"));
         }
-        let (past, whole, length) = Past::of(&file, path, args)?;
+        let (history, whole, length) = History::of(&file, path, args)?;
         if whole < length {
-            // What follows must not be appended to half a line.
+            // Later lines must not be appended to a torn one.
             file.set_len(whole).map_err(|error| unfit(path, &error))?;
         }
         sync_directory(path);
         let journal = Self { file, path: path.clone(), columns, lines: Vec::new() };
-        Ok(Some((journal, past)))
+        Ok(Some((journal, history)))
     }
 
-    /// What is known of an earlier run, for a run that does nothing: the file is only read.
-    pub(super) fn look(args: &JournalArgs) -> Result<Option<Past>> {
+    /// Reads the history without opening the journal for writing, for a dry run.
+    pub(super) fn look(args: &JournalArgs) -> Result<Option<History>> {
         let Some(path) = &args.journal else { return Ok(None) };
         refuse_other_than_file(path)?;
         match File::open(path) {
-            Ok(file) => Past::of(&file, path, args).map(|(past, ..)| Some(past)),
+            Ok(file) => History::of(&file, path, args).map(|(history, ..)| Some(history)),
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                Ok(Some(Past { only_failed: args.retry_failed, ..Past::default() }))
+                Ok(Some(History { only_failed: args.retry_failed, ..History::default() }))
             }
             Err(error) => Err(unfit(path, &error)),
         }
     }
 
-    /// Takes note of a job that has ended.
+    /// Adds a finished job.
     pub(super) fn note(&mut self, row: &Row) -> Result<()> {
         let Some(JobKey(key)) = row.key else { return Ok(()) };
         let line = Line {
@@ -114,7 +114,7 @@ impl Journal {
         Ok(())
     }
 
-    /// Returns when all that was noted is on the disk.
+    /// Returns when all added jobs are on disk.
     pub(super) fn sync(&mut self) -> Result<()> {
         if self.lines.is_empty() {
             return Ok(());
@@ -129,7 +129,7 @@ fn unfit(path: &Path, why: &dyn std::fmt::Display) -> anyhow::Error {
     Usage::error(format!("failed to open the journal {path:?}: {why}; check --journal"))
 }
 
-/// Opening what isn't a file can wait for ever, and so can reading it.
+/// Refuses what is not a regular file: opening or reading it could block forever.
 fn refuse_other_than_file(path: &Path) -> Result<()> {
     match path.metadata() {
         Ok(metadata) if !metadata.is_file() => Err(unfit(path, &"it isn't a regular file")),
@@ -137,14 +137,14 @@ fn refuse_other_than_file(path: &Path) -> Result<()> {
     }
 }
 
-/// What each line begins with; a zero stands for any hexadecimal digit.
+/// How each line starts. A zero stands for any hexadecimal digit.
 const HEAD: &[u8] = b"{\"key\":\"00000000000000000000000000000000\",\"ok\":";
 
-/// Whether these bytes are what a crash can leave of a line: its beginning, and zeros where the rest
-/// never reached the disk.
+/// Whether a crash can have left this: the start of a line, and zeros where the rest never reached
+/// the disk.
 fn is_torn(line: &[u8]) -> bool {
     let line = match line.strip_suffix(b"\n") {
-        // A line that is whole is no torn one, whatever is in it.
+        // A complete line is not torn, whatever its content.
         Some(line) if !line.contains(&0) => return false,
         Some(line) => line,
         None => line,
@@ -156,65 +156,65 @@ fn is_torn(line: &[u8]) -> bool {
     })
 }
 
-/// What is said of a line that can't be one of a journal.
+/// Formats the error for a line that is not a journal entry.
 fn strange(number: u64, whole: u64) -> String {
     format!(
-        "line {number} is none of a journal; the file is left as it is: give another, or, if a \
-         crash has spoiled its end, keep what is before that line by 'truncate -s {whole}'"
+        "line {number} is not a journal entry; the file was not changed: give another file, or, \
+         if a crash damaged its end, keep the lines before with 'truncate -s {whole}'"
     )
 }
 
-/// The name of a new file is to survive a power cut too.
+/// Syncs the directory, so that a new file's name survives a power cut.
 fn sync_directory(path: &Path) {
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
     let dir = File::open(dir.unwrap_or(Path::new(".")));
     let _ = dir.and_then(|dir| dir.sync_all()); // not every file system can
 }
 
-/// What earlier runs have done.
+/// What earlier runs did.
 #[derive(Debug, Default)]
-pub(super) struct Past {
-    /// How often a job has succeeded.
+pub(super) struct History {
+    /// How often each job succeeded.
     succeeded: HashMap<JobKey, u32>,
-    /// How often one has failed and not succeeded since.
+    /// How often each job failed without a later success.
     failed: HashMap<JobKey, u32>,
-    /// Whether only those are to be done.
+    /// Whether to run only failed jobs.
     only_failed: bool,
     counts: Arc<Counts>,
 }
 
-/// How many inputs were left out because of a journal, and how many were not, so far.
+/// Inputs that the journal has skipped so far, and those it has not.
 #[derive(Debug, Default)]
 pub(super) struct Counts {
     pub(super) left_out: AtomicU64,
     pub(super) taken: AtomicU64,
 }
 
-impl Past {
-    /// Reads a journal; says how much of it is whole lines, and how much there is.
+impl History {
+    /// Reads a journal. Also returns the length of its complete lines, and of the file.
     fn of(file: &File, path: &Path, args: &JournalArgs) -> Result<(Self, u64, u64)> {
-        let mut past = Self { only_failed: args.retry_failed, ..Self::default() };
+        let mut history = Self { only_failed: args.retry_failed, ..Self::default() };
         let length = file.metadata().map_err(|error| unfit(path, &error))?.len();
         if length > 0 && !args.resume && !args.retry_failed {
             let remedy =
-                "there is one of an earlier run: go on with it by --resume, or give another";
+                "it belongs to an earlier run: continue it with --resume, or give another file";
             return Err(unfit(path, &remedy));
         }
-        let whole = past.read(file).map_err(|error| unfit(path, &format_args!("{error:#}")))?;
-        Ok((past, whole, length))
+        let whole = history.read(file).map_err(|error| unfit(path, &format_args!("{error:#}")))?;
+        Ok((history, whole, length))
     }
 
-    /// How many inputs it has left out, also after it was given away.
+    /// Returns the counters, which stay valid after the history has moved.
     pub(super) fn counts(&self) -> Arc<Counts> {
         Arc::clone(&self.counts)
     }
 
-    /// How many jobs have failed, and not succeeded since.
+    /// Returns the number of jobs that failed without a later success.
     pub(super) fn failed(&self) -> u64 {
         self.failed.values().copied().map(u64::from).sum()
     }
 
-    /// Reads a journal, and says how much of it is whole lines.
+    /// Reads a journal. Returns the length of its complete lines.
     fn read(&mut self, mut file: &File) -> Result<u64> {
         file.seek(SeekFrom::Start(0))?;
         let mut reader = BufReader::new(file);
@@ -223,7 +223,7 @@ impl Past {
         loop {
             line.clear();
             number += 1;
-            // Of a file that isn't a journal, no more than its beginning is read.
+            // Of a file that is not a journal, only the start is read.
             let start = reader.fill_buf()?;
             if !is_torn(&start[..HEAD.len().min(start.len())]) {
                 anyhow::bail!(strange(number, whole));
@@ -255,7 +255,7 @@ impl Past {
         }
     }
 
-    /// Whether a job is not to be done: each time it's asked for one that was done once.
+    /// Whether to skip a job. Each completion skips it once.
     pub(super) fn leaves_out(&mut self, key: JobKey) -> bool {
         let counted = if self.only_failed { &mut self.failed } else { &mut self.succeeded };
         let left = counted.get_mut(&key).filter(|left| **left > 0);
@@ -278,21 +278,21 @@ mod tests {
 
     #[test]
     fn what_has_succeeded_is_left_out_as_often_as_it_has() {
-        let mut past = Past::default();
+        let mut history = History::default();
         for (name, ok) in [("a", true), ("b", false), ("a", true), ("c", false), ("c", true)] {
-            past.note(key(name), ok);
+            history.note(key(name), ok);
         }
-        let left_out = ["a", "b", "a", "c", "a", "d"].map(|name| past.leaves_out(key(name)));
+        let left_out = ["a", "b", "a", "c", "a", "d"].map(|name| history.leaves_out(key(name)));
         assert_eq!(left_out, [true, false, true, true, false, false]);
     }
 
     #[test]
     fn only_what_has_failed_since_is_tried_again() {
-        let mut past = Past { only_failed: true, ..Past::default() };
+        let mut history = History { only_failed: true, ..History::default() };
         for (name, ok) in [("a", true), ("b", false), ("c", false), ("c", true)] {
-            past.note(key(name), ok);
+            history.note(key(name), ok);
         }
-        let left_out = ["a", "b", "b", "c", "d"].map(|name| past.leaves_out(key(name)));
+        let left_out = ["a", "b", "b", "c", "d"].map(|name| history.leaves_out(key(name)));
         assert_eq!(left_out, [true, false, true, true, true]);
     }
 
@@ -303,7 +303,7 @@ mod tests {
         let line = |name: &str| format!("{{\"key\":\"{:032x}\",\"ok\":true}}\n", key(name).0);
         let read = |content: String| {
             std::fs::write(&path, content).unwrap();
-            Past::default().read(&File::open(&path).unwrap())
+            History::default().read(&File::open(&path).unwrap())
         };
         let two = line("a") + &line("b");
         let length = two.len() as u64;

@@ -1,13 +1,13 @@
-//! What a job is known by from one run to the next.
+//! Identifies a job across runs.
 
 use sha2::{Digest, Sha256};
 
-/// What a job is known by: the first half of a SHA-256.
+/// The key of a job: the first half of a SHA-256.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct JobKey(pub(super) u128);
 
 impl JobKey {
-    /// Of these parts, in this order.
+    /// Hashes these parts in this order.
     pub(super) fn of<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> Self {
         let mut state = Sha256::new();
         for part in parts {

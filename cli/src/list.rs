@@ -1,4 +1,4 @@
-//! `procpool tasks`: what can be run by name.
+//! `procpool tasks`: lists the built-in tasks.
 
 use std::io::{self, Write};
 
@@ -18,10 +18,10 @@ pub(super) fn run(args: &TasksArgs) -> Result<Exit> {
     let mut stdout = io::stdout().lock();
     let written = stdout.write_all(&page).and_then(|()| stdout.flush());
     written.context("failed to write the list to standard output")?;
-    Ok(Exit::AllWell)
+    Ok(Exit::Success)
 }
 
-/// A task as it is listed.
+/// A task in the list.
 #[derive(Serialize)]
 struct Listed {
     name: &'static str,

@@ -1,7 +1,7 @@
-//! `--log`: what happens in the pool, one event a line.
+//! `--log`: the events of the pool, one per line.
 //!
-//! It is written on the thread that the pool calls back on, so that no task waits for it. A file
-//! gets JSON, standard error lines for people.
+//! Lines are written on the pool's event thread, so no task waits for them. A file receives JSON,
+//! and standard error receives text.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -21,19 +21,19 @@ pub(super) struct Log(Arc<Mutex<State>>);
 struct State {
     to: To,
     numbering: Numbering,
-    /// What went wrong first; after that, no more is written.
-    trouble: Option<io::Error>,
+    /// The first error. Nothing is written after it.
+    error: Option<io::Error>,
 }
 
 enum To {
     /// JSON.
     File(BufWriter<File>, PathBuf),
-    /// Lines for people.
+    /// Text for people.
     Stderr,
 }
 
 impl Log {
-    /// A new file, or an old one emptied.
+    /// Creates or truncates a file.
     pub(super) fn create(path: &Path, numbers: Numbers) -> Result<Self> {
         let file = File::create(path).map_err(|error| {
             Usage::error(format!("failed to write the log to {path:?}: {error}; check --log"))
@@ -41,47 +41,47 @@ impl Log {
         Ok(Self::new(To::File(BufWriter::new(file), path.to_owned()), numbers))
     }
 
-    /// On standard error.
+    /// Logs to standard error.
     pub(super) fn to_stderr(numbers: Numbers) -> Self {
         Self::new(To::Stderr, numbers)
     }
 
     fn new(to: To, numbers: Numbers) -> Self {
         let numbering = Numbering::new(numbers);
-        Self(Arc::new(Mutex::new(State { to, numbering, trouble: None })))
+        Self(Arc::new(Mutex::new(State { to, numbering, error: None })))
     }
 
     pub(super) fn write(&self, event: &Event) {
         let mut state = self.state();
-        if state.trouble.is_some() {
+        if state.error.is_some() {
             return;
         }
         let event = state.numbering.of(event);
         let file = match &mut state.to {
             To::File(file, _) => file,
             To::Stderr => {
-                // In one piece, and not by eprintln!, which panics where standard error is closed.
+                // In one write, and not with `eprintln!`, which panics if standard error is closed.
                 let _ = io::stderr().write_all(format!("{event}\n").as_bytes());
                 return;
             }
         };
         let written = line(&event).and_then(|line| {
             file.write_all(&line)?;
-            // What there are few of can be read at once, by whoever follows the file.
+            // Rare events are flushed at once, for those who follow the file.
             match event.kind {
                 EventKind::Assigned { .. } | EventKind::Finished { .. } => Ok(()),
                 _ => file.flush(),
             }
         });
-        state.trouble = written.err();
+        state.error = written.err();
     }
 
-    /// Writes what is left; what went wrong is said here.
+    /// Flushes the log, and returns the first error.
     pub(super) fn close(&self) -> Result<(), String> {
-        let State { to, trouble, .. } = &mut *self.state();
+        let State { to, error, .. } = &mut *self.state();
         let To::File(file, path) = to else { return Ok(()) };
         let flushed = file.flush();
-        match trouble.take().or(flushed.err()) {
+        match error.take().or(flushed.err()) {
             None => Ok(()),
             Some(error) => Err(format!("failed to write the log to {path:?}: {error}")),
         }
@@ -92,7 +92,7 @@ impl Log {
     }
 }
 
-/// The event as a line of JSON. Times are in seconds, as they are in the rows.
+/// Formats an event as a line of JSON. Times are in seconds, as in rows.
 fn line(event: &Event) -> io::Result<Vec<u8>> {
     let mut line = serde_json::to_vec(event)?;
     line.push(b'\n');

@@ -1,19 +1,19 @@
-//! The command `procpool`: what is typed, what is done about it, and what the terminal shows.
+//! The command `procpool`: parses the arguments, runs the verb, and reports errors.
 //!
-//! One file per verb (`run`, `tasks`, `isolate`, …). Arguments come in two stages: `args` holds them as they were
-//! typed, `plan` makes of them what will be done, with every default and conflict resolved before
-//! the first process starts. A run flows through these rooms:
+//! One file per verb (`run`, `tasks`, `isolate`, …). Arguments take two steps: `args` holds them as
+//! typed, and `plan` resolves every default and conflict before the first process starts. The
+//! stages of a run:
 //!
 //! ```text
-//!   plan ─► inputs ─► jobs ─► pool ─► collect ─► events ─► run ─► order, render ─► screen
-//!           one at    id and          threads    bounded,  the only one             stdout,
-//!           a time    input           that wait  signals   that decides             flushed
-//!                     kept            for it     too                                when idle
+//!     plan ─► inputs ─► jobs ─► pool ─► collect ─► events ─► run ─► order, render ─► screen
+//!             one at    id and          threads    bounded,  the only one             stdout,
+//!             a time    input           that wait  signals   that decides             flushed
+//!                       kept            for it     too                                when idle
 //! ```
 //!
-//! Rows of results go to standard output and everything else to standard error, so that a pipe gets
-//! rows only (but for the table, where the summary belongs to the page). A closed pipe is a clean
-//! end. The exit codes are in `exit`. Tasks are in `tasks` and know nothing of the other modules.
+//! Rows of results go to standard output and everything else to standard error, so that a pipe
+//! receives rows only. The summary of a table is the exception. A closed pipe is a clean end.
+//! `exit` has the exit codes. `tasks` uses no other module but `os`.
 
 #![deny(unsafe_code)]
 
@@ -23,11 +23,12 @@ use std::process::ExitCode;
 use clap::{CommandFactory, FromArgMatches};
 
 mod args;
+mod batch_queue;
 mod collect;
 mod color;
 mod compare;
 mod exit;
-mod humane;
+mod format;
 mod inputs;
 mod interrupt;
 mod isolate;
@@ -36,7 +37,6 @@ mod journal;
 mod key;
 mod list;
 mod log;
-mod mailbox;
 mod manual;
 mod median;
 mod numbers;
@@ -64,9 +64,9 @@ use exit::{Exit, Usage};
 use tasks::command::NoProgram;
 
 fn main() -> ExitCode {
-    // A worker is a copy of this program: it goes in here and never comes out.
+    // A worker is a copy of this program: `init` never returns in one.
     procpool::init();
-    compare::serve_if_copy();
+    compare::serve_calibration();
     os::program::default_child_signal();
     let command = color::of_help(Cli::command());
     let parsed =
@@ -92,8 +92,8 @@ fn main() -> ExitCode {
         }
         Err(help_or_error) => {
             let _ = help_or_error.print(); // to a terminal that is gone, perhaps
-            let exit = if help_or_error.use_stderr() { Exit::WrongUsage } else { Exit::AllWell };
-            // As it was typed, since it could not be parsed.
+            let exit = if help_or_error.use_stderr() { Exit::WrongUsage } else { Exit::Success };
+            // The arguments could not be parsed, so this looks at them as typed.
             let mut typed = std::env::args_os().take_while(|argument| argument != "--");
             if typed.any(|argument| argument == "--exit-count") { exit.uncounted() } else { exit }
         }
@@ -101,26 +101,26 @@ fn main() -> ExitCode {
     exit.into()
 }
 
-/// Says what went wrong with a verb, and finds the exit code for it.
+/// Reports the error of a verb and returns its exit code.
 fn report(verb: &str, outcome: anyhow::Result<Exit>) -> Exit {
     let error = match outcome {
         Ok(exit) => return exit,
-        Err(error) if error.is::<screen::Unread>() => return Exit::AllWell,
-        // A run writes more than standard output.
-        Err(error) if verb != "run" && is_closed_pipe(&error) => return Exit::AllWell,
+        Err(error) if error.is::<screen::OutputClosed>() => return Exit::Success,
+        // A run also writes to other files than standard output.
+        Err(error) if verb != "run" && is_closed_pipe(&error) => return Exit::Success,
         Err(error) => error,
     };
     let mut stderr = io::stderr().lock();
-    // Not eprintln!, which panics where standard error is closed.
+    // `eprintln!` would panic if standard error is closed.
     let _ = writeln!(stderr, "{} {error:#}", color::error(&stderr));
     if error.is::<Usage>() {
         let _ = writeln!(stderr, "\nFor more information, try 'procpool {verb} --help'.");
         return Exit::WrongUsage;
     }
-    error.downcast_ref::<NoProgram>().map_or(Exit::SomeFailed, Exit::from)
+    error.downcast_ref::<NoProgram>().map_or(Exit::Failure, Exit::from)
 }
 
-/// Whoever read our output has seen enough.
+/// Whether the reader of standard output has closed it.
 fn is_closed_pipe(error: &anyhow::Error) -> bool {
     error
         .chain()

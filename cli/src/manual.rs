@@ -1,5 +1,5 @@
-//! `procpool completions` and `procpool man`: made of the arguments themselves, so that they can't
-//! say anything else. The only home of clap_complete and clap_mangen.
+//! `procpool completions` and `procpool man`, generated from the arguments. The only user of
+//! clap_complete and clap_mangen.
 
 use std::io::{self, Write};
 
@@ -11,7 +11,7 @@ use clap_mangen::Man;
 use super::args::{Cli, CompletionsArgs, ManArgs};
 use super::exit::{Exit, Usage};
 
-/// Completes what stands after `--` as the command that it is: clap_complete knows of nothing there.
+/// Completes what follows `--` as a command, which clap_complete does not support.
 const BASH: &str = r#"
 # After -- stands a command of its own, and after ::: its inputs.
 _procpool_or_command() {
@@ -92,7 +92,7 @@ pub(super) fn man(args: &ManArgs) -> Result<Exit> {
     if let Some(verb) = &args.verb {
         let found = command.find_subcommand(verb).cloned();
         let found = found.ok_or_else(|| Usage::error(format!("there is no verb '{verb}'")))?;
-        // Its own name, which clap has as "procpool run" in some places and "run" in others.
+        // clap uses "procpool run" in some places and "run" in others.
         command = found.name(format!("procpool-{verb}"));
     }
     let verbs: Vec<String> = match &args.verb {
@@ -118,8 +118,8 @@ pub(super) fn man(args: &ManArgs) -> Result<Exit> {
     print(&page)
 }
 
-/// What stands after the options in the help, as sections of a manual page. Its headings end with a
-/// colon; prose is filled anew, and what is a table or a command keeps its lines.
+/// Formats the text after the options as sections of a manual page. Headings end with a colon.
+/// Prose is refilled; tables and commands keep their lines.
 fn sections(help: &str) -> String {
     let mut page = String::new();
     let (mut keeps_all, mut kept) = (false, false);
@@ -148,7 +148,7 @@ fn sections(help: &str) -> String {
     page
 }
 
-/// As roff reads it as text.
+/// Escapes text for roff.
 fn escaped(text: &str) -> String {
     let text = text.replace('\\', "\\e").replace('-', "\\-");
     if text.starts_with(['.', '\'']) { format!("\\&{text}") } else { text }
@@ -158,5 +158,5 @@ fn print(page: &[u8]) -> Result<Exit> {
     let mut stdout = io::stdout().lock();
     let written = stdout.write_all(page).and_then(|()| stdout.flush());
     written.context("failed to write to standard output")?;
-    Ok(Exit::AllWell)
+    Ok(Exit::Success)
 }

@@ -1,16 +1,15 @@
-//! The median of how long jobs took so far, in bounded memory however many there were.
+//! The median duration of jobs, in constant memory.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-/// So many jobs must have ended before their median says anything.
+/// With fewer jobs, there is no median yet.
 const LEAST: u64 = 3;
 
-/// Times are counted in classes, of which each power of two has this many: the median is known to
-/// within a hundredth.
+/// Buckets per power of two: the median is accurate to 1%.
 const CLASSES: u32 = 128;
 
-/// The times of the jobs that succeeded, by class.
+/// How many successful jobs fell into each bucket.
 #[derive(Debug)]
 pub(super) struct Median(Mutex<Vec<u64>>);
 
@@ -21,7 +20,7 @@ impl Default for Median {
 }
 
 impl Median {
-    /// Takes note of one.
+    /// Adds a duration.
     pub(super) fn note(&self, time: Duration) {
         let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX).max(1);
         let class = ((nanos as f64).log2() * f64::from(CLASSES)) as usize;
@@ -30,7 +29,7 @@ impl Median {
         counts[class.min(last)] += 1;
     }
 
-    /// The median; none as long as there are too few.
+    /// Returns the median, or none with too few durations.
     pub(super) fn get(&self) -> Option<Duration> {
         let counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let all: u64 = counts.iter().sum();

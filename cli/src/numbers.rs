@@ -1,25 +1,26 @@
-//! What people call jobs and workers: by numbers from 1, where the pool counts positions from 0.
+//! The numbers of jobs and workers that users see. They start at 1; the pool's positions start at
+//! 0.
 //!
-//! An input that a journal leaves out has its number all the same, and inputs that come by a pipe are
-//! streams of the pool one after another, in each of which the positions begin again.
+//! A skipped input keeps its number. Inputs of a pipe are several streams of the pool, and
+//! positions start at 0 in each.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use procpool::{Event, EventKind};
 
-/// The numbers of the inputs that jobs are made of, by the positions of the jobs in the run.
+/// The numbers of inputs, by the positions of their jobs in the run.
 #[derive(Clone, Default)]
 pub(super) struct Numbers(Arc<Mutex<Vec<Gap>>>);
 
-/// From this position on, so much more than the position is the number.
+/// From this position on, the number exceeds the position by `more`.
 struct Gap {
     id: u64,
     more: u64,
 }
 
 impl Numbers {
-    /// The job of this position is that of this input. Positions come in their order.
+    /// Records the input's number of a job. Positions must come in order.
     pub(super) fn note(&self, id: u64, number: u64) {
         let mut gaps = self.gaps();
         let more = number - id;
@@ -28,7 +29,7 @@ impl Numbers {
         }
     }
 
-    /// The number of the job of this position.
+    /// Returns the number of the job at this position.
     fn of(&self, id: u64) -> u64 {
         let gaps = self.gaps();
         let next = gaps.partition_point(|gap| gap.id <= id);
@@ -40,10 +41,10 @@ impl Numbers {
     }
 }
 
-/// Events of a pool, with the numbers that people see.
+/// Translates events of the pool to the numbers that users see.
 pub(super) struct Numbering {
     numbers: Numbers,
-    /// The position in the run at which the stream begins that each slot was sent something of last.
+    /// For each slot, where in the run the stream of its last chunk starts.
     streams: HashMap<usize, u64>,
 }
 
@@ -52,12 +53,12 @@ impl Numbering {
         Self { numbers, streams: HashMap::new() }
     }
 
-    /// Must be told of each event.
+    /// Translates an event. Must see every event.
     pub(super) fn of(&mut self, event: &Event) -> Event {
         let mut event = event.clone();
         match &mut event.kind {
             EventKind::Assigned { slot, id, label, .. } => {
-                // The label is the run's own.
+                // The label belongs to the run, not to the user.
                 let first = label.take().and_then(|label| label.parse().ok()).unwrap_or(0);
                 self.streams.insert(*slot, first);
                 *id = self.numbers.of(first + *id);

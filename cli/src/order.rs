@@ -1,38 +1,38 @@
-//! Puts what comes in any order back into the order of the inputs, where that is wanted.
+//! Restores the order of the inputs, where it is asked for.
 
 use std::collections::BTreeMap;
 
-/// What came before its turn.
+/// Items that came early.
 pub(super) struct Order<T> {
-    /// The number whose turn it is; none where everything is let through as it comes.
+    /// The next number in order; none to pass everything on at once.
     next: Option<u64>,
     early: BTreeMap<u64, T>,
 }
 
 impl<T> Order<T> {
-    /// In the order of the numbers, from 0 and without gaps.
+    /// Creates an order by number, from 0 and without gaps.
     pub(super) fn of_inputs() -> Self {
         Self { next: Some(0), early: BTreeMap::new() }
     }
 
-    /// In the order in which they come.
+    /// Creates an order of arrival.
     pub(super) fn of_arrival() -> Self {
         Self { next: None, early: BTreeMap::new() }
     }
 
-    /// Whether it would be let through now.
+    /// Whether an item with this number would pass now.
     pub(super) fn is_turn(&self, number: u64) -> bool {
         self.next.is_none_or(|next| next == number)
     }
 
-    /// Gives what came before its turn to `show`, in order, and lets through from now on what comes:
-    /// some numbers will never come.
+    /// Passes the early items to `show` in order, and from now on everything: some numbers will
+    /// never come.
     pub(super) fn release<E>(&mut self, show: impl FnMut(T) -> Result<(), E>) -> Result<(), E> {
         self.next = None;
         std::mem::take(&mut self.early).into_values().try_for_each(show)
     }
 
-    /// Takes one in, and gives each whose turn it is now to `show`.
+    /// Adds an item, and passes every item whose turn it is to `show`.
     pub(super) fn pass<E>(
         &mut self,
         number: u64,

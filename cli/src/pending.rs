@@ -1,7 +1,8 @@
 //! The jobs that were sent and have no result yet.
 //!
-//! A result comes back with the position of its input, not with the input itself: that would make
-//! every result longer. So the inputs of pending jobs are kept here. The pool's window bounds how many.
+//! A result returns with the position of its input, not with the input itself, which would make
+//! every result longer. So the inputs of pending jobs are kept here. The pool's window bounds their
+//! number.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -10,23 +11,23 @@ use std::rc::Rc;
 use super::key::JobKey;
 use crate::tasks::Input;
 
-/// What is known of a job that is under way.
+/// A job that has no result yet.
 pub(super) struct PendingJob {
     pub(super) input: Input,
     /// The number of the input, from 1.
     pub(super) number: u64,
     pub(super) key: Option<JobKey>,
-    /// When it was read, on the monotonic clock in nanoseconds.
+    /// When it was read: nanoseconds on the monotonic clock.
     pub(super) read: u64,
 }
 
-/// The jobs of one stream that are under way, by their position in it. The pool reads the stream on
-/// the thread that its results are taken on, so there is nothing to lock.
+/// The pending jobs of one stream, by their position in it. The pool reads a stream and returns its
+/// results on the same thread, so no lock is needed.
 #[derive(Clone, Default)]
 pub(super) struct InFlight(Rc<RefCell<HashMap<u64, PendingJob>>>);
 
 impl InFlight {
-    /// These jobs; what is known of them is kept from when they are read.
+    /// Iterates over the jobs, and keeps each one when it is read.
     pub(super) fn keeping<J>(
         &self,
         jobs: impl Iterator<Item = (J, PendingJob)>,
@@ -40,9 +41,10 @@ impl InFlight {
         })
     }
 
-    /// What was kept of a job that came back.
+    /// Removes and returns a job that has a result.
     pub(super) fn take(&self, position: u64) -> PendingJob {
-        // A pool that reports a position twice, or one that isn't, would be shown as what it is.
+        // A position that is unknown or was reported twice would be a bug of the pool: shown as
+        // "?".
         let unknown = || PendingJob { input: Input::from("?"), number: 0, key: None, read: 0 };
         self.0.borrow_mut().remove(&position).unwrap_or_else(unknown)
     }

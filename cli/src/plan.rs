@@ -1,8 +1,7 @@
-//! What a run will do: the arguments with every default and conflict resolved, before any process
-//! is started.
+//! Resolves the arguments of `run`: every default and conflict, before any process starts.
 //!
-//! Whatever can be known to be wrong is an error here and exit code 2; what only a task can find
-//! out is a row.
+//! Errors that are visible in the arguments are reported here, with exit code 2. Errors that only a
+//! task can detect become rows.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -15,23 +14,23 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 
 use super::args::{
-    CommandOptions, Format, JournalArgs, LimitArgs, Prints, Progress, RunArgs, TaskOptions,
+    CommandOptions, Format, JournalArgs, LimitArgs, OutputChoice, Progress, RunArgs, TaskOptions,
 };
 use super::exit::Usage;
 use super::inputs::Source;
-use super::render::{self, Form, Voice};
+use super::render::{self, Form, PlainOptions};
 use super::units::TimeLimit;
-use crate::tasks::command::{self, Ended, Recipe, Template};
+use crate::tasks::command::{self, CommandSpec, Completed, Template};
 use crate::tasks::{self, Bytes, Column, Params, Takes, Task};
 
-/// A run, resolved.
+/// A resolved run.
 pub(super) struct RunPlan {
     pub(super) work: WorkPlan,
     pub(super) source: Source,
     pub(super) takes: Takes,
-    /// 0 is left to the pool, which knows how many CPUs it may use.
+    /// 0 means that the pool chooses, by the available CPUs.
     pub(super) workers: usize,
-    /// One for each worker in turn, if any.
+    /// Assigned to the workers in turn.
     pub(super) gpus: Vec<String>,
     pub(super) chunk_size: Option<usize>,
     pub(super) limits: LimitArgs,
@@ -41,24 +40,24 @@ pub(super) struct RunPlan {
     pub(super) output: procpool::OutputMode,
     pub(super) log: LogTo,
     pub(super) trace: Option<PathBuf>,
-    /// Whether there is a live table of the workers.
+    /// Whether to show the live table of the workers.
     pub(super) top: bool,
     pub(super) unordered: bool,
     pub(super) format: Format,
     pub(super) form: Form,
-    pub(super) voice: Voice,
+    pub(super) plain: PlainOptions,
     pub(super) progress: bool,
     pub(super) summary: bool,
     pub(super) exit_count: bool,
 }
 
-/// What is done with each input.
+/// The work to run for each input.
 pub(super) enum WorkPlan {
     Task(&'static Task, Params),
-    Command(Recipe),
+    Command(CommandSpec),
 }
 
-/// Where the pool's events are written.
+/// Where to write the pool's events.
 pub(super) enum LogTo {
     Nowhere,
     Stderr,
@@ -69,7 +68,7 @@ impl RunPlan {
     pub(super) fn resolve(mut args: RunArgs) -> Result<Self> {
         refuse_same_file(&args)?;
         let is_command = !args.command.is_empty();
-        // Where negative numbers are inputs, clap takes -0 for one.
+        // clap reads -0 as an input where negative numbers are allowed.
         let given = args.inputs.len();
         args.inputs.retain(|input| input != "-0");
         args.null |= args.inputs.len() < given;
@@ -83,7 +82,7 @@ impl RunPlan {
         if is_command {
             refuse_task_options(&args.task_options)?;
             let words = split_command(args.command, &mut args.inputs)?;
-            let recipe = recipe(words, &args.command_options, &args.limits, output.output)?;
+            let spec = spec(words, &args.command_options, &args.limits, output.output)?;
             takes = if args.count.is_some() { Takes::Numbers } else { Takes::Files };
             refuse_two_sources(&args.inputs, args.input.as_deref(), args.count, args.null)?;
             if args.count.is_some() {
@@ -91,21 +90,22 @@ impl RunPlan {
             }
             let inputs = Inputs { given: args.inputs, file: args.input, count: args.count };
             source = command_source(inputs, args.null)?;
-            let prints = match recipe.prints {
-                command::Prints::Grouped => render::Prints::Both,
-                _ => render::Prints::None,
+            let prints = match spec.prints {
+                command::OutputMode::Grouped => render::OutputFields::Both,
+                _ => render::OutputFields::None,
             };
-            form = Form { input: Column::COMMAND_INPUT, columns: Ended::COLUMNS, prints };
-            // A worker itself prints nothing but the lines of its jobs.
+            form = Form { input: Column::COMMAND_INPUT, columns: Completed::COLUMNS, prints };
+            // Of a command, the worker prints only the lines of its jobs.
             output_to = procpool::OutputMode::Inherit;
-            work = WorkPlan::Command(recipe);
+            work = WorkPlan::Command(spec);
         } else {
             let name = args.task.as_deref().unwrap_or(tasks::ALL[0].name);
             let task = tasks::find(name)
                 .ok_or_else(|| Usage::error(format!("there is no task '{name}'")))?;
             if let Some(TimeLimit::OfMedian(_)) = args.limits.timeout {
                 return Err(Usage::error(
-                    "a share of the median is for commands: give tasks a --timeout such as 10s",
+                    "a percentage of the median works only for commands: give a --timeout such \
+                     as 10s",
                 ));
             }
             if output.format == Some(Format::Plain) {
@@ -115,7 +115,7 @@ impl RunPlan {
             }
             if args.inputs.iter().any(|input| input == ":::") {
                 return Err(Usage::error(
-                    "::: stands after a command, and a command after --: procpool run -- COMMAND \
+                    "::: belongs after a command, and a command after --: procpool run -- COMMAND \
                      ::: INPUT...; the inputs of a task need none",
                 ));
             }
@@ -125,13 +125,13 @@ impl RunPlan {
             source = task_source(task, inputs, args.null)?;
             takes = task.takes;
             output_to = match output.output {
-                None | Some(Prints::Inherit) => procpool::OutputMode::Inherit,
-                Some(Prints::Null) => procpool::OutputMode::Null,
-                Some(Prints::Capture) => procpool::OutputMode::Capture,
+                None | Some(OutputChoice::Inherit) => procpool::OutputMode::Inherit,
+                Some(OutputChoice::Null) => procpool::OutputMode::Null,
+                Some(OutputChoice::Capture) => procpool::OutputMode::Capture,
             };
             let prints = match output_to {
-                procpool::OutputMode::Capture => render::Prints::Output,
-                _ => render::Prints::None,
+                procpool::OutputMode::Capture => render::OutputFields::Output,
+                _ => render::OutputFields::None,
             };
             form = Form { input: task.input, columns: task.columns, prints };
             work = WorkPlan::Task(task, params);
@@ -139,13 +139,13 @@ impl RunPlan {
         let default = if is_command { Format::Plain } else { Format::Table };
         let lines = args.command_options.line_buffer;
         let format = output.format.unwrap_or(default);
-        // It would be written over where workers write to the terminal themselves.
-        let shares_terminal = lines || (is_command && output.output == Some(Prints::Inherit));
+        // Workers that write to the terminal themselves would overwrite the bar.
+        let shares_terminal = lines || (is_command && output.output == Some(OutputChoice::Inherit));
         let prints_itself = matches!(output_to, procpool::OutputMode::Inherit)
-            && output.output == Some(Prints::Inherit);
+            && output.output == Some(OutputChoice::Inherit);
         if output.top && (prints_itself || matches!(log, LogTo::Stderr)) {
             return Err(Usage::error(
-                "what goes straight to the terminal would be written over by --top: leave out \
+                "--top would overwrite direct output to the terminal: leave out \
                  --output inherit and --log -",
             ));
         }
@@ -156,7 +156,7 @@ impl RunPlan {
         Ok(Self {
             source,
             takes,
-            // More workers than inputs would only be started and ended again.
+            // More workers than inputs would start and stop without work.
             workers: workers.min(most_inputs),
             gpus: args.gpus,
             chunk_size: args.chunk_size.map(Into::into),
@@ -164,12 +164,12 @@ impl RunPlan {
             unordered: output.unordered || (is_command && !output.keep_order),
             format,
             form,
-            voice: Voice { tag: args.command_options.tag },
+            plain: PlainOptions { tag: args.command_options.tag },
             progress: output.progress == Progress::Auto
                 && !output.quiet
                 && !shares_terminal
                 && !output.top
-                // They would write over each other.
+                // Log lines and the bar would overwrite each other.
                 && !matches!(log, LogTo::Stderr)
                 && io::stderr().is_terminal(),
             summary: !output.quiet,
@@ -185,7 +185,7 @@ impl RunPlan {
     }
 }
 
-/// Inputs come from one place. What was given in another must not be passed over in silence.
+/// Refuses inputs from two sources: those of the second must not be ignored silently.
 fn refuse_two_sources(
     given: &[OsString],
     file: Option<&Path>,
@@ -207,8 +207,8 @@ fn refuse_two_sources(
     )))
 }
 
-/// `-n` is how many at once for xargs, which reads its inputs from a pipe or a file. Here it would
-/// pass over them and work on 0, 1, 2….
+/// Refuses `-n` if standard input is a pipe or a file. In xargs, `-n` means inputs per call; here
+/// it would ignore them and use 0, 1, 2….
 fn refuse_unread_input() -> Result<()> {
     let kind = io::stdin()
         .as_fd()
@@ -217,14 +217,14 @@ fn refuse_unread_input() -> Result<()> {
         .map(|metadata| metadata.file_type());
     match kind {
         Ok(kind) if kind.is_fifo() || kind.is_file() => Err(Usage::error(
-            "-n (--count) makes the inputs 0..N, and standard input would not be read: leave it out \
-             to work on standard input (-p is for how many at once), or add '< /dev/null'",
+            "-n (--count) uses the inputs 0..N and ignores standard input: leave it out to read \
+             standard input (-p sets the number of workers), or add '< /dev/null'",
         )),
         _ => Ok(()),
     }
 }
 
-/// A file that is written must not be one that is read or written by another option.
+/// Refuses a file that one option writes and another reads or writes.
 fn refuse_same_file(args: &RunArgs) -> Result<()> {
     let files = [
         ("--input", args.input.as_deref()),
@@ -239,14 +239,14 @@ fn refuse_same_file(args: &RunArgs) -> Result<()> {
         if let Some((other, _)) = before.iter().find(|(_, other)| is_same_file(path, other)) {
             return Err(Usage::error(format!(
                 "{option} and {other} are the same file, {path:?}, which would be overwritten: \
-                 give another to one of them"
+                 give another file to one of them"
             )));
         }
     }
     Ok(())
 }
 
-/// Whether they are one file, or will be. Devices, such as /dev/null, can be shared.
+/// Whether two paths name the same file, or will. Devices such as /dev/null may be shared.
 fn is_same_file(one: &Path, other: &Path) -> bool {
     match (one.metadata(), other.metadata()) {
         (Ok(one), Ok(other)) => {
@@ -257,14 +257,14 @@ fn is_same_file(one: &Path, other: &Path) -> bool {
     }
 }
 
-/// The words of a command, and the inputs that were given after `:::`.
+/// Splits a command into its words and the inputs after `:::`.
 fn split_command(words: Vec<OsString>, inputs: &mut Vec<OsString>) -> Result<Vec<OsString>> {
     if let Some(word) =
         words.iter().find(|word| [":::+", "::::", "::::+"].iter().any(|it| *word == *it))
     {
         return Err(Usage::error(format!(
-            "{word:?} means nothing here: inputs stand after one :::, or in a file that --input \
-             names, one per line"
+            "{word:?} is not supported: give inputs after one :::, or one per line in a file \
+             with --input"
         )));
     }
     let mut parts = words.split(|word| word == ":::");
@@ -279,36 +279,36 @@ fn split_command(words: Vec<OsString>, inputs: &mut Vec<OsString>) -> Result<Vec
         }
     }
     if parts.next().is_some() {
-        return Err(Usage::error("there is one ::: too many: all inputs stand after the first"));
+        return Err(Usage::error("::: is allowed once: give all inputs after the first"));
     }
     Ok(command)
 }
 
-fn recipe(
+fn spec(
     words: Vec<OsString>,
     options: &CommandOptions,
     limits: &LimitArgs,
-    output: Option<Prints>,
-) -> Result<Recipe> {
+    output: Option<OutputChoice>,
+) -> Result<CommandSpec> {
     let template = Template::new(words, options.shell);
-    template.check().map_err(|unfit| Usage::error(unfit.to_string()))?;
+    template.check().map_err(|error| Usage::error(error.to_string()))?;
     let program = template.program()?;
     let prints = match output {
-        _ if options.line_buffer => command::Prints::Lines { tag: options.tag },
-        Some(Prints::Inherit) if options.tag => {
+        _ if options.line_buffer => command::OutputMode::Lines { tag: options.tag },
+        Some(OutputChoice::Inherit) if options.tag => {
             return Err(Usage::error(
-                "--tag can't reach what goes straight to the output: leave out --output inherit",
+                "--tag cannot change direct output: leave out --output inherit",
             ));
         }
-        None | Some(Prints::Capture) => command::Prints::Grouped,
-        Some(Prints::Inherit) => command::Prints::Inherit,
-        Some(Prints::Null) => command::Prints::Null,
+        None | Some(OutputChoice::Capture) => command::OutputMode::Grouped,
+        Some(OutputChoice::Inherit) => command::OutputMode::Inherit,
+        Some(OutputChoice::Null) => command::OutputMode::Null,
     };
     let LimitArgs { retries, memory, .. } = *limits;
-    Ok(Recipe { template, program, prints, retries, memory, spill: Vec::new() })
+    Ok(CommandSpec { template, program, prints, retries, memory, spill: Vec::new() })
 }
 
-/// What is meant for a built-in task alone.
+/// Refuses options of built-in tasks.
 fn refuse_task_options(given: &TaskOptions) -> Result<()> {
     let given = [
         (given.out.is_some(), "--out"),
@@ -324,7 +324,7 @@ fn refuse_task_options(given: &TaskOptions) -> Result<()> {
     }
 }
 
-/// The options of the task; one that it doesn't take is an error, not ignored.
+/// Returns the options of the task. An option that the task does not take is an error.
 fn params(task: &Task, given: TaskOptions) -> Result<Params> {
     let takes = &task.options;
     let refuse = |given: bool, taken: bool, option: &str| {
@@ -351,7 +351,7 @@ fn params(task: &Task, given: TaskOptions) -> Result<Params> {
         )));
     }
     Ok(Params {
-        // Without the "." of "new/.", which a directory that is still to be made can't have.
+        // Removes the "." of "new/.": a directory that does not exist yet cannot have one.
         out: given.out.map(|out| out.components().collect::<PathBuf>().into()),
         to: given.to,
         points: given.points,
@@ -359,7 +359,7 @@ fn params(task: &Task, given: TaskOptions) -> Result<Params> {
     })
 }
 
-/// Where inputs are said to be.
+/// Where the arguments say that inputs come from.
 struct Inputs {
     given: Vec<OsString>,
     file: Option<PathBuf>,
@@ -367,7 +367,7 @@ struct Inputs {
 }
 
 impl Inputs {
-    /// Those that were asked for, if any were.
+    /// Returns the source that was asked for, if any.
     fn source(self, null: bool) -> Result<Option<Source>> {
         let end = if null { b'\0' } else { b'\n' };
         if !self.given.is_empty() {

@@ -1,27 +1,28 @@
-//! The progress bar on standard error: how far, how fast, how long still. indicatif's only home.
+//! The progress bar on standard error: position, rate and remaining time. The only user of
+//! indicatif.
 
 use std::fmt;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
-use super::{color, humane};
+use super::{color, format};
 
-/// Often enough to look alive, seldom enough for a slow line.
+/// Often enough to look live, rarely enough for a slow connection.
 const REDRAWS_PER_SECOND: u8 = 10;
 
 #[derive(Default)]
 pub(super) struct Progress {
-    /// None where nothing is to be seen.
+    /// None if no bar is shown.
     bar: Option<ProgressBar>,
     failed: u64,
 }
 
 impl Progress {
-    /// A bar for that many tasks, or a count where nobody knows how many there will be.
+    /// Shows a bar for `total` tasks, or a counter if the total is unknown.
     pub(super) fn shown(total: Option<u64>) -> Self {
-        // As wide as the terminal, and back to its edge: the "^C" that a terminal shows for Ctrl-C
-        // would otherwise begin a line of its own, and the bar could not be wiped out any more.
+        // As wide as the terminal, with a final carriage return: the "^C" that a terminal prints
+        // for Ctrl-C would otherwise start a new line, and the bar could not be erased.
         const BAR: &str =
             "{wide_bar:.green} {human_pos}/{human_len} · {rate}/s · {eta} left{msg}\r";
         const COUNT: &str = "{spinner:.green} {human_pos} done · {rate}/s · {elapsed}{msg}";
@@ -34,7 +35,7 @@ impl Progress {
         let style = ProgressStyle::with_template(&template);
         if let Ok(style) = style {
             let rate = |state: &ProgressState, text: &mut dyn fmt::Write| {
-                let _ = text.write_str(&humane::rate(state.per_sec())); // to memory
+                let _ = text.write_str(&format::rate(state.per_sec())); // to memory
             };
             bar.set_style(style.progress_chars("━╸─").with_key("rate", rate));
         }
@@ -42,12 +43,12 @@ impl Progress {
         Self { bar: Some(bar), failed: 0 }
     }
 
-    /// Whether there is one to be seen.
+    /// Whether a bar is shown.
     pub(super) fn is_shown(&self) -> bool {
         self.bar.is_some()
     }
 
-    /// One more is done, and that many have failed so far.
+    /// Counts a finished job. `failed` is the number of failures so far.
     pub(super) fn advance(&mut self, failed: u64) {
         let Some(bar) = &self.bar else { return };
         bar.inc(1);
@@ -57,8 +58,8 @@ impl Progress {
         }
     }
 
-    /// Does something to the terminal that the bar must not get in the way of.
-    pub(super) fn aside<R>(&self, act: impl FnOnce() -> R) -> R {
+    /// Hides the bar while `act` uses the terminal.
+    pub(super) fn suspend<R>(&self, act: impl FnOnce() -> R) -> R {
         match &self.bar {
             Some(bar) => bar.suspend(act),
             None => act(),

@@ -1,63 +1,63 @@
-//! A row: what became of one input, as every output shows it.
+//! A row: the outcome of one input, as every output shows it.
 
 use std::time::Duration;
 
 use super::key::JobKey;
 use super::pending::PendingJob;
 use super::spill::{Printed, Spills};
-use crate::tasks::command::Earlier;
+use crate::tasks::command::FailedAttempt;
 use crate::tasks::{Input, Output};
 use procpool::{DidRun, Report, TaskError, TaskErrorKind};
 
-/// What became of one input.
+/// The outcome of one input.
 #[derive(Clone)]
 pub(super) struct Row {
-    /// The position of its job among those of the run.
+    /// The position of the job in the run.
     pub(super) id: u64,
-    /// The number of its input, from 1: what people see.
+    /// The number of the input, from 1, as users see it.
     pub(super) number: u64,
     pub(super) pid: u32,
     pub(super) worker: usize,
     pub(super) attempt: u32,
     pub(super) queued: Duration,
     pub(super) elapsed: Duration,
-    /// When it began, on the monotonic clock in nanoseconds.
+    /// When it started: nanoseconds on the monotonic clock.
     pub(super) began: u64,
     pub(super) input: Input,
-    /// Which job of which input this is, for the journal.
+    /// The job's key in the journal.
     pub(super) key: Option<JobKey>,
-    /// What it printed, where that is kept; of a task, with what it printed to standard error.
+    /// Captured output. That of a task includes its standard error.
     pub(super) stdout: Printed,
     pub(super) stderr: Printed,
-    /// The answer. A command has one also where it failed.
+    /// The result. A command has one even if it failed.
     pub(super) values: Output,
     /// Why it failed, if it did.
     pub(super) error: Option<String>,
-    /// The most memory in bytes that it had at a time, where that is known.
+    /// Peak memory in bytes, if known.
     pub(super) memory: Option<u64>,
-    /// It was never begun, because the run was to end before.
+    /// Whether it never started because the run was ending.
     pub(super) cancelled: bool,
-    /// The command could not be started: the code that a shell gives for that.
+    /// The shell's exit code of a command that could not be started.
     pub(super) unstarted: Option<i32>,
-    /// It was ended with the run.
+    /// Whether it was killed with the run.
     pub(super) killed: bool,
-    /// The attempts before the last one, where they are known.
-    pub(super) earlier: Vec<Earlier>,
-    /// Why the run can't go on, if this row says so.
-    pub(super) end: Option<End>,
+    /// The attempts before the last one, if known.
+    pub(super) earlier: Vec<FailedAttempt>,
+    /// Set if this row ends the run.
+    pub(super) abort: Option<Abort>,
 }
 
 /// Why a row ends the run.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum End {
-    /// Nobody reads what jobs print any more.
-    Unread,
-    /// What jobs print can't be written, for this reason.
-    Unwritten(String),
+pub(super) enum Abort {
+    /// The reader of the output is gone.
+    OutputClosed,
+    /// Writing the output failed, with this error.
+    OutputFailed(String),
 }
 
 impl Row {
-    /// What a report says of its job, and its answer, if it has one.
+    /// Splits a report into a row and the result, if there is one.
     pub(super) fn new<A>(report: Report<A>, kept: PendingJob) -> (Self, Option<A>) {
         let worker = report.worker;
         let (answer, error) = match report.result {
@@ -83,7 +83,7 @@ impl Row {
             cancelled: error.as_ref().is_some_and(is_end_of_run) && !has_run,
             killed: error.as_ref().is_some_and(is_end_of_run) && has_run,
             earlier: Vec::new(),
-            end: None,
+            abort: None,
             unstarted: None,
             error: error.map(|error| said(error.kind())),
         };
@@ -92,19 +92,19 @@ impl Row {
 }
 
 impl Row {
-    /// The number of its worker, from 1: what people see.
+    /// Returns the number of the worker, from 1, as users see it.
     pub(super) fn worker_number(&self) -> usize {
         self.worker + 1
     }
 
-    /// Finds what was printed, where that is in files.
+    /// Resolves output that was stored in files.
     pub(super) fn find(&mut self, spills: &Spills) {
         for printed in [&mut self.stdout, &mut self.stderr] {
             let Printed::Named(range) = *printed else { continue };
             match spills.find(range) {
                 Some(found) => *printed = found,
                 None => {
-                    let lost = "what it printed is lost, since its worker never passed it on";
+                    let lost = "its output is lost: the worker never sent it";
                     self.error.get_or_insert_with(|| lost.to_owned());
                 }
             }
@@ -112,12 +112,12 @@ impl Row {
     }
 }
 
-/// Whether a task has no answer because its pool was to end.
+/// Whether a task has no result because the pool was closing.
 fn is_end_of_run(error: &TaskError) -> bool {
     matches!(error.kind(), TaskErrorKind::Cancelled | TaskErrorKind::Closed)
 }
 
-/// What happened to a task, without what the row says anyhow: its id, its worker and what it printed.
+/// Describes an error, without what the row shows anyway: id, worker and output.
 fn said(kind: &TaskErrorKind) -> String {
     match kind {
         TaskErrorKind::Died { cause, .. } => {

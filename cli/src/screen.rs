@@ -1,8 +1,7 @@
-//! Standard output as a page that rows are put on, and the progress bar that stands below it on a
-//! terminal.
+//! Standard output as a page of rows, and the progress bar below it on a terminal.
 //!
-//! A row at a time to a pipe would cost a system call per row. Rows are gathered instead, and
-//! written when there are many of them or when nothing else is to be done.
+//! Writing each row to a pipe would cost a system call per row. Rows are buffered, and written when
+//! the page is full or the run is idle.
 
 use std::io::{self, IsTerminal, Write};
 use std::mem;
@@ -15,28 +14,28 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
 use super::progress::Progress;
-use super::spill::{Live, Part, Written};
+use super::spill::{Encoding, LiveOutput, Part};
 
-/// How much is gathered at most.
+/// The most bytes that are buffered.
 const PAGE: usize = 64 * 1024;
 
-/// Text that is put together before it's written, and what is to stand in it and is in files.
+/// Text that is not written yet, with references to output in files.
 #[derive(Default)]
 pub(super) struct Page {
     bytes: Vec<u8>,
     parts: Vec<Inserted>,
 }
 
-/// A part of a file that belongs in front of one of a page's bytes.
+/// A part of a file that precedes one of a page's bytes.
 struct Inserted {
     at: usize,
     part: Arc<Part>,
-    form: Written,
+    form: Encoding,
 }
 
 impl Page {
-    /// Puts a part of a file at the end.
-    pub(super) fn insert(&mut self, part: &Arc<Part>, form: Written) {
+    /// Appends a part of a file.
+    pub(super) fn insert(&mut self, part: &Arc<Part>, form: Encoding) {
         self.parts.push(Inserted { at: self.bytes.len(), part: Arc::clone(part), form });
     }
 
@@ -49,7 +48,7 @@ impl Page {
         last.is_some_and(|last| last != b'\n')
     }
 
-    /// Whether it ends within a line where it follows what does, or doesn't.
+    /// Whether the stream ends within a line after this page. `before` is the state before it.
     fn ends_torn(&self, before: bool) -> bool {
         if self.is_blank() { before } else { self.is_torn() }
     }
@@ -58,7 +57,7 @@ impl Page {
         self.bytes.is_empty() && self.parts.is_empty()
     }
 
-    /// Writes all of it, and empties it.
+    /// Writes all of it and clears it.
     fn write(&mut self, to: &mut (impl Write + AsFd)) -> io::Result<()> {
         let mut written = 0;
         for Inserted { at, part, form } in mem::take(&mut self.parts) {
@@ -86,31 +85,31 @@ impl DerefMut for Page {
     }
 }
 
-/// Nobody reads standard output any more: a clean end.
+/// The reader of standard output is gone: a clean end.
 #[derive(Debug, thiserror::Error)]
-#[error("nobody reads standard output any more")]
-pub(super) struct Unread;
+#[error("standard output was closed")]
+pub(super) struct OutputClosed;
 
 pub(super) struct Screen {
     page: Page,
-    /// What belongs on standard error after it.
+    /// Text for standard error that follows the page.
     errors: Page,
     progress: Progress,
-    /// Whether what was written to standard output, and to standard error, ends within a line.
+    /// Whether standard output, and standard error, end within a line.
     torn: [bool; 2],
-    /// What is shown later, since the terminal is used for something else.
+    /// Text to show later, while the live table has the terminal.
     held: Option<Held>,
 }
 
-/// What was put on the page since the terminal is used for something else.
+/// Text that was written while the live table has the terminal.
 #[derive(Default)]
 struct Held {
     bytes: Vec<u8>,
-    /// How much of it was dropped.
+    /// How many bytes were dropped.
     dropped: usize,
 }
 
-/// How much of what is shown later is kept at most: what scrolls by is not read any more.
+/// The most bytes to show later: nobody reads what scrolls by.
 const MOST_HELD: usize = 1 << 20;
 
 impl Screen {
@@ -124,17 +123,17 @@ impl Screen {
         }
     }
 
-    /// Where rows are put.
+    /// Returns the page for rows.
     pub(super) fn page(&mut self) -> &mut Page {
         &mut self.page
     }
 
-    /// Where is put what belongs on standard error.
+    /// Returns the page for standard error.
     pub(super) fn errors(&mut self) -> &mut Page {
         &mut self.errors
     }
 
-    /// The same, at the beginning of a line.
+    /// Returns the page for standard error, at the start of a line.
     pub(super) fn error_lines(&mut self) -> &mut Page {
         if self.errors.ends_torn(self.torn[1]) {
             self.errors.push(b'\n');
@@ -147,7 +146,7 @@ impl Screen {
     }
 
     pub(super) fn flush_if_full(&mut self) -> Result<()> {
-        // Before the next row would make it grow. What is said of a row belongs right after it.
+        // Before the next row would grow the buffer. A row's errors belong right after it.
         let is_full = self.page.len() > PAGE - PAGE / 8
             || !self.page.parts.is_empty()
             || !self.errors.is_blank();
@@ -169,8 +168,8 @@ impl Screen {
             }
         }
         let Self { page, errors, progress, torn, .. } = self;
-        // The bar begins at the start of a line, and would stick to what stands before it; so would
-        // what is said on standard error.
+        // The bar starts at the start of a line and would stick to a torn one; so would text on
+        // standard error.
         let follows = progress.is_shown() || (!errors.is_blank() && io::stderr().is_terminal());
         if follows && page.ends_torn(torn[0]) && io::stdout().is_terminal() {
             page.push(b'\n');
@@ -179,7 +178,7 @@ impl Screen {
             errors.push(b'\n');
         }
         *torn = [page.ends_torn(torn[0]), errors.ends_torn(torn[1])];
-        let written = progress.aside(|| {
+        let written = progress.suspend(|| {
             let written = page.write(&mut Stdout);
             let _ = errors.write(&mut Stderr); // if nobody sees it, nobody misses it
             written
@@ -191,30 +190,33 @@ impl Screen {
         shown(written)
     }
 
-    /// Shows what a job that runs has printed since; whether that was anything.
-    pub(super) fn follow(&mut self, live: &mut Live) -> Result<bool> {
+    /// Shows what the running job has printed since. Returns whether there was anything.
+    pub(super) fn follow(&mut self, live: &mut LiveOutput) -> Result<bool> {
         self.flush()?;
         if io::stdout().is_terminal() {
-            // What is shown may end within a line at any time.
+            // The output may end within a line at any time.
             self.progress.finish();
         }
-        match self.progress.aside(|| live.follow(&mut Stdout)) {
+        match self.progress.suspend(|| live.follow(&mut Stdout)) {
             Ok(some) => Ok(some),
             Err(error) => shown(Err(error)).map(|()| false),
         }
     }
 
-    /// From now on the terminal is used for something else.
+    /// Holds text back: the live table has the terminal.
     pub(super) fn hold(&mut self) {
         self.held = Some(Held::default());
     }
 
-    /// The terminal is there again.
+    /// Shows the held text: the terminal is free.
     pub(super) fn release(&mut self) -> Result<()> {
         self.flush()?;
         let Some(held) = self.held.take() else { return Ok(()) };
         if held.dropped > 0 {
-            let what = format!("… {} bytes are left out: send them to a file\n", held.dropped);
+            let what = format!(
+                "… {} bytes omitted: redirect the output to a file to keep them\n",
+                held.dropped
+            );
             self.page.extend_from_slice(what.as_bytes());
         }
         self.page.extend_from_slice(&held.bytes);
@@ -222,24 +224,27 @@ impl Screen {
     }
 }
 
-/// What it means that standard output can't be written.
+/// Converts the outcome of a write to standard output.
 pub(super) fn shown(written: io::Result<()>) -> Result<()> {
     match written {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(Unread.into()),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(OutputClosed.into()),
         written => written.context("failed to write the results to standard output"),
     }
 }
 
 impl Held {
     fn put(&mut self, page: &mut Page) {
-        // What is in files is longer than what is kept.
+        // Output in files is longer than what is kept.
         for Inserted { at, part, .. } in page.parts.drain(..).rev() {
-            let what = format!("… {} bytes are left out: send them to a file\n", part.length());
+            let what = format!(
+                "… {} bytes omitted: redirect the output to a file to keep them\n",
+                part.length()
+            );
             page.bytes.splice(at..at, what.into_bytes());
         }
         self.bytes.append(&mut page.bytes);
         if self.bytes.len() > 2 * MOST_HELD {
-            // To the beginning of a line.
+            // Drop up to the start of a line.
             let least = self.bytes.len() - MOST_HELD;
             let line = self.bytes[least..].iter().position(|byte| *byte == b'\n');
             let end = line.map_or(least, |line| least + line + 1);
@@ -249,11 +254,10 @@ impl Held {
     }
 }
 
-/// Standard output, written to directly: what the standard library has failed to write it would write
-/// again when the process ends.
+/// Standard output without a buffer: the standard library's would write what failed again at exit.
 struct Stdout;
 
-/// Standard error, likewise.
+/// Standard error without a buffer.
 struct Stderr;
 
 impl AsFd for Stdout {
@@ -291,7 +295,7 @@ impl Write for Stderr {
 fn write(to: &impl AsFd, bytes: &[u8]) -> io::Result<usize> {
     loop {
         match rustix::io::write(to, bytes) {
-            // Another program has made what this one shares with it not wait.
+            // Another program has set this shared description to non-blocking.
             Err(Errno::AGAIN) => poll(&mut [PollFd::new(to, PollFlags::OUT)], None).map(drop)?,
             written => return Ok(written?),
         }

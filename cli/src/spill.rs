@@ -1,7 +1,7 @@
-//! What jobs print and memory is not to hold: ranges of files that workers have passed here.
+//! Output of jobs that exceeds memory: ranges of files that workers have passed here.
 //!
-//! The other side, and why it is so, is in `tasks::command::spill`. A range is read in blocks when
-//! it is its turn to be shown, and taken out of its file when it has been.
+//! `tasks::command::spill` has the other side and the reasons. A range is read block by block when
+//! it is shown, and then freed in its file.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -21,35 +21,35 @@ use rustix::fs::{FallocateFlags, FileType, fallocate, sendfile};
 use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
-use super::humane;
+use super::format;
 use crate::tasks::command::spill::{NOTICE, Notice, PAGE};
 use crate::tasks::command::{self, Range};
 
-/// How much is read at a time; a multiple of three, for base64.
+/// The size of a read; a multiple of three, for base64.
 const BLOCK: usize = 3 << 16;
 
 /// The files of all workers.
 #[derive(Clone)]
 pub(super) struct Spills(Arc<Mutex<HashMap<u64, Worker>>>);
 
-/// The files of one.
+/// The files of a worker.
 struct Worker {
     files: [Arc<File>; 2],
-    /// How many ranges were announced and not asked for yet.
+    /// Ranges that were announced and not found yet.
     awaited: i64,
-    /// It has ended, and nothing more will be announced.
+    /// Whether the worker has ended, so that nothing more will be announced.
     gone: bool,
 }
 
 impl Spills {
-    /// Listens from a thread of its own to the workers, which are to know this name.
+    /// Listens to the workers on a thread of its own. Returns the name of the socket for them.
     pub(super) fn listen(
-        announce: impl Fn(Live) + Send + Sync + 'static,
+        announce: impl Fn(LiveOutput) + Send + Sync + 'static,
     ) -> Result<(Self, Vec<u8>)> {
         let name = format!("procpool-{:032x}", rand::rng().random::<u128>()).into_bytes();
         let listener = SocketAddr::from_abstract_name(&name)
             .and_then(|address| UnixListener::bind_addr(&address))
-            .context("failed to make a socket for what jobs print")?;
+            .context("failed to create the socket for job output")?;
         let spills = Self(Arc::default());
         let listening = spills.clone();
         let announce = Arc::new(announce);
@@ -57,7 +57,7 @@ impl Spills {
             for worker in listener.incoming() {
                 let Ok(worker) = worker else { continue };
                 let (spills, announce) = (listening.clone(), Arc::clone(&announce));
-                // A worker that nobody hears says so of the job whose output it can't keep.
+                // A worker that gets no answer reports the failure with its job.
                 let _ = thread::Builder::new()
                     .name("spill".into())
                     .spawn(move || spills.hear(&worker, &*announce));
@@ -68,8 +68,8 @@ impl Spills {
         Ok((spills, name))
     }
 
-    /// Hears a worker until it's gone.
-    fn hear(&self, mut from: &UnixStream, announce: &dyn Fn(Live)) {
+    /// Receives a worker's notices until it ends.
+    fn hear(&self, mut from: &UnixStream, announce: &dyn Fn(LiveOutput)) {
         let ours = rustix::net::sockopt::socket_peercred(from)
             .is_ok_and(|peer| peer.uid == rustix::process::geteuid());
         if !ours {
@@ -88,9 +88,9 @@ impl Spills {
                     if let Some(file) = file {
                         let end = Arc::new(AtomicU64::new(u64::MAX));
                         ends = Arc::clone(&end);
-                        announce(Live { id, file, start, end, shown: 0 });
+                        announce(LiveOutput { id, file, start, end, shown: 0 });
                     }
-                    // The job's result must not be seen before this is.
+                    // Acknowledged afterwards: this must come before the job's result.
                     heard = from.write_all(&[1]);
                 }
                 Some(Notice::Ends { end }) => {
@@ -106,7 +106,7 @@ impl Spills {
         self.change(key, |worker| worker.gone = true);
     }
 
-    /// The range that a result names; none if the worker never passed its files.
+    /// Resolves a range of a result. Returns none if the worker never passed its files.
     pub(super) fn find(&self, range: Range) -> Option<Printed> {
         let file = self.lock().get(&range.key).map(|worker| worker.files.get(range.which).cloned());
         self.change(range.key, |worker| worker.awaited -= 1);
@@ -114,7 +114,7 @@ impl Spills {
         Some(Printed::InFile(Arc::new(Part { file: file??, start, length })))
     }
 
-    /// Changes what is known of a worker, and forgets it where nothing more is to come.
+    /// Updates a worker's entry, and removes it when nothing more can follow.
     fn change(&self, key: u64, change: impl FnOnce(&mut Worker)) {
         let mut workers = self.lock();
         let Some(worker) = workers.get_mut(&key) else { return };
@@ -125,7 +125,7 @@ impl Spills {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<u64, Worker>> {
-        // No code of others runs under the lock: what was left by a panic is whole.
+        // No foreign code runs under the lock, so a panic cannot leave the entries inconsistent.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -150,14 +150,14 @@ fn accept(from: &UnixStream) -> io::Result<(u64, [Arc<File>; 2])> {
     }
 }
 
-/// What a job printed to one of its outputs.
+/// Output of a job on one stream.
 #[derive(Clone, Debug)]
 pub(super) enum Printed {
-    /// This.
+    /// In memory.
     Here(Vec<u8>),
-    /// What stands there.
+    /// In a file.
     InFile(Arc<Part>),
-    /// What is to be [found](Spills::find).
+    /// In a file that is not [resolved](Spills::find) yet.
     Named(Range),
 }
 
@@ -168,9 +168,9 @@ impl Default for Printed {
 }
 
 impl Printed {
-    /// Leaves out the first bytes of what is in a file, which were shown before.
+    /// Skips the first bytes in a file, which were shown before.
     pub(super) fn skip(&mut self, shown: u64) {
-        // Nobody else has the part of a row that was not shown yet.
+        // Nothing else references the part of a row that was not shown.
         if let Self::InFile(part) = self
             && let Some(part) = Arc::get_mut(part)
         {
@@ -190,7 +190,7 @@ impl From<command::Printed> for Printed {
     }
 }
 
-/// A part of a file, which nobody but this has a use for.
+/// A part of a file, owned by this.
 #[derive(Debug)]
 pub(super) struct Part {
     file: Arc<File>,
@@ -204,8 +204,8 @@ impl Drop for Part {
     }
 }
 
-/// Gives the file system back what is in a part of a file, where it can: whole pages, of which the
-/// first may begin with what was given back before.
+/// Frees a part of a file, where the file system can: whole pages, of which the first may already
+/// be partly freed.
 fn free(file: &File, start: u64, end: u64) {
     let (start, end) = (start / PAGE * PAGE, end / PAGE * PAGE);
     if start < end {
@@ -214,30 +214,30 @@ fn free(file: &File, start: u64, end: u64) {
     }
 }
 
-/// In what form bytes are written.
+/// How bytes are encoded for the output.
 #[derive(Clone, Debug)]
-pub(super) enum Written {
-    /// As they are.
+pub(super) enum Encoding {
+    /// Unchanged.
     Raw,
-    /// Each line after this.
+    /// With this prefix on each line.
     Tagged(Vec<u8>),
-    /// Within a string of JSON; what isn't UTF-8 shows as U+FFFD.
+    /// In a JSON string; what is not UTF-8 becomes U+FFFD.
     Json,
     /// In base64.
     Base64,
-    /// Within a quoted field of CSV.
+    /// In a quoted CSV field.
     Csv,
-    /// Lines below a row of a table.
+    /// As lines below a table's row.
     Table,
 }
 
 impl Part {
-    /// How many bytes it has.
+    /// Returns the length in bytes.
     pub(super) fn length(&self) -> u64 {
         self.length
     }
 
-    /// Its last byte.
+    /// Returns the last byte.
     pub(super) fn last(&self) -> Option<u8> {
         let mut last = [0];
         let at = (self.start + self.length).checked_sub(1)?;
@@ -245,7 +245,7 @@ impl Part {
         Some(last[0])
     }
 
-    /// Hands over all of it in blocks.
+    /// Passes all of it to `to` in blocks.
     fn blocks(&self, mut to: impl FnMut(&[u8], bool) -> io::Result<()>) -> io::Result<()> {
         let mut block = vec![0; BLOCK];
         let mut read = 0;
@@ -269,24 +269,24 @@ impl Part {
         Ok(is_text)
     }
 
-    /// Writes all of it.
-    pub(super) fn write(&self, form: &Written, to: &mut (impl Write + AsFd)) -> io::Result<()> {
+    /// Writes all of it in this encoding.
+    pub(super) fn write(&self, form: &Encoding, to: &mut (impl Write + AsFd)) -> io::Result<()> {
         let mut decoder = Decoder::default();
         let mut text = Vec::new();
         let mut at_start = true;
         match form {
-            Written::Raw => return copy(&self.file, self.start, self.start + self.length, to),
-            Written::Tagged(_)
-            | Written::Json
-            | Written::Base64
-            | Written::Csv
-            | Written::Table => {}
+            Encoding::Raw => return copy(&self.file, self.start, self.start + self.length, to),
+            Encoding::Tagged(_)
+            | Encoding::Json
+            | Encoding::Base64
+            | Encoding::Csv
+            | Encoding::Table => {}
         }
         self.blocks(|block, last| {
             text.clear();
             match form {
-                Written::Raw => {}
-                Written::Tagged(tag) => {
+                Encoding::Raw => {}
+                Encoding::Tagged(tag) => {
                     for line in block.split_inclusive(|byte| *byte == b'\n') {
                         if at_start {
                             text.extend_from_slice(tag);
@@ -295,9 +295,9 @@ impl Part {
                         at_start = line.ends_with(b"\n");
                     }
                 }
-                Written::Json => decoder.decode(block, last, |part, _| json(part, &mut text)),
-                Written::Base64 => base64(block, &mut text),
-                Written::Csv => {
+                Encoding::Json => decoder.decode(block, last, |part, _| json(part, &mut text)),
+                Encoding::Base64 => base64(block, &mut text),
+                Encoding::Csv => {
                     for part in block.split_inclusive(|byte| *byte == b'"') {
                         text.extend_from_slice(part);
                         if part.ends_with(b"\"") {
@@ -305,14 +305,14 @@ impl Part {
                         }
                     }
                 }
-                Written::Table => decoder.decode(block, last, |part, _| {
+                Encoding::Table => decoder.decode(block, last, |part, _| {
                     for line in part.split_inclusive('\n') {
                         if at_start {
                             text.extend_from_slice(TABLE_INDENT.as_bytes());
                         }
                         at_start = line.ends_with('\n');
                         let line = line.strip_suffix('\n').unwrap_or(line);
-                        text.extend_from_slice(humane::one_line(line).as_bytes());
+                        text.extend_from_slice(format::one_line(line).as_bytes());
                         if at_start {
                             text.push(b'\n');
                         }
@@ -321,17 +321,17 @@ impl Part {
             }
             to.write_all(&text)
         })?;
-        if matches!(form, Written::Table) && !at_start {
+        if matches!(form, Encoding::Table) && !at_start {
             to.write_all(b"\n")?;
         }
         to.flush()
     }
 }
 
-/// What stands before each line below a row of a table.
+/// The prefix of each line below a table's row.
 pub(super) const TABLE_INDENT: &str = "         │ ";
 
-/// Text as it stands within a string of JSON.
+/// Appends text as the inside of a JSON string.
 pub(super) fn json(text: &str, to: &mut Vec<u8>) {
     let start = to.len();
     if serde_json::to_writer(&mut *to, text).is_ok() {
@@ -341,7 +341,7 @@ pub(super) fn json(text: &str, to: &mut Vec<u8>) {
     }
 }
 
-/// Bytes in base64, filled up at the end.
+/// Appends bytes in base64, padded at the end.
 pub(super) fn base64(bytes: &[u8], to: &mut Vec<u8>) {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     for three in bytes.chunks(3) {
@@ -356,14 +356,14 @@ pub(super) fn base64(bytes: &[u8], to: &mut Vec<u8>) {
     }
 }
 
-/// Text out of blocks, between which a character may be cut.
+/// Decodes blocks that may cut characters.
 #[derive(Default)]
 struct Decoder {
     begun: Vec<u8>,
 }
 
 impl Decoder {
-    /// Hands over text, and whether it's what the bytes say.
+    /// Passes text to `to`, and whether the bytes were valid.
     fn decode(&mut self, block: &[u8], last: bool, mut to: impl FnMut(&str, bool)) {
         self.begun.extend_from_slice(block);
         let mut rest = self.begun.as_slice();
@@ -390,7 +390,7 @@ impl Decoder {
     }
 }
 
-/// Copies a part of a file as it is, without the bytes coming by here where that's possible and safe.
+/// Copies a part of a file, in the kernel where that is possible and safe.
 pub(super) fn copy(
     from: &File,
     start: u64,
@@ -399,8 +399,8 @@ pub(super) fn copy(
 ) -> io::Result<()> {
     to.flush()?;
     let mut at = start;
-    // To a pipe or a socket, the kernel would send the file's own memory, which is freed, and so
-    // overwritten by zeros, before the reader has come to it.
+    // To a pipe or a socket, `sendfile` would pass the file's own pages. They are freed, and so
+    // overwritten by zeros, before the reader gets to them.
     let kind = rustix::fs::fstat(&*to).map(|to| FileType::from_raw_mode(to.st_mode));
     let mut sends = matches!(kind, Ok(FileType::RegularFile | FileType::CharacterDevice));
     let mut block = Vec::new();
@@ -410,7 +410,7 @@ pub(super) fn copy(
             match sendfile(&*to, from, Some(&mut at), left.min(8 << 20)) {
                 Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
                 Ok(_) | Err(Errno::INTR) => {}
-                // Not every kind of output can be sent to, nor one that is appended to.
+                // `sendfile` does not support every output, nor one opened for appending.
                 Err(Errno::INVAL | Errno::NOSYS | Errno::PERM | Errno::AGAIN) => sends = false,
                 Err(error) => return Err(error.into()),
             }
@@ -425,29 +425,29 @@ pub(super) fn copy(
     to.flush()
 }
 
-/// A job's output that is shown while the job runs.
+/// The output of a running job, shown while it runs.
 #[derive(Debug)]
-pub(super) struct Live {
+pub(super) struct LiveOutput {
     pub(super) id: u64,
     file: Arc<File>,
     start: u64,
-    /// Where it ends, once that is known.
+    /// The end of the output, once known.
     end: Arc<AtomicU64>,
-    /// How much of it was shown.
+    /// Bytes that were shown.
     pub(super) shown: u64,
 }
 
-impl Live {
-    /// Shows what has come since; whether there was any.
+impl LiveOutput {
+    /// Shows new output. Returns whether there was any.
     pub(super) fn follow(&mut self, to: &mut (impl Write + AsFd)) -> io::Result<bool> {
         let at = self.start + self.shown;
-        // In this order: when the file has something of the worker's next job, the end is known.
+        // In this order: once the file has output of the next job, the end is known.
         let length = self.file.metadata()?.len();
         let end = length.min(self.end.load(Ordering::Acquire));
         if end <= at {
             return Ok(false);
         }
-        // Not for so long that nothing else is heard of.
+        // Bounded, so that other events are processed in between.
         let end = end.min(at + (64 << 20));
         copy(&self.file, at, end, to)?;
         free(&self.file, at, end);
@@ -462,7 +462,7 @@ mod tests {
     use super::*;
     use std::io::{Seek, SeekFrom};
 
-    fn written(bytes: &[u8], form: &Written) -> Vec<u8> {
+    fn written(bytes: &[u8], form: &Encoding) -> Vec<u8> {
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(bytes, 5).unwrap();
         let part = Part { file: Arc::new(file), start: 5, length: bytes.len() as u64 };
@@ -479,15 +479,15 @@ mod tests {
         // Longer than a block, with a character and a line across its end.
         let text = "aé\"\n\u{1b}".repeat(BLOCK / 3);
         let bytes = text.as_bytes();
-        assert_eq!(written(bytes, &Written::Raw), bytes);
+        assert_eq!(written(bytes, &Encoding::Raw), bytes);
         let tagged = command::tagged(b"x\t", bytes);
-        assert_eq!(written(bytes, &Written::Tagged(b"x\t".to_vec())), tagged);
-        let json = [b"\"", written(bytes, &Written::Json).as_slice(), b"\""].concat();
+        assert_eq!(written(bytes, &Encoding::Tagged(b"x\t".to_vec())), tagged);
+        let json = [b"\"", written(bytes, &Encoding::Json).as_slice(), b"\""].concat();
         assert_eq!(serde_json::from_slice::<String>(&json).unwrap(), text);
-        let csv = [b"\"", written(bytes, &Written::Csv).as_slice(), b"\""].concat();
+        let csv = [b"\"", written(bytes, &Encoding::Csv).as_slice(), b"\""].concat();
         let mut reader = ::csv::ReaderBuilder::new().has_headers(false).from_reader(csv.as_slice());
         assert_eq!(&reader.byte_records().next().unwrap().unwrap()[0], bytes);
-        let table = String::from_utf8(written(bytes, &Written::Table)).unwrap();
+        let table = String::from_utf8(written(bytes, &Encoding::Table)).unwrap();
         assert_eq!(table.lines().count(), text.lines().count());
         assert!(table.lines().nth(1).unwrap().ends_with("│ \\u{1b}aé\""), "{:?}", &table[..80]);
     }
@@ -503,7 +503,7 @@ mod tests {
             ["", "f", "fo", "foo", "foob", "fooba", "foobar"].map(|it| encoded(it.as_bytes()));
         assert_eq!(cases, ["", "Zg==", "Zm8=", "Zm9v", "Zm9vYg==", "Zm9vYmE=", "Zm9vYmFy"]);
         let bytes = vec![0xff; BLOCK + 1];
-        assert_eq!(written(&bytes, &Written::Base64), encoded(&bytes).into_bytes());
+        assert_eq!(written(&bytes, &Encoding::Base64), encoded(&bytes).into_bytes());
     }
 
     #[test]

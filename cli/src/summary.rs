@@ -1,33 +1,34 @@
-//! The end of every run: what was done, what each worker did of it, and which jobs took the most.
+//! The summary of a run: totals, each worker's share, and the most expensive jobs.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use super::humane;
+use super::format;
 use super::row::Row;
 use procpool::WorkerInfo;
 
-/// So many of the worst are named, of each kind.
+/// How many of the worst jobs are named, of each kind.
 const WORST: usize = 3;
 
-/// With less work, the time is that of starting the workers: a speed-up would mean nothing.
+/// With less work, the wall time is mostly that of starting workers, and a speed-up would mean
+/// nothing.
 const LEAST_WORK: Duration = Duration::from_millis(10);
 
-/// What was done so far, by the process that did it.
+/// The totals so far, by process.
 pub(super) struct Tally {
     started: Instant,
     by_pid: HashMap<u32, Share>,
     total: Share,
     retried: u64,
-    /// Those of the failed that were ended with the run.
+    /// Failures that were killed with the run.
     killed: u64,
     slowest: Worst<Duration>,
     largest: Worst<u64>,
     failures: Vec<String>,
 }
 
-/// What one process did.
+/// The share of one process.
 #[derive(Clone, Copy, Default)]
 struct Share {
     worker: usize,
@@ -45,7 +46,7 @@ impl Share {
     }
 }
 
-/// The jobs that took the most of something, the worst first.
+/// The jobs with the highest values, in descending order.
 struct Worst<T>(Vec<(T, String)>);
 
 impl<T: Ord + Copy> Worst<T> {
@@ -65,11 +66,11 @@ impl<T: Ord + Copy> Worst<T> {
     }
 }
 
-/// A job as it's named in the summary.
+/// Returns a job's name in the summary.
 fn name(row: &Row) -> String {
     const LONGEST: usize = 40;
     let input = row.input.to_text();
-    let input = humane::one_line(&input);
+    let input = format::one_line(&input);
     match input.char_indices().nth(LONGEST) {
         None => input.into_owned(),
         Some((end, _)) => format!("{}…", &input[..end]),
@@ -77,7 +78,7 @@ fn name(row: &Row) -> String {
 }
 
 impl Tally {
-    /// Of a run that began then.
+    /// Creates the tally of a run that started then.
     pub(super) fn since(started: Instant) -> Self {
         Self {
             started,
@@ -109,7 +110,7 @@ impl Tally {
         self.total.failed
     }
 
-    /// A table of the processes that worked, or could have.
+    /// Formats a table of the workers.
     pub(super) fn workers(&self, workers: &[WorkerInfo]) -> String {
         let mut shares = self.by_pid.clone();
         for idle in workers {
@@ -127,9 +128,9 @@ impl Tally {
         text + &self.total.line("total", Some(memory.values().sum()).filter(|sum| *sum > 0)) + "\n"
     }
 
-    /// Lines on the whole, which speak of `tasks` or of `jobs`.
+    /// Formats the lines about the whole run. `noun` is `tasks` or `jobs`.
     ///
-    /// `not_begun` is what is known of inputs that were not begun, if there were any.
+    /// `not_begun` is the number of inputs that were not started, as far as known.
     pub(super) fn summary(&self, noun: &str, now: Instant, not_begun: Option<&str>) -> String {
         let Share { tasks, failed, busy, .. } = self.total;
         let wall = now.duration_since(self.started);
@@ -137,18 +138,18 @@ impl Tally {
         let seconds = wall.as_secs_f64().max(1e-9);
         let mut text = format!(
             "{} {noun} in {}, {} a second: {} done, {} failed, {} retried",
-            humane::grouped(tasks),
-            humane::duration(wall),
-            humane::rate(tasks as f64 / seconds),
-            humane::grouped(tasks - failed),
-            humane::grouped(failed - self.killed),
-            humane::grouped(self.retried),
+            format::grouped(tasks),
+            format::duration(wall),
+            format::rate(tasks as f64 / seconds),
+            format::grouped(tasks - failed),
+            format::grouped(failed - self.killed),
+            format::grouped(self.retried),
         );
         if self.killed > 0 {
-            text += &format!(", {} killed", humane::grouped(self.killed));
+            text += &format!(", {} killed", format::grouped(self.killed));
         }
         if let Some(not_begun) = not_begun {
-            text += &format!(", {not_begun} not begun");
+            text += &format!(", {not_begun} not started");
         }
         text.push('\n');
         if tasks < 2 {
@@ -156,19 +157,19 @@ impl Tally {
         }
         if busy >= LEAST_WORK {
             text += &format!(
-                "{} of work, {} times as fast as one after the other\n",
-                humane::duration(busy),
-                humane::factor(busy.as_secs_f64() / seconds)
+                "{} of work, {} times as fast as a serial run\n",
+                format::duration(busy),
+                format::factor(busy.as_secs_f64() / seconds)
             );
         }
-        text += &self.slowest.line("slowest", humane::duration);
+        text += &self.slowest.line("slowest", format::duration);
         if !self.largest.0.is_empty() {
-            text += &self.largest.line("most memory", humane::bytes);
+            text += &self.largest.line("most memory", format::bytes);
         }
         if failed > 0 {
             let more = failed - self.failures.len() as u64;
             let more = if more > 0 {
-                format!(" and {} more", humane::grouped(more))
+                format!(" and {} more", format::grouped(more))
             } else {
                 String::new()
             };
@@ -182,11 +183,11 @@ impl Share {
     fn line(&self, name: &str, memory: Option<u64>) -> String {
         line(
             name,
-            &humane::grouped(self.tasks),
-            &humane::grouped(self.failed),
-            &humane::duration(self.busy),
-            // A worker that is gone has none.
-            &memory.map_or("-".to_owned(), humane::bytes),
+            &format::grouped(self.tasks),
+            &format::grouped(self.failed),
+            &format::duration(self.busy),
+            // The memory of a dead worker is unknown.
+            &memory.map_or("-".to_owned(), format::bytes),
         )
     }
 }

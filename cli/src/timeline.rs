@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 
 use super::args::TimelineArgs;
 use super::exit::{Exit, Usage};
-use super::humane;
+use super::format;
 use super::trace::Entry;
 
 /// Sizes in pixels.
@@ -36,13 +36,13 @@ pub(super) fn run(args: &TimelineArgs) -> Result<Exit> {
             written.context("failed to write the picture to standard output")?;
         }
     }
-    Ok(Exit::AllWell)
+    Ok(Exit::Success)
 }
 
 fn read(path: &Path) -> Result<Vec<Entry>> {
     let refused = |error: &dyn std::fmt::Display| {
         Usage::error(format!(
-            "{path:?} can't be read as a trace: {error}; give what procpool run --trace has written"
+            "failed to read {path:?} as a trace: {error}; give a file written by run --trace"
         ))
     };
     let text = fs::read(path).map_err(|error| refused(&error))?;
@@ -212,9 +212,9 @@ fn draw_track(svg: &mut String, entries: &[&Entry], y: f64, scale: f64) {
 fn draw_slice(svg: &mut String, drawn: &Drawn<'_>, y: f64, scale: f64) {
     let (x, width) =
         (LEFT + drawn.start * scale, ((drawn.end - drawn.start) * scale).max(NARROWEST));
-    let time = humane::duration(Duration::from_secs_f64((drawn.end - drawn.start).max(0.0) / 1e6));
+    let time = format::duration(Duration::from_secs_f64((drawn.end - drawn.start).max(0.0) / 1e6));
     let title = if drawn.count > 1 {
-        format!("{} jobs, {time}", humane::grouped(drawn.count as u64))
+        format!("{} jobs, {time}", format::grouped(drawn.count as u64))
     } else {
         let error =
             drawn.first.args.error.as_ref().map_or(String::new(), |error| format!(": {error}"));
@@ -253,7 +253,7 @@ fn add(svg: &mut String, text: std::fmt::Arguments<'_>) {
 
 /// As text of a picture, in which control characters may not be.
 fn escape(text: &str) -> String {
-    humane::one_line(text).replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+    format::one_line(text).replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 
 #[cfg(test)]

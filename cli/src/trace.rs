@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use super::exit::Usage;
 use super::numbers::{Numbering, Numbers};
 use super::row::Row;
-use crate::tasks::command::Earlier;
+use crate::tasks::command::FailedAttempt;
 use procpool::{Event, EventKind};
 
 /// How much is gathered at most before it's written.
@@ -92,7 +92,7 @@ struct State {
     /// Jobs that have ended before it was told of all their lost attempts: how many those are.
     awaited: HashMap<u64, (String, u32)>,
     /// What went wrong first; after that, no more is written.
-    trouble: Option<io::Error>,
+    error: Option<io::Error>,
 }
 
 /// An attempt at a job.
@@ -134,7 +134,7 @@ impl Trace {
             numbering: Numbering::new(numbers),
             lost: HashMap::new(),
             awaited: HashMap::new(),
-            trouble: None,
+            error: None,
         };
         state.name("process_name", 0, "procpool".to_owned());
         state.write();
@@ -211,7 +211,7 @@ impl Trace {
             state.attempt(&name, row.number, lost);
         }
         for (attempt, earlier) in (first..).zip(&row.earlier) {
-            let Earlier { began, elapsed, ref error } = *earlier;
+            let FailedAttempt { began, elapsed, ref error } = *earlier;
             state.answered(row, attempt, began, elapsed, Some(error));
         }
         state.answered(row, row.attempt, row.began, row.elapsed, row.error.as_ref());
@@ -229,7 +229,7 @@ impl Trace {
     pub(super) fn close(&self) -> Result<(), String> {
         let mut state = self.state();
         state.write();
-        match state.trouble.take() {
+        match state.error.take() {
             None => Ok(()),
             Some(error) => Err(format!("failed to write the trace to {:?}: {error}", state.path)),
         }
@@ -336,14 +336,14 @@ impl State {
 
     /// Writes what was gathered, and the end of the list after it.
     fn write(&mut self) {
-        if self.trouble.is_some() || self.page.is_empty() {
+        if self.error.is_some() || self.page.is_empty() {
             return;
         }
         let length = self.page.len() as u64;
         self.page.extend_from_slice(END);
         match self.file.write_all_at(&self.page, self.at) {
             Ok(()) => self.at += length,
-            Err(error) => self.trouble = Some(error),
+            Err(error) => self.error = Some(error),
         }
         self.page.clear();
     }

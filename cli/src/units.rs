@@ -1,22 +1,22 @@
-//! Durations and sizes as people type them.
+//! Parses durations and sizes.
 
 use std::time::Duration;
 
-/// How long an input may take.
+/// The time limit of an input.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum TimeLimit {
     Fixed(Duration),
-    /// So many times the median of those that have succeeded.
+    /// This many times the median of the successful jobs.
     OfMedian(f64),
 }
 
-/// A longer time than this is as good as none.
+/// A longer time means no limit.
 const LONGEST: f64 = 1e9;
 
-/// The least memory that a limit makes sense for: a worker takes some of that by itself.
+/// The least memory limit that makes sense: a worker needs part of it for itself.
 const LEAST_MEMORY: u64 = 16 << 20;
 
-/// `10`, `1.5`, `500ms`, `2s`, `1m`, `2h`; without a unit, seconds.
+/// Parses `10`, `1.5`, `500ms`, `2s`, `1m`, `2h`. The default unit is the second.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
     const FORM: &str = "give seconds, or a number with a unit: 10, 1.5, 500ms, 2s, 1m, 2h";
     let (number, unit) = split(text).ok_or(FORM)?;
@@ -28,12 +28,12 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
         _ => return Err(FORM.to_owned()),
     };
     if seconds < 1e-3 {
-        return Err("nothing is done in less than 1ms; leave it out for no limit".to_owned());
+        return Err("the minimum is 1ms; leave it out for no limit".to_owned());
     }
     Ok(Duration::from_secs_f64(seconds.min(LONGEST)))
 }
 
-/// A duration, or `300%`, of the median.
+/// Parses a duration, or a percentage of the median such as `300%`.
 pub(super) fn time_limit(text: &str) -> Result<TimeLimit, String> {
     match text.trim().strip_suffix('%') {
         None => duration(text).map(TimeLimit::Fixed),
@@ -46,7 +46,7 @@ pub(super) fn time_limit(text: &str) -> Result<TimeLimit, String> {
     }
 }
 
-/// `200M`, `1.5G`, `64MiB`, in units of 1024; without a unit, bytes.
+/// Parses `200M`, `1.5G`, `64MiB`, in units of 1024. The default unit is the byte.
 pub(super) fn memory(text: &str) -> Result<u64, String> {
     const FORM: &str = "give a number with a unit: 200M, 1G, 1.5GiB";
     let (number, unit) = split(text).ok_or(FORM)?;
@@ -55,12 +55,12 @@ pub(super) fn memory(text: &str) -> Result<u64, String> {
     let shift = ["", "k", "m", "g", "t"].iter().position(|known| *known == unit).ok_or(FORM)?;
     let bytes = (number * f64::from(1u32 << 10).powi(shift as i32)) as u64;
     if bytes < LEAST_MEMORY {
-        return Err("a worker takes some 10M by itself; give at least 16M".to_owned());
+        return Err("give at least 16M: a worker itself needs about 10M".to_owned());
     }
     Ok(bytes)
 }
 
-/// A number that isn't negative, and what stands after it.
+/// Splits a non-negative number from its unit.
 fn split(text: &str) -> Option<(f64, &str)> {
     let text = text.trim();
     let end = text.find(|character: char| !character.is_ascii_digit() && character != '.');

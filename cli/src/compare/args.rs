@@ -1,4 +1,4 @@
-//! What is typed after `compare`.
+//! The arguments of `compare`.
 
 use std::path::PathBuf;
 
@@ -9,49 +9,49 @@ use crate::tasks;
 
 const EXAMPLES: &str = "\
 Parts:
-  overhead    start-up, one call's round trip, tiny tasks, payloads, memory, with calibration
-  scaling     time, speed-up S = T1/Tp against the serial run, efficiency E = S/p
-  break-even  how long an item must take for processes to be worth it
+  overhead    start-up, round trip of a call, tiny tasks, payloads, memory, and a calibration
+  scaling     time, speed-up S = T1/Tp over the serial run, efficiency E = S/p
+  break-even  the item duration from which processes pay off
 
-Tables and figures go to standard output, what is being done to standard error.
+Tables and figures go to standard output, and progress to standard error.
 
 Examples:
   procpool compare --quick
   procpool compare --task parzen --procs 1,2,4,8 --plot pictures
   procpool compare --only scaling --task image --format csv > scaling.csv";
 
-/// What is typed after `compare`.
+/// The arguments of `compare`.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct CompareArgs {
-    /// What to do in the part about scaling; 'procpool tasks' says more
+    /// Task of the scaling part; 'procpool tasks' lists them
     #[arg(short, long, value_name = "NAME", default_value = "pi")]
     #[arg(value_parser = PossibleValuesParser::new(tasks::ALL.iter().map(|task| task.name)))]
     pub(super) task: String,
 
-    /// How many threads and processes to try there
+    /// Numbers of threads and processes to measure
     #[arg(short, long, value_name = "N,…", value_delimiter = ',', default_value = "1,2,3,4,6,8")]
     #[arg(value_parser = clap::value_parser!(u16).range(1..=256))]
     pub(super) procs: Vec<u16>,
 
-    /// Measure some parts only
+    /// Parts to measure [default: all]
     #[arg(long, value_enum, value_name = "PART,…", value_delimiter = ',')]
     pub(super) only: Vec<Part>,
 
-    /// How often everything is measured [default: 7, or 3 with --quick]
+    /// Repetitions of every measurement [default: 7, or 3 with --quick]
     #[arg(short, long, value_name = "N")]
     #[arg(value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub(super) repetitions: Option<u16>,
 
-    /// Less of everything: some seconds instead of a minute or two
+    /// Measure less: seconds instead of a minute or two
     #[arg(long)]
     pub(super) quick: bool,
 
-    /// Draw pictures into this directory, each as SVG and as PNG; made if it's missing
+    /// Draw pictures as SVG and PNG into DIR; created if missing
     #[arg(long, value_name = "DIR")]
     pub(super) plot: Option<PathBuf>,
 
-    /// How to write what was measured
+    /// Format of the results
     #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t = Format::Table)]
     pub(super) format: Format,
 }
@@ -65,12 +65,12 @@ pub(super) enum Part {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Format {
-    /// Aligned columns, to be looked at
+    /// Aligned columns
     Table,
-    /// One JSON object with every repetition of everything
+    /// One JSON object with every repetition
     Json,
     /// One line per figure, with a header
     Csv,
-    /// Tables for a page
+    /// Markdown tables
     Markdown,
 }

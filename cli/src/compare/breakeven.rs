@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::machine::cores;
-use super::measure::{Effort, Spread, Turn, seconds, take_turns};
+use super::measure::{Contender, Sample, SampleSize, seconds, take_turns};
 use procpool::Pool;
 
 /// How long items take, in nanoseconds, from next to nothing to a millisecond.
@@ -41,16 +41,16 @@ pub(super) struct Point {
     /// Seconds that one takes by itself, as measured.
     pub(super) item: f64,
     pub(super) items: u64,
-    pub(super) serial: Spread,
-    pub(super) threads: Spread,
-    pub(super) processes: Spread,
+    pub(super) serial: Sample,
+    pub(super) threads: Sample,
+    pub(super) processes: Sample,
     /// How many times as fast as serial.
-    pub(super) speed_up: Spread,
+    pub(super) speed_up: Sample,
     /// How many times as long as threads.
-    pub(super) beside_threads: Spread,
+    pub(super) beside_threads: Sample,
 }
 
-pub(super) fn measure(effort: &Effort) -> Result<BreakEven> {
+pub(super) fn measure(size: &SampleSize) -> Result<BreakEven> {
     let procs = cores();
     let pool = Pool::new(procs).context("failed to start the pool")?;
     let threads = rayon::ThreadPoolBuilder::new()
@@ -58,12 +58,12 @@ pub(super) fn measure(effort: &Effort) -> Result<BreakEven> {
         .build()
         .context("failed to start the threads")?;
     let steps_per_nano = calibrate();
-    let long = effort.of(0.1, 0.03);
+    let long = size.of(0.1, 0.03);
     let mut points = Vec::new();
-    for nanos in effort.of(FULL, QUICK) {
+    for nanos in size.of(FULL, QUICK) {
         let steps = (*nanos as f64 * steps_per_nano) as u32;
         let items = ((long * 1e9 / *nanos as f64) as u64).clamp(50, MOST_ITEMS);
-        points.push(point(steps, items, &pool, &threads, effort.repetitions)?);
+        points.push(point(steps, items, &pool, &threads, size.repetitions)?);
     }
     let from = |holds: fn(&Point) -> bool| {
         // From there on, not just there.
@@ -83,13 +83,13 @@ fn point(
     repetitions: usize,
 ) -> Result<Point> {
     let work: Vec<u32> = vec![steps; items as usize];
-    let serial: Turn<'_> =
+    let serial: Contender<'_> =
         Box::new(|| Ok(seconds(|| work.iter().copied().map(spin).collect::<Vec<_>>()).0));
-    let by_threads: Turn<'_> = Box::new(|| {
+    let by_threads: Contender<'_> = Box::new(|| {
         let work = || work.par_iter().copied().map(spin).collect::<Vec<_>>();
         Ok(seconds(|| threads.install(work)).0)
     });
-    let by_processes: Turn<'_> = Box::new(|| {
+    let by_processes: Contender<'_> = Box::new(|| {
         let (time, done) = seconds(|| pool.map(spin, work.iter().copied()));
         done?;
         Ok(time)

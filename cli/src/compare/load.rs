@@ -86,7 +86,7 @@ impl Dir {
     fn make() -> Result<Self> {
         let path = std::env::temp_dir().join(format!("procpool-compare-{}", std::process::id()));
         std::fs::create_dir_all(&path)
-            .with_context(|| format!("failed to make the directory {}", path.display()))?;
+            .with_context(|| format!("failed to create the directory {}", path.display()))?;
         Ok(Self(path))
     }
 }

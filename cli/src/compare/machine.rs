@@ -43,7 +43,9 @@ impl Machine {
         const QUIET: f64 = 0.95;
         let least = self.share_of_cores.iter().copied().fold(1.0, f64::min);
         let busy = least < QUIET;
-        busy.then(|| format!("others worked, too: {:.0} % of the cores were free", least * 100.0))
+        busy.then(|| {
+            format!("the machine was shared: {:.0} % of the cores were free", least * 100.0)
+        })
     }
 
     /// On one line.
@@ -52,7 +54,7 @@ impl Machine {
             "{}, {} cores, {}; Linux {}; procpool {}; load before the run {}",
             self.cpu,
             self.cores,
-            crate::humane::bytes(self.memory),
+            crate::format::bytes(self.memory),
             self.kernel,
             self.procpool,
             self.load

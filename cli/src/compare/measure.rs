@@ -7,12 +7,12 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 
 /// How much is measured.
-pub(super) struct Effort {
+pub(super) struct SampleSize {
     pub(super) quick: bool,
     pub(super) repetitions: usize,
 }
 
-impl Effort {
+impl SampleSize {
     pub(super) fn new(quick: bool, repetitions: Option<usize>) -> Self {
         Self { quick, repetitions: repetitions.unwrap_or(if quick { 3 } else { 7 }) }
     }
@@ -25,14 +25,14 @@ impl Effort {
 
 /// One figure, repetition by repetition.
 #[derive(Clone, Debug, Default, Serialize)]
-pub(super) struct Spread {
+pub(super) struct Sample {
     pub(super) median: f64,
     pub(super) least: f64,
     pub(super) greatest: f64,
     pub(super) values: Vec<f64>,
 }
 
-impl Spread {
+impl Sample {
     pub(super) fn of(values: Vec<f64>) -> Self {
         let least = values.iter().copied().fold(f64::INFINITY, f64::min);
         let greatest = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -51,14 +51,14 @@ impl Spread {
 }
 
 /// One who takes part; a turn gives a figure.
-pub(super) type Turn<'a> = Box<dyn FnMut() -> Result<f64> + 'a>;
+pub(super) type Contender<'a> = Box<dyn FnMut() -> Result<f64> + 'a>;
 
 /// Lets all take their turn, so many times, forwards and backwards alternately. The first round
 /// warms up and does not count.
 pub(super) fn take_turns<const N: usize>(
     repetitions: usize,
-    mut turns: [Turn<'_>; N],
-) -> Result<[Spread; N]> {
+    mut turns: [Contender<'_>; N],
+) -> Result<[Sample; N]> {
     let mut values = [const { Vec::new() }; N];
     for round in 0..=repetitions {
         for step in 0..N {
@@ -69,7 +69,7 @@ pub(super) fn take_turns<const N: usize>(
             }
         }
     }
-    Ok(values.map(Spread::of))
+    Ok(values.map(Sample::of))
 }
 
 /// Seconds that this takes. What it gives is dropped after that.
@@ -87,7 +87,7 @@ pub(super) fn sorted_calls<R>(
     let mut times = Vec::with_capacity(calls);
     for _ in 0..calls {
         let (time, result) = seconds(&mut call);
-        result.context("a call that was to be timed failed")?;
+        result.context("a measured call failed")?;
         times.push(time);
     }
     times.sort_by(f64::total_cmp);
@@ -117,10 +117,10 @@ mod tests {
 
     #[test]
     fn a_spread_has_the_middle_and_both_ends() {
-        let spread = Spread::of(vec![3.0, 1.0, 10.0]);
-        assert_eq!((spread.median, spread.least, spread.greatest), (3.0, 1.0, 10.0));
-        assert_eq!(Spread::of(vec![1.0, 2.0]).median, 1.5);
-        let ratio = spread.over(&Spread::of(vec![1.0, 1.0, 2.0]));
+        let sample = Sample::of(vec![3.0, 1.0, 10.0]);
+        assert_eq!((sample.median, sample.least, sample.greatest), (3.0, 1.0, 10.0));
+        assert_eq!(Sample::of(vec![1.0, 2.0]).median, 1.5);
+        let ratio = sample.over(&Sample::of(vec![1.0, 1.0, 2.0]));
         assert_eq!(ratio.values, [3.0, 1.0, 5.0]);
     }
 
@@ -134,7 +134,7 @@ mod tests {
     #[test]
     fn the_first_round_does_not_count_and_nobody_is_always_first() {
         let order = std::cell::RefCell::new(Vec::new());
-        let turn = |who: f64| -> Turn<'_> {
+        let turn = |who: f64| -> Contender<'_> {
             let order = &order;
             Box::new(move || {
                 order.borrow_mut().push(who);

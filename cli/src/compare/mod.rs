@@ -2,19 +2,19 @@
 //!
 //! ```text
 //!   args ─► overhead, scaling, breakeven ─► report ─► standard output
-//!                 measure, copy, load          └────► plot ─► DIR/*.svg, *.png
+//!                 measure, calibration, load  └────► plot ─► DIR/*.svg, *.png
 //! ```
 //!
 //! Three parts, each in its own file, measure the same work done serially, by threads (rayon) and by
 //! processes. Whoever is compared takes turns within a repetition, so that what else the machine
-//! does meets all of them (`measure`). `load` makes the work of a built-in task, `copy` is the
+//! does meets all of them (`measure`). `load` makes the work of a built-in task, `calibration` is the
 //! calibration: this program started for nothing, and a socket to it. `report` puts it all into
 //! tables and files, and `plot` into pictures.
 
 pub(super) mod args;
 mod breakeven;
-mod copy;
-mod format;
+mod calibration;
+mod figures;
 mod load;
 mod machine;
 mod measure;
@@ -28,8 +28,8 @@ use std::io::{self, Write};
 use anyhow::{Context, Result};
 
 use self::args::{CompareArgs, Format, Part};
-pub(super) use self::copy::serve_if_copy;
-use self::measure::Effort;
+pub(super) use self::calibration::serve_calibration;
+use self::measure::SampleSize;
 use self::report::Report;
 use super::exit::{Exit, Usage};
 use crate::tasks;
@@ -43,24 +43,24 @@ pub(super) fn run(args: CompareArgs) -> Result<Exit> {
     if let Some(dir) = &args.plot {
         // Before minutes of measuring, not after them.
         std::fs::create_dir_all(dir)
-            .with_context(|| format!("failed to make the directory {}", dir.display()))?;
+            .with_context(|| format!("failed to create the directory {}", dir.display()))?;
     }
     let wants = |part| args.only.is_empty() || args.only.contains(&part);
-    let effort = Effort::new(args.quick, args.repetitions.map(usize::from));
-    let mut report = Report::new(machine::Machine::look(), effort.repetitions);
+    let size = SampleSize::new(args.quick, args.repetitions.map(usize::from));
+    let mut report = Report::new(machine::Machine::look(), size.repetitions);
     if wants(Part::Overhead) {
         doing("measuring overhead");
-        report.overhead = Some(overhead::measure(&effort)?);
+        report.overhead = Some(overhead::measure(&size)?);
         report.machine.look_again();
     }
     if wants(Part::Scaling) {
         doing(&format!("measuring how {} scales", task.name));
-        report.scaling = Some(scaling::measure(task, &procs, &effort)?);
+        report.scaling = Some(scaling::measure(task, &procs, &size)?);
         report.machine.look_again();
     }
     if wants(Part::BreakEven) {
         doing("measuring where processes break even");
-        report.breakeven = Some(breakeven::measure(&effort)?);
+        report.breakeven = Some(breakeven::measure(&size)?);
         report.machine.look_again();
     }
     let page = match args.format {
@@ -77,7 +77,7 @@ pub(super) fn run(args: CompareArgs) -> Result<Exit> {
     let mut stdout = io::stdout().lock();
     let written = stdout.write_all(&page).and_then(|()| stdout.flush());
     written.context("failed to write to standard output")?;
-    Ok(Exit::AllWell)
+    Ok(Exit::Success)
 }
 
 /// Tells whoever waits.

@@ -12,9 +12,11 @@ use rayon::ThreadPool;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::copy::{Echo, start_and_end};
+use super::calibration::{Echo, start_and_end};
 use super::machine::cores;
-use super::measure::{Effort, Spread, Turn, median, percentile, seconds, sorted_calls, take_turns};
+use super::measure::{
+    Contender, Sample, SampleSize, median, percentile, seconds, sorted_calls, take_turns,
+};
 use procpool::{Pool, WorkerState};
 
 /// Workers of the pools whose start is timed.
@@ -35,10 +37,10 @@ pub(super) struct Overhead {
 
 #[derive(Debug, Serialize)]
 pub(super) struct Start {
-    pub(super) processes: Spread,
-    pub(super) threads: Spread,
-    pub(super) bare_process: Spread,
-    pub(super) bare_thread: Spread,
+    pub(super) processes: Sample,
+    pub(super) threads: Sample,
+    pub(super) bare_process: Sample,
+    pub(super) bare_thread: Sample,
 }
 
 #[derive(Debug, Serialize)]
@@ -51,38 +53,38 @@ pub(super) struct RoundTrip {
 
 #[derive(Debug, Serialize)]
 pub(super) struct Latency {
-    pub(super) p50: Spread,
-    pub(super) p99: Spread,
+    pub(super) p50: Sample,
+    pub(super) p99: Sample,
 }
 
 #[derive(Debug, Serialize)]
 pub(super) struct Tiny {
     pub(super) items: u64,
-    pub(super) processes: Spread,
-    pub(super) threads: Spread,
-    pub(super) serial: Spread,
+    pub(super) processes: Sample,
+    pub(super) threads: Sample,
+    pub(super) serial: Sample,
     pub(super) calls: u64,
-    pub(super) processes_singly: Spread,
-    pub(super) threads_singly: Spread,
+    pub(super) processes_singly: Sample,
+    pub(super) threads_singly: Sample,
 }
 
 /// A `Vec<u8>` of one size to a worker and back.
 #[derive(Debug, Serialize)]
 pub(super) struct Payload {
     pub(super) bytes: usize,
-    pub(super) seconds: Spread,
+    pub(super) seconds: Sample,
     /// The same bytes copied once in memory.
-    pub(super) copy: Spread,
+    pub(super) copy: Sample,
     /// Bytes a second, each counted once however often it travels.
-    pub(super) rate: Spread,
+    pub(super) rate: Sample,
 }
 
 #[derive(Debug, Serialize)]
 pub(super) struct Memory {
     /// Private memory of an idle worker.
-    pub(super) process: Spread,
+    pub(super) process: Sample,
     /// Private memory that this process gains with an idle thread.
-    pub(super) thread: Spread,
+    pub(super) thread: Sample,
 }
 
 fn identity(x: u64) -> u64 {
@@ -93,16 +95,16 @@ fn send_back(bytes: Vec<u8>) -> Vec<u8> {
     bytes
 }
 
-pub(super) fn measure(effort: &Effort) -> Result<Overhead> {
-    let start = start(effort)?;
+pub(super) fn measure(size: &SampleSize) -> Result<Overhead> {
+    let start = start(size)?;
     let pool = new_pool(cores())?;
     let threads = new_threads(cores())?;
     Ok(Overhead {
         start,
-        round_trip: round_trip(&pool, &threads, effort)?,
-        tiny: tiny(&pool, &threads, effort)?,
-        payloads: payloads(&pool, effort)?,
-        memory: memory(effort)?,
+        round_trip: round_trip(&pool, &threads, size)?,
+        tiny: tiny(&pool, &threads, size)?,
+        payloads: payloads(&pool, size)?,
+        memory: memory(size)?,
     })
 }
 
@@ -115,16 +117,16 @@ fn new_threads(threads: usize) -> Result<ThreadPool> {
     threads.context("failed to start the threads")
 }
 
-fn start(effort: &Effort) -> Result<Start> {
-    let times = effort.of(15, 5);
-    let some = |mut one: Box<dyn FnMut() -> Result<f64>>| -> Turn<'static> {
+fn start(size: &SampleSize) -> Result<Start> {
+    let times = size.of(15, 5);
+    let some = |mut one: Box<dyn FnMut() -> Result<f64>>| -> Contender<'static> {
         Box::new(move || {
             let times: Result<Vec<_>> = (0..times).map(|_| one()).collect();
             Ok(median(&times?))
         })
     };
     let [processes, threads, bare_process, bare_thread] = take_turns(
-        effort.repetitions,
+        size.repetitions,
         [
             some(Box::new(|| {
                 let (time, pool) = seconds(|| -> Result<Pool> {
@@ -161,8 +163,8 @@ fn start(effort: &Effort) -> Result<Start> {
     Ok(Start { processes, threads, bare_process, bare_thread })
 }
 
-fn round_trip(pool: &Pool, threads: &ThreadPool, effort: &Effort) -> Result<RoundTrip> {
-    let calls = effort.of(5_000, 1_000);
+fn round_trip(pool: &Pool, threads: &ThreadPool, size: &SampleSize) -> Result<RoundTrip> {
+    let calls = size.of(5_000, 1_000);
     let socket = Echo::start()?;
     let by_thread = || {
         let (to, from) = sync_channel(1);
@@ -172,7 +174,7 @@ fn round_trip(pool: &Pool, threads: &ThreadPool, effort: &Effort) -> Result<Roun
         Ok(from.recv()?)
     };
     let mut all: [[Vec<f64>; 2]; 3] = Default::default();
-    for round in 0..=effort.repetitions {
+    for round in 0..=size.repetitions {
         let times = [
             sorted_calls(calls, || Ok(pool.apply(identity, 1)?))?,
             sorted_calls(calls, by_thread)?,
@@ -185,26 +187,26 @@ fn round_trip(pool: &Pool, threads: &ThreadPool, effort: &Effort) -> Result<Roun
         }
     }
     let [processes, threads, socket] =
-        all.map(|[p50, p99]| Latency { p50: Spread::of(p50), p99: Spread::of(p99) });
+        all.map(|[p50, p99]| Latency { p50: Sample::of(p50), p99: Sample::of(p99) });
     Ok(RoundTrip { calls, processes, threads, socket })
 }
 
-fn tiny(pool: &Pool, threads: &ThreadPool, effort: &Effort) -> Result<Tiny> {
-    let items = effort.of(1_000_000, 200_000);
-    let calls = effort.of(20_000, 5_000);
+fn tiny(pool: &Pool, threads: &ThreadPool, size: &SampleSize) -> Result<Tiny> {
+    let items = size.of(1_000_000, 200_000);
+    let calls = size.of(20_000, 5_000);
     let rate = |count: u64, time: f64| count as f64 / time;
-    let by_processes: Turn<'_> = Box::new(|| {
+    let by_processes: Contender<'_> = Box::new(|| {
         let (time, done) = seconds(|| pool.map(identity, 0..items));
         done?;
         Ok(rate(items, time))
     });
-    let by_threads: Turn<'_> = Box::new(|| {
+    let by_threads: Contender<'_> = Box::new(|| {
         let work = || (0..items).into_par_iter().map(identity).collect::<Vec<_>>();
         Ok(rate(items, seconds(|| threads.install(work)).0))
     });
-    let serial: Turn<'_> =
+    let serial: Contender<'_> =
         Box::new(|| Ok(rate(items, seconds(|| (0..items).map(identity).collect::<Vec<_>>()).0)));
-    let processes_singly: Turn<'_> = Box::new(|| {
+    let processes_singly: Contender<'_> = Box::new(|| {
         let (time, done) = seconds(|| -> Result<()> {
             let tasks: Vec<_> = (0..calls).map(|x| pool.apply_async(identity, x)).collect();
             for task in tasks {
@@ -215,7 +217,7 @@ fn tiny(pool: &Pool, threads: &ThreadPool, effort: &Effort) -> Result<Tiny> {
         done?;
         Ok(rate(calls, time))
     });
-    let threads_singly: Turn<'_> = Box::new(|| {
+    let threads_singly: Contender<'_> = Box::new(|| {
         let (time, done) = seconds(|| -> Result<()> {
             let (to, from) = std::sync::mpsc::channel();
             for x in 0..calls {
@@ -233,21 +235,21 @@ fn tiny(pool: &Pool, threads: &ThreadPool, effort: &Effort) -> Result<Tiny> {
         Ok(rate(calls, time))
     });
     let [processes, threads, serial, processes_singly, threads_singly] = take_turns(
-        effort.repetitions,
+        size.repetitions,
         [by_processes, by_threads, serial, processes_singly, threads_singly],
     )?;
     Ok(Tiny { items, processes, threads, serial, calls, processes_singly, threads_singly })
 }
 
-fn payloads(pool: &Pool, effort: &Effort) -> Result<Vec<Payload>> {
+fn payloads(pool: &Pool, size: &SampleSize) -> Result<Vec<Payload>> {
     /// From a page to more than any cache, by powers of 4.
     const FULL: [u32; 8] = [12, 14, 16, 18, 20, 22, 24, 26];
     const QUICK: [u32; 4] = [12, 16, 20, 24];
-    let sizes: &[u32] = effort.of(&FULL, &QUICK);
-    sizes.iter().map(|power| payload(pool, 1 << power, effort)).collect()
+    let sizes: &[u32] = size.of(&FULL, &QUICK);
+    sizes.iter().map(|power| payload(pool, 1 << power, size)).collect()
 }
 
-fn payload(pool: &Pool, bytes: usize, effort: &Effort) -> Result<Payload> {
+fn payload(pool: &Pool, bytes: usize, size: &SampleSize) -> Result<Payload> {
     let content: Vec<u8> = (0..bytes).map(|place| place as u8).collect();
     // Short ones many times, the longest once.
     let times = ((16 << 20) / bytes).clamp(1, 200);
@@ -255,26 +257,26 @@ fn payload(pool: &Pool, bytes: usize, effort: &Effort) -> Result<Payload> {
         let times: Result<Vec<_>> = (0..times).map(|_| one()).collect();
         Ok(median(&times?))
     };
-    let travel: Turn<'_> = Box::new(|| {
+    let travel: Contender<'_> = Box::new(|| {
         some(Box::new(|| {
             let argument = content.clone();
             let (time, back) = seconds(|| pool.apply(send_back, argument));
             if back?.last() != content.last() {
-                bail!("other bytes came back");
+                bail!("the returned bytes differ");
             }
             Ok(time)
         }))
     });
-    let copied: Turn<'_> = Box::new(|| some(Box::new(|| Ok(seconds(|| content.clone()).0))));
-    let [seconds, copy] = take_turns(effort.repetitions, [travel, copied])?;
+    let copied: Contender<'_> = Box::new(|| some(Box::new(|| Ok(seconds(|| content.clone()).0))));
+    let [seconds, copy] = take_turns(size.repetitions, [travel, copied])?;
     let rate = seconds.map(|time| bytes as f64 / time);
     Ok(Payload { bytes, seconds, copy, rate })
 }
 
-fn memory(effort: &Effort) -> Result<Memory> {
+fn memory(size: &SampleSize) -> Result<Memory> {
     let mut process = Vec::new();
     let mut thread = Vec::new();
-    for _ in 0..effort.repetitions {
+    for _ in 0..size.repetitions {
         let pool = new_pool(STARTED)?;
         pool.map(identity, 0..1_000)?;
         wait_until_idle(&pool)?;
@@ -283,7 +285,7 @@ fn memory(effort: &Effort) -> Result<Memory> {
         process.push(median(&each?));
         thread.push(memory_of_thread()?);
     }
-    Ok(Memory { process: Spread::of(process), thread: Spread::of(thread) })
+    Ok(Memory { process: Sample::of(process), thread: Sample::of(thread) })
 }
 
 /// Until all workers are there and have nothing to do.
@@ -291,7 +293,7 @@ fn wait_until_idle(pool: &Pool) -> Result<()> {
     let start = Instant::now();
     while pool.workers().iter().any(|worker| worker.state != WorkerState::Idle) {
         if start.elapsed() > Duration::from_secs(60) {
-            bail!("the workers did not come to rest within a minute");
+            bail!("the workers did not become idle within a minute");
         }
         thread::sleep(Duration::from_millis(5));
     }

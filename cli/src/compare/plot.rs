@@ -10,11 +10,11 @@ use plotters::coord::ranged1d::{Ranged, ValueFormatter};
 use plotters::element::DashedPathElement;
 use plotters::prelude::*;
 
-use super::format;
+use super::figures;
 use super::overhead::Payload;
 use super::report::Report;
-use super::scaling::{AtProcs, Scaling, Way};
-use crate::humane;
+use super::scaling::{AtProcs, Scaling, Variant};
+use crate::format;
 use crate::tasks::FileFormat;
 use crate::tasks::canvas::{self, Drawing, FONT};
 
@@ -137,7 +137,7 @@ struct Lines<'a> {
 
 impl Lines<'_> {
     /// What is drawn of one way at so many.
-    fn value(&self, way: &Way) -> f64 {
+    fn value(&self, way: &Variant) -> f64 {
         match self.what {
             What::SpeedUp => way.speed_up.median,
             What::Efficiency => way.efficiency.median,
@@ -201,7 +201,7 @@ impl Drawing for Lines<'_> {
                 let ends = [(x, y), (x + 40 * legend, y)];
                 DashedPathElement::new(ends, 10 * unit, 7 * unit, dashes)
             });
-        type Of = fn(&AtProcs) -> &Way;
+        type Of = fn(&AtProcs) -> &Variant;
         let ways: [(&str, RGBColor, f64, Of); 2] = [
             ("threads (rayon)", THREADS, -0.03, |at| &at.threads),
             ("processes (procpool)", PROCESSES, 0.03, |at| &at.processes),
@@ -217,11 +217,11 @@ impl Drawing for Lines<'_> {
                 .label(name)
                 .legend(move |(x, y)| line_in_legend(x, y, legend, colour, 4));
             chart.draw_series(points().map(|(x, way)| {
-                let spread = match self.what {
+                let sample = match self.what {
                     What::SpeedUp => &way.speed_up,
                     What::Efficiency => &way.efficiency,
                 };
-                let ends = vec![(x, spread.least), (x, spread.greatest)];
+                let ends = vec![(x, sample.least), (x, sample.greatest)];
                 PathElement::new(ends, colour.mix(0.6).stroke_width(2 * unit))
             }))?;
             chart
@@ -279,8 +279,8 @@ impl Drawing for Payloads<'_> {
         let sizes = || self.0.iter().map(|payload| payload.bytes as f64);
         let (least, most) = (sizes().fold(f64::INFINITY, f64::min), sizes().fold(1.0, f64::max));
         let times = || self.0.iter().flat_map(|payload| [&payload.seconds, &payload.copy]);
-        let quickest = times().map(|spread| spread.least).fold(f64::INFINITY, f64::min);
-        let slowest = times().map(|spread| spread.greatest).fold(0.0, f64::max);
+        let quickest = times().map(|sample| sample.least).fold(f64::INFINITY, f64::min);
+        let slowest = times().map(|sample| sample.greatest).fold(0.0, f64::max);
         // Whole powers of ten, so that the axis begins and ends at a label.
         let power = |time: f64| 10f64.powf(time);
         let (low, high) = (power(quickest.log10().floor()), power(slowest.log10().ceil()));
@@ -298,7 +298,7 @@ impl Drawing for Payloads<'_> {
         let time = |seconds: &f64| short_time(*seconds);
         mesh(&mut chart, unit, ["size", "time there and back"], &size, &time)?;
         let legend = unit as i32;
-        type Of = fn(&Payload) -> &super::measure::Spread;
+        type Of = fn(&Payload) -> &super::measure::Sample;
         let series: [(&str, RGBColor, Of); 2] = [
             ("one memcpy (clone)", OTHER, |payload| &payload.copy),
             ("process (procpool)", PROCESSES, |payload| &payload.seconds),
@@ -308,18 +308,18 @@ impl Drawing for Payloads<'_> {
                 || self.0.iter().map(|payload| ((payload.bytes as f64).log2(), of(payload)));
             chart
                 .draw_series(LineSeries::new(
-                    points().map(|(x, spread)| (x, spread.median)),
+                    points().map(|(x, sample)| (x, sample.median)),
                     colour.stroke_width(4 * unit),
                 ))?
                 .label(name)
                 .legend(move |(x, y)| line_in_legend(x, y, legend, colour, 4));
-            chart.draw_series(points().map(|(x, spread)| {
-                let ends = vec![(x, spread.least), (x, spread.greatest)];
+            chart.draw_series(points().map(|(x, sample)| {
+                let ends = vec![(x, sample.least), (x, sample.greatest)];
                 PathElement::new(ends, colour.mix(0.6).stroke_width(2 * unit))
             }))?;
             chart
-                .draw_series(points().map(|(x, spread)| {
-                    Circle::new((x, spread.median), 7 * unit, colour.filled())
+                .draw_series(points().map(|(x, sample)| {
+                    Circle::new((x, sample.median), 7 * unit, colour.filled())
                 }))?;
         }
         chart
@@ -387,11 +387,11 @@ impl Drawing for Bars<'_> {
             &format!("Serial against processes: {} on {} cores", self.scaling.task, self.cores),
             &format!(
                 "time for {} jobs, median; lines from least to greatest{}",
-                humane::grouped(self.scaling.jobs as u64),
+                format::grouped(self.scaling.jobs as u64),
                 self.busy
             ),
         )?;
-        let highest = bars.iter().map(|(_, _, spread)| spread.greatest).fold(0.0, f64::max);
+        let highest = bars.iter().map(|(_, _, sample)| sample.greatest).fold(0.0, f64::max);
         let mut chart = ChartBuilder::on(&area)
             .x_label_area_size(76 * unit)
             .y_label_area_size(120 * unit)
@@ -402,7 +402,7 @@ impl Drawing for Bars<'_> {
         };
         let time = |seconds: &f64| match seconds {
             0.0 => "0".to_owned(),
-            seconds => format::time(*seconds),
+            seconds => figures::time(*seconds),
         };
         chart
             .configure_mesh()
@@ -419,20 +419,20 @@ impl Drawing for Bars<'_> {
             .bold_line_style(INK.mix(0.12).stroke_width(unit))
             .light_line_style(TRANSPARENT)
             .draw()?;
-        for (place, (_, colour, spread)) in bars.iter().enumerate() {
+        for (place, (_, colour, sample)) in bars.iter().enumerate() {
             let x = place as f64;
-            let corners = [(x - 0.32, 0.0), (x + 0.32, spread.median)];
+            let corners = [(x - 0.32, 0.0), (x + 0.32, sample.median)];
             chart.draw_series([Rectangle::new(corners, colour.filled())])?;
-            let ends = vec![(x, spread.least), (x, spread.greatest)];
+            let ends = vec![(x, sample.least), (x, sample.greatest)];
             chart.draw_series([PathElement::new(ends, INK.stroke_width(2 * unit))])?;
-            let speed_up = serial.median / spread.median;
-            let mut label = format::time(spread.median);
+            let speed_up = serial.median / sample.median;
+            let mut label = figures::time(sample.median);
             if place > 0 {
                 label += &format!("  ({speed_up:.2} ×)");
             }
             use plotters::style::text_anchor::{HPos, Pos, VPos};
             let style = text(24, unit).pos(Pos::new(HPos::Center, VPos::Bottom));
-            let above = spread.greatest + highest * 0.02;
+            let above = sample.greatest + highest * 0.02;
             chart.draw_series([Text::new(label, (x, above), style)])?;
         }
         on.present()?;
@@ -444,15 +444,15 @@ impl Drawing for Bars<'_> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::compare::measure::Spread;
+    use crate::compare::measure::Sample;
 
     #[test]
     fn pictures_show_what_was_measured_in_both_formats() {
-        let spread = |value: f64| Spread::of(vec![value, value * 1.1, value * 0.9]);
-        let way = |speed_up: f64| Way {
-            seconds: spread(1.0 / speed_up),
-            speed_up: spread(speed_up),
-            efficiency: spread(0.9),
+        let sample = |value: f64| Sample::of(vec![value, value * 1.1, value * 0.9]);
+        let way = |speed_up: f64| Variant {
+            seconds: sample(1.0 / speed_up),
+            speed_up: sample(speed_up),
+            efficiency: sample(0.9),
         };
         let by_procs = [1, 2, 3].map(|procs| AtProcs {
             procs,
@@ -460,7 +460,7 @@ mod tests {
             processes: way(procs as f64),
         });
         let scaling =
-            Scaling { task: "pi", jobs: 1000, serial: spread(1.0), by_procs: by_procs.into() };
+            Scaling { task: "pi", jobs: 1000, serial: sample(1.0), by_procs: by_procs.into() };
         let mut report = Report::new(super::super::machine::Machine::look(), 3);
         report.scaling = Some(scaling);
         let dir = tempfile::tempdir().unwrap();

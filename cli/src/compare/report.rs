@@ -4,9 +4,9 @@ use anyhow::Result;
 use serde::Serialize;
 
 use super::breakeven::BreakEven;
-use super::format;
+use super::figures;
 use super::machine::Machine;
-use super::measure::Spread;
+use super::measure::Sample;
 use super::overhead::Overhead;
 use super::scaling::Scaling;
 
@@ -101,27 +101,27 @@ impl Report {
             "greatest",
             "repetitions",
         ])?;
-        for (part, what, who, at, unit, spread) in self.figures() {
+        for (part, what, who, at, unit, sample) in self.figures() {
             writer.write_record([
                 part,
                 what,
                 who,
                 &at,
                 unit,
-                &spread.median.to_string(),
-                &spread.least.to_string(),
-                &spread.greatest.to_string(),
-                &spread.values.len().to_string(),
+                &sample.median.to_string(),
+                &sample.least.to_string(),
+                &sample.greatest.to_string(),
+                &sample.values.len().to_string(),
             ])?;
         }
         Ok(writer.into_inner()?)
     }
 
     fn explain(&self) -> String {
-        let spread = format!("Medians of {} repetitions (least–greatest)", self.repetitions);
+        let sample = format!("Medians of {} repetitions (least–greatest)", self.repetitions);
         match self.machine.busy() {
-            Some(busy) => format!("{spread}; {busy}"),
-            None => spread,
+            Some(busy) => format!("{sample}; {busy}"),
+            None => sample,
         }
     }
 
@@ -137,8 +137,8 @@ impl Report {
         let mut all = Vec::new();
         if let Some(it) = &self.overhead {
             let none = String::new;
-            let mut add = |what, who, at, unit, spread| {
-                all.push(("overhead", what, who, at, unit, spread));
+            let mut add = |what, who, at, unit, sample| {
+                all.push(("overhead", what, who, at, unit, sample));
             };
             add("start-up", "processes", none(), "s", &it.start.processes);
             add("start-up", "threads", none(), "s", &it.start.threads);
@@ -182,8 +182,8 @@ impl Report {
         }
         for point in self.breakeven.iter().flat_map(|it| &it.points) {
             let item = || point.item.to_string();
-            let mut add = |who, spread| {
-                all.push(("break-even", "items of so many seconds", who, item(), "s", spread));
+            let mut add = |who, sample| {
+                all.push(("break-even", "items of so many seconds", who, item(), "s", sample));
             };
             add("serial", &point.serial);
             add("threads", &point.threads);
@@ -194,7 +194,7 @@ impl Report {
 }
 
 /// Part, what, who, at which size or number, unit, and the figure.
-type Figure<'a> = (&'a str, &'a str, &'a str, String, &'a str, &'a Spread);
+type Figure<'a> = (&'a str, &'a str, &'a str, String, &'a str, &'a Sample);
 
 fn overhead(it: &Overhead) -> Vec<Table> {
     let row = |what: &str, cells: [String; 3]| {
@@ -202,9 +202,9 @@ fn overhead(it: &Overhead) -> Vec<Table> {
         row.extend(cells);
         row
     };
-    let time = |spread: &Spread| spread_of(spread, format::time);
-    let rate = |spread: &Spread| spread_of(spread, format::rate);
-    let size = |spread: &Spread| spread_of(spread, format::bytes);
+    let time = |sample: &Sample| spread_of(sample, figures::time);
+    let rate = |sample: &Sample| spread_of(sample, figures::rate);
+    let size = |sample: &Sample| spread_of(sample, figures::bytes);
     let calls = Table {
         title: "Overhead".to_owned(),
         heads: &["", "processes", "threads", "calibration"],
@@ -226,7 +226,7 @@ fn overhead(it: &Overhead) -> Vec<Table> {
                 ],
             ),
             row(
-                "one call there and back, p50",
+                "round trip of a call, p50",
                 [
                     time(&it.round_trip.processes.p50),
                     time(&it.round_trip.threads.p50),
@@ -234,7 +234,7 @@ fn overhead(it: &Overhead) -> Vec<Table> {
                 ],
             ),
             row(
-                "one call there and back, p99",
+                "round trip of a call, p99",
                 [
                     time(&it.round_trip.processes.p99),
                     time(&it.round_trip.threads.p99),
@@ -242,7 +242,7 @@ fn overhead(it: &Overhead) -> Vec<Table> {
                 ],
             ),
             row(
-                "tiny tasks in a map, a second",
+                "tiny tasks in a map, per second",
                 [
                     rate(&it.tiny.processes),
                     rate(&it.tiny.threads),
@@ -250,7 +250,7 @@ fn overhead(it: &Overhead) -> Vec<Table> {
                 ],
             ),
             row(
-                "tiny tasks by single calls, a second",
+                "tiny tasks by single calls, per second",
                 [rate(&it.tiny.processes_singly), rate(&it.tiny.threads_singly), String::new()],
             ),
             row(
@@ -264,15 +264,15 @@ fn overhead(it: &Overhead) -> Vec<Table> {
     };
     let payload = |payload: &super::overhead::Payload| {
         vec![
-            crate::humane::bytes(payload.bytes as u64),
+            crate::format::bytes(payload.bytes as u64),
             time(&payload.seconds),
-            spread_of(&payload.rate, format::byte_rate),
+            spread_of(&payload.rate, figures::byte_rate),
             time(&payload.copy),
             format!("{:.1} ×", payload.seconds.over(&payload.copy).median),
         ]
     };
     let payloads = Table {
-        title: "A Vec<u8> to a worker and back, by its size".to_owned(),
+        title: "Round trip of a Vec<u8>, by size".to_owned(),
         heads: &["bytes", "there and back", "bytes a second", "memcpy", "to memcpy"],
         rows: it.payloads.iter().map(payload).collect(),
         note: "Each byte is counted once; the memcpy is a clone, into memory that is new."
@@ -282,7 +282,7 @@ fn overhead(it: &Overhead) -> Vec<Table> {
 }
 
 fn scaling(it: &Scaling) -> Table {
-    let time = |spread: &Spread| spread_of(spread, format::time);
+    let time = |sample: &Sample| spread_of(sample, figures::time);
     let mut rows = vec![
         ["serial".to_owned(), time(&it.serial)].into_iter().chain(vec![String::new(); 5]).collect(),
     ];
@@ -306,11 +306,11 @@ fn scaling(it: &Scaling) -> Table {
 }
 
 fn breakeven(it: &BreakEven) -> Table {
-    let time = |spread: &Spread| spread_of(spread, format::time);
+    let time = |sample: &Sample| spread_of(sample, figures::time);
     let row = |point: &super::breakeven::Point| {
         vec![
-            format::time(point.item),
-            crate::humane::grouped(point.items),
+            figures::time(point.item),
+            crate::format::grouped(point.items),
             time(&point.serial),
             time(&point.threads),
             time(&point.processes),
@@ -319,8 +319,8 @@ fn breakeven(it: &BreakEven) -> Table {
         ]
     };
     let from = |item: Option<f64>| match item {
-        Some(item) => format!("from {} an item", format::time(item)),
-        None => "at no length that was tried".to_owned(),
+        Some(item) => format!("from {} per item", figures::time(item)),
+        None => "at no measured duration".to_owned(),
     };
     Table {
         title: format!("Break-even, {} threads and {0} processes", it.procs),
@@ -334,12 +334,12 @@ fn breakeven(it: &BreakEven) -> Table {
     }
 }
 
-/// The median, and the ends of the spread beside it.
-fn spread_of(spread: &Spread, show: impl Fn(f64) -> String) -> String {
-    if spread.values.len() < 2 {
-        return show(spread.median);
+/// The median, and the ends of the sample beside it.
+fn spread_of(sample: &Sample, show: impl Fn(f64) -> String) -> String {
+    if sample.values.len() < 2 {
+        return show(sample.median);
     }
-    format!("{} ({}–{})", show(spread.median), show(spread.least), show(spread.greatest))
+    format!("{} ({}–{})", show(sample.median), show(sample.least), show(sample.greatest))
 }
 
 #[cfg(test)]
@@ -347,21 +347,22 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::compare::breakeven::Point;
-    use crate::compare::scaling::{AtProcs, Way};
+    use crate::compare::scaling::{AtProcs, Variant};
 
-    fn spread(value: f64) -> Spread {
-        Spread::of(vec![value, value * 2.0, value])
+    fn sample(value: f64) -> Sample {
+        Sample::of(vec![value, value * 2.0, value])
     }
 
     fn report() -> Report {
-        let way = || Way { seconds: spread(0.5), speed_up: spread(1.9), efficiency: spread(0.95) };
+        let way =
+            || Variant { seconds: sample(0.5), speed_up: sample(1.9), efficiency: sample(0.95) };
         let at = AtProcs { procs: 2, threads: way(), processes: way() };
         let machine = Machine::look();
         Report {
             scaling: Some(Scaling {
                 task: "pi",
                 jobs: 12,
-                serial: spread(0.95),
+                serial: sample(0.95),
                 by_procs: vec![at],
             }),
             breakeven: Some(BreakEven {
@@ -369,11 +370,11 @@ mod tests {
                 points: vec![Point {
                     item: 1e-6,
                     items: 1000,
-                    serial: spread(1e-3),
-                    threads: spread(5e-4),
-                    processes: spread(6e-4),
-                    speed_up: spread(1.7),
-                    beside_threads: spread(1.2),
+                    serial: sample(1e-3),
+                    threads: sample(5e-4),
+                    processes: sample(6e-4),
+                    speed_up: sample(1.7),
+                    beside_threads: sample(1.2),
                 }],
                 beats_serial: Some(1e-6),
                 near_threads: None,
@@ -387,8 +388,8 @@ mod tests {
         let page = String::from_utf8(report().table()).unwrap();
         assert!(page.contains("Scaling: 12 jobs of the task 'pi'"), "{page}");
         assert!(page.contains("500 ms (500 ms–1.00 s)"), "{page}");
-        assert!(page.contains("beat serial from 1.00 µs an item"), "{page}");
-        assert!(page.contains("threads at no length that was tried"), "{page}");
+        assert!(page.contains("beat serial from 1.00 µs per item"), "{page}");
+        assert!(page.contains("threads at no measured duration"), "{page}");
     }
 
     #[test]

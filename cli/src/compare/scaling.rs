@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::load::{Load, answer};
-use super::measure::{Effort, Spread, Turn, seconds, take_turns};
+use super::measure::{Contender, Sample, SampleSize, seconds, take_turns};
 use crate::tasks::{Output, Task};
 use procpool::Pool;
 
@@ -16,7 +16,7 @@ pub(super) struct Scaling {
     pub(super) task: &'static str,
     pub(super) jobs: usize,
     /// Seconds of the true serial run: a plain loop.
-    pub(super) serial: Spread,
+    pub(super) serial: Sample,
     pub(super) by_procs: Vec<AtProcs>,
 }
 
@@ -24,45 +24,45 @@ pub(super) struct Scaling {
 #[derive(Debug, Serialize)]
 pub(super) struct AtProcs {
     pub(super) procs: usize,
-    pub(super) threads: Way,
-    pub(super) processes: Way,
+    pub(super) threads: Variant,
+    pub(super) processes: Variant,
 }
 
 /// Seconds, how many times as fast as serial that is, and how much of p times it is.
 #[derive(Debug, Serialize)]
-pub(super) struct Way {
-    pub(super) seconds: Spread,
-    pub(super) speed_up: Spread,
-    pub(super) efficiency: Spread,
+pub(super) struct Variant {
+    pub(super) seconds: Sample,
+    pub(super) speed_up: Sample,
+    pub(super) efficiency: Sample,
 }
 
-impl Way {
-    fn new(seconds: Spread, serial: &Spread, procs: usize) -> Self {
+impl Variant {
+    fn new(seconds: Sample, serial: &Sample, procs: usize) -> Self {
         let speed_up = serial.over(&seconds);
         let efficiency = speed_up.map(|speed_up| speed_up / procs as f64);
         Self { seconds, speed_up, efficiency }
     }
 }
 
-pub(super) fn measure(task: &'static Task, procs: &[usize], effort: &Effort) -> Result<Scaling> {
-    let load = Load::new(task, effort.of(Duration::from_secs(1), Duration::from_millis(150)))?;
+pub(super) fn measure(task: &'static Task, procs: &[usize], size: &SampleSize) -> Result<Scaling> {
+    let load = Load::new(task, size.of(Duration::from_secs(1), Duration::from_millis(150)))?;
     let mut all_serial = Vec::new();
     let mut by_procs = Vec::new();
     for procs in procs {
         // The serial run takes its turn each time: it is what the others are measured by.
-        let [serial, threads, processes] = at(&load, *procs, effort.repetitions)?;
+        let [serial, threads, processes] = at(&load, *procs, size.repetitions)?;
         all_serial.extend(&serial.values);
         by_procs.push(AtProcs {
             procs: *procs,
-            threads: Way::new(threads, &serial, *procs),
-            processes: Way::new(processes, &serial, *procs),
+            threads: Variant::new(threads, &serial, *procs),
+            processes: Variant::new(processes, &serial, *procs),
         });
     }
-    let serial = Spread::of(all_serial);
+    let serial = Sample::of(all_serial);
     Ok(Scaling { task: task.name, jobs: load.jobs.len(), serial, by_procs })
 }
 
-fn at(load: &Load, procs: usize, repetitions: usize) -> Result<[Spread; 3]> {
+fn at(load: &Load, procs: usize, repetitions: usize) -> Result<[Sample; 3]> {
     let pool = Pool::new(procs).context("failed to start the pool")?;
     let threads = rayon::ThreadPoolBuilder::new()
         .num_threads(procs)
@@ -70,22 +70,22 @@ fn at(load: &Load, procs: usize, repetitions: usize) -> Result<[Spread; 3]> {
         .context("failed to start the threads")?;
     let run = load.task.run;
     let check = |time: f64, answers: Vec<Result<Output, String>>| {
-        ensure!(answers.len() == load.jobs.len(), "answers are missing");
+        ensure!(answers.len() == load.jobs.len(), "results are missing");
         for one in answers {
             answer(one)?;
         }
         Ok(time)
     };
-    let serial: Turn<'_> = Box::new(|| {
+    let serial: Contender<'_> = Box::new(|| {
         let (time, answers) = seconds(|| load.jobs.iter().cloned().map(run).collect());
         check(time, answers)
     });
-    let by_threads: Turn<'_> = Box::new(|| {
+    let by_threads: Contender<'_> = Box::new(|| {
         let work = || load.jobs.par_iter().cloned().map(run).collect();
         let (time, answers) = seconds(|| threads.install(work));
         check(time, answers)
     });
-    let by_processes: Turn<'_> = Box::new(|| {
+    let by_processes: Contender<'_> = Box::new(|| {
         let (time, answers) = seconds(|| pool.map(run, load.jobs.iter().cloned()));
         check(time, answers?)
     });

@@ -1,4 +1,4 @@
-//! What can go wrong, and doing it, for real, to the process that this is called in.
+//! The cases: faults, and their execution in the calling process.
 
 use std::hint::black_box;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,50 +8,51 @@ use std::time::{Duration, Instant};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-/// What a program takes for granted, and any code in it can change.
+/// A global variable that the program relies on and any code can change.
 pub(super) static GLOBAL: AtomicU64 = AtomicU64::new(1);
 
-/// A leak that nothing stops ends here, so that the wall's failure is not the machine's.
+/// Ends a leak that no limit stops, to protect the machine.
 const LEAK_AT_MOST: usize = 1 << 30;
 
-/// Likewise a wait for a kill that doesn't come.
+/// Ends the wait for a kill that does not come.
 const WAIT_AT_MOST: Duration = Duration::from_secs(10);
 
-/// How many healthy tasks there are beside the one that goes wrong.
+/// Healthy tasks beside the one that fails.
 pub(super) const NEIGHBOURS: usize = 8;
 
-/// What a worker that leaks may take, and the process of threads as a whole. A healthy one takes a tenth.
+/// Memory limit of the leaking worker, and of the process of threads. A healthy worker uses a
+/// tenth.
 pub(super) const MEMORY: u64 = 128 << 20;
 
-/// The limit that keeps core files away. With 1 the kernel doesn't even start a program that would
-/// collect one, which with 0 it does (core(5)); and no core file is as small as that.
+/// The core size limit that prevents core files. With 0 the kernel still starts a program that
+/// collects them, with 1 it does not (core(5)); and no core file is as small as that.
 pub(super) const NO_CORE: u64 = 1;
 
-/// What goes wrong.
+/// A fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Case {
-    /// It panics
+    /// Panics
     Panic,
-    /// It aborts
+    /// Aborts
     Abort,
-    /// It writes to memory that isn't there
+    /// Writes to unmapped memory
     Segfault,
-    /// It calls itself without end
+    /// Recurses without end
     StackOverflow,
-    /// It calls exit(0)
+    /// Calls exit(0)
     Exit,
-    /// It takes more and more memory
+    /// Allocates memory without end
     Leak,
-    /// It never comes to an end
+    /// Loops forever
     Loop,
-    /// It changes a global variable
+    /// Changes a global variable
     Global,
-    /// It changes the current directory
+    /// Changes the current directory
     Directory,
-    /// It closes the file descriptors 0 to 255
+    /// Closes the file descriptors 0 to 255
     Descriptors,
-    /// It is killed from outside (SIGKILL)
+    /// Is killed from outside (SIGKILL)
     Kill,
 }
 
@@ -60,23 +61,23 @@ impl Case {
         Self::value_variants().to_vec()
     }
 
-    /// As it is typed.
+    /// Returns the name on the command line.
     pub(super) fn name(self) -> String {
         self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
     }
 
-    /// What the task does, in a few words.
+    /// Returns a short description.
     pub(super) fn summary(self) -> String {
         let value = self.to_possible_value();
         value.and_then(|value| value.get_help().map(ToString::to_string)).unwrap_or_default()
     }
 
-    /// Whether it leaves the process alive and well, but changed.
+    /// Whether the process survives, with changed state.
     pub(super) fn is_change(self) -> bool {
         matches!(self, Self::Global | Self::Directory | Self::Descriptors)
     }
 
-    /// Does it.
+    /// Causes the fault.
     pub(super) fn act(self) {
         match self {
             Self::Panic => panic!("on purpose"),
@@ -111,7 +112,7 @@ impl Case {
 
 fn segfault() {
     let nowhere = std::ptr::without_provenance_mut::<u8>(black_box(8));
-    // SAFETY: none; the kernel ends this process for it, which is what is to be shown. Nothing is
+    // SAFETY: none. The kernel kills this process for it, which is what the case shows. Nothing is
     // ever mapped at the first page.
     unsafe { nowhere.write_volatile(1) }
 }
@@ -125,12 +126,12 @@ fn overflow(depth: u64) -> u64 {
 fn leak() {
     const PIECE: usize = 1 << 20;
     for _ in 0..LEAK_AT_MOST / PIECE {
-        // Written to, or the kernel would only promise it.
+        // Written to, since the kernel would otherwise only promise the memory.
         std::mem::forget(black_box(vec![1u8; PIECE]));
     }
 }
 
 fn close_descriptors() {
-    // SAFETY: none for whoever owns them, which is what is to be shown.
+    // SAFETY: none for the owners of the descriptors, which is what the case shows.
     unsafe { libc::close_range(0, 255, 0) };
 }

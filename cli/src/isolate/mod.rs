@@ -1,18 +1,17 @@
-//! `procpool isolate`: the wall, shown to somebody who doubts it.
+//! `procpool isolate`: shows that a fault in one task does not reach the others.
 //!
-//! In each case eight healthy tasks are under way when a ninth one goes wrong. It happens twice: in
-//! a pool of worker processes, and, for comparison, in a process of threads that is started for it.
-//! Nothing is known beforehand: whatever is shown was seen, and a case is contained if the answers
-//! and the state of the neighbours say so.
+//! Each case runs eight healthy tasks beside one that fails. It runs twice: in a pool of worker
+//! processes, and, for comparison, among threads in a child process. Every line of the report is
+//! observed. A case is contained if the results and the state of the neighbours prove it.
 //!
 //! | file | owns |
 //! |---|---|
-//! | `cases` | what can go wrong, and doing it |
-//! | `scene` | how those who take part know of each other, across threads and processes |
-//! | `neighbour` | the healthy task, and what of its surroundings it would notice |
-//! | `processes` | the act in a pool |
-//! | `threads` | the act among threads: the child process, and who watches it |
-//! | `report` | what is shown |
+//! | `cases` | the faults |
+//! | `rendezvous` | how the tasks synchronise, across threads and processes |
+//! | `neighbour` | the healthy task, and the part of its environment that it checks |
+//! | `processes` | a case in a pool |
+//! | `threads` | a case among threads: the child process and its observer |
+//! | `report` | the report |
 
 use anyhow::{Context, Result};
 
@@ -23,15 +22,15 @@ use super::exit::Exit;
 pub(super) mod cases;
 mod neighbour;
 mod processes;
+mod rendezvous;
 mod report;
-mod scene;
 mod threads;
 
 use cases::Case;
 
 pub(super) fn run(args: IsolateArgs) -> Result<Exit> {
-    if let (Some(scene), [case, ..]) = (&args.threads_child, args.case.as_slice()) {
-        return threads::act(*case, scene);
+    if let (Some(rendezvous), [case, ..]) = (&args.threads_child, args.case.as_slice()) {
+        return threads::act(*case, rendezvous);
     }
     let cases = if args.case.is_empty() { Case::all() } else { args.case };
     let mut report = report::Report::begin(args.format)?;

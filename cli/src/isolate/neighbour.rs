@@ -1,5 +1,4 @@
-//! The healthy task: it works, has all go wrong beside it, works on, and looks around whether
-//! anything that it relies on has changed.
+//! The healthy task: works, waits for the fault, works on, and checks its environment for changes.
 
 use std::env;
 use std::fs::{self, File};
@@ -13,20 +12,20 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::cases::{Case, GLOBAL};
-use super::scene::Scene;
+use super::rendezvous::Rendezvous;
 
-/// The longest that anybody waits for the others, on a slow machine.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How long tasks wait for each other at most, on a slow machine.
+const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Steps of each half of the work.
+/// Steps in each half of the work.
 const STEPS: u64 = 100_000;
 
-/// What a healthy task answers.
+/// The result of a healthy task.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Answer {
     pub(super) neighbour: usize,
     pub(super) value: u64,
-    /// What had changed around it.
+    /// Changes in its environment.
     pub(super) changed: Vec<String>,
 }
 
@@ -37,29 +36,29 @@ impl Answer {
 }
 
 /// The healthy task.
-pub(super) fn healthy((scene, neighbour): (Scene, usize)) -> Answer {
-    let surroundings = Surroundings::look();
+pub(super) fn healthy((rendezvous, neighbour): (Rendezvous, usize)) -> Answer {
+    let environment = Environment::observe();
     let half = work(neighbour as u64 + 1);
-    scene.set_ready(neighbour);
-    scene.wait_over(PATIENCE);
-    Answer { neighbour, value: work(half), changed: surroundings.changes() }
+    rendezvous.set_ready(neighbour);
+    rendezvous.wait_over(TIMEOUT);
+    Answer { neighbour, value: work(half), changed: environment.changes() }
 }
 
-/// The answer that it should give.
+/// Returns the correct result.
 fn value(neighbour: usize) -> u64 {
     work(work(neighbour as u64 + 1))
 }
 
-/// The task that goes wrong. If it returns, it tells what it has changed around itself.
-pub(super) fn sick((scene, case): (Scene, Case)) -> Vec<String> {
-    let surroundings = Surroundings::look();
-    scene.wait_ready(PATIENCE);
-    scene.set_acting();
+/// The failing task. If it returns, the result lists the changes that it made.
+pub(super) fn sick((rendezvous, case): (Rendezvous, Case)) -> Vec<String> {
+    let environment = Environment::observe();
+    rendezvous.wait_ready(TIMEOUT);
+    rendezvous.set_acting();
     case.act();
-    surroundings.changes()
+    environment.changes()
 }
 
-/// Numbers that can't be guessed (xorshift).
+/// Computes numbers that cannot be guessed (xorshift).
 fn work(seed: u64) -> u64 {
     (0..STEPS).fold(seed, |x, _| {
         let x = x ^ (x << 13);
@@ -68,20 +67,20 @@ fn work(seed: u64) -> u64 {
     })
 }
 
-/// What a task relies on.
-pub(super) struct Surroundings {
+/// The state that a task relies on.
+pub(super) struct Environment {
     global: u64,
     directory: io::Result<PathBuf>,
-    /// A file that it has open. It is never closed: somebody else may have done so, and another file
-    /// may have its number.
+    /// An open file. Never closed: another task may have closed it, and its number may belong to
+    /// another file.
     file: io::Result<ManuallyDrop<File>>,
 }
 
-/// A file that every process can read.
+/// A file that every process may read.
 const FILE: &str = "/proc/self/exe";
 
-impl Surroundings {
-    pub(super) fn look() -> Self {
+impl Environment {
+    pub(super) fn observe() -> Self {
         Self {
             global: GLOBAL.load(Ordering::SeqCst),
             directory: env::current_dir(),
@@ -89,7 +88,7 @@ impl Surroundings {
         }
     }
 
-    /// What is no longer as it was.
+    /// Returns what has changed.
     pub(super) fn changes(&self) -> Vec<String> {
         let mut changes = Vec::new();
         let global = GLOBAL.load(Ordering::SeqCst);

@@ -1,4 +1,4 @@
-//! The act in a pool of worker processes.
+//! A case in a pool of worker processes.
 
 use std::fs;
 use std::time::Duration;
@@ -8,44 +8,44 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde::Serialize;
 
 use super::cases::{Case, MEMORY, NEIGHBOURS, NO_CORE};
-use super::neighbour::{Surroundings, healthy, sick};
-use super::scene::{Stage, wait};
-use crate::humane;
+use super::neighbour::{Environment, healthy, sick};
+use super::rendezvous::{RendezvousFile, wait};
+use crate::format;
 use procpool::{Limits, OutputMode, Pool, TaskError, TaskErrorKind, TaskOptions};
 
-/// What the endless task is given.
+/// The time limit of the endless task.
 const TIME_LIMIT: Duration = Duration::from_millis(300);
 
-/// The longest that the pool may take over what should take it milliseconds.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How long the pool may take for what should take milliseconds.
+const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// How long a worker that has answered may take to die of what it did, to be seen doing so.
+/// How long a worker that has returned a result may take to die of the fault, to be observed.
 const SETTLING: Duration = Duration::from_millis(100);
 
-/// What was seen.
+/// The observations of a case.
 #[derive(Debug, Serialize)]
-pub(super) struct Seen {
-    /// The worker in which it went wrong.
+pub(super) struct Observation {
+    /// The worker of the failing task.
     pub(super) pid: u32,
     /// What happened there, as the pool reports it.
     pub(super) happened: String,
-    /// Whether what was to go wrong did.
+    /// Whether the intended fault occurred.
     pub(super) went_wrong: bool,
     pub(super) neighbours: usize,
-    /// How many of the neighbours' answers came, and how many of those are right.
+    /// How many neighbours returned a result, and how many of the results are correct.
     pub(super) answers: usize,
     pub(super) right: usize,
-    /// What the neighbours found changed.
+    /// Changes that neighbours observed.
     pub(super) changed: Vec<String>,
-    /// What this process found changed.
+    /// Changes that this process observed.
     pub(super) changed_in_parent: Vec<String>,
-    /// The worker that has taken the place of the one that is gone, if it is.
+    /// The replacement of the dead worker, if it died.
     pub(super) new_pid: Option<u32>,
-    /// Whether the pool answered afterwards, and rightly.
+    /// Whether the pool returned correct results afterwards.
     pub(super) answers_on: bool,
 }
 
-impl Seen {
+impl Observation {
     pub(super) fn contained(&self) -> bool {
         self.went_wrong
             && self.right == self.neighbours
@@ -55,18 +55,18 @@ impl Seen {
     }
 }
 
-/// Has it go wrong, and watches.
-pub(super) fn watch(case: Case) -> Result<Seen> {
-    let stage = Stage::new().context("failed to make a file in memory")?;
-    let scene = stage.scene();
-    let surroundings = Surroundings::look();
+/// Runs the case and observes it.
+pub(super) fn watch(case: Case) -> Result<Observation> {
+    let file = RendezvousFile::new().context("failed to create a memory file")?;
+    let rendezvous = file.rendezvous();
+    let environment = Environment::observe();
     let mut builder = Pool::builder()
         .name("isolate")
         .workers(NEIGHBOURS + 1)
-        // They wait for each other, so each must be under way by itself.
+        // Tasks wait for each other, so none may wait behind another in a chunk.
         .chunk_size(1)
         .limits(Limits::new().core_size(NO_CORE))
-        // A crash prints its message, and the report says it all.
+        // A crash prints a message, and the report contains it.
         .output(OutputMode::Null);
     if case == Case::Leak {
         builder = builder.max_memory_per_worker(MEMORY);
@@ -74,20 +74,20 @@ pub(super) fn watch(case: Case) -> Result<Seen> {
     let pool = builder.build().context("failed to start the pool")?;
 
     let neighbours: Vec<_> = (0..NEIGHBOURS)
-        .map(|neighbour| pool.apply_async(healthy, (scene.clone(), neighbour)))
+        .map(|neighbour| pool.apply_async(healthy, (rendezvous.clone(), neighbour)))
         .collect();
     let sickbed = match case {
         Case::Loop => pool.with_options(TaskOptions::new().timeout(TIME_LIMIT)),
         _ => pool.clone(),
     };
-    let patient = sickbed.apply_async(sick, (scene.clone(), case));
+    let patient = sickbed.apply_async(sick, (rendezvous.clone(), case));
     if case == Case::Kill
-        && let Some(pid) = scene.wait_acting(PATIENCE)
+        && let Some(pid) = rendezvous.wait_acting(TIMEOUT)
     {
         kill(pid);
     }
     let report = patient.report();
-    scene.set_over();
+    rendezvous.set_over();
     let answers: Vec<_> =
         neighbours.into_iter().filter_map(|neighbour| neighbour.get().ok()).collect();
 
@@ -99,7 +99,7 @@ pub(super) fn watch(case: Case) -> Result<Seen> {
     let mut changed: Vec<String> =
         answers.iter().flat_map(|answer| answer.changed.clone()).collect();
     changed.dedup();
-    Ok(Seen {
+    Ok(Observation {
         pid: report.pid().unwrap_or(0),
         happened,
         went_wrong,
@@ -107,7 +107,7 @@ pub(super) fn watch(case: Case) -> Result<Seen> {
         answers: answers.len(),
         right: answers.iter().filter(|answer| answer.is_right()).count(),
         changed,
-        changed_in_parent: surroundings.changes(),
+        changed_in_parent: environment.changes(),
         new_pid: report.worker.and_then(|worker| successor(&pool, worker.slot, worker.pid)),
         answers_on: pool
             .map(|x: u64| x * x, 0..16)
@@ -115,29 +115,29 @@ pub(super) fn watch(case: Case) -> Result<Seen> {
     })
 }
 
-/// The worker that has taken this one's place; none if that one is still there.
+/// Returns the replacement of this worker, or none if the worker is still there.
 fn successor(pool: &Pool, slot: usize, pid: u32) -> Option<u32> {
     let now = || pool.workers().get(slot).map_or(pid, |worker| worker.pid);
     let is_gone = || !fs::exists(format!("/proc/{pid}")).unwrap_or(false);
     if wait(SETTLING, is_gone) {
-        wait(PATIENCE, || now() != pid);
+        wait(TIMEOUT, || now() != pid);
     }
     Some(now()).filter(|now| *now != pid)
 }
 
 fn kill(pid: u32) {
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
-    // A worker of ours that nobody has waited for: the number is its own.
+    // A worker of ours that has not been waited for: the PID cannot belong to another process.
     let _ = pid.map(|pid| kill_process(pid, Signal::KILL));
 }
 
-/// What happened, as the library has it, in a few words.
+/// Describes the error in a few words.
 fn said(error: &TaskError) -> String {
     match error.kind() {
         TaskErrorKind::Panicked { message, .. } => format!("panicked: {message}"),
         TaskErrorKind::Died { cause, .. } => cause.to_string(),
         TaskErrorKind::TimedOut { after } => {
-            format!("was stopped after {}", humane::duration(*after))
+            format!("was stopped after {}", format::duration(*after))
         }
         kind => kind.to_string(),
     }

@@ -1,4 +1,4 @@
-//! What is shown of it: a few lines for each case, as soon as it is over, and one for all.
+//! The report: a few lines per case as soon as it is over, and a line for all.
 
 use std::io::{self, Write};
 
@@ -7,27 +7,27 @@ use serde::Serialize;
 
 use super::cases::Case;
 use super::{processes, threads};
-use crate::args::Sight;
+use crate::args::ReportFormat;
 use crate::exit::Exit;
 
-/// Widths of the first two columns. With the third, a line has at most 100.
+/// Widths of the first two columns. With the third, a line has at most 100 characters.
 const CASE: usize = 14;
 const PROCESSES: usize = 42;
 
 pub(super) struct Report {
-    format: Sight,
+    format: ReportFormat,
     cases: usize,
     contained: usize,
     contained_by_threads: usize,
 }
 
-/// A case, as JSON has it.
+/// A case in JSON.
 #[derive(Serialize)]
 struct Shown<'a> {
     case: String,
     what: String,
     contained: bool,
-    processes: &'a processes::Seen,
+    processes: &'a processes::Observation,
     threads: Threads<'a>,
 }
 
@@ -35,12 +35,12 @@ struct Shown<'a> {
 struct Threads<'a> {
     contained: bool,
     #[serde(flatten)]
-    seen: &'a threads::Seen,
+    seen: &'a threads::Observation,
 }
 
 impl Report {
-    pub(super) fn begin(format: Sight) -> Result<Self> {
-        if format == Sight::Table {
+    pub(super) fn begin(format: ReportFormat) -> Result<Self> {
+        if format == ReportFormat::Table {
             write(&line("", "in a pool of processes", "in a process of threads"))?;
         }
         Ok(Self { format, cases: 0, contained: 0, contained_by_threads: 0 })
@@ -49,15 +49,15 @@ impl Report {
     pub(super) fn show(
         &mut self,
         case: Case,
-        processes: &processes::Seen,
-        threads: &threads::Seen,
+        processes: &processes::Observation,
+        threads: &threads::Observation,
     ) -> Result<()> {
         self.cases += 1;
         self.contained += usize::from(processes.contained());
         self.contained_by_threads += usize::from(threads.contained());
         match self.format {
-            Sight::Table => write(&paragraph(case, processes, threads)),
-            Sight::Json => {
+            ReportFormat::Table => write(&paragraph(case, processes, threads)),
+            ReportFormat::Json => {
                 let shown = Shown {
                     case: case.name(),
                     what: case.summary(),
@@ -70,7 +70,7 @@ impl Report {
         }
     }
 
-    /// Says how many were contained.
+    /// Reports how many cases were contained.
     pub(super) fn end(self) -> Result<Exit> {
         let (contained, cases) = (self.contained, self.cases);
         let line = format!(
@@ -78,17 +78,21 @@ impl Report {
             self.contained_by_threads
         );
         match self.format {
-            Sight::Table => write(&format!("\n{line}"))?,
-            Sight::Json => {
+            ReportFormat::Table => write(&format!("\n{line}"))?,
+            ReportFormat::Json => {
                 let _ = io::stderr().write_all(line.as_bytes()); // objects only, on the other one
             }
         }
-        Ok(if contained == cases { Exit::AllWell } else { Exit::SomeFailed })
+        Ok(if contained == cases { Exit::Success } else { Exit::Failure })
     }
 }
 
-/// A case, in the lines of a table.
-fn paragraph(case: Case, processes: &processes::Seen, threads: &threads::Seen) -> String {
+/// Formats a case as lines of the table.
+fn paragraph(
+    case: Case,
+    processes: &processes::Observation,
+    threads: &threads::Observation,
+) -> String {
     let left = [
         format!("PID {}: {}", processes.pid, processes.happened),
         answers(processes.right, processes.answers, processes.neighbours),
@@ -127,7 +131,7 @@ fn answers(right: usize, came: usize, of: usize) -> String {
     }
 }
 
-/// What was found changed by those who had no part in it.
+/// Describes the changes that others than the failing task observed.
 fn changes(neighbours: &[String], parent: &[String]) -> String {
     let mut text = Vec::new();
     if !neighbours.is_empty() {

@@ -1,5 +1,5 @@
-//! The act among threads: in a child process, since it may not come back, and the parent's look at
-//! that.
+//! A case among threads: in a child process, which may die of it, and its observation by the
+//! parent.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -16,72 +16,72 @@ use serde::{Deserialize, Serialize};
 
 use super::cases::{Case, MEMORY, NEIGHBOURS, NO_CORE};
 use super::neighbour::{Answer, healthy, sick};
-use super::scene::{Scene, Stage, wait};
+use super::rendezvous::{Rendezvous, RendezvousFile, wait};
 use crate::exit::Exit;
 use procpool::DeathCause;
 
-/// How long a process that doesn't end by itself is watched.
+/// How long to observe a process that does not end by itself.
 const TIME_LIMIT: Duration = Duration::from_secs(2);
 
-/// How long the neighbours wait for the one that goes wrong, there.
-const PATIENCE: Duration = Duration::from_millis(500);
+/// How long neighbours wait for the failing task.
+const TIMEOUT: Duration = Duration::from_millis(500);
 
-/// CPU time after which the kernel ends the process, should nobody be left to do it.
+/// CPU time after which the kernel kills the process, if its parent is gone.
 const CPU_SECONDS: u64 = 20;
 
-/// Descriptors from here on are not closed by what goes wrong.
+/// Descriptors from here on survive the fault.
 const HIGH_FD: i32 = 512;
 
-/// What was seen.
+/// The observations of a case.
 #[derive(Debug, Serialize)]
-pub(super) struct Seen {
+pub(super) struct Observation {
     pub(super) pid: u32,
     /// How the process ended.
     pub(super) ended: String,
-    /// Whether it did so by itself, without a failure.
+    /// Whether it exited by itself with success.
     pub(super) ended_well: bool,
-    /// What became of the thread in which it went wrong, if it lived to tell.
+    /// What happened to the failing thread, if it survived to report it.
     pub(super) happened: Option<String>,
     pub(super) neighbours: usize,
-    /// How many of the neighbours' answers came, and how many of those are right.
+    /// How many neighbours returned a result, and how many of the results are correct.
     pub(super) answers: usize,
     pub(super) right: usize,
-    /// What the neighbours found changed.
+    /// Changes that neighbours observed.
     pub(super) changed: Vec<String>,
 }
 
-impl Seen {
+impl Observation {
     pub(super) fn contained(&self) -> bool {
         self.ended_well && self.right == self.neighbours && self.changed.is_empty()
     }
 }
 
-/// What the child tells, a line each, as soon as it knows.
+/// A message of the child, one per line, sent as soon as it is known.
 #[derive(Debug, Serialize, Deserialize)]
-enum Word {
+enum Message {
     Answer(Answer),
-    /// The thread in which it went wrong has ended so.
+    /// How the failing thread ended.
     Happened(String),
 }
 
-/// Starts the child, and watches.
-pub(super) fn watch(case: Case) -> Result<Seen> {
-    let stage = Stage::new().context("failed to make a file in memory")?;
-    let scene = stage.scene();
+/// Starts the child and observes it.
+pub(super) fn watch(case: Case) -> Result<Observation> {
+    let file = RendezvousFile::new().context("failed to create a memory file")?;
+    let rendezvous = file.rendezvous();
     let mut child = Command::new("/proc/self/exe")
         .args(["isolate", "--case", &case.name(), "--threads-child"])
-        .arg(scene.path())
+        .arg(rendezvous.path())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        // A crash prints its message, and how it ended says it all.
+        // A crash prints a message, and the exit status says the same.
         .stderr(Stdio::null())
-        // So that all of it can be killed, and a Ctrl-C is the parent's alone.
+        // A group of its own, to kill all of it, and to keep Ctrl-C for the parent.
         .process_group(0)
         .spawn()
         .context("failed to start this program once more")?;
     let group = Pid::from_child(&child);
     let words = child.stdout.take().map(words_of);
-    if case == Case::Kill && scene.wait_acting(TIME_LIMIT).is_some() {
+    if case == Case::Kill && rendezvous.wait_acting(TIME_LIMIT).is_some() {
         let _ = kill_process_group(group, Signal::KILL); // it has not been waited for
     }
     let mut status = None;
@@ -93,26 +93,26 @@ pub(super) fn watch(case: Case) -> Result<Seen> {
         let _ = kill_process_group(group, Signal::KILL);
         child.wait().context("failed to wait for the process of threads")?;
     }
-    let words: Vec<Word> = words.map(|words| words.iter().collect()).unwrap_or_default();
+    let words: Vec<Message> = words.map(|words| words.iter().collect()).unwrap_or_default();
     Ok(seen(child.id(), status, words))
 }
 
-fn seen(pid: u32, status: Option<ExitStatus>, words: Vec<Word>) -> Seen {
+fn seen(pid: u32, status: Option<ExitStatus>, words: Vec<Message>) -> Observation {
     let mut happened = None;
     let mut answers = Vec::new();
     for word in words {
         match word {
-            Word::Answer(answer) => answers.push(answer),
-            Word::Happened(what) => happened = Some(what),
+            Message::Answer(answer) => answers.push(answer),
+            Message::Happened(what) => happened = Some(what),
         }
     }
     let mut changed: Vec<String> =
         answers.iter().flat_map(|answer| answer.changed.clone()).collect();
     changed.dedup();
-    Seen {
+    Observation {
         pid,
         ended: ended(status),
-        // An exit with tasks that were not answered is not well, whatever its code.
+        // An exit with missing results is a failure, whatever the code.
         ended_well: status.is_some_and(|status| status.success()) && happened.is_some(),
         happened,
         neighbours: NEIGHBOURS,
@@ -133,8 +133,8 @@ fn ended(status: Option<ExitStatus>) -> String {
     }
 }
 
-/// What the child says, read on a thread until its end.
-fn words_of(stdout: impl io::Read + Send + 'static) -> mpsc::Receiver<Word> {
+/// Reads the child's messages on a thread until their end.
+fn words_of(stdout: impl io::Read + Send + 'static) -> mpsc::Receiver<Message> {
     let (sender, receiver) = mpsc::channel();
     thread::spawn(move || {
         for line in BufReader::new(stdout).lines().map_while(Result::ok) {
@@ -146,15 +146,15 @@ fn words_of(stdout: impl io::Read + Send + 'static) -> mpsc::Receiver<Word> {
     receiver
 }
 
-/// The child: threads do the healthy tasks, and one of them goes wrong.
-pub(super) fn act(case: Case, scene: &Path) -> Result<Exit> {
+/// Runs in the child: threads run the healthy tasks, and one of them fails.
+pub(super) fn act(case: Case, rendezvous: &Path) -> Result<Exit> {
     limit().context("failed to limit this process")?;
-    let scene = Scene::at(scene);
-    // Out of the way of what goes wrong, as a worker's channel is.
+    let rendezvous = Rendezvous::at(rendezvous);
+    // Out of reach of the fault, as a worker's channel is.
     let stdout = rustix::io::fcntl_dupfd_cloexec(io::stdout(), HIGH_FD)
         .or_else(|_| rustix::io::dup(io::stdout()))?;
     let mut stdout = File::from(stdout);
-    let mut tell = |word: &Word| -> Result<()> {
+    let mut tell = |word: &Message| -> Result<()> {
         let mut line = serde_json::to_vec(word)?;
         line.push(b'\n');
         Ok(stdout.write_all(&line)?)
@@ -162,30 +162,30 @@ pub(super) fn act(case: Case, scene: &Path) -> Result<Exit> {
 
     let (sender, answers) = mpsc::channel();
     for neighbour in 0..NEIGHBOURS {
-        let (scene, sender) = (scene.clone(), sender.clone());
-        thread::Builder::new().spawn(move || sender.send(healthy((scene, neighbour))))?;
+        let (rendezvous, sender) = (rendezvous.clone(), sender.clone());
+        thread::Builder::new().spawn(move || sender.send(healthy((rendezvous, neighbour))))?;
     }
     drop(sender);
     let patient = thread::Builder::new().spawn({
-        let scene = scene.clone();
-        move || sick((scene, case))
+        let rendezvous = rendezvous.clone();
+        move || sick((rendezvous, case))
     })?;
-    scene.wait_acting(TIME_LIMIT);
-    wait(PATIENCE, || patient.is_finished());
-    scene.set_over();
+    rendezvous.wait_acting(TIME_LIMIT);
+    wait(TIMEOUT, || patient.is_finished());
+    rendezvous.set_over();
     for answer in answers {
-        tell(&Word::Answer(answer))?;
+        tell(&Message::Answer(answer))?;
     }
-    // There is no ending a thread from outside: this waits for as long as it takes.
+    // A thread cannot be ended from outside: this blocks for as long as it takes.
     let happened = match patient.join() {
         Ok(changes) => changes.join(", "),
         Err(_) => "panicked".to_owned(),
     };
-    tell(&Word::Happened(happened))?;
-    Ok(Exit::AllWell)
+    tell(&Message::Happened(happened))?;
+    Ok(Exit::Success)
 }
 
-/// Sees to it that this process harms nobody else.
+/// Limits the damage that this process can do.
 fn limit() -> io::Result<()> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     let at_most = |limit| Rlimit { current: Some(limit), maximum: Some(limit) };

@@ -31,7 +31,7 @@ pub(crate) struct Program {
 
 /// How a program ended, and what it used.
 #[derive(Debug)]
-pub(crate) struct Ended {
+pub(crate) struct ProgramExit {
     pub(crate) status: ExitStatus,
     /// CPU time of it and of those of its children that it waited for.
     pub(crate) cpu: Duration,
@@ -260,7 +260,7 @@ impl Program {
     }
 
     /// Waits for the end.
-    pub(crate) fn wait(self) -> io::Result<Ended> {
+    pub(crate) fn wait(self) -> io::Result<ProgramExit> {
         loop {
             match collect(self.pid.as_raw_pid(), 0) {
                 Ok(Some(ended)) => return Ok(ended),
@@ -273,7 +273,7 @@ impl Program {
 }
 
 /// Collects how a child of this process ended, or any (-1). Nobody else waits for them.
-fn collect(pid: i32, flags: i32) -> io::Result<Option<Ended>> {
+fn collect(pid: i32, flags: i32) -> io::Result<Option<ProgramExit>> {
     let mut status = 0;
     let mut usage = MaybeUninit::<libc::rusage>::zeroed();
     // SAFETY: writes to locals.
@@ -287,7 +287,7 @@ fn collect(pid: i32, flags: i32) -> io::Result<Option<Ended>> {
     let time = |time: libc::timeval| {
         Duration::from_micros((time.tv_sec * 1_000_000 + time.tv_usec).cast_unsigned())
     };
-    Ok(Some(Ended {
+    Ok(Some(ProgramExit {
         status: ExitStatus::from_raw(status),
         cpu: time(usage.ru_utime) + time(usage.ru_stime),
         memory: usage.ru_maxrss.cast_unsigned() * 1024,
@@ -344,7 +344,7 @@ fn signal_one(pid: u32, signal: Signal) -> bool {
 
 /// Ends all that a program has left behind, waits for it, and adds what it used. The program itself
 /// has been waited for.
-pub(crate) fn end_left_behind(ended: &mut Ended) {
+pub(crate) fn end_left_behind(ended: &mut ProgramExit) {
     loop {
         match collect(-1, libc::WNOHANG) {
             Ok(Some(left)) => {

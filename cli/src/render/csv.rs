@@ -1,18 +1,18 @@
-//! Comma-separated values with a header: the same fields in every row, empty where there is nothing
-//! to say. Names of files come through byte for byte, quoted where they have to be.
+//! Comma-separated values with a header. Every row has the same fields, empty where nothing
+//! applies. File names are kept byte for byte, and quoted where necessary.
 
 use csv::WriterBuilder;
 
-use super::form::{Form, Prints, Render};
+use super::form::{Form, OutputFields, Render};
 use crate::row::Row;
 use crate::screen::Page;
-use crate::spill::{Printed, Written};
+use crate::spill::{Encoding, Printed};
 use crate::tasks::{Column, Value};
 
 pub(super) struct Csv {
     columns: &'static [Column],
-    prints: Prints,
-    /// The fields of a row while they are put together; kept for the next row.
+    prints: OutputFields,
+    /// The fields of the current row; the buffer is reused.
     fields: csv::ByteRecord,
 }
 
@@ -22,7 +22,7 @@ impl Csv {
     }
 
     fn write(&mut self, page: &mut Page) {
-        // It writes to the page directly, so it needs hardly any buffer of its own.
+        // Writes to the page directly, so a small buffer is enough.
         let mut writer = WriterBuilder::new().buffer_capacity(256).from_writer(&mut **page);
         let _ = writer.write_byte_record(&self.fields); // writing to memory can't fail
         let _ = writer.flush();
@@ -57,7 +57,7 @@ impl Render for Csv {
             match row.values.get(index) {
                 None | Some(Value::Missing) => self.fields.push_field(b""),
                 Some(Value::Whole(number)) => self.fields.push_field(number.to_string().as_bytes()),
-                // As many digits as it takes to read the same number back.
+                // As many digits as reading the same number back takes.
                 Some(Value::Real(number)) => {
                     self.fields.push_field(format!("{number:?}").as_bytes())
                 }
@@ -74,7 +74,7 @@ impl Render for Csv {
             }
             return self.write(page);
         }
-        // What is in files is too long to be put together here, and follows the other fields.
+        // Output in files is too long for a buffer, and follows the other fields.
         self.write(page);
         page.pop(); // the end of the line
         for printed in printed {
@@ -88,7 +88,7 @@ impl Render for Csv {
                         }
                     }
                 }
-                Printed::InFile(part) => page.insert(part, Written::Csv),
+                Printed::InFile(part) => page.insert(part, Encoding::Csv),
                 Printed::Named(_) => {}
             }
             page.push(b'"');

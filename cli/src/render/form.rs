@@ -1,43 +1,43 @@
-//! What a form of output is, and what is shown in it.
+//! The renderer interface, and what rows contain.
 
 use crate::row::Row;
 use crate::screen::Page;
 use crate::tasks::Column;
 
-/// A form of output.
+/// A format of rows.
 pub(crate) trait Render {
-    /// What stands before the first row.
+    /// Writes the text before the first row.
     fn header(&mut self, page: &mut Page);
 
-    /// Writes one row, its end of line included.
+    /// Writes one row with its line end.
     fn row(&mut self, row: &Row, page: &mut Page);
 
-    /// What is said of a row on standard error.
-    fn aside(&mut self, _row: &Row, _errors: &mut Page) {}
+    /// Writes the row's part on standard error.
+    fn row_errors(&mut self, _row: &Row, _errors: &mut Page) {}
 }
 
-/// What is shown of each row.
+/// The contents of a row.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Form {
-    /// The input.
+    /// The column of the input.
     pub(crate) input: Column,
-    /// The values of the answer.
+    /// The columns of the result.
     pub(crate) columns: &'static [Column],
-    /// What was printed.
-    pub(crate) prints: Prints,
+    /// The fields for captured output.
+    pub(crate) prints: OutputFields,
 }
 
-/// Which fields there are for what was printed.
+/// The fields for captured output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Prints {
+pub(crate) enum OutputFields {
     None,
-    /// One for both outputs of a task.
+    /// One field for both streams of a task.
     Output,
-    /// One for each output of a command.
+    /// One field per stream of a command.
     Both,
 }
 
-impl Prints {
+impl OutputFields {
     pub(super) fn names(self) -> &'static [&'static str] {
         match self {
             Self::None => &[],
@@ -47,9 +47,9 @@ impl Prints {
     }
 }
 
-/// What is added to what jobs print themselves.
+/// Options of the plain format.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Voice {
-    /// The input, before each line.
+pub(crate) struct PlainOptions {
+    /// Whether to prefix each line with the input.
     pub(crate) tag: bool,
 }

@@ -1,21 +1,21 @@
-//! One JSON object a line. The field `result` is there where the task succeeded and `error` where
-//! it failed; a result of several values is an object with a field for each. What was printed stands
-//! last, and where it is not UTF-8, `stdout_base64` and the like have its bytes.
+//! One JSON object per line. `result` exists if the task succeeded, and `error` if it failed; a
+//! result of several values is an object with a field for each. Captured output comes last. If it
+//! is not UTF-8, `stdout_base64` and similar fields have its bytes.
 
 use std::borrow::Cow;
 use std::fmt::Write;
 
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
-use super::form::{Form, Prints, Render};
+use super::form::{Form, OutputFields, Render};
 use crate::row::Row;
 use crate::screen::Page;
-use crate::spill::{Printed, Written, base64, json};
+use crate::spill::{Encoding, Printed, base64, json};
 use crate::tasks::{Column, Output, Value};
 
 pub(super) struct Json {
     columns: &'static [Column],
-    prints: Prints,
+    prints: OutputFields,
 }
 
 impl Json {
@@ -42,7 +42,7 @@ impl Render for Json {
         };
         let start = page.len();
         if serde_json::to_writer(&mut **page, &object).is_err() {
-            // It can't fail: all is plain data and the page is memory. Still, never half an object.
+            // Cannot fail: all is plain data in memory. If it did, half an object must not remain.
             page.truncate(start);
             return;
         }
@@ -60,11 +60,11 @@ struct Object<'a> {
     pid: u32,
     worker: usize,
     attempt: u32,
-    /// Seconds between being ready to run and running.
+    /// Seconds from submission to start.
     queued: f64,
     seconds: f64,
     input: Cow<'a, str>,
-    /// The bytes of an input that is not UTF-8, which `input` can only show in part.
+    /// The bytes of an input that is not UTF-8, which `input` shows only partly.
     #[serde(skip_serializing_if = "Option::is_none")]
     input_hex: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -73,18 +73,18 @@ struct Object<'a> {
     error: Option<&'a str>,
 }
 
-/// What was printed, as a field of this name. Where that is not UTF-8, another field has the bytes.
+/// Writes captured output as a field of this name. If it is not UTF-8, another field has the bytes.
 fn put(name: &str, printed: &Printed, page: &mut Page) {
     let is_text = match printed {
         Printed::Here(bytes) => std::str::from_utf8(bytes).is_ok(),
-        // One that can't be read is told where it's written.
+        // A read error is reported when it is written.
         Printed::InFile(part) => part.is_text().unwrap_or(true),
         Printed::Named(_) => true,
     };
     page.extend_from_slice(format!(",\"{name}\":\"").as_bytes());
     match printed {
         Printed::Here(bytes) => json(&String::from_utf8_lossy(bytes), page),
-        Printed::InFile(part) => page.insert(part, Written::Json),
+        Printed::InFile(part) => page.insert(part, Encoding::Json),
         Printed::Named(_) => {}
     }
     page.push(b'"');
@@ -94,7 +94,7 @@ fn put(name: &str, printed: &Printed, page: &mut Page) {
     page.extend_from_slice(format!(",\"{name}_base64\":\"").as_bytes());
     match printed {
         Printed::Here(bytes) => base64(bytes, page),
-        Printed::InFile(part) => page.insert(part, Written::Base64),
+        Printed::InFile(part) => page.insert(part, Encoding::Base64),
         Printed::Named(_) => {}
     }
     page.push(b'"');
@@ -107,7 +107,7 @@ pub(crate) struct Answer<'a> {
 }
 
 impl<'a> Answer<'a> {
-    /// None where there are no values.
+    /// Returns none if there are no values.
     pub(crate) fn of(row: &'a Row, columns: &'static [Column]) -> Option<Self> {
         (!row.values.is_empty()).then_some(Self { values: &row.values, columns })
     }
@@ -126,7 +126,7 @@ impl Serialize for Answer<'_> {
     }
 }
 
-/// A value as JSON has it: without the name of its kind, which the wire to the worker needs.
+/// A value without the name of its variant, which only the wire format needs.
 struct Plain<'a>(&'a Value);
 
 impl Serialize for Plain<'_> {

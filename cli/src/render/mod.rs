@@ -1,4 +1,4 @@
-//! Rows of results in one of three forms, one file each.
+//! Renders rows. One file per format.
 
 mod csv;
 mod form;
@@ -7,13 +7,13 @@ mod plain;
 mod table;
 
 use super::args::Format;
-pub(super) use form::{Form, Prints, Render, Voice};
+pub(super) use form::{Form, OutputFields, PlainOptions, Render};
 pub(super) use json::Answer;
 
-/// The form that was asked for.
-pub(super) fn renderer(format: Format, form: &Form, voice: Voice) -> Box<dyn Render> {
+/// Creates the renderer for a format.
+pub(super) fn renderer(format: Format, form: &Form, plain: PlainOptions) -> Box<dyn Render> {
     match format {
-        Format::Plain => Box::new(plain::Plain::new(voice)),
+        Format::Plain => Box::new(plain::Plain::new(plain)),
         Format::Table => Box::new(table::Table::new(form)),
         Format::Json => Box::new(json::Json::new(form)),
         Format::Csv => Box::new(csv::Csv::new(form)),
@@ -50,7 +50,7 @@ mod tests {
             cancelled: false,
             killed: false,
             earlier: Vec::new(),
-            end: None,
+            abort: None,
             unstarted: None,
         }
     }
@@ -61,9 +61,9 @@ mod tests {
             .iter()
             .any(|row| matches!(&row.stdout, Printed::Here(printed) if !printed.is_empty()));
         let task = find(task).unwrap();
-        let prints = if capture { Prints::Output } else { Prints::None };
+        let prints = if capture { OutputFields::Output } else { OutputFields::None };
         let form = Form { input: task.input, columns: task.columns, prints };
-        let mut renderer = renderer(format, &form, Voice::default());
+        let mut renderer = renderer(format, &form, PlainOptions::default());
         renderer.header(&mut page);
         rows.iter().for_each(|row| renderer.row(row, &mut page));
         page.clone()

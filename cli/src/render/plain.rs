@@ -1,31 +1,31 @@
-//! What jobs print, as they print it: each job's by itself, to the output that it printed to. Of
-//! one that failed, standard error says which and how.
+//! The output of jobs, unchanged and not interleaved, on the stream that each job wrote to.
+//! Standard error reports which jobs failed, and why.
 
 use std::io::Write;
 
-use super::form::{Render, Voice};
+use super::form::{PlainOptions, Render};
 use crate::row::Row;
 use crate::screen::Page;
-use crate::spill::{Printed, Written};
+use crate::spill::{Encoding, Printed};
 use crate::tasks::command::{tag_of, tagged};
-use crate::{color, humane};
+use crate::{color, format};
 
 pub(super) struct Plain {
-    voice: Voice,
+    plain: PlainOptions,
 }
 
 impl Plain {
-    pub(super) fn new(voice: Voice) -> Self {
-        Self { voice }
+    pub(super) fn new(plain: PlainOptions) -> Self {
+        Self { plain }
     }
 
     fn put(&self, row: &Row, printed: &Printed, page: &mut Page) {
-        let tag = self.voice.tag.then(|| tag_of(&row.input));
+        let tag = self.plain.tag.then(|| tag_of(&row.input));
         match (printed, tag) {
             (Printed::Here(printed), None) => page.extend_from_slice(printed),
             (Printed::Here(printed), Some(tag)) => page.extend_from_slice(&tagged(&tag, printed)),
-            (Printed::InFile(part), None) => page.insert(part, Written::Raw),
-            (Printed::InFile(part), Some(tag)) => page.insert(part, Written::Tagged(tag)),
+            (Printed::InFile(part), None) => page.insert(part, Encoding::Raw),
+            (Printed::InFile(part), Some(tag)) => page.insert(part, Encoding::Tagged(tag)),
             (Printed::Named(_), _) => {}
         }
     }
@@ -38,15 +38,15 @@ impl Render for Plain {
         self.put(row, &row.stdout, page);
     }
 
-    fn aside(&mut self, row: &Row, errors: &mut Page) {
+    fn row_errors(&mut self, row: &Row, errors: &mut Page) {
         self.put(row, &row.stderr, errors);
         let Some(error) = &row.error else { return };
         let input = row.input.to_text();
-        let (input, error) = (humane::shortened(&input), humane::shortened(error));
-        let time = humane::duration(row.elapsed);
+        let (input, error) = (format::shortened(&input), format::shortened(error));
+        let time = format::duration(row.elapsed);
         let attempt =
             if row.attempt > 1 { format!(", attempt {}", row.attempt) } else { String::new() };
-        // To memory, which can't fail.
+        // Writing to memory cannot fail.
         let _ = writeln!(
             **errors,
             "{} {input}: {error} (after {time}{attempt})",

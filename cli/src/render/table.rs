@@ -1,31 +1,30 @@
 //! Aligned columns for people.
 //!
-//! Rows stream, so nothing can be measured first: columns have fixed widths, those without one
-//! (names of files) stand last, and a value that is wider than its column moves the rest of its
-//! row.
+//! Rows stream, so widths cannot be measured first. Columns have fixed widths, and those without
+//! one (file names) come last. A value wider than its column shifts the rest of its row.
 
 use std::io::Write;
 
 use super::form::{Form, Render};
 use crate::row::Row;
 use crate::screen::Page;
-use crate::spill::{Printed, TABLE_INDENT, Written};
+use crate::spill::{Encoding, Printed, TABLE_INDENT};
 use crate::tasks::{Column, Kind, Value};
-use crate::{color, humane};
+use crate::{color, format};
 
-/// What a column without a width is given where another one follows it.
+/// The width of a column without one that is not the last.
 const LOOSE: usize = 28;
 
 pub(super) struct Table {
     cells: Vec<Cell>,
-    /// What stands before an error.
+    /// The prefix of an error.
     error: &'static str,
 }
 
-/// One column after those that every row has.
+/// A column after those that every row has.
 struct Cell {
     column: Column,
-    /// Which of the task's values it shows; none is the input.
+    /// The index of the task's value, or none for the input.
     value: Option<usize>,
 }
 
@@ -58,12 +57,12 @@ impl Render for Table {
     }
 
     fn row(&mut self, row: &Row, page: &mut Page) {
-        start(page, row.number, row.pid, humane::duration(row.elapsed));
+        start(page, row.number, row.pid, format::duration(row.elapsed));
         let input = row.input.to_text();
         if row.error.is_none() || !row.values.is_empty() {
             for cell in &self.cells {
                 match cell.value.map(|index| row.values.get(index)) {
-                    None => put(page, &cell.column, &humane::one_line(&input)),
+                    None => put(page, &cell.column, &format::one_line(&input)),
                     Some(Some(value)) => put(page, &cell.column, &shown(value, &cell.column)),
                     Some(None) => put(page, &cell.column, "-"),
                 }
@@ -72,17 +71,17 @@ impl Render for Table {
         match &row.error {
             None => {}
             Some(error) if !row.values.is_empty() => {
-                write(page, format_args!("  {} {}", self.error, humane::one_line(error)));
+                write(page, format_args!("  {} {}", self.error, format::one_line(error)));
             }
             Some(error) => {
                 let cell = self.cells.iter().find(|cell| cell.value.is_none());
                 if let Some(cell) = cell.filter(|cell| cell.column.kind != Kind::Text) {
-                    put(page, &cell.column, &humane::one_line(&input));
+                    put(page, &cell.column, &format::one_line(&input));
                 } else if !error.contains(&*input) {
-                    // Errors about a file name it themselves, but the death of a worker doesn't.
-                    write(page, format_args!("  {}", humane::one_line(&input)));
+                    // Errors about a file name it. The death of a worker does not.
+                    write(page, format_args!("  {}", format::one_line(&input)));
                 }
-                write(page, format_args!("  {} {}", self.error, humane::one_line(error)));
+                write(page, format_args!("  {} {}", self.error, format::one_line(error)));
             }
         }
         if row.attempt > 1 {
@@ -93,11 +92,11 @@ impl Render for Table {
             match printed {
                 Printed::Here(printed) => {
                     for line in String::from_utf8_lossy(printed).lines() {
-                        write(page, format_args!("{TABLE_INDENT}{}", humane::one_line(line)));
+                        write(page, format_args!("{TABLE_INDENT}{}", format::one_line(line)));
                         end(page);
                     }
                 }
-                Printed::InFile(part) => page.insert(part, Written::Table),
+                Printed::InFile(part) => page.insert(part, Encoding::Table),
                 Printed::Named(_) => {}
             }
         }
@@ -121,7 +120,7 @@ fn put(page: &mut Vec<u8>, column: &Column, text: &str) {
     }
 }
 
-/// Ends a row, without the spaces that fill up its last column.
+/// Ends a row, without trailing spaces.
 fn end(page: &mut Vec<u8>) {
     page.truncate(page.trim_ascii_end().len());
     page.push(b'\n');
@@ -132,7 +131,7 @@ fn shown(value: &Value, column: &Column) -> String {
         (Value::Whole(number), _) => number.to_string(),
         (Value::Real(number), Kind::Fixed(decimals)) => format!("{number:.decimals$}"),
         (Value::Real(number), _) => number.to_string(),
-        (Value::Text(text), _) => humane::one_line(&text.to_text()).into_owned(),
+        (Value::Text(text), _) => format::one_line(&text.to_text()).into_owned(),
         (Value::Missing, _) => "-".to_owned(),
     }
 }

@@ -1,5 +1,5 @@
-//! The loop that takes each event of a run and decides what it means: a row is shown and counted, an
-//! interruption or too many failures end the run.
+//! The event loop of a run. It decides what each event means: it shows and counts rows, and ends
+//! the run after an interruption or too many failures.
 
 use std::collections::VecDeque;
 use std::mem;
@@ -10,27 +10,27 @@ use anyhow::{Context, Result};
 
 use super::messages::say;
 use crate::args::{Format, Halt};
+use crate::batch_queue::RecvOutcome;
 use crate::collect::{Event, Events, Threads};
 use crate::exit::Exit;
 use crate::inputs::Feed;
 use crate::journal::Journal;
-use crate::mailbox::Taken;
 use crate::median::Median;
 use crate::order::Order;
 use crate::render::Render;
-use crate::row::{End, Row};
-use crate::screen::{Screen, Unread};
-use crate::spill::{Live, Spills};
+use crate::row::{Abort, Row};
+use crate::screen::{OutputClosed, Screen};
+use crate::spill::{LiveOutput, Spills};
 use crate::summary::Tally;
 use crate::top::{Board, Top};
 use crate::trace::Trace;
-use crate::{humane, interrupt};
+use crate::{format, interrupt};
 use procpool::Pool;
 
-/// How often a job that is live is looked at, while it prints nothing.
-const LOOK: Duration = Duration::from_millis(5);
+/// How often to poll the live job's output for more.
+const LIVE_POLL: Duration = Duration::from_millis(5);
 
-/// A run while its results come in.
+/// A run, while its results arrive.
 pub(super) struct Run {
     pub(super) renderer: Box<dyn Render>,
     pub(super) screen: Screen,
@@ -40,33 +40,33 @@ pub(super) struct Run {
     pub(super) trace: Option<Trace>,
     pub(super) median: Arc<Median>,
     pub(super) halt: Option<Halt>,
-    /// What jobs print that is too much for memory.
+    /// Output of jobs that exceeds memory.
     pub(super) spills: Option<Spills>,
-    /// The job whose output is shown while it runs. It has standard output for itself.
-    pub(super) live: Option<Live>,
-    /// Whether there may be one.
+    /// The job whose output is shown while it runs. It has standard output to itself.
+    pub(super) live: Option<LiveOutput>,
+    /// Whether output may be shown live.
     pub(super) shows_live: bool,
-    /// Jobs that run and could be the next one.
-    pub(super) announced: Vec<Live>,
-    /// Rows that come after what is live.
+    /// Running jobs that may become the live one.
+    pub(super) announced: Vec<LiveOutput>,
+    /// Rows that follow the live job.
     pub(super) waiting: VecDeque<Box<Row>>,
     pub(super) is_command: bool,
-    /// How many inputs were sent to the pool and never begun.
+    /// Inputs that were sent to the pool and never started.
     pub(super) not_begun: u64,
-    /// How many jobs have ended, and how many of them have failed, be they shown or not.
+    /// Jobs that have ended, and those of them that failed, shown or not.
     pub(super) ended: u64,
     pub(super) failed: u64,
     pub(super) unstarted: Unstarted,
     pub(super) threads: Threads,
     pub(super) feed: Feed,
-    /// Why the run is to end before its time, if it is.
+    /// Why the run ends early, if it does.
     pub(super) ending: Option<Ending>,
     pub(super) board: Option<Arc<Board>>,
-    /// The live table, while it's shown.
+    /// The live table, while it is shown.
     pub(super) top: Option<Top>,
 }
 
-/// Why the jobs that failed could not be started, as long as it's the same for all of them.
+/// Why the failed jobs could not be started, while the reason is the same for all.
 #[derive(Default)]
 pub(super) enum Unstarted {
     #[default]
@@ -76,7 +76,7 @@ pub(super) enum Unstarted {
 }
 
 impl Unstarted {
-    /// One more has failed: with the code of why it could not be started, or otherwise.
+    /// Counts a failure. `code` is the shell's code of a job that could not be started.
     fn note(&mut self, code: Option<i32>) {
         *self = match (&self, code) {
             (Self::NoneFailed, Some(code)) => Self::All(code),
@@ -93,52 +93,52 @@ impl Unstarted {
 /// Why a run ends before its inputs do.
 #[derive(Clone, Copy)]
 pub(super) enum Ending {
-    /// Somebody wants it to end in this way.
+    /// By a signal: running jobs finish.
     Interrupted(Exit),
-    /// They want it to end at once.
+    /// By a second signal: running jobs are killed.
     Killed(Exit),
-    /// Too many have failed; what runs is ended, or done.
+    /// By too many failures; `now` kills running jobs.
     Halted { now: bool },
 }
 
 impl Run {
-    /// Shows every result that comes, until the last.
+    /// Processes events until the last.
     pub(super) fn follow(&mut self, events: &Events, pool: &Pool) -> Result<()> {
         self.renderer.header(self.screen.page());
         let mut arrived = VecDeque::new();
         loop {
             let some = self.follow_live()?;
-            match events.take(&mut arrived, Some(Duration::ZERO)) {
-                Taken::Some => {}
-                Taken::End => return Ok(()),
-                Taken::NothingYet => {
-                    // Idle: whoever watches should see what there is.
+            match events.recv(&mut arrived, Some(Duration::ZERO)) {
+                RecvOutcome::Received => {}
+                RecvOutcome::Closed => return Ok(()),
+                RecvOutcome::TimedOut => {
+                    // Idle: show everything so far.
                     self.screen.flush()?;
                     self.trace.iter().for_each(Trace::flush);
-                    let patience = match &self.live {
+                    let timeout = match &self.live {
                         None => None,
                         Some(_) if some => Some(Duration::ZERO),
-                        Some(_) => Some(LOOK),
+                        Some(_) => Some(LIVE_POLL),
                     };
-                    events.take(&mut arrived, patience);
+                    events.recv(&mut arrived, timeout);
                 }
             }
             self.keep(&arrived)?;
             for event in arrived.drain(..) {
                 match event {
                     Event::Row(row) => self.take(row, pool)?,
-                    Event::Prints(live) if self.shows_live => {
+                    Event::Live(live) if self.shows_live => {
                         self.announced.push(live);
                         self.begin_live();
                     }
-                    Event::Prints(_) => {}
+                    Event::Live(_) => {}
                     Event::Interrupted(exit) => self.interrupt(exit, pool)?,
                 }
             }
         }
     }
 
-    /// Shows what the job that is live has printed since; whether that was anything.
+    /// Shows what the live job has printed since. Returns whether there was anything.
     fn follow_live(&mut self) -> Result<bool> {
         match &mut self.live {
             None => Ok(false),
@@ -146,7 +146,7 @@ impl Run {
         }
     }
 
-    /// Has a job be live whose turn it is, where none is.
+    /// Makes the next job in order live, if none is.
     fn begin_live(&mut self) {
         if self.live.is_none() {
             let next = self.announced.iter().position(|live| self.order.is_turn(live.id));
@@ -154,12 +154,12 @@ impl Run {
         }
     }
 
-    /// Shows a row when it's its turn, and what waited for it.
+    /// Shows a row when it is its turn, and the rows that waited for it.
     fn present(&mut self, mut row: Box<Row>) -> Result<()> {
         self.announced.retain(|live| live.id != row.id);
         match self.live.take_if(|live| live.id == row.id) {
             Some(mut live) => {
-                // Of one that was lost with its worker, nothing else comes.
+                // If the job was lost with its worker, nothing else is left of it.
                 while self.screen.follow(&mut live)? {}
                 row.stdout.skip(live.shown);
                 self.pass(row)?;
@@ -191,7 +191,7 @@ impl Run {
         })
     }
 
-    /// Puts what has ended on the disk, before any of it is shown.
+    /// Writes finished jobs to the journal before any of them is shown.
     fn keep(&mut self, arrived: &VecDeque<Event>) -> Result<()> {
         let Some(journal) = &mut self.journal else { return Ok(()) };
         for event in arrived {
@@ -204,7 +204,7 @@ impl Run {
         journal.sync()
     }
 
-    /// No more is begun; what has been is waited for. What came before its turn is shown.
+    /// Starts no more jobs, and shows the rows that came early. Running jobs continue.
     fn begin_no_more(&mut self, ending: Ending, pool: &Pool) -> Result<()> {
         self.ending = Some(ending);
         self.feed.stop();
@@ -229,46 +229,46 @@ impl Run {
         self.begin_no_more(ending, pool)?;
         self.leave_top()?;
         self.screen.progress().finish();
-        let running = humane::grouped(pool.stats().running);
+        let running = format::grouped(pool.stats().running);
         if again {
-            say(format_args!("interrupted again: {running} inputs are running and will be ended"));
+            say(format_args!("interrupted again: {running} running inputs will be killed"));
         } else {
             say(format_args!(
-                "interrupted: {running} inputs are running and will be done; once more ends them"
+                "interrupted: {running} running inputs will finish; interrupt again to kill them"
             ));
         }
         Ok(())
     }
 
-    /// Shows results again where the live table was.
+    /// Leaves the live table and shows results in its place.
     fn leave_top(&mut self) -> Result<()> {
         let Some(top) = self.top.take() else { return Ok(()) };
         drop(top);
         self.screen.release()
     }
 
-    /// Ends the run if too many have failed.
+    /// Ends the run if too many jobs have failed.
     fn halt(&mut self, pool: &Pool) -> Result<()> {
         let due = self.halt.filter(|halt| halt.is_due(self.failed, self.ended));
         let Some(halt) = due.filter(|_| self.ending.is_none()) else { return Ok(()) };
         self.begin_no_more(Ending::Halted { now: halt.now }, pool)?;
         self.leave_top()?;
-        let running = humane::grouped(pool.stats().running);
+        let running = format::grouped(pool.stats().running);
         if halt.now {
             interrupt::end_jobs(pool, self.is_command).context("failed to start a thread")?;
         }
-        let fate = if halt.now { "will be ended" } else { "will be done" };
-        self.screen.progress().aside(|| {
+        let fate = if halt.now { "will be killed" } else { "will finish" };
+        self.screen.progress().suspend(|| {
             say(format_args!(
-                "halted: {} of {} have failed; {running} were running and {fate}",
-                humane::grouped(self.failed),
-                humane::grouped(self.ended),
+                "halted: {} of {} jobs failed; {running} running jobs {fate}",
+                format::grouped(self.failed),
+                format::grouped(self.ended),
             ));
         });
         Ok(())
     }
 
-    /// Takes note of a row and shows it.
+    /// Counts a row and shows it.
     fn take(&mut self, mut row: Box<Row>, pool: &Pool) -> Result<()> {
         if let Some(board) = &self.board {
             board.end(&row);
@@ -280,10 +280,10 @@ impl Run {
         if let Some(spills) = &self.spills {
             row.find(spills);
         }
-        match row.end.take() {
+        match row.abort.take() {
             None => {}
-            Some(End::Unread) => return Err(Unread.into()),
-            Some(End::Unwritten(error)) => {
+            Some(Abort::OutputClosed) => return Err(OutputClosed.into()),
+            Some(Abort::OutputFailed(error)) => {
                 anyhow::bail!("failed to write what jobs print to standard output: {error}")
             }
         }
@@ -307,7 +307,7 @@ impl Run {
         Ok(())
     }
 
-    /// Writes what is left to write, and finds out how it went.
+    /// Writes what is left and returns how the run ended.
     pub(super) fn end(
         mut self,
         ended: Result<()>,
@@ -320,55 +320,55 @@ impl Run {
             .and(left)
             .and_then(|()| mem::take(&mut self.threads).join())
             .and_then(|()| self.close(pool, summary));
-        if let Some(trouble) = self.feed.trouble() {
-            say(format_args!("error: {trouble}; the inputs before it are done"));
+        if let Some(error) = self.feed.error() {
+            say(format_args!("error: {error}; earlier inputs were processed"));
         }
         match (ended, self.ending) {
             (Err(error), Some(Ending::Interrupted(exit) | Ending::Killed(exit))) => {
-                // With the terminal or the reader gone, there is no writing to them, of course.
-                if !error.is::<Unread>() {
+                // Writing fails if the terminal or the reader is gone: no error after an
+                // interruption.
+                if !error.is::<OutputClosed>() {
                     say(format_args!("error: {error:#}"));
                 }
                 Ok(exit)
             }
             (Ok(()), Some(Ending::Interrupted(exit) | Ending::Killed(exit))) => Ok(exit),
             (Err(error), _) => Err(error),
-            (Ok(()), _) if self.failed == 0 && self.feed.trouble().is_some() => {
-                Ok(if count { Exit::Uncounted } else { Exit::SomeFailed })
+            (Ok(()), _) if self.failed == 0 && self.feed.error().is_some() => {
+                Ok(if count { Exit::Uncounted } else { Exit::Failure })
             }
             (Ok(()), _) => Ok(Exit::of_failed(self.failed, count, self.unstarted.code())),
         }
     }
 
-    /// How many inputs were not begun, as far as that is known; none where the run was not ended early
-    /// or all were.
+    /// Returns how many inputs were not started, as far as known; none if the run was not ended
+    /// early.
     fn not_begun(&self) -> Option<String> {
         self.ending?;
         let (left, is_least) = self.feed.left();
         let not_begun = self.not_begun.saturating_add(left);
-        let number = humane::grouped(not_begun);
+        let number = format::grouped(not_begun);
         if is_least {
             return Some(format!("{number} or more"));
         }
         (not_begun > 0).then_some(number)
     }
 
-    /// The summary stands under a table, in whose format it is asked for; otherwise rows are all
-    /// that belongs on standard output.
+    /// Prints the summary: below a table on standard output, otherwise on standard error.
     fn close(&mut self, pool: &Pool, summary: Option<Format>) -> Result<()> {
         self.screen.progress().finish();
         let not_begun = self.not_begun();
         self.screen.flush()?;
         let Some(format) = summary else {
-            // Who has interrupted it has been told already that it ends early.
+            // An interruption has already reported the early end.
             let halted = matches!(self.ending, Some(Ending::Halted { .. }));
             if let Some(not_begun) = not_begun.filter(|_| halted) {
-                say(format_args!("{not_begun} inputs were not begun"));
+                say(format_args!("{not_begun} inputs were not started"));
             }
             return Ok(());
         };
         let workers = pool.workers();
-        // The end of the workers is part of the time that it took.
+        // The wall time includes the end of the workers.
         pool.close();
         pool.join();
         let now = Instant::now();
@@ -394,6 +394,6 @@ fn show(
     tally.note(row);
     screen.progress().advance(tally.failed());
     renderer.row(row, screen.page());
-    renderer.aside(row, screen.errors());
+    renderer.row_errors(row, screen.errors());
     screen.flush_if_full()
 }

@@ -1,14 +1,14 @@
-//! What a run says on standard error that no row says.
+//! Messages of a run on standard error that belong to no row.
 
 use std::io::{self, Write};
 use std::sync::atomic::Ordering;
 
 use crate::args::JournalArgs;
-use crate::humane;
+use crate::format;
 use crate::journal::Counts;
 
-/// Says how many inputs the journal has left out. Returns whether that was all of them although jobs
-/// that failed were to be tried again: then they were those of another command.
+/// Reports how many inputs the journal skipped. Returns whether `--retry-failed` matched none of
+/// the failed jobs: then the journal is of another command.
 pub(super) fn tell_left_out(
     journal: &JournalArgs,
     counts: &Counts,
@@ -19,26 +19,22 @@ pub(super) fn tell_left_out(
         [&counts.left_out, &counts.taken].map(|count| count.load(Ordering::Relaxed));
     if journal.retry_failed && failed_before > 0 && taken == 0 {
         say(format_args!(
-            "error: none of the {} jobs that failed according to the journal is among these: their \
-             command, options or inputs were others; --resume does what has not succeeded",
-            humane::grouped(failed_before)
+            "error: none of the {} jobs that failed according to the journal match: their \
+             command, options or inputs differ; --resume runs all jobs that have not succeeded",
+            format::grouped(failed_before)
         ));
         return true;
     }
     if left_out > 0 && summary {
-        let (noun, why) = match (left_out, journal.retry_failed) {
-            (1, false) => ("input was", "has succeeded"),
-            (_, false) => ("inputs were", "have succeeded"),
-            (1, true) => ("input was", "hasn't failed"),
-            (_, true) => ("inputs were", "haven't failed"),
-        };
-        let left_out = humane::grouped(left_out);
-        say(format_args!("{left_out} {noun} left out, which {why} according to the journal"));
+        let noun = if left_out == 1 { "input" } else { "inputs" };
+        let why = if journal.retry_failed { "did not fail" } else { "succeeded" };
+        let left_out = format::grouped(left_out);
+        say(format_args!("skipped {left_out} {noun} that {why} according to the journal"));
     }
     false
 }
 
-/// Says what no row says.
+/// Prints a line to standard error.
 pub(super) fn say(what: std::fmt::Arguments<'_>) {
     let _ = writeln!(io::stderr().lock(), "{what}");
 }

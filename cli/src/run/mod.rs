@@ -1,7 +1,7 @@
-//! `procpool run`: a command or a built-in task over inputs, in a pool.
+//! `procpool run`: runs a command or a built-in task over inputs in a pool.
 //!
-//! This file owns the pool and everything around it, and sees to it that the workers end with the run. `event_loop`
-//! decides what an event means.
+//! This file owns the pool and the threads around it, and ends the workers with the run.
+//! `event_loop` decides what events mean.
 
 mod dry_run;
 mod event_loop;
@@ -24,7 +24,7 @@ use super::collect::{Collector, Event, Events, WAITING};
 use super::exit::Exit;
 use super::interrupt;
 use super::jobs::{BuiltIn, Commands, JobMaker, Work};
-use super::journal::{Journal, Past};
+use super::journal::{History, Journal};
 use super::log::Log;
 use super::median::Median;
 use super::numbers::Numbers;
@@ -41,11 +41,11 @@ use super::units::TimeLimit;
 use crate::tasks::command;
 use procpool::{Pool, PoolBuilder, WorkerInfo, WorkerState};
 
-/// A task with at most this many inputs per worker waits until all workers are ready: otherwise the
-/// first one ready would do all of them. Workers take some milliseconds to start.
+/// A task with fewer inputs per worker than this waits until all workers are ready. Otherwise the
+/// first ready worker would process all of them. Workers start within milliseconds.
 const FEW_PER_WORKER: u64 = 8;
 
-/// The longest that such a task waits.
+/// How long such a task waits at most.
 const LONGEST_START: Duration = Duration::from_secs(1);
 
 pub(super) fn run(args: RunArgs) -> Result<Exit> {
@@ -70,27 +70,28 @@ pub(super) fn run(args: RunArgs) -> Result<Exit> {
             }
             run_work(plan, work, builder, median, started, events, None)
         }
-        WorkPlan::Command(ref mut recipe) => {
-            let template = recipe.template.clone();
-            if recipe.prints == command::Prints::Grouped {
+        WorkPlan::Command(ref mut spec) => {
+            let template = spec.template.clone();
+            if spec.prints == command::OutputMode::Grouped {
                 let (listening, name) = Spills::listen({
                     let events = Arc::clone(&events);
                     move |live| {
-                        events.put_at_once(Event::Prints(live));
+                        events.send_over_capacity(Event::Live(live));
                     }
                 })?;
-                recipe.spill = name;
+                spec.spill = name;
                 spills = Some(listening);
             }
-            let mut builder = Pool::builder().initializer(command::prepare, recipe.clone());
+            let mut builder = Pool::builder().initializer(command::prepare, spec.clone());
             match limits.timeout {
-                // A worker keeps its jobs' limits; this is for one that can't, since it is stopped.
+                // The worker enforces the limits of its jobs. This limit is for a worker that is
+                // stopped.
                 Some(TimeLimit::Fixed(limit)) => {
                     let attempts = limits.retries.saturating_add(1);
                     builder = builder
                         .task_timeout((limit + Duration::from_secs(5)).saturating_mul(attempts));
                 }
-                // The limit is found when a job is made, so few are made before they are run.
+                // The limit is computed when a job is made, so few jobs are made ahead.
                 Some(TimeLimit::OfMedian(_)) => {
                     let workers = match plan.workers {
                         0 => thread::available_parallelism().map_or(1, NonZero::get),
@@ -124,9 +125,9 @@ fn run_work<W: Work>(
     };
     let trace = plan.trace.as_deref();
     let trace = trace.map(|path| Trace::create(path, numbers.clone())).transpose()?;
-    let (journal, past): (_, Option<Past>) =
+    let (journal, history): (_, Option<History>) =
         Journal::open(&plan.journal, plan.form.columns)?.unzip();
-    let known = past.as_ref().map(|past| (past.counts(), past.failed()));
+    let known = history.as_ref().map(|history| (history.counts(), history.failed()));
     let board = plan.top.then(Arc::<Board>::default);
     let builder = match &board {
         None => builder,
@@ -156,7 +157,7 @@ fn run_work<W: Work>(
         wait_until_ready(&pool);
     }
     let (inputs, feed) = plan.source.stream(plan.takes);
-    let jobs = JobMaker::new(work, past, numbers);
+    let jobs = JobMaker::new(work, history, numbers);
     let collector = Collector::new(pool.clone(), jobs.task(), Arc::clone(&events), board.clone());
     let threads = if is_live {
         collector.live(inputs, jobs, feed.clone())?
@@ -165,7 +166,7 @@ fn run_work<W: Work>(
     };
 
     let mut run = Run {
-        renderer: render::renderer(plan.format, &plan.form, plan.voice),
+        renderer: render::renderer(plan.format, &plan.form, plan.plain),
         screen: Screen::new(progress),
         tally: Tally::since(started),
         order: if plan.unordered { Order::of_arrival() } else { Order::of_inputs() },
@@ -175,8 +176,8 @@ fn run_work<W: Work>(
         halt: plan.limits.halt,
         spills,
         live: None,
-        // Where a row is what the job prints and nothing else.
-        shows_live: plan.format == Format::Plain && !plan.voice.tag && !plan.top,
+        // Only where a row is nothing but the job's output.
+        shows_live: plan.format == Format::Plain && !plan.plain.tag && !plan.top,
         announced: Vec::new(),
         waiting: VecDeque::new(),
         is_command,
@@ -195,7 +196,7 @@ fn run_work<W: Work>(
     }
     let ended = run.follow(&events, &pool);
     if ended.is_err() {
-        // Whatever the pool is still at, nobody wants it.
+        // Nobody reads the remaining results.
         run.feed.stop();
         events.close();
         pool.terminate();
@@ -203,18 +204,18 @@ fn run_work<W: Work>(
     let exit = run.end(ended, &pool, plan.summary.then_some(plan.format), plan.exit_count)?;
     pool.join();
     let is_in_vain = known.is_some_and(|(counts, failed)| {
-        tell_left_out(&plan.journal, &counts, failed, plan.summary) && exit == Exit::AllWell
+        tell_left_out(&plan.journal, &counts, failed, plan.summary) && exit == Exit::Success
     });
     let closed = [log.map(|log| log.close()), trace.map(|trace| trace.close())];
-    let troubles: Vec<_> = closed.into_iter().flatten().filter_map(Result::err).collect();
-    for trouble in &troubles {
-        say(format_args!("error: {trouble}"));
+    let errors: Vec<_> = closed.into_iter().flatten().filter_map(Result::err).collect();
+    for error in &errors {
+        say(format_args!("error: {error}"));
     }
-    let is_new = (!troubles.is_empty() && exit == Exit::AllWell) || is_in_vain;
-    Ok(if is_new { Exit::SomeFailed } else { exit })
+    let is_new = (!errors.is_empty() && exit == Exit::Success) || is_in_vain;
+    Ok(if is_new { Exit::Failure } else { exit })
 }
 
-/// Waits until no worker is starting.
+/// Blocks until no worker is starting.
 fn wait_until_ready(pool: &Pool) {
     let deadline = Instant::now() + LONGEST_START;
     let is_starting =

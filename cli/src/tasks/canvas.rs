@@ -1,7 +1,6 @@
-//! Drawing a picture once and having it as SVG or as PNG: the font, the two backends and the
-//! encoding.
+//! Draws a picture as SVG or PNG: the font, the two backends and the encoding.
 //!
-//! What is drawn is a [`Drawing`], which knows nothing of the format.
+//! A [`Drawing`] knows nothing of the format.
 
 use std::error::Error;
 use std::io::Cursor;
@@ -15,20 +14,19 @@ use plotters::prelude::*;
 
 use super::job::FileFormat;
 
-/// The name under which the font is known to the pictures. In an SVG the viewer's own font takes
-/// its place.
+/// The name of the font in pictures. A viewer of SVG uses its own font instead.
 pub(crate) const FONT: &str = "sans-serif";
 
-/// A PNG is drawn that many times larger and then made small, which smooths the edges of what
-/// plotters draws pixel by pixel.
+/// A PNG is drawn this many times larger and scaled down, which smooths the edges that plotters
+/// draws pixel by pixel.
 const OVERSAMPLING: u32 = 3;
 
-/// Something that can be drawn in any format.
+/// A picture that can be drawn in any format.
 pub(crate) trait Drawing {
     /// Width and height, in pixels of the finished picture.
     const SIZE: (u32, u32);
 
-    /// Draws it. All lengths in pixels must be multiplied by `unit`.
+    /// Draws it. `unit` scales all lengths in pixels.
     fn draw<B: DrawingBackend>(
         &self,
         on: &DrawingArea<B, Shift>,
@@ -38,7 +36,7 @@ pub(crate) trait Drawing {
         B::ErrorType: 'static;
 }
 
-/// The content of a file with that drawing in it.
+/// Returns the content of a file with the drawing.
 pub(crate) fn draw<D: Drawing>(drawing: &D, to: FileFormat) -> Result<Vec<u8>, String> {
     let content = register_font().and_then(|()| match to {
         FileFormat::Svg => svg(drawing),
@@ -65,7 +63,7 @@ fn png<D: Drawing>(drawing: &D) -> Result<Vec<u8>, Box<dyn Error>> {
     Ok(content.into_inner())
 }
 
-/// plotters finds no fonts of the system without a C library, so the program brings its own.
+/// plotters finds system fonts only through a C library, so the program embeds one.
 fn register_font() -> Result<(), Box<dyn Error>> {
     static REGISTERED: OnceLock<bool> = OnceLock::new();
     let font = epaint_default_fonts::UBUNTU_LIGHT;

@@ -1,15 +1,14 @@
-//! Reading and writing files: never more than a block in memory, and errors that say which file and
-//! what to do.
+//! Reads and writes files: one block in memory at most, and errors that name the file and the
+//! remedy.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
-/// How much is read at once: large enough that system calls don't count, small enough to stay in
-/// the cache.
+/// The size of a read: large enough that system calls do not count, small enough for the cache.
 const BLOCK: usize = 128 * 1024;
 
-/// Gives a file to `take` block by block.
+/// Passes a file to `take` block by block.
 pub(super) fn read_blocks(path: &Path, mut take: impl FnMut(&[u8])) -> Result<(), String> {
     let mut file = File::open(path).map_err(|error| explain("read", path, &error))?;
     let mut block = vec![0; BLOCK];
@@ -23,9 +22,8 @@ pub(super) fn read_blocks(path: &Path, mut take: impl FnMut(&[u8])) -> Result<()
     }
 }
 
-/// Writes a file in a directory so that it's there whole or not at all: under another name first,
-/// which a later attempt at the same file takes over, then renamed. The directory is made where
-/// it's missing.
+/// Writes a file atomically: under a temporary name, which a later attempt reuses, and then
+/// renamed. Creates the directory if missing.
 pub(super) fn write_whole(dir: &Path, name: &Path, content: &[u8]) -> Result<PathBuf, String> {
     fs::create_dir_all(dir).map_err(|error| explain("make the directory", dir, &error))?;
     let path = dir.join(name);
@@ -41,7 +39,7 @@ pub(super) fn write_whole(dir: &Path, name: &Path, content: &[u8]) -> Result<Pat
     Ok(path)
 }
 
-/// What was tried, on which file, what the system said, and what can be done about it.
+/// Formats an error: the action, the file, the cause and the remedy.
 pub(super) fn explain(verb: &str, path: &Path, error: &io::Error) -> String {
     let remedy = match error.kind() {
         ErrorKind::NotFound => {

@@ -45,8 +45,8 @@ fn run(job: Job) -> Result<Output, String> {
     let name = name_for(&source, job.params.to.unwrap_or(FORMATS[0]))?;
     if job.taken {
         return Err(format!(
-            "{source:?} would be written over {:?}, which another input of this run writes; \
-             give it another name, or another --out DIR in a run of its own",
+            "{source:?} would overwrite {:?}, the output of another input of this run; rename \
+             it, or use another --out DIR in a separate run",
             dir.join(name)
         ));
     }
@@ -76,9 +76,9 @@ fn name_for(source: &Path, to: FileFormat) -> Result<PathBuf, String> {
 /// A picture must not be written over the file it was read from.
 fn refuse_own_source(source: &Path, output: &Path) -> Result<(), String> {
     match (source.canonicalize(), output.canonicalize()) {
-        (Ok(one), Ok(other)) if one == other => Err(format!(
-            "{source:?} would be written over itself; give --out another directory than its own"
-        )),
+        (Ok(one), Ok(other)) if one == other => {
+            Err(format!("{source:?} would overwrite itself; give another directory to --out"))
+        }
         _ => Ok(()),
     }
 }
@@ -190,7 +190,7 @@ fn opaque(pixels: &DynamicImage) -> DynamicImage {
 /// What is wrong with a picture, and what can be done about it.
 fn explain_picture(path: &Path, error: ImageError) -> String {
     let remedy = match &error {
-        // The file ended too soon: a truncated picture, not trouble with the disk.
+        // The file ended too soon: a truncated picture, no trouble with the disk.
         ImageError::IoError(io) if io.kind() != ErrorKind::UnexpectedEof => {
             return explain("read", path, io);
         }
@@ -277,7 +277,7 @@ mod tests {
         gradient(2, 2).save(&source).unwrap();
         let before = std::fs::read(&source).unwrap();
         let own = run(job(&source, dir.path(), FileFormat::Png)).unwrap_err();
-        assert!(own.contains("over itself"), "{own}");
+        assert!(own.contains("overwrite itself"), "{own}");
         assert_eq!(std::fs::read(&source).unwrap(), before);
 
         let out = dir.path().join("out");

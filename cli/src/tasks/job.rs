@@ -1,4 +1,4 @@
-//! What goes to a worker for one input: the input itself and the options of the run.
+//! What a worker receives for one input: the input and the options of the run.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -9,60 +9,60 @@ use serde::{Deserialize, Serialize};
 
 use super::bytes::Bytes;
 
-/// One input with the options it is to be worked on with.
+/// One input with its options.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Job {
-    /// What to work on.
+    /// The input.
     pub(crate) input: Input,
     /// The options, the same for every job of a run.
     pub(crate) params: Params,
-    /// An earlier input of the same run writes the file that this one would: refuse rather than
-    /// overwrite it.
+    /// Whether an earlier input of the run writes the same file. The task then refuses to overwrite
+    /// it.
     pub(crate) taken: bool,
 }
 
 impl Job {
-    /// The job with no options that have to be given.
+    /// Creates a job without optional parameters.
     pub(crate) fn new(input: impl Into<Input>) -> Self {
         Self { input: input.into(), params: Params::default(), taken: false }
     }
 }
 
-/// The options that tasks take; what isn't given is the task's own default.
+/// The options of tasks. Each task has its own defaults.
 ///
-/// They travel with every job, so what is not given costs a byte and no more.
+/// They are sent with every job, so an option that is not set costs only a byte.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Params {
-    /// The directory to write to.
+    /// The output directory.
     pub(crate) out: Option<Bytes>,
-    /// The format to write.
+    /// The output format.
     pub(crate) to: Option<FileFormat>,
-    /// How many random points to draw.
+    /// The number of random points.
     pub(crate) points: Option<u64>,
-    /// The seed of the random points, where the input isn't the seed.
+    /// The seed of the random points, if the input is not the seed.
     pub(crate) seed: Option<u64>,
 }
 
 impl Params {
-    /// The directory to write to, or what to do where there is none.
+    /// Returns the output directory, or an error with the remedy.
     pub(super) fn out_dir(&self) -> Result<&Path, String> {
-        let out = self.out.as_ref().ok_or("nowhere to write to: give --out DIR")?;
+        let out = self.out.as_ref().ok_or("no output directory: give --out DIR")?;
         Ok(out.as_path())
     }
 }
 
-/// One input, as text was given for it or as a number of a range.
+/// One input: text, or a number of a range.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Input {
-    /// A number out of a range: no text is made of it until it's shown, so that a range of millions
-    /// is cheap.
+    /// A number of a range. It becomes text only when it is shown, so that a range of millions is
+    /// cheap.
     Number(i64),
-    /// What was typed, or a line of what was read.
+    /// An argument, or a line of a list.
     Text(Bytes),
 }
 
 impl Input {
-    /// As it was given, byte for byte.
+    /// Returns the input byte for byte.
     pub(crate) fn to_bytes(&self) -> Cow<'_, [u8]> {
         match self {
             Self::Number(number) => Cow::Owned(number.to_string().into_bytes()),
@@ -70,7 +70,7 @@ impl Input {
         }
     }
 
-    /// As text to look at; what is not UTF-8 shows as U+FFFD.
+    /// Returns the input as text; what is not UTF-8 becomes U+FFFD.
     pub(crate) fn to_text(&self) -> Cow<'_, str> {
         match self {
             Self::Number(number) => Cow::Owned(number.to_string()),
@@ -78,7 +78,7 @@ impl Input {
         }
     }
 
-    /// As the path of a file, byte for byte.
+    /// Returns the input as a path, byte for byte.
     pub(crate) fn to_path(&self) -> Cow<'_, Path> {
         match self {
             Self::Number(number) => Cow::Owned(number.to_string().into()),
@@ -86,7 +86,7 @@ impl Input {
         }
     }
 
-    /// As a number of the type that the task works on; `wanted` says in words what that is.
+    /// Parses a number of the task's type. `wanted` describes it in the error.
     pub(super) fn parse<N: FromStr + TryFrom<i64>>(&self, wanted: &str) -> Result<N, String> {
         match self {
             Self::Number(number) => N::try_from(*number).ok(),
@@ -95,19 +95,19 @@ impl Input {
         .ok_or_else(|| self.refused(wanted))
     }
 
-    /// As a real number, finite.
+    /// Parses a finite real number.
     pub(super) fn real(&self, wanted: &str) -> Result<f64, String> {
         let number = match self {
-            // Beyond 2^53 the nearest f64 stands for the number, as it does in any f64 arithmetic.
+            // Beyond 2^53 this is the nearest f64, as in any f64 arithmetic.
             Self::Number(number) => *number as f64,
             Self::Text(text) => text.to_text().trim().parse().map_err(|_| self.refused(wanted))?,
         };
         if number.is_finite() { Ok(number) } else { Err(self.refused(wanted)) }
     }
 
-    /// The error for an input that is not what the task works on.
+    /// Formats the error of an invalid input.
     pub(super) fn refused(&self, wanted: &str) -> String {
-        format!("{:?} can't be used as an input here: give {wanted}", self.to_text())
+        format!("invalid input {:?}: give {wanted}", self.to_text())
     }
 }
 
@@ -129,7 +129,7 @@ impl From<&Path> for Input {
     }
 }
 
-/// A format of the files that tasks write.
+/// The format of an output file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum FileFormat {
     /// Lossless pixels.
@@ -143,10 +143,10 @@ pub(crate) enum FileFormat {
 }
 
 impl FileFormat {
-    /// All of them.
+    /// All formats.
     pub(crate) const ALL: [Self; 4] = [Self::Png, Self::Jpeg, Self::Webp, Self::Svg];
 
-    /// What `--to` calls it.
+    /// Returns the name for `--to`.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Png => "png",
@@ -156,7 +156,7 @@ impl FileFormat {
         }
     }
 
-    /// How the names of such files end, without the dot.
+    /// Returns the file extension, without the dot.
     pub(crate) fn extension(self) -> &'static str {
         match self {
             Self::Jpeg => "jpg",

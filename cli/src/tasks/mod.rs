@@ -1,14 +1,13 @@
-//! The built-in tasks: real work that the command line can run by name.
+//! The built-in tasks: real work that the command line runs by name.
 //!
-//! Each task is one module with three things in it: a plain typed function that a Rust program can
-//! call or send to a pool itself (`random::estimate`, `sha256::digest`, …), an adapter `fn(Job) ->
-//! Result<Output, String>` that makes an [`Input`] of the command line into its arguments, and a
-//! static [`Task`] that describes it.
+//! Each task is a module with three parts: a plain typed function that a Rust program can call or
+//! send to a pool (`random::estimate`, `sha256::digest`, …), an adapter `fn(Job) -> Result<Output,
+//! String>` that parses an [`Input`] of the command line, and a static [`Task`] that describes it.
 //!
-//! All adapters have the same type, so that the command line needs to know nothing about a task but
-//! its descriptor, and adding a task is a new module and one line in [`ALL`]. They run in a worker,
-//! where nobody reads what they print: what went wrong is an `Err` that says what, where and the
-//! remedy. It becomes a row of the output, and the other inputs are not touched by it.
+//! All adapters have the same type, so the command line needs only the descriptor of a task. Adding
+//! a task takes a module and a line in [`ALL`]. Adapters run in a worker, where nobody reads what
+//! they print: an error is an `Err` with what failed, on what, and the remedy. It becomes a row and
+//! does not affect other inputs.
 
 pub(crate) mod command;
 pub(crate) mod image;
@@ -35,7 +34,7 @@ pub(crate) use job::{FileFormat, Input, Job, Params};
 pub(crate) use output::{Column, Kind, Output, Value};
 pub(crate) use task::{Takes, Task};
 
-/// Every built-in task, in the order in which they are listed; the first is the default.
+/// Every built-in task, in the order of the list. The first is the default.
 pub(crate) static ALL: &[&Task] = &[
     &square::TASK,
     &sqrt::TASK,
@@ -47,7 +46,7 @@ pub(crate) static ALL: &[&Task] = &[
     &plot::TASK,
 ];
 
-/// The built-in task of that name.
+/// Returns the built-in task of that name.
 pub(crate) fn find(name: &str) -> Option<&'static Task> {
     ALL.iter().copied().find(|task| task.name == name)
 }

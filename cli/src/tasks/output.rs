@@ -1,43 +1,43 @@
-//! What comes back from a worker for one input: a few values, and the columns they are shown in.
+//! What a worker returns for one input: a few values, and the columns that show them.
 
 use serde::{Deserialize, Serialize};
 
 use super::bytes::Bytes;
 
-/// The answer of a task: one value for each of its columns.
+/// The result of a task: one value per column.
 pub(crate) type Output = Vec<Value>;
 
-/// One value of an answer.
+/// One value of a result.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) enum Value {
-    /// A count, or any whole number; wide enough for the square of any `i64`.
+    /// A whole number; wide enough for the square of any `i64`.
     Whole(i128),
     /// A measured or computed number.
     Real(f64),
     /// A digest, or the name of a file.
     Text(Bytes),
-    /// There is none here.
+    /// No value.
     Missing,
 }
 
-/// How a value is headed and laid out.
+/// The heading and layout of a value.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Column {
-    /// The heading; in JSON and CSV the name of the field.
+    /// The heading, and the field's name in JSON and CSV.
     pub(crate) name: &'static str,
-    /// How the value is written in a table.
+    /// The format of the value in a table.
     pub(crate) kind: Kind,
-    /// How many characters it takes in a table. A stream can't be measured beforehand, so this is
-    /// fixed; 0 is as many as it likes, and such a column stands behind all others.
+    /// The width in a table, in characters. Rows stream, so widths cannot be measured first. 0
+    /// means any width; such a column comes last.
     pub(crate) width: usize,
 }
 
-/// What a column holds.
+/// The format of a column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// Numbers, right-aligned; reals with all the digits they have.
+    /// Numbers, right-aligned; reals with all their digits.
     Number,
-    /// Reals with that many decimals, right-aligned.
+    /// Reals with this many decimals, right-aligned.
     Fixed(usize),
     /// Text, left-aligned.
     Text,

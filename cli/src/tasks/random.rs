@@ -1,26 +1,25 @@
-//! What the tasks over seeds compute. It knows nothing of tasks, so that the benchmarks measure the same
-//! work.
+//! The computations of the tasks over seeds. Independent of tasks, so that benchmarks can measure
+//! the same work.
 
 use rand::distr::Distribution;
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::{RngExt, SeedableRng};
 use rand_distr::StandardNormal;
 
-/// Named here rather than `StdRng`, whose algorithm may change with any release of `rand`: the
-/// results of a seed are part of what a task promises. Nearby seeds give unrelated streams (they
-/// are spread by SplitMix64).
+/// Named instead of `StdRng`, whose algorithm may change with any release of `rand`: a task
+/// promises the same results for a seed. Nearby seeds give unrelated streams, since SplitMix64
+/// spreads them.
 pub(crate) type Stream = Xoshiro256PlusPlus;
 
-/// The stream of that seed.
+/// Returns the stream of a seed.
 pub(crate) fn stream(seed: u64) -> Stream {
     Stream::seed_from_u64(seed)
 }
 
-/// How many points an estimate takes unless told otherwise: some milliseconds of work.
+/// The default number of points of an estimate: some milliseconds of work.
 pub(crate) const ESTIMATE_POINTS: u64 = 500_000;
 
-/// How many of that many random points lie in the quarter circle; the same for the same seed,
-/// always.
+/// Counts the random points in the quarter circle. The same seed always gives the same count.
 pub(crate) fn inside(seed: u64, points: u64) -> u64 {
     let mut random = stream(seed);
     let mut inside = 0;
@@ -31,21 +30,21 @@ pub(crate) fn inside(seed: u64, points: u64) -> u64 {
     inside
 }
 
-/// An estimate of π from that many random points.
+/// Estimates π from random points.
 pub(crate) fn estimate(seed: u64, points: u64) -> f64 {
     4.0 * inside(seed, points) as f64 / points as f64
 }
 
-/// How many points are in a cloud unless told otherwise.
+/// The default number of points in a cloud.
 pub(crate) const CLOUD_POINTS: u64 = 10_000;
 
-/// The seed of a cloud unless told otherwise.
+/// The default seed of a cloud.
 pub(crate) const CLOUD_SEED: u64 = 123;
 
 /// The density at the origin of a 2-D Gaussian with unit covariance.
 pub(crate) const TRUE_DENSITY: f64 = 1.0 / std::f64::consts::TAU;
 
-/// That many points of a 2-D Gaussian with unit covariance around the origin.
+/// Returns points of a 2-D Gaussian with unit covariance around the origin.
 pub(crate) fn gaussian(seed: u64, points: u64) -> impl Iterator<Item = [f64; 2]> {
     let mut random = stream(seed);
     (0..points).map(move |_| {
@@ -55,7 +54,7 @@ pub(crate) fn gaussian(seed: u64, points: u64) -> impl Iterator<Item = [f64; 2]>
     })
 }
 
-/// How many of the points lie in the square of that width around the centre, its border included.
+/// Counts the points in a square around the centre, border included.
 pub(crate) fn count_in_window(
     points: impl Iterator<Item = [f64; 2]>,
     centre: [f64; 2],
@@ -65,7 +64,7 @@ pub(crate) fn count_in_window(
     points.filter(|[x, y]| within(*x, centre[0]) && within(*y, centre[1])).count() as u64
 }
 
-/// The density that `k` of `n` points in a square window of that width stand for.
+/// Returns the density that `k` of `n` points in a square of that width stand for.
 pub(crate) fn density(k: u64, n: u64, width: f64) -> f64 {
     k as f64 / n as f64 / (width * width)
 }

@@ -1,4 +1,4 @@
-//! `sha256`: the SHA-256 digest of a file, as `sha256sum` gives it.
+//! `sha256`: the SHA-256 digest of a file, as `sha256sum` prints it.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -10,8 +10,7 @@ use super::job::Job;
 use super::output::{Column, Output};
 use super::task::{Options, Takes, Task};
 
-/// The digest of a file's content in hexadecimal. The file is read block by block, whatever its
-/// size.
+/// Returns the digest of a file in hexadecimal. Reads it block by block.
 pub(crate) fn digest(path: &Path) -> Result<String, String> {
     let mut state = Sha256::new();
     read_blocks(path, |block| state.update(block))?;

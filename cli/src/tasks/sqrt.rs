@@ -1,11 +1,10 @@
-//! `sqrt`: the square root of each number of a range; millions of tasks that cost next to nothing
-//! each.
+//! `sqrt`: the square root of each number of a range; millions of tasks that cost almost nothing.
 
 use super::job::Job;
 use super::output::{Column, Output};
 use super::task::{Options, Takes, Task};
 
-/// The square root, where there is a real one.
+/// Returns the square root, if it is real.
 pub(crate) fn root(x: f64) -> Option<f64> {
     (x >= 0.0).then(|| x.sqrt())
 }

@@ -1,10 +1,10 @@
-//! `square`: x², the smallest task there is, to see the pool itself at work.
+//! `square`: x², the smallest task, to observe the pool itself.
 
 use super::job::{Input, Job};
 use super::output::{Column, Output};
 use super::task::{Options, Takes, Task};
 
-/// The square of a whole number, exact for every `i64`.
+/// Returns the square of a whole number, exact for every `i64`.
 pub(crate) fn square(x: i64) -> i128 {
     i128::from(x) * i128::from(x)
 }

@@ -1,4 +1,4 @@
-//! What the command line knows of a task: its descriptor.
+//! The descriptor of a task: what the command line knows of it.
 
 use std::fmt;
 
@@ -6,27 +6,26 @@ use super::bytes::Bytes;
 use super::job::{FileFormat, Input, Job, Params};
 use super::output::{Column, Output};
 
-/// What the command line knows about a task.
+/// The descriptor of a task.
 pub(crate) struct Task {
-    /// What `--task` calls it.
+    /// The name for `--task`.
     pub(crate) name: &'static str,
-    /// What it does, in one line.
+    /// One line for the list.
     pub(crate) summary: &'static str,
-    /// Whether an input is a number or a file.
+    /// Whether inputs are numbers or files.
     pub(crate) takes: Takes,
-    /// The inputs where none are given; empty where some must be given.
+    /// The inputs if none are given; empty if inputs are required.
     pub(crate) default_inputs: &'static [&'static str],
-    /// How the input is shown.
+    /// The column of the input.
     pub(crate) input: Column,
-    /// What the task answers, value by value.
+    /// The columns of the result.
     pub(crate) columns: &'static [Column],
-    /// The options that it understands.
+    /// The options that it supports.
     pub(crate) options: Options,
-    /// The task itself.
+    /// The adapter.
     pub(crate) run: fn(Job) -> Result<Output, String>,
-    /// For a task that names its output after its input: the name that it will write. The caller
-    /// uses it to see that two inputs of one run would write the same file, which no worker can
-    /// know, and sets [`Job::taken`].
+    /// For a task that names its output after its input: returns that name. The caller detects two
+    /// inputs of a run with the same output, which no worker can know, and sets [`Job::taken`].
     pub(crate) output_name: Option<fn(&Input, &Params) -> Option<Bytes>>,
 }
 
@@ -36,28 +35,28 @@ impl fmt::Debug for Task {
     }
 }
 
-/// What tasks over seeds want as an input.
+/// Describes the inputs of tasks over seeds.
 pub(super) const A_SEED: &str =
     "a seed, which is a whole number from 0, or a range of them such as 0..8";
 
-/// What the inputs of a task are.
+/// The kind of inputs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Takes {
-    /// Numbers; a range such as `0..5` stands for all the whole numbers in it.
+    /// Numbers; a range such as `0..5` stands for its whole numbers.
     Numbers,
     /// Paths of files.
     Files,
 }
 
-/// The options that a task understands beside its inputs.
+/// The options that a task supports.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Options {
-    /// `--out DIR`: it writes files, and must be told where.
+    /// `--out DIR`: writes files, and requires a directory.
     pub(crate) out: bool,
-    /// `--to FORMAT`: what it can write; the first is the default.
+    /// `--to FORMAT`: the supported formats; the first is the default.
     pub(crate) to: &'static [FileFormat],
-    /// `--points N`: how many random points it draws unless told otherwise.
+    /// `--points N`: the default number of random points.
     pub(crate) points: Option<u64>,
-    /// `--seed N`: the seed of its random points, for a task whose inputs are not seeds themselves.
+    /// `--seed N`: the default seed of the random points, if inputs are not seeds.
     pub(crate) seed: Option<u64>,
 }

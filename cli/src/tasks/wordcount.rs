@@ -1,8 +1,7 @@
-//! `wordcount`: the lines, words and bytes of a file, as `wc` gives them.
+//! `wordcount`: the lines, words and bytes of a file, as `wc` counts them.
 //!
-//! Lines and bytes are simple. What a word is depends on the locale, as it does for `wc` (that of
-//! GNU coreutils 9.1): white space parts words, a word must have something printable in it, and
-//! bytes that are no characters are as if they weren't there.
+//! A word depends on the locale, as in `wc` of GNU coreutils 9.1: white space separates words, a
+//! word contains something printable, and bytes that are not characters are ignored.
 
 use std::path::Path;
 use std::str;
@@ -13,7 +12,7 @@ use super::job::Job;
 use super::output::{Column, Output};
 use super::task::{Options, Takes, Task};
 
-/// What a file has.
+/// The counts of a file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Counts {
     /// Line feeds.
@@ -24,7 +23,7 @@ pub(crate) struct Counts {
     pub(crate) bytes: u64,
 }
 
-/// Counts a file. It is read block by block, whatever its size.
+/// Counts a file, block by block.
 pub(crate) fn count(path: &Path) -> Result<Counts, String> {
     let mut counter = Counter::new(Locale::of_environment());
     read_blocks(path, |block| counter.take(block))?;

@@ -7,7 +7,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use crate::humane;
+use crate::format;
 use crate::row::Row;
 use crate::tasks::Input;
 use procpool::{Event, EventKind};
@@ -54,7 +54,7 @@ impl Board {
         if let Some(error) = row.error.as_ref().filter(|_| !row.cancelled) {
             state.failed += 1;
             let failure = format!("{}: {error}", row.input.to_text());
-            state.failures.push_back(humane::one_line(&failure).into_owned());
+            state.failures.push_back(format::one_line(&failure).into_owned());
             if state.failures.len() > FAILURES {
                 state.failures.pop_front();
             }
@@ -94,6 +94,6 @@ impl State {
     pub(super) fn running(&self, slot: usize) -> Option<(String, Instant)> {
         let running = self.slots.get(&slot).filter(|running| running.left > 0)?;
         let input = self.inputs.get(&running.id)?.to_text();
-        Some((humane::one_line(&input).into_owned(), running.since))
+        Some((format::one_line(&input).into_owned(), running.since))
     }
 }

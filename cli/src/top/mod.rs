@@ -21,7 +21,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 pub(super) use self::board::Board;
-pub(super) use self::terminal::{give_back, take_over};
+pub(super) use self::terminal::{enter_alternate_screen, leave_alternate_screen};
 use self::view::View;
 use super::exit::Usage;
 use procpool::Pool;
@@ -55,11 +55,11 @@ impl Top {
                     break;
                 }
             }
-            give_back();
+            leave_alternate_screen();
         };
         let thread = thread::Builder::new().name("top".into()).spawn(draw);
         let thread = thread.inspect_err(|_| {
-            give_back();
+            leave_alternate_screen();
         });
         Ok(Self { stop, thread: Some(thread.context("failed to start a thread")?) })
     }
@@ -71,6 +71,6 @@ impl Drop for Top {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join(); // a panic there was printed, and harms nothing
         }
-        give_back();
+        leave_alternate_screen();
     }
 }

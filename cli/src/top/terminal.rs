@@ -20,10 +20,10 @@ use ratatui::crossterm::terminal::{EnterAlternateScreen, LeaveAlternateScreen};
 static TERMINAL: OnceLock<File> = OnceLock::new();
 
 /// Whether it's taken over at the moment.
-static TAKEN: AtomicBool = AtomicBool::new(false);
+static ENTERED: AtomicBool = AtomicBool::new(false);
 
 /// How often it has been taken over: each time it's empty.
-static TIMES: AtomicUsize = AtomicUsize::new(0);
+static TIMES_ENTERED: AtomicUsize = AtomicUsize::new(0);
 
 /// Takes over the terminal that this process is controlled from, whatever its outputs are.
 pub(super) fn open() -> io::Result<Terminal<CrosstermBackend<File>>> {
@@ -32,10 +32,10 @@ pub(super) fn open() -> io::Result<Terminal<CrosstermBackend<File>>> {
     let _ = TERMINAL.set(file); // one run has one
     let before = panic::take_hook();
     panic::set_hook(Box::new(move |panic| {
-        give_back();
+        leave_alternate_screen();
         before(panic);
     }));
-    take_over();
+    enter_alternate_screen();
     Ok(terminal)
 }
 
@@ -54,18 +54,19 @@ pub(super) fn begin_anew(picture: &mut Terminal<CrosstermBackend<File>>) -> io::
 }
 
 /// Takes it over, if it's drawn on and isn't taken over.
-pub(crate) fn take_over() {
+pub(crate) fn enter_alternate_screen() {
     if let Some(mut terminal) = TERMINAL.get()
-        && !TAKEN.swap(true, Ordering::SeqCst)
+        && !ENTERED.swap(true, Ordering::SeqCst)
     {
         let _ = execute!(terminal, EnterAlternateScreen, Hide); // it may be gone
-        TIMES.fetch_add(1, Ordering::SeqCst);
+        TIMES_ENTERED.fetch_add(1, Ordering::SeqCst);
     }
 }
 
 /// Gives it back, if it's taken over; says whether it was.
-pub(crate) fn give_back() -> bool {
-    let Some(mut terminal) = TERMINAL.get().filter(|_| TAKEN.swap(false, Ordering::SeqCst)) else {
+pub(crate) fn leave_alternate_screen() -> bool {
+    let Some(mut terminal) = TERMINAL.get().filter(|_| ENTERED.swap(false, Ordering::SeqCst))
+    else {
         return false;
     };
     let _ = execute!(terminal, LeaveAlternateScreen, Show);
@@ -74,6 +75,6 @@ pub(crate) fn give_back() -> bool {
 }
 
 /// How often it has been taken over, if it's ours to draw on.
-pub(super) fn taken() -> Option<usize> {
-    TAKEN.load(Ordering::SeqCst).then(|| TIMES.load(Ordering::SeqCst))
+pub(super) fn times_entered() -> Option<usize> {
+    ENTERED.load(Ordering::SeqCst).then(|| TIMES_ENTERED.load(Ordering::SeqCst))
 }

@@ -16,7 +16,7 @@ use ratatui::{Frame, Terminal};
 use super::board::Board;
 use super::terminal;
 use crate::os::observe;
-use crate::{color, humane};
+use crate::{color, format};
 use procpool::{Pool, Stats, WorkerInfo, WorkerState};
 
 /// Of so many seconds the throughput is shown.
@@ -81,7 +81,7 @@ impl View {
     pub(super) fn draw(&mut self, to: &mut Terminal<CrosstermBackend<File>>) -> io::Result<()> {
         let picture = self.look();
         // Given back for good, or for as long as the process is stopped.
-        let Some(taken) = terminal::taken() else { return Ok(()) };
+        let Some(taken) = terminal::times_entered() else { return Ok(()) };
         if std::mem::replace(&mut self.taken, taken) != taken {
             terminal::begin_anew(to)?;
         }
@@ -169,22 +169,22 @@ impl View {
         let left = self.total.map(|total| total.saturating_sub(*ended));
         let left = left.filter(|_| *ended > 0).map_or(String::new(), |left| {
             let time = Duration::try_from_secs_f64(left as f64 / rate).unwrap_or(Duration::MAX);
-            format!(" · {} left", humane::duration(time))
+            format!(" · {} left", format::duration(time))
         });
         let text = format!(
             "procpool · {} · {} ended, {} failed, {} retried · {} running · {} workers lost · {}/s{left}",
-            humane::duration(*elapsed),
-            humane::grouped(*ended),
-            humane::grouped(*failed),
-            humane::grouped(*retried),
-            humane::grouped(stats.running),
-            humane::grouped(stats.restarts),
-            humane::rate(rate),
+            format::duration(*elapsed),
+            format::grouped(*ended),
+            format::grouped(*failed),
+            format::grouped(*retried),
+            format::grouped(stats.running),
+            format::grouped(stats.restarts),
+            format::rate(rate),
         );
         frame.render_widget(Paragraph::new(text), line);
         if let Some(total) = self.total.filter(|total| *total > 0) {
             let ratio = (*ended as f64 / total as f64).clamp(0.0, 1.0);
-            let label = format!("{}/{}", humane::grouped(*ended), humane::grouped(total));
+            let label = format!("{}/{}", format::grouped(*ended), format::grouped(total));
             let bar =
                 Gauge::default().ratio(ratio).label(label).gauge_style(self.style(Color::Green));
             frame.render_widget(bar, gauge);
@@ -205,10 +205,10 @@ impl View {
                 (worker.slot + 1).to_string(),
                 worker.pid.to_string(),
                 state.to_owned(),
-                shown.elapsed.map_or(String::new(), humane::duration),
+                shown.elapsed.map_or(String::new(), format::duration),
                 format!("{:.0}%", shown.cpu * 100.0),
-                humane::bytes(shown.memory),
-                humane::grouped(worker.tasks_done),
+                format::bytes(shown.memory),
+                format::grouped(worker.tasks_done),
                 shown.input.clone(),
             ])
             .style(self.style(color))

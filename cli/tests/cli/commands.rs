@@ -125,7 +125,8 @@ fn a_command_that_cannot_be_run_is_told_once_and_nothing_is_begun() {
 
 #[test]
 fn a_job_that_takes_too_long_or_too_much_fails_alone_and_keeps_what_it_printed() {
-    let script = "echo $0; case $0 in hang) sleep 1000;; stubborn) trap '' TERM; sleep 1000 & wait; \
+    let script = "echo $0; case $0 in hang) sleep 1000;; stubborn) trap '' TERM; sleep 1000 & \
+        wait; \
                   sleep 1000;; eat) head -c 300000000 /dev/zero | tr '\\0' x | sort > /dev/null;; esac";
     let mut arguments = vec!["run", "-k", "-p", "2", "--timeout", "400ms", "--memory", "100M"];
     arguments.extend(["--format", "json", "--", "sh", "-c", script, ":::"]);
@@ -133,7 +134,11 @@ fn a_job_that_takes_too_long_or_too_much_fails_alone_and_keeps_what_it_printed()
     // How fast memory is eaten depends on the machine.
     arguments[5] = "20s";
     let ate = run(&[&arguments[..arguments.len() - 5], &["eat", "well"]].concat()).json();
-    assert_eq!(ate[0]["error"], "took more memory than 100 MiB and was stopped", "{}", ate[0]);
+    assert_eq!(
+        ate[0]["error"], "exceeded its memory limit of 100 MiB and was killed",
+        "{}",
+        ate[0]
+    );
     assert!(ate[0]["result"]["memory"].as_u64() > Some(50_000_000), "{}", ate[0]);
     assert_eq!((&ate[0]["stdout"], &ate[1]["result"]["exit"]), (&json!("eat\n"), &json!(0)));
     arguments[5] = "400ms";
@@ -142,7 +147,7 @@ fn a_job_that_takes_too_long_or_too_much_fails_alone_and_keeps_what_it_printed()
     let errors: Vec<_> = rows.iter().map(|row| row.get("error").is_some()).collect();
     assert_eq!(errors, [false, true, true, false]);
     for row in &rows[1..3] {
-        assert_eq!(row["error"], "was stopped after its time limit of 400ms", "{row}");
+        assert_eq!(row["error"], "exceeded its time limit of 400ms and was killed", "{row}");
         assert_eq!(row["stdout"], format!("{}\n", row["input"].as_str().unwrap()));
         assert!(row["seconds"].as_f64() >= Some(0.4), "{row}");
     }
@@ -220,7 +225,7 @@ fn too_many_failures_end_the_run() {
     // Jobs that take a while, so that few more begin before the failures are noticed.
     let soon = run(&arguments("soon,fail=3", "sleep 0.05; exit 1"));
     assert_eq!(soon.code, Some(1));
-    assert!(soon.stderr.contains("halted: 3 of 3 have failed"), "{soon:?}");
+    assert!(soon.stderr.contains("halted: 3 of 3 jobs failed"), "{soon:?}");
     assert!(soon.stderr.matches("exited with code 1").count() < 8, "{soon:?}");
     let share = run(&arguments("soon,fail=10%", "test $0 -lt 50 || { sleep 0.05; exit 1; }"));
     let done: usize = share.stderr.matches("exited with code 1").count();
@@ -248,7 +253,7 @@ fn jobs_that_are_ended_with_the_run_can_clear_up_and_are_counted() {
     assert_eq!(wait(child).code, Some(143));
     assert!(there("cleared0") && there("cleared1"));
     let said: Vec<_> = said.iter().collect();
-    assert!(said.iter().any(|line| line.contains("2 killed, 48 not begun")), "{said:?}");
+    assert!(said.iter().any(|line| line.contains("2 killed, 48 not started")), "{said:?}");
 
     let arguments = ["run", "-q", "-p", "2", "--halt", "now,fail=1", "-n", "9", "--", "sh", "-c"];
     let script = format!(
@@ -259,7 +264,7 @@ fn jobs_that_are_ended_with_the_run_can_clear_up_and_are_counted() {
     fs::remove_file(dir.path().join("cleared0")).unwrap();
     let ended = run(&[&arguments[..], &[&script]].concat());
     assert!(ended.code == Some(1) && there("cleared0"), "{ended:?}");
-    assert!(ended.stderr.contains(" inputs were not begun"), "also where it's quiet: {ended:?}");
+    assert!(ended.stderr.contains(" inputs were not started"), "also where it's quiet: {ended:?}");
     assert!(ended.stderr.contains("error: 1: exited with code 1"), "{ended:?}");
 }
 
@@ -362,7 +367,7 @@ fn options_that_make_no_sense_are_exit_code_2_with_the_remedy() {
     let cases: [(&[&str], &str); 12] = [
         (&["--", ":::", "x"], "no command"),
         (&["--", "echo", ":::"], "no inputs after :::"),
-        (&["--", "echo", ":::", "x", ":::", "y"], "one ::: too many"),
+        (&["--", "echo", ":::", "x", ":::", "y"], "allowed once"),
         (&["--task", "pi", "--", "echo"], "cannot be used with"),
         (&["--seed", "3", "--", "echo", ":::", "x"], "--seed is for tasks"),
         (&["--format", "plain"], "give table, json or csv"),
@@ -432,7 +437,7 @@ fn nothing_in_an_input_is_code_for_a_shell_whatever_is_around_it() {
         let ended = wait(child);
         assert!(!dir.path().join("pwned").exists(), "{line}: {ended:?}");
         if ended.code == Some(2) {
-            assert!(ended.stderr.contains("outside"), "{line}: {ended:?}");
+            assert!(ended.stderr.contains("move it out"), "{line}: {ended:?}");
         }
     }
     let ended = run(&["run", "--shell", "--", "f() { echo {}; }; set -- 1; f 2", ":::", "in put"]);
@@ -476,7 +481,7 @@ fn what_was_given_is_used_or_refused_and_never_passed_over_in_silence() {
     }
     let ended = run_with_input(&["run", "-n", "2", "--", "echo"], b"file\n");
     assert_eq!((ended.code, ended.text()), (Some(2), ""), "{ended:?}");
-    assert!(ended.stderr.contains("-p is for how many at once"), "{ended:?}");
+    assert!(ended.stderr.contains("-p sets the number of workers"), "{ended:?}");
     let nul = run(&["run", "-k", "-0", "-i", list, "--", "echo"]);
     assert_eq!(nul.text(), "a\nb\n", "{nul:?}");
     let awk = run(&["run", "--shell", "--", "echo {} 2 | awk '{print $1}'", ":::", "1"]);

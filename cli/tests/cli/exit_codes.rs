@@ -149,7 +149,7 @@ fn an_input_list_that_breaks_off_is_said_and_exit_code_1() {
     let command = &mut procpool(&["run", "--format", "csv", "--input", "-"]);
     let ended = wait(command.stdin(directory).spawn().unwrap());
     assert_eq!(ended.code, Some(1), "{ended:?}");
-    assert!(ended.stderr.contains("failed to read on in standard input"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("failed to read standard input"), "{}", ended.stderr);
 }
 
 #[test]

@@ -50,7 +50,7 @@ fn a_pipe_that_nobody_writes_to_or_closes_does_not_hang_a_task_with_defaults() {
     let held_open = child.stdin.take();
     let ended = wait(child);
     drop(held_open);
-    assert_eq!((ended.code, ended.text().lines().count()), (Some(0), 6), "{ended:?}");
+    assert_eq!((ended.code, ended.text().lines().count()), (Some(0), 7), "{ended:?}");
 }
 
 #[test]

@@ -179,7 +179,7 @@ fn a_log_that_cannot_be_written_is_said() {
     assert!(nowhere.stderr.contains("check --log"), "{nowhere:?}");
     let full = run(&["run", "--log", "/dev/full"]);
     assert_eq!(full.code, Some(1), "the rows are there all the same: {full:?}");
-    assert!(full.text().contains("5 tasks in") && full.stderr.contains("failed to write the log"));
+    assert!(full.text().contains("6 tasks in") && full.stderr.contains("failed to write the log"));
 }
 
 #[test]

@@ -168,7 +168,7 @@ fn a_job_whose_output_cannot_be_kept_fails_alone_and_says_why() {
     let ended = wait(command.env("TMPDIR", &gone).spawn().unwrap());
     assert_eq!(ended.code, Some(1), "{ended:?}");
     assert!(
-        ended.stderr.contains("could not be kept") && ended.stderr.contains("set TMPDIR"),
+        ended.stderr.contains("failed to store its output") && ended.stderr.contains("set TMPDIR"),
         "{ended:?}"
     );
     assert!(ended.text().ends_with("2\n"), "{ended:?}");
@@ -235,7 +235,7 @@ fn a_job_that_prints_without_end_is_held_to_its_limit() {
         assert_eq!(ended.code, Some(1), "{ended:?}");
         assert!(begun.elapsed() < Duration::from_secs(30), "{more:?}");
         if more[0] == "--line-buffer" {
-            assert!(ended.stderr.contains("after its time limit of 1s"), "{ended:?}");
+            assert!(ended.stderr.contains("exceeded its time limit of 1s"), "{ended:?}");
         }
     }
 }

@@ -17,7 +17,7 @@ fn a_job_that_wants_the_terminal_fails_with_the_remedy_and_the_others_are_done()
         let (code, shown) = terminal.end();
         assert_eq!(code, Some(1), "{shown}");
         for (job, fails) in [("read", true), ("stty", true), ("one", false), ("two", false)] {
-            let error = format!("{job}: was stopped, since it reads or sets up the terminal");
+            let error = format!("{job}: was killed because it asked for the terminal");
             assert_eq!(shown.contains(&error), fails, "{job}: {shown}");
         }
         assert!(shown.contains("BatchMode") && shown.contains("sudo -n"), "{shown}");

@@ -1,4 +1,4 @@
-//! One job as it goes to a worker, and its result as it comes back.
+//! A job as it is sent to a worker, and its result.
 
 use std::fmt;
 use std::time::Duration;
@@ -7,59 +7,59 @@ use serde::{Deserialize, Serialize};
 
 use crate::tasks::{Bytes, Column, Input, Output, Value};
 
-/// One input, with what is particular about it.
+/// One job of a command.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct CommandJob {
-    /// What `{}` stands for.
+    /// The value of `{}`.
     pub(crate) input: Input,
-    /// What `{#}` stands for.
+    /// The value of `{#}`.
     pub(crate) number: u64,
-    /// The position of its result among all of them.
+    /// The position of its result in the run.
     pub(crate) id: u64,
-    /// The longest that it may take.
+    /// The time limit.
     pub(crate) limit: Option<Duration>,
 }
 
-/// How a job ended.
+/// The result of a job.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Ended {
-    /// In which way.
-    pub(crate) verdict: Verdict,
-    /// When its last attempt began, on the monotonic clock in nanoseconds.
+pub(crate) struct Completed {
+    /// How it ended.
+    pub(crate) status: Status,
+    /// When its last attempt started: nanoseconds on the monotonic clock.
     pub(crate) began: u64,
-    /// How long that took.
+    /// The duration of that attempt.
     pub(crate) elapsed: Duration,
     /// CPU time of its processes.
     pub(crate) cpu: Duration,
-    /// The most resident memory in bytes that one of its processes had.
+    /// Peak resident memory in bytes of its largest process.
     pub(crate) memory: u64,
-    /// How many attempts there were.
+    /// The number of attempts.
     pub(crate) attempts: u32,
-    /// Those before the last one.
-    pub(crate) earlier: Vec<Earlier>,
-    /// What it printed to standard output, where that is grouped.
+    /// The attempts before the last one.
+    pub(crate) earlier: Vec<FailedAttempt>,
+    /// Captured standard output.
     pub(crate) stdout: Printed,
-    /// What it printed to standard error, where that is grouped.
+    /// Captured standard error.
     pub(crate) stderr: Printed,
 }
 
-/// An attempt that was followed by another.
+/// An attempt that was retried.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Earlier {
-    /// When it began, on the monotonic clock in nanoseconds.
+pub(crate) struct FailedAttempt {
+    /// When it started: nanoseconds on the monotonic clock.
     pub(crate) began: u64,
-    /// How long it took.
+    /// Its duration.
     pub(crate) elapsed: Duration,
-    /// Why it was not the last.
+    /// Why it failed.
     pub(crate) error: String,
 }
 
-/// What a job printed to one of its outputs.
+/// Captured output of a job on one stream.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) enum Printed {
-    /// This.
+    /// In memory.
     Here(Bytes),
-    /// What stands there.
+    /// In a file.
     InFile(Range),
 }
 
@@ -72,18 +72,18 @@ impl Default for Printed {
 /// A part of a file that a worker has passed to the parent.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Range {
-    /// What the worker is known by.
+    /// The key of the worker.
     pub(crate) key: u64,
-    /// Which of its two files it is.
+    /// The index of its file.
     pub(crate) which: usize,
-    /// Where it begins.
+    /// The offset.
     pub(crate) start: u64,
-    /// How long it is.
+    /// The length.
     pub(crate) length: u64,
 }
 
-impl Ended {
-    /// What is shown of it in a table, beside its input.
+impl Completed {
+    /// The columns of a table, beside the input.
     pub(crate) const COLUMNS: &[Column] = &[
         Column::number("exit", 4),
         Column::number("signal", 6),
@@ -91,54 +91,55 @@ impl Ended {
         Column::number("memory", 11),
     ];
 
-    /// The values of those columns; CPU time in seconds, memory in bytes.
+    /// Returns the values of those columns; CPU time in seconds, memory in bytes.
     pub(crate) fn values(&self) -> Output {
         let number = |number: Option<i32>| number.map_or(Value::Missing, |it| i64::from(it).into());
         vec![
-            number(self.verdict.exit()),
-            number(self.verdict.signal()),
+            number(self.status.exit()),
+            number(self.status.signal()),
             self.cpu.as_secs_f64().into(),
             self.memory.into(),
         ]
     }
 }
 
-/// In which way a job ended.
+/// How a job ended.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) enum Verdict {
-    /// It exited with this code.
+pub(crate) enum Status {
+    /// Exited with this code.
     Exited(i32),
-    /// This signal ended it; the flag says whether it dumped core.
+    /// Killed by this signal. The flag tells whether it dumped core.
     Signaled(i32, bool),
-    /// It took longer than this, and was ended.
+    /// Exceeded this time limit.
     TimedOut(Duration),
-    /// Its processes had more resident memory than this many bytes, and were ended.
+    /// Exceeded this memory limit, in bytes, with all its processes.
     OutOfMemory(u64),
-    /// The program could not be started: the code that a shell gives for it, and why.
+    /// Could not be started: the shell's exit code for that, and the reason.
     NotStarted(i32, String),
-    /// It wanted the terminal, which jobs don't have, and was ended.
+    /// Asked for the terminal, which jobs do not have.
     NeedsTerminal,
-    /// Whoever read what it prints is gone.
-    Unread,
-    /// Its lines can't be written to standard output, for this reason.
-    Unwritten(String),
-    /// What it prints can't be kept until it has ended: why, and the remedy.
-    Unkept(String),
+    /// The reader of its output is gone.
+    OutputClosed,
+    /// Writing its lines to standard output failed, with this error.
+    OutputFailed(String),
+    /// Its output could not be stored: the reason and the remedy.
+    SpillFailed(String),
 }
 
-impl Verdict {
+impl Status {
     /// Whether the job succeeded.
     pub(crate) fn is_success(&self) -> bool {
         *self == Self::Exited(0)
     }
 
-    /// Whether another attempt may end better.
-    pub(crate) fn may_be_tried_again(&self) -> bool {
-        let is_final = matches!(self, Self::NeedsTerminal | Self::Unread | Self::Unwritten(_));
+    /// Whether a retry may succeed.
+    pub(crate) fn may_be_retried(&self) -> bool {
+        let is_final =
+            matches!(self, Self::NeedsTerminal | Self::OutputClosed | Self::OutputFailed(_));
         !self.is_success() && !is_final
     }
 
-    /// The exit code, as a shell gives it; none where a signal or a limit ended it.
+    /// Returns the exit code, as a shell has it; none after a signal or a limit.
     pub(crate) fn exit(&self) -> Option<i32> {
         match self {
             Self::Exited(code) | Self::NotStarted(code, _) => Some(*code),
@@ -146,34 +147,38 @@ impl Verdict {
         }
     }
 
-    /// The signal that ended it, where that was not this program's.
+    /// Returns the signal that killed it, unless it was sent by this program.
     pub(crate) fn signal(&self) -> Option<i32> {
         if let Self::Signaled(signal, _) = self { Some(*signal) } else { None }
     }
 }
 
-impl fmt::Display for Verdict {
+impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Exited(code) => procpool::DeathCause::Exited(*code).fmt(f),
             Self::Signaled(signal, dumped) => {
                 procpool::DeathCause::Signaled(*signal, *dumped).fmt(f)
             }
-            Self::TimedOut(after) => write!(f, "was stopped after its time limit of {after:?}"),
+            Self::TimedOut(after) => {
+                write!(f, "exceeded its time limit of {after:?} and was killed")
+            }
             Self::OutOfMemory(bytes) => {
-                write!(f, "took more memory than {} MiB and was stopped", bytes >> 20)
+                write!(f, "exceeded its memory limit of {} MiB and was killed", bytes >> 20)
             }
             Self::NotStarted(_, reason) => f.write_str(reason),
             Self::NeedsTerminal => f.write_str(
-                "was stopped, since it reads or sets up the terminal: jobs run in the background, \
-                 and their standard input is empty; use the command's option for unattended use, \
-                 such as ssh -o BatchMode=yes or sudo -n",
+                "was killed because it asked for the terminal: jobs run in the background, with \
+                 empty standard input; use the command's option for unattended use, such as \
+                 ssh -o BatchMode=yes or sudo -n",
             ),
-            Self::Unread => f.write_str("was stopped, since nobody reads what it prints"),
-            Self::Unwritten(error) => {
-                write!(f, "was stopped, since what it prints can't be written: {error}")
+            Self::OutputClosed => {
+                f.write_str("was killed because the reader of its output is gone")
             }
-            Self::Unkept(why) => f.write_str(why),
+            Self::OutputFailed(error) => {
+                write!(f, "was killed because writing its output failed: {error}")
+            }
+            Self::SpillFailed(why) => f.write_str(why),
         }
     }
 }

@@ -1,5 +1,5 @@
-//! What a job prints, passed on to the worker's own output as it comes: a whole line at a time, so
-//! that lines of several jobs don't mix.
+//! Forwards a job's output to the worker's own, in whole lines, so that lines of several jobs do
+//! not mix.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read};
@@ -11,48 +11,48 @@ use rustix::io::Errno;
 use super::spill::AT_ONCE;
 use crate::tasks::Input;
 
-/// A line that is longer than this is passed on in parts.
+/// A longer line is forwarded in parts.
 const LONGEST: usize = 1 << 20;
 
-/// One of a job's two outputs.
+/// One of a job's two output streams.
 pub(super) struct Lines {
-    /// None when it has ended.
+    /// None after its end.
     from: Option<File>,
     to: To,
-    /// What each line begins with.
+    /// The prefix of each line.
     tag: Vec<u8>,
-    /// What has come of a line whose end hasn't.
+    /// The start of a line that is not complete.
     begun: Vec<u8>,
     block: Vec<u8>,
 }
 
-/// Which output of the worker lines go to.
+/// The worker's stream that lines go to.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum To {
     Stdout,
-    /// If nobody sees it, nobody misses it: what can't be written is dropped.
+    /// Lines that cannot be written are dropped: nobody reads them.
     Stderr,
 }
 
 impl Lines {
-    /// From a pipe, which from now on never waits.
+    /// Reads from a pipe, which becomes non-blocking.
     pub(super) fn new(from: OwnedFd, to: To, tag: Vec<u8>) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&from, true)?;
         let block = vec![0; 64 << 10];
         Ok(Self { from: Some(File::from(from)), to, tag, begun: Vec::new(), block })
     }
 
-    /// What to wait for before there is more.
+    /// Returns the pipe to poll for more.
     pub(super) fn pipe(&self) -> Option<BorrowedFd<'_>> {
         self.from.as_ref().map(AsFd::as_fd)
     }
 
-    /// Passes on what has come, but not more than [`AT_ONCE`]: a job that prints without end is to be
-    /// held to its limits all the same. Whether there may be more.
+    /// Forwards what has arrived, up to [`AT_ONCE`] bytes: an endless job must still obey its
+    /// limits. Returns whether there may be more.
     ///
     /// # Errors
     ///
-    /// When it can't be written.
+    /// If writing fails.
     pub(super) fn pass(&mut self) -> io::Result<bool> {
         let mut taken = 0;
         while taken < AT_ONCE {
@@ -78,9 +78,9 @@ impl Lines {
         Ok(true)
     }
 
-    /// Passes on what is left, at the job's end: also a line without its own.
+    /// Forwards the rest at the job's end, including an incomplete line.
     pub(super) fn finish(mut self) -> io::Result<()> {
-        // What another process holds open may go on for ever.
+        // Another process may hold the pipe open and write forever.
         let mut turns = 0;
         while self.pass()? && turns < 16 {
             turns += 1;
@@ -92,10 +92,10 @@ impl Lines {
         Ok(())
     }
 
-    /// Writes the first bytes of what has come.
+    /// Writes the first `end` bytes.
     fn write(&mut self, end: usize) -> io::Result<()> {
         let lines: Vec<u8> = self.begun.drain(..end).collect();
-        // In one piece: other workers write to the same place.
+        // In one write, since other workers write to the same stream.
         let text = if self.tag.is_empty() { lines } else { tagged(&self.tag, &lines) };
         match self.to {
             To::Stdout => write_all(rustix::stdio::stdout(), &text),
@@ -107,14 +107,14 @@ impl Lines {
     }
 }
 
-/// Writes directly, since what the standard library has failed to write it would write again.
+/// Writes without a buffer: the standard library's would write what failed again at exit.
 fn write_all(to: BorrowedFd<'_>, mut text: &[u8]) -> io::Result<()> {
     while !text.is_empty() {
         match rustix::io::write(to, text) {
             Ok(0) => return Err(ErrorKind::WriteZero.into()),
             Ok(written) => text = &text[written..],
             Err(Errno::INTR) => {}
-            // Another program has made what this one shares with it not wait.
+            // Another program has set this shared description to non-blocking.
             Err(Errno::AGAIN) => {
                 poll(&mut [PollFd::from_borrowed_fd(to, PollFlags::OUT)], None)?;
             }
@@ -124,8 +124,8 @@ fn write_all(to: BorrowedFd<'_>, mut text: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// What the lines of this input's job begin with: the input and a tab. What would move the cursor or
-/// end the line is written out, so that the first tab always ends the input.
+/// Returns the prefix of an input's lines: the input and a tab. Control characters are escaped, so
+/// that the first tab always ends the input.
 pub(crate) fn tag_of(input: &Input) -> Vec<u8> {
     let input = input.to_bytes();
     let mut tag = Vec::with_capacity(input.len() + 1);
@@ -137,7 +137,7 @@ pub(crate) fn tag_of(input: &Input) -> Vec<u8> {
                 tag.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes());
             }
         }
-        // A control character in some encodings of one byte.
+        // A control character in some single-byte encodings.
         for byte in chunk.invalid() {
             match byte {
                 0x80..=0x9f => tag.extend(byte.escape_ascii()),
@@ -149,7 +149,7 @@ pub(crate) fn tag_of(input: &Input) -> Vec<u8> {
     tag
 }
 
-/// These lines, each after this tag.
+/// Adds the prefix to each line.
 pub(crate) fn tagged(tag: &[u8], text: &[u8]) -> Vec<u8> {
     text.split_inclusive(|byte| *byte == b'\n').flat_map(|line| [tag, line].concat()).collect()
 }

@@ -4,16 +4,15 @@
 //! |---|---|
 //! | `spec` | what holds for every job of a run |
 //! | `job` | one job, and its result |
-//! | `template` | the command line, and what it becomes for an input |
-//! | `run` | one job in its worker: starting it, its limits, how it ended |
-//! | `lines` | what it prints, passed on line by line |
-//! | `spill` | what it prints, kept until it has ended |
+//! | `template` | the command line, and its replacement strings |
+//! | `run` | one job in its worker: start, limits, end |
+//! | `lines` | output that is forwarded line by line |
+//! | `spill` | output that is captured |
 //!
-//! The command line and what holds for every job (a [`Recipe`]) goes to each worker once, as the
-//! argument of its initializer [`prepare`]; after that a job is an input and a number. The worker
-//! starts the program itself, without a shell in between, and waits for it. It keeps the job's
-//! limits too, so that a job that is ended is still answered with what it printed and used, and
-//! the worker goes on.
+//! The [`CommandSpec`] is sent to each worker once, as the argument of its initializer [`prepare`].
+//! After that, a job is an input and a number. The worker starts the program itself, without a
+//! shell, and waits for it. It also enforces the job's limits, so that a killed job still returns
+//! its output and resource use, and the worker continues.
 
 mod job;
 mod lines;
@@ -22,10 +21,10 @@ mod spec;
 pub(crate) mod spill;
 mod template;
 
-pub(crate) use self::job::{CommandJob, Earlier, Ended, Printed, Range, Verdict};
+pub(crate) use self::job::{CommandJob, Completed, FailedAttempt, Printed, Range, Status};
 pub(crate) use self::lines::{tag_of, tagged};
 pub(crate) use self::run::SLOT;
 pub(crate) use self::run::{prepare, run};
-pub(crate) use self::spec::{Prints, Recipe};
+pub(crate) use self::spec::{CommandSpec, OutputMode};
 pub(crate) use self::template::quote;
 pub(crate) use self::template::{NoProgram, Template};

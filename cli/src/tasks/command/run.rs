@@ -1,4 +1,4 @@
-//! One job in its worker: starting it, its limits, how it ended.
+//! One job in its worker: start, limits, end.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -12,103 +12,105 @@ use std::time::{Duration, Instant};
 use crate::os::clock;
 use rustix::process::Signal;
 
-use super::job::{CommandJob, Earlier, Ended, Printed, Verdict};
+use super::job::{CommandJob, Completed, FailedAttempt, Printed, Status};
 use super::lines::{Lines, To, tag_of};
-use super::spec::{Prints, Recipe};
+use super::spec::{CommandSpec, OutputMode};
 use super::spill::{self, Capture, Spiller};
 use crate::os::observe;
 use crate::os::program::{self, Program, TerminalWatch};
 
-/// The variable of a worker's environment, and so of its jobs', that says which slot it has, from 1.
+/// The environment variable of a worker and its jobs with the worker's number, from 1.
 pub(crate) const SLOT: &str = "PROCPOOL_SLOT";
 
-/// How often the memory of a job is looked at.
+/// How often to sample the memory of a job.
 const OFTEN: Duration = Duration::from_millis(10);
 
-/// The longest that a limited job is waited for at a time. A wait that took much longer means that
-/// the worker was stopped, and its job with it: such a time counts for nothing.
+/// The longest single wait for a job with a limit. A wait that took much longer means that the
+/// worker was stopped, and its job with it: that time does not count.
 const TICK: Duration = Duration::from_millis(250);
 
-/// How long a job that has been asked to end may take before it is made to.
+/// How long a job may take to end after SIGTERM.
 const GRACE: Duration = Duration::from_millis(500);
 
-/// What a worker has for its jobs.
+/// The state of a worker for commands.
 struct Runner {
-    recipe: Recipe,
+    spec: CommandSpec,
     slot: String,
     spiller: Spiller,
     terminal: TerminalWatch,
 }
 
-/// One of a job's two outputs.
+/// One of a job's two output streams.
 enum Output {
     Lines(Lines),
     Capture(Capture),
 }
 
-/// What there is to do for a job while it runs.
+/// A running job.
 struct Running {
     program: Program,
-    /// Both, or none where the worker doesn't see what the job prints.
+    /// Both streams, or none if the worker does not read them.
     outputs: Vec<Output>,
 }
 
-/// How an attempt ended.
-struct Over {
-    /// Why it was ended, if it was.
-    verdict: Option<Verdict>,
-    ended: program::Ended,
+/// The end of an attempt.
+struct AttemptEnd {
+    /// Why it was killed, if it was.
+    status: Option<Status>,
+    ended: program::ProgramExit,
     printed: [Printed; 2],
 }
 
-/// Makes a worker ready for jobs: its initializer.
+/// Initializes a worker for jobs.
 ///
 /// # Panics
 ///
-/// When the system refuses what it needs; the pool then says so.
-pub(crate) fn prepare(recipe: Recipe) -> impl Sized + 'static {
+/// If the system refuses a resource. The pool then reports the message.
+pub(crate) fn prepare(spec: CommandSpec) -> impl Sized + 'static {
     let ready = || -> io::Result<Runner> {
         program::adopt_orphans()?;
         program::default_child_signal();
         Ok(Runner {
             slot: std::env::var(SLOT).unwrap_or_default(),
-            spiller: Spiller::new(recipe.spill.clone()),
+            spiller: Spiller::new(spec.spill.clone()),
             terminal: TerminalWatch::start()?,
-            recipe,
+            spec,
         })
     };
-    ready().unwrap_or_else(|error| panic!("failed to get ready for commands: {error}"))
+    ready().unwrap_or_else(|error| panic!("failed to prepare the worker for commands: {error}"))
 }
 
-/// Does one job, and tries it again where it fails and may be.
-pub(crate) fn run(job: CommandJob) -> Ended {
+/// Runs a job, and retries it after a failure if allowed.
+pub(crate) fn run(job: CommandJob) -> Completed {
     let ended = procpool::with_state(|runner: &mut Runner| {
         let mut attempts = 1;
         let mut earlier = Vec::new();
         loop {
             let ended = runner.attempt(&job, attempts);
-            if !ended.verdict.may_be_tried_again() || attempts > runner.recipe.retries {
+            if !ended.status.may_be_retried() || attempts > runner.spec.retries {
                 runner.spiller.announce([&ended.stdout, &ended.stderr]);
-                return Ended { earlier, ..ended };
+                return Completed { earlier, ..ended };
             }
-            earlier.push(Earlier {
+            earlier.push(FailedAttempt {
                 began: ended.began,
                 elapsed: ended.elapsed,
-                error: ended.verdict.to_string(),
+                error: ended.status.to_string(),
             });
             runner.spiller.drop_range(&ended.stdout);
             runner.spiller.drop_range(&ended.stderr);
             attempts += 1;
         }
     });
-    // Not reached: each worker of the pool that is given commands is prepared for them.
-    ended.unwrap_or_else(|| Ended::not_started(1, 0, "the worker was not made ready".to_owned()))
+    // Not reached: every worker of a pool for commands runs `prepare`.
+    ended.unwrap_or_else(|| {
+        Completed::not_started(1, 0, "the worker was not initialized".to_owned())
+    })
 }
 
-impl Ended {
+impl Completed {
     fn not_started(attempts: u32, code: i32, reason: String) -> Self {
         Self {
-            verdict: Verdict::NotStarted(code, reason),
+            status: Status::NotStarted(code, reason),
             began: clock::now(),
             elapsed: Duration::ZERO,
             cpu: Duration::ZERO,
@@ -122,12 +124,12 @@ impl Ended {
 }
 
 impl Runner {
-    fn attempt(&mut self, job: &CommandJob, attempts: u32) -> Ended {
+    fn attempt(&mut self, job: &CommandJob, attempts: u32) -> Completed {
         let began = clock::now();
         let start = Instant::now();
-        let words = self.recipe.template.words(job, &self.slot);
-        let file = self.recipe.program.clone();
-        // What the job before has left behind is gone, and so is what it wanted.
+        let words = self.spec.template.words(job, &self.slot);
+        let file = self.spec.program.clone();
+        // Leftovers of the previous job are gone, and so is their request for the terminal.
         self.terminal.clear();
         let started = self.start(job, file.as_deref(), &words, attempts).or_else(|error| {
             let script = self.as_script(&words, &error);
@@ -137,17 +139,17 @@ impl Runner {
             Ok(running) => running,
             Err(error) => {
                 let (code, reason) = why_not(&words, &error);
-                return Ended::not_started(attempts, code, reason);
+                return Completed::not_started(attempts, code, reason);
             }
         };
         let over = self.wait(running, job.limit);
         let elapsed = start.elapsed();
-        let is_unread = self.recipe.prints == Prints::Inherit && program::is_unread();
+        let is_unread = self.spec.prints == OutputMode::Inherit && program::is_unread();
         match over {
-            Ok(Over { verdict, ended, printed: [stdout, stderr] }) => Ended {
-                verdict: match verdict {
-                    None if is_unread && ended.status.signal().is_some() => Verdict::Unread,
-                    verdict => verdict.unwrap_or_else(|| Verdict::of(ended.status)),
+            Ok(AttemptEnd { status, ended, printed: [stdout, stderr] }) => Completed {
+                status: match status {
+                    None if is_unread && ended.status.signal().is_some() => Status::OutputClosed,
+                    status => status.unwrap_or_else(|| Status::of(ended.status)),
                 },
                 began,
                 elapsed,
@@ -158,10 +160,10 @@ impl Runner {
                 stdout,
                 stderr,
             },
-            Err(error) => Ended {
+            Err(error) => Completed {
                 began,
                 elapsed,
-                ..Ended::not_started(attempts, 1, format!("how it ended is not known: {error}"))
+                ..Completed::not_started(attempts, 1, format!("failed to wait for it: {error}"))
             },
         }
     }
@@ -178,26 +180,26 @@ impl Runner {
         };
         let file = file.unwrap_or(name.as_ref());
         let mut outputs = Vec::new();
-        // The job's ends; this process's own are closed when it has started.
+        // The job's ends. This process's copies are closed after the start.
         let mut given: [Option<OwnedFd>; 2] = [None, None];
-        match self.recipe.prints {
-            Prints::Inherit => {}
-            Prints::Null => {
+        match self.spec.prints {
+            OutputMode::Inherit => {}
+            OutputMode::Null => {
                 let null = File::options().write(true).open("/dev/null")?;
                 given = [Some(null.try_clone()?.into()), Some(null.into())];
             }
-            Prints::Grouped | Prints::Lines { .. } => {
+            OutputMode::Grouped | OutputMode::Lines { .. } => {
                 let (out, to_out) = io::pipe()?;
                 let (err, to_err) = io::pipe()?;
                 given = [Some(to_out.into()), Some(to_err.into())];
-                if let Prints::Lines { tag } = self.recipe.prints {
+                if let OutputMode::Lines { tag } = self.spec.prints {
                     let tag = if tag { tag_of(&job.input) } else { Vec::new() };
                     let lines = Lines::new(out.into(), To::Stdout, tag.clone())?;
                     outputs.push(Output::Lines(lines));
                     outputs.push(Output::Lines(Lines::new(err.into(), To::Stderr, tag)?));
                 } else {
-                    // What an attempt prints that may be followed by another is not to be seen.
-                    let shown = (attempts > self.recipe.retries).then_some(job.id);
+                    // The output of an attempt that may be retried must not be shown live.
+                    let shown = (attempts > self.spec.retries).then_some(job.id);
                     outputs.push(Output::Capture(Capture::new(out.into(), 0, shown)?));
                     outputs.push(Output::Capture(Capture::new(err.into(), 1, None)?));
                 }
@@ -208,14 +210,14 @@ impl Runner {
         Ok(Running { program: Program::start(file.as_os_str(), words, given)?, outputs })
     }
 
-    /// The words that are run instead where a file is no program: a shell runs it as a script then,
-    /// unless it's another machine's program.
+    /// Returns the words to run if the file is not a program: as in a shell, a script of /bin/sh,
+    /// unless it is a binary for another machine.
     fn as_script(&self, words: &[OsString], error: &io::Error) -> Option<Vec<OsString>> {
         if error.raw_os_error() != Some(libc::ENOEXEC) {
             return None;
         }
         let (name, arguments) = words.split_first()?;
-        let file = self.recipe.program.as_deref().unwrap_or(name.as_ref());
+        let file = self.spec.program.as_deref().unwrap_or(name.as_ref());
         let mut start = [0; 256];
         let length = File::open(file).and_then(|mut file| file.read(&mut start)).ok()?;
         if start[..length].contains(&0) {
@@ -225,15 +227,15 @@ impl Runner {
         Some(script.into_iter().chain(arguments.iter().cloned()).collect())
     }
 
-    /// Waits for the end of a job and of all that it has started, keeps its limits and takes in what
-    /// it prints.
-    fn wait(&mut self, running: Running, limit: Option<Duration>) -> io::Result<Over> {
+    /// Waits for the end of a job and of all its processes, enforces its limits and reads its
+    /// output.
+    fn wait(&mut self, running: Running, limit: Option<Duration>) -> io::Result<AttemptEnd> {
         let Running { program, mut outputs } = running;
-        let memory = self.recipe.memory;
-        let mut verdict = None;
+        let memory = self.spec.memory;
+        let mut status = None;
         let pidfd = program.pidfd()?;
         let mut ran = Duration::ZERO;
-        // When it is made to end, after it was asked to.
+        // When to kill it, after SIGTERM.
         let mut last = limit;
         let mut often = OFTEN;
         loop {
@@ -246,9 +248,9 @@ impl Runner {
             if ended {
                 break;
             }
-            if wants_terminal && self.terminal.clear() && verdict.is_none() {
-                verdict = Some(Verdict::NeedsTerminal);
-                // It is stopped, and would hear of it for ever after.
+            if wants_terminal && self.terminal.clear() && status.is_none() {
+                status = Some(Status::NeedsTerminal);
+                // It is stopped, and would get these signals again and again.
                 program::signal_descendants(Signal::TERM);
                 program::signal_descendants(Signal::CONT);
                 last = Some(ran + GRACE);
@@ -259,35 +261,34 @@ impl Runner {
             let before = Instant::now();
             let spiller = &mut self.spiller;
             if let Err(why) = outputs.iter_mut().try_for_each(|it| it.pass(spiller)) {
-                verdict.get_or_insert(why);
-                // Without anything that reads, its next write ends it; what it has started may
-                // want to clear up.
+                status.get_or_insert(why);
+                // Without a reader, its next write kills it. Its processes may want to clean up.
                 outputs.clear();
                 program::signal_descendants(Signal::TERM);
                 last = Some(ran + GRACE);
             }
-            if let Some(most) = memory.filter(|_| verdict.is_none()) {
+            if let Some(most) = memory.filter(|_| status.is_none()) {
                 let looked = Instant::now();
                 if takes_more_than(most) {
-                    verdict = Some(Verdict::OutOfMemory(most));
-                    // It would only take more meanwhile.
+                    status = Some(Status::OutOfMemory(most));
+                    // It would only use more memory in the meantime.
                     program::signal_descendants(Signal::KILL);
                     last = Some(ran + GRACE);
                 }
-                // To look at a lot of memory takes its time.
+                // Sampling a lot of memory takes long.
                 often = OFTEN.max(4 * looked.elapsed());
             }
             ran += before.elapsed();
             if last.is_some_and(|last| ran >= last) {
-                let asked = verdict.is_some();
-                verdict = verdict.or(limit.map(Verdict::TimedOut));
+                let asked = status.is_some();
+                status = status.or(limit.map(Status::TimedOut));
                 let signal = if asked { Signal::KILL } else { Signal::TERM };
                 program::signal_descendants(signal);
                 last = Some(ran + GRACE);
             }
         }
         let mut ended = program.wait()?;
-        // What it has left behind may hold its output open, and print on and on.
+        // Leftover processes may hold its output open and write forever.
         program::end_left_behind(&mut ended);
         let mut printed = [Printed::default(), Printed::default()];
         for (output, printed) in outputs.into_iter().zip(&mut printed) {
@@ -296,12 +297,12 @@ impl Runner {
                 Output::Capture(capture) => {
                     let (all, kept) = capture.finish(&mut self.spiller);
                     *printed = all;
-                    kept.map_err(|error| Verdict::Unkept(spill::unkept(&error)))
+                    kept.map_err(|error| Status::SpillFailed(spill::unkept(&error)))
                 }
             };
-            verdict = verdict.or(finished.err());
+            status = status.or(finished.err());
         }
-        Ok(Over { verdict, ended, printed })
+        Ok(AttemptEnd { status, ended, printed })
     }
 }
 
@@ -313,27 +314,27 @@ impl Output {
         }
     }
 
-    /// Takes in some of what has come, or says why the job can't go on.
-    fn pass(&mut self, spiller: &mut Spiller) -> Result<(), Verdict> {
+    /// Reads some output. Returns an error if the job cannot continue.
+    fn pass(&mut self, spiller: &mut Spiller) -> Result<(), Status> {
         match self {
             Self::Lines(lines) => lines.pass().map(drop).map_err(|error| unwritten(&error)),
             Self::Capture(capture) => {
                 let passed = capture.pass(spiller);
-                passed.map(drop).map_err(|error| Verdict::Unkept(spill::unkept(&error)))
+                passed.map(drop).map_err(|error| Status::SpillFailed(spill::unkept(&error)))
             }
         }
     }
 }
 
-/// What it means that lines can't be written to standard output.
-fn unwritten(error: &io::Error) -> Verdict {
+/// Returns the status of a job whose lines cannot be written.
+fn unwritten(error: &io::Error) -> Status {
     match error.kind() {
-        ErrorKind::BrokenPipe => Verdict::Unread,
-        _ => Verdict::Unwritten(error.to_string()),
+        ErrorKind::BrokenPipe => Status::OutputClosed,
+        _ => Status::OutputFailed(error.to_string()),
     }
 }
 
-impl Verdict {
+impl Status {
     fn of(status: ExitStatus) -> Self {
         match (status.code(), status.signal()) {
             (Some(code), _) => Self::Exited(code),
@@ -342,8 +343,8 @@ impl Verdict {
     }
 }
 
-/// Whether all that this worker has started takes more memory than this together. Pages that several
-/// of them share count once. To count them so takes long, and is done where it can matter only.
+/// Whether all processes of this worker together use more memory than this. Shared pages count
+/// once. Counting them takes long, so it is done only near the limit.
 fn takes_more_than(most: u64) -> bool {
     let pids = observe::descendants(std::process::id());
     let resident = |pid: &u32| observe::resident(*pid).unwrap_or(0);
@@ -354,17 +355,18 @@ fn takes_more_than(most: u64) -> bool {
     pids.iter().map(share).sum::<u64>() > most
 }
 
-/// The exit code that a shell gives for a program that can't be started, and what to do about it.
+/// Returns the shell's exit code for a program that cannot be started, and a message with the
+/// remedy.
 fn why_not(words: &[OsString], error: &io::Error) -> (i32, String) {
     let name = words.first().cloned().unwrap_or_default();
     let (code, remedy) = match error.kind() {
-        ErrorKind::NotFound | ErrorKind::NotADirectory => (127, "; check its name, and PATH"),
+        ErrorKind::NotFound | ErrorKind::NotADirectory => (127, "; check its name and PATH"),
         ErrorKind::PermissionDenied => (126, "; check its permissions (chmod +x)"),
-        ErrorKind::ArgumentListTooLong => (126, "; the input is longer than an argument may be"),
+        ErrorKind::ArgumentListTooLong => (126, "; the input is too long for an argument"),
         _ if error.raw_os_error() == Some(libc::ENOEXEC) => {
-            (126, "; it's a program for another machine, or damaged")
+            (126, "; the program is damaged or for another machine")
         }
-        // An input with a NUL in it, which only -0 keeps from being one.
+        // An input that contains NUL; -0 would have split it.
         ErrorKind::InvalidInput => (126, "; separate inputs by NUL with -0"),
         _ => (126, ""),
     };

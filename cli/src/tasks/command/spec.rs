@@ -1,4 +1,4 @@
-//! What holds for every job of a run: the command line, and what becomes of what it prints.
+//! What holds for every job of a run: the command line, the limits, and the output mode.
 
 use std::path::PathBuf;
 
@@ -8,34 +8,33 @@ use super::template::Template;
 
 /// What holds for every job of a run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Recipe {
+pub(crate) struct CommandSpec {
     /// The command line.
     pub(crate) template: Template,
-    /// The program's file, where it's the same for every input.
+    /// The program's file, if it is the same for every input.
     pub(crate) program: Option<PathBuf>,
-    /// What becomes of what jobs print.
-    pub(crate) prints: Prints,
-    /// How often a job that has failed is tried again.
+    /// Where the output of jobs goes.
+    pub(crate) prints: OutputMode,
+    /// Retries of a failed job.
     pub(crate) retries: u32,
-    /// The most resident memory in bytes that the processes of a job may have together.
+    /// The limit of resident memory in bytes, for all processes of a job together.
     pub(crate) memory: Option<u64>,
-    /// The abstract name of the socket at which the parent is told of what is kept in files.
+    /// The abstract name of the parent's socket for output in files.
     pub(crate) spill: Vec<u8>,
 }
 
-/// What becomes of what a job prints.
+/// Where the output of a job goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum Prints {
-    /// It is kept and comes with the answer.
+pub(crate) enum OutputMode {
+    /// Captured, and returned with the result.
     Grouped,
-    /// It goes to where the worker's own output goes, a whole line at a time, after the input and a
-    /// tab where that is `tag`.
+    /// Forwarded to the worker's own streams, in whole lines.
     Lines {
-        /// Whether each line begins with the input.
+        /// Whether to prefix each line with the input and a tab.
         tag: bool,
     },
-    /// The job writes to where the worker's own output goes.
+    /// The job writes to the worker's own streams.
     Inherit,
-    /// Nothing.
+    /// Discarded.
     Null,
 }

@@ -1,14 +1,14 @@
-//! What a job prints, kept until its result is shown: a little of it in memory, the rest in a file.
+//! Captured output of a job: a little in memory, the rest in a file.
 //!
-//! The job writes into a pipe that its worker empties. Up to [`IN_MEMORY`] bytes travel with the
-//! result; a job that prints more has all of it written to a file without a name in the temporary
-//! directory. Each worker has one such file for each of the two outputs, opened at the first need,
-//! and passes both descriptors to the parent over a socket. A result then names a range. So no
-//! memory grows with what jobs print, no more descriptors are open than there are workers, and no
-//! file can outlive a worker and a parent that are killed, since it has no name.
+//! The job writes into a pipe that its worker reads. Up to [`IN_MEMORY`] bytes are returned with
+//! the result. A job that prints more has all its output written to an unnamed file in the
+//! temporary directory. Each worker has one such file per stream, opened on first use, and passes
+//! both descriptors to the parent over a socket. A result then names a range. So memory does not
+//! grow with the output, no more descriptors are open than there are workers, and no file outlives
+//! a worker and a parent that are killed.
 //!
-//! The worker is between the job and the file so that a full disk is an error that is known and
-//! told, also where the job itself doesn't look at what `write` returns.
+//! The worker stands between the job and the file so that a full disk is a visible error, even if
+//! the job ignores what `write` returns.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
@@ -27,37 +27,35 @@ use rustix::pipe::{SpliceFlags, fcntl_setpipe_size, splice};
 use super::job::{Printed, Range};
 use crate::tasks::Bytes;
 
-/// The most that is kept in memory of one output of a job, and travels with its result. A thousand
+/// The most bytes of one stream that are kept in memory and returned with the result. A thousand
 /// results may wait to be shown.
 const IN_MEMORY: usize = 64 << 10;
 
-/// The most that is taken out of a pipe before the limits of the job are looked at again.
+/// The most bytes that are read from a pipe before the job's limits are checked again.
 pub(super) const AT_ONCE: usize = 1 << 20;
 
-/// Ranges begin at multiples of this, so that one can be taken out of the file by itself.
+/// The alignment of ranges, so that each can be freed in the file by itself.
 pub(crate) const PAGE: u64 = 4096;
 
 /// How long the parent may take to accept the files.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// What a worker tells its parent over the socket: three numbers of 64 bits each.
+/// A message of a worker to its parent over the socket: three numbers of 64 bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Notice {
-    /// The files of the worker that is known by this key; their descriptors come with it, and it is
-    /// answered by one byte.
+    /// The files of the worker with this key. Carries their descriptors. Acknowledged by one byte.
     Files { key: u64 },
-    /// A job prints more than is kept in memory, and this is its last attempt: what it prints to
-    /// standard output is in the file from there on, and may be shown while it runs. It is answered
-    /// by one byte.
+    /// A job in its last attempt prints more than fits in memory. From `start` its standard output
+    /// is in the file, and may be shown live. Acknowledged by one byte.
     Runs { id: u64, start: u64 },
-    /// What the job printed that was announced last ends there; the worker's next one begins behind
-    /// it. It is answered by one byte.
+    /// The announced output ends here. The worker's next output follows it. Acknowledged by one
+    /// byte.
     Ends { end: u64 },
-    /// So many ranges are named in the result that comes next.
+    /// The next result names this many ranges.
     Ranges { count: u64 },
 }
 
-/// How long a notice is.
+/// The length of a notice.
 pub(crate) const NOTICE: usize = 24;
 
 impl Notice {
@@ -75,7 +73,7 @@ impl Notice {
         bytes
     }
 
-    /// None if it's none.
+    /// Parses a notice.
     pub(crate) fn from_bytes(bytes: &[u8; NOTICE]) -> Option<Self> {
         let mut words = bytes.chunks_exact(8).filter_map(|word| word.try_into().ok());
         let mut next = || words.next().map(u64::from_le_bytes);
@@ -92,7 +90,7 @@ impl Notice {
 /// The files of a worker.
 #[derive(Debug)]
 pub(super) struct Spiller {
-    /// The abstract name of the socket that the parent listens at.
+    /// The abstract name of the parent's socket.
     socket: Vec<u8>,
     open: Option<Open>,
 }
@@ -102,7 +100,7 @@ struct Open {
     key: u64,
     parent: UnixStream,
     files: [File; 2],
-    /// Where the next range of each file may begin.
+    /// Where the next range of each file may start.
     ends: [u64; 2],
 }
 
@@ -111,7 +109,7 @@ impl Spiller {
         Self { socket, open: None }
     }
 
-    /// The files, opened and made known to the parent.
+    /// Returns the files. Opens them and sends them to the parent on first use.
     fn open(&mut self) -> io::Result<&mut Open> {
         let open = match self.open.take() {
             Some(open) => open,
@@ -129,17 +127,17 @@ impl Spiller {
         Ok(self.open.insert(open))
     }
 
-    /// Tells the parent something, if it's there to hear it.
+    /// Sends a notice to the parent, if the files were sent.
     fn tell(&mut self, notice: Notice) {
         if let Some(open) = &mut self.open {
-            // One that is gone has killed this process, or is about to.
+            // A parent that is gone has killed this process, or is about to.
             let _ = open.parent.write_all(&notice.to_bytes());
         }
     }
 }
 
 impl Spiller {
-    /// Waits for the parent's answer.
+    /// Waits for the parent's acknowledgement.
     fn hear(&mut self) {
         if let Some(open) = &mut self.open {
             let _ = open.parent.read_exact(&mut [0]);
@@ -158,14 +156,14 @@ fn pass(to: &UnixStream, notice: Notice, files: &[File; 2]) -> io::Result<()> {
     if sent == bytes.len() { Ok(()) } else { Err(ErrorKind::WriteZero.into()) }
 }
 
-/// A file that has no name, in the temporary directory.
+/// Creates an unnamed file in the temporary directory.
 fn nameless() -> io::Result<File> {
     let dir = std::env::temp_dir();
     let mut options = File::options();
     options.read(true).write(true).mode(0o600);
     let unnamed = options.clone().custom_flags(libc::O_TMPFILE).open(&dir);
     match unnamed {
-        // A file system that can't: then it has a name for a moment.
+        // Without support of the file system, the file has a name for a moment.
         Err(error) if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EISDIR)) => {
             let name = format!(".procpool-{}-{}", std::process::id(), clock::now());
             let path = dir.join(name);
@@ -177,44 +175,44 @@ fn nameless() -> io::Result<File> {
     }
 }
 
-/// What a job has printed can't be kept.
+/// Formats the error of output that cannot be stored.
 pub(super) fn unkept(error: &io::Error) -> String {
     let dir = std::env::temp_dir();
     format!(
-        "what it printed could not be kept in {dir:?}: {error}; set TMPDIR to a directory with \
-         room, or use --line-buffer"
+        "failed to store its output in {dir:?}: {error}; set TMPDIR to a directory with free \
+         space, or use --line-buffer"
     )
 }
 
-/// One of a job's two outputs.
+/// One of a job's two output streams.
 pub(super) struct Capture {
-    /// None when it has ended.
+    /// None after its end.
     from: Option<File>,
-    /// Which of the two.
+    /// The index of the stream.
     which: usize,
-    /// The job, if what it prints may be shown before it has ended.
+    /// The job's id, if its output may be shown live.
     shown: Option<u64>,
     kept: Vec<u8>,
-    /// Where what it has printed begins and ends in the file, if it's there.
+    /// Where its output starts and ends in the file, if it is there.
     range: Option<(u64, u64)>,
-    /// Whether the kernel can move bytes to the file by itself.
+    /// Whether the kernel can move bytes to the file itself.
     splices: bool,
 }
 
 impl Capture {
-    /// From a pipe, which from now on never waits.
+    /// Reads from a pipe, which becomes non-blocking.
     pub(super) fn new(from: OwnedFd, which: usize, shown: Option<u64>) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&from, true)?;
         let from = Some(File::from(from));
         Ok(Self { from, which, shown, kept: Vec::new(), range: None, splices: true })
     }
 
-    /// What to wait for before there is more.
+    /// Returns the pipe to poll for more.
     pub(super) fn pipe(&self) -> Option<BorrowedFd<'_>> {
         self.from.as_ref().map(AsFd::as_fd)
     }
 
-    /// Takes in what has come, but not more than [`AT_ONCE`]; whether there may be more.
+    /// Reads what has arrived, up to [`AT_ONCE`] bytes. Returns whether there may be more.
     pub(super) fn pass(&mut self, spiller: &mut Spiller) -> io::Result<bool> {
         let mut taken = 0;
         while taken < AT_ONCE {
@@ -236,7 +234,7 @@ impl Capture {
         Ok(true)
     }
 
-    /// Reads into memory, and moves all to the file once it's too much.
+    /// Reads into memory, and moves everything to the file when it is too much.
     fn read(&mut self, spiller: &mut Spiller) -> io::Result<usize> {
         let Some(from) = &mut self.from else { return Ok(0) };
         let before = self.kept.len();
@@ -284,9 +282,9 @@ impl Capture {
         Ok(length)
     }
 
-    /// What the job has printed, once it and all that could print for it have ended.
+    /// Returns the output, after the job and all its processes have ended.
     pub(super) fn finish(mut self, spiller: &mut Spiller) -> (Printed, io::Result<()>) {
-        // What another process holds open may go on for ever.
+        // Another process may hold the pipe open and write forever.
         let mut turns = 0;
         let passed = loop {
             match self.pass(spiller) {
@@ -322,7 +320,7 @@ impl Spiller {
         }
     }
 
-    /// Drops what an attempt has printed that is followed by another.
+    /// Frees the output of an attempt that is retried.
     pub(super) fn drop_range(&mut self, printed: &Printed) {
         if let (Printed::InFile(range), Some(open)) = (printed, &mut self.open) {
             let _ = open.files[range.which].set_len(range.start);

@@ -1,4 +1,4 @@
-//! The command line of a run: words with places in them for the input.
+//! The command line of a run: words with placeholders for the input.
 
 use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
@@ -16,7 +16,7 @@ use crate::tasks::Bytes;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Template {
     words: Vec<Vec<Piece>>,
-    /// Whether the words are one line for a shell.
+    /// Whether the words form one line for a shell.
     shell: bool,
 }
 
@@ -24,12 +24,12 @@ pub(crate) struct Template {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 enum Piece {
     Text(Bytes),
-    Place(Place),
+    Placeholder(Placeholder),
 }
 
-/// What stands in for something of the job.
+/// A placeholder for a property of the job.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-enum Place {
+enum Placeholder {
     Input,
     WithoutExtension,
     BaseName,
@@ -38,64 +38,60 @@ enum Place {
     Slot,
 }
 
-/// As they are written.
-const PLACES: [(&[u8], Place); 6] = [
-    (b"{}", Place::Input),
-    (b"{.}", Place::WithoutExtension),
-    (b"{/}", Place::BaseName),
-    (b"{//}", Place::Directory),
-    (b"{#}", Place::Number),
-    (b"{%}", Place::Slot),
+/// The replacement strings.
+const PLACES: [(&[u8], Placeholder); 6] = [
+    (b"{}", Placeholder::Input),
+    (b"{.}", Placeholder::WithoutExtension),
+    (b"{/}", Placeholder::BaseName),
+    (b"{//}", Placeholder::Directory),
+    (b"{#}", Placeholder::Number),
+    (b"{%}", Placeholder::Slot),
 ];
 
-/// Why a program can't be run, whatever the input.
+/// Why a program cannot be run, for any input.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum NoProgram {
-    /// There is no such file.
-    #[error(
-        "{0:?}: there is no such command: check its name, and PATH; for what only a shell knows, add --shell"
-    )]
+    /// Not found.
+    #[error("command {0:?} not found: check its name and PATH; shell built-ins need --shell")]
     NotFound(OsString),
-    /// There is one that can't be run.
-    #[error("{0:?} can't be run: it's a directory, or its permissions don't allow it (chmod +x)")]
+    /// Found, but not executable.
+    #[error("{0:?} is not executable: it is a directory, or its permissions forbid it (chmod +x)")]
     NotExecutable(OsString),
 }
 
-/// What is wrong with a command line, whatever the input.
+/// What is wrong with a command line, for any input.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Unfit {
-    /// It has a replacement string of another program.
+pub(crate) enum TemplateError {
+    /// A replacement string of another program.
     #[error(
-        "'{0}' is no replacement string here; there are {{}} {{.}} {{/}} {{//}} {{#}} {{%}}, as \
-         --help says; for those characters themselves, use --shell and split them by quotes: \
-         {{''1}}"
+        "'{0}' is not a replacement string; supported are {{}} {{.}} {{/}} {{//}} {{#}} {{%}} (see \
+         --help); for a literal, use --shell and split it by quotes: {{''1}}"
     )]
     Unknown(String),
-    /// It has one where a shell would not take what replaces it for one word.
+    /// A placeholder where a shell would not read it as one word.
     #[error(
-        "'{0}' stands {1}: write it outside of that, since with --shell it's one word whatever is \
-         in the input, as in: echo \"got \"{{}}"
+        "'{0}' stands {1}: move it out, since with --shell it is always one word, as in: echo \"got \"{{}}"
     )]
     NotAWord(&'static str, &'static str),
 }
 
 impl Template {
-    /// Of words as they were typed. Without any place in them, the input is appended; `shell` has
-    /// them joined by spaces and read by `/bin/sh`, in which an input is always one word.
+    /// Parses words as typed. Without a placeholder, the input is appended. With `shell`, the words
+    /// are joined by spaces and read by `/bin/sh`; an input is still always one word.
     pub(crate) fn new(words: impl IntoIterator<Item = OsString>, shell: bool) -> Self {
         let mut words: Vec<Vec<Piece>> =
             words.into_iter().map(|word| pieces(word.as_bytes())).collect();
-        if !words.iter().flatten().any(|piece| matches!(piece, Piece::Place(_))) {
-            words.push(vec![Piece::Place(Place::Input)]);
+        if !words.iter().flatten().any(|piece| matches!(piece, Piece::Placeholder(_))) {
+            words.push(vec![Piece::Placeholder(Placeholder::Input)]);
         }
         Self { words, shell }
     }
 
-    /// The file of the program, looked up once for all inputs; none where it depends on the input.
+    /// Returns the program's file, looked up once for all inputs; none if it depends on the input.
     ///
     /// # Errors
     ///
-    /// When there is none that can be run.
+    /// If it is not executable or does not exist.
     pub(crate) fn program(&self) -> Result<Option<PathBuf>, NoProgram> {
         if self.shell {
             return Ok(Some("/bin/sh".into()));
@@ -107,18 +103,18 @@ impl Template {
         }
     }
 
-    /// Refuses what would not become what was meant.
+    /// Refuses command lines that would not do what they seem to.
     ///
     /// # Errors
     ///
-    /// When something looks like a replacement string and is none, or stands within quotes of a line
-    /// for a shell.
-    pub(crate) fn check(&self) -> Result<(), Unfit> {
+    /// If something looks like a replacement string of another program, or a placeholder is within
+    /// quotes of a line for a shell.
+    pub(crate) fn check(&self) -> Result<(), TemplateError> {
         for piece in self.words.iter().flatten() {
             if let Piece::Text(text) = piece
                 && let Some(unknown) = unknown_place(text.as_slice())
             {
-                return Err(Unfit::Unknown(String::from_utf8_lossy(unknown).into_owned()));
+                return Err(TemplateError::Unknown(String::from_utf8_lossy(unknown).into_owned()));
             }
         }
         if !self.shell {
@@ -132,10 +128,12 @@ impl Template {
             for piece in word {
                 match piece {
                     Piece::Text(text) => scan.pass(text.as_slice()),
-                    // These are digits, and mean the same everywhere.
-                    Piece::Place(Place::Number | Place::Slot) => scan.pass(b"1"),
-                    Piece::Place(place) => match scan.obstacle() {
-                        Some(obstacle) => return Err(Unfit::NotAWord(place.written(), obstacle)),
+                    // Digits mean the same everywhere.
+                    Piece::Placeholder(Placeholder::Number | Placeholder::Slot) => scan.pass(b"1"),
+                    Piece::Placeholder(place) => match scan.obstacle() {
+                        Some(obstacle) => {
+                            return Err(TemplateError::NotAWord(place.written(), obstacle));
+                        }
                         None => scan.pass(b"x"),
                     },
                 }
@@ -144,26 +142,25 @@ impl Template {
         Ok(())
     }
 
-    /// The words for this job in the slot of that number.
+    /// Returns the words for a job in this slot.
     ///
-    /// A shell never reads what stands in for an input: that comes as arguments, is put into
-    /// variables, and the line only has their names. So nothing in an input can be code, whatever is
-    /// around it.
+    /// A shell never reads the input as code: inputs are arguments, are assigned to variables, and
+    /// the line contains only their names.
     pub(crate) fn words(&self, job: &CommandJob, slot: &str) -> Vec<OsString> {
         if !self.shell {
             let fill = |word: &Vec<Piece>| {
                 let filled = word.iter().flat_map(|piece| match piece {
                     Piece::Text(text) => text.as_slice().to_vec(),
-                    Piece::Place(place) => place.value(job, slot).into_owned(),
+                    Piece::Placeholder(place) => place.value(job, slot).into_owned(),
                 });
                 OsString::from_vec(filled.collect())
             };
             return self.words.iter().map(fill).collect();
         }
-        let mut values: Vec<(Place, Cow<'_, [u8]>)> = Vec::new();
+        let mut values: Vec<(Placeholder, Cow<'_, [u8]>)> = Vec::new();
         let line = self.shell_line(|place| {
             let value = place.value(job, slot);
-            if matches!(place, Place::Number | Place::Slot) {
+            if matches!(place, Placeholder::Number | Placeholder::Slot) {
                 return value.into_owned();
             }
             let known = values.iter().position(|(known, _)| *known == place);
@@ -173,7 +170,7 @@ impl Template {
             });
             format!("\"${{procpool_{}}}\"", index + 1).into_bytes()
         });
-        // Not in the environment, where the programs of the line would find them.
+        // Not in the environment, where programs of the line would inherit them.
         let mut script = String::new();
         for index in 1..=values.len() {
             script += &format!("procpool_{index}=$1; shift; ");
@@ -183,19 +180,19 @@ impl Template {
         ["sh".into(), "-c".into(), script, "sh".into()].into_iter().chain(values).collect()
     }
 
-    /// The line for a shell.
-    fn shell_line(&self, mut fill: impl FnMut(Place) -> Vec<u8>) -> Vec<u8> {
+    /// Returns the line for a shell.
+    fn shell_line(&self, mut fill: impl FnMut(Placeholder) -> Vec<u8>) -> Vec<u8> {
         let words = self.words.iter().map(|word| {
             let filled = word.iter().flat_map(|piece| match piece {
                 Piece::Text(text) => text.as_slice().to_vec(),
-                Piece::Place(place) => fill(*place),
+                Piece::Placeholder(place) => fill(*place),
             });
             filled.collect::<Vec<u8>>()
         });
         words.collect::<Vec<_>>().join(&b' ')
     }
 
-    /// The command line for this job, as it could be typed into a shell.
+    /// Returns the command line of a job, as it could be typed into a shell.
     pub(crate) fn line(&self, job: &CommandJob, slot: &str) -> Vec<u8> {
         if self.shell {
             return self.shell_line(|place| quote(&place.value(job, slot)).into_owned());
@@ -206,8 +203,8 @@ impl Template {
     }
 }
 
-impl Place {
-    /// As it's written.
+impl Placeholder {
+    /// Returns the replacement string.
     fn written(self) -> &'static str {
         let found = PLACES.iter().find(|(_, place)| *place == self);
         found.and_then(|(written, _)| std::str::from_utf8(written).ok()).unwrap_or("{}")
@@ -221,7 +218,7 @@ impl Place {
                 let path = path().into_owned();
                 let extension = path.extension().map_or(0, |extension| extension.len() + 1);
                 let mut bytes = path.into_os_string().into_vec();
-                // Of "a.b/", the "b" is the name's extension and not the path's end.
+                // In "a.b/", the "b" is the name's extension and not the end of the path.
                 if !bytes.ends_with(b"/") {
                     bytes.truncate(bytes.len() - extension);
                 }
@@ -251,7 +248,7 @@ fn pieces(word: &[u8]) -> Vec<Piece> {
                 if !text.is_empty() {
                     pieces.push(Piece::Text(std::mem::take(&mut text).into()));
                 }
-                pieces.push(Piece::Place(*place));
+                pieces.push(Piece::Placeholder(*place));
                 rest = &rest[written.len()..];
             }
             None => {
@@ -266,11 +263,11 @@ fn pieces(word: &[u8]) -> Vec<Piece> {
     pieces
 }
 
-/// The first thing in a text that another program would replace: `{1}`, `{..}`, `{/.}`, `{2/}`,
-/// `{##}`, `{= … =}`.
+/// Finds the first replacement string of another program: `{1}`, `{..}`, `{/.}`, `{2/}`, `{##}`,
+/// `{= … =}`.
 ///
-/// A count of a regular expression, as in `[0-9]{4}`, is none: a number alone counts only where
-/// nothing precedes it that could be counted.
+/// A repetition of a regular expression, as in `[0-9]{4}`, is not one: a number alone counts only
+/// if nothing precedes it that could be repeated.
 fn unknown_place(text: &[u8]) -> Option<&[u8]> {
     for (start, _) in text.iter().enumerate().filter(|(_, byte)| **byte == b'{') {
         let rest = &text[start..];
@@ -296,18 +293,18 @@ fn unknown_place(text: &[u8]) -> Option<&[u8]> {
     None
 }
 
-/// How a shell reads its line, as far as it takes to know whether a place in it is within quotes.
+/// Follows a shell's quoting, to tell whether a placeholder is within quotes.
 ///
-/// Nothing depends on that for safety: an input is never part of the line. It's for telling who has
-/// typed it that the result would not be what they think.
+/// Safety does not depend on it, since an input is never part of the line. It warns users of a
+/// result that they do not expect.
 #[derive(Default)]
 struct Scan {
-    /// What was opened and not closed, the innermost last.
+    /// The open constructs, the innermost last.
     open: Vec<Open>,
     last: u8,
-    /// The last byte was escaped, or is an escape itself.
+    /// Whether the last byte was escaped, or is an escape itself.
     escape: bool,
-    /// A here-document follows this line.
+    /// Whether a here-document follows this line.
     here: bool,
 }
 
@@ -347,7 +344,7 @@ impl Scan {
             (_, b'\\') => self.escape = true,
             (Some(Open::Backquote), b'`') => drop(self.open.pop()),
             (_, b'`') => self.open.push(Open::Backquote),
-            // The second parenthesis opens one more, and closes it again.
+            // The second parenthesis opens one more construct, and closes it again.
             (_, b'(') if self.last == b'$' && next == Some(b'(') => {
                 self.open.push(Open::Arithmetic)
             }
@@ -375,10 +372,10 @@ impl Scan {
         }
     }
 
-    /// What keeps a place here from being a word, if anything does.
+    /// Returns why a placeholder here would not be a word, if it would not.
     fn obstacle(&self) -> Option<&'static str> {
         if self.open.contains(&Open::Arithmetic) {
-            // Some shells run what is in the index of a variable there.
+            // Some shells execute the index of a variable there.
             return Some("in an arithmetic expression");
         }
         match self.open.last() {
@@ -393,14 +390,14 @@ impl Scan {
     }
 }
 
-/// As one word for a shell: as it is, if nothing in it means anything there. What would do something
-/// to a terminal is written out, in the form that bash, zsh, ksh and POSIX since 2024 read.
+/// Quotes a word for a shell, if necessary. Control characters are escaped, in the form that bash,
+/// zsh, ksh and POSIX since 2024 read.
 pub(crate) fn quote(word: &[u8]) -> Cow<'_, [u8]> {
     let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"%+,-./:=@_".contains(byte);
     if !word.is_empty() && word.iter().all(is_plain) {
         return Cow::Borrowed(word);
     }
-    // Those that change the direction of writing make a line look like another.
+    // Characters that change the writing direction make a line look like another.
     let is_unseen = |character: char| {
         character.is_control()
             || matches!(character, '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
@@ -432,7 +429,7 @@ fn octal(quoted: &mut Vec<u8>, bytes: &[u8]) {
     }
 }
 
-/// The file that a name stands for, as a shell finds it.
+/// Finds the file of a program, as a shell does.
 fn find(name: &OsStr) -> Result<PathBuf, NoProgram> {
     let mut refused = false;
     let mut can_run = |path: &Path| {
@@ -452,7 +449,7 @@ fn find(name: &OsStr) -> Result<PathBuf, NoProgram> {
     } else {
         let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/bin:/bin".into());
         std::env::split_paths(&path)
-            // An empty one is the current directory, and there a name needs a "./".
+            // An empty entry is the current directory, where a name needs a "./".
             .map(|dir| if dir.as_os_str().is_empty() { ".".into() } else { dir })
             .map(|dir| dir.join(name))
             .find(|path| can_run(path))

@@ -62,7 +62,7 @@ fn in_a_shell_an_input_within_quotes_is_refused() {
         "echo \"a\\\"{}\"",
         "cat <<'E' # x\n{/}\nE",
     ] {
-        assert!(matches!(check(line), Err(Unfit::NotAWord(..))), "{line}");
+        assert!(matches!(check(line), Err(TemplateError::NotAWord(..))), "{line}");
     }
     for line in [
         "cat {}",
@@ -86,7 +86,7 @@ fn what_another_program_would_replace_is_refused_and_braces_are_not() {
     for word in
         ["{1}", "{2/}", "{/.}", "{..}", "x.{..}", "-{1}", "{1}{2}", "{-1}", "{##}", "{= s/a/b/ =}"]
     {
-        assert!(matches!(check(word), Err(Unfit::Unknown(_))), "{word}");
+        assert!(matches!(check(word), Err(TemplateError::Unknown(_))), "{word}");
     }
     for word in [
         "{print $1}",

@@ -1,9 +1,9 @@
-//! Durations, sizes and text in the form that people read.
+//! Formats durations, sizes and text for people.
 
 use std::borrow::Cow;
 use std::time::Duration;
 
-/// Three digits and a unit; minutes and hours when it's long.
+/// Formats three digits and a unit; from a minute on, minutes and hours.
 pub(super) fn duration(time: Duration) -> String {
     let seconds = time.as_secs_f64();
     match time.as_nanos() {
@@ -23,7 +23,7 @@ pub(super) fn duration(time: Duration) -> String {
     }
 }
 
-/// In units of 1024.
+/// Formats bytes in units of 1024.
 pub(super) fn bytes(bytes: u64) -> String {
     let mut size = bytes as f64;
     let mut units = ["B", "KiB", "MiB", "GiB", "TiB"].into_iter();
@@ -38,17 +38,17 @@ pub(super) fn bytes(bytes: u64) -> String {
     if unit == "B" { format!("{bytes} B") } else { format!("{} {unit}", three_digits(size)) }
 }
 
-/// How many in a second, as a number that can be taken in.
+/// Formats a rate per second.
 pub(super) fn rate(per_second: f64) -> String {
     if per_second < 99.95 { three_digits(per_second) } else { grouped(per_second.round() as u64) }
 }
 
-/// How many times as much.
+/// Formats a ratio.
 pub(super) fn factor(times: f64) -> String {
     three_digits(times)
 }
 
-/// Digits in threes: 1,234,567.
+/// Groups digits by threes: 1,234,567.
 pub(super) fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut grouped = String::with_capacity(digits.len() * 4 / 3);
@@ -61,7 +61,7 @@ pub(super) fn grouped(number: u64) -> String {
     grouped
 }
 
-/// On one line of a terminal: whatever would move the cursor or ring the bell is written out.
+/// Escapes control characters, so that text stays on one line of a terminal.
 pub(super) fn one_line(text: &str) -> Cow<'_, str> {
     if !text.contains(char::is_control) {
         return Cow::Borrowed(text);
@@ -77,9 +77,9 @@ pub(super) fn one_line(text: &str) -> Cow<'_, str> {
     Cow::Owned(line)
 }
 
-/// On one line, and not much longer than one: the middle of a long text is left out.
+/// Escapes control characters, and replaces the middle of a long text.
 pub(super) fn shortened(text: &str) -> Cow<'_, str> {
-    /// How many characters are left of the beginning and of the end.
+    /// Characters kept at the start and at the end.
     const KEPT: usize = 150;
     let ends = (text.char_indices().nth(KEPT), text.char_indices().rev().nth(KEPT - 1));
     match ends {

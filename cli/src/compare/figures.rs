@@ -2,26 +2,26 @@
 
 use std::time::Duration;
 
-use crate::humane;
+use crate::format;
 
 pub(super) fn time(seconds: f64) -> String {
     match Duration::try_from_secs_f64(seconds) {
         // Of what takes some nanoseconds, a tenth counts.
         Ok(_) if seconds < 1e-7 => format!("{:.1} ns", seconds * 1e9),
-        Ok(time) => humane::duration(time),
+        Ok(time) => format::duration(time),
         Err(_) => "–".to_owned(),
     }
 }
 
 pub(super) fn bytes(bytes: f64) -> String {
-    humane::bytes(bytes as u64)
+    format::bytes(bytes as u64)
 }
 
 pub(super) fn rate(a_second: f64) -> String {
     match a_second {
         1e6.. => format!("{:.2} M", a_second / 1e6),
         1e3.. => format!("{:.1} k", a_second / 1e3),
-        _ => humane::rate(a_second),
+        _ => format::rate(a_second),
     }
 }
 

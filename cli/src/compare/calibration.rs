@@ -15,7 +15,7 @@ const MARKER: &str = "PROCPOOL_COMPARE_COPY";
 const MESSAGE: [u8; 48] = [7; 48];
 
 /// In a copy, does what it is for and ends; anywhere else, nothing.
-pub(crate) fn serve_if_copy() {
+pub(crate) fn serve_calibration() {
     let Some(what) = std::env::var_os(MARKER) else { return };
     if what == "echo" {
         echo(io::stdin().as_fd());
@@ -51,7 +51,7 @@ impl Echo {
     pub(super) fn start() -> Result<Self> {
         let (socket, theirs) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
-                .context("failed to make a socket")?;
+                .context("failed to create a socket")?;
         let child = command("echo").stdin(theirs).spawn();
         Ok(Self { socket, child: child.context("failed to start a copy of this program")? })
     }

@@ -1,5 +1,5 @@
-//! How those who take part know of each other, be they threads or processes: a few bytes in a file
-//! in memory, which is gone with the process that holds it, however that ends.
+//! Synchronises the tasks of a case, in threads or processes, by a few bytes in a memory file. The
+//! file vanishes with the process that holds it.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -13,23 +13,23 @@ use serde::{Deserialize, Serialize};
 
 use super::cases::NEIGHBOURS;
 
-/// Where the PID of the process in which it goes wrong stands; before it, a byte for each neighbour.
+/// Offset of the PID of the failing process. Before it, one byte per neighbour.
 const ACTING: u64 = NEIGHBOURS as u64;
 
-/// Where it stands that it is over.
+/// Offset of the byte that ends the case.
 const OVER: u64 = ACTING + 4;
 
-/// Often enough to lose no time, seldom enough to take none.
+/// Poll interval: short enough to lose no time, long enough to cost none.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(1);
 
-/// Holds the file.
-pub(super) struct Stage(File);
+/// Owns the file.
+pub(super) struct RendezvousFile(File);
 
-/// A way to it, for whoever takes part.
+/// The path of the file, for the tasks.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct Scene(PathBuf);
+pub(super) struct Rendezvous(PathBuf);
 
-impl Stage {
+impl RendezvousFile {
     pub(super) fn new() -> io::Result<Self> {
         let flags = rustix::fs::MemfdFlags::CLOEXEC;
         let file = File::from(rustix::fs::memfd_create(c"procpool-isolate", flags)?);
@@ -37,12 +37,12 @@ impl Stage {
         Ok(Self(file))
     }
 
-    pub(super) fn scene(&self) -> Scene {
-        Scene(format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd()).into())
+    pub(super) fn rendezvous(&self) -> Rendezvous {
+        Rendezvous(format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd()).into())
     }
 }
 
-impl Scene {
+impl Rendezvous {
     pub(super) fn at(path: &Path) -> Self {
         Self(path.to_owned())
     }
@@ -51,41 +51,41 @@ impl Scene {
         &self.0
     }
 
-    /// A neighbour is in the middle of its work.
+    /// Reports that a neighbour is in the middle of its work.
     pub(super) fn set_ready(&self, neighbour: usize) {
         self.write(neighbour as u64, &[1]);
     }
 
     /// Waits until all neighbours are.
-    pub(super) fn wait_ready(&self, patience: Duration) -> bool {
-        wait(patience, || self.read::<NEIGHBOURS>(0) == [1; NEIGHBOURS])
+    pub(super) fn wait_ready(&self, timeout: Duration) -> bool {
+        wait(timeout, || self.read::<NEIGHBOURS>(0) == [1; NEIGHBOURS])
     }
 
-    /// It is going wrong now, in this process.
+    /// Reports that the fault happens now, in this process.
     pub(super) fn set_acting(&self) {
         self.write(ACTING, &std::process::id().to_le_bytes());
     }
 
-    /// Waits until it is going wrong; gives where.
-    pub(super) fn wait_acting(&self, patience: Duration) -> Option<u32> {
+    /// Waits for the fault. Returns the process.
+    pub(super) fn wait_acting(&self, timeout: Duration) -> Option<u32> {
         let pid = || u32::from_le_bytes(self.read(ACTING));
-        wait(patience, || pid() != 0).then(pid)
+        wait(timeout, || pid() != 0).then(pid)
     }
 
-    /// It has gone wrong, as far as it will.
+    /// Reports that the fault is over.
     pub(super) fn set_over(&self) {
         self.write(OVER, &[1]);
     }
 
-    /// Waits until it has.
-    pub(super) fn wait_over(&self, patience: Duration) -> bool {
-        wait(patience, || self.read(OVER) == [1])
+    /// Waits until the fault is over.
+    pub(super) fn wait_over(&self, timeout: Duration) -> bool {
+        wait(timeout, || self.read(OVER) == [1])
     }
 
-    /// Opened anew each time: a descriptor that is kept could be closed by what goes wrong.
+    /// Opens the file each time: the fault could close a descriptor that is kept.
     fn write(&self, at: u64, bytes: &[u8]) {
         let file = OpenOptions::new().write(true).open(&self.0);
-        // Whoever waits for it in vain says so.
+        // The waiting side reports a timeout.
         let _ = file.and_then(|file| file.write_all_at(bytes, at));
     }
 
@@ -99,9 +99,9 @@ impl Scene {
     }
 }
 
-/// Waits until it holds; whether it did in that time.
-pub(super) fn wait(patience: Duration, mut holds: impl FnMut() -> bool) -> bool {
-    let deadline = Instant::now() + patience;
+/// Polls until the condition holds. Returns whether it did within the timeout.
+pub(super) fn wait(timeout: Duration, mut holds: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + timeout;
     loop {
         if holds() {
             return true;
