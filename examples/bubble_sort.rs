@@ -1,4 +1,4 @@
-//! Bubble sort in a process of its own, started and joined, while this one does something else.
+//! Runs bubble sort in a child process, while the parent does something else.
 //!
 //! ```text
 //! $ cargo run --example bubble_sort --no-default-features

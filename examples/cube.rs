@@ -1,5 +1,5 @@
-//! Cubes in four ways: one call that is waited for, one for each number; all numbers at once; and calls
-//! that are collected later.
+//! Computes cubes in four ways: one blocking call per number, one blocking call for all numbers, and the
+//! same two asynchronously.
 //!
 //! ```text
 //! $ cargo run --example cube --no-default-features

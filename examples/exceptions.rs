@@ -1,5 +1,5 @@
-//! What goes wrong, and how it is told: a panic, an exit code, a process that is terminated, a worker
-//! that dies. The pool logs what happens to it to standard error, as with `log_to_stderr`.
+//! Failures and their errors: a panic, an exit code, a terminated process, a worker that dies. The pool
+//! logs its events to standard error with `log_to_stderr`.
 //!
 //! ```text
 //! $ cargo run --example exceptions --no-default-features 2> log

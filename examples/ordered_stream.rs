@@ -1,10 +1,10 @@
-//! An endless input, worked on by all CPUs, with the results in the input's order: the numbers
-//! whose way down to 1 in Collatz's game (halve it if it is even, else triple it and add 1) is
-//! longer than that of every number before.
+//! Processes an infinite input on all CPUs, with the results in input order: finds the numbers whose
+//! Collatz sequence (halve an even number, triple an odd one and add 1) takes more steps to reach 1 than
+//! that of any smaller number.
 //!
-//! `imap` reads the input a bounded window ahead of what has been taken, so that it may be endless,
-//! and a slow consumer doesn't fill the memory. Leaving the loop drops the iterator, which cancels
-//! what is still under way.
+//! `imap` reads its input a bounded window ahead of the consumer. So the input may be infinite, and a slow
+//! consumer does not fill the memory. Leaving the loop drops the iterator, which cancels the remaining
+//! tasks.
 //!
 //! ```text
 //! $ cargo run --example ordered_stream --no-default-features
@@ -20,7 +20,7 @@
 
 use procpool::Pool;
 
-/// How many steps it takes from `start` to 1.
+/// Returns the number of steps from `start` to 1.
 fn steps(start: u64) -> u32 {
     let (mut n, mut steps) = (start, 0);
     while n != 1 {
@@ -33,7 +33,7 @@ fn steps(start: u64) -> u32 {
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     procpool::init();
     let pool = Pool::new(0)?;
-    // Short ways are no news.
+    // Skips the short sequences.
     let mut longest = 150;
     for (start, steps) in (1u64..).zip(pool.imap(steps, 1..)) {
         let steps = steps?;

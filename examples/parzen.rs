@@ -1,9 +1,9 @@
-//! Density at the origin of a 2-D Gaussian by Parzen windows of 100 widths: serial, then by 2, 3, 4 and
-//! 6 processes, with a bar chart of the times. After the tutorial by Sebastian Raschka.
+//! Estimates the density of a 2-D Gaussian at its origin with Parzen windows of 100 widths: serially, then
+//! with 2, 3, 4 and 6 processes. Draws a bar chart of the times. Based on Sebastian Raschka's tutorial.
 //!
-//! Each task counts which of 100,000 points fall into a window of one width. All processes give the
-//! very same estimates as the serial run. Where the window is narrow enough they lie near the true
-//! density, 1/(2π); a wide window takes in the cloud's thin edge, and its estimate is too low.
+//! Each task counts how many of 100,000 points lie in a window of one width. The estimates are identical in
+//! all runs. They are close to the true density, 1/(2π), for narrow windows; a wide window includes the
+//! sparse edge of the distribution, and its estimate is too low.
 //!
 //! ```text
 //! $ cargo run --release --example parzen -- target/parzen.svg
@@ -34,7 +34,7 @@ use sysinfo::System;
 
 const POINTS: usize = 100_000;
 
-/// The share of the points in a square of that width around the origin, by its area.
+/// Returns the fraction of the points in a square of this width around the origin, divided by its area.
 fn density(width: f64) -> f64 {
     let mut random = Xoshiro256PlusPlus::seed_from_u64(123);
     let mut coordinate = || -> f64 { StandardNormal.sample(&mut random) };
@@ -104,7 +104,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut bars = vec![(1, serial)];
     for workers in [2, 3, 4, 6] {
         let pool = Pool::new(workers)?;
-        pool.map(density, widths.iter().copied().take(workers))?; // the workers are started
+        pool.map(density, widths.iter().copied().take(workers))?; // starts the workers
         let (answers, time) = timed(|| pool.map(density, widths.clone()));
         assert_eq!(answers?, densities);
         let speed_up = serial.as_secs_f64() / time.as_secs_f64();

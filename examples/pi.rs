@@ -1,5 +1,5 @@
-//! π by the Monte Carlo method: of random points in a square, π/4 lie in the circle. Each task throws
-//! its points from a seed of its own, so that the pool finds what the serial run finds.
+//! Estimates π by the Monte Carlo method: π/4 of random points in a square lie in the circle. Each task
+//! draws its points from a seed of its own, so the pool and the serial run return the same estimate.
 //!
 //! ```text
 //! $ cargo run --release --example pi --no-default-features
@@ -14,7 +14,7 @@ use procpool::Pool;
 const POINTS: u64 = 10_000_000;
 const SEEDS: u64 = 16;
 
-/// How many of a seed's points lie in the circle.
+/// Returns how many of a seed's points lie in the circle.
 fn hits(seed: u64) -> u64 {
     let mut state = seed;
     let mut random = || {

@@ -1,5 +1,5 @@
-//! Who did what: each result with its id, the worker's PID, the attempt and the time it took. One
-//! task takes its worker down at the first attempt, and is run again in another.
+//! Prints each result with its id, its worker's PID, the attempt and the elapsed time. One task kills its
+//! worker at the first attempt and is retried in another worker.
 //!
 //! ```text
 //! $ cargo run --example pids --no-default-features
@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use procpool::Pool;
 
-/// The square of `x`. Whoever comes to 3 first, before `mark` exists, doesn't survive it.
+/// Returns the square of `x`. The first call with 3, before `mark` exists, aborts.
 fn square((x, mark): (u64, PathBuf)) -> u64 {
     std::thread::sleep(Duration::from_millis(20));
     if x == 3 && File::create_new(mark).is_ok() {

@@ -1,8 +1,8 @@
-//! A producer and three consumers over a channel of tasks and a channel of results. Each consumer loads
-//! what is expensive once, in its initializer, and uses it for all that it consumes.
+//! A producer and three consumers with a channel of tasks and a channel of results. Each consumer loads
+//! an expensive resource once, in its initializer, and uses it for all its tasks.
 //!
-//! Here that is a table of the primes up to a million. A task is a number, a result how many primes there
-//! are up to it; the known values are π(10⁴) = 1,229, π(10⁵) = 9,592 and π(10⁶) = 78,498.
+//! The resource is a table of the primes up to a million. A task is a number, and its result is the number
+//! of primes up to it. Known values: π(10⁴) = 1,229, π(10⁵) = 9,592 and π(10⁶) = 78,498.
 //!
 //! ```text
 //! $ cargo run --example producer_consumer --no-default-features
@@ -39,7 +39,7 @@ fn load((tasks, results): (Receiver<usize>, Sender<(usize, usize)>)) -> Consumer
     Consumer { primes, tasks, results }
 }
 
-/// Consumes tasks until the producer is gone, and gives how many it did.
+/// Consumes tasks until the producer is dropped. Returns how many it completed.
 fn consume((): ()) -> usize {
     let consumed = with_state(|consumer: &mut Consumer| {
         let mut done = 0;
@@ -55,7 +55,7 @@ fn consume((): ()) -> usize {
     consumed.unwrap_or(0)
 }
 
-/// Puts all tasks into the channel, and waits where it is full.
+/// Sends all tasks to the channel, and blocks while it is full.
 fn produce(tasks: Sender<usize>) {
     for n in (1000..=MOST).step_by(1000) {
         if tasks.send(n).is_err() {

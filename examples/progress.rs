@@ -1,5 +1,5 @@
-//! A progress bar: `imap_unordered` gives each result as soon as it is there, so that taking them is
-//! progress. The bar is drawn on standard error.
+//! A progress bar: `imap_unordered` yields each result as soon as it is available. The bar is drawn on
+//! standard error.
 //!
 //! ```text
 //! $ cargo run --example progress --no-default-features
@@ -12,7 +12,7 @@ use procpool::Pool;
 
 const TASKS: u64 = 200;
 
-/// Takes its time for a square.
+/// Returns a square, slowly.
 fn square(x: u64) -> u64 {
     std::thread::sleep(Duration::from_millis(5));
     x * x

@@ -1,7 +1,7 @@
-//! Random strings from four processes through a channel: as they come, and then in the order of their
-//! positions.
+//! Four processes send random strings through a channel. They are received in any order and then sorted
+//! by position.
 //!
-//! The channel ends when the last sender is gone, so that no end mark is needed.
+//! The channel ends when the last sender is dropped, so no end marker is needed.
 //!
 //! ```text
 //! $ cargo run --example random_strings --no-default-features
@@ -17,9 +17,9 @@ use procpool::channel::{Sender, unbounded};
 
 const LETTERS: &[u8] = b"abcdefghijklmnopqrstuvwxyz";
 
-/// Sends a random string of that length, with its position.
+/// Sends a random string of this length, with its position.
 fn random_string((length, position, output): (usize, usize, Sender<(usize, String)>)) {
-    // A generator of linear congruence, with the constants of Numerical Recipes; seeded by the position.
+    // A linear congruential generator with the constants of Numerical Recipes, seeded with the position.
     let mut state = position as u64 + 1;
     let string = (0..length)
         .map(|_| {
@@ -27,7 +27,7 @@ fn random_string((length, position, output): (usize, usize, Sender<(usize, Strin
             char::from(LETTERS[(state >> 16) as usize % LETTERS.len()])
         })
         .collect();
-    // It fails only if nobody is there to receive.
+    // This fails only if there is no receiver.
     let _ = output.send((position, string));
 }
 
@@ -38,7 +38,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for position in 0..4 {
         processes.push(Process::spawn(random_string, (5, position, sender.clone()))?);
     }
-    drop(sender); // the processes have their own
+    drop(sender); // the processes have senders of their own
     let mut strings: Vec<(usize, String)> = receiver.iter().collect::<Result<_, _>>()?;
     println!("{} strings came", strings.len());
     strings.sort();

@@ -1,7 +1,7 @@
-//! All pictures of a directory rotated by 180° and written as PNG into another one. A file that is no
-//! picture is that task's own answer, and a decoder that crashes on one would be that task's own end.
+//! Rotates all pictures of a directory by 180° and writes them as PNG to another directory. A file that is
+//! not a picture is an error of its own task, and so is a picture that crashes the decoder.
 //!
-//! Without arguments it makes itself three pictures and a file that is none.
+//! Without arguments, it creates three pictures and one file that is not a picture.
 //!
 //! ```text
 //! $ cargo run --example rotate
@@ -19,14 +19,14 @@ use std::path::{Path, PathBuf};
 use image::RgbImage;
 use procpool::Pool;
 
-/// Rotates the picture in `from` and writes it into `to`; gives its width and height.
+/// Rotates the picture `from` and writes it to `to`. Returns its width and height.
 fn rotate((from, to): (PathBuf, PathBuf)) -> Result<(u32, u32), String> {
     let rotated = image::open(&from).map_err(|error| error.to_string())?.rotate180();
     rotated.save(&to).map_err(|error| error.to_string())?;
     Ok((rotated.width(), rotated.height()))
 }
 
-/// Three pictures and a file that is none.
+/// Creates three pictures and one file that is not a picture.
 fn samples() -> Result<PathBuf, Box<dyn Error>> {
     let dir = std::env::temp_dir().join(format!("procpool-rotate-{}", std::process::id()));
     fs::create_dir_all(&dir)?;

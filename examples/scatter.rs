@@ -1,8 +1,8 @@
-//! Scatter plots of random data, written into a directory by as many processes as there are CPUs.
+//! Writes scatter plots of random data to a directory, with one process per CPU.
 //!
-//! Each plot is a task and has a random stream of its own ([`procpool::seed`]): the same plots come
-//! whatever number of processes draws them, in whatever order. In Python, where the workers of a pool
-//! inherit one state of numpy's generator, the same programme draws the same picture several times.
+//! Each plot is a task with a random stream of its own ([`procpool::random_u64`]), so the plots do not
+//! depend on the number of processes or their order. In Python, the workers of a pool inherit one state of
+//! numpy's generator, and the same program draws the same picture several times.
 //!
 //! ```text
 //! $ cargo run --example scatter -- -n 4 -o target/scatter
@@ -33,12 +33,12 @@ struct Args {
     /// The directory for them
     #[arg(short, default_value = "scatter")]
     out: PathBuf,
-    /// How many processes; 0: as many as there are CPUs
+    /// How many processes; 0 means one per CPU
     #[arg(short, default_value_t = 0)]
     processes: usize,
 }
 
-/// Draws plot `number`, and gives its number and its file.
+/// Draws plot `number`. Returns its number and its file.
 fn plot((number, dir): (usize, PathBuf)) -> Result<(usize, PathBuf), String> {
     let mut random = Xoshiro256PlusPlus::seed_from_u64(procpool::random_u64());
     let points: Vec<(f64, f64)> = (0..200).map(|_| (random.random(), random.random())).collect();

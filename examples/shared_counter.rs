@@ -1,8 +1,7 @@
-//! A counter and an array that processes share, under a lock; and what goes wrong without it.
+//! A counter and an array that processes share under a lock, and the counter without the lock.
 //!
-//! To add is to read, to compute and to write. Where two processes read before either has written, one
-//! of the additions is lost. Under the lock there is one at a time; with an atomic there is nothing in
-//! between.
+//! An addition reads, computes and writes. If two processes read before either writes, one addition is
+//! lost. The lock admits one process at a time. An atomic reads and writes in one step.
 //!
 //! ```text
 //! $ cargo run --example shared_counter --no-default-features
@@ -24,7 +23,7 @@ const TIMES: u64 = 10_000;
 fn add_without_lock(counter: SharedValue<u64>) {
     for _ in 0..TIMES {
         let count = counter.get();
-        std::thread::yield_now(); // what takes long, in a real program
+        std::thread::yield_now(); // a slow computation, in a real program
         counter.set(count + 1);
     }
 }

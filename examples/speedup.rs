@@ -1,8 +1,8 @@
-//! Speed-up and efficiency over 1 to 8 processes for 64 plots, as a table and as a graph.
+//! Measures speed-up and efficiency with 1 to 8 processes for 64 plots. Prints a table and draws a graph.
 //!
-//! S = T₁ / Tₚ and E = S / p, where T₁ is the time of the serial run, without any pool. Beyond the number
-//! of CPUs the speed-up stays level and the efficiency falls. A run looks like this; its times differ
-//! from machine to machine, and by some percent from run to run:
+//! S = T₁ / Tₚ and E = S / p, where T₁ is the time of the serial run without a pool. With more processes
+//! than CPUs, the speed-up stays level and the efficiency falls. Times differ between machines, and by some
+//! percent between runs:
 //!
 //! ```text
 //! $ cargo run --release --example speedup -- target/speedup.svg
@@ -32,7 +32,7 @@ use rand::{RngExt, SeedableRng};
 
 const PLOTS: u64 = 64;
 
-/// A scatter plot of random points as the text of an SVG.
+/// Returns a scatter plot of random points as SVG text.
 fn plot(seed: u64) -> String {
     let mut random = Xoshiro256PlusPlus::seed_from_u64(seed);
     let mut svg = String::from(r#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1 1">"#);
@@ -97,7 +97,7 @@ fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
 fn main() -> Result<(), Box<dyn Error>> {
     procpool::init();
     let path = picture::path("speedup.svg")?;
-    // Once before it counts: the first run also asks the system for its memory.
+    // A warm-up run, which also allocates memory.
     (0..PLOTS).map(plot).for_each(drop);
     let (plots, serial) = timed(|| (0..PLOTS).map(plot).collect::<Vec<_>>());
     let row = |name: &str, time: Duration, speed_up: f64, processes: usize| {
@@ -110,7 +110,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut speed_ups = Vec::new();
     for workers in 1..=8 {
         let pool = Pool::new(workers)?;
-        pool.map(plot, 0..workers as u64)?; // the workers are started
+        pool.map(plot, 0..workers as u64)?; // starts the workers
         let (answers, time) = timed(|| pool.map(plot, 0..PLOTS));
         assert_eq!(answers?, plots);
         let speed_up = serial.as_secs_f64() / time.as_secs_f64();

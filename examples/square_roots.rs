@@ -1,7 +1,6 @@
-//! When processes pay: square roots are so cheap that sending a number and its root costs more than
-//! the root, however many there are. With a hundred steps of work for each number, the work weighs
-//! about as much as the way there and back: whether it pays depends on how many CPUs share it. A run
-//! on two looks like this:
+//! When processes pay off: a square root is so cheap that sending a number and its root costs more than
+//! computing it, however many there are. A hundred steps of work per number cost about as much as sending
+//! it and its result, so the gain depends on the number of CPUs. The output on two CPUs:
 //!
 //! ```text
 //! $ cargo run --release --example square_roots --no-default-features
@@ -19,12 +18,12 @@ fn root(x: f64) -> f64 {
     x.sqrt()
 }
 
-/// By Newton's method, and far more often than it takes.
+/// Computes a root by Newton's method, with far more steps than necessary.
 fn root_by_steps(x: f64) -> f64 {
     (0..100).fold(x, |guess, _| (guess + x / guess) / 2.0)
 }
 
-/// The sum of all roots from 1 to `n`, by Euler and Maclaurin.
+/// Returns the sum of all roots from 1 to `n`, by the Euler–Maclaurin formula.
 fn sum_to(n: f64) -> f64 {
     n.powf(1.5) * 2.0 / 3.0 + n.sqrt() / 2.0 - 0.207_886_224_977_354_57 + n.powf(-0.5) / 24.0
 }

@@ -1,5 +1,5 @@
-//! The squares of a list: serial, then in a pool by `map`, `imap` and `imap_unordered`, and which
-//! process made each.
+//! Computes the squares of a list serially, then in a pool with `map`, `imap` and `imap_unordered`, and
+//! prints which process computed each.
 //!
 //! ```text
 //! $ cargo run --example squares --no-default-features

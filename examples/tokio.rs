@@ -1,5 +1,5 @@
-//! An async program: `main!` enters before the runtime is there. Tasks are awaited, and one has a
-//! runtime of its own.
+//! An async program. `main!` makes a process a worker before the runtime starts. Tasks are awaited, and one
+//! task has a runtime of its own.
 //!
 //! ```text
 //! $ cargo run --example tokio --no-default-features
@@ -19,7 +19,7 @@ fn with_a_runtime(x: u32) -> std::io::Result<u32> {
     Ok(runtime.block_on(async { tokio::spawn(async move { x * 2 }).await })?)
 }
 
-/// What `#[tokio::main]` makes of an `async fn main`.
+/// What `#[tokio::main]` expands an `async fn main` to.
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     tokio::runtime::Runtime::new()?.block_on(run())
 }

@@ -11,6 +11,9 @@
 //!
 //! # A first program
 //!
+//! Add this crate with `cargo add procpool`. Types of your own also need
+//! `cargo add serde --features derive`.
+//!
 //! ```no_run
 //! fn divide_100_by(x: i32) -> i32 {
 //!     if x == 0 { std::process::abort() } else { 100 / x }
@@ -90,6 +93,34 @@
 //! If `R` is itself a `Result`, its `Err` is a result like any other. [`Failure`] is an error type for
 //! such tasks, and `?` converts any other error into it.
 //!
+//! ```no_run
+//! use procpool::{Failure, Pool};
+//! use serde::{Deserialize, Serialize};
+//!
+//! #[derive(Serialize, Deserialize)]
+//! struct Job {
+//!     path: String,
+//!     word: String,
+//! }
+//!
+//! fn count(job: Job) -> Result<usize, Failure> {
+//!     let text = std::fs::read_to_string(&job.path)?;
+//!     Ok(text.matches(&job.word).count())
+//! }
+//!
+//! fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     procpool::init();
+//!     let jobs = ["a.txt", "b.txt"].map(|path| Job { path: path.into(), word: "pool".into() });
+//!     for result in Pool::new(0)?.map(count, jobs)? {
+//!         match result {
+//!             Ok(count) => println!("{count}"),
+//!             Err(failure) => println!("{failure}"),
+//!         }
+//!     }
+//!     Ok(())
+//! }
+//! ```
+//!
 //! The encoding contains no field names and no types. Types that need them compile and are rejected
 //! when they are sent: `serde_json::Value`, and types with `#[serde(untagged)]`,
 //! `#[serde(tag = "…")]`, `#[serde(flatten)]` or `#[serde(skip_serializing_if = "…")]`. Wrap them in
@@ -107,6 +138,21 @@
 //! of a [`channel`]; a read-only [`SharedSlice`](shared::SharedSlice); a writable
 //! [`SharedArray`](shared::SharedArray) or [`SharedValue`](shared::SharedValue); a lock, semaphore, event
 //! or barrier of [`sync`]. All of them stay usable if a process that uses them is killed.
+//!
+//! # From Python
+//!
+//! | Python | Rust |
+//! |---|---|
+//! | `Pool(n)`, `Pool()` | `Pool::new(n)?`, `Pool::new(0)?` |
+//! | the end of `with Pool() as pool:` | dropping the pool |
+//! | `Pool(initializer=f, initargs=(a,))` | [`Pool::builder().initializer(f, a)`](PoolBuilder::initializer) |
+//! | `pool.apply(f, (a, b))` | `pool.apply(f, (a, b))?`, where `f` takes one tuple |
+//! | `result.get(timeout)` | [`task.get_timeout(limit)`](Task::get_timeout) |
+//! | `Process(target=f, args=(a,))`, `p.start()`, `p.join()` | [`Process::spawn(f, a)?`](Process::spawn), `p.join()?` |
+//! | `Queue()`, `Queue(n)` | [`channel::unbounded()?`](channel::unbounded), [`channel::bounded(n)?`](channel::bounded) |
+//! | `Value`, `Array`, `SharedMemory` | [`SharedValue`](shared::SharedValue), [`SharedArray`](shared::SharedArray), [`SharedSlice`](shared::SharedSlice) |
+//! | `Lock`, `Semaphore`, `Event`, `Barrier` | the types of [`sync`] |
+//! | `as_completed`, `wait` | [`as_completed`], [`wait`] |
 //!
 //! # Errors
 //!

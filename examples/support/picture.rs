@@ -1,4 +1,4 @@
-//! What the examples that draw have in common: an SVG file, a white ground, a font.
+//! Shared by the examples that draw: an SVG file, a white background, a font.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -9,9 +9,9 @@ use plotters::prelude::*;
 /// The font of all text.
 pub(crate) const FONT: (&str, u32) = ("sans-serif", 15);
 
-/// Where the picture goes: the first argument, or `default`. One that is not to be an SVG is refused, and
-/// before anything is measured.
-#[allow(dead_code)] // not every example has one picture
+/// Returns the path of the picture: the first argument, or `default`. A path without the ending `.svg` is an
+/// error.
+#[allow(dead_code)] // not every example draws a single picture
 pub(crate) fn path(default: &str) -> Result<PathBuf, Box<dyn Error>> {
     let path = std::env::args_os().nth(1).map_or_else(|| default.into(), PathBuf::from);
     if path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("svg")) {
@@ -20,7 +20,7 @@ pub(crate) fn path(default: &str) -> Result<PathBuf, Box<dyn Error>> {
     Err(format!("{path:?} can't be written: the picture is an SVG, as in {default}").into())
 }
 
-/// Runs `draw` on the ground of a picture that becomes the file `path`.
+/// Draws a picture with a white background using `draw`, and writes it to `path`.
 pub(crate) fn draw(
     path: &Path,
     size: (u32, u32),

@@ -56,7 +56,7 @@ pub(super) struct Side {
     freed: AtomicU64,
 }
 
-// SAFETY: it is made of atomics.
+// SAFETY: the type consists of atomics.
 unsafe impl Atomics for Side {}
 
 impl Side {

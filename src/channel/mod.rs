@@ -159,7 +159,7 @@ struct Head {
     peer_pipe: [AtomicU64; 2],
 }
 
-// SAFETY: it is made of atomics.
+// SAFETY: the type consists of atomics.
 unsafe impl Atomics for Head {}
 
 /// A value in a cache line of its own.

@@ -1,9 +1,9 @@
-//! A worker that lies, for tests and for the fuzzer: everything on the way of a reply is real (control
-//! socket, lane, chunk, process), and the worker's side of it does what a string of bytes says.
+//! A misbehaving worker, for tests and the fuzzer. The reply path is real (control socket, lane, chunk,
+//! process); the worker's side follows a script of bytes.
 //!
-//! [`talk`] decodes the bytes into steps and checks the promise of [`chunk::run`]: whatever a worker
-//! writes, sends or leaves undone, each item has exactly one outcome, in bounded time, and nothing
-//! panics. The process is `cat`: it lives, can be stopped and killed, and does nothing by itself.
+//! [`talk`] decodes the bytes into steps and checks the guarantee of [`chunk::run`]: whatever a worker
+//! writes, sends or omits, each item has exactly one outcome, in bounded time, without a panic. The process
+//! is `cat`: it can be stopped and killed, and does nothing by itself.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -41,25 +41,25 @@ use crate::pool::process::worker::{KillReason, PendingWorker, Process};
 use crate::pool::schedule::batch::Batch;
 use crate::pool::schedule::counters::Counters;
 
-/// Within this time every talk is over, on a busy machine too: the longest drain_eventfd takes two seconds.
+/// Upper limit of a talk's duration, also on a busy machine. The longest silence takes two seconds.
 const SOON: Duration = Duration::from_secs(30);
 
-/// The time limit of items that have one.
+/// Time limit of items that have one.
 const LIMIT: Duration = Duration::from_millis(20);
 
 const NONCE: u64 = 0x1234_5678_9abc_def0;
 
-/// Where the lane's words lie, each in a line of its own.
+/// Offsets of the lane's words, each in its own cache line.
 const CLAIM: u64 = 0;
 const COMMITTED: u64 = 64;
 const STARTED: u64 = 128;
 const BEGUN: u64 = 136;
 const WORDS: [u64; 8] = [CLAIM, COMMITTED, STARTED, BEGUN, 144, 192, 256, 320];
 
-/// Where the results begin.
+/// Offset of the results.
 const RESULTS: usize = LANE_BYTES - CAPACITY;
 
-/// The bytes that say what the worker does. After the end, all of them are zero.
+/// The script: bytes that define the worker's steps. Past the end, all bytes are zero.
 struct Script<'a>(&'a [u8]);
 
 impl<'a> Script<'a> {
@@ -79,7 +79,7 @@ impl<'a> Script<'a> {
         bytes
     }
 
-    /// A number that may be at a border of something.
+    /// Returns a number, often a boundary value.
     fn number(&mut self, items: u32, bytes: u32) -> u32 {
         match self.byte() {
             small @ 0..64 => small.into(),
@@ -100,14 +100,14 @@ impl<'a> Script<'a> {
     }
 }
 
-/// What is watched and changed by several threads.
+/// State shared by several threads.
 struct Scene {
     process: Arc<Process>,
     running: Running,
     jobs: Vec<Arc<Job>>,
-    /// What was taken back, to be run by other workers.
+    /// Stolen batches, for other workers to run.
     taken: Mutex<Vec<Batch>>,
-    /// Number of the chunk that runs, and how many items it had.
+    /// Number of the running chunk, and its original item count.
     sequence: AtomicU32,
     items: AtomicU32,
     /// No chunk follows.
@@ -119,7 +119,7 @@ impl Scene {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Does to the running chunk what takes items back from it.
+    /// Calls `take` on the running chunk and keeps the stolen batches.
     fn take(&self, take: impl FnOnce(&mut Chunk) -> Vec<Batch>) {
         let taken = self.running().as_mut().map(take).unwrap_or_default();
         self.taken.lock().unwrap_or_else(PoisonError::into_inner).extend(taken);
@@ -131,20 +131,20 @@ struct Liar<'a> {
     scene: &'a Scene,
     script: Script<'a>,
     control: Option<Control>,
-    /// What the parent sends arrives here.
+    /// Receives the parent's frames.
     frames: Option<OwnedFd>,
-    /// Whether its sockets outlive it, in the target_workers of what a task has started.
+    /// Whether its sockets stay open after its death, held by a process that a task has started.
     is_held: bool,
     lane: OwnedFd,
     capture: Option<OwnedFd>,
-    /// What an honest worker would have committed of this chunk.
+    /// What a correct worker would have committed of this chunk.
     sequence: u32,
     done: u32,
     bytes: u32,
 }
 
 impl Liar<'_> {
-    /// Follows the script to its end, then comes to an end as the script says.
+    /// Runs the script, then ends as it defines.
     fn run(mut self) {
         let ending = self.script.byte();
         while let Some(step) = self.script.next() {
@@ -154,19 +154,19 @@ impl Liar<'_> {
             self.step(step);
         }
         match ending % 8 {
-            // Sends nothing more, and then only its being stopped shows it.
+            // Sends nothing more: only its stopped state shows it.
             0 => self.scene.process.child.signal(Signal::STOP),
             1 => {
                 self.control = None;
                 self.scene.process.child.kill();
             }
-            // Is silent: the longest that a talk takes.
+            // Is silent: the longest case.
             2 | 6 if ending >= 240 => {}
             3 => self.finish(true),
             4 => self.finish(false),
             _ => self.scene.process.child.kill(),
         }
-        // An item that runs and has no limit may run for ever.
+        // An item without a time limit may run forever.
         let is_limited = self.scene.jobs.iter().all(|job| job.options.timeout.is_some());
         if !is_limited && !matches!(ending % 8, 3 | 4) {
             self.scene.process.child.kill();
@@ -175,7 +175,7 @@ impl Liar<'_> {
             match ending % 8 {
                 3 => self.finish(true),
                 4 => self.finish(false),
-                // Has its empty lane emptied for ever.
+                // Requests that its empty lane be emptied, forever.
                 6 if ending >= 240 => {
                     self.catch_up();
                     self.reply(&Reply::LaneFull { sequence: self.sequence }, &[]);
@@ -190,7 +190,7 @@ impl Liar<'_> {
         }
     }
 
-    /// Does what is left of the chunk, and says so.
+    /// Finishes the chunk and reports it.
     fn finish(&mut self, honest: bool) {
         self.catch_up();
         let items = self.scene.items.load(SeqCst);
@@ -200,7 +200,7 @@ impl Liar<'_> {
         self.reply(&Reply::Done { sequence: self.sequence }, &[]);
     }
 
-    /// Begins with the next chunk, if there is one.
+    /// Starts the next chunk, if there is one.
     fn catch_up(&mut self) {
         let sequence = self.scene.sequence.load(SeqCst);
         if sequence != self.sequence {
@@ -310,7 +310,7 @@ impl Liar<'_> {
             18 => self.await_parent(),
             19 => self.read(),
             20 => {
-                // One after the other, whether the parent is told to go on or not.
+                // In sequence, whether or not the parent resumes it.
                 for _ in 0..=self.script.byte() {
                     if self.scene.is_over.load(SeqCst) {
                         return;
@@ -343,7 +343,7 @@ impl Liar<'_> {
         }
     }
 
-    /// Answers one item as it should be.
+    /// Returns one item's result correctly.
     fn answer(&mut self) {
         self.word(STARTED, self.done.wrapping_add(1), 0);
         let value = u64::from(self.done).to_le_bytes();
@@ -353,14 +353,14 @@ impl Liar<'_> {
         self.commit(0);
     }
 
-    /// Says that what was written is committed, and so many bytes more.
+    /// Commits what was written, and `more` bytes beyond.
     fn commit(&mut self, more: u32) {
         self.word(COMMITTED, self.done, self.bytes.wrapping_add(more));
     }
 
     fn word(&self, at: u64, low: u32, high: u32) {
         let word = u64::from(high) << 32 | u64::from(low);
-        // `started` has a half of its word, and `begun` the next one.
+        // `started` has half of its word, and `begun` the next one.
         let bytes = word.to_ne_bytes();
         let len = if at == STARTED { 4 } else { 8 };
         let _ = rustix::io::pwrite(&self.lane, &bytes[..len], at);
@@ -393,7 +393,7 @@ impl Liar<'_> {
         }
     }
 
-    /// A region, or what is none.
+    /// Returns a region, or a file that isn't one.
     fn any_file(&mut self) -> Option<OwnedFd> {
         let of_region = |len, populated| {
             let region = Region::new(len, populated).ok()?;
@@ -427,7 +427,7 @@ impl Liar<'_> {
         }
     }
 
-    /// Sends a packet as it is; not at all where there is no room.
+    /// Sends a packet unchanged; drops it if the socket is full.
     fn send(&self, packet: &[u8], files: &[BorrowedFd<'_>]) {
         let Some(control) = &self.control else { return };
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(250))];
@@ -439,14 +439,14 @@ impl Liar<'_> {
         let _ = rustix::net::sendmsg(control, &[IoSlice::new(packet)], &mut ancillary, flags);
     }
 
-    /// Lets the parent come to read what was sent. On a busy machine each of these takes milliseconds.
+    /// Waits for the parent to read what was sent. On a busy machine each wait takes milliseconds.
     fn await_parent(&self) {
         for _ in 0..3 {
             std::thread::yield_now();
         }
     }
 
-    /// Reads what the parent has sent, if it has.
+    /// Reads what the parent has sent, if anything.
     fn read(&self) {
         let mut packet = [0; MAX_PACKET];
         for socket in
@@ -465,7 +465,7 @@ fn greeting(pid: u32) -> Handshake {
     Handshake { version: VERSION, identity: ImageId::own(), pid }
 }
 
-/// Does the supervisor's work for the one process until it has ended: limits, drain_eventfd, and its end.
+/// Does the supervisor's work for one process until it has ended: limits, silence, and reaping.
 fn supervise(scene: &Scene) {
     let process = &scene.process;
     loop {
@@ -487,12 +487,12 @@ fn supervise(scene: &Scene) {
     process.publish_exit(cause);
 }
 
-/// Items for one chunk: of each job a run of them.
+/// Creates the items of a chunk: a run of items from each job.
 fn plan(jobs: &[Arc<Job>], script: &mut Script<'_>) -> VecDeque<Batch> {
     jobs.iter()
         .map(|job| {
             let (items, len) = match script.byte() % 16 {
-                // One that goes through a region.
+                // An item sent through a region.
                 15 => (1, 100_000),
                 14 => (200, 1),
                 few => (u32::from(few % 5) + 1, 8),
@@ -508,7 +508,7 @@ fn plan(jobs: &[Arc<Job>], script: &mut Script<'_>) -> VecDeque<Batch> {
         .collect()
 }
 
-/// Settles what was given back, as the worker that runs it next does.
+/// Settles returned batches, like the worker that runs them next.
 fn settle<'a>(batches: impl IntoIterator<Item = &'a Batch>) {
     for batch in batches {
         let content = Content::Failed(Failure::unstarted(TaskErrorKind::Cancelled));
@@ -519,12 +519,12 @@ fn settle<'a>(batches: impl IntoIterator<Item = &'a Batch>) {
     }
 }
 
-/// Decodes what was delivered; returns the numbers of its items.
+/// Decodes the deliveries. Returns the numbers of their items.
 fn read(job: &Job, choice: u8) -> Vec<u64> {
     fn count<R: serde::de::DeserializeOwned>(mut arrival: Delivery, job: &Job) {
         let items = arrival.items;
         let count = std::iter::from_fn(|| arrival.next::<R>(job.offset).map(drop)).count();
-        assert_eq!(count, items as usize, "an arrival has as many outcomes as items");
+        assert_eq!(count, items as usize, "a delivery has one outcome per item");
     }
     let mut numbers = Vec::new();
     while let Some(arrival) = job.take_arrival() {
@@ -541,7 +541,7 @@ fn read(job: &Job, choice: u8) -> Vec<u64> {
     numbers
 }
 
-/// Ends the threads beside, also where an assertion fails.
+/// Ends the helper threads, also if an assertion fails.
 struct Over<'a>(&'a AtomicBool);
 
 impl Drop for Over<'_> {
@@ -550,11 +550,11 @@ impl Drop for Over<'_> {
     }
 }
 
-/// Has the worker do what the bytes say, and checks what becomes of the items.
+/// Runs the script on a worker and checks the outcomes of the items.
 ///
 /// # Panics
 ///
-/// When an item has no outcome or several, when something else panics, or when it takes too long.
+/// If an item has no outcome or several, if something else panics, or if it takes too long.
 pub(crate) fn talk(bytes: &[u8]) {
     let (sender, receiver) = channel();
     let owned = bytes.to_vec();
@@ -599,7 +599,7 @@ fn talk_to_the_end(bytes: &[u8]) {
     let mut command = Command::new("cat");
     command.stdin(Stdio::piped()).stdout(Stdio::null()).process_group(0);
     let mut started = command.spawn().expect("`cat` starts");
-    // It ends when this end is closed, also where this process is killed.
+    // `cat` exits when this end is closed, also if this process is killed.
     let _input = started.stdin.take();
     let child = Child::of(&started).expect("a pidfd");
     let process = Process::new(0, 1, child, Control::new(ours, NONCE), capture, grace);
@@ -639,7 +639,7 @@ fn talk_to_the_end(bytes: &[u8]) {
         let is_over = Over(&scene.is_over);
         let regions = Arc::default();
         let pending = PendingWorker { process, lane, requests };
-        let mut worker = pending.greet(Setup::default(), &regions).expect("it greets");
+        let mut worker = pending.greet(Setup::default(), &regions).expect("the handshake succeeds");
         let (mut liar, mut is_lost) = (Some(liar), false);
         for (sequence, batches) in (1..).zip(plans) {
             if is_lost {
@@ -686,7 +686,7 @@ mod tests {
             .map(|seed| std::fs::read(seed.unwrap().path()).unwrap())
             .collect();
         assert!(seeds.len() >= 30, "{} seeds", seeds.len());
-        // Most of their time they wait for what is silent.
+        // They spend most of their time waiting for silent workers.
         std::thread::scope(|scope| {
             seeds.iter().for_each(|seed| drop(scope.spawn(|| talk(seed))));
         });
@@ -703,9 +703,9 @@ mod tests {
         }
     }
 
-    /// Goes on for as many seconds as `LIAR_SECONDS` says.
+    /// Runs for `LIAR_SECONDS` seconds.
     #[test]
-    #[ignore = "takes as long as one likes"]
+    #[ignore = "runs for LIAR_SECONDS seconds"]
     fn a_worker_may_say_anything_for_as_long_as_it_likes() {
         let seconds = std::env::var("LIAR_SECONDS").map_or(30, |text| text.parse().unwrap());
         let mut random = std::env::var("LIAR_SEED")
@@ -730,11 +730,11 @@ mod tests {
             }
         }
         println!("{talks} talks");
-        // What a thread that has just ended held may be there for a moment.
+        // A thread that has just ended may hold descriptors for a moment.
         let deadline = Instant::now() + SOON;
         while open() > before && Instant::now() < deadline {
             std::thread::yield_now();
         }
-        assert!(open() <= before, "descriptors are left: {} after {before}", open());
+        assert!(open() <= before, "descriptors leaked: {} after {before}", open());
     }
 }

@@ -62,7 +62,7 @@ struct Slot {
     tail: AtomicU64,
 }
 
-// SAFETY: it is made of atomics.
+// SAFETY: the type consists of atomics.
 unsafe impl Atomics for Slot {}
 
 /// The region that is being filled.

@@ -88,7 +88,7 @@ struct Head {
     is_broken: AtomicU32,
 }
 
-// SAFETY: it is made of atomics.
+// SAFETY: the type consists of atomics.
 unsafe impl Atomics for Head {}
 
 /// How long a non-blocking operation waits for the lock, which other processes hold for microseconds.

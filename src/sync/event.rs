@@ -39,7 +39,7 @@ struct Head {
     eventcount: EventCount,
 }
 
-// SAFETY: it is made of atomics.
+// SAFETY: the type consists of atomics.
 unsafe impl Atomics for Head {}
 
 impl Event {

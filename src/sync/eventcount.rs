@@ -34,7 +34,7 @@ pub(crate) struct EventCount {
 /// exists nevertheless is late by one tick.
 const MAX_EMPTY_NOTIFIES: u32 = 64;
 
-// SAFETY: it is made of atomic integers.
+// SAFETY: the type consists of atomics.
 unsafe impl Atomics for EventCount {}
 
 /// How thoroughly a waiter probes for its condition.

@@ -221,7 +221,7 @@ pub(crate) struct RawLock {
     panicked: AtomicU32,
 }
 
-// SAFETY: it is made of atomics.
+// SAFETY: the type consists of atomics.
 unsafe impl Atomics for RawLock {}
 
 impl RawLock {

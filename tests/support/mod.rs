@@ -1,4 +1,4 @@
-//! What several test files need: effects that outlive a worker, and bounded waits.
+//! Shared by several test files: side effects that outlive a worker, and bounded waits.
 #![allow(dead_code, unreachable_pub)]
 
 use std::fs::{self, OpenOptions};
@@ -20,7 +20,7 @@ pub fn sleepy(millis: u64) -> u64 {
     millis
 }
 
-/// Can't be sent.
+/// A type whose encoding fails.
 #[derive(Debug, Deserialize)]
 pub struct Secret;
 
@@ -30,12 +30,12 @@ impl Serialize for Secret {
     }
 }
 
-/// Waits until `condition` holds; fails the test if that takes too long.
+/// Waits until `condition` holds. Fails the test after [`SOON`].
 #[track_caller]
 pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + SOON;
     while !condition() {
-        assert!(Instant::now() < deadline, "in vain: {what}");
+        assert!(Instant::now() < deadline, "timed out: {what}");
         std::thread::sleep(Duration::from_millis(1));
     }
 }
@@ -46,15 +46,15 @@ pub fn kill(pid: u32, signal: i32) {
     unsafe { libc::kill(pid.cast_signed(), signal) };
 }
 
-/// Whether a process exists and is not a zombie.
+/// Returns whether a process exists and is not a zombie.
 pub fn is_alive(pid: u32) -> bool {
     let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
     let state = stat.rsplit(") ").next().and_then(|rest| rest.chars().next());
     !matches!(state, Some('Z' | 'X'))
 }
 
-/// Runs an ignored test of this file alone in a process, with a temporary directory of its own:
-/// for what is measured of the whole process, of which other tests are a part.
+/// Runs an ignored test of this file alone in a process, with a temporary directory of its own. For
+/// measurements of a whole process, which other tests would affect.
 pub fn alone(test: &str) {
     let dir = tempfile::tempdir().unwrap();
     let status = std::process::Command::new(std::env::current_exe().unwrap())
@@ -65,8 +65,8 @@ pub fn alone(test: &str) {
     assert!(status.success());
 }
 
-/// What a pool might leave behind: descriptors, threads, children, temporary files, and mappings of
-/// shared memory.
+/// Counts what a pool might leak: descriptors, threads, children, temporary files, and mappings of shared
+/// memory.
 pub fn left_behind() -> [usize; 5] {
     let count = |dir: &str| fs::read_dir(dir).unwrap().count();
     let children = fs::read_dir("/proc/self/task").unwrap().map(|task| {
@@ -79,7 +79,7 @@ pub fn left_behind() -> [usize; 5] {
     [count("/proc/self/fd"), count("/proc/self/task"), children.sum(), temporary, shared]
 }
 
-/// Counts what tasks have done, in files, which a killed worker leaves behind.
+/// Counts the side effects of tasks in files, which survive the death of a worker.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SideEffects {
     path: PathBuf,
@@ -93,23 +93,23 @@ impl SideEffects {
         Self { path: dir.path().to_owned(), _dir: Some(Arc::new(dir)) }
     }
 
-    /// The file in which `x` is noted.
+    /// Returns the file that counts the side effects of `x`.
     pub fn file(&self, x: u64) -> PathBuf {
         self.path.join(x.to_string())
     }
 
-    /// Adds one to what `x` has done.
+    /// Adds one side effect of `x`.
     pub fn note(&self, x: u64) {
         let path = self.file(x);
         OpenOptions::new().create(true).append(true).open(path).unwrap().write_all(b".").unwrap();
     }
 
-    /// How often `x` was noted.
+    /// Returns how many side effects `x` had.
     pub fn count(&self, x: u64) -> usize {
         fs::metadata(self.file(x)).map_or(0, |file| file.len() as usize)
     }
 
-    /// What was noted at all.
+    /// Returns all values that had side effects.
     pub fn noted(&self) -> Vec<u64> {
         let name = |entry: std::io::Result<fs::DirEntry>| {
             entry.unwrap().file_name().to_str().unwrap().parse().unwrap()

@@ -1,4 +1,4 @@
-//! Tells what happens: events, and the thread that callbacks run on.
+//! Observation: events, and the thread that runs callbacks.
 
 pub(crate) mod callbacks;
 pub(crate) mod events;

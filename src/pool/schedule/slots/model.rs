@@ -1,9 +1,9 @@
-//! All that can happen to the table of a small pool, walked through to the last state: every
-//! interleaving of its callers, drivers and supervisor with processes that die whenever they like.
+//! Model checker of the slot table: explores every interleaving of a small pool's callers, drivers and
+//! supervisor with processes that die at any time.
 //!
-//! What is explored is the machine that the scheduler uses. What stands around it here is what the
-//! scheduler, the driver and the supervisor do with it, one step for each time that they hold the
-//! lock. Time is left out: what is due may come at once, or after anything else.
+//! The state machine under test is the one that the scheduler uses. The model around it does what the
+//! scheduler, the driver and the supervisor do, one step per lock acquisition. Time is abstracted: a due
+//! event may come at once, or after any other.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -12,17 +12,17 @@ use super::{Actions, Phase, ProcessState, SlotPoll, SlotTable, SpawnDecision, St
 
 type Generation = u64;
 
-/// A pool, and everybody who has a hand in it.
+/// A pool and all its participants.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct World {
     table: SlotTable<Generation, Generation>,
     slots: Vec<Slot>,
-    /// How many tasks wait.
+    /// Number of queued tasks.
     queue: u8,
     is_suspended: bool,
-    /// What the supervisor is starting.
+    /// Process that the supervisor is starting.
     starting: Option<(usize, Generation)>,
-    /// Whether the supervisor looks for what is due before it sleeps.
+    /// Whether the supervisor checks for due starts before it sleeps.
     is_rung: bool,
 }
 
@@ -31,9 +31,9 @@ struct Slot {
     driver: Driver,
     /// Whether the driver is awake or will be woken.
     is_woken: bool,
-    /// The worker that a caller of `apply` drives.
+    /// Worker that a caller of `apply` has checked out.
     caller: Option<Generation>,
-    /// Those that have not been waited for.
+    /// Processes that were not reaped.
     processes: Vec<Process>,
 }
 
@@ -49,11 +49,11 @@ enum Driver {
 struct Process {
     generation: Generation,
     is_alive: bool,
-    /// Has been told to go.
+    /// Was told to exit.
     is_told: bool,
 }
 
-/// Who drives a worker.
+/// Which thread drives a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Hand {
     Driver,
@@ -63,26 +63,26 @@ enum Hand {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Move {
     Submit,
-    /// A task is submitted that is for one slot's worker.
+    /// A task bound to a slot is submitted.
     SubmitTo(usize),
-    /// A caller of `apply` takes an idle worker.
+    /// A caller of `apply` checks out an idle worker.
     Borrow,
     Close,
     Terminate,
     Suspend,
     Resume,
-    /// A driver looks what there is to do; it may also do so without having been woken.
+    /// A driver polls, possibly without having been woken.
     Look(usize),
     Greet(usize, Outcome),
     Return(usize, Hand, Spent),
     Lose(usize, Hand, Retry),
-    /// A process dies, of whatever.
+    /// A process dies, for any reason.
     Die(usize, Generation),
-    /// The supervisor looks for what is due.
+    /// The supervisor checks for due starts.
     Turn,
     SpawnDecision(Outcome),
     Reap(usize, Generation),
-    /// The supervisor lets a worker rest that has nothing to do.
+    /// The supervisor parks an idle worker.
     Rest,
 }
 
@@ -90,23 +90,22 @@ type Outcome = Result<(), ()>;
 type Spent = bool;
 type Retry = bool;
 
-/// How small the pool is, and what may happen to it.
+/// Bounds of the explored pool.
 struct Bounds {
     slots: usize,
     attempts: u32,
     queue: u8,
-    /// Whether it is more than tasks, deaths and rest: tasks are queued again, workers are spent,
-    /// callers take them, drivers look without having been woken, and the pool is suspended, closed
-    /// and terminated.
+    /// Whether to explore more than tasks, deaths and parking: requeued tasks, spent workers, callers,
+    /// spurious polls, suspension, closing and termination.
     is_eventful: bool,
 }
 
-/// What the world does to a pool that waits for it.
+/// How the environment treats a pool that waits for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Environment {
-    /// Whatever is started becomes ready.
+    /// Every started process becomes ready.
     Good,
-    /// Nothing does.
+    /// No started process becomes ready.
     Bad,
 }
 
@@ -156,13 +155,13 @@ impl World {
         processes.any(|process| process.generation == generation && process.is_alive)
     }
 
-    /// Whether the supervisor kills what is left.
+    /// Whether the supervisor kills the remaining processes.
     fn is_ending(&self) -> bool {
         self.table.phase() == Phase::Terminated
             || self.slots.iter().all(|slot| slot.driver == Driver::Ended)
     }
 
-    /// What can happen next.
+    /// Returns all possible next steps.
     fn moves(&self, bounds: &Bounds) -> Vec<Move> {
         let mut moves = Vec::new();
         let is_open = self.table.phase() == Phase::Open;
@@ -199,7 +198,7 @@ impl World {
             }
             for hand in [Hand::Driver, Hand::Caller] {
                 let Some(generation) = self.hand(place, hand) else { continue };
-                // The answer may have come before the death.
+                // The reply may have arrived before the death.
                 moves.push(Move::Return(place, hand, false));
                 if bounds.is_eventful {
                     moves.push(Move::Return(place, hand, true));
@@ -232,7 +231,7 @@ impl World {
         moves
     }
 
-    /// Whether it happens by itself, sooner or later, to a pool that nobody does anything to.
+    /// Whether a step eventually happens by itself, without calls to the pool.
     fn is_progress(&self, step: Move, environment: Environment) -> bool {
         match step {
             Move::Submit
@@ -274,7 +273,7 @@ impl World {
         }
     }
 
-    /// Does what the scheduler, a driver or the supervisor does.
+    /// Performs a step of the scheduler, a driver or the supervisor.
     fn step(&mut self, step: Move, now: Instant) {
         let has_work = self.queue > 0;
         match step {
@@ -314,7 +313,7 @@ impl World {
                 let actions = match outcome {
                     Ok(()) => self.table.ready(slot, generation, has_work, now),
                     Err(()) => {
-                        // Whatever is wrong with it, it is killed.
+                        // Killed, whatever the error.
                         if let Some(process) = self.process(slot, generation) {
                             process.is_alive = false;
                         }
@@ -404,16 +403,15 @@ impl World {
         }
     }
 
-    /// The tasks that wait are told that no worker can be made ready.
+    /// Queued tasks fail, because no worker can start.
     fn give_up(&mut self) {
         if self.table.has_given_up() {
             self.queue = 0;
         }
     }
 
-    /// Leaves out what no later step depends on, so that there is an end of new states: how long
-    /// pauses are, though not which ends first, and how many processes there have been before those
-    /// that are left.
+    /// Removes details that no later step depends on, so that the set of states is finite: lengths of delays,
+    /// except their order, and the number of past processes.
     fn forget(&mut self, now: Instant) {
         let mut dues: Vec<_> =
             self.table.slots.iter().filter_map(|slot_state| slot_state.due).collect();
@@ -468,7 +466,7 @@ impl World {
         }
     }
 
-    /// What is wrong, of what must hold at any time.
+    /// Returns a violated invariant, if any.
     fn violated_invariant(&self) -> Option<&'static str> {
         let (mut out, mut parked) = (0, 0);
         let mut rules = Vec::new();
@@ -476,7 +474,7 @@ impl World {
             let is_starting = self.starting.is_some_and(|(starting, _)| starting == place);
             let processes = slot.processes.len() + usize::from(is_starting);
             let untold = slot.processes.iter().filter(|process| !process.is_told).count();
-            // One that is to be told when its successor is there.
+            // A draining worker, which is told to exit once its replacement is started.
             let leaving = usize::from(matches!(slot_state.state, State::Draining(_)));
             let is_driven = matches!(slot.driver, Driver::Running(_) | Driver::Handshaking(_));
             let is_out = is_driven || slot.caller.is_some();
@@ -485,52 +483,52 @@ impl World {
             let listed = self.table.idle.iter().filter(|idle| **idle == place).count();
             let is_closed = matches!(slot_state.state, State::Closed);
             rules.extend([
-                (processes <= 2, "there are more processes than one and its successor"),
-                (
-                    untold <= 1 + leaving || is_closed,
-                    "there are two at once that nobody told to go",
-                ),
+                (processes <= 2, "more processes than one and its replacement"),
+                (untold <= 1 + leaving || is_closed, "two processes that were not told to exit"),
                 (
                     (slot_state.process == ProcessState::Starting) == is_starting,
-                    "nobody is starting it",
+                    "a slot is starting, but the supervisor starts no process for it",
                 ),
-                (!is_driven || slot.caller.is_none(), "a worker is in two hands"),
+                (!is_driven || slot.caller.is_none(), "a worker is checked out twice"),
                 (
                     is_out == matches!(slot_state.state, State::Handshaking | State::CheckedOut(_)),
-                    "nobody has the worker",
+                    "a worker is checked out, but no thread has it",
                 ),
                 (
                     listed == 0 || matches!(slot_state.state, State::Idle(_)),
-                    "who is woken has no worker",
+                    "a wakeable slot has no idle worker",
                 ),
             ]);
             match slot_state.state {
                 State::Empty => rules.push((
                     slot_state.due.is_some() || slot_state.process != ProcessState::Absent,
-                    "nobody will be started for the slot_state",
+                    "no process will be started for an empty slot",
                 )),
                 State::Idle(worker) => rules.extend([
                     (
                         slot_state.process == ProcessState::Alive
                             && worker == slot_state.generation,
-                        "a worker waits that is known to be dead",
+                        "an idle worker is known to be dead",
                     ),
-                    (listed == 1 || (listed == 0 && slot.is_woken), "nobody will call the driver"),
+                    (
+                        listed == 1 || (listed == 0 && slot.is_woken),
+                        "the driver of an idle worker can't be woken",
+                    ),
                 ]),
                 _ => {}
             }
         }
-        rules.push((self.table.out == out, "miscounted who is out"));
-        rules.push((self.table.parked == parked, "miscounted who rests"));
+        rules.push((self.table.out == out, "wrong count of checked-out workers"));
+        rules.push((self.table.parked == parked, "wrong count of parked slots"));
         let woken = self.table.slots.iter().filter(|slot_state| slot_state.is_woken).count();
-        rules.push((self.table.woken == woken, "miscounted who is woken"));
+        rules.push((self.table.woken == woken, "wrong count of woken drivers"));
         rules
             .into_iter()
             .find(|(holds, _)| !holds)
             .map(|(_, violated_invariant)| violated_invariant)
     }
 
-    /// Whether everything is as it is to be in a pool that nobody does anything to.
+    /// Whether the pool is in its expected final state when no calls are made.
     fn is_settled(&self) -> bool {
         let processes = self.slots.iter().map(|slot| slot.processes.len()).sum::<usize>();
         if self.table.is_over(self.queue > 0) {
@@ -546,7 +544,7 @@ impl World {
     }
 }
 
-/// All states that a pool can come to, how it first came there, and where it goes by itself.
+/// All reachable states of a pool, with the step that first reached each, and their spontaneous transitions.
 struct Explored {
     worlds: Vec<World>,
     from: Vec<Option<(u32, Move)>>,
@@ -583,7 +581,7 @@ impl Explored {
                 if world.is_progress(step, Environment::Good) {
                     good.push(place);
                 }
-                // A new attempt comes after a pause.
+                // A new attempt comes after a delay.
                 if world.is_progress(step, Environment::Bad) {
                     if step == Move::Turn { &mut retries } else { &mut bad }.push(place);
                 }
@@ -594,20 +592,20 @@ impl Explored {
         this
     }
 
-    /// Fails, and says how it came to that.
+    /// Panics with the steps that led to the state.
     fn tell(&self, place: u32, violated_invariant: &str) -> ! {
-        let mut story = Vec::new();
+        let mut steps = Vec::new();
         let mut at = place as usize;
         while let Some((before, step)) = self.from[at] {
-            story.push(step);
+            steps.push(step);
             at = before as usize;
         }
-        story.reverse();
-        panic!("{violated_invariant}, after {story:#?}: {:#?}", self.worlds[place as usize]);
+        steps.reverse();
+        panic!("{violated_invariant}, after {steps:#?}: {:#?}", self.worlds[place as usize]);
     }
 
-    /// Follows every way from every state among those that `is_open`, to its end, for which
-    /// `is_right` is to hold. None leads in a circle.
+    /// Follows every path from every state that `is_open`, to its end, where `is_right` must hold. No path
+    /// may be circular.
     fn follow(
         &self,
         ways: &[Vec<u32>],
@@ -631,11 +629,11 @@ impl Explored {
                         continue;
                     }
                     if marks[at] == Mark::OnTheWay {
-                        self.tell(place, "it goes in a circle");
+                        self.tell(place, "the path is circular");
                     }
                     marks[at] = Mark::OnTheWay;
                     if ways[at].is_empty() && !is_right(&self.worlds[at]) {
-                        self.tell(place, "it stays like that");
+                        self.tell(place, "the state is final, but not as expected");
                     }
                 }
                 match ways[at].get(*taken) {
@@ -656,19 +654,19 @@ impl Explored {
 fn check(bounds: &Bounds) {
     let explored = Explored::of(bounds);
     eprintln!("{} states", explored.worlds.len());
-    // With good environment, whatever has happened ends in a pool that is whole, or in none at all.
+    // In a good environment, every state leads to a working pool, or to a pool that has ended.
     explored.follow(&explored.good, |_| true, World::is_settled);
-    // With bad environment, no task waits for ever.
+    // In a bad environment, no task waits forever.
     explored.follow(&explored.bad, |world| world.queue > 0, |_| false);
     eprintln!("{} states", explored.worlds.len());
 }
 
 #[test]
-fn whatever_happens_to_one_seat_it_is_served_again_or_the_tasks_are_told() {
+fn one_slot_always_recovers_or_its_tasks_fail() {
     check(&Bounds { slots: 1, attempts: 3, queue: 2, is_eventful: true });
 }
 
 #[test]
-fn whatever_happens_to_two_seats_no_task_waits_for_ever() {
+fn with_two_slots_no_task_waits_forever() {
     check(&Bounds { slots: 2, attempts: 1, queue: 1, is_eventful: false });
 }
