@@ -36,6 +36,7 @@
 mod builder;
 mod call;
 mod config;
+mod context_calls;
 mod drive;
 mod handle;
 #[cfg(any(test, fuzzing))]
