@@ -205,7 +205,7 @@ impl PoolState {
         spin_for: Option<Duration>,
     ) -> RunTicket {
         let is_short_lived = batches.front().is_some_and(|batch| batch.job.cost.is_short_lived());
-        let brisk = is_short_lived.then(|| central.limiter.begin());
+        let period = is_short_lived.then(|| central.limiter.begin());
         worker.process.set_used();
         let mut chunk = Chunk::new(worker, batches);
         chunk.is_last = self.is_of_one_process();
@@ -221,7 +221,7 @@ impl PoolState {
         let look = Instant::now() + chunk.patience();
         *self.running(slot) = Some(chunk);
         self.orders.schedule_check(look);
-        RunTicket { is_multi_item, brisk, spin_for }
+        RunTicket { is_multi_item, period, spin_for }
     }
 
     /// Runs the slot's [`Running`] chunk and checks the worker back in.

@@ -142,7 +142,7 @@ pub(crate) struct RunTicket {
     /// The chunk has more than one item.
     pub(super) is_multi_item: bool,
     /// The limiter's period, if the tasks are short.
-    pub(super) brisk: Option<Period>,
+    pub(super) period: Option<Period>,
     /// How long to spin for the reply, if it is expected soon.
     pub(super) spin_for: Option<Duration>,
 }
@@ -331,7 +331,7 @@ impl SchedulerState {
         {
             self.multi_item.swap_remove(at);
         }
-        if let Some(sent) = turn.brisk {
+        if let Some(sent) = turn.period {
             self.limiter.end(sent);
         }
     }
