@@ -31,7 +31,7 @@ use crate::pool::types::{Stats, WorkerInfo};
 /// pool. Threads can share a pool.
 ///
 /// A pool belongs to the process that built it. In a copy of that process made by `fork`, every call fails
-/// with [`TaskErrorKind::Forked`](crate::TaskErrorKind::Forked), [`workers`](Self::workers) is empty, and
+/// with [`TaskErrorKind::Forked`], [`workers`](Self::workers) is empty, and
 /// every other method does nothing. The original pool is not affected. A program that daemonizes builds its
 /// pools after the fork.
 ///
@@ -317,7 +317,7 @@ impl Pool {
     ///
     /// # Errors
     ///
-    /// [`TaskErrorKind::Encode`](crate::TaskErrorKind::Encode) if the context can't be encoded.
+    /// [`TaskErrorKind::Encode`] if the context can't be encoded.
     pub fn imap_with<C, A, R, I>(
         &self,
         context: C,
@@ -459,14 +459,14 @@ impl Pool {
     }
 
     /// Kills the workers immediately. Unfinished tasks fail with
-    /// [`TaskErrorKind::Closed`](crate::TaskErrorKind::Closed).
+    /// [`TaskErrorKind::Closed`].
     pub fn terminate(&self) {
         self.shared().terminate();
         self.inner.join_threads();
     }
 
     /// Cancels all queued tasks. Use this for an orderly shutdown: running tasks finish, queued ones fail
-    /// with [`TaskErrorKind::Cancelled`](crate::TaskErrorKind::Cancelled).
+    /// with [`TaskErrorKind::Cancelled`].
     pub fn cancel_queued(&self) {
         self.shared().cancel_queued();
     }

@@ -224,7 +224,7 @@ impl PoolState {
         RunTicket { is_multi_item, period, spin_for }
     }
 
-    /// Runs the slot's [`Running`] chunk and checks the worker back in.
+    /// Runs the slot's [running](super::state::DriverSlot::running) chunk and checks the worker back in.
     pub(crate) fn run(&self, slot: usize, mut worker: Worker, turn: RunTicket) {
         let running = &self.slots[slot].running;
         self.tell_assigned(slot);
