@@ -14,7 +14,8 @@ use crate::pool::limits::Limits;
 use crate::pool::observe::events::Observers;
 
 pub(crate) type EnvPerWorker = Arc<dyn Fn(usize) -> Vec<(OsString, OsString)> + Send + Sync>;
-/// Stack size of the pool's own threads, in bytes. They run no user code that needs more.
+/// Stack size of the pool's own threads, in bytes. The only user code on them is wakers and `env_per_worker`
+/// closures.
 pub(crate) const STACK: usize = 256 << 10;
 
 /// A pool's immutable configuration.

@@ -101,7 +101,7 @@ impl Pool {
     ///
     /// # Errors
     ///
-    /// [`TaskErrorKind::Encode`](crate::TaskErrorKind::Encode) if the context can't be encoded.
+    /// [`TaskErrorKind::Encode`] if the context can't be encoded.
     pub fn imap_with<C, A, R, I>(
         &self,
         context: C,

@@ -30,7 +30,7 @@ use crate::pool::types::{Stats, WorkerInfo};
 /// pool. Threads can share a pool.
 ///
 /// A pool belongs to the process that built it. In a copy of that process made by `fork`, every call fails
-/// with [`TaskErrorKind::Forked`](crate::TaskErrorKind::Forked), [`workers`](Self::workers) is empty, and
+/// with [`TaskErrorKind::Forked`], [`workers`](Self::workers) is empty, and
 /// every other method does nothing. The original pool is not affected. A program that daemonizes builds its
 /// pools after the fork.
 ///
@@ -294,14 +294,14 @@ impl Pool {
     }
 
     /// Kills the workers immediately. Unfinished tasks fail with
-    /// [`TaskErrorKind::Closed`](crate::TaskErrorKind::Closed).
+    /// [`TaskErrorKind::Closed`].
     pub fn terminate(&self) {
         self.shared().terminate();
         self.inner.join_threads();
     }
 
     /// Cancels all queued tasks. Use this for an orderly shutdown: running tasks finish, queued ones fail
-    /// with [`TaskErrorKind::Cancelled`](crate::TaskErrorKind::Cancelled).
+    /// with [`TaskErrorKind::Cancelled`].
     pub fn cancel_queued(&self) {
         self.shared().cancel_queued();
     }

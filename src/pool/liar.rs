@@ -1,7 +1,7 @@
 //! A misbehaving worker, for tests and the fuzzer. The reply path is real (control socket, lane, chunk,
 //! process); the worker's side follows a script of bytes.
 //!
-//! [`talk`] decodes the bytes into steps and checks the guarantee of [`chunk::run`]: whatever a worker
+//! [`talk`] decodes the bytes into steps and checks the guarantee of [`exchange::run`]: whatever a worker
 //! writes, sends or omits, each item has exactly one outcome, in bounded time, without a panic. The process
 //! is `cat`: it can be stopped and killed, and does nothing by itself.
 
@@ -35,6 +35,7 @@ use crate::os::process::{CaptureFile, Child};
 use crate::pool::call::job::Job;
 use crate::pool::call::outcome::{Content, Delivery, Failure, Provenance};
 use crate::pool::drive::chunk::{self, Chunk, Running};
+use crate::pool::drive::exchange;
 use crate::pool::observe::events::Deferred;
 use crate::pool::options::TaskOptions;
 use crate::pool::process::worker::{KillReason, PendingWorker, Process};
@@ -653,7 +654,7 @@ fn talk_to_the_end(bytes: &[u8]) {
                 scope.spawn(|| liar.run());
             }
             let limit = chunk::inline_limit(usize::MAX);
-            let ran = chunk::run(&mut worker, &scene.running, limit, &counters, None, None);
+            let ran = exchange::run(&mut worker, &scene.running, limit, &counters, None, None);
             if let Err(loss) = ran {
                 settle(loss.running_item.iter().chain(&loss.rest));
                 is_lost = true;

@@ -26,7 +26,7 @@
 //!
 //! The path of one `map`: `handle::Pool::map` creates a `job::Job`. `collect` uses `feed::Feed` to encode the
 //! items into `batch::Batch`es. `submit` queues them and wakes a driver. `dispatch::next_step` forms a chunk,
-//! and `chunk::run` sends it as a frame. In the worker, `procpool_worker` runs the items and commits their
+//! and `exchange::run` sends it as a frame. In the worker, `procpool_worker` runs the items and commits their
 //! results to the lane. On the way back, `chunk` reads them as `records`, `job` accepts them as `outcome`s,
 //! and `collect` decodes them in order.
 //!

@@ -62,7 +62,7 @@ impl Failure {
     }
 }
 
-/// An item's outcome; see [`Report`](crate::Report).
+/// An item's outcome; see [`Report`].
 #[derive(Debug)]
 pub(crate) struct Outcome<R> {
     pub(crate) number: u64,

@@ -90,7 +90,6 @@ where
     /// Returns the next result like `next`, but blocks at most for `limit`. Reading the input is not
     /// interrupted.
     ///
-    ///
     /// # Errors
     ///
     /// [`Timeout`] if no result arrives in time.

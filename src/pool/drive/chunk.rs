@@ -8,16 +8,16 @@
 use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use procpool_worker::error::TransportError;
-use procpool_worker::lane::{AbortReason, CAPACITY, ParentLane};
+use procpool_worker::lane::{CAPACITY, ParentLane};
 use procpool_worker::memcpy::Sink;
-use procpool_worker::protocol::{Body, ChunkOptions, Reply, Request, SPAN_HEAD, Span};
+use procpool_worker::protocol::{Body, ChunkOptions, Request, SPAN_HEAD, Span};
 use procpool_worker::seed;
 
-use crate::error::{DeathCause, TaskErrorKind, ValueSide};
+use crate::error::TaskErrorKind;
 use crate::os::observe;
 use crate::pool::call::context::Context;
 use crate::pool::call::outcome;
@@ -26,9 +26,11 @@ use crate::pool::call::outcome::Delivery;
 use crate::pool::call::outcome::Failure;
 use crate::pool::call::outcome::Provenance;
 use crate::pool::drive::buffer::Buffer;
+use crate::pool::drive::loss::LostChunk;
 use crate::pool::drive::records::{self, Records};
 use crate::pool::drive::regions::Lease;
-use crate::pool::observe::events::{Deferred, EventKind, Observers};
+use crate::pool::drive::report::{Corrupt, Reporter};
+use crate::pool::observe::events::{Deferred, EventKind};
 use crate::pool::process::worker::{KillReason, Process, RETIRE_GRACE, Worker};
 use crate::pool::schedule::batch::{Batch, split_back};
 use crate::pool::schedule::cost::CostEstimate;
@@ -40,27 +42,27 @@ pub(crate) struct Chunk {
     pub(crate) process: Arc<Process>,
     pub(crate) lane: Arc<ParentLane>,
     /// Undelivered batches, in order.
-    batches: VecDeque<Batch>,
+    pub(super) batches: VecDeque<Batch>,
     /// Number of items, delivered ones included.
-    items: u32,
-    delivered: u32,
+    pub(super) items: u32,
+    pub(super) delivered: u32,
     /// Bytes of the lane's results read so far.
-    read: usize,
-    sent: Instant,
+    pub(super) read: usize,
+    pub(super) sent: Instant,
     /// Time limit of each item.
     pub(crate) limit: Option<Duration>,
     /// Started and committed items at the last check, and when they last changed.
-    seen: ((u32, u32), Instant),
+    pub(super) seen: ((u32, u32), Instant),
     /// Whether the worker has work and has not replied.
-    is_sent: bool,
+    pub(super) is_sent: bool,
     /// Whether the worker exits after this chunk.
     pub(crate) is_last: bool,
     /// Number of items delivered when the worker was last sent work.
-    heard: Option<u32>,
+    pub(super) heard: Option<u32>,
     /// The item running when the pool was suspended, and for how long.
-    suspended: (Option<u32>, Duration),
+    pub(super) suspended: (Option<u32>, Duration),
     /// How much of the captured output has been delivered, in bytes.
-    printed: u64,
+    pub(super) printed: u64,
 }
 
 /// How long a worker may be silent while no item runs. A healthy worker takes microseconds; with a hundred
@@ -72,23 +74,6 @@ const LAST_OUTPUT: u64 = 64 << 10;
 
 /// A slot's running chunk.
 pub(crate) type Running = Mutex<Option<Chunk>>;
-
-/// What is left of a chunk after its worker is lost.
-#[derive(Debug)]
-pub(crate) struct LostChunk {
-    /// The item that was running, as a batch of one.
-    pub(crate) running_item: Option<Batch>,
-    /// Batches that had not started.
-    pub(crate) rest: Vec<Batch>,
-    /// When the chunk was sent.
-    pub(crate) sent: Instant,
-    /// How long the running item had run.
-    pub(crate) elapsed: Duration,
-    /// Captured output of the running item.
-    pub(crate) output: Vec<u8>,
-    /// The worker's note about its abort.
-    note: Option<AbortReason>,
-}
 
 /// Returns the largest body sent inline in a frame. Larger bodies go through shared memory.
 pub(crate) fn inline_limit(max_frame: usize) -> usize {
@@ -160,7 +145,7 @@ impl Chunk {
     }
 
     /// Whether the chunk is bound to this worker, like its initializer.
-    fn is_bound(&self) -> bool {
+    pub(super) fn is_bound(&self) -> bool {
         self.batches.back().is_some_and(|batch| batch.slot.is_some())
     }
 
@@ -179,7 +164,7 @@ impl Chunk {
     }
 
     /// Returns the running item, as the worker reports it.
-    fn running(&self) -> Option<u32> {
+    pub(super) fn running(&self) -> Option<u32> {
         let (started, committed) = (self.lane.started(), self.lane.progress().items);
         (started > committed && started <= self.items).then(|| started - 1)
     }
@@ -200,7 +185,7 @@ impl Chunk {
 
     /// Marks the worker as having work. Its silence counts from the first time, or from the last delivery
     /// since: a lane that is emptied repeatedly without deliveries is no progress.
-    fn set_sent(&mut self) {
+    pub(super) fn set_sent(&mut self) {
         self.is_sent = true;
         if self.heard.replace(self.delivered) != Some(self.delivered) {
             self.seen.1 = Instant::now();
@@ -232,7 +217,7 @@ impl Chunk {
     }
 
     /// Whether an item's call was cancelled.
-    fn is_cancelled(&self, item: u32) -> bool {
+    pub(super) fn is_cancelled(&self, item: u32) -> bool {
         let mut end = self.delivered;
         let mut batches = self.batches.iter();
         let of_item = batches.find(|batch| {
@@ -243,7 +228,11 @@ impl Chunk {
     }
 
     /// Stops the worker, whose item was cancelled before it had started.
-    fn enforce_cancel(&mut self, item: u32, now: Instant) -> (Vec<Batch>, Option<Instant>) {
+    pub(super) fn enforce_cancel(
+        &mut self,
+        item: u32,
+        now: Instant,
+    ) -> (Vec<Batch>, Option<Instant>) {
         let rest = self.take_back(u32::MAX);
         if self.running() == Some(item) {
             self.process.terminate_gracefully(KillReason::Cancelled);
@@ -251,7 +240,7 @@ impl Chunk {
         (rest, now.checked_add(SILENCE))
     }
 
-    fn enforce_limit(
+    pub(super) fn enforce_limit(
         &mut self,
         item: u32,
         limit: Duration,
@@ -277,7 +266,7 @@ impl Chunk {
 
     /// Steals what a silent worker has not started. A worker that is stopped, or still silent after that, is
     /// killed: items that it has claimed and not started can't be recovered otherwise.
-    fn enforce_progress(&mut self, now: Instant) -> (Vec<Batch>, Option<Instant>) {
+    pub(super) fn enforce_progress(&mut self, now: Instant) -> (Vec<Batch>, Option<Instant>) {
         let (quiet, patience) = (now - self.seen.1, self.patience());
         if self.is_last && self.seen.0.1 == self.items {
             // It has replied, and exits like a retired worker.
@@ -324,13 +313,13 @@ impl Chunk {
     }
 
     /// Returns the items' shared context. A job with a context doesn't share chunks.
-    fn context(&self) -> Option<&Arc<Context>> {
+    pub(super) fn context(&self) -> Option<&Arc<Context>> {
         self.batches.front().and_then(|batch| batch.job.context.as_ref())
     }
 
     /// Builds the frame; `region` holds a body that is too large for it. Returns whether the region is new to
     /// the worker.
-    fn encode(
+    pub(super) fn encode(
         &self,
         worker: &mut Worker,
         region: Option<&Lease>,
@@ -359,7 +348,7 @@ impl Chunk {
     }
 
     /// Writes a body that is too large for a frame to a region.
-    fn body(&self, worker: &Worker, limit: usize) -> io::Result<Option<Lease>> {
+    pub(super) fn body(&self, worker: &Worker, limit: usize) -> io::Result<Option<Lease>> {
         let size: usize =
             self.batches.iter().map(|batch| batch.arguments().len() + SPAN_HEAD).sum();
         // Such a batch is always alone, because it fits in no frame.
@@ -377,7 +366,7 @@ impl Chunk {
     }
 
     /// Writes the body.
-    fn put_spans(&self, body: &mut impl Sink) {
+    pub(super) fn put_spans(&self, body: &mut impl Sink) {
         let mut at = 0;
         while let Some(first) = self.batches.get(at) {
             // A function that can't be called was refused on submission.
@@ -406,7 +395,7 @@ impl Chunk {
     /// # Errors
     ///
     /// [`Corrupt`] if the lane's content is invalid.
-    fn collect_results(
+    pub(super) fn collect_results(
         &mut self,
         worker: &mut Worker,
         reporter: &Reporter<'_>,
@@ -469,7 +458,7 @@ impl Chunk {
     }
 
     /// Emits an event for each item in these records.
-    fn tell_finished(&self, records: &[u8], calls: &mut Deferred) {
+    pub(super) fn tell_finished(&self, records: &[u8], calls: &mut Deferred) {
         let mut records = Records::new(records.into(), VecDeque::new(), VecDeque::new());
         for batch in &self.batches {
             for id in (batch.job.offset + batch.first..).take(batch.items as usize) {
@@ -483,7 +472,7 @@ impl Chunk {
     }
 
     /// Reads the captured output of the items in these records.
-    fn outputs(&mut self, records: &[u8]) -> VecDeque<Vec<u8>> {
+    pub(super) fn outputs(&mut self, records: &[u8]) -> VecDeque<Vec<u8>> {
         let Some(capture) = &self.process.capture else { return VecDeque::new() };
         let mut outputs = VecDeque::new();
         for end in records::output_ends(records) {
@@ -493,7 +482,12 @@ impl Chunk {
         outputs
     }
 
-    fn distribute(&mut self, mut records: Records, mut items: u32, calls: &mut Deferred) {
+    pub(super) fn distribute(
+        &mut self,
+        mut records: Records,
+        mut items: u32,
+        calls: &mut Deferred,
+    ) {
         self.delivered += items;
         while items > 0 {
             let Some(mut batch) = self.batches.pop_front() else { return };
@@ -514,12 +508,17 @@ impl Chunk {
         }
     }
 
-    fn provenance(&self, batch: &Batch) -> Provenance {
+    pub(super) fn provenance(&self, batch: &Batch) -> Provenance {
         batch.provenance(self.process.pid(), self.process.slot, self.sent)
     }
 
     /// Fails the remaining batches, none of which was sent.
-    fn refuse(&mut self, kind: &TaskErrorKind, counters: &Counters, calls: &mut Deferred) {
+    pub(super) fn refuse(
+        &mut self,
+        kind: &TaskErrorKind,
+        counters: &Counters,
+        calls: &mut Deferred,
+    ) {
         for batch in std::mem::take(&mut self.batches) {
             let failure = Failure::unstarted(kind.clone());
             batch.fail(failure, self.provenance(&batch), counters, calls);
@@ -529,7 +528,7 @@ impl Chunk {
 
     /// Accounts for the remaining items after the worker is lost. The content of a corrupt lane is ignored:
     /// then the first remaining item is reported as the running one.
-    fn into_loss(mut self, is_sane: bool) -> LostChunk {
+    pub(super) fn into_loss(mut self, is_sane: bool) -> LostChunk {
         let begun = !is_sane || self.running() == Some(self.delivered);
         let begun = begun && !self.batches.is_empty();
         let running_item = begun.then(|| match self.batches.front_mut() {
@@ -545,273 +544,5 @@ impl Chunk {
         let note = self.lane.abort_reason();
         let (running_item, rest) = (running_item.flatten(), self.batches.into());
         LostChunk { running_item, rest, sent: self.sent, elapsed, output, note }
-    }
-}
-
-/// Counters and observers of a chunk's outcomes.
-#[derive(Debug)]
-struct Reporter<'a> {
-    counters: &'a Counters,
-    observers: Option<&'a Observers>,
-    /// Whether there are observers. Checked before a lock is taken.
-    is_heard: bool,
-}
-
-impl<'a> Reporter<'a> {
-    fn new(counters: &'a Counters, observers: Option<&'a Observers>) -> Self {
-        Self { counters, observers, is_heard: observers.is_some_and(Observers::is_enabled) }
-    }
-
-    /// Makes the calls collected under the chunk's lock, which must not be held here.
-    fn fire(&self, calls: Deferred) {
-        if let Some(observers) = self.observers {
-            observers.fire(calls);
-        }
-    }
-}
-
-/// How to spin for the reply of a short chunk.
-pub(crate) struct SpinWait<'a> {
-    /// How long to spin.
-    pub(crate) spin_for: Duration,
-    /// Called if the reply hasn't arrived by then.
-    pub(crate) late: &'a dyn Fn(),
-}
-
-/// The lane holds data that no sane worker writes.
-#[derive(Debug)]
-struct Corrupt;
-
-/// Outcome of sending a chunk.
-#[derive(Debug)]
-pub(crate) struct Sent {
-    /// Whether a reply is expected.
-    outcome: Result<bool, TransportError>,
-    /// The body's region stays leased until the worker has finished with it, or has died.
-    body: Option<Lease>,
-}
-
-/// Runs the chunk in `running` on `worker`, until either ends.
-pub(crate) fn run(
-    worker: &mut Worker,
-    running: &Running,
-    inline_limit: usize,
-    counters: &Counters,
-    observers: Option<&Observers>,
-    awake: Option<SpinWait<'_>>,
-) -> Result<(), Box<LostChunk>> {
-    worker.more = awake.is_some();
-    let sent = send(worker, running, inline_limit, counters, observers);
-    finish(worker, running, sent, counters, observers, awake)
-}
-
-/// Sends the chunk in `running`. Kills a worker that it can't be sent to.
-pub(crate) fn send(
-    worker: &mut Worker,
-    running: &Running,
-    inline_limit: usize,
-    counters: &Counters,
-    observers: Option<&Observers>,
-) -> Sent {
-    let reporter = Reporter::new(counters, observers);
-    let mut body = None;
-    let outcome = try_send(worker, running, &mut body, inline_limit, &reporter);
-    if let Err(error) = &outcome {
-        condemn(worker, error);
-    }
-    Sent { outcome, body }
-}
-
-/// Kills a worker after an error: whatever the cause, it must not be used again.
-fn condemn(worker: &Worker, error: &TransportError) {
-    if !matches!(error, TransportError::PeerGone) {
-        worker.process.set_kill_reason(KillReason::Malformed);
-    }
-    worker.process.child.kill();
-}
-
-/// Delivers the worker's results until the chunk or the worker ends.
-pub(crate) fn finish(
-    worker: &mut Worker,
-    running: &Running,
-    sent: Sent,
-    counters: &Counters,
-    observers: Option<&Observers>,
-    awake: Option<SpinWait<'_>>,
-) -> Result<(), Box<LostChunk>> {
-    let reporter = Reporter::new(counters, observers);
-    let Sent { outcome, body } = sent;
-    let outcome = outcome.and_then(|is_awaited| match is_awaited {
-        true => receive(worker, running, &reporter, awake),
-        false => Ok(()),
-    });
-    // Another thread may have decided to kill it just as it finished.
-    let is_lost = outcome.is_err() || worker.process.kill_reason().is_some();
-    if is_lost {
-        // The worker must be dead before its items are accounted for.
-        if let Err(error) = &outcome {
-            condemn(worker, error);
-        }
-        worker.process.child.kill();
-        worker.process.wait_death();
-    }
-    drop(body);
-    let chunk = running.lock().unwrap_or_else(PoisonError::into_inner).take();
-    worker.tasks += chunk.as_ref().map_or(0, |chunk| u64::from(chunk.delivered));
-    match chunk {
-        Some(mut chunk) if is_lost => {
-            let mut calls = Deferred::default();
-            let is_sane = chunk.collect_results(worker, &reporter, true, &mut calls).is_ok();
-            reporter.fire(calls);
-            Err(Box::new(chunk.into_loss(is_sane)))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Sends the chunk and returns whether a reply is expected. If this process fails to send it, its items fail.
-fn try_send(
-    worker: &mut Worker,
-    running: &Running,
-    body: &mut Option<Lease>,
-    inline_limit: usize,
-    reporter: &Reporter<'_>,
-) -> Result<bool, TransportError> {
-    let lock = || running.lock().unwrap_or_else(PoisonError::into_inner);
-    worker.sequence = worker.sequence.wrapping_add(1);
-    if let Some(news) = worker.mapped.news() {
-        worker.send(&news)?;
-    }
-    let (mut refused, mut is_out_of_step) = (None, false);
-    if let Some(chunk) = lock().as_mut() {
-        let mut may_have_sent = false;
-        let sent = chunk.body(worker, inline_limit).map_err(TransportError::from);
-        let sent = sent.and_then(|region| {
-            *body = region;
-            may_have_sent = true;
-            if let Some(context) = chunk.context() {
-                worker.share(context)?;
-            }
-            let is_new = chunk.encode(worker, body.as_ref(), reporter.is_heard)?;
-            let region = body.as_mut().and_then(Lease::region);
-            if let Some(region) = region.filter(|_| is_new) {
-                worker.send_region(region)?;
-                region.close_descriptor();
-            }
-            Ok(())
-        });
-        match sent {
-            Ok(()) => {}
-            // This process is out of memory or descriptors.
-            Err(TransportError::Io(error)) => {
-                let reason = format!("failed to place it in shared memory: {error}");
-                let kind = TaskErrorKind::Encode { side: ValueSide::Argument, reason };
-                let calls = refused.get_or_insert_default();
-                chunk.refuse(&kind, reporter.counters, calls);
-                is_out_of_step = may_have_sent;
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    if let Some(calls) = refused {
-        reporter.fire(calls);
-        // A worker that received part of it would take that for part of the next chunk.
-        return if is_out_of_step { Err(TransportError::PeerGone) } else { Ok(false) };
-    }
-    // Set before sending, so that a worker that doesn't even read is found silent.
-    if let Some(chunk) = lock().as_mut() {
-        chunk.set_sent();
-    }
-    worker.send_frame()?;
-    Ok(true)
-}
-
-/// Receives replies until the chunk is done: all of its items are delivered or stolen.
-fn receive(
-    worker: &mut Worker,
-    running: &Running,
-    reporter: &Reporter<'_>,
-    awake: Option<SpinWait<'_>>,
-) -> Result<(), TransportError> {
-    let lock = || running.lock().unwrap_or_else(PoisonError::into_inner);
-    let collect_results = |worker: &mut Worker, all: bool, room: bool| {
-        let mut calls = Deferred::default();
-        let outcome = match lock().as_mut() {
-            Some(chunk) => chunk.collect_results(worker, reporter, all, &mut calls).map(|()| {
-                chunk.is_sent = !all;
-                if room {
-                    chunk.lane.reset_results();
-                    chunk.read = 0;
-                }
-            }),
-            None => Err(Corrupt),
-        };
-        reporter.fire(calls);
-        outcome
-    };
-    let sequence = worker.sequence;
-    let mut late = awake.as_ref().map(|awake| awake.late);
-    if awake.is_some_and(|awake| !worker.listen(awake.spin_for))
-        && let Some(late) = late.take()
-    {
-        late();
-    }
-    loop {
-        match worker.recv()? {
-            Reply::Done { sequence: of } if of == sequence => {
-                collect_results(worker, true, false)?;
-                let is_complete = lock().as_ref().is_none_or(|chunk| chunk.batches.is_empty());
-                return if is_complete { Ok(()) } else { Err(Corrupt.into()) };
-            }
-            Reply::Progress { sequence: of } if of == sequence => {
-                collect_results(worker, false, false)?
-            }
-            Reply::LaneFull { sequence: of } if of == sequence => {
-                collect_results(worker, true, true)?;
-                if let Some(chunk) = lock().as_mut() {
-                    chunk.set_sent();
-                }
-                worker.send(&Request::Resume)?;
-            }
-            other => return Err(TransportError::Malformed(format!("an unexpected {other:?}"))),
-        }
-        // This was not the final reply, but the first of several.
-        if let Some(late) = late.take() {
-            late();
-        }
-    }
-}
-
-impl From<Corrupt> for TransportError {
-    fn from(_: Corrupt) -> Self {
-        Self::Malformed("its lane holds invalid data".to_owned())
-    }
-}
-
-impl LostChunk {
-    /// Returns the error of the item that was running.
-    pub(crate) fn error_kind(&self, process: &Process) -> TaskErrorKind {
-        let cause = match process.kill_reason() {
-            Some(KillReason::TimedOut(after)) => return TaskErrorKind::TimedOut { after },
-            Some(KillReason::Cancelled) => return TaskErrorKind::Cancelled,
-            Some(KillReason::OutOfMemory) => DeathCause::OutOfMemory,
-            Some(KillReason::Malformed) => DeathCause::ProtocolViolation,
-            Some(KillReason::StartTimedOut(_) | KillReason::Retired | KillReason::Silent)
-            | None => match process.wait_death() {
-                DeathCause::Signaled(..) if self.note == Some(AbortReason::OutOfMemory) => {
-                    DeathCause::OutOfMemory
-                }
-                cause => cause,
-            },
-        };
-        TaskErrorKind::Died { cause, last_output: self.last_lines() }
-    }
-
-    fn last_lines(&self) -> Option<String> {
-        const LINES: usize = 10;
-        let text = String::from_utf8_lossy(&self.output);
-        let text = text.trim_end();
-        let start = text.rmatch_indices('\n').nth(LINES - 1).map_or(0, |(at, _)| at + 1);
-        (!text.is_empty()).then(|| text[start..].to_owned())
     }
 }

@@ -9,7 +9,8 @@ use procpool_worker::seed;
 use crate::error::StartError;
 use crate::pool::call::job::Job;
 use crate::pool::config::Initializer;
-use crate::pool::drive::chunk::{self, Chunk};
+use crate::pool::drive::chunk::Chunk;
+use crate::pool::drive::exchange;
 use crate::pool::options::TaskOptions;
 use crate::pool::process::worker::{KillReason, PendingWorker, Worker};
 use crate::pool::schedule::batch::Batch;
@@ -70,7 +71,7 @@ fn greet(shared: &PoolState, slot: usize, pending: PendingWorker) -> Result<Work
         Some(Chunk::new(&worker, VecDeque::from([batch.for_slot(0, slot)])));
     // It is not counted as a task.
     let counters = Counters::new(shared.slots.len());
-    if chunk::run(&mut worker, running, shared.inline_limit, &counters, None, None).is_err() {
+    if exchange::run(&mut worker, running, shared.inline_limit, &counters, None, None).is_err() {
         return Err(match worker.process.kill_reason() {
             Some(KillReason::StartTimedOut(limit)) => StartError::TimedOut(limit),
             _ if shared.is_terminated() => StartError::Terminated,

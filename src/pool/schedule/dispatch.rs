@@ -12,7 +12,9 @@ use super::slots::SlotPoll;
 use super::state::{DriverSlot, PoolState, RunTicket, SchedulerState, Step};
 use crate::error::{DidRun, TaskErrorKind};
 use crate::pool::call::outcome::Failure;
-use crate::pool::drive::chunk::{self, Chunk, LostChunk, SpinWait};
+use crate::pool::drive::chunk::{self, Chunk};
+use crate::pool::drive::exchange::{self, SpinWait};
+use crate::pool::drive::loss::LostChunk;
 use crate::pool::drive::regions::Regions;
 use crate::pool::observe::events::EventKind;
 use crate::pool::process::worker::Worker;
@@ -205,7 +207,7 @@ impl PoolState {
         spin_for: Option<Duration>,
     ) -> RunTicket {
         let is_short_lived = batches.front().is_some_and(|batch| batch.job.cost.is_short_lived());
-        let brisk = is_short_lived.then(|| central.limiter.begin());
+        let period = is_short_lived.then(|| central.limiter.begin());
         worker.process.set_used();
         let mut chunk = Chunk::new(worker, batches);
         chunk.is_last = self.is_of_one_process();
@@ -221,10 +223,10 @@ impl PoolState {
         let look = Instant::now() + chunk.patience();
         *self.running(slot) = Some(chunk);
         self.orders.schedule_check(look);
-        RunTicket { is_multi_item, brisk, spin_for }
+        RunTicket { is_multi_item, period, spin_for }
     }
 
-    /// Runs the slot's [`Running`] chunk and checks the worker back in.
+    /// Runs the slot's [running](super::state::DriverSlot::running) chunk and checks the worker back in.
     pub(crate) fn run(&self, slot: usize, mut worker: Worker, turn: RunTicket) {
         let running = &self.slots[slot].running;
         self.tell_assigned(slot);
@@ -239,7 +241,7 @@ impl PoolState {
         };
         let awake = turn.spin_for.map(|spin_for| SpinWait { spin_for, late: &late });
         let counters = &self.counters;
-        let outcome = chunk::run(&mut worker, running, limit, counters, Some(observers), awake);
+        let outcome = exchange::run(&mut worker, running, limit, counters, Some(observers), awake);
         self.bring_back(slot, worker, turn, outcome);
     }
 

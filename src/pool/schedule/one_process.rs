@@ -6,7 +6,7 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 use super::slots::SlotPoll;
 use super::state::{Flight, PoolState, Step};
 use crate::error::StartError;
-use crate::pool::drive::chunk;
+use crate::pool::drive::exchange;
 use crate::pool::process::worker::PendingWorker;
 
 impl PoolState {
@@ -36,7 +36,7 @@ impl PoolState {
         self.tell_assigned(0);
         let (running, limit) = (&self.slots[0].running, self.inline_limit);
         let observers = Some(&self.config.observers);
-        let sent = chunk::send(&mut worker, running, limit, &self.counters, observers);
+        let sent = exchange::send(&mut worker, running, limit, &self.counters, observers);
         worker.hang_up();
         let process = Arc::clone(&worker.process);
         *self.flight() = Some(Flight { worker, turn, sent });
@@ -52,7 +52,7 @@ impl PoolState {
         let flight = self.flight().take();
         let Some(Flight { mut worker, turn, sent }) = flight else { return };
         let (running, observers) = (&self.slots[0].running, Some(&self.config.observers));
-        let outcome = chunk::finish(&mut worker, running, sent, &self.counters, observers, None);
+        let outcome = exchange::finish(&mut worker, running, sent, &self.counters, observers, None);
         self.bring_back(0, worker, turn, outcome);
         let step = self.look(&mut self.central(), 0);
         self.quit(step.ok());

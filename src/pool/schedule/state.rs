@@ -22,7 +22,8 @@ use crate::error::{StartError, TaskErrorKind};
 use crate::pool::call::outcome::Failure;
 use crate::pool::call::outcome::Provenance;
 use crate::pool::config::Config;
-use crate::pool::drive::chunk::{Chunk, Running, Sent};
+use crate::pool::drive::chunk::{Chunk, Running};
+use crate::pool::drive::exchange::Sent;
 use crate::pool::drive::regions::Regions;
 use crate::pool::observe::events::Deferred;
 use crate::pool::process::orders::SupervisorHandle;
@@ -142,7 +143,7 @@ pub(crate) struct RunTicket {
     /// The chunk has more than one item.
     pub(super) is_multi_item: bool,
     /// The limiter's period, if the tasks are short.
-    pub(super) brisk: Option<Period>,
+    pub(super) period: Option<Period>,
     /// How long to spin for the reply, if it is expected soon.
     pub(super) spin_for: Option<Duration>,
 }
@@ -331,7 +332,7 @@ impl SchedulerState {
         {
             self.multi_item.swap_remove(at);
         }
-        if let Some(sent) = turn.brisk {
+        if let Some(sent) = turn.period {
             self.limiter.end(sent);
         }
     }

@@ -1,0 +1,222 @@
+//! Sends a chunk to its worker and receives the replies, until every item is accounted for.
+
+use crate::error::{TaskErrorKind, ValueSide};
+use crate::pool::drive::chunk::Running;
+use crate::pool::drive::loss::LostChunk;
+use crate::pool::drive::regions::Lease;
+use crate::pool::drive::report::{Corrupt, Reporter};
+use crate::pool::observe::events::{Deferred, Observers};
+use crate::pool::process::worker::{KillReason, Worker};
+use crate::pool::schedule::counters::Counters;
+use procpool_worker::error::TransportError;
+use procpool_worker::protocol::{Reply, Request};
+use std::sync::PoisonError;
+use std::time::Duration;
+
+/// How to spin for the reply of a short chunk.
+pub(crate) struct SpinWait<'a> {
+    /// How long to spin.
+    pub(crate) spin_for: Duration,
+    /// Called if the reply hasn't arrived by then.
+    pub(crate) late: &'a dyn Fn(),
+}
+
+/// Outcome of sending a chunk.
+#[derive(Debug)]
+pub(crate) struct Sent {
+    /// Whether a reply is expected.
+    outcome: Result<bool, TransportError>,
+    /// The body's region stays leased until the worker has finished with it, or has died.
+    body: Option<Lease>,
+}
+
+/// Runs the chunk in `running` on `worker`, until either ends.
+pub(crate) fn run(
+    worker: &mut Worker,
+    running: &Running,
+    inline_limit: usize,
+    counters: &Counters,
+    observers: Option<&Observers>,
+    awake: Option<SpinWait<'_>>,
+) -> Result<(), Box<LostChunk>> {
+    worker.more = awake.is_some();
+    let sent = send(worker, running, inline_limit, counters, observers);
+    finish(worker, running, sent, counters, observers, awake)
+}
+
+/// Sends the chunk in `running`. Kills a worker that it can't be sent to.
+pub(crate) fn send(
+    worker: &mut Worker,
+    running: &Running,
+    inline_limit: usize,
+    counters: &Counters,
+    observers: Option<&Observers>,
+) -> Sent {
+    let reporter = Reporter::new(counters, observers);
+    let mut body = None;
+    let outcome = try_send(worker, running, &mut body, inline_limit, &reporter);
+    if let Err(error) = &outcome {
+        condemn(worker, error);
+    }
+    Sent { outcome, body }
+}
+
+/// Kills a worker after an error: whatever the cause, it must not be used again.
+fn condemn(worker: &Worker, error: &TransportError) {
+    if !matches!(error, TransportError::PeerGone) {
+        worker.process.set_kill_reason(KillReason::Malformed);
+    }
+    worker.process.child.kill();
+}
+
+/// Delivers the worker's results until the chunk or the worker ends.
+pub(crate) fn finish(
+    worker: &mut Worker,
+    running: &Running,
+    sent: Sent,
+    counters: &Counters,
+    observers: Option<&Observers>,
+    awake: Option<SpinWait<'_>>,
+) -> Result<(), Box<LostChunk>> {
+    let reporter = Reporter::new(counters, observers);
+    let Sent { outcome, body } = sent;
+    let outcome = outcome.and_then(|is_awaited| match is_awaited {
+        true => receive(worker, running, &reporter, awake),
+        false => Ok(()),
+    });
+    // Another thread may have decided to kill it just as it finished.
+    let is_lost = outcome.is_err() || worker.process.kill_reason().is_some();
+    if is_lost {
+        // The worker must be dead before its items are accounted for.
+        if let Err(error) = &outcome {
+            condemn(worker, error);
+        }
+        worker.process.child.kill();
+        worker.process.wait_death();
+    }
+    drop(body);
+    let chunk = running.lock().unwrap_or_else(PoisonError::into_inner).take();
+    worker.tasks += chunk.as_ref().map_or(0, |chunk| u64::from(chunk.delivered));
+    match chunk {
+        Some(mut chunk) if is_lost => {
+            let mut calls = Deferred::default();
+            let is_sane = chunk.collect_results(worker, &reporter, true, &mut calls).is_ok();
+            reporter.fire(calls);
+            Err(Box::new(chunk.into_loss(is_sane)))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Sends the chunk and returns whether a reply is expected. If this process fails to send it, its items fail.
+fn try_send(
+    worker: &mut Worker,
+    running: &Running,
+    body: &mut Option<Lease>,
+    inline_limit: usize,
+    reporter: &Reporter<'_>,
+) -> Result<bool, TransportError> {
+    let lock = || running.lock().unwrap_or_else(PoisonError::into_inner);
+    worker.sequence = worker.sequence.wrapping_add(1);
+    if let Some(news) = worker.mapped.news() {
+        worker.send(&news)?;
+    }
+    let (mut refused, mut is_out_of_step) = (None, false);
+    if let Some(chunk) = lock().as_mut() {
+        let mut may_have_sent = false;
+        let sent = chunk.body(worker, inline_limit).map_err(TransportError::from);
+        let sent = sent.and_then(|region| {
+            *body = region;
+            may_have_sent = true;
+            if let Some(context) = chunk.context() {
+                worker.share(context)?;
+            }
+            let is_new = chunk.encode(worker, body.as_ref(), reporter.is_heard)?;
+            let region = body.as_mut().and_then(Lease::region);
+            if let Some(region) = region.filter(|_| is_new) {
+                worker.send_region(region)?;
+                region.close_descriptor();
+            }
+            Ok(())
+        });
+        match sent {
+            Ok(()) => {}
+            // This process is out of memory or descriptors.
+            Err(TransportError::Io(error)) => {
+                let reason = format!("failed to place it in shared memory: {error}");
+                let kind = TaskErrorKind::Encode { side: ValueSide::Argument, reason };
+                let calls = refused.get_or_insert_default();
+                chunk.refuse(&kind, reporter.counters, calls);
+                is_out_of_step = may_have_sent;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    if let Some(calls) = refused {
+        reporter.fire(calls);
+        // A worker that received part of it would take that for part of the next chunk.
+        return if is_out_of_step { Err(TransportError::PeerGone) } else { Ok(false) };
+    }
+    // Set before sending, so that a worker that doesn't even read is found silent.
+    if let Some(chunk) = lock().as_mut() {
+        chunk.set_sent();
+    }
+    worker.send_frame()?;
+    Ok(true)
+}
+
+/// Receives replies until the chunk is done: all of its items are delivered or stolen.
+fn receive(
+    worker: &mut Worker,
+    running: &Running,
+    reporter: &Reporter<'_>,
+    awake: Option<SpinWait<'_>>,
+) -> Result<(), TransportError> {
+    let lock = || running.lock().unwrap_or_else(PoisonError::into_inner);
+    let collect_results = |worker: &mut Worker, all: bool, room: bool| {
+        let mut calls = Deferred::default();
+        let outcome = match lock().as_mut() {
+            Some(chunk) => chunk.collect_results(worker, reporter, all, &mut calls).map(|()| {
+                chunk.is_sent = !all;
+                if room {
+                    chunk.lane.reset_results();
+                    chunk.read = 0;
+                }
+            }),
+            None => Err(Corrupt),
+        };
+        reporter.fire(calls);
+        outcome
+    };
+    let sequence = worker.sequence;
+    let mut late = awake.as_ref().map(|awake| awake.late);
+    if awake.is_some_and(|awake| !worker.listen(awake.spin_for))
+        && let Some(late) = late.take()
+    {
+        late();
+    }
+    loop {
+        match worker.recv()? {
+            Reply::Done { sequence: of } if of == sequence => {
+                collect_results(worker, true, false)?;
+                let is_complete = lock().as_ref().is_none_or(|chunk| chunk.batches.is_empty());
+                return if is_complete { Ok(()) } else { Err(Corrupt.into()) };
+            }
+            Reply::Progress { sequence: of } if of == sequence => {
+                collect_results(worker, false, false)?
+            }
+            Reply::LaneFull { sequence: of } if of == sequence => {
+                collect_results(worker, true, true)?;
+                if let Some(chunk) = lock().as_mut() {
+                    chunk.set_sent();
+                }
+                worker.send(&Request::Resume)?;
+            }
+            other => return Err(TransportError::Malformed(format!("an unexpected {other:?}"))),
+        }
+        // This was not the final reply, but the first of several.
+        if let Some(late) = late.take() {
+            late();
+        }
+    }
+}
