@@ -25,10 +25,11 @@ Examples:
 
 const RUN_EXAMPLES: &str = "\
 Inputs:
-  Inputs are arguments (of a command: after :::), or lines of --input FILE; '-' means standard input.
-  Blank lines are skipped. An empty argument, or an empty input that ends with NUL (-0), is an input.
-  For tasks, a range such as 0..5 or 0..=4 stands for its whole numbers. Without inputs, commands and
-  tasks over files read standard input, and tasks over numbers use their defaults.
+  Inputs are arguments (of a command: after :::), or lines of --input FILE; '-' means standard
+  input. Blank lines are skipped. An empty argument, or an empty input that ends with NUL (-0),
+  is an input. For tasks, a range such as 0..5 or 0..=4 stands for its whole numbers. Without
+  inputs, commands and tasks over files read standard input, and tasks over numbers use their
+  defaults.
 
 Commands:
   The command after -- runs once per input, without a shell. An input is one argument, whatever
@@ -36,26 +37,26 @@ Commands:
     {}  is the input              {/}   its base name       {#}  the job's number, from 1
     {.} without its extension     {//}  its directory       {%}  the worker's number, from 1
   and without any of these, the input is appended. The standard input of a job is empty, and its
-  leftover child processes are killed. A job fails if it exits with a code other than 0 or asks for
-  the terminal. With --shell, {} and the others stand outside of quotes, and each is one word: the
-  shell never interprets their contents.
+  leftover child processes are killed. A job fails if it exits with a code other than 0 or asks
+  for the terminal. With --shell, {} and the others stand outside of quotes, and each is one
+  word: the shell never interprets their contents.
 
 Output:
-  The output of a command's job is shown when the job has ended, on the stream that it was written
-  to. --format shows rows instead. Results of tasks are rows on standard output. The summary follows
-  a table, and otherwise goes to standard error. Rows, logs, traces, --top, {#} and {%} use the same
-  numbers for jobs (id) and workers.
+  The output of a command's job is shown when the job has ended, on the stream that it was
+  written to. --format shows rows instead. Results of tasks are rows on standard output. The
+  summary follows a table, and otherwise goes to standard error. Rows, logs, traces, --top, {#}
+  and {%} use the same numbers for jobs (id) and workers.
 
 Exit codes:
-  0 success · 1 a job failed (the others completed; see --halt), or the run could not start · 2 wrong
-  usage · 126 the command is not executable · 127 the command was not found; 126 and 127 also if that
-  holds for every failed job · with --exit-count: the number of failed jobs up to 100, 101 for more,
-  255 for wrong usage and for a run that could not start
+  0 success · 1 a job failed (the others completed; see --halt), or the run could not start · 2
+  wrong usage · 126 the command is not executable · 127 the command was not found; 126 and 127
+  also if that holds for every failed job · with --exit-count: the number of failed jobs up to
+  100, 101 for more, 255 for wrong usage and for a run that could not start
   130 interrupted by Ctrl-C · 143 by SIGTERM · 129 by SIGHUP
 
 Signals:
-  Ctrl-C, SIGTERM and SIGHUP let running jobs finish and end the run. A second one kills them. Ctrl-Z
-  also stops the workers, and fg continues them.
+  Ctrl-C, SIGTERM and SIGHUP let running jobs finish and end the run. A second one kills them.
+  Ctrl-Z also stops the workers, and fg continues them.
 
 Examples:
   procpool run --procs 4
@@ -69,12 +70,12 @@ Examples:
   procpool run --journal done.jsonl --resume --input urls.txt -- curl -sSfO {}";
 
 const ISOLATE_EXAMPLES: &str = "\
-Each case runs eight healthy tasks beside one that fails: once in a pool, and once among threads in a
-child process. Every line is measured live.
+Each case runs eight healthy tasks beside one that fails: once in a pool, and once among threads
+in a child process. Every line is measured live.
 
 Exit codes:
-  0 every case was contained: all neighbours returned correct results, their state did not change,
-  and the pool keeps working · 1 some case was not contained · 2 wrong usage
+  0 every case was contained: all neighbours returned correct results, their state did not
+  change, and the pool keeps working · 1 some case was not contained · 2 wrong usage
 
 Examples:
   procpool isolate

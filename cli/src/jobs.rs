@@ -196,7 +196,7 @@ impl<W: Work> JobMaker<W> {
         let job = self.work.job(&input, self.inputs, self.next_id);
         let key = self.history.is_some().then(|| self.work.key(&input, self.inputs));
         if let (Some(history), Some(key)) = (&mut self.history, key)
-            && history.leaves_out(key)
+            && history.skips(key)
         {
             return None;
         }

@@ -69,14 +69,14 @@ impl Journal {
         let Some(path) = &args.journal else { return Ok(None) };
         refuse_other_than_file(path)?;
         let options = File::options().read(true).append(true).create(true).open(path);
-        let file = options.map_err(|error| unfit(path, &error))?;
+        let file = options.map_err(|error| open_error(path, &error))?;
         if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
-            return Err(unfit(path, &"another run is writing it"));
+            return Err(open_error(path, &"another run is writing it"));
         }
         let (history, whole, length) = History::of(&file, path, args)?;
         if whole < length {
             // Later lines must not be appended to a torn one.
-            file.set_len(whole).map_err(|error| unfit(path, &error))?;
+            file.set_len(whole).map_err(|error| open_error(path, &error))?;
         }
         sync_directory(path);
         let journal = Self { file, path: path.clone(), columns, lines: Vec::new() };
@@ -92,7 +92,7 @@ impl Journal {
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 Ok(Some(History { only_failed: args.retry_failed, ..History::default() }))
             }
-            Err(error) => Err(unfit(path, &error)),
+            Err(error) => Err(open_error(path, &error)),
         }
     }
 
@@ -125,14 +125,14 @@ impl Journal {
     }
 }
 
-fn unfit(path: &Path, why: &dyn std::fmt::Display) -> anyhow::Error {
+fn open_error(path: &Path, why: &dyn std::fmt::Display) -> anyhow::Error {
     Usage::error(format!("failed to open the journal {path:?}: {why}; check --journal"))
 }
 
 /// Refuses what is not a regular file: opening or reading it could block forever.
 fn refuse_other_than_file(path: &Path) -> Result<()> {
     match path.metadata() {
-        Ok(metadata) if !metadata.is_file() => Err(unfit(path, &"it isn't a regular file")),
+        Ok(metadata) if !metadata.is_file() => Err(open_error(path, &"it isn't a regular file")),
         _ => Ok(()),
     }
 }
@@ -157,7 +157,7 @@ fn is_torn(line: &[u8]) -> bool {
 }
 
 /// Formats the error for a line that is not a journal entry.
-fn strange(number: u64, whole: u64) -> String {
+fn not_an_entry(number: u64, whole: u64) -> String {
     format!(
         "line {number} is not a journal entry; the file was not changed: give another file, or, \
          if a crash damaged its end, keep the lines before with 'truncate -s {whole}'"
@@ -186,21 +186,22 @@ pub(super) struct History {
 /// Inputs that the journal has skipped so far, and those it has not.
 #[derive(Debug, Default)]
 pub(super) struct Counts {
-    pub(super) left_out: AtomicU64,
-    pub(super) taken: AtomicU64,
+    pub(super) skipped: AtomicU64,
+    pub(super) not_skipped: AtomicU64,
 }
 
 impl History {
     /// Reads a journal. Also returns the length of its complete lines, and of the file.
     fn of(file: &File, path: &Path, args: &JournalArgs) -> Result<(Self, u64, u64)> {
         let mut history = Self { only_failed: args.retry_failed, ..Self::default() };
-        let length = file.metadata().map_err(|error| unfit(path, &error))?.len();
+        let length = file.metadata().map_err(|error| open_error(path, &error))?.len();
         if length > 0 && !args.resume && !args.retry_failed {
             let remedy =
                 "it belongs to an earlier run: continue it with --resume, or give another file";
-            return Err(unfit(path, &remedy));
+            return Err(open_error(path, &remedy));
         }
-        let whole = history.read(file).map_err(|error| unfit(path, &format_args!("{error:#}")))?;
+        let whole =
+            history.read(file).map_err(|error| open_error(path, &format_args!("{error:#}")))?;
         Ok((history, whole, length))
     }
 
@@ -226,7 +227,7 @@ impl History {
             // Of a file that is not a journal, only the start is read.
             let start = reader.fill_buf()?;
             if !is_torn(&start[..HEAD.len().min(start.len())]) {
-                anyhow::bail!(strange(number, whole));
+                anyhow::bail!(not_an_entry(number, whole));
             }
             let length = reader.read_until(b'\n', &mut line)? as u64;
             if length == 0 {
@@ -236,10 +237,10 @@ impl History {
             let known: Known = match serde_json::from_slice(&line) {
                 Ok(known) if line.last() == Some(&b'\n') => known,
                 _ if is_last && is_torn(&line) => return Ok(whole),
-                _ => anyhow::bail!(strange(number, whole)),
+                _ => anyhow::bail!(not_an_entry(number, whole)),
             };
             let key = u128::from_str_radix(&known.key, 16).map(JobKey);
-            self.note(key.with_context(|| strange(number, whole))?, known.ok);
+            self.note(key.with_context(|| not_an_entry(number, whole))?, known.ok);
             whole += length;
         }
     }
@@ -256,14 +257,14 @@ impl History {
     }
 
     /// Whether to skip a job. Each completion skips it once.
-    pub(super) fn leaves_out(&mut self, key: JobKey) -> bool {
+    pub(super) fn skips(&mut self, key: JobKey) -> bool {
         let counted = if self.only_failed { &mut self.failed } else { &mut self.succeeded };
         let left = counted.get_mut(&key).filter(|left| **left > 0);
         let found = left.map(|left| *left -= 1).is_some();
-        let leaves_out = found != self.only_failed;
-        let Counts { left_out, taken } = &*self.counts;
-        if leaves_out { left_out } else { taken }.fetch_add(1, Ordering::Relaxed);
-        leaves_out
+        let skips = found != self.only_failed;
+        let Counts { skipped, not_skipped } = &*self.counts;
+        if skips { skipped } else { not_skipped }.fetch_add(1, Ordering::Relaxed);
+        skips
     }
 }
 
@@ -282,8 +283,8 @@ mod tests {
         for (name, ok) in [("a", true), ("b", false), ("a", true), ("c", false), ("c", true)] {
             history.note(key(name), ok);
         }
-        let left_out = ["a", "b", "a", "c", "a", "d"].map(|name| history.leaves_out(key(name)));
-        assert_eq!(left_out, [true, false, true, true, false, false]);
+        let skipped = ["a", "b", "a", "c", "a", "d"].map(|name| history.skips(key(name)));
+        assert_eq!(skipped, [true, false, true, true, false, false]);
     }
 
     #[test]
@@ -292,8 +293,8 @@ mod tests {
         for (name, ok) in [("a", true), ("b", false), ("c", false), ("c", true)] {
             history.note(key(name), ok);
         }
-        let left_out = ["a", "b", "b", "c", "d"].map(|name| history.leaves_out(key(name)));
-        assert_eq!(left_out, [true, false, true, true, true]);
+        let skipped = ["a", "b", "b", "c", "d"].map(|name| history.skips(key(name)));
+        assert_eq!(skipped, [true, false, true, true, true]);
     }
 
     #[test]
@@ -315,11 +316,11 @@ mod tests {
         assert_eq!(read(two.clone() + "\0\0\0").unwrap(), length);
         assert_eq!(read(two.clone() + "{\"key\":\"12\0\0").unwrap(), length);
         assert_eq!(read(two.clone() + &line("c")[..50] + "\0\0}\n").unwrap(), length);
-        for strange in ["what?\n", "{}", "{\n", "x", "{\"key\": 1}", "note", "\0\0x\n"] {
-            let error = read(two.clone() + strange).unwrap_err().to_string();
-            assert!(error.contains("line 3"), "{strange}: {error}");
+        for not_an_entry in ["what?\n", "{}", "{\n", "x", "{\"key\": 1}", "note", "\0\0x\n"] {
+            let error = read(two.clone() + not_an_entry).unwrap_err().to_string();
+            assert!(error.contains("line 3"), "{not_an_entry}: {error}");
             assert!(error.contains(&format!("truncate -s {length}'")), "{error}");
-            assert!(read(strange.to_owned()).is_err(), "{strange}");
+            assert!(read(not_an_entry.to_owned()).is_err(), "{not_an_entry}");
         }
         let error = read(line("a") + "what?\n" + &line("b")).unwrap_err().to_string();
         assert!(error.contains("line 2"), "{error}");

@@ -85,7 +85,7 @@ impl Row {
             earlier: Vec::new(),
             abort: None,
             unstarted: None,
-            error: error.map(|error| said(error.kind())),
+            error: error.map(|error| describe(error.kind())),
         };
         (row, answer)
     }
@@ -118,7 +118,7 @@ fn is_end_of_run(error: &TaskError) -> bool {
 }
 
 /// Describes an error, without what the row shows anyway: id, worker and output.
-fn said(kind: &TaskErrorKind) -> String {
+fn describe(kind: &TaskErrorKind) -> String {
     match kind {
         TaskErrorKind::Died { cause, .. } => {
             TaskErrorKind::Died { cause: *cause, last_output: None }.to_string()

@@ -130,8 +130,8 @@ impl Tally {
 
     /// Formats the lines about the whole run. `noun` is `tasks` or `jobs`.
     ///
-    /// `not_begun` is the number of inputs that were not started, as far as known.
-    pub(super) fn summary(&self, noun: &str, now: Instant, not_begun: Option<&str>) -> String {
+    /// `not_started` is the number of inputs that were not started, as far as known.
+    pub(super) fn summary(&self, noun: &str, now: Instant, not_started: Option<&str>) -> String {
         let Share { tasks, failed, busy, .. } = self.total;
         let wall = now.duration_since(self.started);
         let noun = if tasks == 1 { noun.trim_end_matches('s') } else { noun };
@@ -148,8 +148,8 @@ impl Tally {
         if self.killed > 0 {
             text += &format!(", {} killed", format::grouped(self.killed));
         }
-        if let Some(not_begun) = not_begun {
-            text += &format!(", {not_begun} not started");
+        if let Some(not_started) = not_started {
+            text += &format!(", {not_started} not started");
         }
         text.push('\n');
         if tasks < 2 {

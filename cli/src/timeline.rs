@@ -1,4 +1,4 @@
-//! `procpool timeline`: a trace as a picture, a row for each worker.
+//! `procpool timeline`: draws a trace as SVG, one row per worker.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -21,7 +21,7 @@ const TOP: f64 = 34.0;
 const ROW: f64 = 26.0;
 const BAR: f64 = 20.0;
 
-/// Slices that are narrower than this are drawn together, if they are of one kind.
+/// Narrower slices are merged if they are of one kind.
 const NARROWEST: f64 = 0.5;
 
 pub(super) fn run(args: &TimelineArgs) -> Result<Exit> {
@@ -49,7 +49,7 @@ fn read(path: &Path) -> Result<Vec<Entry>> {
     serde_json::from_slice(&text).map_err(|error| refused(&error))
 }
 
-/// What a slice is filled with, by its category.
+/// Returns the fill colour of a slice, by category.
 fn fill(category: &str) -> &'static str {
     match category {
         "failed" => "#d62728",
@@ -58,7 +58,7 @@ fn fill(category: &str) -> &'static str {
     }
 }
 
-/// Slices of one kind that are next to each other.
+/// Adjacent slices of one kind.
 struct Drawn<'a> {
     start: f64,
     end: f64,
@@ -93,7 +93,7 @@ fn draw(entries: &[Entry]) -> String {
     for tick in (0u32..).map(|tick| f64::from(tick) * step).take_while(|tick| *tick <= end) {
         let x = LEFT + tick * scale;
         let text = label(tick);
-        // A label at the edge stands within the picture.
+        // Labels at the edge stay within the picture.
         let middle = x.min(WIDTH - 4.0 * text.chars().count() as f64);
         add(
             &mut svg,
@@ -121,8 +121,8 @@ fn draw(entries: &[Entry]) -> String {
     svg + "</svg>\n"
 }
 
-/// The time between two ticks, in microseconds: 1, 2 or 5 of a power of ten, and as many ticks as fit
-/// with their labels.
+/// Returns the time between ticks in microseconds: 1, 2 or 5 times a power of ten, with room for
+/// the labels.
 fn step(end: f64) -> f64 {
     const MOST: f64 = 9.0;
     let least = (end / MOST).max(1.0);
@@ -131,7 +131,7 @@ fn step(end: f64) -> f64 {
     steps.into_iter().find(|step| *step >= least).unwrap_or(10.0 * power)
 }
 
-/// A tick's time without digits that say nothing.
+/// Formats the time of a tick without needless digits.
 fn label(micros: f64) -> String {
     let (unit, size) = match micros {
         ..1e3 => ("µs", 1.0),
@@ -220,7 +220,7 @@ fn draw_slice(svg: &mut String, drawn: &Drawn<'_>, y: f64, scale: f64) {
             drawn.first.args.error.as_ref().map_or(String::new(), |error| format!(": {error}"));
         format!("{}, {time}{error}", drawn.first.name)
     };
-    // A gap between neighbours, where there is room for one.
+    // A gap between adjacent slices, if there is room.
     let gap = if width > 3.0 { 0.5 } else { 0.0 };
     add(
         svg,
@@ -251,7 +251,7 @@ fn add(svg: &mut String, text: std::fmt::Arguments<'_>) {
     let _ = svg.write_fmt(text); // writing to memory can't fail
 }
 
-/// As text of a picture, in which control characters may not be.
+/// Escapes text for SVG, which cannot contain control characters.
 fn escape(text: &str) -> String {
     format::one_line(text).replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }

@@ -1,9 +1,9 @@
-//! `--trace`: when each worker did what, in the trace event format of Chrome, which Perfetto
-//! (ui.perfetto.dev) opens and `procpool timeline` draws.
+//! `--trace`: a timeline in Chrome's trace event format, which Perfetto (ui.perfetto.dev) opens and
+//! `procpool timeline` draws.
 //!
-//! A slot is a track. Jobs and starts of workers are slices on it, lost and retired workers are
-//! instants. Whatever is in the file is whole at any time, also when the run is killed: each time
-//! that something is written, the end of the list is written after it, and overwritten the next.
+//! Each slot is a track. Jobs and worker starts are slices; lost and retired workers are instants.
+//! The file is valid at any time, even if the run is killed: each write ends with the end of the
+//! list, which the next write overwrites.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -23,19 +23,19 @@ use super::row::Row;
 use crate::tasks::command::FailedAttempt;
 use procpool::{Event, EventKind};
 
-/// How much is gathered at most before it's written.
+/// The most bytes that are buffered.
 const PAGE: usize = 64 * 1024;
 
-/// What ends the list.
+/// The end of the list.
 const END: &[u8] = b"\n]\n";
 
-/// One event, as it stands in the file. Times are in microseconds.
+/// One event of the file. Times are in microseconds.
 #[derive(Debug, Default, Deserialize, Serialize)]
 pub(super) struct Entry {
     pub(super) name: String,
     #[serde(default)]
     pub(super) cat: String,
-    /// X: a slice, i: an instant, M: a name of something.
+    /// X: a slice, i: an instant, M: a name.
     pub(super) ph: String,
     #[serde(default)]
     pub(super) ts: f64,
@@ -44,27 +44,27 @@ pub(super) struct Entry {
     pub(super) pid: u32,
     #[serde(default)]
     pub(super) tid: usize,
-    /// How far an instant is drawn: over its track.
+    /// The scope of an instant: its track.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     s: Option<char>,
     #[serde(default)]
     pub(super) args: Details,
 }
 
-/// What is shown of an event that was chosen.
+/// The details of a selected event.
 #[derive(Debug, Default, Deserialize, Serialize)]
 pub(super) struct Details {
-    /// Of an event that names something: the name.
+    /// The name, in an event that names something.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) name: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     id: Option<u64>,
-    /// The worker's.
+    /// The PID of the worker.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) pid: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     attempt: Option<u32>,
-    /// In bytes, the most at a time.
+    /// Peak memory in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     memory: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -78,48 +78,48 @@ pub(super) struct Trace(Arc<Mutex<State>>);
 struct State {
     file: File,
     path: PathBuf,
-    /// When the trace began, on the monotonic clock in nanoseconds.
+    /// The start of the trace: nanoseconds on the monotonic clock.
     began: u64,
-    /// What isn't written yet, and where in the file it belongs.
+    /// Text that is not written yet, and its offset in the file.
     page: Vec<u8>,
     at: u64,
-    /// By their numbers, which count from 1.
+    /// The tracks, by their numbers from 1.
     slots: Vec<Slot>,
     numbering: Numbering,
-    /// Attempts that were lost with their workers, by the number of the job, until that has ended:
-    /// then they have a name.
+    /// Attempts that were lost with their workers, by the number of the job. They get a name when
+    /// the job ends.
     lost: HashMap<u64, Vec<Attempt>>,
-    /// Jobs that have ended before it was told of all their lost attempts: how many those are.
+    /// Ended jobs whose lost attempts are not all known yet, and how many are missing.
     awaited: HashMap<u64, (String, u32)>,
-    /// What went wrong first; after that, no more is written.
+    /// The first error. Nothing is written after it.
     error: Option<io::Error>,
 }
 
-/// An attempt at a job.
+/// An attempt of a job.
 struct Attempt {
     slot: usize,
     pid: u32,
     attempt: u32,
-    /// When it began and how long it took, in microseconds.
+    /// Its start and duration, in microseconds.
     ts: f64,
     dur: f64,
     memory: Option<u64>,
     error: Option<String>,
 }
 
-/// What is known of a track.
+/// The state of a track.
 #[derive(Clone, Default)]
 struct Slot {
     named: bool,
-    /// When its worker was started, in microseconds, as long as it isn't ready.
+    /// When its worker started, in microseconds, until it is ready.
     started: Option<f64>,
-    /// Where its last slice ends. Jobs that were sent together are known by how long each took, and
-    /// follow each other.
+    /// The end of its last slice. Jobs of a chunk are known by their durations and follow each
+    /// other.
     free: f64,
 }
 
 impl Trace {
-    /// A new file, or an old one emptied. The pool is to be made right after that.
+    /// Creates or truncates a file. The pool must be built right after it.
     pub(super) fn create(path: &Path, numbers: Numbers) -> Result<Self> {
         let file = File::create(path).map_err(|error| {
             Usage::error(format!("failed to write the trace to {path:?}: {error}; check --trace"))
@@ -141,7 +141,7 @@ impl Trace {
         Ok(Self(Arc::new(Mutex::new(state))))
     }
 
-    /// What has happened to a worker.
+    /// Records an event of a worker.
     pub(super) fn note(&self, event: &Event) {
         let mut state = self.state();
         let event = state.numbering.of(event);
@@ -149,7 +149,7 @@ impl Trace {
         match &event.kind {
             EventKind::Spawned { slot, .. } => {
                 state.slot(*slot).started = Some(ts);
-                // What ran there has ended before.
+                // The attempt there ended earlier.
                 let lost = state.lost.values_mut().flatten().filter(|lost| lost.slot == *slot);
                 lost.for_each(|lost| lost.dur = lost.dur.min((ts - lost.ts).max(0.0)));
             }
@@ -195,12 +195,11 @@ impl Trace {
         state.write();
     }
 
-    /// A job that has ended: a slice for each of its attempts that is known.
+    /// Records a finished job: a slice for each known attempt.
     pub(super) fn row(&self, row: &Row) {
         let mut state = self.state();
         let name = row.input.to_text();
-        // The earlier attempts are the worker's last ones, before the last one of all; those before
-        // were lost.
+        // `earlier` has the attempts of the last worker. Those before them were lost.
         let first = row.attempt.saturating_sub(u32::try_from(row.earlier.len()).unwrap_or(0));
         let lost = state.lost.remove(&row.number).unwrap_or_default();
         let left = first.saturating_sub(1).saturating_sub(u32::try_from(lost.len()).unwrap_or(0));
@@ -220,12 +219,12 @@ impl Trace {
         }
     }
 
-    /// Writes what was gathered.
+    /// Writes the buffer.
     pub(super) fn flush(&self) {
         self.state().write();
     }
 
-    /// Writes what is left; what went wrong is said here.
+    /// Writes the buffer, and returns the first error.
     pub(super) fn close(&self) -> Result<(), String> {
         let mut state = self.state();
         state.write();
@@ -260,7 +259,7 @@ impl State {
         &mut self.slots[slot]
     }
 
-    /// Names a track, or all of them together.
+    /// Names a track, or the process.
     fn name(&mut self, what: &str, slot: usize, name: String) {
         let args = Details { name: Some(name), ..Details::default() };
         let named = Entry { name: what.to_owned(), ph: "M".to_owned(), args, ..Entry::default() };
@@ -281,7 +280,7 @@ impl State {
         self.put(slot, Entry { name, cat, ph, ts, s, args, ..Entry::default() });
     }
 
-    /// A slice for an attempt whose worker has lived on.
+    /// Adds a slice for an attempt that its worker survived.
     fn answered(
         &mut self,
         row: &Row,
@@ -300,7 +299,7 @@ impl State {
         self.attempt(&row.input.to_text(), row.number, it);
     }
 
-    /// A slice for an attempt at a job.
+    /// Adds a slice for an attempt.
     fn attempt(&mut self, name: &str, number: u64, it: Attempt) {
         let entry = Entry {
             name: name.to_owned(),
@@ -328,13 +327,13 @@ impl State {
         let start = self.page.len();
         let entry = Entry { pid: 1, tid: slot, ..entry };
         if serde_json::to_writer(&mut self.page, &entry).is_err() {
-            // It can't fail: all is plain data, and the page is memory.
+            // Cannot fail: all is plain data in memory.
             self.page.truncate(start);
             self.page.extend_from_slice(b"{}");
         }
     }
 
-    /// Writes what was gathered, and the end of the list after it.
+    /// Writes the buffer and the end of the list.
     fn write(&mut self) {
         if self.error.is_some() || self.page.is_empty() {
             return;

@@ -1,5 +1,5 @@
-//! Break-even: how long an item must take for processes to be worth it, in a `map` with chunks as
-//! the pool chooses them.
+//! Break-even: the item duration from which processes pay off, in a `map` with the pool's chunk
+//! sizes.
 
 use std::hint::black_box;
 
@@ -11,42 +11,42 @@ use super::machine::cores;
 use super::measure::{Contender, Sample, SampleSize, seconds, take_turns};
 use procpool::Pool;
 
-/// How long items take, in nanoseconds, from next to nothing to a millisecond.
+/// Item durations in nanoseconds, from almost nothing to a millisecond.
 const FULL: &[u64] = &[
     3, 10, 20, 30, 50, 70, 100, 200, 300, 500, 700, 1_000, 2_000, 3_000, 5_000, 7_000, 10_000,
     20_000, 50_000, 100_000, 1_000_000,
 ];
 const QUICK: &[u64] = &[3, 10, 30, 100, 300, 1_000, 3_000, 10_000, 100_000];
 
-/// How close to threads is close.
+/// The ratio to threads that counts as close.
 const CLOSE: f64 = 1.05;
 
-/// No more items than this, however short they are.
+/// The most items of a measurement.
 const MOST_ITEMS: u64 = 2_000_000;
 
 #[derive(Debug, Serialize)]
 pub(super) struct BreakEven {
-    /// How many threads and processes.
+    /// The number of threads and processes.
     pub(super) procs: usize,
     pub(super) points: Vec<Point>,
-    /// The shortest item, in seconds, from which on processes are faster than one after the other.
+    /// The shortest item duration, in seconds, from which processes beat the serial run.
     pub(super) beats_serial: Option<f64>,
-    /// The shortest item from which on they come within 5 % of threads.
+    /// The shortest item duration from which processes are within 5 % of threads.
     pub(super) near_threads: Option<f64>,
 }
 
-/// Items of one length.
+/// The measurements of one item duration.
 #[derive(Debug, Serialize)]
 pub(super) struct Point {
-    /// Seconds that one takes by itself, as measured.
+    /// The measured seconds of one item.
     pub(super) item: f64,
     pub(super) items: u64,
     pub(super) serial: Sample,
     pub(super) threads: Sample,
     pub(super) processes: Sample,
-    /// How many times as fast as serial.
+    /// The speed-up over the serial run.
     pub(super) speed_up: Sample,
-    /// How many times as long as threads.
+    /// The time relative to threads.
     pub(super) beside_threads: Sample,
 }
 
@@ -66,7 +66,7 @@ pub(super) fn measure(size: &SampleSize) -> Result<BreakEven> {
         points.push(point(steps, items, &pool, &threads, size.repetitions)?);
     }
     let from = |holds: fn(&Point) -> bool| {
-        // From there on, not just there.
+        // From there on, not only there.
         let holding = points.iter().rev().take_while(|point| holds(point)).last();
         holding.map(|point| point.item)
     };
@@ -106,7 +106,7 @@ fn point(
     })
 }
 
-/// An item: arithmetic that takes a time in proportion to `steps`, and no memory.
+/// An item: arithmetic that takes time proportional to `steps`, and no memory.
 fn spin(steps: u32) -> u32 {
     let mut state = steps | 1;
     for _ in 0..steps {
@@ -118,7 +118,7 @@ fn spin(steps: u32) -> u32 {
     state
 }
 
-/// How many steps go into a nanosecond.
+/// Measures how many steps take a nanosecond.
 fn calibrate() -> f64 {
     const STEPS: u32 = 1_000_000;
     let fastest = (0..7).map(|_| seconds(|| spin(STEPS)).0).fold(f64::INFINITY, f64::min);

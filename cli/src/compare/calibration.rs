@@ -1,5 +1,5 @@
-//! The calibration: copies of this program that are no workers. One ends at once, the other sends
-//! back what it gets through a socket.
+//! The calibration: copies of this program that are not workers. One exits at once, the other
+//! echoes what it receives through a socket.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -8,13 +8,13 @@ use std::process::{Child, Command, Stdio};
 use anyhow::{Context, Result, ensure};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
-/// Says what such a copy is for.
+/// The environment variable with the purpose of a copy.
 const MARKER: &str = "PROCPOOL_COMPARE_COPY";
 
 /// As long as a small call is on the wire.
 const MESSAGE: [u8; 48] = [7; 48];
 
-/// In a copy, does what it is for and ends; anywhere else, nothing.
+/// In a copy, serves its purpose and exits. Elsewhere, does nothing.
 pub(crate) fn serve_calibration() {
     let Some(what) = std::env::var_os(MARKER) else { return };
     if what == "echo" {
@@ -23,7 +23,7 @@ pub(crate) fn serve_calibration() {
     std::process::exit(0)
 }
 
-/// Sends back what it gets until there is no more.
+/// Echoes what it receives, until the end.
 fn echo(socket: BorrowedFd<'_>) {
     let mut buffer = [0; 256];
     while let Ok(length @ 1..) = rustix::io::retry_on_intr(|| rustix::io::read(socket, &mut buffer))
@@ -34,7 +34,7 @@ fn echo(socket: BorrowedFd<'_>) {
     }
 }
 
-/// Starts a copy and waits for its end.
+/// Starts a copy and waits for its exit.
 pub(super) fn start_and_end() -> Result<()> {
     let status = command("exit").stdin(Stdio::null()).status();
     ensure!(status.context("failed to start a copy of this program")?.success());
@@ -56,7 +56,7 @@ impl Echo {
         Ok(Self { socket, child: child.context("failed to start a copy of this program")? })
     }
 
-    /// There and back.
+    /// Sends a message and receives the echo.
     pub(super) fn round_trip(&self) -> Result<()> {
         let mut buffer = [0; 256];
         rustix::io::write(&self.socket, &MESSAGE)?;

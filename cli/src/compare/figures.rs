@@ -1,4 +1,4 @@
-//! Figures in the form that people read.
+//! Formats figures for people.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use crate::format;
 
 pub(super) fn time(seconds: f64) -> String {
     match Duration::try_from_secs_f64(seconds) {
-        // Of what takes some nanoseconds, a tenth counts.
+        // Below 100 ns, a tenth matters.
         Ok(_) if seconds < 1e-7 => format!("{:.1} ns", seconds * 1e9),
         Ok(time) => format::duration(time),
         Err(_) => "–".to_owned(),

@@ -1,5 +1,5 @@
-//! The work of a built-in task, as `procpool run` would send it: as many jobs as take about a
-//! second, and files for those that want files.
+//! The work of a built-in task, as `procpool run` sends it: enough jobs for about a second, and
+//! files for tasks over files.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -9,10 +9,10 @@ use image::{Rgb, RgbImage};
 
 use crate::tasks::{Bytes, Job, Output, Params, Takes, Task};
 
-/// More jobs than this are not worth it: the time is known well enough.
+/// The most jobs: with more, the time would not be known better.
 const MOST_JOBS: usize = 2_000_000;
 
-/// How many files there are; jobs take them in turn.
+/// The number of files. Jobs use them in turn.
 const FILES: usize = 16;
 
 /// Jobs, and the directory that lives as long as they do.
@@ -23,7 +23,7 @@ pub(super) struct Load {
 }
 
 impl Load {
-    /// As many jobs as take about this long, one after the other.
+    /// Creates jobs that take about this long serially.
     pub(super) fn new(task: &'static Task, long: Duration) -> Result<Self> {
         let dir = Dir::make()?;
         let inputs = match task.takes {
@@ -37,8 +37,7 @@ impl Load {
         let job = |number: usize| -> Job {
             let job = match inputs.get(number % FILES) {
                 Some(path) => Job::new(path.as_path()),
-                // Parzen windows have a width above 0; to every other task one number is as good as
-                // another.
+                // Parzen windows need a width above 0. For other tasks, any number will do.
                 None if task.name == "parzen" => {
                     Job::new(format!("{:.1}", 0.1 + (number % 12) as f64 / 10.0).as_str())
                 }
@@ -57,16 +56,16 @@ impl Load {
     }
 }
 
-/// The answer, or what the task says is wrong.
+/// Returns the result, or the error of the task.
 pub(super) fn answer(answer: Result<Output, String>) -> Result<Output> {
     answer.map_err(|error| anyhow!("a task failed: {error}"))
 }
 
-/// Pictures that are also files of bytes like any other.
+/// Creates pictures, which also serve as files of bytes.
 fn files(dir: &Path) -> Result<Vec<PathBuf>> {
     let write = |number: usize| -> Result<PathBuf> {
         let path = dir.join(format!("{number:02}.png"));
-        // Neither flat nor noise: as much work as a picture of something.
+        // Neither flat nor noise: as much work as a real picture.
         let pixel = |x: u32, y: u32| {
             let wave = (f64::from(x) / 17.0).sin() + (f64::from(y) / 23.0).cos();
             Rgb([(x / 3) as u8, (wave * 60.0 + 120.0) as u8, (x * y / 640 + number as u32) as u8])
@@ -79,7 +78,7 @@ fn files(dir: &Path) -> Result<Vec<PathBuf>> {
     (0..FILES).map(write).collect()
 }
 
-/// A directory that is gone when it's no longer needed.
+/// A directory that is removed on drop.
 struct Dir(PathBuf);
 
 impl Dir {

@@ -1,4 +1,4 @@
-//! The machine that it was measured on.
+//! The machine of the measurements.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -8,14 +8,14 @@ use serde::Serialize;
 #[derive(Debug, Serialize)]
 pub(super) struct Machine {
     pub(super) cpu: String,
-    /// How many of them this process may use.
+    /// The number of available cores.
     pub(super) cores: usize,
     pub(super) memory: u64,
     pub(super) kernel: String,
     pub(super) procpool: &'static str,
-    /// Processes that ran or wanted to, over the minute before.
+    /// The load average over the minute before.
     pub(super) load: String,
-    /// How much of the cores was to be had before the parts and after them.
+    /// The share of the cores that was free before and after each part.
     pub(super) share_of_cores: Vec<f64>,
 }
 
@@ -32,14 +32,14 @@ impl Machine {
         }
     }
 
-    /// Looks again whether others work here, too.
+    /// Samples the free share again.
     pub(super) fn look_again(&mut self) {
         self.share_of_cores.push(share_of_cores());
     }
 
-    /// What to say where they did.
+    /// Describes a machine that other programs used, if they did.
     pub(super) fn busy(&self) -> Option<String> {
-        /// A quiet machine has clocks and daemons, too.
+        /// A quiet machine also has clocks and daemons.
         const QUIET: f64 = 0.95;
         let least = self.share_of_cores.iter().copied().fold(1.0, f64::min);
         let busy = least < QUIET;
@@ -48,7 +48,7 @@ impl Machine {
         })
     }
 
-    /// On one line.
+    /// Describes the machine in one line.
     pub(super) fn describe(&self) -> String {
         format!(
             "{}, {} cores, {}; Linux {}; procpool {}; load before the run {}",
@@ -62,8 +62,8 @@ impl Machine {
     }
 }
 
-/// How much of the cores this process gets while it wants all of them. Where it isn't all, what is
-/// measured of pure work says little.
+/// Measures the share of the cores that this process gets if it wants all of them. Below 1,
+/// measurements of pure work mean little.
 fn share_of_cores() -> f64 {
     const LONG: Duration = Duration::from_millis(200);
     let cores = cores();
@@ -76,23 +76,24 @@ fn share_of_cores() -> f64 {
     (cpu_seconds() - before) / (start.elapsed().as_secs_f64() * cores as f64)
 }
 
-/// Seconds of CPU that this process has spent, in all its threads.
+/// Returns the CPU seconds of this process, over all threads.
 fn cpu_seconds() -> f64 {
     let ticks = || -> Option<u64> {
         let stat = read("/proc/self/stat");
-        // After the name in brackets, which may hold anything, utime and stime are the 12th and 13th.
+        // After the name in parentheses, which may contain anything, utime and stime are the 12th
+        // and 13th.
         let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
         Some(fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?)
     };
     ticks().unwrap_or(0) as f64 / rustix::param::clock_ticks_per_second() as f64
 }
 
-/// How many CPUs this process may use.
+/// Returns the number of available cores.
 pub(super) fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// The CPU's name; not every architecture has one there.
+/// Returns the name of the CPU. Some architectures have none there.
 fn cpu(cpuinfo: &str) -> String {
     let name = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
     name.map_or_else(|| std::env::consts::ARCH.to_owned(), |(_, name)| name.trim().to_owned())

@@ -1,12 +1,11 @@
-//! Taking turns, and what comes of it: the median of some repetitions, with the least and the
-//! greatest beside it.
+//! Interleaved measurements: the median of some repetitions, with the minimum and the maximum.
 
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-/// How much is measured.
+/// How much to measure.
 pub(super) struct SampleSize {
     pub(super) quick: bool,
     pub(super) repetitions: usize,
@@ -17,13 +16,13 @@ impl SampleSize {
         Self { quick, repetitions: repetitions.unwrap_or(if quick { 3 } else { 7 }) }
     }
 
-    /// One of two amounts.
+    /// Returns `full`, or `quick` for a quick run.
     pub(super) fn of<T>(&self, full: T, quick: T) -> T {
         if self.quick { quick } else { full }
     }
 }
 
-/// One figure, repetition by repetition.
+/// One figure, by repetition.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(super) struct Sample {
     pub(super) median: f64,
@@ -39,22 +38,22 @@ impl Sample {
         Self { median: median(&values), least, greatest, values }
     }
 
-    /// This figure by that one, repetition by repetition.
+    /// Divides this figure by another, by repetition.
     pub(super) fn over(&self, other: &Self) -> Self {
         Self::of(self.values.iter().zip(&other.values).map(|(this, that)| this / that).collect())
     }
 
-    /// What `f` makes of each repetition.
+    /// Applies `f` to each repetition.
     pub(super) fn map(&self, f: impl Fn(f64) -> f64) -> Self {
         Self::of(self.values.iter().map(|value| f(*value)).collect())
     }
 }
 
-/// One who takes part; a turn gives a figure.
+/// A contender of a comparison. Each call returns a figure.
 pub(super) type Contender<'a> = Box<dyn FnMut() -> Result<f64> + 'a>;
 
-/// Lets all take their turn, so many times, forwards and backwards alternately. The first round
-/// warms up and does not count.
+/// Runs all contenders in turn, alternately forwards and backwards. The first round is a warm-up
+/// and is dropped.
 pub(super) fn take_turns<const N: usize>(
     repetitions: usize,
     mut turns: [Contender<'_>; N],
@@ -72,14 +71,14 @@ pub(super) fn take_turns<const N: usize>(
     Ok(values.map(Sample::of))
 }
 
-/// Seconds that this takes. What it gives is dropped after that.
+/// Measures the seconds of `work`. Its result is dropped afterwards.
 pub(super) fn seconds<R>(work: impl FnOnce() -> R) -> (f64, R) {
     let start = Instant::now();
     let result = std::hint::black_box(work());
     (start.elapsed().as_secs_f64(), result)
 }
 
-/// Seconds of each of so many calls, in order of length.
+/// Measures the seconds of each call. Returns them sorted.
 pub(super) fn sorted_calls<R>(
     calls: usize,
     mut call: impl FnMut() -> Result<R>,
@@ -94,13 +93,13 @@ pub(super) fn sorted_calls<R>(
     Ok(times)
 }
 
-/// The value that this share of them does not exceed.
+/// Returns the value that this share does not exceed.
 pub(super) fn percentile(sorted: &[f64], share: f64) -> f64 {
     let place = (sorted.len() as f64 * share).ceil() as usize;
     sorted.get(place.saturating_sub(1)).copied().unwrap_or(f64::NAN)
 }
 
-/// The middle one, or the mean of the two in the middle; not a number where there are none.
+/// Returns the median; not a number if there are no values.
 pub(super) fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);

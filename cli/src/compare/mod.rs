@@ -41,7 +41,7 @@ pub(super) fn run(args: CompareArgs) -> Result<Exit> {
     let task = tasks::find(&args.task)
         .ok_or_else(|| Usage::error(format!("there is no task '{}'", args.task)))?;
     if let Some(dir) = &args.plot {
-        // Before minutes of measuring, not after them.
+        // Before minutes of measuring, not after.
         std::fs::create_dir_all(dir)
             .with_context(|| format!("failed to create the directory {}", dir.display()))?;
     }
@@ -80,7 +80,7 @@ pub(super) fn run(args: CompareArgs) -> Result<Exit> {
     Ok(Exit::Success)
 }
 
-/// Tells whoever waits.
+/// Reports progress on standard error.
 fn doing(what: &str) {
     let _ = writeln!(io::stderr(), "{what}"); // standard error may be closed
 }

@@ -1,5 +1,4 @@
-//! Overhead: what a process costs where a thread would do, and, for calibration, what the kernel
-//! alone takes for the same.
+//! Overhead: the cost of a process where a thread would do, and for calibration the kernel's share.
 
 use std::fs;
 use std::sync::Barrier;
@@ -19,19 +18,19 @@ use super::measure::{
 };
 use procpool::{Pool, WorkerState};
 
-/// Workers of the pools whose start is timed.
+/// The number of workers of pools whose start is timed.
 const STARTED: usize = 2;
 
 #[derive(Debug, Serialize)]
 pub(super) struct Overhead {
-    /// Seconds to a pool of two and its first answer.
+    /// Seconds to start a pool of two and get its first result.
     pub(super) start: Start,
-    /// Seconds of a call there and back.
+    /// Seconds of a call's round trip.
     pub(super) round_trip: RoundTrip,
-    /// Tasks a second.
+    /// Tasks per second.
     pub(super) tiny: Tiny,
     pub(super) payloads: Vec<Payload>,
-    /// Bytes that one takes.
+    /// Bytes of memory per worker and thread.
     pub(super) memory: Memory,
 }
 
@@ -68,14 +67,14 @@ pub(super) struct Tiny {
     pub(super) threads_singly: Sample,
 }
 
-/// A `Vec<u8>` of one size to a worker and back.
+/// The round trip of a `Vec<u8>` of one size.
 #[derive(Debug, Serialize)]
 pub(super) struct Payload {
     pub(super) bytes: usize,
     pub(super) seconds: Sample,
-    /// The same bytes copied once in memory.
+    /// One copy of the same bytes in memory.
     pub(super) copy: Sample,
-    /// Bytes a second, each counted once however often it travels.
+    /// Bytes per second, each counted once.
     pub(super) rate: Sample,
 }
 
@@ -83,7 +82,7 @@ pub(super) struct Payload {
 pub(super) struct Memory {
     /// Private memory of an idle worker.
     pub(super) process: Sample,
-    /// Private memory that this process gains with an idle thread.
+    /// Private memory that an idle thread adds to this process.
     pub(super) thread: Sample,
 }
 
@@ -180,7 +179,7 @@ fn round_trip(pool: &Pool, threads: &ThreadPool, size: &SampleSize) -> Result<Ro
             sorted_calls(calls, by_thread)?,
             sorted_calls(calls, || socket.round_trip())?,
         ];
-        // The first round warms up.
+        // The first round is a warm-up.
         for (all, times) in all.iter_mut().zip(times).filter(|_| round > 0) {
             all[0].push(percentile(&times, 0.5));
             all[1].push(percentile(&times, 0.99));
@@ -288,7 +287,7 @@ fn memory(size: &SampleSize) -> Result<Memory> {
     Ok(Memory { process: Sample::of(process), thread: Sample::of(thread) })
 }
 
-/// Until all workers are there and have nothing to do.
+/// Blocks until all workers are ready and idle.
 fn wait_until_idle(pool: &Pool) -> Result<()> {
     let start = Instant::now();
     while pool.workers().iter().any(|worker| worker.state != WorkerState::Idle) {
@@ -300,7 +299,7 @@ fn wait_until_idle(pool: &Pool) -> Result<()> {
     Ok(())
 }
 
-/// By how much this process grows with each thread that waits.
+/// Measures the growth of this process per waiting thread.
 fn memory_of_thread() -> Result<f64> {
     const THREADS: usize = 64;
     let barrier = Barrier::new(THREADS + 1);
@@ -320,7 +319,7 @@ fn memory_of_thread() -> Result<f64> {
     Ok((after - before).max(0.0) / THREADS as f64)
 }
 
-/// Private memory of a process, in bytes.
+/// Returns the private memory of a process, in bytes.
 fn private(pid: &str) -> Result<f64> {
     let path = format!("/proc/{pid}/smaps_rollup");
     let text = fs::read_to_string(&path).with_context(|| format!("failed to read {path}"))?;

@@ -1,4 +1,4 @@
-//! Pictures for a talk: each once as SVG and once as PNG.
+//! Draws pictures for a talk, each as SVG and PNG.
 
 use std::error::Error;
 use std::fs;
@@ -18,21 +18,21 @@ use crate::format;
 use crate::tasks::FileFormat;
 use crate::tasks::canvas::{self, Drawing, FONT};
 
-/// As wide as a slide.
+/// The size of a slide.
 const SLIDE: (u32, u32) = (1280, 720);
 
-// Told apart by those who see no red and green, too (Okabe and Ito).
+// Distinguishable for the colour-blind (Okabe and Ito).
 const INK: RGBColor = RGBColor(34, 40, 49);
 const PROCESSES: RGBColor = RGBColor(213, 94, 0);
 const THREADS: RGBColor = RGBColor(0, 114, 178);
 const OTHER: RGBColor = RGBColor(130, 138, 148);
 
-/// The numbers of processes in the picture with bars, where they were measured.
+/// The numbers of processes in the bar chart, if measured.
 const BARS: [usize; 4] = [2, 3, 4, 6];
 
 type Drawn = std::result::Result<(), Box<dyn Error>>;
 
-/// Draws all that can be drawn of what was measured, and gives the names of the files.
+/// Draws everything that was measured. Returns the paths of the files.
 pub(super) fn write_all(report: &Report, dir: &Path) -> Result<Vec<PathBuf>> {
     let mut written = Vec::new();
     let cores = report.machine.cores;
@@ -66,12 +66,12 @@ fn write<D: Drawing>(
     Ok(())
 }
 
-/// Text of that size.
+/// Returns a text style of this size.
 fn text(size: u32, unit: u32) -> TextStyle<'static> {
     (FONT, size * unit).into_font().color(&INK)
 }
 
-/// The title of a slide, and what is left below it.
+/// Draws the title of a slide, and returns the area below it.
 fn titled<B: DrawingBackend>(
     on: &DrawingArea<B, Shift>,
     unit: u32,
@@ -88,7 +88,7 @@ where
     Ok(on.margin(115 * unit, 20 * unit, 20 * unit, 50 * unit))
 }
 
-/// A chart's axes and grid.
+/// Draws the axes and the grid of a chart.
 fn mesh<'a, B, X, Y>(
     chart: &mut ChartContext<'a, B, Cartesian2d<X, Y>>,
     unit: u32,
@@ -130,13 +130,13 @@ enum What {
 struct Lines<'a> {
     scaling: &'a Scaling,
     cores: usize,
-    /// What to say of a machine where others worked, too.
+    /// Describes a machine that other programs used.
     busy: &'a str,
     what: What,
 }
 
 impl Lines<'_> {
-    /// What is drawn of one way at so many.
+    /// Returns the value to draw of a variant.
     fn value(&self, way: &Variant) -> f64 {
         match self.what {
             What::SpeedUp => way.speed_up.median,
@@ -144,7 +144,7 @@ impl Lines<'_> {
         }
     }
 
-    /// The best that so many can do on these cores.
+    /// Returns the best possible value on these cores.
     fn ideal(&self, procs: f64) -> f64 {
         let speed_up = procs.min(self.cores as f64);
         match self.what {
@@ -246,7 +246,7 @@ impl Drawing for Lines<'_> {
     }
 }
 
-/// A stroke before a name.
+/// Draws a line before a name of the legend.
 fn line_in_legend(
     x: i32,
     y: i32,
@@ -257,7 +257,7 @@ fn line_in_legend(
     PathElement::new([(x, y), (x + 40 * unit, y)], colour.stroke_width((width * unit) as u32))
 }
 
-/// How long a payload travels, by its size, beside a copy of it in memory.
+/// The round trip of a payload by size, beside a copy in memory.
 struct Payloads<'a>(&'a [Payload], &'a str);
 
 impl Drawing for Payloads<'_> {

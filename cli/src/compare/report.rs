@@ -1,4 +1,4 @@
-//! What was measured, as tables, JSON or CSV.
+//! Formats the measurements as tables, JSON or CSV.
 
 use anyhow::Result;
 use serde::Serialize;
@@ -10,7 +10,7 @@ use super::measure::Sample;
 use super::overhead::Overhead;
 use super::scaling::Scaling;
 
-/// The parts that were measured.
+/// The measured parts.
 #[derive(Debug, Serialize)]
 pub(super) struct Report {
     pub(super) machine: Machine,
@@ -20,7 +20,7 @@ pub(super) struct Report {
     pub(super) breakeven: Option<BreakEven>,
 }
 
-/// A table: a title, a heading for each column, and rows.
+/// A table: a title, a heading per column, and rows.
 struct Table {
     title: String,
     heads: &'static [&'static str],
@@ -48,7 +48,7 @@ impl Report {
             for row in std::iter::once(&heads).chain(&table.rows) {
                 let mut line = String::from("  ");
                 for (place, (cell, width)) in row.iter().zip(&widths).enumerate() {
-                    // Names to the left, numbers to the right.
+                    // Names are left-aligned, numbers right-aligned.
                     let width = *width;
                     if place == 0 {
                         line += &format!("{cell:<width$}");
@@ -193,7 +193,7 @@ impl Report {
     }
 }
 
-/// Part, what, who, at which size or number, unit, and the figure.
+/// Part, quantity, contender, size or number, unit, and figure.
 type Figure<'a> = (&'a str, &'a str, &'a str, String, &'a str, &'a Sample);
 
 fn overhead(it: &Overhead) -> Vec<Table> {
@@ -334,7 +334,7 @@ fn breakeven(it: &BreakEven) -> Table {
     }
 }
 
-/// The median, and the ends of the sample beside it.
+/// Formats the median, with the minimum and the maximum.
 fn spread_of(sample: &Sample, show: impl Fn(f64) -> String) -> String {
     if sample.values.len() < 2 {
         return show(sample.median);

@@ -15,12 +15,12 @@ use procpool::Pool;
 pub(super) struct Scaling {
     pub(super) task: &'static str,
     pub(super) jobs: usize,
-    /// Seconds of the true serial run: a plain loop.
+    /// Seconds of the serial run: a plain loop.
     pub(super) serial: Sample,
     pub(super) by_procs: Vec<AtProcs>,
 }
 
-/// What so many threads and so many processes make of it.
+/// The measurements for one number of threads and processes.
 #[derive(Debug, Serialize)]
 pub(super) struct AtProcs {
     pub(super) procs: usize,
@@ -28,7 +28,7 @@ pub(super) struct AtProcs {
     pub(super) processes: Variant,
 }
 
-/// Seconds, how many times as fast as serial that is, and how much of p times it is.
+/// Seconds, speed-up over the serial run, and efficiency.
 #[derive(Debug, Serialize)]
 pub(super) struct Variant {
     pub(super) seconds: Sample,
@@ -49,7 +49,7 @@ pub(super) fn measure(task: &'static Task, procs: &[usize], size: &SampleSize) -
     let mut all_serial = Vec::new();
     let mut by_procs = Vec::new();
     for procs in procs {
-        // The serial run takes its turn each time: it is what the others are measured by.
+        // The serial run is repeated each time: it is the baseline.
         let [serial, threads, processes] = at(&load, *procs, size.repetitions)?;
         all_serial.extend(&serial.values);
         by_procs.push(AtProcs {

@@ -94,7 +94,7 @@ pub(super) fn watch(case: Case) -> Result<Observation> {
     let (happened, went_wrong) = match &report.result {
         Ok(changes) if changes.is_empty() => ("came to its end".to_owned(), false),
         Ok(changes) => (changes.join(", "), case.is_change()),
-        Err(error) => (said(error), !case.is_change()),
+        Err(error) => (describe(error), !case.is_change()),
     };
     let mut changed: Vec<String> =
         answers.iter().flat_map(|answer| answer.changed.clone()).collect();
@@ -132,7 +132,7 @@ fn kill(pid: u32) {
 }
 
 /// Describes the error in a few words.
-fn said(error: &TaskError) -> String {
+fn describe(error: &TaskError) -> String {
     match error.kind() {
         TaskErrorKind::Panicked { message, .. } => format!("panicked: {message}"),
         TaskErrorKind::Died { cause, .. } => cause.to_string(),

@@ -1,4 +1,4 @@
-//! The monotonic clock, which is one for all processes.
+//! The monotonic clock, which all processes share.
 
 use rustix::time::{ClockId, clock_gettime};
 

@@ -1,4 +1,4 @@
-//! What the command asks of the operating system itself: to start programs, and to look at processes.
+//! System interfaces: starting programs and observing processes.
 
 pub(crate) mod clock;
 pub(crate) mod observe;

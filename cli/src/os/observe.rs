@@ -1,6 +1,6 @@
-//! What processes use and which they have started, read from /proc: it is asked many times a second.
+//! Resource use and children of processes, read from /proc.
 
-/// What a process uses.
+/// The resource use of a process.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Usage {
     /// Resident memory in bytes.
@@ -9,15 +9,15 @@ pub(crate) struct Usage {
     pub(crate) cpu_millis: u64,
 }
 
-/// A process's resident memory in bytes.
+/// Returns the resident memory of a process in bytes.
 pub(crate) fn resident(pid: u32) -> Option<u64> {
     let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
     let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
     Some(pages * rustix::param::page_size() as u64)
 }
 
-/// A process's share of the memory that it has resident, in bytes: a page that several have counts for
-/// each of them in part.
+/// Returns the proportional set size of a process in bytes: a shared page counts in part for each
+/// process.
 pub(crate) fn proportional(pid: u32) -> Option<u64> {
     let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
     let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"))?;
@@ -25,7 +25,7 @@ pub(crate) fn proportional(pid: u32) -> Option<u64> {
     Some(kibibytes * 1024)
 }
 
-/// The PIDs of a process's children.
+/// Returns the PIDs of a process's children.
 pub(crate) fn children(pid: u32) -> Vec<u32> {
     let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
     let of_thread = |thread: std::fs::DirEntry| {
@@ -35,7 +35,7 @@ pub(crate) fn children(pid: u32) -> Vec<u32> {
     pids.iter().flat_map(|pids| pids.split(' ')).filter_map(|pid| pid.parse().ok()).collect()
 }
 
-/// The PIDs of a process's children, their children and so on.
+/// Returns the PIDs of a process's descendants.
 pub(crate) fn descendants(pid: u32) -> Vec<u32> {
     let mut found = children(pid);
     let mut next = 0;
@@ -46,14 +46,14 @@ pub(crate) fn descendants(pid: u32) -> Vec<u32> {
     found
 }
 
-/// What a process and its descendants use together, and those of them that have ended have used.
+/// Returns the resource use of a process with its descendants, including those that have ended.
 pub(crate) fn family(pid: u32) -> Usage {
     let ticks = rustix::param::clock_ticks_per_second();
     let mut usage = Usage::default();
     for pid in std::iter::once(pid).chain(descendants(pid)) {
         usage.memory += resident(pid).unwrap_or(0);
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        // The name may have any characters, so what follows it is looked for from the end: proc(5).
+        // The name may contain any character, so the search starts at the end: proc(5).
         let fields = stat.rsplit(") ").next().unwrap_or_default().split(' ');
         let times = fields.skip(11).take(4).filter_map(|time| time.parse::<u64>().ok());
         usage.cpu_millis += times.sum::<u64>() * 1000 / ticks.max(1);

@@ -1,9 +1,9 @@
-//! Running other programs from inside of a worker, and knowing how each ended and what it used.
+//! Runs other programs in a worker, and reports how each ended and what it used.
 //!
-//! A program that a worker starts stays in the worker's process group, so that it dies with the
-//! parent as the worker does (`liveness` in `procpool-worker`). What it leaves behind comes to the worker,
-//! which has itself made the reaper of its descendants, and is ended before the next one starts:
-//! also what has made a session or a process group of its own.
+//! A program stays in the worker's process group, so that it dies with the parent like the worker
+//! does (`liveness` in `procpool-worker`). The worker is the subreaper of its descendants: leftover
+//! processes become its children, even those in a session or process group of their own, and are
+//! killed before the next program starts.
 
 use std::collections::HashSet;
 use std::ffi::{CString, OsStr, OsString};
@@ -23,7 +23,7 @@ use rustix::process::{
 
 use super::observe;
 
-/// A program that was started and has not been waited for.
+/// A program that was started and not waited for.
 #[derive(Debug)]
 pub(crate) struct Program {
     pid: Pid,
@@ -33,30 +33,30 @@ pub(crate) struct Program {
 #[derive(Debug)]
 pub(crate) struct ProgramExit {
     pub(crate) status: ExitStatus,
-    /// CPU time of it and of those of its children that it waited for.
+    /// CPU time of the program, and of the children that it waited for.
     pub(crate) cpu: Duration,
-    /// The most resident memory in bytes that it, or one of those, had at a time. The kernel counts
-    /// from before the program was loaded, so it's never less than the worker's own.
+    /// Peak resident memory in bytes of the largest of these. The kernel counts from before the
+    /// program was loaded, so it is never less than the worker's own.
     pub(crate) memory: u64,
 }
 
-/// Has what programs leave behind come to this process.
+/// Makes this process the subreaper of its descendants.
 pub(crate) fn adopt_orphans() -> io::Result<()> {
     Ok(rustix::process::set_child_subreaper(Some(getpid()))?)
 }
 
-/// Sets the close-on-exec flag on all descriptors but the standard three.
+/// Sets the close-on-exec flag of all descriptors from 3 on.
 fn close_all_on_exec() -> io::Result<()> {
     let flag = libc::CLOSE_RANGE_CLOEXEC as libc::c_int;
     // SAFETY: it changes a flag of descriptors, and none of them is closed.
     if unsafe { libc::close_range(3, libc::c_uint::MAX, flag) } == 0 {
         return Ok(());
     }
-    // Before Linux 5.11 there is no such flag, and a filter may refuse the call.
+    // Linux before 5.11 has no such flag, and a seccomp filter may refuse the call.
     close_each_on_exec()
 }
 
-/// Sets the flag on one descriptor after the other.
+/// Sets the flag on one descriptor after another.
 fn close_each_on_exec() -> io::Result<()> {
     for entry in std::fs::read_dir("/proc/self/fd")? {
         let name = entry?.file_name();
@@ -73,22 +73,20 @@ fn close_each_on_exec() -> io::Result<()> {
     Ok(())
 }
 
-/// Has the end of a child be known, whatever this process has inherited: with SIGCHLD ignored, nobody
-/// could know how one ended.
+/// Resets SIGCHLD to its default. If it were inherited as ignored, no exit status could be read.
 pub(crate) fn default_child_signal() {
     // SAFETY: a plain system call; no handler is installed.
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
 }
 
-/// Notices that something in the process group of this process, in which its programs are too, wants
-/// the terminal: the kernel stops what reads or sets up a terminal in the background, by a signal to
-/// the whole group.
+/// Detects that a program in this process group wants the terminal. The kernel stops what reads or
+/// configures a terminal in the background, by a signal to the whole group.
 #[derive(Debug)]
 pub(crate) struct TerminalWatch(File);
 
 impl TerminalWatch {
-    /// Blocks the signals for this thread, which must be the only one: then they stop its programs and
-    /// not this process, which may write to a terminal too.
+    /// Blocks the signals in this thread, which must be the only one. They then stop its programs
+    /// but not this process, which may write to a terminal too.
     pub(crate) fn start() -> io::Result<Self> {
         let mut signals = MaybeUninit::uninit();
         // SAFETY: plain system calls on local data, which the first one initialises; the descriptor
@@ -108,7 +106,7 @@ impl TerminalWatch {
         }
     }
 
-    /// Forgets what was noticed; whether that was anything.
+    /// Clears the detection. Returns whether there was one.
     pub(crate) fn clear(&mut self) -> bool {
         let mut signals = [0; 2 * size_of::<libc::signalfd_siginfo>()];
         let mut any = false;
@@ -126,12 +124,12 @@ impl AsFd for TerminalWatch {
     }
 }
 
-/// What the kernel sends to what reads a terminal in the background, or sets it up.
+/// The signals to background processes that read or configure a terminal.
 const TERMINAL_SIGNALS: [libc::c_int; 2] = [libc::SIGTTIN, libc::SIGTTOU];
 
-/// The signals that do in a program what they do by default, whatever this process does with them or
-/// has inherited. The first two real-time signals are the C library's own: `posix_spawn` has a
-/// program ignore them unless they are named here, and `sigaddset` refuses to name them.
+/// The signals that are reset to their defaults in a program. The first two real-time signals
+/// belong to the C library: `posix_spawn` makes a program ignore them unless they are named here,
+/// and `sigaddset` refuses to name them.
 fn defaulted() -> libc::sigset_t {
     let signals = [libc::SIGPIPE, libc::SIGCHLD, libc::SIGTTIN, libc::SIGTTOU, 32, 33];
     let bits = signals.iter().fold(0u64, |bits, signal| bits | 1 << (signal - 1));
@@ -144,14 +142,14 @@ fn defaulted() -> libc::sigset_t {
     }
 }
 
-/// What `posix_spawn` is told beside the program.
+/// The parameters of `posix_spawn`.
 struct Spawn {
     attributes: libc::posix_spawnattr_t,
     actions: libc::posix_spawn_file_actions_t,
 }
 
 impl Spawn {
-    /// A program has these for its standard output and error, and the signals that are usual.
+    /// Sets the program's standard output and error, and default signals.
     fn new(outputs: [Option<BorrowedFd<'_>>; 2]) -> io::Result<Self> {
         let mut spawn = Self::empty()?;
         for (output, target) in outputs.into_iter().zip(1..) {
@@ -207,7 +205,7 @@ impl Drop for Spawn {
     }
 }
 
-/// What it means that a function of the C library returns an error number.
+/// Converts an error number that a function of the C library returned.
 fn checked(code: libc::c_int) -> io::Result<()> {
     if code == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(code)) }
 }
@@ -218,16 +216,15 @@ unsafe extern "C" {
 }
 
 impl Program {
-    /// Starts a file, or what `PATH` has under that name, with these words as its arguments, the
-    /// first of which is the name that it's told. Its standard input is that of this process, and so
-    /// are those of its outputs that aren't given.
+    /// Starts a file, or what `PATH` has under that name, with these arguments, the first of which
+    /// is its name. Standard input is that of this process, and so are outputs that are not given.
     pub(crate) fn start(
         file: &OsStr,
         words: &[OsString],
         outputs: [Option<BorrowedFd<'_>>; 2],
     ) -> io::Result<Self> {
-        // Not all that this process has open is closed by exec of itself, and a program that
-        // inherited the worker's channel would keep it open.
+        // Not every descriptor of this process is close-on-exec by itself. A program that inherited
+        // the worker's channel would keep it open.
         close_all_on_exec()?;
         let file = CString::new(file.as_bytes())?;
         let words: Vec<_> =
@@ -236,8 +233,8 @@ impl Program {
         pointers.push(std::ptr::null_mut());
         let spawn = Spawn::new(outputs)?;
         let mut pid = 0;
-        // `posix_spawn`, since its cost doesn't grow with memory; and not by the standard library,
-        // which can't be told what becomes of signals.
+        // `posix_spawn`, whose cost does not grow with memory. Not the standard library, which
+        // cannot configure all signals.
         // SAFETY: all pointers are to what lives until the call returns, and the words end with a
         // null. Nothing in a worker changes the environment while a job is started.
         checked(unsafe {
@@ -254,12 +251,12 @@ impl Program {
         Ok(Self { pid })
     }
 
-    /// Becomes readable when the program has ended.
+    /// Returns a descriptor that becomes readable when the program has ended.
     pub(crate) fn pidfd(&self) -> io::Result<OwnedFd> {
         Ok(pidfd_open(self.pid, PidfdFlags::empty())?)
     }
 
-    /// Waits for the end.
+    /// Waits for the program to end.
     pub(crate) fn wait(self) -> io::Result<ProgramExit> {
         loop {
             match collect(self.pid.as_raw_pid(), 0) {
@@ -272,7 +269,7 @@ impl Program {
     }
 }
 
-/// Collects how a child of this process ended, or any (-1). Nobody else waits for them.
+/// Waits for a child of this process, or any (-1). Nothing else waits for them.
 fn collect(pid: i32, flags: i32) -> io::Result<Option<ProgramExit>> {
     let mut status = 0;
     let mut usage = MaybeUninit::<libc::rusage>::zeroed();
@@ -294,7 +291,8 @@ fn collect(pid: i32, flags: i32) -> io::Result<Option<ProgramExit>> {
     }))
 }
 
-/// Sleeps until one of these can be read or its other end is closed, or for so long; says which.
+/// Blocks until a file is readable or its other end is closed, or until the timeout. Returns which
+/// are.
 pub(crate) fn poll_readable<const N: usize>(
     files: [Option<BorrowedFd<'_>>; N],
     limit: Option<Duration>,
@@ -314,7 +312,7 @@ pub(crate) fn poll_readable<const N: usize>(
     })
 }
 
-/// Whether this process's standard output is a pipe that nobody reads any more.
+/// Whether the reader of this process's standard output is gone.
 pub(crate) fn is_unread() -> bool {
     let stdout = io::stdout();
     let mut polled = [PollFd::new(&stdout, PollFlags::OUT)];
@@ -322,13 +320,12 @@ pub(crate) fn is_unread() -> bool {
     poll(&mut polled, Some(&now)).is_ok() && polled[0].revents().contains(PollFlags::ERR)
 }
 
-/// Sends a signal to all that this process has started and that is still there.
+/// Sends a signal to all descendants of this process.
 pub(crate) fn signal_descendants(signal: Signal) {
     signal_descendants_of(std::process::id(), signal, &mut HashSet::new());
 }
 
-/// Sends a signal to all that a process has started and that is still there, but for those which are
-/// known already.
+/// Sends a signal to all descendants of a process that are not in `known`.
 pub(crate) fn signal_descendants_of(process: u32, signal: Signal, known: &mut HashSet<u32>) {
     for pid in observe::descendants(process) {
         if known.insert(pid) {
@@ -342,8 +339,8 @@ fn signal_one(pid: u32, signal: Signal) -> bool {
     pid.is_some_and(|pid| kill_process(pid, signal).is_ok())
 }
 
-/// Ends all that a program has left behind, waits for it, and adds what it used. The program itself
-/// has been waited for.
+/// Kills all leftover processes of a program, waits for them, and adds their resource use. The
+/// program itself has been waited for.
 pub(crate) fn end_left_behind(ended: &mut ProgramExit) {
     loop {
         match collect(-1, libc::WNOHANG) {
@@ -352,11 +349,12 @@ pub(crate) fn end_left_behind(ended: &mut ProgramExit) {
                 ended.memory = ended.memory.max(left.memory);
             }
             Ok(None) => {
-                // Each of those that end leaves its own children to this process, for the next turn.
+                // The children of each killed process become children of this one, for the next
+                // round.
                 let left = observe::children(std::process::id());
                 let killed = left.into_iter().filter(|pid| signal_one(*pid, Signal::KILL)).count();
                 if killed == 0 {
-                    // One that has become another user's, and can only be left alone.
+                    // A process that has changed its user, which cannot be killed.
                     return;
                 }
                 let has_ended = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 
-use super::messages::tell_left_out;
+use super::messages::report_skipped;
 use crate::exit::Exit;
 use crate::jobs::{BuiltIn, Commands, Work};
 use crate::journal::{History, Journal};
@@ -35,7 +35,7 @@ pub(super) fn dry_run(plan: RunPlan) -> Result<Exit> {
     let (inputs, feed) = plan.source.stream(plan.takes);
     let mut stdout = io::BufWriter::new(io::stdout().lock());
     for (number, input) in (1..).zip(inputs) {
-        if history.as_mut().is_some_and(|history| history.leaves_out(work(&input, number))) {
+        if history.as_mut().is_some_and(|history| history.skips(work(&input, number))) {
             continue;
         }
         let mut line = match &plan.work {
@@ -53,7 +53,7 @@ pub(super) fn dry_run(plan: RunPlan) -> Result<Exit> {
     }
     shown(stdout.flush())?;
     let is_in_vain = history.is_some_and(|history| {
-        tell_left_out(&plan.journal, &history.counts(), failed_before, plan.summary)
+        report_skipped(&plan.journal, &history.counts(), failed_before, plan.summary)
     });
     match feed.error() {
         None if is_in_vain => Ok(Exit::Failure),

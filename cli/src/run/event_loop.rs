@@ -52,7 +52,7 @@ pub(super) struct Run {
     pub(super) waiting: VecDeque<Box<Row>>,
     pub(super) is_command: bool,
     /// Inputs that were sent to the pool and never started.
-    pub(super) not_begun: u64,
+    pub(super) not_started: u64,
     /// Jobs that have ended, and those of them that failed, shown or not.
     pub(super) ended: u64,
     pub(super) failed: u64,
@@ -205,7 +205,7 @@ impl Run {
     }
 
     /// Starts no more jobs, and shows the rows that came early. Running jobs continue.
-    fn begin_no_more(&mut self, ending: Ending, pool: &Pool) -> Result<()> {
+    fn start_no_more(&mut self, ending: Ending, pool: &Pool) -> Result<()> {
         self.ending = Some(ending);
         self.feed.stop();
         self.threads.end_wait();
@@ -226,7 +226,7 @@ impl Run {
     fn interrupt(&mut self, exit: Exit, pool: &Pool) -> Result<()> {
         let again = matches!(self.ending, Some(Ending::Interrupted(_) | Ending::Killed(_)));
         let ending = if again { Ending::Killed(exit) } else { Ending::Interrupted(exit) };
-        self.begin_no_more(ending, pool)?;
+        self.start_no_more(ending, pool)?;
         self.leave_top()?;
         self.screen.progress().finish();
         let running = format::grouped(pool.stats().running);
@@ -251,7 +251,7 @@ impl Run {
     fn halt(&mut self, pool: &Pool) -> Result<()> {
         let due = self.halt.filter(|halt| halt.is_due(self.failed, self.ended));
         let Some(halt) = due.filter(|_| self.ending.is_none()) else { return Ok(()) };
-        self.begin_no_more(Ending::Halted { now: halt.now }, pool)?;
+        self.start_no_more(Ending::Halted { now: halt.now }, pool)?;
         self.leave_top()?;
         let running = format::grouped(pool.stats().running);
         if halt.now {
@@ -274,7 +274,7 @@ impl Run {
             board.end(&row);
         }
         if row.cancelled {
-            self.not_begun += 1;
+            self.not_started += 1;
             return Ok(());
         }
         if let Some(spills) = &self.spills {
@@ -343,27 +343,27 @@ impl Run {
 
     /// Returns how many inputs were not started, as far as known; none if the run was not ended
     /// early.
-    fn not_begun(&self) -> Option<String> {
+    fn not_started(&self) -> Option<String> {
         self.ending?;
         let (left, is_least) = self.feed.left();
-        let not_begun = self.not_begun.saturating_add(left);
-        let number = format::grouped(not_begun);
+        let not_started = self.not_started.saturating_add(left);
+        let number = format::grouped(not_started);
         if is_least {
             return Some(format!("{number} or more"));
         }
-        (not_begun > 0).then_some(number)
+        (not_started > 0).then_some(number)
     }
 
     /// Prints the summary: below a table on standard output, otherwise on standard error.
     fn close(&mut self, pool: &Pool, summary: Option<Format>) -> Result<()> {
         self.screen.progress().finish();
-        let not_begun = self.not_begun();
+        let not_started = self.not_started();
         self.screen.flush()?;
         let Some(format) = summary else {
             // An interruption has already reported the early end.
             let halted = matches!(self.ending, Some(Ending::Halted { .. }));
-            if let Some(not_begun) = not_begun.filter(|_| halted) {
-                say(format_args!("{not_begun} inputs were not started"));
+            if let Some(not_started) = not_started.filter(|_| halted) {
+                say(format_args!("{not_started} inputs were not started"));
             }
             return Ok(());
         };
@@ -372,10 +372,10 @@ impl Run {
         pool.close();
         pool.join();
         let now = Instant::now();
-        let not_begun = not_begun.as_deref();
+        let not_started = not_started.as_deref();
         let text = match format {
-            Format::Plain => self.tally.summary("jobs", now, not_begun),
-            _ => self.tally.workers(&workers) + &self.tally.summary("tasks", now, not_begun),
+            Format::Plain => self.tally.summary("jobs", now, not_started),
+            _ => self.tally.workers(&workers) + &self.tally.summary("tasks", now, not_started),
         };
         let to =
             if format == Format::Table { self.screen.page() } else { self.screen.error_lines() };

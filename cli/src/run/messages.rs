@@ -9,15 +9,15 @@ use crate::journal::Counts;
 
 /// Reports how many inputs the journal skipped. Returns whether `--retry-failed` matched none of
 /// the failed jobs: then the journal is of another command.
-pub(super) fn tell_left_out(
+pub(super) fn report_skipped(
     journal: &JournalArgs,
     counts: &Counts,
     failed_before: u64,
     summary: bool,
 ) -> bool {
-    let [left_out, taken] =
-        [&counts.left_out, &counts.taken].map(|count| count.load(Ordering::Relaxed));
-    if journal.retry_failed && failed_before > 0 && taken == 0 {
+    let [skipped, not_skipped] =
+        [&counts.skipped, &counts.not_skipped].map(|count| count.load(Ordering::Relaxed));
+    if journal.retry_failed && failed_before > 0 && not_skipped == 0 {
         say(format_args!(
             "error: none of the {} jobs that failed according to the journal match: their \
              command, options or inputs differ; --resume runs all jobs that have not succeeded",
@@ -25,11 +25,11 @@ pub(super) fn tell_left_out(
         ));
         return true;
     }
-    if left_out > 0 && summary {
-        let noun = if left_out == 1 { "input" } else { "inputs" };
+    if skipped > 0 && summary {
+        let noun = if skipped == 1 { "input" } else { "inputs" };
         let why = if journal.retry_failed { "did not fail" } else { "succeeded" };
-        let left_out = format::grouped(left_out);
-        say(format_args!("skipped {left_out} {noun} that {why} according to the journal"));
+        let skipped = format::grouped(skipped);
+        say(format_args!("skipped {skipped} {noun} that {why} according to the journal"));
     }
     false
 }

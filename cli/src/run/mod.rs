@@ -18,7 +18,7 @@ use anyhow::{Context, Result};
 
 use self::dry_run::dry_run;
 use self::event_loop::{Run, Unstarted};
-use self::messages::{say, tell_left_out};
+use self::messages::{report_skipped, say};
 use super::args::{Format, RunArgs};
 use super::collect::{Collector, Event, Events, WAITING};
 use super::exit::Exit;
@@ -184,7 +184,7 @@ fn run_work<W: Work>(
         ended: 0,
         failed: 0,
         unstarted: Unstarted::default(),
-        not_begun: 0,
+        not_started: 0,
         threads,
         feed,
         ending: None,
@@ -204,7 +204,7 @@ fn run_work<W: Work>(
     let exit = run.end(ended, &pool, plan.summary.then_some(plan.format), plan.exit_count)?;
     pool.join();
     let is_in_vain = known.is_some_and(|(counts, failed)| {
-        tell_left_out(&plan.journal, &counts, failed, plan.summary) && exit == Exit::Success
+        report_skipped(&plan.journal, &counts, failed, plan.summary) && exit == Exit::Success
     });
     let closed = [log.map(|log| log.close()), trace.map(|trace| trace.close())];
     let errors: Vec<_> = closed.into_iter().flatten().filter_map(Result::err).collect();

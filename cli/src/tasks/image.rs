@@ -1,8 +1,8 @@
-//! `image`: turns a picture by 180° and writes it in another format.
+//! `image`: rotates a picture by 180° and writes it in another format.
 //!
-//! PNG, JPEG and WebP are read, told apart by content and not by name. A photograph is turned as it
-//! is looked at: the orientation that its camera noted is applied first, and its colour profile is
-//! kept. Where the format to write has no transparency, what shows through is white.
+//! Reads PNG, JPEG and WebP, recognised by content and not by name. A photograph is first turned by
+//! the orientation that its camera recorded. Its colour profile is kept. If the output format has
+//! no transparency, the background is white.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -20,13 +20,13 @@ use super::job::{FileFormat, Input, Job, Params};
 use super::output::{Column, Output};
 use super::task::{Options, Takes, Task};
 
-/// What can be written; the first is the default.
+/// The output formats; the first is the default.
 const FORMATS: &[FileFormat] = &[FileFormat::Png, FileFormat::Jpeg, FileFormat::Webp];
 
-/// High enough that one more generation of a photograph can't be told by eye.
+/// High enough that another generation of a photograph looks the same.
 const JPEG_QUALITY: u8 = 90;
 
-/// How the command line knows it.
+/// The task's descriptor.
 pub(crate) static TASK: Task = Task {
     name: "image",
     summary: "turns a picture by 180° and writes it as another format",
@@ -58,22 +58,22 @@ fn run(job: Job) -> Result<Output, String> {
     Ok(vec![picture.pixels.width().into(), picture.pixels.height().into(), output.into()])
 }
 
-/// The name that the output of an input gets.
+/// Returns the output name of an input.
 fn output_name(input: &Input, params: &Params) -> Option<Bytes> {
     name_for(&input.to_path(), params.to.unwrap_or(FORMATS[0])).ok().map(Bytes::from)
 }
 
-/// The name of a picture in another format, without its directory.
+/// Returns the name of a picture in another format, without its directory.
 fn name_for(source: &Path, to: FileFormat) -> Result<PathBuf, String> {
     let stem = source.file_stem().ok_or_else(|| format!("{source:?} names no file"))?;
-    // Not with_extension: it would take ".2024" from the stem of "photo.2024.png".
+    // Not `with_extension`, which would remove ".2024" from the stem of "photo.2024.png".
     let mut name = OsString::from(stem);
     name.push(".");
     name.push(to.extension());
     Ok(name.into())
 }
 
-/// A picture must not be written over the file it was read from.
+/// Refuses to overwrite the file that the picture was read from.
 fn refuse_own_source(source: &Path, output: &Path) -> Result<(), String> {
     match (source.canonicalize(), output.canonicalize()) {
         (Ok(one), Ok(other)) if one == other => {
@@ -83,7 +83,7 @@ fn refuse_own_source(source: &Path, output: &Path) -> Result<(), String> {
     }
 }
 
-/// A picture in memory, as it is to be looked at.
+/// A picture in memory, in its upright orientation.
 #[derive(Debug, Clone)]
 pub(crate) struct Picture {
     /// Its pixels.
@@ -96,12 +96,12 @@ impl Picture {
     /// Reads a PNG, JPEG or WebP file.
     pub(crate) fn read(path: &Path) -> Result<Self, String> {
         let failed = |error: ImageError| explain_picture(path, error);
-        // Not ImageReader::open: it would believe the name where the content says nothing.
+        // Not `ImageReader::open`, which trusts the name if the content says nothing.
         let reader = File::open(path)
             .and_then(|file| ImageReader::new(BufReader::new(file)).with_guessed_format())
             .map_err(|error| explain("read", path, &error))?;
         let mut decoder = reader.into_decoder().map_err(failed)?;
-        // A picture without either is as good as one with a broken note of them.
+        // Missing or broken metadata is ignored.
         let orientation = decoder.orientation().ok();
         let profile = decoder.icc_profile().ok().flatten();
         let mut pixels = DynamicImage::from_decoder(decoder).map_err(failed)?;
@@ -112,12 +112,12 @@ impl Picture {
         Ok(Self { pixels, profile })
     }
 
-    /// Turns it by 180°.
+    /// Rotates it by 180°.
     pub(crate) fn turn(&mut self) {
         self.pixels = self.pixels.rotate180();
     }
 
-    /// The content of a file in that format.
+    /// Returns the content of a file in that format.
     pub(crate) fn encode(&self, to: FileFormat) -> Result<Vec<u8>, String> {
         let mut content = Cursor::new(Vec::new());
         match to {
@@ -137,21 +137,21 @@ impl Picture {
 
     fn write(&self, pixels: &DynamicImage, mut to: impl ImageEncoder) -> Result<(), ImageError> {
         if let Some(profile) = &self.profile {
-            // A format that can't hold a profile still holds the picture.
+            // A format without profiles still holds the picture.
             let _ = to.set_icc_profile(profile.clone());
         }
         pixels.write_with_encoder(to)
     }
 }
 
-/// Whether a colour profile speaks of pixels like these: one of a JPEG in CMYK no longer does once
-/// it's decoded to RGB. Bytes 16 to 19 of a profile name its colour space.
+/// Whether a colour profile fits the pixels: that of a JPEG in CMYK does not after decoding to RGB.
+/// Bytes 16 to 19 of a profile name its colour space.
 fn fits(profile: &[u8], pixels: &DynamicImage) -> bool {
     let space: &[u8] = if pixels.color().has_color() { b"RGB " } else { b"GRAY" };
     profile.get(16..20) == Some(space)
 }
 
-/// The picture with 8 bits a channel, which is all that WebP and JPEG hold; grey stays grey.
+/// Converts to 8 bits per channel, which is all that WebP and JPEG hold; grey stays grey.
 fn eight_bits(pixels: &DynamicImage) -> DynamicImage {
     let color = pixels.color();
     match (color.has_color(), color.has_alpha()) {
@@ -162,7 +162,7 @@ fn eight_bits(pixels: &DynamicImage) -> DynamicImage {
     }
 }
 
-/// The picture on white paper, with 8 bits a channel.
+/// Converts to 8 bits per channel, on a white background.
 fn opaque(pixels: &DynamicImage) -> DynamicImage {
     let on_white = |value: u8, alpha: u8| {
         let (value, alpha) = (u32::from(value), u32::from(alpha));
@@ -187,7 +187,7 @@ fn opaque(pixels: &DynamicImage) -> DynamicImage {
     }
 }
 
-/// What is wrong with a picture, and what can be done about it.
+/// Formats an error: the cause and the remedy.
 fn explain_picture(path: &Path, error: ImageError) -> String {
     let remedy = match &error {
         // The file ended too soon: a truncated picture, no trouble with the disk.

@@ -11,7 +11,7 @@ use super::output::{Column, Output};
 use super::random::{CLOUD_POINTS, CLOUD_SEED, TRUE_DENSITY, count_in_window, density, gaussian};
 use super::task::{Options, Takes, Task};
 
-/// How the command line knows it.
+/// The task's descriptor.
 pub(crate) static TASK: Task = Task {
     name: "parzen",
     summary: "the density of a 2-D Gaussian at the origin, by Parzen windows of a width",

@@ -1,15 +1,14 @@
-//! `pi`: an estimate of π by the Monte Carlo method; pure arithmetic, so it shows what more
-//! processes give.
+//! `pi`: estimates π by the Monte Carlo method. Pure arithmetic, so it shows how processes scale.
 //!
-//! Of points thrown evenly into the unit square, the share that falls within the quarter circle of
-//! radius 1 tends to π/4. One seed is one independent estimate.
+//! Of points spread evenly over the unit square, the share within the quarter circle of radius 1
+//! tends to π/4. Each seed is an independent estimate.
 
 use super::job::Job;
 use super::output::{Column, Output};
 use super::random::{ESTIMATE_POINTS, estimate};
 use super::task::{A_SEED, Options, Takes, Task};
 
-/// How the command line knows it.
+/// The task's descriptor.
 pub(crate) static TASK: Task = Task {
     name: "pi",
     summary: "an estimate of π by the Monte Carlo method, one per seed",
@@ -37,8 +36,8 @@ mod tests {
 
     #[test]
     fn the_estimate_is_near_pi_and_nearer_over_many_seeds() {
-        // One estimate strays by sqrt(pi (4 - pi) / n) = 0.0023; ten of them together by a third of
-        // it.
+        // The standard deviation of one estimate is sqrt(pi (4 - pi) / n) = 0.0023; that of the
+        // mean of ten, a third of it.
         let estimates: Vec<f64> = (0..10).map(|seed| estimate(seed, ESTIMATE_POINTS)).collect();
         assert!(estimates.iter().all(|pi| (pi - std::f64::consts::PI).abs() < 0.012));
         let mean = estimates.iter().sum::<f64>() / 10.0;

@@ -15,17 +15,17 @@ use super::output::{Column, Output};
 use super::random::stream;
 use super::task::{A_SEED, Options, Takes, Task};
 
-/// How many points a plot has unless told otherwise.
+/// The default number of points of a plot.
 pub(crate) const POINTS: u64 = 500;
 
-/// What can be written; the first is the default.
+/// The output formats; the first is the default.
 const FORMATS: &[FileFormat] = &[FileFormat::Svg, FileFormat::Png];
 
-/// How far the axes reach. Fixed, so that plots can be laid beside each other; of 500 points of a
-/// Gaussian hardly one in a plot lies beyond 3.
+/// The range of the axes. Fixed, so that plots can be compared; of 500 points of a Gaussian, hardly
+/// one per plot lies beyond 3.
 const REACH: f64 = 4.0;
 
-/// How the command line knows it.
+/// The task's descriptor.
 pub(crate) static TASK: Task = Task {
     name: "plot",
     summary: "a scatter plot of random points, one per seed, as a file",
@@ -48,8 +48,8 @@ fn run(job: Job) -> Result<Output, String> {
     Ok(vec![points.into(), output.into()])
 }
 
-/// The content of a file with a scatter plot of that many random points; the same for the same
-/// seed, always.
+/// Returns the content of a file with a scatter plot of random points. The same seed always draws
+/// the same plot.
 pub(crate) fn scatter(seed: u64, points: u64, to: FileFormat) -> Result<Vec<u8>, String> {
     canvas::draw(&Scatter { seed, points }, to)
 }

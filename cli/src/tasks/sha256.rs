@@ -21,7 +21,7 @@ pub(crate) fn digest(path: &Path) -> Result<String, String> {
     Ok(hex)
 }
 
-/// How the command line knows it.
+/// The task's descriptor.
 pub(crate) static TASK: Task = Task {
     name: "sha256",
     summary: "the SHA-256 digest of a file, as sha256sum gives it",

@@ -9,7 +9,7 @@ pub(crate) fn root(x: f64) -> Option<f64> {
     (x >= 0.0).then(|| x.sqrt())
 }
 
-/// How the command line knows it.
+/// The task's descriptor.
 pub(crate) static TASK: Task = Task {
     name: "sqrt",
     summary: "the square root of a number; a range may hold millions",

@@ -9,7 +9,7 @@ pub(crate) fn square(x: i64) -> i128 {
     i128::from(x) * i128::from(x)
 }
 
-/// How the command line knows it.
+/// The task's descriptor.
 pub(crate) static TASK: Task = Task {
     name: "square",
     summary: "the square of a whole number",

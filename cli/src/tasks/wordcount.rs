@@ -30,7 +30,7 @@ pub(crate) fn count(path: &Path) -> Result<Counts, String> {
     Ok(counter.finish())
 }
 
-/// How the command line knows it.
+/// The task's descriptor.
 pub(crate) static TASK: Task = Task {
     name: "wordcount",
     summary: "the lines, words and bytes of a file, as wc gives them",
@@ -53,7 +53,7 @@ struct Counter<'a> {
     counts: Counts,
     locale: &'a Locale,
     in_word: bool,
-    /// The beginning of a character whose end is in the next block; at most 3 bytes.
+    /// The start of a character whose end is in the next block; at most 3 bytes.
     rest: Vec<u8>,
 }
 
@@ -69,7 +69,7 @@ impl<'a> Counter<'a> {
         } else if self.rest.is_empty() {
             self.utf8(block);
         } else {
-            // One copy of a block, and only where a character lies across its beginning.
+            // Copies a block only if a character crosses its start.
             let mut joined = std::mem::take(&mut self.rest);
             joined.extend_from_slice(block);
             self.utf8(&joined);
@@ -97,7 +97,7 @@ impl<'a> Counter<'a> {
                     _ => self.note(self.locale.class_of_char(character)),
                 }
             }
-            // At the end of the block it may be a character that goes on in the next one.
+            // At the end of a block, a character may continue in the next one.
             if chunks.peek().is_none() && is_cut_off(chunk.invalid()) {
                 self.rest = chunk.invalid().to_vec();
             }
@@ -116,7 +116,7 @@ impl<'a> Counter<'a> {
     }
 }
 
-/// Whether these bytes could still become a character, if more came.
+/// Whether more bytes could complete these to a character.
 fn is_cut_off(bytes: &[u8]) -> bool {
     matches!(str::from_utf8(bytes), Err(error) if error.error_len().is_none())
 }

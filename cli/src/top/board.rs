@@ -1,7 +1,7 @@
-//! What is known of a run while it goes on: which worker is at which input, and how many are done.
+//! The live state of a run: the input of each worker, and the counts.
 //!
-//! The pool tells of tasks by their number in their stream. A stream's label says which number its
-//! first has in the run, and so the input is found.
+//! The pool's events name tasks by their position in a stream. The stream's label is the id of its
+//! first task in the run, which leads to the input.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -12,7 +12,7 @@ use crate::row::Row;
 use crate::tasks::Input;
 use procpool::{Event, EventKind};
 
-/// So many of the last failures are kept.
+/// How many of the last failures are kept.
 const FAILURES: usize = 8;
 
 #[derive(Default)]
@@ -20,7 +20,7 @@ pub(crate) struct Board(Mutex<State>);
 
 #[derive(Default)]
 pub(super) struct State {
-    /// The inputs of the jobs under way, by their ids.
+    /// The inputs of pending jobs, by id.
     inputs: HashMap<u64, Input>,
     slots: HashMap<usize, Running>,
     pub(super) ended: u64,
@@ -30,22 +30,22 @@ pub(super) struct State {
     pub(super) failures: VecDeque<String>,
 }
 
-/// What a worker was sent.
+/// The chunk of a worker.
 struct Running {
-    /// The id of the one that it is at, if it runs one.
+    /// The id of the running job.
     id: u64,
-    /// How many are left, that one included.
+    /// The number of jobs left, including that one.
     left: u32,
     since: Instant,
 }
 
 impl Board {
-    /// An input is to be worked on.
+    /// Records a job that is about to be sent.
     pub(crate) fn begin(&self, id: u64, input: &Input) {
         self.state().inputs.insert(id, input.clone());
     }
 
-    /// A job has ended.
+    /// Records a finished job.
     pub(crate) fn end(&self, row: &Row) {
         let mut state = self.state();
         state.inputs.remove(&row.id);
@@ -61,7 +61,7 @@ impl Board {
         }
     }
 
-    /// Something has happened in the pool.
+    /// Records an event of the pool.
     pub(crate) fn note(&self, event: &Event) {
         let mut state = self.state();
         match &event.kind {
@@ -90,7 +90,7 @@ impl Board {
 }
 
 impl State {
-    /// The input that a worker is at, and since when.
+    /// Returns the input of a worker, and when it started.
     pub(super) fn running(&self, slot: usize) -> Option<(String, Instant)> {
         let running = self.slots.get(&slot).filter(|running| running.left > 0)?;
         let input = self.inputs.get(&running.id)?.to_text();

@@ -1,13 +1,13 @@
-//! `--top`: the workers of a run, live in the terminal.
+//! `--top`: the live table of a run's workers.
 //!
 //! | file | owns |
 //! |---|---|
-//! | `board` | what is known: which worker is at which input, how many are done |
-//! | `terminal` | taking the terminal over, and giving it back whatever happens |
-//! | `view` | what is drawn |
+//! | `board` | the live state: the input of each worker, and the counts |
+//! | `terminal` | entering and leaving the alternate screen, in every case |
+//! | `view` | the drawing |
 //!
-//! It is drawn on the terminal itself and not on an output, so that results can go on through a
-//! pipe. ratatui's only home.
+//! The table is drawn on the terminal itself, not on an output stream, so that results can go
+//! through a pipe. The only user of ratatui.
 
 mod board;
 mod terminal;
@@ -26,18 +26,17 @@ use self::view::View;
 use super::exit::Usage;
 use procpool::Pool;
 
-/// How long there is between two pictures: often enough to look alive, seldom enough for a slow
-/// line.
+/// The redraw interval: often enough to look live, rarely enough for a slow connection.
 const REDRAW: Duration = Duration::from_millis(250);
 
-/// The table while it's shown; when it's dropped, the terminal is given back.
+/// The live table. Dropping it leaves the alternate screen.
 pub(super) struct Top {
     stop: Sender<()>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Top {
-    /// Shows what is on the board.
+    /// Shows the board.
     pub(super) fn start(board: Arc<Board>, pool: Pool, total: Option<u64>) -> Result<Self> {
         let terminal = terminal::open().map_err(|error| {
             Usage::error(format!("--top needs a terminal: {error}; leave it out, or use --log"))
@@ -47,7 +46,8 @@ impl Top {
         let draw = move || {
             let mut terminal = terminal;
             loop {
-                // A terminal that is gone, or the signal to stop: the run goes on without it.
+                // The terminal is gone, or the run asked to stop: the run continues without the
+                // table.
                 if view.draw(&mut terminal).is_err() {
                     break;
                 }

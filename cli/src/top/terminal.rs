@@ -1,8 +1,7 @@
-//! Taking the terminal over, and giving it back whatever happens: at the end, in a panic, on a
-//! signal that ends or stops the process.
+//! Enters and leaves the alternate screen in every case: at the end, in a panic, and on a signal
+//! that ends or stops the process.
 //!
-//! Only the picture is exchanged (the alternate screen); how the terminal treats keys stays as it
-//! is, so that Ctrl-C and Ctrl-Z do what they always do.
+//! Keys are handled as before, so that Ctrl-C and Ctrl-Z keep their meaning.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -16,16 +15,16 @@ use ratatui::crossterm::cursor::{Hide, Show};
 use ratatui::crossterm::execute;
 use ratatui::crossterm::terminal::{EnterAlternateScreen, LeaveAlternateScreen};
 
-/// The terminal, if it's drawn on in this process.
+/// The terminal, if this process draws on it.
 static TERMINAL: OnceLock<File> = OnceLock::new();
 
-/// Whether it's taken over at the moment.
+/// Whether the alternate screen is entered.
 static ENTERED: AtomicBool = AtomicBool::new(false);
 
-/// How often it has been taken over: each time it's empty.
+/// How often it was entered. Each time it is empty.
 static TIMES_ENTERED: AtomicUsize = AtomicUsize::new(0);
 
-/// Takes over the terminal that this process is controlled from, whatever its outputs are.
+/// Enters the alternate screen of the controlling terminal, whatever the outputs are.
 pub(super) fn open() -> io::Result<Terminal<CrosstermBackend<File>>> {
     let file = File::options().read(true).write(true).open("/dev/tty")?;
     let terminal = empty(&file)?;
@@ -39,21 +38,21 @@ pub(super) fn open() -> io::Result<Terminal<CrosstermBackend<File>>> {
     Ok(terminal)
 }
 
-/// A picture of a terminal that was just taken over, on which there is nothing.
+/// Creates a frame for an empty screen.
 fn empty(terminal: &File) -> io::Result<Terminal<CrosstermBackend<File>>> {
     Terminal::new(CrosstermBackend::new(terminal.try_clone()?))
 }
 
-/// Begins the picture anew.
+/// Starts over with an empty screen.
 pub(super) fn begin_anew(picture: &mut Terminal<CrosstermBackend<File>>) -> io::Result<()> {
     if let Some(terminal) = TERMINAL.get() {
-        // Not `clear`, which asks the terminal where its cursor is and waits for the answer.
+        // Not `clear`, which asks the terminal for its cursor and waits for the reply.
         *picture = empty(terminal)?;
     }
     Ok(())
 }
 
-/// Takes it over, if it's drawn on and isn't taken over.
+/// Enters the alternate screen, if this process draws on one and has left it.
 pub(crate) fn enter_alternate_screen() {
     if let Some(mut terminal) = TERMINAL.get()
         && !ENTERED.swap(true, Ordering::SeqCst)
@@ -63,7 +62,7 @@ pub(crate) fn enter_alternate_screen() {
     }
 }
 
-/// Gives it back, if it's taken over; says whether it was.
+/// Leaves the alternate screen. Returns whether it was entered.
 pub(crate) fn leave_alternate_screen() -> bool {
     let Some(mut terminal) = TERMINAL.get().filter(|_| ENTERED.swap(false, Ordering::SeqCst))
     else {
@@ -74,7 +73,7 @@ pub(crate) fn leave_alternate_screen() -> bool {
     true
 }
 
-/// How often it has been taken over, if it's ours to draw on.
+/// Returns how often it was entered, if it is entered now.
 pub(super) fn times_entered() -> Option<usize> {
     ENTERED.load(Ordering::SeqCst).then(|| TIMES_ENTERED.load(Ordering::SeqCst))
 }

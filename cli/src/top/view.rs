@@ -1,4 +1,4 @@
-//! What is drawn: how far the run is, a row for each worker, the last failures.
+//! Draws the progress of the run, a row per worker, and the last failures.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -19,7 +19,7 @@ use crate::os::observe;
 use crate::{color, format};
 use procpool::{Pool, Stats, WorkerInfo, WorkerState};
 
-/// Of so many seconds the throughput is shown.
+/// The seconds of throughput that are shown.
 const SECONDS: usize = 300;
 
 pub(super) struct View {
@@ -27,29 +27,29 @@ pub(super) struct View {
     pool: Pool,
     total: Option<u64>,
     began: Instant,
-    /// The CPU time of each worker when it was last looked at, in milliseconds.
+    /// The CPU time of each worker at the last sample, in milliseconds.
     cpu: HashMap<u32, u64>,
     looked: Instant,
-    /// How many ended in each second, the last one first; and how many had until then.
+    /// Finished jobs per second, the latest first; and the count before that second.
     rates: Vec<u64>,
     second: u64,
     before: u64,
     is_colored: bool,
-    /// How often the terminal had been taken over when it was last drawn on.
+    /// How often the screen had been entered at the last drawing.
     taken: usize,
 }
 
-/// A worker, as it's shown.
+/// A worker, as shown.
 struct Shown {
     worker: WorkerInfo,
     input: String,
     elapsed: Option<Duration>,
-    /// Of one CPU.
+    /// The share of one CPU.
     cpu: f64,
     memory: u64,
 }
 
-/// What is drawn at a time.
+/// The content of a drawing.
 struct Picture {
     workers: Vec<Shown>,
     stats: Stats,
@@ -80,7 +80,7 @@ impl View {
 
     pub(super) fn draw(&mut self, to: &mut Terminal<CrosstermBackend<File>>) -> io::Result<()> {
         let picture = self.look();
-        // Given back for good, or for as long as the process is stopped.
+        // The screen was left, for good or while the process is stopped.
         let Some(taken) = terminal::times_entered() else { return Ok(()) };
         if std::mem::replace(&mut self.taken, taken) != taken {
             terminal::begin_anew(to)?;
@@ -121,7 +121,7 @@ impl View {
         self.cpu = cpu;
         let second = picture.elapsed.as_secs();
         if second > self.second {
-            // A look may come seconds late.
+            // A sample may be seconds late.
             let skipped = usize::try_from(second - self.second).unwrap_or(SECONDS).min(SECONDS);
             self.rates.splice(0..0, std::iter::repeat_n(0, skipped));
             self.rates.truncate(SECONDS);

@@ -1,21 +1,21 @@
-//! The `procpool` command as a user or a script meets it: the real binary, its output and its exit
+//! The `procpool` command as users and scripts run it: the real binary, its output and its exit
 //! codes.
 //!
-//! - `support`: starts the binary and waits for it, but never for ever.
-//! - `rows`: what is shown of each result, in each format, and the summary.
-//! - `commands`: any program as a job, what it prints, its limits and its end.
-//! - `journal`: nothing is lost, and nothing done twice, over a kill and a restart.
-//! - `inputs`: where inputs come from, and that they stream.
+//! - `support`: starts the binary and waits for it, with a timeout.
+//! - `rows`: the rows of each format, and the summary.
+//! - `commands`: any program as a job: output, limits, exit status.
+//! - `journal`: no job is lost or repeated after a kill and a restart.
+//! - `inputs`: the sources of inputs, and streaming.
 //! - `exit_codes`: exit codes, errors, closed pipes, Ctrl-C.
-//! - `limits`: what one input may take, what becomes of what tasks print, and the log.
-//! - `output`: what jobs print where there is a lot of it, and outputs that can't be written.
-//! - `snapshots`: help, errors, tables and exit codes, word for word.
-//! - `signals`: what ends a run early, and what stops it for a while.
-//! - `isolate`: the wall, shown.
-//! - `terminal`: runs in a terminal, and what jobs do to it.
-//! - `top`: the live table, and that the terminal is given back.
-//! - `trace`: when each worker did what, and its picture.
-//! - `tasks`: the built-in tasks give the answers of the tools that people know.
+//! - `limits`: limits of an input, output modes of tasks, and the log.
+//! - `output`: large output of jobs, and outputs that cannot be written.
+//! - `snapshots`: help, errors, tables and exit codes, verbatim.
+//! - `signals`: signals that end, stop or continue a run.
+//! - `isolate`: the cases of `procpool isolate`.
+//! - `terminal`: runs in a terminal, and jobs that use it.
+//! - `top`: the live table, and leaving it in every case.
+//! - `trace`: the trace file, and its picture.
+//! - `tasks`: the built-in tasks agree with the standard tools.
 
 #![allow(clippy::unwrap_used)]
 
