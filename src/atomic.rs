@@ -16,7 +16,7 @@ mod model {
 
     use loom::sync::atomic::fence;
 
-    use crate::os::memory::Atomics;
+    use crate::ipc::memory::Atomics;
 
     fn fenced<R>(order: Ordering, access: impl FnOnce() -> R) -> R {
         if order != SeqCst {

@@ -246,6 +246,8 @@ pub mod channel;
 mod entry;
 mod error;
 mod failure;
+#[allow(unsafe_code)] // Values of several processes lie in its memory.
+mod ipc;
 #[allow(unsafe_code)] // System calls, and the mappings of shared memory.
 mod os;
 mod pool;

@@ -2,10 +2,10 @@
 
 use super::error::{RecvError, SendErrorReason};
 use super::log::{Log, LogError, Side};
-use crate::os::handle::{File, Handle};
-use crate::os::memory::{self, Atomics};
+use crate::ipc::handle::{File, Handle};
+use crate::ipc::memory::{self, Atomics};
+use crate::ipc::object::{Kind, Object, something_else};
 use crate::os::pipe::is_hung_up;
-use crate::shared::object::{Kind, Object, something_else};
 use crate::sync::{EventCount, LockGuard, Probe, deadline};
 use procpool_worker::attach::{Attached, FileId, NotAttachable, attach_channel_end};
 use rustix::fs::OFlags;

@@ -24,8 +24,8 @@ use std::sync::atomic::{self, Ordering::*};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::atomic::AtomicU64;
-use crate::os::handle::File;
-use crate::os::memory::{self, Atomics, Mapping};
+use crate::ipc::handle::File;
+use crate::ipc::memory::{self, Atomics, Mapping};
 use crate::sync::RawLock;
 
 /// The size in bytes of the part of the file that is mapped, and freed, at a time. The system calls for it

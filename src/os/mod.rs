@@ -1,8 +1,6 @@
 //! The interface to Linux: processes, shared memory, futexes, pipes and signals.
 
 pub(crate) mod futex;
-pub(crate) mod handle;
-pub(crate) mod memory;
 pub(crate) mod observe;
 pub(crate) mod pipe;
 pub(crate) mod process;

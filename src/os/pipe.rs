@@ -6,7 +6,7 @@ use std::io;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::pipe::PipeFlags;
 
-use super::handle::File;
+use crate::ipc::handle::File;
 
 /// Creates a pipe. Returns its read end and its write end.
 pub(crate) fn pipe() -> io::Result<(File, File)> {

@@ -13,9 +13,9 @@ use std::time::Duration;
 use bytemuck::Pod;
 use serde::{Deserialize, Serialize};
 
-use super::object::Object;
 use crate::error::Error;
-use crate::os::memory::Atomics;
+use crate::ipc::memory::Atomics;
+use crate::ipc::object::Object;
 use crate::sync::{LockGuard, RawLock};
 
 /// An array of numbers or other plain data that several processes read and write, under a lock or as

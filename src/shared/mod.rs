@@ -1,10 +1,9 @@
 //! Memory that tasks share instead of receiving copies of it: [`SharedSlice`] is read-only, [`SharedArray`]
 //! and [`SharedValue`] are writable.
 
-// `os/memory` owns the memory itself, `object` the layout of everything that several processes write.
+// `ipc/memory` owns the memory itself, `ipc/object` the layout of everything that several processes write.
 
 mod array;
-pub(crate) mod object;
 mod slice;
 mod value;
 

@@ -11,10 +11,10 @@ use serde::de::Error as _;
 use serde::ser::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::object::Kind;
 use crate::error::Error;
-use crate::os::handle::Handle;
-use crate::os::memory::SharedMemory;
+use crate::ipc::handle::Handle;
+use crate::ipc::memory::SharedMemory;
+use crate::ipc::object::Kind;
 
 /// A slice of numbers or other plain data that many processes read and none can write.
 ///

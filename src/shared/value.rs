@@ -8,8 +8,8 @@ use bytemuck::Pod;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::array::{Atomic, SharedArray};
-use super::object::{Kind, something_else};
 use crate::error::Error;
+use crate::ipc::object::{Kind, something_else};
 use crate::sync::LockGuard;
 
 /// A number or other plain data that several processes read and write, under a lock or as an atomic. It is

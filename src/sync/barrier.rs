@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::eventcount::{EventCount, Probe, deadline};
 use super::lock::{LockGuard, RawLock, take};
-use super::owner::Owner;
 use crate::atomic::{AtomicU32, AtomicU64};
 use crate::error::Error;
-use crate::os::memory::Atomics;
-use crate::shared::object::Object;
+use crate::ipc::eventcount::{EventCount, Probe, deadline};
+use crate::ipc::memory::Atomics;
+use crate::ipc::object::Object;
+use crate::ipc::owner::Owner;
 
 /// A reusable barrier at which a fixed number of participants wait for each other.
 ///

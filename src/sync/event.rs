@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::eventcount::{EventCount, deadline};
 use crate::atomic::AtomicU32;
 use crate::error::Error;
-use crate::os::memory::Atomics;
-use crate::shared::object::Object;
+use crate::ipc::eventcount::{EventCount, deadline};
+use crate::ipc::memory::Atomics;
+use crate::ipc::object::Object;
 
 /// A flag that is initially unset, and that any number of processes can wait for.
 ///

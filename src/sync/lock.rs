@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::eventcount::{EventCount, Probe, deadline};
-use super::owner::Owner;
 use crate::atomic::{AtomicU32, AtomicU64};
 use crate::error::Error;
-use crate::os::memory::Atomics;
-use crate::shared::object::Object;
+use crate::ipc::eventcount::{EventCount, Probe, deadline};
+use crate::ipc::memory::Atomics;
+use crate::ipc::object::Object;
+use crate::ipc::owner::Owner;
 
 /// A mutual exclusion lock between processes.
 ///

@@ -13,14 +13,12 @@
 
 mod barrier;
 mod event;
-mod eventcount;
 mod lock;
-mod owner;
 mod semaphore;
 
 pub use self::barrier::{Barrier, BarrierError};
 pub use self::event::Event;
-pub(crate) use self::eventcount::{EventCount, Probe, deadline};
 pub(crate) use self::lock::RawLock;
 pub use self::lock::{Lock, LockGuard};
 pub use self::semaphore::{Permit, Semaphore};
+pub(crate) use crate::ipc::eventcount::{EventCount, Probe, deadline};

@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::eventcount::{EventCount, Probe, deadline};
 use super::lock::take;
-use super::owner::Owner;
 use crate::atomic::AtomicU64;
 use crate::error::Error;
-use crate::shared::object::Object;
+use crate::ipc::eventcount::{EventCount, Probe, deadline};
+use crate::ipc::object::Object;
+use crate::ipc::owner::Owner;
 
 /// A fixed number of permits, which limits how many processes do something at the same time.
 ///

@@ -9,7 +9,7 @@ use procpool_worker::protocol::{Body, RegionSlice};
 use procpool_worker::{bulk, codec};
 use serde::Serialize;
 
-use crate::os::memory::SharedMemory;
+use crate::ipc::memory::SharedMemory;
 use crate::pool::call::contain::serialize_panicked;
 
 /// A call's context, encoded.

@@ -27,8 +27,8 @@ use serde::ser::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::error::Error;
-use crate::os::handle::Handle;
-use crate::os::memory::{Atomics, SharedMemory};
+use crate::ipc::handle::Handle;
+use crate::ipc::memory::{Atomics, SharedMemory};
 
 /// The size of a cache line in bytes. Objects, which different processes write, do not share cache lines.
 const LINE: usize = 64;

@@ -7,8 +7,8 @@ use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::{Duration, Instant};
 
 use crate::atomic::AtomicU32;
+use crate::ipc::memory::Atomics;
 use crate::os::futex;
-use crate::os::memory::Atomics;
 
 /// Spin iterations before sleeping: about the cost of one futex sleep and wake-up.
 const SPINS: u32 = if cfg!(all(test, loom)) { 0 } else { 100 };

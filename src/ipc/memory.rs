@@ -17,7 +17,7 @@ use rustix::fs::{FallocateFlags, MemfdFlags, OFlags, SealFlags};
 use rustix::io::retry_on_intr;
 use rustix::mm::{MapFlags, ProtFlags};
 
-use super::handle::{File, Handle, OpenError};
+use crate::ipc::handle::{File, Handle, OpenError};
 
 /// How long a process keeps received memory mapped while it is unused, because the next task may receive the
 /// same memory. Far longer than the time between two tasks, and short enough not to exhaust memory.
