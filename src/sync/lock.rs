@@ -141,7 +141,8 @@ impl<T: ?Sized> LockGuard<'_, T> {
         self
     }
 
-    /// As [`wait_while`](Self::wait_while), for at most `limit`.
+    /// As [`wait_while`](Self::wait_while), for at most `limit`. Acquiring the lock again takes longer if
+    /// another process holds it then.
     ///
     /// # Errors
     ///

@@ -6,10 +6,10 @@
 //! ```
 //!
 //! Three parts, each in its own file, measure the same work done serially, by threads (rayon) and by
-//! processes. Whoever is compared takes turns within a repetition, so that what else the machine
-//! does meets all of them (`measure`). `load` makes the work of a built-in task, `calibration` is the
-//! calibration: this program started for nothing, and a socket to it. `report` puts it all into
-//! tables and files, and `plot` into pictures.
+//! processes. The contenders take turns within a repetition, so that other load on the machine affects
+//! all of them (`measure`). `load` makes the work of a built-in task. `calibration` measures the lower
+//! bounds: the start of an idle copy of this program, and a socket to it. `report` writes tables and
+//! files, `plot` draws pictures.
 
 pub(super) mod args;
 mod breakeven;

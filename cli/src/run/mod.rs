@@ -196,7 +196,7 @@ fn run_work<W: Work>(
     }
     let ended = run.follow(&events, &pool);
     if ended.is_err() {
-        // Nobody reads the remaining results.
+        // The remaining results have no reader.
         run.feed.stop();
         events.close();
         pool.terminate();
