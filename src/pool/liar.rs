@@ -389,7 +389,7 @@ impl Liar<'_> {
             0 | 1 => Reply::Done { sequence },
             2 => Reply::LaneFull { sequence },
             3 => Reply::Region { number: sequence },
-            4 => Reply::Handshake(greeting(self.scene.process.pid())),
+            4 => Reply::Handshake(handshake_of(self.scene.process.pid())),
             _ => Reply::Progress { sequence },
         }
     }
@@ -462,7 +462,7 @@ impl Liar<'_> {
     }
 }
 
-fn greeting(pid: u32) -> Handshake {
+fn handshake_of(pid: u32) -> Handshake {
     Handshake { version: VERSION, identity: ImageId::own(), pid }
 }
 
@@ -627,7 +627,7 @@ fn talk_to_the_end(bytes: &[u8]) {
         done: 0,
         bytes: 0,
     };
-    liar.reply(&Reply::Handshake(greeting(process.pid())), &[]);
+    liar.reply(&Reply::Handshake(handshake_of(process.pid())), &[]);
     let counters = Counters::new(1);
     let mut numbers: Vec<Vec<u64>> = vec![Vec::new(); scene.jobs.len()];
     let mut read_all = || {
@@ -640,7 +640,8 @@ fn talk_to_the_end(bytes: &[u8]) {
         let is_over = Over(&scene.is_over);
         let regions = Arc::default();
         let pending = PendingWorker { process, lane, requests };
-        let mut worker = pending.greet(Setup::default(), &regions).expect("the handshake succeeds");
+        let mut worker =
+            pending.handshake(Setup::default(), &regions).expect("the handshake succeeds");
         let (mut liar, mut is_lost) = (Some(liar), false);
         for (sequence, batches) in (1..).zip(plans) {
             if is_lost {

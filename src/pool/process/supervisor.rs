@@ -228,7 +228,7 @@ impl Supervisor {
                 }
                 _ if supervised.process.was_ready() => continue,
                 // No work is left for it. If its initializer is running, it may finish.
-                _ if are_needless && supervised.process.was_greeted() => {
+                _ if are_needless && supervised.process.has_connected() => {
                     let since = *supervised.retired.get_or_insert(now);
                     (since + RETIRE_GRACE, KillReason::Retired)
                 }

@@ -167,12 +167,12 @@ impl Process {
     }
 
     /// Marks the process as connected; its initializer follows.
-    pub(crate) fn set_greeted(&self) {
+    pub(crate) fn set_connected(&self) {
         self.lifecycle().handshake_done = true;
     }
 
     /// Returns whether the process has connected.
-    pub(crate) fn was_greeted(&self) -> bool {
+    pub(crate) fn has_connected(&self) -> bool {
         self.lifecycle().handshake_done
     }
 
@@ -268,7 +268,11 @@ pub(crate) struct Worker {
 
 impl PendingWorker {
     /// Blocks until the process connects, and verifies that it is the one that was started.
-    pub(crate) fn greet(self, setup: Setup, regions: &Arc<Regions>) -> Result<Worker, StartError> {
+    pub(crate) fn handshake(
+        self,
+        setup: Setup,
+        regions: &Arc<Regions>,
+    ) -> Result<Worker, StartError> {
         let Self { process, lane, requests } = self;
         // The cause of death is more useful than the closed connection.
         let died = |process: &Process| match process.kill_reason() {

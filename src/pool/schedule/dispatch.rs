@@ -46,7 +46,7 @@ impl PoolState {
         match central.slots.poll(slot, has_work) {
             SlotPoll::PendingWorker(pending) => {
                 self.mind_needless(central);
-                Ok(Step::Greet(pending))
+                Ok(Step::Handshake(pending))
             }
             SlotPoll::End(worker) => Ok(Step::Quit(worker)),
             SlotPoll::Nothing => Err(false),

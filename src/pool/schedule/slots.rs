@@ -116,11 +116,12 @@ impl<N, W> SlotTable<N, W> {
 
     /// Whether the pool is closed without work, and all checked-out workers are still starting, for nothing.
     pub(crate) fn is_only_starting(&self, has_work: bool) -> bool {
-        let is_greeting = |slot_state: &&Slot<N, W>| matches!(slot_state.state, State::Handshaking);
+        let is_handshaking =
+            |slot_state: &&Slot<N, W>| matches!(slot_state.state, State::Handshaking);
         self.phase == Phase::Closed
             && !has_work
             && self.out > 0
-            && self.out == self.slots.iter().filter(is_greeting).count()
+            && self.out == self.slots.iter().filter(is_handshaking).count()
     }
 
     /// Whether a slot has failed to start so often that waiting for another attempt is pointless.

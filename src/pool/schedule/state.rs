@@ -128,7 +128,7 @@ pub(super) struct SlotQueue {
 /// A driver's next step.
 #[derive(Debug)]
 pub(crate) enum Step {
-    Greet(PendingWorker),
+    Handshake(PendingWorker),
     /// The chunk is in the slot's [`Running`].
     Run {
         worker: Worker,

@@ -39,15 +39,15 @@ impl PoolState {
 
     /// A worker failed to start. Another attempt follows after a delay; after too many failures, queued tasks
     /// fail.
-    pub(crate) fn start_failed(&self, slot: usize, cause: StartError, was_greeting: bool) {
+    pub(crate) fn start_failed(&self, slot: usize, cause: StartError, in_handshake: bool) {
         let mut central = self.central();
         let (has_work, now) = (central.has_work(), Instant::now());
-        let actions = if was_greeting {
+        let actions = if in_handshake {
             central.slots.handshake_failed(slot, has_work, now)
         } else {
             central.slots.spawn_failed(slot, has_work, now)
         };
-        let process = central.by_slot[slot].process.as_ref().filter(|_| was_greeting);
+        let process = central.by_slot[slot].process.as_ref().filter(|_| in_handshake);
         if process.is_some_and(|process| process.kill_reason() == Some(KillReason::Retired)) {
             // Retired during its start, because it is not needed.
             drop(central);

@@ -73,7 +73,7 @@ enum Move {
     Resume,
     /// A driver polls, possibly without having been woken.
     Look(usize),
-    Greet(usize, Outcome),
+    Handshake(usize, Outcome),
     Return(usize, Hand, Spent),
     Lose(usize, Hand, Retry),
     /// A process dies, for any reason.
@@ -189,9 +189,9 @@ impl World {
                     moves.push(Move::Look(place));
                 }
                 Driver::Handshaking(generation) => {
-                    moves.push(Move::Greet(place, Err(())));
+                    moves.push(Move::Handshake(place, Err(())));
                     if self.is_alive(place, generation) {
-                        moves.push(Move::Greet(place, Ok(())));
+                        moves.push(Move::Handshake(place, Ok(())));
                     }
                 }
                 Driver::Sleeping | Driver::Running(_) | Driver::Ended => {}
@@ -246,7 +246,7 @@ impl World {
             Move::Return(slot, hand, _) => {
                 self.hand(slot, hand).is_some_and(|generation| self.is_alive(slot, generation))
             }
-            Move::Greet(slot, outcome) => match self.slots[slot].driver {
+            Move::Handshake(slot, outcome) => match self.slots[slot].driver {
                 Driver::Handshaking(generation) if self.is_alive(slot, generation) => {
                     outcome.is_ok() == (environment == Environment::Good)
                 }
@@ -307,7 +307,7 @@ impl World {
                 self.is_rung = true;
             }
             Move::Look(slot) => self.look(slot, now),
-            Move::Greet(slot, outcome) => {
+            Move::Handshake(slot, outcome) => {
                 let Driver::Handshaking(generation) = self.slots[slot].driver else { return };
                 self.let_go(slot, Hand::Driver);
                 let actions = match outcome {
