@@ -88,15 +88,15 @@ pub(crate) struct Launch {
     pub(crate) output: OutputMode,
     /// The read end of the liveness pipe. Only this process has its write end; see `liveness` in
     /// `procpool-worker`.
-    pub(crate) cord: Arc<OwnedFd>,
+    pub(crate) liveness_pipe: Arc<OwnedFd>,
 }
 
 impl Launch {
     /// Reopens the liveness pipe for one worker, because the process group to signal is a property of the
     /// open file.
-    pub(crate) fn open_cord(&self) -> io::Result<OwnedFd> {
+    pub(crate) fn open_liveness_pipe(&self) -> io::Result<OwnedFd> {
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let path = format!("/proc/self/fd/{}", self.cord.as_raw_fd());
+        let path = format!("/proc/self/fd/{}", self.liveness_pipe.as_raw_fd());
         Ok(rustix::fs::open(path, flags, Mode::empty())?)
     }
 }
@@ -114,15 +114,15 @@ pub(crate) fn explain(call: &str, purpose: &str, error: io::Error) -> io::Error 
 
 /// Makes the kernel kill a process's group when the write end of its liveness pipe is closed. Done by the
 /// parent, because the child may be stopped before it runs any code.
-fn tie(cord: &OwnedFd, pid: Pid) -> io::Result<()> {
-    let fd = cord.as_raw_fd();
+fn arm_liveness_pipe(liveness_pipe: &OwnedFd, pid: Pid) -> io::Result<()> {
+    let fd = liveness_pipe.as_raw_fd();
     // SAFETY: plain system calls on an open descriptor.
-    let tied = unsafe {
+    let armed = unsafe {
         libc::fcntl(fd, libc::F_SETOWN, -pid.as_raw_pid()) != -1
             && libc::fcntl(fd, F_SETSIG, libc::SIGKILL) != -1
             && libc::fcntl(fd, libc::F_SETFL, libc::O_NONBLOCK | libc::O_ASYNC) != -1
     };
-    if tied { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if armed { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 impl Launch {
@@ -146,7 +146,7 @@ pub(crate) struct Child {
 
 impl Child {
     /// Starts a copy of this program, with the worker's end of its control socket as standard input and
-    /// `cord` as its liveness pipe. The calling thread must outlive the child, which receives the end of the
+    /// `liveness_pipe` as its liveness pipe. The calling thread must outlive the child, which receives the end of the
     /// thread as its parent's death.
     pub(crate) fn start(
         launch: &Launch,
@@ -154,7 +154,7 @@ impl Child {
         title: &str,
         token: SpawnToken,
         control: OwnedFd,
-        cord: &OwnedFd,
+        liveness_pipe: &OwnedFd,
         capture: Option<&OwnedFd>,
     ) -> io::Result<Self> {
         // This process's own executable, even if its file has been replaced.
@@ -185,13 +185,13 @@ impl Child {
         // No `pre_exec`: with it, std forks, which takes 46 ms in a parent of 1 GiB.
         let child = command.spawn().map_err(|error| launch.explain(error))?;
         let pid = Pid::from_child(&child);
-        let tied = tie(cord, pid)
+        let armed = arm_liveness_pipe(liveness_pipe, pid)
             .map_err(|error| explain("fcntl", "end a worker with this process", error));
         let watched = || {
             pidfd_open(pid, PidfdFlags::empty())
                 .map_err(|error| explain("pidfd_open", "watch a worker", error.into()))
         };
-        match tied.and_then(|()| watched()) {
+        match armed.and_then(|()| watched()) {
             Ok(pidfd) => Ok(Self { pid, pidfd }),
             Err(error) => {
                 // A child that cannot be watched must not live. It has not been reaped, so its PID cannot

@@ -436,7 +436,7 @@ impl PoolBuilder {
     pub(super) fn build_one(self) -> Result<Pool, Error> {
         check_program()?;
         let membership = Membership::enter()?;
-        let (config, options) = self.resolve(membership.cord())?;
+        let (config, options) = self.resolve(membership.liveness_pipe())?;
         let inline_limit = check_system(config.workers)?;
         config.observers.start().map_err(Error::system("a thread"))?;
         let shared = Arc::new(PoolState::new(config, membership.orders(), inline_limit));
@@ -446,8 +446,8 @@ impl PoolBuilder {
         Ok(pool)
     }
 
-    /// Validates the options and fills in defaults. `cord` is the workers' end of the liveness pipe.
-    fn resolve(self, cord: Arc<OwnedFd>) -> Result<(Config, TaskOptions), Error> {
+    /// Validates the options and fills in defaults. `liveness_pipe` is the workers' end of the liveness pipe.
+    fn resolve(self, liveness_pipe: Arc<OwnedFd>) -> Result<(Config, TaskOptions), Error> {
         /// More slots are surely a mistake: each costs a process and a thread.
         const MOST: usize = 4096;
         let refuse = |option, value: String, remedy| Err(Error::Option { option, value, remedy });
@@ -488,7 +488,12 @@ impl PoolBuilder {
             window: self.window,
             start_timeout: self.start_timeout,
             env_per_worker: self.env_per_worker,
-            launch: Launch { env, current_dir: self.current_dir, output: self.output, cord },
+            launch: Launch {
+                env,
+                current_dir: self.current_dir,
+                output: self.output,
+                liveness_pipe,
+            },
             kill_grace: self.kill_grace,
             max_tasks: self.max_tasks,
             max_memory: self.max_memory,

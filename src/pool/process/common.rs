@@ -113,7 +113,7 @@ impl Membership {
     }
 
     /// Returns the workers' end of the liveness pipe.
-    pub(crate) fn cord(&self) -> Arc<OwnedFd> {
+    pub(crate) fn liveness_pipe(&self) -> Arc<OwnedFd> {
         Arc::clone(&self.common.wires.reader)
     }
 

@@ -189,10 +189,10 @@ impl Supervisor {
             error => error.to_string(),
         })?;
         let mut lane = Region::new(LANE_BYTES, LANE_BYTES).map_err(io)?;
-        let cord = config.launch.open_cord().map_err(io)?;
+        let liveness_pipe = config.launch.open_liveness_pipe().map_err(io)?;
         let start = lane.descriptor().into_iter();
         let passed: Vec<_> =
-            std::iter::once(cord.as_fd()).chain(start).chain([frames.as_fd()]).collect();
+            std::iter::once(liveness_pipe.as_fd()).chain(start).chain([frames.as_fd()]).collect();
         control.send(&[], &passed).map_err(|error| error.to_string())?;
         lane.close_descriptor();
         drop(frames);
@@ -204,8 +204,8 @@ impl Supervisor {
         let capture = config.launch.output == OutputMode::Capture;
         let capture = capture.then(CaptureFile::new).transpose().map_err(io)?;
         let file = capture.as_ref().map(CaptureFile::file);
-        let child =
-            Child::start(&config.launch, env, &title, token, theirs, &cord, file).map_err(io)?;
+        let child = Child::start(&config.launch, env, &title, token, theirs, &liveness_pipe, file)
+            .map_err(io)?;
         let process = Process::new(slot, generation, child, control, capture, config.kill_grace);
         Ok(PendingWorker { process, lane: Arc::new(lane), requests })
     }
