@@ -179,7 +179,7 @@ impl Chunk {
 
     /// Returns how long the worker may be silent: with unstarted items, or after it has committed the last
     /// one.
-    pub(crate) fn patience(&self) -> Duration {
+    pub(crate) fn silence_limit(&self) -> Duration {
         self.limit.map_or(SILENCE, |limit| limit.min(SILENCE))
     }
 
@@ -211,7 +211,7 @@ impl Chunk {
             (Some(item), Some(limit)) => self.enforce_limit(item, limit, now),
             (Some(_), None) => (Vec::new(), now.checked_add(SILENCE)),
             // Delays here, such as copying a large argument, are not the worker's.
-            (None, _) if !self.is_sent => (Vec::new(), now.checked_add(self.patience())),
+            (None, _) if !self.is_sent => (Vec::new(), now.checked_add(self.silence_limit())),
             (None, _) => self.enforce_progress(now),
         }
     }
@@ -267,7 +267,7 @@ impl Chunk {
     /// Steals what a silent worker has not started. A worker that is stopped, or still silent after that, is
     /// killed: items that it has claimed and not started can't be recovered otherwise.
     pub(super) fn enforce_progress(&mut self, now: Instant) -> (Vec<Batch>, Option<Instant>) {
-        let (quiet, patience) = (now - self.seen.1, self.patience());
+        let (quiet, silence_limit) = (now - self.seen.1, self.silence_limit());
         if self.is_last && self.seen.0.1 == self.items {
             // It has replied, and exits like a retired worker.
             if quiet >= RETIRE_GRACE {
@@ -275,11 +275,11 @@ impl Chunk {
             }
             return (Vec::new(), now.checked_add(RETIRE_GRACE.saturating_sub(quiet).max(SILENCE)));
         }
-        if quiet < patience {
-            return (Vec::new(), now.checked_add(patience - quiet));
+        if quiet < silence_limit {
+            return (Vec::new(), now.checked_add(silence_limit - quiet));
         }
         let rest = self.take_back(u32::MAX);
-        if quiet >= patience + SILENCE || observe::is_stopped(self.process.pid()) {
+        if quiet >= silence_limit + SILENCE || observe::is_stopped(self.process.pid()) {
             self.process.kill(KillReason::Silent);
         }
         (rest, now.checked_add(SILENCE))

@@ -220,9 +220,9 @@ impl PoolState {
         } else if !central.multi_item.is_empty() {
             self.ensure_watcher(central);
         }
-        let look = Instant::now() + chunk.patience();
+        let check_at = Instant::now() + chunk.silence_limit();
         *self.running(slot) = Some(chunk);
-        self.orders.schedule_check(look);
+        self.orders.schedule_check(check_at);
         RunTicket { is_multi_item, period, spin_for }
     }
 
