@@ -45,7 +45,7 @@ impl PoolState {
         let has_work = central.has_work();
         match central.slots.poll(slot, has_work) {
             SlotPoll::PendingWorker(pending) => {
-                self.mind_needless(central);
+                self.cancel_needless_starts(central);
                 Ok(Step::Handshake(pending))
             }
             SlotPoll::End(worker) => Ok(Step::Quit(worker)),
@@ -268,7 +268,7 @@ impl PoolState {
                 let has_work = central.has_work();
                 let actions =
                     central.slots.check_in(slot, worker, is_spent, has_work, Instant::now());
-                self.mind_needless(&central);
+                self.cancel_needless_starts(&central);
                 drop(central);
                 self.apply(actions);
                 return;
@@ -277,7 +277,7 @@ impl PoolState {
         };
         let has_work = central.has_work();
         let actions = central.slots.lost(slot, has_work);
-        self.mind_needless(&central);
+        self.cancel_needless_starts(&central);
         drop(central);
         self.apply(actions);
         refused.iter().for_each(|batch| self.refuse(batch));

@@ -256,7 +256,7 @@ impl PoolState {
     }
 
     /// Wakes the supervisor if starting workers are no longer needed.
-    pub(super) fn mind_needless(&self, central: &SchedulerState) {
+    pub(super) fn cancel_needless_starts(&self, central: &SchedulerState) {
         if central.slots.is_only_starting(central.has_work()) {
             self.orders.ring();
         }

@@ -140,7 +140,7 @@ impl PoolState {
             cancelled.extend(ours);
             refused.extend(self.requeue(&mut central, others));
         }
-        self.mind_needless(&central);
+        self.cancel_needless_starts(&central);
         drop(central);
         // The supervisor enforces the grace period after SIGTERM.
         self.orders.schedule_check(Instant::now());
@@ -174,7 +174,7 @@ impl PoolState {
         if central.is_over() {
             self.wake(Wake::All);
         }
-        self.mind_needless(&central);
+        self.cancel_needless_starts(&central);
         drop(central);
         for batch in cancelled {
             let failure = Failure::unstarted(TaskErrorKind::Cancelled);
@@ -189,7 +189,7 @@ impl PoolState {
         }
         let mut central = self.central();
         let actions = central.slots.close();
-        self.mind_needless(&central);
+        self.cancel_needless_starts(&central);
         drop(central);
         self.apply(actions);
     }

@@ -79,7 +79,7 @@ impl PoolState {
         if central.is_over() {
             self.wake(Wake::All);
         }
-        self.mind_needless(&central);
+        self.cancel_needless_starts(&central);
         drop(central);
         self.config.observers.emit(|| EventKind::StartFailed {
             slot,
