@@ -415,7 +415,7 @@ impl PoolBuilder {
                 }
             };
             signals::blocked(|| thread.spawn(run))
-                .map(|thread| pool.keep(thread))
+                .map(|thread| pool.add_thread(thread))
                 .map_err(Error::system("a thread (clone3)"))
         };
         start("procpool-supervisor".to_owned(), None)

@@ -95,7 +95,7 @@ impl Pool {
         Self { inner: Arc::new(inner), options }
     }
 
-    pub(crate) fn keep(&self, thread: JoinHandle<()>) {
+    pub(crate) fn add_thread(&self, thread: JoinHandle<()>) {
         self.inner.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
     }
 
