@@ -40,7 +40,7 @@ pub(crate) fn drive(shared: &PoolState, slot: usize) {
 
 /// Performs the handshake of a [`Process`](crate::Process), which has no driver, on this thread.
 pub(crate) fn start_one(shared: &PoolState) -> Result<(), StartError> {
-    let pending = shared.wait_newborn()?;
+    let pending = shared.wait_pending_worker()?;
     match handshake(shared, 0, pending) {
         Ok(worker) => {
             shared.ready(0, worker);

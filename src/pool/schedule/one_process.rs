@@ -16,7 +16,7 @@ impl PoolState {
     }
 
     /// Blocks until the process has started and is ready for its handshake.
-    pub(crate) fn wait_newborn(&self) -> Result<PendingWorker, StartError> {
+    pub(crate) fn wait_pending_worker(&self) -> Result<PendingWorker, StartError> {
         let mut central = self.central();
         loop {
             if let Some(Err(error)) = &central.first_start {
