@@ -146,8 +146,8 @@ pub(crate) struct Child {
 
 impl Child {
     /// Starts a copy of this program, with the worker's end of its control socket as standard input and
-    /// `liveness_pipe` as its liveness pipe. The calling thread must outlive the child, which receives the end of the
-    /// thread as its parent's death.
+    /// `liveness_pipe`. The calling thread must outlive the child, which receives the end of the thread as its
+    /// parent's death.
     pub(crate) fn start(
         launch: &Launch,
         env: impl IntoIterator<Item = (OsString, OsString)>,

@@ -124,7 +124,7 @@ impl Regions {
     }
 
     /// Returns when to check whether regions returned now are still idle.
-    pub(crate) fn look_at() -> Option<Instant> {
+    pub(crate) fn check_at() -> Option<Instant> {
         Instant::now().checked_add(IDLE)
     }
 

@@ -16,7 +16,7 @@ pub(crate) struct SupervisorHandle {
     pub(super) signaled: Condvar,
     pub(super) waker: Arc<Waker>,
     /// When the supervisor next checks the time limits, in nanoseconds of the monotonic clock.
-    pub(super) next_look: AtomicU64,
+    pub(super) next_check: AtomicU64,
 }
 
 impl SupervisorHandle {
@@ -26,7 +26,7 @@ impl SupervisorHandle {
             signals: Mutex::default(),
             signaled: Condvar::new(),
             waker,
-            next_look: AtomicU64::new(u64::MAX),
+            next_check: AtomicU64::new(u64::MAX),
         }
     }
 
@@ -34,7 +34,7 @@ impl SupervisorHandle {
     pub(crate) fn schedule_check(&self, at: Instant) {
         let left = at.saturating_duration_since(Instant::now());
         let at = now().saturating_add(u64::try_from(left.as_nanos()).unwrap_or(u64::MAX));
-        if self.next_look.fetch_min(at, Ordering::AcqRel) > at {
+        if self.next_check.fetch_min(at, Ordering::AcqRel) > at {
             self.ring();
         }
     }

@@ -249,7 +249,7 @@ impl Supervisor {
 
     fn enforce_limits(&self) -> Option<Instant> {
         let orders = &self.shared.orders;
-        let planned = orders.next_look.load(Ordering::Acquire);
+        let planned = orders.next_check.load(Ordering::Acquire);
         if planned == u64::MAX {
             return None;
         }
@@ -257,7 +257,7 @@ impl Supervisor {
         if !left.is_zero() {
             return Some(Instant::now() + left);
         }
-        orders.next_look.store(u64::MAX, Ordering::Release);
+        orders.next_check.store(u64::MAX, Ordering::Release);
         let again = self.shared.enforce_limits()?;
         orders.schedule_check(again);
         Some(again)

@@ -33,7 +33,7 @@ impl PoolState {
     pub(crate) fn next_step(&self, slot: usize) -> Step {
         let mut central = self.central();
         loop {
-            match self.look(&mut central, slot) {
+            match self.poll(&mut central, slot) {
                 Ok(step) => return step,
                 Err(is_idle) => central = self.sleep(central, slot, is_idle),
             }
@@ -41,7 +41,7 @@ impl PoolState {
     }
 
     /// Returns the next step of a slot's driver; otherwise whether its worker is idle.
-    pub(super) fn look(&self, central: &mut SchedulerState, slot: usize) -> Result<Step, bool> {
+    pub(super) fn poll(&self, central: &mut SchedulerState, slot: usize) -> Result<Step, bool> {
         let has_work = central.has_work();
         match central.slots.poll(slot, has_work) {
             SlotPoll::PendingWorker(pending) => {
@@ -255,7 +255,7 @@ impl PoolState {
     ) {
         let outcome = outcome.map_err(|loss| self.on_worker_lost(&worker, *loss));
         if self.regions.have_returned()
-            && let Some(at) = Regions::look_at()
+            && let Some(at) = Regions::check_at()
         {
             self.orders.schedule_check(at);
         }

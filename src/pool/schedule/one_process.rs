@@ -31,7 +31,7 @@ impl PoolState {
 
     /// Sends the call and closes the channel: the process replies and exits.
     pub(crate) fn dispatch(&self) {
-        let step = self.look(&mut self.central(), 0);
+        let step = self.poll(&mut self.central(), 0);
         let Ok(Step::Run { mut worker, turn }) = step else { return self.quit(step.ok()) };
         self.tell_assigned(0);
         let (running, limit) = (&self.slots[0].running, self.inline_limit);
@@ -54,7 +54,7 @@ impl PoolState {
         let (running, observers) = (&self.slots[0].running, Some(&self.config.observers));
         let outcome = exchange::finish(&mut worker, running, sent, &self.counters, observers, None);
         self.bring_back(0, worker, turn, outcome);
-        let step = self.look(&mut self.central(), 0);
+        let step = self.poll(&mut self.central(), 0);
         self.quit(step.ok());
     }
 

@@ -72,7 +72,7 @@ enum Move {
     Suspend,
     Resume,
     /// A driver polls, possibly without having been woken.
-    Look(usize),
+    Poll(usize),
     Handshake(usize, Outcome),
     Return(usize, Hand, Spent),
     Lose(usize, Hand, Retry),
@@ -186,7 +186,7 @@ impl World {
         for (place, slot) in self.slots.iter().enumerate() {
             match slot.driver {
                 Driver::Sleeping if slot.is_woken || bounds.is_eventful => {
-                    moves.push(Move::Look(place));
+                    moves.push(Move::Poll(place));
                 }
                 Driver::Handshaking(generation) => {
                     moves.push(Move::Handshake(place, Err(())));
@@ -242,7 +242,7 @@ impl World {
             | Move::Suspend
             | Move::Rest => false,
             Move::Resume | Move::Turn | Move::Reap(..) | Move::Lose(..) => true,
-            Move::Look(slot) => self.slots[slot].is_woken,
+            Move::Poll(slot) => self.slots[slot].is_woken,
             Move::Return(slot, hand, _) => {
                 self.hand(slot, hand).is_some_and(|generation| self.is_alive(slot, generation))
             }
@@ -306,7 +306,7 @@ impl World {
                 self.is_suspended = false;
                 self.is_rung = true;
             }
-            Move::Look(slot) => self.look(slot, now),
+            Move::Poll(slot) => self.poll(slot, now),
             Move::Handshake(slot, outcome) => {
                 let Driver::Handshaking(generation) = self.slots[slot].driver else { return };
                 self.let_go(slot, Hand::Driver);
@@ -377,7 +377,7 @@ impl World {
         }
     }
 
-    fn look(&mut self, slot: usize, now: Instant) {
+    fn poll(&mut self, slot: usize, now: Instant) {
         self.slots[slot].is_woken = false;
         match self.table.poll(slot, self.queue > 0) {
             SlotPoll::PendingWorker(pending) => {
