@@ -300,7 +300,7 @@ impl Liar<'_> {
             }
             16 => {
                 let most = u32::from(self.script.byte() % 8) + 1;
-                self.scene.take(|chunk| chunk.take_back(most));
+                self.scene.take(|chunk| chunk.steal(most));
             }
             17 => {
                 let job = usize::from(self.script.byte()) % self.scene.jobs.len();

@@ -150,7 +150,7 @@ impl Chunk {
     }
 
     /// Steals up to `max` items that have not started, from the end.
-    pub(crate) fn take_back(&mut self, max: u32) -> Vec<Batch> {
+    pub(crate) fn steal(&mut self, max: u32) -> Vec<Batch> {
         if self.is_bound() {
             return Vec::new();
         }
@@ -233,7 +233,7 @@ impl Chunk {
         item: u32,
         now: Instant,
     ) -> (Vec<Batch>, Option<Instant>) {
-        let rest = self.take_back(u32::MAX);
+        let rest = self.steal(u32::MAX);
         if self.running() == Some(item) {
             self.process.terminate_gracefully(KillReason::Cancelled);
         }
@@ -257,7 +257,7 @@ impl Chunk {
             return (Vec::new(), now.checked_add((limit - ran).min(SILENCE)));
         }
         // Steals first, so that the worker can't start another item, which would be killed innocently.
-        let rest = self.take_back(u32::MAX);
+        let rest = self.steal(u32::MAX);
         if self.running() == Some(item) {
             self.process.terminate_gracefully(KillReason::TimedOut(limit));
         }
@@ -278,7 +278,7 @@ impl Chunk {
         if quiet < silence_limit {
             return (Vec::new(), now.checked_add(silence_limit - quiet));
         }
-        let rest = self.take_back(u32::MAX);
+        let rest = self.steal(u32::MAX);
         if quiet >= silence_limit + SILENCE || observe::is_stopped(self.process.pid()) {
             self.process.kill(KillReason::Silent);
         }
@@ -287,7 +287,7 @@ impl Chunk {
 
     /// Kills the worker, which exceeds its memory limit. Returns the batches that it won't start.
     pub(crate) fn end_for_memory(&mut self) -> Vec<Batch> {
-        let rest = self.take_back(u32::MAX);
+        let rest = self.steal(u32::MAX);
         self.process.kill(KillReason::OutOfMemory);
         rest
     }
@@ -298,7 +298,7 @@ impl Chunk {
         if !self.batches.iter().any(&is_target) {
             return Vec::new();
         }
-        let rest = self.take_back(u32::MAX);
+        let rest = self.steal(u32::MAX);
         // Items claimed but not started are killed when they start, if they do.
         self.lane.request_unclaim();
         let Some(item) = self.running() else { return rest };

@@ -84,7 +84,7 @@ impl PoolState {
         let most = allowed.min(u32::try_from(unclaimed).unwrap_or(u32::MAX));
         let batches = self.next_batches(central, slot, most);
         if batches.is_empty() && (is_watcher || central.watcher.is_none()) {
-            return self.take_back(central, allowed).into();
+            return self.steal(central, allowed).into();
         }
         batches
     }
@@ -118,7 +118,7 @@ impl PoolState {
     }
 
     /// Steals items from the worker with the most unclaimed ones.
-    fn take_back(&self, central: &SchedulerState, allowed: u32) -> Vec<Batch> {
+    fn steal(&self, central: &SchedulerState, allowed: u32) -> Vec<Batch> {
         let stealable = |slot: &DriverSlot| {
             let running = slot.running.try_lock().ok()?;
             running.as_ref().map(Chunk::stealable).filter(|stealable| *stealable > 0)
@@ -129,7 +129,7 @@ impl PoolState {
             return Vec::new();
         };
         let mut running = running_item.running.lock().unwrap_or_else(PoisonError::into_inner);
-        running.as_mut().map_or_else(Vec::new, |chunk| chunk.take_back(stealable.min(allowed)))
+        running.as_mut().map_or_else(Vec::new, |chunk| chunk.steal(stealable.min(allowed)))
     }
 
     /// Returns how many more tasks a worker may run.

@@ -168,8 +168,7 @@ impl PoolState {
         let mut cancelled = central.take_queued();
         for slot in 0..self.slots.len() {
             let mut running = self.running(slot);
-            cancelled
-                .extend(running.as_mut().into_iter().flat_map(|chunk| chunk.take_back(u32::MAX)));
+            cancelled.extend(running.as_mut().into_iter().flat_map(|chunk| chunk.steal(u32::MAX)));
         }
         if central.is_over() {
             self.wake(Wake::All);
