@@ -26,7 +26,7 @@ pub(crate) fn drive(shared: &PoolState, slot: usize) {
                 Ok(worker) => shared.ready(slot, worker),
                 Err(cause) => shared.start_failed(slot, cause, true),
             },
-            Step::Run { worker, turn } => shared.run(slot, worker, turn),
+            Step::Run { worker, ticket } => shared.run(slot, worker, ticket),
             Step::Quit(worker) => {
                 if let Some(worker) = worker {
                     worker.retire();

@@ -57,8 +57,8 @@ impl PoolState {
                     && let Some(worker) = central.slots.check_out(slot)
                 {
                     central.watcher.take_if(|watcher| *watcher == slot);
-                    let turn = self.start_chunk(central, slot, &worker, batches, None);
-                    return Ok(Step::Run { worker, turn });
+                    let ticket = self.start_chunk(central, slot, &worker, batches, None);
+                    return Ok(Step::Run { worker, ticket });
                 }
                 Err(true)
             }
@@ -227,22 +227,22 @@ impl PoolState {
     }
 
     /// Runs the slot's [running](super::state::DriverSlot::running) chunk and checks the worker back in.
-    pub(crate) fn run(&self, slot: usize, mut worker: Worker, turn: RunTicket) {
+    pub(crate) fn run(&self, slot: usize, mut worker: Worker, ticket: RunTicket) {
         let running = &self.slots[slot].running;
         self.tell_assigned(slot);
         let observers = &self.config.observers;
         let limit = self.inline_limit;
         let late = || {
-            if turn.is_multi_item {
+            if ticket.is_multi_item {
                 let mut central = self.central();
                 central.multi_item.push(slot);
                 self.ensure_watcher(&mut central);
             }
         };
-        let awake = turn.spin_for.map(|spin_for| SpinWait { spin_for, late: &late });
+        let awake = ticket.spin_for.map(|spin_for| SpinWait { spin_for, late: &late });
         let counters = &self.counters;
         let outcome = exchange::run(&mut worker, running, limit, counters, Some(observers), awake);
-        self.bring_back(slot, worker, turn, outcome);
+        self.bring_back(slot, worker, ticket, outcome);
     }
 
     /// Checks a worker back in after a chunk, or handles its loss.
@@ -250,7 +250,7 @@ impl PoolState {
         &self,
         slot: usize,
         mut worker: Worker,
-        turn: RunTicket,
+        ticket: RunTicket,
         outcome: Result<(), Box<LostChunk>>,
     ) {
         let outcome = outcome.map_err(|loss| self.on_worker_lost(&worker, *loss));
@@ -260,7 +260,7 @@ impl PoolState {
             self.orders.schedule_check(at);
         }
         let mut central = self.central();
-        central.end(slot, turn);
+        central.end(slot, ticket);
         let refused = match outcome {
             Ok(()) => {
                 let is_spent = self.config.max_tasks.is_some_and(|most| worker.tasks >= most);

@@ -32,14 +32,14 @@ impl PoolState {
     /// Sends the call and closes the channel: the process replies and exits.
     pub(crate) fn dispatch(&self) {
         let step = self.poll(&mut self.central(), 0);
-        let Ok(Step::Run { mut worker, turn }) = step else { return self.quit(step.ok()) };
+        let Ok(Step::Run { mut worker, ticket }) = step else { return self.quit(step.ok()) };
         self.tell_assigned(0);
         let (running, limit) = (&self.slots[0].running, self.inline_limit);
         let observers = Some(&self.config.observers);
         let sent = exchange::send(&mut worker, running, limit, &self.counters, observers);
         worker.hang_up();
         let process = Arc::clone(&worker.process);
-        *self.flight() = Some(Flight { worker, turn, sent });
+        *self.flight() = Some(Flight { worker, ticket, sent });
         // The process may have ended before the flight was stored.
         if process.death().is_some() {
             self.conclude();
@@ -50,10 +50,10 @@ impl PoolState {
     /// blocks.
     pub(crate) fn conclude(&self) {
         let flight = self.flight().take();
-        let Some(Flight { mut worker, turn, sent }) = flight else { return };
+        let Some(Flight { mut worker, ticket, sent }) = flight else { return };
         let (running, observers) = (&self.slots[0].running, Some(&self.config.observers));
         let outcome = exchange::finish(&mut worker, running, sent, &self.counters, observers, None);
-        self.bring_back(0, worker, turn, outcome);
+        self.bring_back(0, worker, ticket, outcome);
         let step = self.poll(&mut self.central(), 0);
         self.quit(step.ok());
     }

@@ -91,7 +91,7 @@ pub(crate) struct DriverSlot {
 #[derive(Debug)]
 pub(super) struct Flight {
     pub(super) worker: Worker,
-    pub(super) turn: RunTicket,
+    pub(super) ticket: RunTicket,
     pub(super) sent: Sent,
 }
 
@@ -132,7 +132,7 @@ pub(crate) enum Step {
     /// The chunk is in the slot's [`Running`].
     Run {
         worker: Worker,
-        turn: RunTicket,
+        ticket: RunTicket,
     },
     Quit(Option<Worker>),
 }
@@ -326,13 +326,13 @@ impl SchedulerState {
     }
 
     /// Ends the accounting of a chunk.
-    pub(super) fn end(&mut self, slot: usize, turn: RunTicket) {
-        if turn.is_multi_item
+    pub(super) fn end(&mut self, slot: usize, ticket: RunTicket) {
+        if ticket.is_multi_item
             && let Some(at) = self.multi_item.iter().position(|multi_item| *multi_item == slot)
         {
             self.multi_item.swap_remove(at);
         }
-        if let Some(sent) = turn.period {
+        if let Some(sent) = ticket.period {
             self.limiter.end(sent);
         }
     }

@@ -91,9 +91,9 @@ impl PoolState {
         let Some((slot, worker)) = central.slots.check_out_any() else { return Err(batch) };
         let spin_for = self.spin_budget(&central, &batch);
         let batches = VecDeque::from([batch]);
-        let turn = self.start_chunk(&mut central, slot, &worker, batches, spin_for);
+        let ticket = self.start_chunk(&mut central, slot, &worker, batches, spin_for);
         drop(central);
-        self.run(slot, worker, turn);
+        self.run(slot, worker, ticket);
         Ok(())
     }
 
