@@ -18,7 +18,7 @@ pub(crate) struct SpinWait<'a> {
     /// How long to spin.
     pub(crate) spin_for: Duration,
     /// Called if the reply hasn't arrived by then.
-    pub(crate) late: &'a dyn Fn(),
+    pub(crate) on_timeout: &'a dyn Fn(),
 }
 
 /// Outcome of sending a chunk.
@@ -37,11 +37,11 @@ pub(crate) fn run(
     inline_limit: usize,
     counters: &Counters,
     observers: Option<&Observers>,
-    awake: Option<SpinWait<'_>>,
+    spin_wait: Option<SpinWait<'_>>,
 ) -> Result<(), Box<LostChunk>> {
-    worker.more = awake.is_some();
+    worker.more = spin_wait.is_some();
     let sent = send(worker, running, inline_limit, counters, observers);
-    finish(worker, running, sent, counters, observers, awake)
+    finish(worker, running, sent, counters, observers, spin_wait)
 }
 
 /// Sends the chunk in `running`. Kills a worker that it can't be sent to.
@@ -76,12 +76,12 @@ pub(crate) fn finish(
     sent: Sent,
     counters: &Counters,
     observers: Option<&Observers>,
-    awake: Option<SpinWait<'_>>,
+    spin_wait: Option<SpinWait<'_>>,
 ) -> Result<(), Box<LostChunk>> {
     let reporter = Reporter::new(counters, observers);
     let Sent { outcome, body } = sent;
     let outcome = outcome.and_then(|is_awaited| match is_awaited {
-        true => receive(worker, running, &reporter, awake),
+        true => receive(worker, running, &reporter, spin_wait),
         false => Ok(()),
     });
     // Another thread may have decided to kill it just as it finished.
@@ -170,7 +170,7 @@ fn receive(
     worker: &mut Worker,
     running: &Running,
     reporter: &Reporter<'_>,
-    awake: Option<SpinWait<'_>>,
+    spin_wait: Option<SpinWait<'_>>,
 ) -> Result<(), TransportError> {
     let lock = || running.lock().unwrap_or_else(PoisonError::into_inner);
     let collect_results = |worker: &mut Worker, all: bool, room: bool| {
@@ -189,11 +189,11 @@ fn receive(
         outcome
     };
     let sequence = worker.sequence;
-    let mut late = awake.as_ref().map(|awake| awake.late);
-    if awake.is_some_and(|awake| !worker.listen(awake.spin_for))
-        && let Some(late) = late.take()
+    let mut on_timeout = spin_wait.as_ref().map(|spin_wait| spin_wait.on_timeout);
+    if spin_wait.is_some_and(|spin_wait| !worker.listen(spin_wait.spin_for))
+        && let Some(on_timeout) = on_timeout.take()
     {
-        late();
+        on_timeout();
     }
     loop {
         match worker.recv()? {
@@ -215,8 +215,8 @@ fn receive(
             other => return Err(TransportError::Malformed(format!("an unexpected {other:?}"))),
         }
         // This was not the final reply, but the first of several.
-        if let Some(late) = late.take() {
-            late();
+        if let Some(on_timeout) = on_timeout.take() {
+            on_timeout();
         }
     }
 }

@@ -232,16 +232,18 @@ impl PoolState {
         self.tell_assigned(slot);
         let observers = &self.config.observers;
         let limit = self.inline_limit;
-        let late = || {
+        let on_timeout = || {
             if ticket.is_multi_item {
                 let mut central = self.central();
                 central.multi_item.push(slot);
                 self.ensure_watcher(&mut central);
             }
         };
-        let awake = ticket.spin_for.map(|spin_for| SpinWait { spin_for, late: &late });
+        let spin_wait =
+            ticket.spin_for.map(|spin_for| SpinWait { spin_for, on_timeout: &on_timeout });
         let counters = &self.counters;
-        let outcome = exchange::run(&mut worker, running, limit, counters, Some(observers), awake);
+        let outcome =
+            exchange::run(&mut worker, running, limit, counters, Some(observers), spin_wait);
         self.bring_back(slot, worker, ticket, outcome);
     }
 
