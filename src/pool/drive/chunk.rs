@@ -58,7 +58,7 @@ pub(crate) struct Chunk {
     /// Whether the worker exits after this chunk.
     pub(crate) is_last: bool,
     /// Number of items delivered when the worker was last sent work.
-    pub(super) heard: Option<u32>,
+    pub(super) delivered_at_send: Option<u32>,
     /// The item running when the pool was suspended, and for how long.
     pub(super) suspended: (Option<u32>, Duration),
     /// How much of the captured output has been delivered, in bytes.
@@ -109,7 +109,7 @@ impl Chunk {
             seen: ((0, 0), now),
             is_sent: false,
             is_last: false,
-            heard: None,
+            delivered_at_send: None,
             suspended: (None, Duration::ZERO),
             printed: 0,
         }
@@ -187,7 +187,7 @@ impl Chunk {
     /// since: a lane that is emptied repeatedly without deliveries is no progress.
     pub(super) fn set_sent(&mut self) {
         self.is_sent = true;
-        if self.heard.replace(self.delivered) != Some(self.delivered) {
+        if self.delivered_at_send.replace(self.delivered) != Some(self.delivered) {
             self.seen.1 = Instant::now();
         }
     }
@@ -438,7 +438,7 @@ impl Chunk {
                 batch.job.cost.observe(summary.timed.into(), summary.nanos);
             }
         }
-        if reporter.is_heard {
+        if reporter.is_observed {
             self.tell_finished(&buffer, calls);
         }
         self.distribute(Records::new(buffer, regions, outputs), summary.items, calls);

@@ -131,7 +131,7 @@ fn try_send(
             if let Some(context) = chunk.context() {
                 worker.share(context)?;
             }
-            let is_new = chunk.encode(worker, body.as_ref(), reporter.is_heard)?;
+            let is_new = chunk.encode(worker, body.as_ref(), reporter.is_observed)?;
             let region = body.as_mut().and_then(Lease::region);
             if let Some(region) = region.filter(|_| is_new) {
                 worker.send_region(region)?;
