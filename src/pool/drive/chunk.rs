@@ -326,7 +326,7 @@ impl Chunk {
         is_observed: bool,
     ) -> Result<bool, TransportError> {
         let elements = self.batches.front().and_then(Batch::elements);
-        let place = region.map(|lease| worker.mapped.show(lease));
+        let place = region.map(|lease| worker.mapped.reference(lease));
         let body = match place {
             Some(place) if elements.is_some() => Body::RawBytes(place),
             Some(place) => Body::Region(place),
@@ -353,14 +353,14 @@ impl Chunk {
             self.batches.iter().map(|batch| batch.arguments().len() + SPAN_HEAD).sum();
         // Such a batch is always alone, because it fits in no frame.
         if let Some(elements) = self.batches.front().and_then(Batch::elements) {
-            let mut lease = worker.mapped.room(elements.len())?;
+            let mut lease = worker.mapped.allocate(elements.len())?;
             lease.put_slice(elements);
             return Ok(Some(lease));
         }
         if size <= limit {
             return Ok(None);
         }
-        let mut lease = worker.mapped.room(size)?;
+        let mut lease = worker.mapped.allocate(size)?;
         self.put_spans(&mut lease);
         Ok(Some(lease))
     }

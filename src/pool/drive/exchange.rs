@@ -118,8 +118,8 @@ fn try_send(
 ) -> Result<bool, TransportError> {
     let lock = || running.lock().unwrap_or_else(PoisonError::into_inner);
     worker.sequence = worker.sequence.wrapping_add(1);
-    if let Some(news) = worker.mapped.news() {
-        worker.send(&news)?;
+    if let Some(updates) = worker.mapped.pending_updates() {
+        worker.send(&updates)?;
     }
     let (mut refused, mut is_out_of_step) = (None, false);
     if let Some(chunk) = lock().as_mut() {

@@ -85,7 +85,7 @@ impl Regions {
     }
 
     /// Returns an empty region with capacity for `bytes`, for this worker.
-    fn with_room(self: &Arc<Self>, bytes: usize, worker: u64) -> io::Result<Lease> {
+    fn allocate(self: &Arc<Self>, bytes: usize, worker: u64) -> io::Result<Lease> {
         if let Some(lease) = self.reuse(bytes, worker) {
             // Its previous content may have needed less memory.
             lease.region.as_ref().map_or(Ok(()), |region| region.populate(bytes))?;
@@ -198,20 +198,20 @@ pub(crate) struct Mapped {
 
 impl Mapped {
     /// Creates an empty set for a new worker.
-    pub(crate) fn none(home: &Arc<Regions>) -> Self {
+    pub(crate) fn new(home: &Arc<Regions>) -> Self {
         let mut inner = home.inner();
         inner.workers += 1;
         Self { home: Arc::clone(home), worker: inner.workers, keys: Vec::new() }
     }
 
     /// Returns a region with capacity for `bytes`, for this worker.
-    pub(crate) fn room(&self, bytes: usize) -> io::Result<Lease> {
-        self.home.with_room(bytes, self.worker)
+    pub(crate) fn allocate(&self, bytes: usize) -> io::Result<Lease> {
+        self.home.allocate(bytes, self.worker)
     }
 
     /// Returns a reference to the lease's content for the worker. If `is_new` is set in it, the region must
     /// be sent first.
-    pub(crate) fn show(&mut self, lease: &Lease) -> RegionSlice {
+    pub(crate) fn reference(&mut self, lease: &Lease) -> RegionSlice {
         let is_new = !self.keys.contains(&lease.key);
         if is_new {
             self.keys.push(lease.key);
@@ -243,7 +243,7 @@ impl Mapped {
     }
 
     /// Returns pending updates that the worker must receive before its next chunk, if any.
-    pub(crate) fn news(&mut self) -> Option<Request> {
+    pub(crate) fn pending_updates(&mut self) -> Option<Request> {
         if self.keys.is_empty() {
             return None;
         }
@@ -289,7 +289,7 @@ mod tests {
     }
 
     fn leased(mapped: &Mapped, bytes: &[u8]) -> Lease {
-        let mut lease = mapped.room(bytes.len()).unwrap();
+        let mut lease = mapped.allocate(bytes.len()).unwrap();
         lease.put_slice(bytes);
         lease
     }
@@ -297,37 +297,37 @@ mod tests {
     #[test]
     fn a_region_is_reused_by_the_worker_that_has_it_mapped() {
         let regions = Arc::new(Regions::default());
-        let mut mapped = Mapped::none(&regions);
+        let mut mapped = Mapped::new(&regions);
         let first = leased(&mapped, &[1; 5000]);
-        let place = mapped.show(&first);
+        let place = mapped.reference(&first);
         assert!(place.is_new && place.is_cached);
         drop(first);
         let second = leased(&mapped, &[2; 4000]);
         assert_eq!(content(&second), [2; 4000]);
-        assert_eq!(mapped.show(&second), RegionSlice { len: 4000, is_new: false, ..place });
-        assert_eq!(mapped.news(), None);
+        assert_eq!(mapped.reference(&second), RegionSlice { len: 4000, is_new: false, ..place });
+        assert_eq!(mapped.pending_updates(), None);
     }
 
     #[test]
     fn a_region_of_one_worker_is_not_used_for_another() {
         let regions = Arc::new(Regions::default());
-        let (mut one, other) = (Mapped::none(&regions), Mapped::none(&regions));
+        let (mut one, other) = (Mapped::new(&regions), Mapped::new(&regions));
         let lease = leased(&one, &[1; 1000]);
-        one.show(&lease);
+        one.reference(&lease);
         let key = lease.key;
         drop(lease);
         let others = leased(&other, &[2; 1000]);
         assert_ne!(others.key, key);
-        assert_eq!(one.room(1000).unwrap().key, key);
+        assert_eq!(one.allocate(1000).unwrap().key, key);
     }
 
     #[test]
     fn regions_of_a_lost_worker_are_discarded() {
         let regions = Arc::new(Regions::default());
-        let mut mapped = Mapped::none(&regions);
+        let mut mapped = Mapped::new(&regions);
         let (out, back) = (leased(&mapped, &[1; 9]), leased(&mapped, &[1; 9]));
-        mapped.show(&out);
-        mapped.show(&back);
+        mapped.reference(&out);
+        mapped.reference(&back);
         drop(back);
         drop(mapped);
         drop(out);
@@ -338,7 +338,7 @@ mod tests {
     #[test]
     fn a_result_in_an_impossible_region_is_refused() {
         let regions = Arc::new(Regions::default());
-        let mut mapped = Mapped::none(&regions);
+        let mut mapped = Mapped::new(&regions);
         let place = |number, len| RegionSlice { number, len, is_new: false, is_cached: true };
         let new = || Some(Region::copy_of(&[7; 100]).unwrap());
         assert!(mapped.result(place(1, 100), None).is_none(), "no region has this number");
@@ -348,23 +348,25 @@ mod tests {
         assert!(mapped.result(place(2, 100), new()).is_none(), "the number is in use");
         assert!(mapped.result(place(2, 100), None).is_none(), "the region was not returned");
         drop(lease);
-        let news = mapped.news();
-        assert!(matches!(news, Some(Request::Regions { results_free, .. }) if results_free == [2]));
+        let updates = mapped.pending_updates();
+        assert!(
+            matches!(updates, Some(Request::Regions { results_free, .. }) if results_free == [2])
+        );
         assert!(mapped.result(place(2, 50), None).is_some());
     }
 
     #[test]
     fn idle_regions_are_discarded() {
         let regions = Arc::new(Regions::default());
-        let mut mapped = Mapped::none(&regions);
+        let mut mapped = Mapped::new(&regions);
         let lease = leased(&mapped, &[1; 5000]);
-        mapped.show(&lease);
+        mapped.reference(&lease);
         drop(lease);
         assert!(regions.have_returned() && !regions.have_returned());
         assert!(regions.trim().is_some());
         regions.inner().free[0].since -= IDLE;
         assert_eq!(regions.trim(), None);
         assert!(regions.inner().free.is_empty());
-        assert!(mapped.news().is_some());
+        assert!(mapped.pending_updates().is_some());
     }
 }

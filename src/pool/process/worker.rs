@@ -317,7 +317,7 @@ impl PendingWorker {
             tasks: 0,
             contexts: Vec::new(),
             frame: Vec::new(),
-            mapped: Mapped::none(regions),
+            mapped: Mapped::new(regions),
         };
         if worker.send(&Request::Setup(setup)).is_err() {
             worker.process.child.kill();
