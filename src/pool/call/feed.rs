@@ -58,7 +58,7 @@ pub(crate) struct Feed<I> {
     pub(crate) ended: Option<Result<(), Box<dyn Any + Send>>>,
     buffer: Buffer,
     /// Capacity of the last buffer that a batch took over.
-    room: usize,
+    last_capacity: usize,
     /// Files that the buffered arguments refer to.
     attachments: Attachments,
 }
@@ -75,7 +75,7 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
             may_drive: false,
             ended: None,
             buffer: Buffer::default(),
-            room: 0,
+            last_capacity: 0,
             attachments: Attachments::default(),
         }
     }
@@ -103,8 +103,8 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
             if bytes > WINDOW_BYTES && self.read - self.taken >= 2 * workers {
                 break;
             }
-            let room = window - (self.read - self.taken);
-            self.read_batch(room.min(each));
+            let free = window - (self.read - self.taken);
+            self.read_batch(free.min(each));
         }
     }
 
@@ -115,7 +115,7 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
         let is_open = self.pool.is_open();
         let most = if is_open { most } else { 1 };
         let width = item_width::<A>();
-        self.make_room(most, width as usize);
+        self.reset_buffer(most, width as usize);
         self.attachments = Attachments::default();
         let began = Instant::now();
         let mut items = 0;
@@ -124,8 +124,8 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             while u64::from(items) < most && self.buffer.len() < BATCH_BYTES {
                 if width > 0 && items >= FEW {
-                    let room = (BATCH_BYTES - self.buffer.len()).div_ceil(width as usize);
-                    let wanted = room.min((most - u64::from(items)) as usize);
+                    let fitting = (BATCH_BYTES - self.buffer.len()).div_ceil(width as usize);
+                    let wanted = fitting.min((most - u64::from(items)) as usize);
                     let taken = bulk::encode_all(&mut self.buffer, &mut self.input, wanted);
                     items += taken as u32;
                     if taken < wanted {
@@ -172,7 +172,7 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
                 Batch::new(job, first, items, width, &self.buffer, attachments)
             } else {
                 let buffer = std::mem::take(&mut self.buffer);
-                self.room = buffer.capacity();
+                self.last_capacity = buffer.capacity();
                 Batch::of_buffer(job, first, items, width, buffer, attachments)
             };
             let is_all = first == 0 && matches!(outcome, Read::End);
@@ -204,9 +204,9 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
 
     /// Empties the buffer and reserves capacity: for `most` items of `width` bytes, or as much as the last
     /// buffer had if the width is unknown.
-    fn make_room(&mut self, most: u64, width: usize) {
-        let room = match width {
-            0 => self.room,
+    fn reset_buffer(&mut self, most: u64, width: usize) {
+        let capacity = match width {
+            0 => self.last_capacity,
             width => {
                 let (_, upper) = self.input.size_hint();
                 let items =
@@ -215,8 +215,8 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
             }
         };
         self.buffer.clear();
-        if self.buffer.capacity() < room {
-            self.buffer = Buffer::with_room(room);
+        if self.buffer.capacity() < capacity {
+            self.buffer = Buffer::with_capacity(capacity);
         }
     }
 

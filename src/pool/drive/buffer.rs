@@ -24,7 +24,7 @@ pub(crate) struct Buffer(Vec<u8>);
 
 impl Buffer {
     /// Creates an empty buffer with capacity for `bytes`.
-    pub(crate) fn with_room(bytes: usize) -> Self {
+    pub(crate) fn with_capacity(bytes: usize) -> Self {
         let mut buffer = if bytes >= LEAST {
             SPARE.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
         } else {
@@ -37,7 +37,7 @@ impl Buffer {
 
 impl From<&[u8]> for Buffer {
     fn from(bytes: &[u8]) -> Self {
-        let mut buffer = Self::with_room(bytes.len());
+        let mut buffer = Self::with_capacity(bytes.len());
         memcpy::append(&mut buffer, bytes);
         buffer
     }
@@ -76,7 +76,7 @@ mod tests {
     #[test]
     fn a_buffer_is_empty_whatever_its_memory_held_before() {
         for round in 0..3u8 {
-            let mut buffer = Buffer::with_room(LEAST);
+            let mut buffer = Buffer::with_capacity(LEAST);
             assert!(buffer.is_empty() && buffer.capacity() >= LEAST);
             buffer.resize(LEAST + usize::from(round), round);
         }

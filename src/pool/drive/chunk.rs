@@ -411,7 +411,7 @@ impl Chunk {
         {
             return Err(Corrupt);
         }
-        let mut buffer = Buffer::with_room(bytes - self.read);
+        let mut buffer = Buffer::with_capacity(bytes - self.read);
         self.lane.copy_results(self.read..bytes, &mut buffer);
         let summary = records::validate(&buffer).ok_or(Corrupt)?;
         if summary.items != progress.items - self.delivered {

@@ -173,12 +173,12 @@ fn receive(
     spin_wait: Option<SpinWait<'_>>,
 ) -> Result<(), TransportError> {
     let lock = || running.lock().unwrap_or_else(PoisonError::into_inner);
-    let collect_results = |worker: &mut Worker, all: bool, room: bool| {
+    let collect_results = |worker: &mut Worker, all: bool, reset: bool| {
         let mut calls = Deferred::default();
         let outcome = match lock().as_mut() {
             Some(chunk) => chunk.collect_results(worker, reporter, all, &mut calls).map(|()| {
                 chunk.is_sent = !all;
-                if room {
+                if reset {
                     chunk.lane.reset_results();
                     chunk.read = 0;
                 }

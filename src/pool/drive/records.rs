@@ -279,8 +279,8 @@ impl Records {
         // A number and its time take at most this much, and all numbers at most what is left.
         const EACH: usize = 32;
         let left = self.bytes.len().saturating_sub(self.at) + EACH;
-        let room = left.min(EACH.saturating_mul(items as usize));
-        let mut front = Self { bytes: Buffer::with_room(room), ..Self::default() };
+        let capacity = left.min(EACH.saturating_mul(items as usize));
+        let mut front = Self { bytes: Buffer::with_capacity(capacity), ..Self::default() };
         while items > 0 {
             let Some(piece) = self.next_piece(items) else { break };
             let (taken, elapsed) = match piece {

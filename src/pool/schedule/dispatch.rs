@@ -174,8 +174,8 @@ impl PoolState {
             if is_other || wanted == 0 || is_long || chunk.len() >= MAX_BATCHES {
                 break;
             }
-            let room = chunk::MOST_BYTES.saturating_sub(bytes + SPAN_HEAD);
-            let fitting = match first.fitting(wanted, room) {
+            let free = chunk::MOST_BYTES.saturating_sub(bytes + SPAN_HEAD);
+            let fitting = match first.fitting(wanted, free) {
                 // A larger item is sent alone.
                 0 if chunk.is_empty() => 1,
                 0 => break,
