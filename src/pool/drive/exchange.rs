@@ -39,7 +39,7 @@ pub(crate) fn run(
     observers: Option<&Observers>,
     spin_wait: Option<SpinWait<'_>>,
 ) -> Result<(), Box<LostChunk>> {
-    worker.more = spin_wait.is_some();
+    worker.hint_more = spin_wait.is_some();
     let sent = send(worker, running, inline_limit, counters, observers);
     finish(worker, running, sent, counters, observers, spin_wait)
 }
@@ -129,7 +129,7 @@ fn try_send(
             *body = region;
             may_have_sent = true;
             if let Some(context) = chunk.context() {
-                worker.share(context)?;
+                worker.send_context(context)?;
             }
             let is_new = chunk.encode(worker, body.as_ref(), reporter.is_observed)?;
             let region = body.as_mut().and_then(Lease::region);
@@ -190,7 +190,7 @@ fn receive(
     };
     let sequence = worker.sequence;
     let mut on_timeout = spin_wait.as_ref().map(|spin_wait| spin_wait.on_timeout);
-    if spin_wait.is_some_and(|spin_wait| !worker.listen(spin_wait.spin_for))
+    if spin_wait.is_some_and(|spin_wait| !worker.spin_for_reply(spin_wait.spin_for))
         && let Some(on_timeout) = on_timeout.take()
     {
         on_timeout();

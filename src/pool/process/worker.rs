@@ -253,7 +253,7 @@ pub(crate) struct Worker {
     /// Number of frames sent since its last reply.
     unread: u32,
     /// Whether the worker spins for another frame after its reply.
-    pub(crate) more: bool,
+    pub(crate) hint_more: bool,
     /// Number of the last chunk.
     pub(crate) sequence: u32,
     /// Number of tasks it has run.
@@ -352,7 +352,7 @@ impl Worker {
     }
 
     /// Sends a context unless the worker holds it.
-    pub(crate) fn share(&mut self, context: &Arc<Context>) -> Result<(), TransportError> {
+    pub(crate) fn send_context(&mut self, context: &Arc<Context>) -> Result<(), TransportError> {
         if self.contexts.iter().any(|known| known.id == context.id) {
             return Ok(());
         }
@@ -394,7 +394,7 @@ impl Worker {
 
     /// Makes the worker drop the contexts of finished calls. Skipped for a worker that may not be reading:
     /// the pool's lock is held here, and a full channel would block.
-    pub(crate) fn forget(&mut self) {
+    pub(crate) fn drop_contexts(&mut self) {
         /// Fewer small frames than fit in a socket's buffer beside a chunk's.
         const MOST_UNREAD: u32 = 16;
         if self.unread >= MOST_UNREAD {
@@ -414,7 +414,7 @@ impl Worker {
     pub(crate) fn send_frame(&mut self) -> Result<(), TransportError> {
         self.unread += 1;
         self.requests.as_ref().ok_or(TransportError::PeerGone)?.send(&self.frame)?;
-        self.lane.requests().ring(self.more);
+        self.lane.requests().ring(self.hint_more);
         Ok(())
     }
 
@@ -443,7 +443,7 @@ impl Worker {
     }
 
     /// Spins for a reply, for at most `limit`. Returns whether there is one.
-    pub(crate) fn listen(&mut self, limit: Duration) -> bool {
+    pub(crate) fn spin_for_reply(&mut self, limit: Duration) -> bool {
         self.waiter.spin_until(self.lane.replies(), limit)
     }
 

@@ -266,7 +266,7 @@ impl PoolState {
         let refused = match outcome {
             Ok(()) => {
                 let is_spent = self.config.max_tasks.is_some_and(|most| worker.tasks >= most);
-                worker.forget();
+                worker.drop_contexts();
                 let has_work = central.has_work();
                 let actions =
                     central.slots.check_in(slot, worker, is_spent, has_work, Instant::now());

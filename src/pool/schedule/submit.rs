@@ -156,7 +156,7 @@ impl PoolState {
         if self.forked().is_some() {
             return;
         }
-        self.central().slots.idle_workers().for_each(Worker::forget);
+        self.central().slots.idle_workers().for_each(Worker::drop_contexts);
     }
 
     /// Cancels all items that have not started.
