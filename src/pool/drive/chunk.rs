@@ -369,7 +369,7 @@ impl Chunk {
     pub(super) fn put_spans(&self, body: &mut impl Sink) {
         let mut at = 0;
         while let Some(first) = self.batches.get(at) {
-            // A function that can't be called was refused on submission.
+            // A function that can't be called was rejected on submission.
             let (Ok(call), width) = (first.job.call, first.width) else { break };
             let mut span = Span { function: call, items: 0, width, bytes: 0, seed: first.seed() };
             // Consecutive single calls of one function are sent as one span.
@@ -513,7 +513,7 @@ impl Chunk {
     }
 
     /// Fails the remaining batches, none of which was sent.
-    pub(super) fn refuse(
+    pub(super) fn reject(
         &mut self,
         kind: &TaskErrorKind,
         counters: &Counters,

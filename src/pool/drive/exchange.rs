@@ -121,7 +121,7 @@ fn try_send(
     if let Some(updates) = worker.mapped.pending_updates() {
         worker.send(&updates)?;
     }
-    let (mut refused, mut is_out_of_step) = (None, false);
+    let (mut rejected, mut is_out_of_step) = (None, false);
     if let Some(chunk) = lock().as_mut() {
         let mut may_have_sent = false;
         let sent = chunk.body(worker, inline_limit).map_err(TransportError::from);
@@ -145,14 +145,14 @@ fn try_send(
             Err(TransportError::Io(error)) => {
                 let reason = format!("failed to place it in shared memory: {error}");
                 let kind = TaskErrorKind::Encode { side: ValueSide::Argument, reason };
-                let calls = refused.get_or_insert_default();
-                chunk.refuse(&kind, reporter.counters, calls);
+                let calls = rejected.get_or_insert_default();
+                chunk.reject(&kind, reporter.counters, calls);
                 is_out_of_step = may_have_sent;
             }
             Err(error) => return Err(error),
         }
     }
-    if let Some(calls) = refused {
+    if let Some(calls) = rejected {
         reporter.fire(calls);
         // A worker that received part of it would take that for part of the next chunk.
         return if is_out_of_step { Err(TransportError::PeerGone) } else { Ok(false) };

@@ -312,7 +312,7 @@ impl PendingWorker {
             arrived: Vec::new(),
             waiter: SpinWaiter::default(),
             unread: 0,
-            more: false,
+            hint_more: false,
             sequence: 0,
             tasks: 0,
             contexts: Vec::new(),

@@ -263,7 +263,7 @@ impl PoolState {
         }
         let mut central = self.central();
         central.end(slot, ticket);
-        let refused = match outcome {
+        let rejected = match outcome {
             Ok(()) => {
                 let is_spent = self.config.max_tasks.is_some_and(|most| worker.tasks >= most);
                 worker.drop_contexts();
@@ -282,7 +282,7 @@ impl PoolState {
         self.cancel_needless_starts(&central);
         drop(central);
         self.apply(actions);
-        refused.iter().for_each(|batch| self.refuse(batch));
+        rejected.iter().for_each(|batch| self.reject(batch));
     }
 
     pub(super) fn tell_assigned(&self, slot: usize) {

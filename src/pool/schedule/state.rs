@@ -206,7 +206,7 @@ impl PoolState {
     }
 
     /// Fails a batch that will not run. Called under no lock.
-    pub(super) fn refuse(&self, batch: &Batch) {
+    pub(super) fn reject(&self, batch: &Batch) {
         let kind = match batch.job.call {
             Ok(_) => self.forked().unwrap_or(TaskErrorKind::Closed),
             Err(error) => TaskErrorKind::Function { reason: error.to_string() },
@@ -222,7 +222,7 @@ impl PoolState {
     }
 
     /// Returns batches to the front of the queue, in order. If the pool is terminated, returns them: the
-    /// caller must [refuse](Self::refuse) them after releasing the lock, because that may call wakers.
+    /// caller must [reject](Self::reject) them after releasing the lock, because that may call wakers.
     #[must_use]
     pub(super) fn requeue(&self, central: &mut SchedulerState, batches: Vec<Batch>) -> Vec<Batch> {
         if central.slots.phase() == Phase::Terminated {

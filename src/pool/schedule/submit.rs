@@ -42,12 +42,12 @@ impl PoolState {
     /// Queues a batch. A closed pool fails it at once.
     pub(crate) fn submit(&self, batch: Batch) {
         if self.forked().is_some() {
-            return self.refuse(&batch);
+            return self.reject(&batch);
         }
         let mut central = self.central();
         if central.slots.phase() != Phase::Open || batch.job.call.is_err() {
             drop(central);
-            return self.refuse(&batch);
+            return self.reject(&batch);
         }
         central.queued += u64::from(batch.items);
         match batch.slot {
@@ -131,20 +131,20 @@ impl PoolState {
         central.queue = kept;
         let mut cancelled: VecDeque<Batch> = cancelled;
         central.queued -= cancelled.iter().map(|batch| u64::from(batch.items)).sum::<u64>();
-        let mut refused = Vec::new();
+        let mut rejected = Vec::new();
         for slot in 0..self.slots.len() {
             let mut running = self.running(slot);
             let taken = running.as_mut().map_or_else(Vec::new, |chunk| chunk.cancel(is_target));
             drop(running);
             let (ours, others): (Vec<_>, Vec<_>) = taken.into_iter().partition(&is_target);
             cancelled.extend(ours);
-            refused.extend(self.requeue(&mut central, others));
+            rejected.extend(self.requeue(&mut central, others));
         }
         self.cancel_needless_starts(&central);
         drop(central);
         // The supervisor enforces the grace period after SIGTERM.
         self.orders.schedule_check(Instant::now());
-        refused.iter().for_each(|batch| self.refuse(batch));
+        rejected.iter().for_each(|batch| self.reject(batch));
         for batch in cancelled {
             let failure = Failure::unstarted(TaskErrorKind::Cancelled);
             self.fail(&batch, failure, Provenance::NONE);
@@ -204,7 +204,7 @@ impl PoolState {
         drop(central);
         self.apply(actions);
         for batch in queue {
-            self.refuse(&batch);
+            self.reject(&batch);
         }
     }
 

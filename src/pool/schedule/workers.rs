@@ -193,9 +193,9 @@ impl PoolState {
         let Some(chunk) = chunk else { return process.kill(KillReason::OutOfMemory) };
         let rest = chunk.end_for_memory();
         drop(running);
-        let refused = self.requeue(&mut central, rest);
+        let rejected = self.requeue(&mut central, rest);
         drop(central);
-        refused.iter().for_each(|batch| self.refuse(batch));
+        rejected.iter().for_each(|batch| self.reject(batch));
     }
 
     /// Stops or continues all workers and their child processes. Suspended time doesn't count towards time
@@ -264,7 +264,7 @@ impl PoolState {
         // Held throughout: stolen items must not be invisible while another thread checks whether all is
         // done.
         let mut central = self.central();
-        let mut refused = Vec::new();
+        let mut rejected = Vec::new();
         for slot in 0..self.slots.len() {
             let (rest, again) = match self.try_running(slot) {
                 Some(mut running) => match running.as_mut() {
@@ -278,11 +278,11 @@ impl PoolState {
                 (next, again) => next.or(again),
             };
             if !rest.is_empty() {
-                refused.extend(self.requeue(&mut central, rest));
+                rejected.extend(self.requeue(&mut central, rest));
             }
         }
         drop(central);
-        refused.iter().for_each(|batch| self.refuse(batch));
+        rejected.iter().for_each(|batch| self.reject(batch));
         next
     }
 }
