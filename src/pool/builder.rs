@@ -26,8 +26,8 @@ use crate::pool::limits::Limits;
 use crate::pool::observe::events::{Event, Observer, Observers};
 use crate::pool::options::TaskOptions;
 use crate::pool::process::common::{Membership, Wires};
-use crate::pool::process::orders::SupervisorHandle;
 use crate::pool::process::supervisor;
+use crate::pool::process::supervisor_handle::SupervisorHandle;
 use crate::pool::schedule::state::{self, PoolState};
 
 /// Minimum memory of a worker in bytes, shared memory included.
@@ -400,8 +400,8 @@ impl PoolBuilder {
         let inline_limit = check_system(config.workers)?;
         let slots = config.workers;
         config.observers.start().map_err(Error::system("a thread"))?;
-        let orders = SupervisorHandle::new(wires.waker);
-        let shared = Arc::new(PoolState::new(config, orders, inline_limit));
+        let supervisor = SupervisorHandle::new(wires.waker);
+        let shared = Arc::new(PoolState::new(config, supervisor, inline_limit));
         let pool = Pool::of(Arc::clone(&shared), options, Keeper::Own(wires.writer));
         // Starts the supervisor, or the driver of a slot.
         let start = |name: String, slot: Option<usize>| {
@@ -439,7 +439,7 @@ impl PoolBuilder {
         let (config, options) = self.resolve(membership.liveness_pipe())?;
         let inline_limit = check_system(config.workers)?;
         config.observers.start().map_err(Error::system("a thread"))?;
-        let shared = Arc::new(PoolState::new(config, membership.orders(), inline_limit));
+        let shared = Arc::new(PoolState::new(config, membership.supervisor(), inline_limit));
         membership.supervise(&shared);
         let pool = Pool::of(Arc::clone(&shared), options, Keeper::Common(membership));
         driver::start_one(&shared)?;

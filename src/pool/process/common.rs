@@ -13,8 +13,8 @@ use crate::error::Error;
 use crate::os::process::PerProcess;
 use crate::os::signals;
 use crate::pool::config::STACK;
-use crate::pool::process::orders::{SupervisorHandle, Waker};
 use crate::pool::process::supervisor::{self, Supervisor};
+use crate::pool::process::supervisor_handle::{SupervisorHandle, Waker};
 use crate::pool::schedule::state::{self, PoolState};
 
 /// Descriptors of a supervisor thread.
@@ -118,7 +118,7 @@ impl Membership {
     }
 
     /// Returns a handle on the supervisor for a pool.
-    pub(crate) fn orders(&self) -> SupervisorHandle {
+    pub(crate) fn supervisor(&self) -> SupervisorHandle {
         SupervisorHandle::new(Arc::clone(&self.common.wires.waker))
     }
 
@@ -126,7 +126,7 @@ impl Membership {
     pub(crate) fn supervise(&self, shared: &Arc<PoolState>) {
         shared.set_supervised(true);
         self.common.newcomers().push(Arc::clone(shared));
-        self.common.wires.waker.ring();
+        self.common.wires.waker.wake();
     }
 }
 
@@ -145,7 +145,7 @@ impl Drop for Membership {
         }
         drop(current);
         last.common.is_over.store(true, Ordering::Release);
-        last.common.wires.waker.ring();
+        last.common.wires.waker.wake();
         // A thread that pools need for shutdown must not wait. The supervisor exits by itself.
         if !state::is_serving() {
             let _ = last.thread.join();

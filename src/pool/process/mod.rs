@@ -2,6 +2,6 @@
 
 pub(crate) mod common;
 pub(crate) mod one_shot;
-pub(crate) mod orders;
 pub(crate) mod supervisor;
+pub(crate) mod supervisor_handle;
 pub(crate) mod worker;

@@ -25,7 +25,7 @@ use crate::os::observe;
 use crate::os::process::{CaptureFile, Child, OutputMode};
 use crate::pool::observe::callbacks::contain;
 use crate::pool::observe::events::EventKind;
-use crate::pool::process::orders::Waker;
+use crate::pool::process::supervisor_handle::Waker;
 use crate::pool::process::worker::{KillReason, PendingWorker, Process, RETIRE_GRACE};
 use crate::pool::schedule::slots::SpawnDecision;
 use crate::pool::schedule::state::PoolState;
@@ -50,12 +50,12 @@ struct Supervised {
 pub(crate) fn supervise(shared: &Arc<PoolState>) {
     let mut supervisors = vec![Supervisor::new(Arc::clone(shared))];
     loop {
-        shared.orders.waker.drain_eventfd();
+        shared.supervisor.waker.drain_eventfd();
         let wake = work(&mut supervisors);
         if supervisors.is_empty() {
             return;
         }
-        sleep(&mut supervisors, &shared.orders.waker, wake);
+        sleep(&mut supervisors, &shared.supervisor.waker, wake);
     }
 }
 
@@ -97,13 +97,13 @@ impl Supervisor {
 
     /// Does all due work. Returns when to run again, or breaks when the pool is finished.
     fn work(&mut self) -> ControlFlow<(), Option<Instant>> {
-        let orders = &self.shared.orders;
-        let mut signals = orders.signals.lock().unwrap_or_else(PoisonError::into_inner);
+        let supervisor = &self.shared.supervisor;
+        let mut signals = supervisor.signals.lock().unwrap_or_else(PoisonError::into_inner);
         for signal in signals.drain(..) {
             self.supervised.iter().for_each(|supervised| supervised.process.signal_group(signal));
         }
         drop(signals);
-        orders.signaled.notify_all();
+        supervisor.signaled.notify_all();
         if self.shared.is_terminated() {
             for supervised in &self.supervised {
                 supervised.process.child.kill();
@@ -248,8 +248,8 @@ impl Supervisor {
     }
 
     fn enforce_limits(&self) -> Option<Instant> {
-        let orders = &self.shared.orders;
-        let planned = orders.next_check.load(Ordering::Acquire);
+        let supervisor = &self.shared.supervisor;
+        let planned = supervisor.next_check.load(Ordering::Acquire);
         if planned == u64::MAX {
             return None;
         }
@@ -257,9 +257,9 @@ impl Supervisor {
         if !left.is_zero() {
             return Some(Instant::now() + left);
         }
-        orders.next_check.store(u64::MAX, Ordering::Release);
+        supervisor.next_check.store(u64::MAX, Ordering::Release);
         let again = self.shared.enforce_limits()?;
-        orders.schedule_check(again);
+        supervisor.schedule_check(again);
         Some(again)
     }
 

@@ -222,7 +222,7 @@ impl PoolState {
         }
         let check_at = Instant::now() + chunk.silence_limit();
         *self.running(slot) = Some(chunk);
-        self.orders.schedule_check(check_at);
+        self.supervisor.schedule_check(check_at);
         RunTicket { is_multi_item, period, spin_for }
     }
 
@@ -259,7 +259,7 @@ impl PoolState {
         if self.regions.have_returned()
             && let Some(at) = Regions::check_at()
         {
-            self.orders.schedule_check(at);
+            self.supervisor.schedule_check(at);
         }
         let mut central = self.central();
         central.end(slot, ticket);

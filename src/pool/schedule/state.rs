@@ -26,7 +26,7 @@ use crate::pool::drive::chunk::{Chunk, Running};
 use crate::pool::drive::exchange::Sent;
 use crate::pool::drive::regions::Regions;
 use crate::pool::observe::events::Deferred;
-use crate::pool::process::orders::SupervisorHandle;
+use crate::pool::process::supervisor_handle::SupervisorHandle;
 use crate::pool::process::worker::{PendingWorker, Process, Worker};
 use crate::pool::schedule::batch::Batch;
 use crate::pool::schedule::cost::CostEstimate;
@@ -64,7 +64,7 @@ pub(crate) struct PoolState {
     pub(crate) slots: Box<[DriverSlot]>,
     /// Notified when a worker becomes ready or fails to start, and when a driver exits.
     pub(super) changed: Condvar,
-    pub(crate) orders: SupervisorHandle,
+    pub(crate) supervisor: SupervisorHandle,
     pub(crate) counters: Counters,
     /// Number of CPUs available to this process.
     pub(super) cpus: usize,
@@ -149,7 +149,7 @@ pub(crate) struct RunTicket {
 }
 
 impl PoolState {
-    pub(crate) fn new(config: Config, orders: SupervisorHandle, inline_limit: usize) -> Self {
+    pub(crate) fn new(config: Config, supervisor: SupervisorHandle, inline_limit: usize) -> Self {
         let slots = config.workers;
         let cpus = std::thread::available_parallelism().map_or(1, NonZero::get);
         let central = SchedulerState {
@@ -175,7 +175,7 @@ impl PoolState {
             central: Mutex::new(central),
             slots: (0..slots).map(|_| DriverSlot::default()).collect(),
             changed: Condvar::new(),
-            orders,
+            supervisor,
             counters,
             cpus,
             inline_limit,
@@ -258,7 +258,7 @@ impl PoolState {
     /// Wakes the supervisor if starting workers are no longer needed.
     pub(super) fn cancel_needless_starts(&self, central: &SchedulerState) {
         if central.slots.is_only_starting(central.has_work()) {
-            self.orders.ring();
+            self.supervisor.wake();
         }
     }
 
@@ -285,7 +285,7 @@ impl PoolState {
     pub(super) fn apply(&self, actions: Actions<Worker>) {
         self.wake(actions.wake);
         if actions.start {
-            self.orders.ring();
+            self.supervisor.wake();
         }
         if let Some(worker) = actions.retire {
             worker.retire();

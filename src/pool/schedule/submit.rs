@@ -143,7 +143,7 @@ impl PoolState {
         self.cancel_needless_starts(&central);
         drop(central);
         // The supervisor enforces the grace period after SIGTERM.
-        self.orders.schedule_check(Instant::now());
+        self.supervisor.schedule_check(Instant::now());
         rejected.iter().for_each(|batch| self.reject(batch));
         for batch in cancelled {
             let failure = Failure::unstarted(TaskErrorKind::Cancelled);

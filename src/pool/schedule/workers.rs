@@ -105,7 +105,7 @@ impl PoolState {
     pub(crate) fn driver_ended(&self) {
         self.central().drivers -= 1;
         self.changed.notify_all();
-        self.orders.ring();
+        self.supervisor.wake();
     }
 
     /// Returns the process to start next; see [`SlotTable::next_start`](super::slots::SlotTable::next_start).
@@ -221,7 +221,7 @@ impl PoolState {
         }
         // Released first: the supervisor takes this lock, and this thread waits for the supervisor.
         drop(suspended);
-        self.orders.signal(signal);
+        self.supervisor.signal(signal);
     }
 
     /// Returns the state of all workers, without resource use, which needs system calls.
