@@ -173,10 +173,10 @@ impl<N, W> SlotTable<N, W> {
     /// Work was queued: wakes the driver of an idle worker, or else starts a worker in a parked slot. A pool
     /// that has given up retries.
     pub(crate) fn wake_one(&mut self, now: Instant) -> Actions<W> {
-        let is_resting = |slot_state: &Slot<N, W>| matches!(slot_state.state, State::Parked);
+        let is_parked = |slot_state: &Slot<N, W>| matches!(slot_state.state, State::Parked);
         let slot = self.idle.last().copied().or_else(|| match self.parked {
             0 => None,
-            _ => self.slots.iter().position(is_resting),
+            _ => self.slots.iter().position(is_parked),
         });
         match slot {
             Some(slot) => self.wake_slot(slot, now),
