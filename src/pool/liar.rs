@@ -243,7 +243,7 @@ impl Liar<'_> {
                 self.record(5, 8, &nanos.to_le_bytes());
             }
             6 => {
-                let place = RegionSlice {
+                let slice = RegionSlice {
                     number: u32::from(self.script.byte() % 4),
                     len: self.script.number(items, self.bytes).into(),
                     is_new: self.script.byte().is_multiple_of(2),
@@ -251,7 +251,7 @@ impl Liar<'_> {
                 };
                 let mut payload = Vec::new();
                 let is_elements = self.script.byte().is_multiple_of(2);
-                if codec::encode(&(place, is_elements), &mut payload).is_ok() {
+                if codec::encode(&(slice, is_elements), &mut payload).is_ok() {
                     self.record(4, payload.len() as u32, &payload);
                     self.done = self.done.wrapping_add(1);
                     self.commit(0);
@@ -514,29 +514,29 @@ fn settle<'a>(batches: impl IntoIterator<Item = &'a Batch>) {
     for batch in batches {
         let content = Content::Failed(Failure::unstarted(TaskErrorKind::Cancelled));
         let (first, items) = (batch.first, batch.items);
-        let arrival = Delivery { first, items, provenance: Provenance::NONE, content };
-        let is_first = batch.job.deliver(arrival, &mut Deferred::default());
+        let delivery = Delivery { first, items, provenance: Provenance::NONE, content };
+        let is_first = batch.job.deliver(delivery, &mut Deferred::default());
         assert!(is_first, "items from {first} on were settled before");
     }
 }
 
 /// Decodes the deliveries. Returns the numbers of their items.
 fn read(job: &Job, choice: u8) -> Vec<u64> {
-    fn count<R: serde::de::DeserializeOwned>(mut arrival: Delivery, job: &Job) {
-        let items = arrival.items;
-        let count = std::iter::from_fn(|| arrival.next::<R>(job.offset).map(drop)).count();
+    fn count<R: serde::de::DeserializeOwned>(mut delivery: Delivery, job: &Job) {
+        let items = delivery.items;
+        let count = std::iter::from_fn(|| delivery.next::<R>(job.offset).map(drop)).count();
         assert_eq!(count, items as usize, "a delivery has one outcome per item");
     }
     let mut numbers = Vec::new();
-    while let Some(arrival) = job.take_arrival() {
-        numbers.extend(arrival.first..arrival.first + u64::from(arrival.items));
+    while let Some(delivery) = job.take_delivery() {
+        numbers.extend(delivery.first..delivery.first + u64::from(delivery.items));
         match choice % 6 {
-            0 => count::<u64>(arrival, job),
-            1 => count::<String>(arrival, job),
-            2 => count::<Vec<u32>>(arrival, job),
-            3 => count::<Vec<Vec<()>>>(arrival, job),
-            4 => drop(arrival.drain::<u64>(job.offset, &mut Vec::new())),
-            _ => drop(arrival.drain::<Vec<u8>>(job.offset, &mut Vec::new())),
+            0 => count::<u64>(delivery, job),
+            1 => count::<String>(delivery, job),
+            2 => count::<Vec<u32>>(delivery, job),
+            3 => count::<Vec<Vec<()>>>(delivery, job),
+            4 => drop(delivery.drain::<u64>(job.offset, &mut Vec::new())),
+            _ => drop(delivery.drain::<Vec<u8>>(job.offset, &mut Vec::new())),
         }
     }
     numbers

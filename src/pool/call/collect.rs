@@ -50,16 +50,16 @@ where
                 Some(Err(payload)) => resume_unwind(payload),
             }
         }
-        for arrival in deliveries {
-            let items = u64::from(arrival.items);
-            feed.take(items, arrival.first + items);
-            early.insert(arrival.first, arrival);
+        for delivery in deliveries {
+            let items = u64::from(delivery.items);
+            feed.take(items, delivery.first + items);
+            early.insert(delivery.first, delivery);
         }
-        while let Some(arrival) = early.remove(&next) {
-            next += u64::from(arrival.items);
+        while let Some(delivery) = early.remove(&next) {
+            next += u64::from(delivery.items);
             if failure.is_none() {
-                prefault.ensure(&mut results, arrival.items as usize);
-                failure = arrival.drain(job.offset, &mut results).err();
+                prefault.ensure(&mut results, delivery.items as usize);
+                failure = delivery.drain(job.offset, &mut results).err();
             }
         }
     }

@@ -49,8 +49,8 @@ impl Context {
         let elements = bulk::as_raw_bytes(value).filter(|all| all.len() > inline_limit);
         let (body, bytes, region) = match elements {
             Some(elements) => {
-                let (place, region) = share(elements)?;
-                (Body::RawBytes(place), Vec::new(), region)
+                let (slice, region) = share(elements)?;
+                (Body::RawBytes(slice), Vec::new(), region)
             }
             None => {
                 let encode = || attachments.collect(|| codec::encode_to_vec(value));
@@ -58,8 +58,8 @@ impl Context {
                     .map_err(serialize_panicked::<C>)?
                     .map_err(|error| error.to_string())?;
                 if bytes.len() > inline_limit {
-                    let (place, region) = share(&bytes)?;
-                    (Body::Region(place), Vec::new(), region)
+                    let (slice, region) = share(&bytes)?;
+                    (Body::Region(slice), Vec::new(), region)
                 } else {
                     (Body::Frame, bytes, None)
                 }

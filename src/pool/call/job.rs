@@ -120,12 +120,12 @@ impl Job {
 
     /// Settles the items of a delivery. Returns false, without effect, if they were settled before. Adds
     /// wakers and callbacks to `calls`.
-    pub(crate) fn deliver(&self, arrival: Delivery, calls: &mut Deferred) -> bool {
+    pub(crate) fn deliver(&self, delivery: Delivery, calls: &mut Deferred) -> bool {
         let mut state = self.state();
-        let ids = arrival.first..arrival.first + u64::from(arrival.items);
+        let ids = delivery.first..delivery.first + u64::from(delivery.items);
         let settled = state.ledger.settle(ids);
         // An item is in one place only, so either all of these are open or none.
-        debug_assert!(settled == 0 || settled == u64::from(arrival.items));
+        debug_assert!(settled == 0 || settled == u64::from(delivery.items));
         if settled == 0 {
             return false;
         }
@@ -133,7 +133,7 @@ impl Job {
             // Most calls have one item, and so one delivery.
             state.deliveries.reserve_exact(1);
         }
-        state.deliveries.push_back(arrival);
+        state.deliveries.push_back(delivery);
         self.announce(state, calls);
         true
     }
@@ -212,8 +212,8 @@ impl Job {
     ) -> Result<Option<Delivery>, Timeout> {
         let mut state = self.state();
         loop {
-            if let Some(arrival) = state.deliveries.pop_front() {
-                return Ok(Some(arrival));
+            if let Some(delivery) = state.deliveries.pop_front() {
+                return Ok(Some(delivery));
             }
             if state.ledger.open() == 0 {
                 return Ok(None);
@@ -268,7 +268,7 @@ impl Job {
     }
 
     /// Takes the next delivery, if there is one.
-    pub(crate) fn take_arrival(&self) -> Option<Delivery> {
+    pub(crate) fn take_delivery(&self) -> Option<Delivery> {
         self.state().deliveries.pop_front()
     }
 }
@@ -288,9 +288,9 @@ mod tests {
             scope.spawn(|| {
                 for first in 0..8 {
                     let content = Content::Failed(Failure::unstarted(TaskErrorKind::Cancelled));
-                    let arrival =
+                    let delivery =
                         Delivery { first, items: 1, provenance: Provenance::NONE, content };
-                    job.deliver(arrival, &mut Deferred::default());
+                    job.deliver(delivery, &mut Deferred::default());
                 }
             });
             let arrived = job.wait_arrivals(2).len();

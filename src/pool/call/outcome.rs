@@ -162,7 +162,9 @@ fn decode_error(reason: String) -> TaskErrorKind {
 fn decode<R: DeserializeOwned>(mut raw: RawOutcome<'_>) -> Result<R, (TaskErrorKind, DidRun)> {
     let decoded = match (raw.kind, raw.region.take()) {
         (Record::Value, _) => catch_deserialize(|| codec::decode(raw.payload)),
-        (Record::Region, Some(region)) if records::place(raw.payload).is_some_and(|at| at.1) => {
+        (Record::Region, Some(region))
+            if records::region_slice(raw.payload).is_some_and(|at| at.1) =>
+        {
             // SAFETY: the region is mapped for its length for as long as it lives.
             catch_deserialize(|| unsafe { bulk::from_raw_bytes(region.as_ptr(), region.len()) })
         }
@@ -220,25 +222,25 @@ pub(crate) fn read_hostile(bytes: &[u8]) {
     use procpool_worker::protocol::Reply;
 
     let _ = codec::decode::<Reply>(bytes);
-    let _ = (records::output_ends(bytes), records::places(bytes));
+    let _ = (records::output_ends(bytes), records::region_slices(bytes));
     let Some(summary) = records::validate(bytes) else { return };
     let all = || Records::new(bytes.into(), VecDeque::new(), VecDeque::new());
     let mut rest = all();
     let mut front = rest.split_front(summary.items / 2);
     let count = |records: &mut Records| std::iter::from_fn(|| records.next().map(drop)).count();
     assert_eq!(count(&mut front) + count(&mut rest), summary.items as usize);
-    let arrival = || {
+    let delivery = || {
         let content = Content::Records(all());
         Delivery { first: 0, items: summary.items, provenance: Provenance::NONE, content }
     };
-    fn read<R: serde::de::DeserializeOwned>(mut arrival: Delivery, items: u32) {
-        let count = std::iter::from_fn(|| arrival.next::<R>(0).map(drop)).count();
+    fn read<R: serde::de::DeserializeOwned>(mut delivery: Delivery, items: u32) {
+        let count = std::iter::from_fn(|| delivery.next::<R>(0).map(drop)).count();
         assert_eq!(count, items as usize);
     }
-    read::<u64>(arrival(), summary.items);
-    read::<(String, Option<Vec<u8>>)>(arrival(), summary.items);
-    read::<std::collections::BTreeMap<u8, Vec<char>>>(arrival(), summary.items);
-    let _ = arrival().drain::<u16>(0, &mut Vec::new());
-    let _ = arrival().drain::<f64>(0, &mut Vec::new());
-    let _ = arrival().drain::<Vec<u32>>(0, &mut Vec::new());
+    read::<u64>(delivery(), summary.items);
+    read::<(String, Option<Vec<u8>>)>(delivery(), summary.items);
+    read::<std::collections::BTreeMap<u8, Vec<char>>>(delivery(), summary.items);
+    let _ = delivery().drain::<u16>(0, &mut Vec::new());
+    let _ = delivery().drain::<f64>(0, &mut Vec::new());
+    let _ = delivery().drain::<Vec<u32>>(0, &mut Vec::new());
 }

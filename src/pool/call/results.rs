@@ -124,9 +124,9 @@ where
             return Ok(Some((outcome, Provenance::NONE)));
         }
         loop {
-            if let Some(arrival) = &mut self.current {
-                let provenance = arrival.provenance;
-                if let Some(outcome) = arrival.next(self.feed.job.offset) {
+            if let Some(delivery) = &mut self.current {
+                let provenance = delivery.provenance;
+                if let Some(outcome) = delivery.next(self.feed.job.offset) {
                     self.next = self.next.max(outcome.number + 1);
                     self.feed.take(1, outcome.number + 1);
                     return Ok(Some((outcome, provenance)));
@@ -141,8 +141,8 @@ where
                 continue;
             }
             match self.feed.job.wait_arrival(deadline)? {
-                Some(arrival) if self.order == Order::Completion => self.current = Some(arrival),
-                Some(arrival) => drop(self.early.insert(arrival.first, arrival)),
+                Some(delivery) if self.order == Order::Completion => self.current = Some(delivery),
+                Some(delivery) => drop(self.early.insert(delivery.first, delivery)),
                 None => match self.feed.ended.take() {
                     None => {}
                     Some(ended) => {

@@ -326,10 +326,10 @@ impl Chunk {
         is_observed: bool,
     ) -> Result<bool, TransportError> {
         let elements = self.batches.front().and_then(Batch::elements);
-        let place = region.map(|lease| worker.mapped.reference(lease));
-        let body = match place {
-            Some(place) if elements.is_some() => Body::RawBytes(place),
-            Some(place) => Body::Region(place),
+        let slice = region.map(|lease| worker.mapped.reference(lease));
+        let body = match slice {
+            Some(slice) if elements.is_some() => Body::RawBytes(slice),
+            Some(slice) => Body::Region(slice),
             None => Body::Frame,
         };
         let is_awaited = |batch: &Batch| !batch.job.collects_all.load(Relaxed);
@@ -344,7 +344,7 @@ impl Chunk {
         if region.is_none() || elements.is_some() {
             self.put_spans(&mut worker.frame);
         }
-        Ok(place.is_some_and(|place| place.is_new))
+        Ok(slice.is_some_and(|slice| slice.is_new))
     }
 
     /// Writes a body that is too large for a frame to a region.

@@ -82,7 +82,7 @@ fn handshake(
             _ => StartError::Initializer(format!("the worker {}", worker.process.wait_death())),
         });
     }
-    match job.take_arrival().and_then(|mut arrival| arrival.next::<()>(job.offset)) {
+    match job.take_delivery().and_then(|mut delivery| delivery.next::<()>(job.offset)) {
         Some(outcome) => match outcome.result {
             Ok(()) => {
                 worker.tasks = 0;

@@ -136,19 +136,19 @@ pub(crate) fn validate(mut bytes: &[u8]) -> Option<Summary> {
 }
 
 /// Returns the locations of results in regions. `None` if one is invalid.
-pub(crate) fn places(mut bytes: &[u8]) -> Option<Vec<RegionSlice>> {
-    let mut places = Vec::new();
+pub(crate) fn region_slices(mut bytes: &[u8]) -> Option<Vec<RegionSlice>> {
+    let mut slices = Vec::new();
     while let Some((kind, payload, rest)) = split(bytes) {
         bytes = rest;
         if kind == Record::Region {
-            places.push(place(payload)?.0);
+            slices.push(region_slice(payload)?.0);
         }
     }
-    Some(places)
+    Some(slices)
 }
 
 /// Returns the location of a result, and whether it is stored as raw elements.
-pub(crate) fn place(payload: &[u8]) -> Option<(RegionSlice, bool)> {
+pub(crate) fn region_slice(payload: &[u8]) -> Option<(RegionSlice, bool)> {
     codec::decode(payload).ok()
 }
 

@@ -221,8 +221,8 @@ impl Mapped {
 
     /// Returns the region of a result: one that the worker has just sent, or one that it was told is free.
     /// `None` if there is no such region or it is too small.
-    pub(crate) fn result(&mut self, place: RegionSlice, new: Option<Region>) -> Option<Lease> {
-        let (key, len) = ((self.worker, place.number), usize::try_from(place.len).ok()?);
+    pub(crate) fn result(&mut self, slice: RegionSlice, new: Option<Region>) -> Option<Lease> {
+        let (key, len) = ((self.worker, slice.number), usize::try_from(slice.len).ok()?);
         let mut inner = self.home.inner();
         let region = match new {
             Some(region) if inner.live.insert(key) => {
@@ -299,12 +299,12 @@ mod tests {
         let regions = Arc::new(Regions::default());
         let mut mapped = Mapped::new(&regions);
         let first = leased(&mapped, &[1; 5000]);
-        let place = mapped.reference(&first);
-        assert!(place.is_new && place.is_cached);
+        let slice = mapped.reference(&first);
+        assert!(slice.is_new && slice.is_cached);
         drop(first);
         let second = leased(&mapped, &[2; 4000]);
         assert_eq!(content(&second), [2; 4000]);
-        assert_eq!(mapped.reference(&second), RegionSlice { len: 4000, is_new: false, ..place });
+        assert_eq!(mapped.reference(&second), RegionSlice { len: 4000, is_new: false, ..slice });
         assert_eq!(mapped.pending_updates(), None);
     }
 
@@ -339,20 +339,20 @@ mod tests {
     fn a_result_in_an_impossible_region_is_refused() {
         let regions = Arc::new(Regions::default());
         let mut mapped = Mapped::new(&regions);
-        let place = |number, len| RegionSlice { number, len, is_new: false, is_cached: true };
+        let slice = |number, len| RegionSlice { number, len, is_new: false, is_cached: true };
         let new = || Some(Region::copy_of(&[7; 100]).unwrap());
-        assert!(mapped.result(place(1, 100), None).is_none(), "no region has this number");
-        assert!(mapped.result(place(1, 101), new()).is_none(), "the region is smaller");
-        let lease = mapped.result(place(2, 100), new()).unwrap();
+        assert!(mapped.result(slice(1, 100), None).is_none(), "no region has this number");
+        assert!(mapped.result(slice(1, 101), new()).is_none(), "the region is smaller");
+        let lease = mapped.result(slice(2, 100), new()).unwrap();
         assert_eq!(content(&lease), [7; 100]);
-        assert!(mapped.result(place(2, 100), new()).is_none(), "the number is in use");
-        assert!(mapped.result(place(2, 100), None).is_none(), "the region was not returned");
+        assert!(mapped.result(slice(2, 100), new()).is_none(), "the number is in use");
+        assert!(mapped.result(slice(2, 100), None).is_none(), "the region was not returned");
         drop(lease);
         let updates = mapped.pending_updates();
         assert!(
             matches!(updates, Some(Request::Regions { results_free, .. }) if results_free == [2])
         );
-        assert!(mapped.result(place(2, 50), None).is_some());
+        assert!(mapped.result(slice(2, 50), None).is_some());
     }
 
     #[test]

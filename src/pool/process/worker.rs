@@ -429,17 +429,17 @@ impl Worker {
     /// Returns the regions that these records refer to. An entry is `None` if this process had no descriptor
     /// left to receive it. Returns `None` if there is no such region.
     pub(crate) fn take_results(&mut self, records: &[u8]) -> Option<VecDeque<Option<Lease>>> {
-        let take = |place: RegionSlice| {
-            if !place.is_new {
-                return self.mapped.result(place, None).map(Some);
+        let take = |slice: RegionSlice| {
+            if !slice.is_new {
+                return self.mapped.result(slice, None).map(Some);
             }
-            let at = self.arrived.iter().position(|(number, _)| *number == place.number)?;
+            let at = self.arrived.iter().position(|(number, _)| *number == slice.number)?;
             match self.arrived.swap_remove(at).1 {
-                Some(region) => self.mapped.result(place, Some(region)).map(Some),
+                Some(region) => self.mapped.result(slice, Some(region)).map(Some),
                 None => Some(None),
             }
         };
-        records::places(records)?.into_iter().map(take).collect()
+        records::region_slices(records)?.into_iter().map(take).collect()
     }
 
     /// Spins for a reply, for at most `limit`. Returns whether there is one.
