@@ -141,7 +141,7 @@ pub(crate) fn foreign_image() -> Option<(PathBuf, PathBuf)> {
 /// The highest soft limit of open files that [`init`] sets: more than any pool needs. With a higher one,
 /// programs that close every possible descriptor become slow, and some systems have a hard limit of a
 /// billion.
-const MOST_OPEN_FILES: u64 = 65_536;
+const MAX_OPEN_FILES: u64 = 65_536;
 
 /// The soft and hard limits of open files at the start of the program, if [`init`] raised them.
 static STARTED_WITH: OnceLock<(u64, u64)> = OnceLock::new();
@@ -157,7 +157,7 @@ pub(crate) fn open_files() -> Option<(u64, u64)> {
 /// Raises the soft limit of open files as [`init`] documents.
 fn raise_open_files() {
     let Some((soft, hard)) = open_files() else { return };
-    let limit = libc::rlimit { rlim_cur: hard.min(MOST_OPEN_FILES), rlim_max: hard };
+    let limit = libc::rlimit { rlim_cur: hard.min(MAX_OPEN_FILES), rlim_max: hard };
     // SAFETY: a plain system call on local data. If it is refused, the limit stays unchanged.
     if limit.rlim_cur > soft && unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) } == 0 {
         let _ = STARTED_WITH.set((soft, hard));
@@ -169,7 +169,7 @@ fn raise_open_files() {
 pub(crate) fn open_files_of_workers() -> Option<(u64, u64)> {
     let (soft, hard) = *STARTED_WITH.get()?;
     let (now, hard_now) = open_files()?;
-    (now == hard.min(MOST_OPEN_FILES)).then_some((soft, hard_now))
+    (now == hard.min(MAX_OPEN_FILES)).then_some((soft, hard_now))
 }
 
 /// Calls [`init`] before `main`, for programs that cannot make it the first line.

@@ -338,10 +338,10 @@ impl Halt {
     pub(super) fn is_due(&self, failed: u64, ended: u64) -> bool {
         /// With fewer failures, a share means little: the first job to fail may be all that has
         /// finished.
-        const LEAST: u64 = 3;
+        const MIN_COUNT: u64 = 3;
         match self.failures {
             Failures::Count(count) => failed >= count,
-            Failures::Share(share) => failed >= LEAST && failed as f64 >= share * ended as f64,
+            Failures::Share(share) => failed >= MIN_COUNT && failed as f64 >= share * ended as f64,
         }
     }
 }

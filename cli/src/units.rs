@@ -14,7 +14,7 @@ pub(super) enum TimeLimit {
 const LONGEST: f64 = 1e9;
 
 /// The least memory limit that makes sense: a worker needs part of it for itself.
-const LEAST_MEMORY: u64 = 16 << 20;
+const MIN_MEMORY: u64 = 16 << 20;
 
 /// Parses `10`, `1.5`, `500ms`, `2s`, `1m`, `2h`. The default unit is the second.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
@@ -54,7 +54,7 @@ pub(super) fn memory(text: &str) -> Result<u64, String> {
     let unit = unit.strip_suffix("ib").or(unit.strip_suffix('b')).unwrap_or(&unit);
     let shift = ["", "k", "m", "g", "t"].iter().position(|known| *known == unit).ok_or(FORM)?;
     let bytes = (number * f64::from(1u32 << 10).powi(shift as i32)) as u64;
-    if bytes < LEAST_MEMORY {
+    if bytes < MIN_MEMORY {
         return Err("give at least 16M: a worker itself needs about 10M".to_owned());
     }
     Ok(bytes)

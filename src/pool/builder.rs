@@ -31,7 +31,7 @@ use crate::pool::process::supervisor_handle::SupervisorHandle;
 use crate::pool::schedule::state::{self, PoolState};
 
 /// Minimum memory of a worker in bytes, shared memory included.
-const LEAST_MEMORY: u64 = 8 << 20;
+const MIN_MEMORY: u64 = 8 << 20;
 
 /// File descriptors that a pool needs for itself, or temporarily while a worker starts.
 const SPARE_FDS: u64 = 12;
@@ -449,9 +449,9 @@ impl PoolBuilder {
     /// Validates the options and fills in defaults. `liveness_pipe` is the workers' end of the liveness pipe.
     fn resolve(self, liveness_pipe: Arc<OwnedFd>) -> Result<(Config, TaskOptions), Error> {
         /// More slots are surely a mistake: each costs a process and a thread.
-        const MOST: usize = 4096;
+        const MAX_WORKERS: usize = 4096;
         let refuse = |option, value: String, remedy| Err(Error::Option { option, value, remedy });
-        if self.workers > MOST {
+        if self.workers > MAX_WORKERS {
             return refuse("workers", self.workers.to_string(), "use at most 4096");
         }
         if self.window == Some(0) {
@@ -466,7 +466,7 @@ impl PoolBuilder {
         if self.max_tasks == Some(0) {
             return refuse("max_tasks_per_worker", "0".to_owned(), "use at least 1");
         }
-        if self.max_memory.is_some_and(|bytes| bytes < LEAST_MEMORY) {
+        if self.max_memory.is_some_and(|bytes| bytes < MIN_MEMORY) {
             let value = format!("{} bytes", self.max_memory.unwrap_or(0));
             return refuse("max_memory_per_worker", value, "a worker itself needs about 10 MiB");
         }

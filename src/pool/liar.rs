@@ -43,7 +43,7 @@ use crate::pool::schedule::batch::Batch;
 use crate::pool::schedule::counters::Counters;
 
 /// Upper limit of a talk's duration, also on a busy machine. The longest silence takes two seconds.
-const SOON: Duration = Duration::from_secs(30);
+const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Time limit of items that have one.
 const LIMIT: Duration = Duration::from_millis(20);
@@ -563,7 +563,7 @@ pub(crate) fn talk(bytes: &[u8]) {
         talk_to_the_end(&owned);
         let _ = sender.send(());
     });
-    match receiver.recv_timeout(SOON) {
+    match receiver.recv_timeout(DEADLINE) {
         Ok(()) => {}
         Err(RecvTimeoutError::Timeout) => panic!("it hangs: {bytes:?}"),
         Err(RecvTimeoutError::Disconnected) => panic!("it panicked: {bytes:?}"),
@@ -733,7 +733,7 @@ mod tests {
         }
         println!("{talks} talks");
         // A thread that has just ended may hold descriptors for a moment.
-        let deadline = Instant::now() + SOON;
+        let deadline = Instant::now() + DEADLINE;
         while open() > before && Instant::now() < deadline {
             std::thread::yield_now();
         }

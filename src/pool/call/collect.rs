@@ -15,7 +15,7 @@ use crate::pool::call::job::Job;
 use crate::pool::schedule::state::PoolState;
 
 /// Maximum bytes reserved up front for results because the iterator announces many items.
-const MOST_AHEAD: usize = 256 << 20;
+const MAX_AHEAD: usize = 256 << 20;
 
 /// Feeds the input and collects all results in input order. Returns the first failure by position.
 pub(crate) fn collect<A, R, I>(
@@ -29,7 +29,7 @@ where
     I: Iterator<Item = A>,
 {
     let (least, _) = input.size_hint();
-    let (mut results, mut prefault) = Prefault::new(least.min(MOST_AHEAD / size_of::<R>().max(1)));
+    let (mut results, mut prefault) = Prefault::new(least.min(MAX_AHEAD / size_of::<R>().max(1)));
     let mut failure: Option<TaskError> = None;
     // The window limits items in flight, not results: one slow item must not stop the others, because all
     // results are needed before any is returned.

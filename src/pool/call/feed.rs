@@ -27,7 +27,7 @@ use crate::pool::schedule::cost::CostEstimate;
 use crate::pool::schedule::state::PoolState;
 
 /// Maximum bytes of arguments in a batch, which with its header must fit one chunk's body.
-const BATCH_BYTES: usize = chunk::MOST_BYTES - (4 << 10);
+const BATCH_BYTES: usize = chunk::MAX_BODY - (4 << 10);
 
 /// Minimum size in bytes from which a batch takes over the encoding buffer with all of its capacity.
 const OWN_BUFFER: usize = 32 << 10;
@@ -262,11 +262,11 @@ where
     I: Iterator<Item = A>,
 {
     /// Enough for a batch to be worth its overhead, few enough to start it soon.
-    const EACH: u64 = 1024;
+    const BATCH_ITEMS: u64 = 1024;
     job.collects_all.store(true, Relaxed);
     let mut feed = Feed::new(Arc::clone(pool), Arc::clone(job), input);
     while feed.ended.is_none() {
-        feed.read_batch(EACH);
+        feed.read_batch(BATCH_ITEMS);
     }
     if let Some(Err(payload)) = feed.ended {
         resume_unwind(payload);

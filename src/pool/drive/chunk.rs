@@ -84,7 +84,7 @@ pub(crate) fn inline_limit(max_frame: usize) -> usize {
 
 /// Largest body of a chunk of several items. If the results are as large, a lane holds them with the records
 /// of each block.
-pub(crate) const MOST_BYTES: usize = CAPACITY - (8 << 10);
+pub(crate) const MAX_BODY: usize = CAPACITY - (8 << 10);
 
 impl Chunk {
     /// Creates a chunk of at least one batch. All batches have the same time limit. From here on items can be

@@ -277,9 +277,9 @@ impl Records {
     /// Splits off the first `items` as separate records.
     pub(crate) fn split_front(&mut self, mut items: u32) -> Self {
         // A number and its time take at most this much, and all numbers at most what is left.
-        const EACH: usize = 32;
-        let left = self.bytes.len().saturating_sub(self.at) + EACH;
-        let capacity = left.min(EACH.saturating_mul(items as usize));
+        const MAX_RECORD: usize = 32;
+        let left = self.bytes.len().saturating_sub(self.at) + MAX_RECORD;
+        let capacity = left.min(MAX_RECORD.saturating_mul(items as usize));
         let mut front = Self { bytes: Buffer::with_capacity(capacity), ..Self::default() };
         while items > 0 {
             let Some(piece) = self.next_piece(items) else { break };

@@ -3,7 +3,7 @@
 //!
 //! A pool owns its [`Regions`]. A region in use is a [`Lease`], and returns when the lease is dropped. Then
 //! only the worker that has it [`Mapped`] may use it again, so no worker ever sees another's data. Regions of
-//! a dead worker are discarded on return, and so are those beyond [`KEPT`] and those idle for [`IDLE`].
+//! a dead worker are discarded on return, and so are those beyond [`MAX_FREE`] and those idle for [`IDLE`].
 //!
 //! A worker unmaps a discarded region at its next request. The memory returns to the system at once, even
 //! while others still map it.
@@ -24,13 +24,13 @@ use procpool_worker::region::Region;
 
 /// Bytes of unused regions that a pool keeps: a large argument and its result. For larger regions, reuse
 /// saves nothing.
-const KEPT: usize = 256 << 20;
+const MAX_FREE: usize = 256 << 20;
 
 /// How long unused regions are kept.
 const IDLE: Duration = Duration::from_secs(5);
 
 /// Minimum size of a region for small items, so that the next chunk's fit too.
-const LEAST: usize = 512 << 10;
+const MIN_REGION: usize = 512 << 10;
 
 /// The owner number of this process; workers have others.
 const PARENT: u64 = 0;
@@ -91,7 +91,7 @@ impl Regions {
             lease.region.as_ref().map_or(Ok(()), |region| region.populate(bytes))?;
             return Ok(lease);
         }
-        let region = Region::new(bytes.max(LEAST), bytes)?;
+        let region = Region::new(bytes.max(MIN_REGION), bytes)?;
         let mut inner = self.inner();
         inner.number = inner.number.wrapping_add(1);
         let key = (PARENT, inner.number);
@@ -106,7 +106,7 @@ impl Regions {
         let fits = |entry: &Entry| {
             let len = entry.region.len();
             let is_ours = entry.key.0 == PARENT && entry.owner == worker;
-            is_ours && len >= bytes && len / 8 <= bytes.max(LEAST)
+            is_ours && len >= bytes && len / 8 <= bytes.max(MIN_REGION)
         };
         let fitting = inner.free.iter().enumerate().rev().filter(|(_, entry)| fits(entry));
         let (at, _) = fitting.min_by_key(|(_, entry)| entry.region.len())?;
@@ -175,7 +175,7 @@ impl Drop for Lease {
         let (key, owner) = (self.key, self.owner);
         let mut inner = self.home.inner();
         let kept: usize = inner.free.iter().map(|entry| entry.region.len()).sum();
-        let is_kept = kept + region.len() <= KEPT && inner.live.contains(&key);
+        let is_kept = kept + region.len() <= MAX_FREE && inner.live.contains(&key);
         if is_kept {
             let since = Instant::now();
             inner.free.push(Entry { key, region, owner, since, is_known: false });

@@ -200,7 +200,7 @@ struct Backlog {
 }
 
 /// Maximum number of pending events: about 10 MiB.
-const MOST_WAITING: usize = 1 << 16;
+const MAX_WAITING: usize = 1 << 16;
 
 /// User code to call after a delivery: wakers, and callbacks of finished jobs. Collected under locks and
 /// [fired](Observers::fire) once they are released.
@@ -276,7 +276,7 @@ impl Observers {
         }
         // The last event is never dropped, because observers may wait for it.
         let is_last = event.kind == EventKind::Drained;
-        if !is_last && self.backlog.waiting.load(Relaxed) >= MOST_WAITING {
+        if !is_last && self.backlog.waiting.load(Relaxed) >= MAX_WAITING {
             self.backlog.missed.fetch_add(1, Relaxed);
             return;
         }

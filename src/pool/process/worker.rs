@@ -396,8 +396,8 @@ impl Worker {
     /// the pool's lock is held here, and a full channel would block.
     pub(crate) fn drop_contexts(&mut self) {
         /// Fewer small frames than fit in a socket's buffer beside a chunk's.
-        const MOST_UNREAD: u32 = 16;
-        if self.unread >= MOST_UNREAD {
+        const MAX_UNREAD: u32 = 16;
+        if self.unread >= MAX_UNREAD {
             return;
         }
         let over = self.contexts.extract_if(.., |context| context.is_over());
@@ -450,7 +450,7 @@ impl Worker {
     /// Blocks until a reply arrives. [`Process::publish_exit`] ends the wait if the process dies.
     pub(crate) fn recv(&mut self) -> Result<Reply, TransportError> {
         /// A worker sends one region at a time and waits until it is received.
-        const MOST_ARRIVED: usize = 16;
+        const MAX_ARRIVED: usize = 16;
         loop {
             let packet = self.process.control.recv(true)?;
             let reply = reply(&packet)?;
@@ -460,7 +460,7 @@ impl Worker {
                 return Ok(reply);
             };
             let malformed = |what: String| TransportError::Malformed(what);
-            if self.arrived.len() >= MOST_ARRIVED || packet.descriptors.len() > 1 {
+            if self.arrived.len() >= MAX_ARRIVED || packet.descriptors.len() > 1 {
                 return Err(malformed("too many regions".to_owned()));
             }
             let region = match packet.descriptors.into_iter().next() {

@@ -97,12 +97,13 @@ impl PoolState {
         slot: usize,
         is_idle: bool,
     ) -> MutexGuard<'a, SchedulerState> {
-        let call = &self.slots[slot].call;
+        let wakeup = &self.slots[slot].wakeup;
         let is_needed = !central.multi_item.is_empty() || !central.queue.is_empty();
         if is_idle && is_needed && central.watcher.is_none_or(|other| other == slot) {
             central.watcher = Some(slot);
-            let waited =
-                call.wait_timeout(central, STRAGGLER_POLL).unwrap_or_else(PoisonError::into_inner);
+            let waited = wakeup
+                .wait_timeout(central, STRAGGLER_POLL)
+                .unwrap_or_else(PoisonError::into_inner);
             central = waited.0;
             if waited.1.timed_out() && central.watcher == Some(slot) {
                 let has_work = !central.queue.is_empty();
@@ -114,7 +115,7 @@ impl PoolState {
         if was_watcher && is_needed {
             self.wake_for_queue(&mut central);
         }
-        call.wait(central).unwrap_or_else(PoisonError::into_inner)
+        wakeup.wait(central).unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Steals items from the worker with the most unclaimed ones.
@@ -174,7 +175,7 @@ impl PoolState {
             if is_other || wanted == 0 || is_long || chunk.len() >= MAX_BATCHES {
                 break;
             }
-            let free = chunk::MOST_BYTES.saturating_sub(bytes + SPAN_HEAD);
+            let free = chunk::MAX_BODY.saturating_sub(bytes + SPAN_HEAD);
             let fitting = match first.fitting(wanted, free) {
                 // A larger item is sent alone.
                 0 if chunk.is_empty() => 1,

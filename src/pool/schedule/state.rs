@@ -81,7 +81,7 @@ pub(crate) struct PoolState {
 #[derive(Debug, Default)]
 pub(crate) struct DriverSlot {
     /// Wakes the slot's driver.
-    pub(super) call: Condvar,
+    pub(super) wakeup: Condvar,
     pub(crate) running: Running,
     pub(super) flight: Mutex<Option<Flight>>,
 }
@@ -187,8 +187,8 @@ impl PoolState {
 
     pub(super) fn central(&self) -> MutexGuard<'_, SchedulerState> {
         /// About 10 µs: the lock is held no longer, and sleeping until it is free would take longer.
-        const LOOKS: u32 = 30;
-        for _ in 0..LOOKS {
+        const SPINS: u32 = 30;
+        for _ in 0..SPINS {
             match self.central.try_lock() {
                 Ok(central) => return central,
                 Err(TryLockError::Poisoned(poisoned)) => return poisoned.into_inner(),
@@ -295,8 +295,8 @@ impl PoolState {
     pub(super) fn wake(&self, call: Wake) {
         match call {
             Wake::None => {}
-            Wake::One(slot) => self.slots[slot].call.notify_one(),
-            Wake::All => self.slots.iter().for_each(|slot| slot.call.notify_one()),
+            Wake::One(slot) => self.slots[slot].wakeup.notify_one(),
+            Wake::All => self.slots.iter().for_each(|slot| slot.wakeup.notify_one()),
         }
     }
 }
@@ -309,7 +309,7 @@ impl SchedulerState {
     /// Takes all queued batches.
     pub(super) fn take_queued(&mut self) -> Vec<Batch> {
         self.queued = 0;
-        let own = self.by_slot.iter_mut().flat_map(|place| place.own.drain(..));
+        let own = self.by_slot.iter_mut().flat_map(|slot| slot.own.drain(..));
         self.queue.drain(..).chain(own).collect()
     }
 

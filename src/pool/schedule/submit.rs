@@ -111,11 +111,11 @@ impl PoolState {
     pub(crate) fn window(&self, job: &Job) -> u64 {
         // Enough that drivers always find a full chunk and one slow item doesn't soon stop the others; few
         // enough that the input is not read far ahead.
-        const LEAST: u64 = 32;
-        const MOST: u64 = 1 << 20;
+        const MIN: u64 = 32;
+        const MAX: u64 = 1 << 20;
         let has_small_chunks = job.options.chunk_size.is_none() && !job.collects_all.load(Relaxed);
         let chunks = if has_small_chunks { 4 } else { 2 };
-        (chunks * u64::from(job.chunk())).clamp(LEAST, MOST) * self.config.workers as u64
+        (chunks * u64::from(job.chunk())).clamp(MIN, MAX) * self.config.workers as u64
     }
 
     /// Removes a job from the queue and stops its running items.

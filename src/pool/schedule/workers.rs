@@ -15,7 +15,7 @@ use crate::pool::process::worker::{KillReason, PendingWorker, Process, Worker};
 use crate::pool::types::WorkerInfo;
 
 /// When the supervisor checks again after finding a chunk being sent.
-const SOON: Duration = Duration::from_millis(10);
+const RECHECK_DELAY: Duration = Duration::from_millis(10);
 
 impl PoolState {
     /// A worker has connected; its initializer follows.
@@ -271,7 +271,7 @@ impl PoolState {
                     Some(chunk) => chunk.enforce(),
                     None => continue,
                 },
-                None => (Vec::new(), Instant::now().checked_add(SOON)),
+                None => (Vec::new(), Instant::now().checked_add(RECHECK_DELAY)),
             };
             next = match (next, again) {
                 (Some(next), Some(again)) => Some(next.min(again)),
