@@ -209,7 +209,7 @@ impl End {
             Role::Receiver => OFlags::RDONLY,
         };
         let log = log.open(OFlags::RDWR).map_err(D::Error::custom)?;
-        memory::check_endless(&log).map_err(D::Error::custom)?;
+        memory::check_sparse(&log).map_err(D::Error::custom)?;
         let log = Log::of(log);
         let peer_pipe = peer_pipe.open(access).map_err(D::Error::custom)?;
         Ok(Self::new(role, object, log, peer_pipe))

@@ -153,7 +153,7 @@ impl From<io::Error> for LogError {
 
 impl Log {
     pub(super) fn new() -> io::Result<Self> {
-        memory::endless().map(Self::of)
+        memory::sparse().map(Self::of)
     }
 
     pub(super) fn of(file: File) -> Self {
@@ -165,7 +165,7 @@ impl Log {
         tail.recover();
         let mut position = tail.position();
         // Any process that has the channel can overwrite the position.
-        if !is_valid(position) || message.len() as u64 > memory::ENDLESS - position {
+        if !is_valid(position) || message.len() as u64 > memory::SPARSE_LEN - position {
             return Err(LogError::Corrupt);
         }
         if message.len() > LARGE {
@@ -332,7 +332,7 @@ impl Window {
 
 /// Returns whether a record may start or end at `position`.
 fn is_valid(position: u64) -> bool {
-    position.is_multiple_of(HEAD) && position <= memory::ENDLESS
+    position.is_multiple_of(HEAD) && position <= memory::SPARSE_LEN
 }
 
 /// Returns the start of the window after the one that contains `position`.

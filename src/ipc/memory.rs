@@ -72,7 +72,7 @@ impl SharedMemory {
     }
 
     /// Creates `len` bytes that `fill` writes, and that are read-only afterwards.
-    pub(crate) fn built(len: usize, fill: impl FnOnce(&mut [u8])) -> io::Result<Self> {
+    pub(crate) fn filled_by(len: usize, fill: impl FnOnce(&mut [u8])) -> io::Result<Self> {
         let file = allocate(len)?;
         let mapping = Mapping::new(&file, 0..len as u64, true)?;
         // SAFETY: the mapping has `len` zero bytes, and no other code has access to it yet.
@@ -185,17 +185,17 @@ fn allocate(len: usize) -> io::Result<File> {
     Ok(file)
 }
 
-/// Creates a sparse file of [`ENDLESS`] bytes, without allocating memory.
-pub(crate) fn endless() -> io::Result<File> {
-    let file = create(ENDLESS as usize)?;
+/// Creates a sparse file of [`SPARSE_LEN`] bytes, without allocating memory.
+pub(crate) fn sparse() -> io::Result<File> {
+    let file = create(SPARSE_LEN as usize)?;
     rustix::fs::fcntl_add_seals(&file, SIZE)?;
     Ok(file)
 }
 
-/// Checks that a file was created by [`endless`].
-pub(crate) fn check_endless(file: &File) -> io::Result<()> {
+/// Checks that a file was created by [`sparse`].
+pub(crate) fn check_sparse(file: &File) -> io::Result<()> {
     let is_sealed = rustix::fs::fcntl_get_seals(file)?.contains(SIZE);
-    match is_sealed && rustix::fs::fstat(file)?.st_size.cast_unsigned() == ENDLESS {
+    match is_sealed && rustix::fs::fstat(file)?.st_size.cast_unsigned() == SPARSE_LEN {
         true => Ok(()),
         false => Err(io::Error::other(
             "the file is not the log of a channel: the shared object has another type",
@@ -209,7 +209,7 @@ pub(crate) fn allocated(file: &File) -> io::Result<u64> {
 }
 
 /// The size of a sparse file: more bytes than can be written in a hundred years.
-pub(crate) const ENDLESS: u64 = 1 << 62;
+pub(crate) const SPARSE_LEN: u64 = 1 << 62;
 
 /// Allocates memory for a part of a file.
 pub(crate) fn reserve(file: &File, range: Range<u64>) -> io::Result<()> {

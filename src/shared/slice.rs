@@ -89,7 +89,7 @@ impl<T: Pod> SharedSlice<T> {
         // The operating system refuses impossible sizes.
         let bytes = len.saturating_mul(size_of::<T>());
         let fill = |bytes: &mut [u8]| fill(bytemuck::cast_slice_mut(bytes));
-        Self::of(SharedMemory::built(bytes, fill), bytes)
+        Self::of(SharedMemory::filled_by(bytes, fill), bytes)
     }
 
     fn of(memory: io::Result<SharedMemory>, bytes: usize) -> Result<Self, Error> {
