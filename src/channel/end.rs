@@ -1,7 +1,7 @@
 //! An end of a channel: its part of the shared state, and the waits for messages, for space and for the peers.
 
 use super::error::{RecvError, SendErrorReason};
-use super::log::{Log, LogError, Side};
+use super::log::{Cursor, Log, LogError};
 use crate::ipc::handle::{File, Handle};
 use crate::ipc::memory::{self, Atomics};
 use crate::ipc::object::{Kind, Object, something_else};
@@ -22,8 +22,8 @@ use std::time::{Duration, Instant};
 #[derive(Debug)]
 #[repr(C)]
 pub(super) struct Head {
-    pub(super) sender: Side,
-    pub(super) receiver: Side,
+    pub(super) sender: Cursor,
+    pub(super) receiver: Cursor,
     /// Notified when a message is sent, and when a sender is dropped.
     pub(super) not_empty: CachePadded<EventCount>,
     /// Notified when a message is received, and when a receiver is dropped.
@@ -277,7 +277,7 @@ impl Head {
     }
 }
 
-pub(super) fn lock(side: &Side, policy: WaitPolicy) -> Option<LockGuard<'_>> {
+pub(super) fn lock(side: &Cursor, policy: WaitPolicy) -> Option<LockGuard<'_>> {
     match policy {
         WaitPolicy::None => side.lock.lock_timeout(CONTENTION_LIMIT),
         WaitPolicy::Until(deadline) => side.lock.lock_until(Some(deadline)),

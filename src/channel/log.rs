@@ -12,7 +12,7 @@
 //! skipped. A large message bypasses the mappings and has windows of its own.
 //!
 //! One process at a time sends and one receives, concurrently. Each side has a [lock](RawLock) and a
-//! [position](Side). A record takes effect when the position is moved past it, which is one store. So a
+//! [position](Cursor). A record takes effect when the position is moved past it, which is one store. So a
 //! killed process leaves nothing to repair: a record that it was writing is overwritten, and a record that
 //! it was reading is read by another process.
 //!
@@ -42,7 +42,7 @@ const HEAD: u64 = 8;
 /// The state of one side of a log. Only the holder of its lock changes it.
 #[derive(Debug, Default)]
 #[repr(C, align(64))]
-pub(super) struct Side {
+pub(super) struct Cursor {
     pub(super) lock: RawLock,
     /// Where the next record will be written or read.
     position: AtomicU64,
@@ -57,9 +57,9 @@ pub(super) struct Side {
 }
 
 // SAFETY: the type consists of atomics.
-unsafe impl Atomics for Side {}
+unsafe impl Atomics for Cursor {}
 
-impl Side {
+impl Cursor {
     pub(super) fn position(&self) -> u64 {
         self.position.load(Acquire)
     }
@@ -161,7 +161,7 @@ impl Log {
     }
 
     /// Appends a message. The caller must hold the sending side's lock.
-    pub(super) fn write(&self, tail: &Side, message: &[u8]) -> Result<(), LogError> {
+    pub(super) fn write(&self, tail: &Cursor, message: &[u8]) -> Result<(), LogError> {
         tail.recover();
         let mut position = tail.position();
         // Any process that has the channel can overwrite the position.
@@ -199,8 +199,8 @@ impl Log {
     /// receiving side's lock.
     pub(super) fn read(
         &self,
-        head: &Side,
-        tail: &Side,
+        head: &Cursor,
+        tail: &Cursor,
         message: &mut Vec<u8>,
     ) -> Result<bool, LogError> {
         head.recover();
@@ -260,7 +260,7 @@ impl Log {
     }
 
     /// Frees the windows before the one that is being read.
-    fn free(&self, head: &Side, position: u64) {
+    fn free(&self, head: &Cursor, position: u64) {
         let (freed, start) = (head.freed.load(Relaxed), position - position % WINDOW);
         if freed < start {
             // A failure is retried with the next window.
@@ -356,8 +356,8 @@ mod loom_model {
 
     #[derive(Default)]
     struct Model {
-        sender: Side,
-        receiver: Side,
+        sender: Cursor,
+        receiver: Cursor,
         messages: [UnsafeCell<u64>; 2],
     }
 
