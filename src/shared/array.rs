@@ -156,7 +156,7 @@ impl<T: Pod> SharedArray<T> {
         // SAFETY: the memory holds this many elements, for which all bytes are valid, as long as the array,
         // which the guard borrows. They are accessed only here: the kind of the object ensures that no
         // process treats them as atomics.
-        unsafe { guard.guarding(elements) }
+        unsafe { guard.with_data(elements) }
     }
 }
 

@@ -93,7 +93,7 @@ impl<'a, T: ?Sized> LockGuard<'a, T> {
     /// # Safety
     ///
     /// `data` must be valid for as long as the lock, and accessed only through guards of this lock.
-    pub(crate) unsafe fn guarding<U: ?Sized>(self, data: NonNull<U>) -> LockGuard<'a, U> {
+    pub(crate) unsafe fn with_data<U: ?Sized>(self, data: NonNull<U>) -> LockGuard<'a, U> {
         let (lock, previous, was_panicking) = (self.lock, self.previous, self.was_panicking);
         std::mem::forget(self);
         LockGuard { lock, previous, was_panicking, data }
@@ -106,7 +106,7 @@ impl<'a, T: ?Sized> LockGuard<'a, T> {
     ) -> LockGuard<'a, U> {
         let data = NonNull::from(part(&mut self));
         // SAFETY: `part` returns a part of the guarded data.
-        unsafe { self.guarding(data) }
+        unsafe { self.with_data(data) }
     }
 }
 
@@ -243,7 +243,7 @@ impl RawLock {
     }
 
     fn acquire(&self, probe: Probe) -> Option<LockGuard<'_>> {
-        let died = take(&self.owner, probe)?;
+        let died = try_acquire(&self.owner, probe)?;
         let panicked = Some(self.panicked.swap(0, SeqCst)).filter(|pid| *pid != 0);
         let was_panicking = std::thread::panicking();
         let previous = died.or(panicked);
@@ -280,7 +280,7 @@ impl RawLock {
 
 /// Makes this process the owner in `word` if there is none, or if `probe` is [`Probe::CheckOwners`] and the
 /// owner is dead. Returns `None` if there is a live owner, `Some(Some(pid))` if it replaced a dead owner.
-pub(super) fn take(word: &AtomicU64, probe: Probe) -> Option<Option<u32>> {
+pub(super) fn try_acquire(word: &AtomicU64, probe: Probe) -> Option<Option<u32>> {
     let own = Owner::own().word();
     let Err(word_before) = word.compare_exchange(0, own, SeqCst, SeqCst) else { return Some(None) };
     let before = Owner::from_word(word_before).filter(|_| probe == Probe::CheckOwners)?;
@@ -337,9 +337,9 @@ mod loom_model {
             let word = Arc::new(AtomicU64::new(u64::MAX));
             let others = [(); 2].map(|()| {
                 let word = Arc::clone(&word);
-                spawn(move || take(&word, Probe::CheckOwners).is_some())
+                spawn(move || try_acquire(&word, Probe::CheckOwners).is_some())
             });
-            let own = take(&word, Probe::CheckOwners).is_some();
+            let own = try_acquire(&word, Probe::CheckOwners).is_some();
             let taken = others.map(|other| other.join().unwrap());
             let count = taken.into_iter().chain([own]).filter(|is_taken| *is_taken).count();
             assert_eq!(count, 1);
