@@ -87,7 +87,7 @@ impl End {
     }
 
     /// Returns whether no end of the other role exists in any process.
-    pub(super) fn is_alone(&self, probe: Probe) -> bool {
+    pub(super) fn is_disconnected(&self, probe: Probe) -> bool {
         let disconnects = match self.role {
             Role::Sender => &self.head().disconnects[Role::Receiver as usize],
             Role::Receiver => &self.head().disconnects[Role::Sender as usize],
@@ -96,11 +96,11 @@ impl End {
         if probe == Probe::Fast && disconnects == self.seen.load(Relaxed) {
             return false;
         }
-        let is_alone = self.peer_pipe.as_ref().is_none_or(is_hung_up);
-        if !is_alone {
+        let is_disconnected = self.peer_pipe.as_ref().is_none_or(is_hung_up);
+        if !is_disconnected {
             self.seen.store(disconnects, Relaxed);
         }
-        is_alone
+        is_disconnected
     }
 
     pub(super) fn head(&self) -> &Head {
@@ -129,7 +129,7 @@ impl End {
         probe: Probe,
     ) -> Option<Result<(), SendErrorReason>> {
         let head = self.head();
-        if self.is_alone(probe) {
+        if self.is_disconnected(probe) {
             return Some(Err(SendErrorReason::Disconnected));
         }
         // A thorough probe continues under the lock, where an overwritten count is distinguished from a
@@ -159,7 +159,7 @@ impl End {
     ) -> Option<Result<(), RecvError>> {
         let head = self.head();
         // The last message may have been sent between the first two checks.
-        if head.is_empty() && self.is_alone(probe) && head.is_empty() {
+        if head.is_empty() && self.is_disconnected(probe) && head.is_empty() {
             return Some(Err(RecvError::Disconnected));
         }
         if head.is_empty() {

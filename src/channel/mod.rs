@@ -220,12 +220,12 @@ impl<T: DeserializeOwned> Receiver<T> {
     /// Returns an iterator over the messages, which blocks while the channel is empty. It yields an error for
     /// a message that cannot be received or decoded, and ends when the channel is empty and has no sender.
     pub fn iter(&self) -> impl Iterator<Item = Result<T, RecvError>> + '_ {
-        std::iter::from_fn(|| unless_over(self.recv()))
+        std::iter::from_fn(|| until_disconnected(self.recv()))
     }
 
     /// Returns an iterator over the messages that never blocks. It ends when the channel is empty.
     pub fn try_iter(&self) -> impl Iterator<Item = Result<T, RecvError>> + '_ {
-        std::iter::from_fn(|| unless_over(self.try_recv()))
+        std::iter::from_fn(|| until_disconnected(self.try_recv()))
     }
 
     fn recv_with(&self, policy: WaitPolicy) -> Result<T, RecvError> {
@@ -243,7 +243,7 @@ impl<T: DeserializeOwned> Receiver<T> {
 }
 
 /// Returns what an iterator yields for `received`, or `None` at its end.
-fn unless_over<T>(received: Result<T, RecvError>) -> Option<Result<T, RecvError>> {
+fn until_disconnected<T>(received: Result<T, RecvError>) -> Option<Result<T, RecvError>> {
     match received {
         Err(RecvError::Disconnected | RecvError::Empty) => None,
         received => Some(received),
@@ -258,7 +258,7 @@ impl<T: DeserializeOwned> Iterator for IntoIter<T> {
     type Item = Result<T, RecvError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        unless_over(self.0.recv())
+        until_disconnected(self.0.recv())
     }
 }
 
