@@ -21,11 +21,11 @@ use crate::os::signals;
 use crate::pool::config::{Config, EnvPerWorker, Initializer, STACK};
 use crate::pool::drive::chunk::inline_limit;
 use crate::pool::drive::driver;
-use crate::pool::handle::{Keeper, Pool};
+use crate::pool::handle::{LivenessGuard, Pool};
 use crate::pool::limits::Limits;
 use crate::pool::observe::events::{Event, Observer, Observers};
 use crate::pool::options::TaskOptions;
-use crate::pool::process::common::{Membership, Wires};
+use crate::pool::process::shared_supervisor::{Membership, SupervisorFds};
 use crate::pool::process::supervisor;
 use crate::pool::process::supervisor_handle::SupervisorHandle;
 use crate::pool::schedule::state::{self, PoolState};
@@ -395,14 +395,14 @@ impl PoolBuilder {
     /// - [`Error::System`] if the system refuses a thread or a file descriptor.
     pub fn build(self) -> Result<Pool, Error> {
         check_program()?;
-        let wires = Wires::new()?;
-        let (config, options) = self.resolve(Arc::clone(&wires.reader))?;
+        let fds = SupervisorFds::new()?;
+        let (config, options) = self.resolve(Arc::clone(&fds.reader))?;
         let inline_limit = check_system(config.workers)?;
         let slots = config.workers;
         config.observers.start().map_err(Error::system("a thread"))?;
-        let supervisor = SupervisorHandle::new(wires.waker);
+        let supervisor = SupervisorHandle::new(fds.waker);
         let shared = Arc::new(PoolState::new(config, supervisor, inline_limit));
-        let pool = Pool::of(Arc::clone(&shared), options, Keeper::Own(wires.writer));
+        let pool = Pool::of(Arc::clone(&shared), options, LivenessGuard::Own(fds.writer));
         // Starts the supervisor, or the driver of a slot.
         let start = |name: String, slot: Option<usize>| {
             let shared = Arc::clone(&shared);
@@ -435,13 +435,13 @@ impl PoolBuilder {
     /// As [`build`](Self::build).
     pub(super) fn build_one(self) -> Result<Pool, Error> {
         check_program()?;
-        let membership = Membership::enter()?;
+        let membership = Membership::join()?;
         let (config, options) = self.resolve(membership.liveness_pipe())?;
         let inline_limit = check_system(config.workers)?;
         config.observers.start().map_err(Error::system("a thread"))?;
         let shared = Arc::new(PoolState::new(config, membership.supervisor(), inline_limit));
         membership.supervise(&shared);
-        let pool = Pool::of(Arc::clone(&shared), options, Keeper::Common(membership));
+        let pool = Pool::of(Arc::clone(&shared), options, LivenessGuard::Shared(membership));
         driver::start_one(&shared)?;
         Ok(pool)
     }

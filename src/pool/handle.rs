@@ -19,7 +19,7 @@ use crate::pool::call::results::{Order, Results};
 use crate::pool::call::task::{self, Task};
 use crate::pool::call::{collect, encode, feed};
 use crate::pool::options::TaskOptions;
-use crate::pool::process::common::Membership;
+use crate::pool::process::shared_supervisor::Membership;
 use crate::pool::schedule::batch::Batch;
 use crate::pool::schedule::state::{self, PoolState};
 use crate::pool::types::{Stats, WorkerInfo};
@@ -76,22 +76,22 @@ pub struct Pool {
 struct Inner {
     shared: Arc<PoolState>,
     threads: Mutex<Vec<JoinHandle<()>>>,
-    _keeper: Keeper,
+    _guard: LivenessGuard,
 }
 
 /// Keeps the workers alive: the write end of the liveness pipe, whose close kills them. See
 /// `liveness` in procpool-worker.
 #[derive(Debug)]
-pub(crate) enum Keeper {
+pub(crate) enum LivenessGuard {
     /// The pool's own pipe.
     Own(#[allow(dead_code, reason = "it is there to be dropped")] OwnedFd),
     /// The pipe that all [`Process`](crate::Process)es share.
-    Common(#[allow(dead_code, reason = "it is there to be dropped")] Membership),
+    Shared(#[allow(dead_code, reason = "it is there to be dropped")] Membership),
 }
 
 impl Pool {
-    pub(crate) fn of(shared: Arc<PoolState>, options: TaskOptions, keeper: Keeper) -> Self {
-        let inner = Inner { shared, threads: Mutex::default(), _keeper: keeper };
+    pub(crate) fn of(shared: Arc<PoolState>, options: TaskOptions, guard: LivenessGuard) -> Self {
+        let inner = Inner { shared, threads: Mutex::default(), _guard: guard };
         Self { inner: Arc::new(inner), options }
     }
 
