@@ -408,7 +408,7 @@ impl PoolBuilder {
             let shared = Arc::clone(&shared);
             let thread = std::thread::Builder::new().name(name).stack_size(STACK);
             let run = move || {
-                state::serve();
+                state::mark_pool_thread();
                 match slot {
                     None => supervisor::supervise(&shared),
                     Some(slot) => driver::drive(&shared, slot),

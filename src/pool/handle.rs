@@ -287,7 +287,7 @@ impl Pool {
             return;
         }
         self.close();
-        if !state::is_serving() {
+        if !state::is_pool_thread() {
             self.inner.join_threads();
             self.shared().config.observers.callbacks.wait();
         }
@@ -403,7 +403,7 @@ impl Inner {
     /// Joins the pool's threads. Returns immediately on one of them: a waker that terminates the pool runs on
     /// such a thread, which can't join itself.
     fn join_threads(&self) {
-        if state::is_serving() || self.shared.forked().is_some() {
+        if state::is_pool_thread() || self.shared.forked().is_some() {
             return;
         }
         let threads =

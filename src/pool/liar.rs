@@ -102,7 +102,7 @@ impl<'a> Script<'a> {
 }
 
 /// State shared by several threads.
-struct Scene {
+struct Session {
     process: Arc<Process>,
     running: Running,
     jobs: Vec<Arc<Job>>,
@@ -115,7 +115,7 @@ struct Scene {
     is_over: AtomicBool,
 }
 
-impl Scene {
+impl Session {
     fn running(&self) -> MutexGuard<'_, Option<Chunk>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -129,7 +129,7 @@ impl Scene {
 
 /// The worker's side.
 struct Liar<'a> {
-    scene: &'a Scene,
+    session: &'a Session,
     script: Script<'a>,
     control: Option<Control>,
     /// Receives the parent's frames.
@@ -149,30 +149,30 @@ impl Liar<'_> {
     fn run(mut self) {
         let ending = self.script.byte();
         while let Some(step) = self.script.next() {
-            if self.scene.is_over.load(SeqCst) {
+            if self.session.is_over.load(SeqCst) {
                 return;
             }
             self.step(step);
         }
         match ending % 8 {
             // Sends nothing more: only its stopped state shows it.
-            0 => self.scene.process.child.signal(Signal::STOP),
+            0 => self.session.process.child.signal(Signal::STOP),
             1 => {
                 self.control = None;
-                self.scene.process.child.kill();
+                self.session.process.child.kill();
             }
             // Is silent: the longest case.
             2 | 6 if ending >= 240 => {}
             3 => self.finish(true),
             4 => self.finish(false),
-            _ => self.scene.process.child.kill(),
+            _ => self.session.process.child.kill(),
         }
         // An item without a time limit may run forever.
-        let is_limited = self.scene.jobs.iter().all(|job| job.options.timeout.is_some());
+        let is_limited = self.session.jobs.iter().all(|job| job.options.timeout.is_some());
         if !is_limited && !matches!(ending % 8, 3 | 4) {
-            self.scene.process.child.kill();
+            self.session.process.child.kill();
         }
-        while !self.scene.is_over.load(SeqCst) {
+        while !self.session.is_over.load(SeqCst) {
             match ending % 8 {
                 3 => self.finish(true),
                 4 => self.finish(false),
@@ -184,7 +184,7 @@ impl Liar<'_> {
                 }
                 _ => {}
             }
-            if self.scene.process.death().is_some() && !self.is_held {
+            if self.session.process.death().is_some() && !self.is_held {
                 (self.control, self.frames) = (None, None);
             }
             std::thread::sleep(Duration::from_micros(200));
@@ -194,7 +194,7 @@ impl Liar<'_> {
     /// Finishes the chunk and reports it.
     fn finish(&mut self, honest: bool) {
         self.catch_up();
-        let items = self.scene.items.load(SeqCst);
+        let items = self.session.items.load(SeqCst);
         while honest && self.done < items && self.bytes as usize + 64 < CAPACITY {
             self.answer();
         }
@@ -203,7 +203,7 @@ impl Liar<'_> {
 
     /// Starts the next chunk, if there is one.
     fn catch_up(&mut self) {
-        let sequence = self.scene.sequence.load(SeqCst);
+        let sequence = self.session.sequence.load(SeqCst);
         if sequence != self.sequence {
             (self.sequence, self.done, self.bytes) = (sequence, 0, 0);
         }
@@ -211,7 +211,7 @@ impl Liar<'_> {
 
     fn step(&mut self, step: u8) {
         self.catch_up();
-        let items = self.scene.items.load(SeqCst);
+        let items = self.session.items.load(SeqCst);
         match step % 24 {
             0 => {
                 let at = WORDS[usize::from(self.script.byte()) % WORDS.len()];
@@ -300,20 +300,20 @@ impl Liar<'_> {
             }
             16 => {
                 let most = u32::from(self.script.byte() % 8) + 1;
-                self.scene.take(|chunk| chunk.steal(most));
+                self.session.take(|chunk| chunk.steal(most));
             }
             17 => {
-                let job = usize::from(self.script.byte()) % self.scene.jobs.len();
-                let job = &self.scene.jobs[job];
+                let job = usize::from(self.script.byte()) % self.session.jobs.len();
+                let job = &self.session.jobs[job];
                 job.cancelled.store(true, SeqCst);
-                self.scene.take(|chunk| chunk.cancel(|batch| Arc::ptr_eq(&batch.job, job)));
+                self.session.take(|chunk| chunk.cancel(|batch| Arc::ptr_eq(&batch.job, job)));
             }
             18 => self.await_parent(),
             19 => self.read(),
             20 => {
                 // In sequence, whether or not the parent resumes it.
                 for _ in 0..=self.script.byte() {
-                    if self.scene.is_over.load(SeqCst) {
+                    if self.session.is_over.load(SeqCst) {
                         return;
                     }
                     self.reply(&Reply::LaneFull { sequence: self.sequence }, &[]);
@@ -332,9 +332,9 @@ impl Liar<'_> {
             22 => match self.script.byte() % 8 {
                 0 => self.control = None,
                 1 => self.frames = None,
-                2 => self.scene.process.child.kill(),
-                3 => self.scene.process.child.signal(Signal::STOP),
-                4 => self.scene.process.child.signal(Signal::CONT),
+                2 => self.session.process.child.kill(),
+                3 => self.session.process.child.signal(Signal::STOP),
+                4 => self.session.process.child.signal(Signal::CONT),
                 _ => {}
             },
             _ => {
@@ -389,7 +389,7 @@ impl Liar<'_> {
             0 | 1 => Reply::Done { sequence },
             2 => Reply::LaneFull { sequence },
             3 => Reply::Region { number: sequence },
-            4 => Reply::Handshake(handshake_of(self.scene.process.pid())),
+            4 => Reply::Handshake(handshake_of(self.session.process.pid())),
             _ => Reply::Progress { sequence },
         }
     }
@@ -467,19 +467,19 @@ fn handshake_of(pid: u32) -> Handshake {
 }
 
 /// Does the supervisor's work for one process until it has ended: limits, silence, and reaping.
-fn supervise(scene: &Scene) {
-    let process = &scene.process;
+fn supervise(session: &Session) {
+    let process = &session.process;
     loop {
         let mut pidfd = [PollFd::from_borrowed_fd(process.child.pidfd(), PollFlags::IN)];
         let limit = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
         if matches!(poll(&mut pidfd, Some(&limit)), Ok(1..)) {
             break;
         }
-        scene.take(|chunk| chunk.enforce().0);
+        session.take(|chunk| chunk.enforce().0);
         if process.kill_at().is_some_and(|at| at <= Instant::now()) {
             process.kill(KillReason::Retired);
         }
-        if scene.is_over.load(SeqCst) {
+        if session.is_over.load(SeqCst) {
             process.child.kill();
         }
     }
@@ -606,7 +606,7 @@ fn talk_to_the_end(bytes: &[u8]) {
     let process = Process::new(0, 1, child, Control::new(ours, NONCE), capture, grace);
     let lane = Arc::new(ParentLane::new(region).expect("it has a lane's size"));
 
-    let scene = Scene {
+    let session = Session {
         process: Arc::clone(&process),
         running: Mutex::default(),
         jobs,
@@ -616,7 +616,7 @@ fn talk_to_the_end(bytes: &[u8]) {
         is_over: AtomicBool::new(false),
     };
     let liar = Liar {
-        scene: &scene,
+        session: &session,
         script,
         control: Some(Control::new(theirs, NONCE)),
         frames: Some(frames),
@@ -629,15 +629,15 @@ fn talk_to_the_end(bytes: &[u8]) {
     };
     liar.reply(&Reply::Handshake(handshake_of(process.pid())), &[]);
     let counters = Counters::new(1);
-    let mut numbers: Vec<Vec<u64>> = vec![Vec::new(); scene.jobs.len()];
+    let mut numbers: Vec<Vec<u64>> = vec![Vec::new(); session.jobs.len()];
     let mut read_all = || {
-        for (numbers, job) in numbers.iter_mut().zip(&scene.jobs) {
+        for (numbers, job) in numbers.iter_mut().zip(&session.jobs) {
             numbers.extend(read(job, decoding));
         }
     };
     std::thread::scope(|scope| {
-        scope.spawn(|| supervise(&scene));
-        let is_over = Over(&scene.is_over);
+        scope.spawn(|| supervise(&session));
+        let is_over = Over(&session.is_over);
         let regions = Arc::default();
         let pending = PendingWorker { process, lane, requests };
         let mut worker =
@@ -648,14 +648,14 @@ fn talk_to_the_end(bytes: &[u8]) {
                 settle(&batches);
                 continue;
             }
-            scene.items.store(batches.iter().map(|batch| batch.items).sum(), SeqCst);
-            *scene.running() = Some(Chunk::new(&worker, batches));
-            scene.sequence.store(sequence, SeqCst);
+            session.items.store(batches.iter().map(|batch| batch.items).sum(), SeqCst);
+            *session.running() = Some(Chunk::new(&worker, batches));
+            session.sequence.store(sequence, SeqCst);
             if let Some(liar) = liar.take() {
                 scope.spawn(|| liar.run());
             }
             let limit = chunk::inline_limit(usize::MAX);
-            let ran = exchange::run(&mut worker, &scene.running, limit, &counters, None, None);
+            let ran = exchange::run(&mut worker, &session.running, limit, &counters, None, None);
             if let Err(loss) = ran {
                 settle(loss.running_item.iter().chain(&loss.rest));
                 is_lost = true;
@@ -665,9 +665,9 @@ fn talk_to_the_end(bytes: &[u8]) {
         worker.retire();
         drop(is_over);
     });
-    settle(&*scene.taken.lock().unwrap_or_else(PoisonError::into_inner));
+    settle(&*session.taken.lock().unwrap_or_else(PoisonError::into_inner));
     read_all();
-    for ((mut numbers, job), entered) in numbers.into_iter().zip(&scene.jobs).zip(entered) {
+    for ((mut numbers, job), entered) in numbers.into_iter().zip(&session.jobs).zip(entered) {
         numbers.sort_unstable();
         assert_eq!(numbers, (0..entered).collect::<Vec<_>>(), "each item has one outcome");
         assert!(job.is_done());

@@ -439,7 +439,7 @@ impl Chunk {
             }
         }
         if reporter.is_observed {
-            self.tell_finished(&buffer, calls);
+            self.emit_finished(&buffer, calls);
         }
         self.distribute(Records::new(buffer, regions, outputs), summary.items, calls);
         Ok(())
@@ -458,7 +458,7 @@ impl Chunk {
     }
 
     /// Emits an event for each item in these records.
-    pub(super) fn tell_finished(&self, records: &[u8], calls: &mut Deferred) {
+    pub(super) fn emit_finished(&self, records: &[u8], calls: &mut Deferred) {
         let mut records = Records::new(records.into(), VecDeque::new(), VecDeque::new());
         for batch in &self.batches {
             for id in (batch.job.offset + batch.first..).take(batch.items as usize) {

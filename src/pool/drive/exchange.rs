@@ -56,13 +56,13 @@ pub(crate) fn send(
     let mut body = None;
     let outcome = try_send(worker, running, &mut body, inline_limit, &reporter);
     if let Err(error) = &outcome {
-        condemn(worker, error);
+        kill_after(worker, error);
     }
     Sent { outcome, body }
 }
 
 /// Kills a worker after an error: whatever the cause, it must not be used again.
-fn condemn(worker: &Worker, error: &TransportError) {
+fn kill_after(worker: &Worker, error: &TransportError) {
     if !matches!(error, TransportError::PeerGone) {
         worker.process.set_kill_reason(KillReason::Malformed);
     }
@@ -89,7 +89,7 @@ pub(crate) fn finish(
     if is_lost {
         // The worker must be dead before its items are accounted for.
         if let Err(error) = &outcome {
-            condemn(worker, error);
+            kill_after(worker, error);
         }
         worker.process.child.kill();
         worker.process.wait_death();

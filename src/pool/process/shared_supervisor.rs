@@ -53,7 +53,7 @@ impl SharedSupervisor {
 
     /// Runs the thread.
     fn run(&self) {
-        state::serve();
+        state::mark_pool_thread();
         let mut supervisors = Vec::new();
         loop {
             self.fds.waker.drain_eventfd();
@@ -147,7 +147,7 @@ impl Drop for Membership {
         last.supervisor.is_over.store(true, Ordering::Release);
         last.supervisor.fds.waker.wake();
         // A thread that pools need for shutdown must not wait. The supervisor exits by itself.
-        if !state::is_serving() {
+        if !state::is_pool_thread() {
             let _ = last.thread.join();
         }
     }

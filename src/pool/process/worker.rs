@@ -225,8 +225,8 @@ impl Process {
 
     /// Blocks until the process ends, but at most for `limit`. Returns whether it has ended.
     pub(crate) fn wait_death_timeout(&self, limit: Duration) -> bool {
-        let lives = |lifecycle: &mut Lifecycle| lifecycle.death.is_none();
-        let waited = self.exited.wait_timeout_while(self.lifecycle(), limit, lives);
+        let is_alive = |lifecycle: &mut Lifecycle| lifecycle.death.is_none();
+        let waited = self.exited.wait_timeout_while(self.lifecycle(), limit, is_alive);
         waited.unwrap_or_else(PoisonError::into_inner).0.death.is_some()
     }
 }

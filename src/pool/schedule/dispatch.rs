@@ -230,7 +230,7 @@ impl PoolState {
     /// Runs the slot's [running](super::state::DriverSlot::running) chunk and checks the worker back in.
     pub(crate) fn run(&self, slot: usize, mut worker: Worker, ticket: RunTicket) {
         let running = &self.slots[slot].running;
-        self.tell_assigned(slot);
+        self.emit_assigned(slot);
         let observers = &self.config.observers;
         let limit = self.inline_limit;
         let on_timeout = || {
@@ -245,11 +245,11 @@ impl PoolState {
         let counters = &self.counters;
         let outcome =
             exchange::run(&mut worker, running, limit, counters, Some(observers), spin_wait);
-        self.bring_back(slot, worker, ticket, outcome);
+        self.finish_run(slot, worker, ticket, outcome);
     }
 
     /// Checks a worker back in after a chunk, or handles its loss.
-    pub(super) fn bring_back(
+    pub(super) fn finish_run(
         &self,
         slot: usize,
         mut worker: Worker,
@@ -286,7 +286,7 @@ impl PoolState {
         rejected.iter().for_each(|batch| self.reject(batch));
     }
 
-    pub(super) fn tell_assigned(&self, slot: usize) {
+    pub(super) fn emit_assigned(&self, slot: usize) {
         if !self.config.observers.is_enabled() {
             return;
         }

@@ -40,18 +40,18 @@ pub(super) const START_ATTEMPTS: u32 = 8;
 
 thread_local! {
     /// Whether this is a driver's or supervisor's thread.
-    static IS_SERVING: Cell<bool> = const { Cell::new(false) };
+    static IS_POOL_THREAD: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Marks this thread as one that the pool needs to shut down. Calls made on it, such as wakers, must not wait
 /// for the shutdown.
-pub(crate) fn serve() {
-    IS_SERVING.set(true);
+pub(crate) fn mark_pool_thread() {
+    IS_POOL_THREAD.set(true);
 }
 
 /// Returns whether the pool needs this thread to shut down.
-pub(crate) fn is_serving() -> bool {
-    IS_SERVING.get()
+pub(crate) fn is_pool_thread() -> bool {
+    IS_POOL_THREAD.get()
 }
 
 /// State shared by the pool's threads.
@@ -83,13 +83,13 @@ pub(crate) struct DriverSlot {
     /// Wakes the slot's driver.
     pub(super) wakeup: Condvar,
     pub(crate) running: Running,
-    pub(super) flight: Mutex<Option<Flight>>,
+    pub(super) in_flight: Mutex<Option<InFlight>>,
 }
 
 /// The call of a [`Process`](crate::Process), from its sending on the caller's thread until the supervisor
 /// sees the process end.
 #[derive(Debug)]
-pub(super) struct Flight {
+pub(super) struct InFlight {
     pub(super) worker: Worker,
     pub(super) ticket: RunTicket,
     pub(super) sent: Sent,
