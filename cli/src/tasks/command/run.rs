@@ -144,11 +144,14 @@ impl Runner {
         };
         let over = self.wait(running, job.limit);
         let elapsed = start.elapsed();
-        let is_unread = self.spec.prints == OutputMode::Inherit && program::is_unread();
+        let stdout_is_closed =
+            self.spec.prints == OutputMode::Inherit && program::stdout_is_closed();
         match over {
             Ok(AttemptEnd { status, ended, printed: [stdout, stderr] }) => Completed {
                 status: match status {
-                    None if is_unread && ended.status.signal().is_some() => Status::OutputClosed,
+                    None if stdout_is_closed && ended.status.signal().is_some() => {
+                        Status::OutputClosed
+                    }
                     status => status.unwrap_or_else(|| Status::of(ended.status)),
                 },
                 began,
@@ -289,7 +292,7 @@ impl Runner {
         }
         let mut ended = program.wait()?;
         // Leftover processes may hold its output open and write forever.
-        program::end_left_behind(&mut ended);
+        program::kill_orphans(&mut ended);
         let mut printed = [Printed::default(), Printed::default()];
         for (output, printed) in outputs.into_iter().zip(&mut printed) {
             let finished = match output {
