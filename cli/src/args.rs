@@ -74,7 +74,7 @@ Each case runs eight healthy tasks beside one that fails: once in a pool, and on
 in a child process. Every line is measured live.
 
 Exit codes:
-  0 every case was contained: all neighbours returned correct results, their state did not
+  0 every case was contained: all bystanders returned correct results, their state did not
   change, and the pool keeps working · 1 some case was not contained · 2 wrong usage
 
 Examples:

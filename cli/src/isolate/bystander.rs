@@ -121,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn neighbours_have_answers_of_their_own() {
+    fn bystanders_have_answers_of_their_own() {
         let answers: std::collections::HashSet<u64> = (0..8).map(value).collect();
         assert_eq!(answers.len(), 8);
     }

@@ -76,17 +76,17 @@ pub(super) fn watch(case: Case) -> Result<Observation> {
     let bystanders: Vec<_> = (0..BYSTANDERS)
         .map(|bystander| pool.apply_async(healthy, (rendezvous.clone(), bystander)))
         .collect();
-    let sickbed = match case {
+    let failing_pool = match case {
         Case::Loop => pool.with_options(TaskOptions::new().timeout(TIME_LIMIT)),
         _ => pool.clone(),
     };
-    let patient = sickbed.apply_async(failing, (rendezvous.clone(), case));
+    let failing_task = failing_pool.apply_async(failing, (rendezvous.clone(), case));
     if case == Case::Kill
         && let Some(pid) = rendezvous.wait_acting(TIMEOUT)
     {
         kill(pid);
     }
-    let report = patient.report();
+    let report = failing_task.report();
     rendezvous.set_over();
     let answers: Vec<_> =
         bystanders.into_iter().filter_map(|bystander| bystander.get().ok()).collect();

@@ -166,18 +166,18 @@ pub(super) fn act(case: Case, rendezvous: &Path) -> Result<Exit> {
         thread::Builder::new().spawn(move || sender.send(healthy((rendezvous, bystander))))?;
     }
     drop(sender);
-    let patient = thread::Builder::new().spawn({
+    let failing_task = thread::Builder::new().spawn({
         let rendezvous = rendezvous.clone();
         move || failing((rendezvous, case))
     })?;
     rendezvous.wait_acting(TIME_LIMIT);
-    wait(TIMEOUT, || patient.is_finished());
+    wait(TIMEOUT, || failing_task.is_finished());
     rendezvous.set_over();
     for answer in answers {
         tell(&Message::Answer(answer))?;
     }
     // A thread cannot be ended from outside: this blocks for as long as it takes.
-    let happened = match patient.join() {
+    let happened = match failing_task.join() {
         Ok(changes) => changes.join(", "),
         Err(_) => "panicked".to_owned(),
     };
