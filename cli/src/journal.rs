@@ -84,7 +84,7 @@ impl Journal {
     }
 
     /// Reads the history without opening the journal for writing, for a dry run.
-    pub(super) fn look(args: &JournalArgs) -> Result<Option<History>> {
+    pub(super) fn history(args: &JournalArgs) -> Result<Option<History>> {
         let Some(path) = &args.journal else { return Ok(None) };
         refuse_other_than_file(path)?;
         match File::open(path) {

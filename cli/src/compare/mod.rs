@@ -47,21 +47,21 @@ pub(super) fn run(args: CompareArgs) -> Result<Exit> {
     }
     let wants = |part| args.only.is_empty() || args.only.contains(&part);
     let size = SampleSize::new(args.quick, args.repetitions.map(usize::from));
-    let mut report = Report::new(machine::Machine::look(), size.repetitions);
+    let mut report = Report::new(machine::Machine::detect(), size.repetitions);
     if wants(Part::Overhead) {
         doing("measuring overhead");
         report.overhead = Some(overhead::measure(&size)?);
-        report.machine.look_again();
+        report.machine.refresh();
     }
     if wants(Part::Scaling) {
         doing(&format!("measuring how {} scales", task.name));
         report.scaling = Some(scaling::measure(task, &procs, &size)?);
-        report.machine.look_again();
+        report.machine.refresh();
     }
     if wants(Part::BreakEven) {
         doing("measuring where processes break even");
         report.breakeven = Some(breakeven::measure(&size)?);
-        report.machine.look_again();
+        report.machine.refresh();
     }
     let page = match args.format {
         Format::Table => report.table(),

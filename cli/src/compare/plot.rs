@@ -461,7 +461,7 @@ mod tests {
         });
         let scaling =
             Scaling { task: "pi", jobs: 1000, serial: sample(1.0), by_procs: by_procs.into() };
-        let mut report = Report::new(super::super::machine::Machine::look(), 3);
+        let mut report = Report::new(super::super::machine::Machine::detect(), 3);
         report.scaling = Some(scaling);
         let dir = tempfile::tempdir().unwrap();
         let written = write_all(&report, dir.path()).unwrap();

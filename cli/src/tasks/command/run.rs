@@ -23,7 +23,7 @@ use crate::os::program::{self, Program, TerminalWatch};
 pub(crate) const SLOT: &str = "PROCPOOL_SLOT";
 
 /// How often to sample the memory of a job.
-const OFTEN: Duration = Duration::from_millis(10);
+const MIN_CHECK_INTERVAL: Duration = Duration::from_millis(10);
 
 /// The longest single wait for a job with a limit. A wait that took much longer means that the
 /// worker was stopped, and its job with it: that time does not count.
@@ -240,11 +240,12 @@ impl Runner {
         let mut ran = Duration::ZERO;
         // When to kill it, after SIGTERM.
         let mut last = limit;
-        let mut often = OFTEN;
+        let mut interval = MIN_CHECK_INTERVAL;
         loop {
             let before = Instant::now();
             let left = last.map(|last| last.saturating_sub(ran).min(TICK));
-            let tick = if memory.is_some() { Some(left.unwrap_or(often).min(often)) } else { left };
+            let tick =
+                if memory.is_some() { Some(left.unwrap_or(interval).min(interval)) } else { left };
             let pipe = |index: usize| outputs.get(index).and_then(Output::pipe);
             let files = [Some(pidfd.as_fd()), pipe(0), pipe(1), Some(self.terminal.as_fd())];
             let [ended, _, _, wants_terminal] = program::poll_readable(files, tick);
@@ -271,7 +272,7 @@ impl Runner {
                 last = Some(ran + GRACE);
             }
             if let Some(most) = memory.filter(|_| status.is_none()) {
-                let looked = Instant::now();
+                let checked = Instant::now();
                 if takes_more_than(most) {
                     status = Some(Status::OutOfMemory(most));
                     // It would only use more memory in the meantime.
@@ -279,7 +280,7 @@ impl Runner {
                     last = Some(ran + GRACE);
                 }
                 // Sampling a lot of memory takes long.
-                often = OFTEN.max(4 * looked.elapsed());
+                interval = MIN_CHECK_INTERVAL.max(4 * checked.elapsed());
             }
             ran += before.elapsed();
             if last.is_some_and(|last| ran >= last) {
@@ -300,7 +301,7 @@ impl Runner {
                 Output::Capture(capture) => {
                     let (all, kept) = capture.finish(&mut self.spiller);
                     *printed = all;
-                    kept.map_err(|error| Status::SpillFailed(spill::unkept(&error)))
+                    kept.map_err(|error| Status::SpillFailed(spill::storage_error(&error)))
                 }
             };
             status = status.or(finished.err());
@@ -323,7 +324,7 @@ impl Output {
             Self::Lines(lines) => lines.pass().map(drop).map_err(|error| unwritten(&error)),
             Self::Capture(capture) => {
                 let passed = capture.pass(spiller);
-                passed.map(drop).map_err(|error| Status::SpillFailed(spill::unkept(&error)))
+                passed.map(drop).map_err(|error| Status::SpillFailed(spill::storage_error(&error)))
             }
         }
     }
