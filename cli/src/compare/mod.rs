@@ -7,7 +7,7 @@
 //!
 //! Three parts, each in its own file, measure the same work done serially, by threads (rayon) and by
 //! processes. The contenders take turns within a repetition, so that other load on the machine affects
-//! all of them (`measure`). `load` makes the work of a built-in task. `calibration` measures the lower
+//! all of them (`measure`, `timing`). `load` makes the work of a built-in task. `calibration` measures the lower
 //! bounds: the start of an idle copy of this program, and a socket to it. `report` writes tables and
 //! files, `plot` draws pictures.
 
@@ -22,6 +22,7 @@ mod overhead;
 mod plot;
 mod report;
 mod scaling;
+mod timing;
 
 use std::io::{self, Write};
 
