@@ -2,11 +2,11 @@
 
 use procpool::Pool;
 
-use crate::startup_and_death::wait_until_idle;
 use crate::machine::cpu_seconds;
 use crate::measure::{Field, Outcome, SampleSize, median, seconds};
 use crate::peers::Peers;
 use crate::report::{Bound, Row, Unit};
+use crate::startup_and_death::wait_until_idle;
 
 /// How many items a pool of any size is given at once, and how many single calls.
 const ITEMS: u64 = 200_000;
@@ -108,7 +108,7 @@ fn resident() -> u64 {
 
 pub(crate) fn workers(_: &mut Peers, size: &SampleSize) -> Outcome<Row> {
     let sizes: Vec<usize> =
-        (0..=8).map(|power| 1 << power).filter(|size| *size <= size.workers).collect();
+        (0..=8).map(|power| 1 << power).filter(|count| *count <= size.workers).collect();
     let mut in_maps = vec![Vec::new(); sizes.len()];
     let mut in_calls = vec![Vec::new(); sizes.len()];
     for _ in 0..size.long_repetitions {
