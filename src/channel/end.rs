@@ -2,11 +2,12 @@
 
 use super::error::{RecvError, SendErrorReason};
 use super::log::{Cursor, Log, LogError};
+use crate::ipc::eventcount::{EventCount, Probe, deadline};
 use crate::ipc::handle::{File, Handle};
 use crate::ipc::memory::{self, Atomics};
 use crate::ipc::object::{Kind, Object, something_else};
+use crate::ipc::raw_lock::LockGuard;
 use crate::os::pipe::is_hung_up;
-use crate::sync::{EventCount, LockGuard, Probe, deadline};
 use procpool_worker::attach::{Attached, FileId, NotAttachable, attach_channel_end};
 use rustix::fs::OFlags;
 use serde::de::Error as _;

@@ -26,7 +26,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use crate::atomic::AtomicU64;
 use crate::ipc::handle::File;
 use crate::ipc::memory::{self, Atomics, Mapping};
-use crate::sync::RawLock;
+use crate::ipc::raw_lock::RawLock;
 
 /// The size in bytes of the part of the file that is mapped, and freed, at a time. The system calls for it
 /// are negligible among the thousands of messages that it holds, and it is small enough for a channel with

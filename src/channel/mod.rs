@@ -24,9 +24,9 @@ use self::end::{CHECK_EVERY, End, Head, Role, WaitPolicy, with_buffer};
 pub use self::error::{RecvError, SendError, SendErrorReason};
 use self::log::Log;
 use crate::error::Error;
+use crate::ipc::eventcount::Probe;
 use crate::ipc::object::Object;
 use crate::os::pipe::pipe;
-use crate::sync::Probe;
 
 /// Creates a channel between processes without a capacity limit.
 ///

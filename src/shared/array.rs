@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::Error;
 use crate::ipc::memory::Atomics;
 use crate::ipc::object::Object;
-use crate::sync::{LockGuard, RawLock};
+use crate::ipc::raw_lock::{LockGuard, RawLock};
 
 /// An array of numbers or other plain data that several processes read and write, under a lock or as
 /// atomics.

@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::lock::{LockGuard, RawLock, try_acquire};
 use crate::atomic::{AtomicU32, AtomicU64};
 use crate::error::Error;
 use crate::ipc::eventcount::{EventCount, Probe, deadline};
 use crate::ipc::memory::Atomics;
 use crate::ipc::object::Object;
 use crate::ipc::owner::Owner;
+use crate::ipc::raw_lock::{LockGuard, RawLock, try_acquire};
 
 /// A reusable barrier at which a fixed number of participants wait for each other.
 ///

@@ -18,7 +18,6 @@ mod semaphore;
 
 pub use self::barrier::{Barrier, BarrierError};
 pub use self::event::Event;
-pub(crate) use self::lock::RawLock;
-pub use self::lock::{Lock, LockGuard};
+pub use self::lock::Lock;
 pub use self::semaphore::{Permit, Semaphore};
-pub(crate) use crate::ipc::eventcount::{EventCount, Probe, deadline};
+pub use crate::ipc::raw_lock::LockGuard;

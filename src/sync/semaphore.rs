@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::lock::try_acquire;
 use crate::atomic::AtomicU64;
 use crate::error::Error;
 use crate::ipc::eventcount::{EventCount, Probe, deadline};
 use crate::ipc::object::Object;
 use crate::ipc::owner::Owner;
+use crate::ipc::raw_lock::try_acquire;
 
 /// A fixed number of permits, which limits how many processes do something at the same time.
 ///
