@@ -246,6 +246,7 @@ pub mod channel;
 mod entry;
 mod error;
 mod failure;
+mod init;
 #[allow(unsafe_code)] // Values of several processes lie in its memory.
 mod ipc;
 #[allow(unsafe_code)] // System calls, and the mappings of shared memory.
@@ -258,18 +259,18 @@ pub mod shared;
 pub mod sync;
 mod worker_ref;
 
-pub use entry::init;
 pub use error::{DeathCause, DidRun, Error, StartError, TaskError, TaskErrorKind, ValueSide};
 pub use failure::Failure;
+pub use init::init;
 pub use os::process::OutputMode;
 pub use pool::{
-    AsCompleted, Canceller, Event, EventKind, Limits, Pool, PoolBuilder, Process, ProcessBuilder,
-    ProcessHandle, Report, Reports, Results, Stats, Task, TaskOptions, Timeout, WaitFor,
-    WorkerInfo, WorkerState, as_completed, log_to_stderr, wait,
+    AsCompleted, Canceller, Event, EventKind, HostInfo, Hosts, Limits, Pool, PoolBuilder, Process,
+    ProcessBuilder, ProcessHandle, Report, Reports, Results, Stats, Task, TaskOptions, Timeout,
+    WaitFor, WorkerInfo, WorkerState, as_completed, log_to_stderr, wait,
 };
 pub use procpool_worker::state::{WorkerContext, with as with_state};
 pub use self_describing::SelfDescribing;
-pub use worker_ref::WorkerRef;
+pub use worker_ref::{HostName, WorkerRef};
 
 /// Returns the pool name and slot of the worker that runs this code, or `None` outside of workers.
 ///

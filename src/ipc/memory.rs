@@ -146,6 +146,12 @@ impl SharedMemory {
         self.mapping.start()
     }
 
+    /// Returns its content, if it is read-only.
+    pub(crate) fn frozen_bytes(&self) -> Option<&[u8]> {
+        // SAFETY: the memory is mapped as long as `self`, and sealed against writing.
+        self.is_frozen.then(|| unsafe { std::slice::from_raw_parts(self.start(), self.len()) })
+    }
+
     /// Returns its size in bytes.
     pub(crate) fn len(&self) -> usize {
         self.mapping.len

@@ -23,13 +23,15 @@ use rustix::process::{
     pidfd_send_signal, waitid,
 };
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::DeathCause;
 
 /// The command of `fcntl` that sets the signal. libc does not define it for this target.
 const F_SETSIG: libc::c_int = 10;
 
 /// The destination of a worker's standard output and standard error.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum OutputMode {
     /// The parent's standard output and standard error.
@@ -47,6 +49,20 @@ pub enum OutputMode {
 pub(crate) fn after_fork(f: extern "C" fn()) {
     // SAFETY: a plain call with a function that exists as long as the process.
     unsafe { libc::pthread_atfork(None, None, Some(f)) };
+}
+
+/// Registers `f` to be called when this process exits by `exit`, or at the end of `main`.
+#[cfg(feature = "mpi")]
+pub(crate) fn at_exit(f: extern "C" fn()) {
+    // SAFETY: a plain call with a function that exists as long as the process.
+    unsafe { libc::atexit(f) };
+}
+
+/// Ends this process at once. Runs nothing that was registered for its end.
+#[cfg(feature = "mpi")]
+pub(crate) fn exit_now(code: i32) -> ! {
+    // SAFETY: a plain system call.
+    unsafe { libc::_exit(code) }
 }
 
 /// A static that a forked copy of the process does not share: in the copy, the threads that hold its locks
@@ -82,6 +98,8 @@ impl<T: Default + Send + Sync> PerProcess<T> {
 pub(crate) struct Launch {
     /// The variables that are set in its environment.
     pub(crate) env: Vec<(OsString, OsString)>,
+    /// The variables that are removed from it.
+    pub(crate) removed_env: Vec<OsString>,
     /// Its working directory, if not the parent's.
     pub(crate) current_dir: Option<PathBuf>,
     /// The destination of its output.
@@ -170,6 +188,9 @@ impl Child {
             .stdin(Stdio::from(control))
             // A process group of its own, so that processes that its tasks start can be killed with it.
             .process_group(0);
+        for name in &launch.removed_env {
+            command.env_remove(name);
+        }
         if let Some(dir) = &launch.current_dir {
             command.current_dir(dir);
         }

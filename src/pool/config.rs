@@ -9,7 +9,10 @@ use procpool_worker::function::FnRef;
 use procpool_worker::protocol::Setup;
 
 use crate::entry;
+use crate::error::Error;
 use crate::os::process::{Launch, OutputMode};
+use crate::pool::hosts::link::Link;
+use crate::pool::hosts::manager::{self, Plan};
 use crate::pool::limits::Limits;
 use crate::pool::observe::events::Observers;
 
@@ -20,7 +23,12 @@ pub(crate) const STACK: usize = 256 << 10;
 
 /// A pool's immutable configuration.
 pub(crate) struct Config {
+    /// The number of workers, on all hosts.
     pub(crate) workers: usize,
+    /// The number of workers on this host: the first slots.
+    pub(crate) local: usize,
+    /// The slot of the first worker here in the pool of all hosts: not 0 on an agent's host.
+    pub(crate) first_slot: usize,
     pub(crate) name: String,
     pub(crate) initializer: Option<Initializer>,
     pub(crate) window: Option<u64>,
@@ -42,6 +50,15 @@ pub(crate) struct Config {
 }
 
 impl Config {
+    /// Opens the pool on the other hosts. Returns the connection to them, if there are any.
+    pub(crate) fn open_on_hosts(&mut self, plan: Plan) -> Result<Option<Arc<Link>>, Error> {
+        let Some(opened) = manager::open(plan)? else { return Ok(None) };
+        self.local = opened.local;
+        self.workers = opened.workers;
+        self.observers.host = Some(opened.own);
+        Ok(Some(opened.link))
+    }
+
     /// Returns the process name of a slot's worker.
     pub(crate) fn title(&self, slot: usize) -> String {
         if self.replaces { format!("{}/{slot}", self.name) } else { self.name.clone() }
@@ -58,7 +75,8 @@ impl Config {
         Setup {
             name: self.title(slot),
             pool: self.name.clone(),
-            slot: u32::try_from(slot).unwrap_or(u32::MAX),
+            slot: u32::try_from(self.first_slot + slot).unwrap_or(u32::MAX),
+            host: self.observers.host.map(|host| host.to_string()),
             limits,
             nice: self.nice,
             cpu: (!self.cpus.is_empty()).then(|| self.cpus[slot % self.cpus.len()]),

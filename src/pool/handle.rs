@@ -129,7 +129,7 @@ impl Pool {
         self.check()?;
         let job = self.single(f);
         let shared = self.shared();
-        let _kept = match encode::encode_one(&job, argument) {
+        let _kept = match encode::encode_one(self.shared(), &job, argument) {
             Ok((batch, kept)) => {
                 shared.try_run_inline(batch).unwrap_or_else(|batch| shared.submit(batch));
                 kept
@@ -152,7 +152,7 @@ impl Pool {
         let job = self.single(f);
         // In a forked copy, the task itself reports the error.
         if self.check().is_ok() {
-            match encode::encode_one(&job, argument) {
+            match encode::encode_one(self.shared(), &job, argument) {
                 Ok((batch, _)) => self.shared().submit(batch),
                 Err(reason) => encode::fail_unencoded(self.shared(), &job, reason),
             }
@@ -251,7 +251,7 @@ impl Pool {
             return (0..self.shared().config.workers).map(|_| Err(error.clone())).collect();
         }
         let (shared, job) = (self.shared(), self.many(f));
-        let _kept = match encode::encode_one(&job, argument) {
+        let _kept = match encode::encode_one(self.shared(), &job, argument) {
             Ok((first, kept)) => {
                 // All batches are created before the first can finish.
                 let others: Vec<Batch> = (1..shared.config.workers)

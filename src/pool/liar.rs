@@ -603,7 +603,7 @@ fn talk_to_the_end(bytes: &[u8]) {
     // `cat` exits when this end is closed, also if this process is killed.
     let _input = started.stdin.take();
     let child = Child::of(&started).expect("a pidfd");
-    let process = Process::new(0, 1, child, Control::new(ours, NONCE), capture, grace);
+    let process = Process::new(0, None, 1, child, Control::new(ours, NONCE), capture, grace);
     let lane = Arc::new(ParentLane::new(region).expect("it has a lane's size"));
 
     let session = Session {

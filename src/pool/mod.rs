@@ -39,6 +39,7 @@ mod config;
 mod context_calls;
 mod drive;
 mod handle;
+pub(crate) mod hosts;
 #[cfg(any(test, fuzzing))]
 mod liar;
 mod limits;
@@ -53,11 +54,12 @@ pub use self::call::completion::{AsCompleted, WaitFor, as_completed, wait};
 pub use self::call::results::{Reports, Results, Timeout};
 pub use self::call::task::{Canceller, Task};
 pub use self::handle::Pool;
+pub use self::hosts::Hosts;
 pub use self::limits::Limits;
 pub use self::observe::events::{Event, EventKind, log_to_stderr};
 pub use self::options::TaskOptions;
 pub use self::process::one_shot::{Process, ProcessBuilder, ProcessHandle};
-pub use self::types::{Report, Stats, WorkerInfo, WorkerState};
+pub use self::types::{HostInfo, Report, Stats, WorkerInfo, WorkerState};
 
 #[cfg(fuzzing)]
 pub(crate) use self::{call::outcome::read_hostile, liar::talk};

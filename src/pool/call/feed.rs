@@ -142,6 +142,10 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
                 if let Err(error) = encode_item(&mut self.buffer, &mut self.attachments, &item) {
                     return Read::Unencoded(error.to_string());
                 }
+                if let Err(reason) = self.pool.check_attachments(&self.attachments) {
+                    self.buffer.truncate(encoding.unwrap_or(0));
+                    return Read::Unencoded(reason);
+                }
                 encoding = None;
                 items += 1;
                 // If reading is slow, submit what has been read. A channel end is released with its batch, so

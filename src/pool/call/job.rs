@@ -154,6 +154,13 @@ impl Job {
         }
     }
 
+    /// Settles items that another host runs. Returns whether every reserved item is settled.
+    pub(crate) fn withdraw(&self, first: u64, items: u32) -> bool {
+        let mut state = self.state();
+        state.ledger.settle(first..first + u64::from(items));
+        state.ledger.open() == 0
+    }
+
     /// Whether every reserved item is settled.
     pub(crate) fn is_done(&self) -> bool {
         self.state().ledger.open() == 0

@@ -43,6 +43,12 @@ impl From<&[u8]> for Buffer {
     }
 }
 
+impl From<Vec<u8>> for Buffer {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self(bytes)
+    }
+}
+
 impl Deref for Buffer {
     type Target = Vec<u8>;
 

@@ -509,7 +509,7 @@ impl Chunk {
     }
 
     pub(super) fn provenance(&self, batch: &Batch) -> Provenance {
-        batch.provenance(self.process.pid(), self.process.slot, self.sent)
+        batch.provenance(self.process.worker_ref(), self.sent)
     }
 
     /// Fails the remaining batches, none of which was sent.

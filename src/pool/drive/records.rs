@@ -174,6 +174,17 @@ impl Records {
         Self { bytes, regions, outputs, ..Self::default() }
     }
 
+    /// Returns bytes, regions and outputs of the `items` that are left, as [`new`](Self::new) takes them.
+    pub(crate) fn into_parts(
+        mut self,
+        items: u32,
+    ) -> (Buffer, VecDeque<Option<Lease>>, VecDeque<Vec<u8>>) {
+        if self.at > 0 {
+            self = self.split_front(items);
+        }
+        (self.bytes, self.regions, self.outputs)
+    }
+
     /// Returns the next item's outcome.
     pub(crate) fn next(&mut self) -> Option<RawOutcome<'_>> {
         Some(match self.next_piece(1)? {

@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use procpool_worker::memcpy::Sink;
+use procpool_worker::memcpy::{self, Sink};
 use procpool_worker::protocol::{RegionSlice, Request};
 use procpool_worker::region::Region;
 
@@ -99,6 +99,16 @@ impl Regions {
         Ok(Lease { home: Arc::clone(self), key, region: Some(region), len: 0, owner: worker })
     }
 
+    /// Returns a region that holds `bytes`, which no worker has mapped.
+    pub(crate) fn filled(self: &Arc<Self>, bytes: &[u8]) -> io::Result<Lease> {
+        let mut lease = self.allocate(bytes.len(), PARENT)?;
+        if let Some(region) = lease.region() {
+            region.close_descriptor();
+        }
+        lease.put_slice(bytes);
+        Ok(lease)
+    }
+
     /// Returns a free region that the worker has mapped: the smallest that fits, and of equal ones the last
     /// returned.
     fn reuse(self: &Arc<Self>, bytes: usize, worker: u64) -> Option<Lease> {
@@ -152,6 +162,16 @@ impl Lease {
     /// Returns the size of the content in bytes.
     pub(crate) fn len(&self) -> usize {
         self.len
+    }
+
+    /// Copies the content. Returns nothing if there is no memory for it.
+    pub(crate) fn copy(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        if bytes.try_reserve_exact(self.len).is_ok() {
+            // SAFETY: the region is mapped for its length for as long as it lives.
+            unsafe { memcpy::append_from(&mut bytes, self.as_ptr(), self.len) };
+        }
+        bytes
     }
 
     /// Returns the region, to send it to a worker that hasn't mapped it.

@@ -206,7 +206,15 @@ impl Supervisor {
         let file = capture.as_ref().map(CaptureFile::file);
         let child = Child::start(&config.launch, env, &title, token, theirs, &liveness_pipe, file)
             .map_err(io)?;
-        let process = Process::new(slot, generation, child, control, capture, config.kill_grace);
+        let process = Process::new(
+            slot,
+            config.observers.host,
+            generation,
+            child,
+            control,
+            capture,
+            config.kill_grace,
+        );
         Ok(PendingWorker { process, lane: Arc::new(lane), requests })
     }
 

@@ -27,6 +27,7 @@ use crate::os::process::{CaptureFile, Child};
 use crate::pool::call::context::Context;
 use crate::pool::drive::records;
 use crate::pool::drive::regions::{Lease, Mapped, Regions};
+use crate::worker_ref::{HostName, WorkerRef};
 
 /// How long a worker that was told to exit may take before it is killed.
 pub(crate) const RETIRE_GRACE: Duration = Duration::from_secs(2);
@@ -35,6 +36,8 @@ pub(crate) const RETIRE_GRACE: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(crate) struct Process {
     pub(crate) slot: usize,
+    /// This host, if the pool spans several.
+    host: Option<HostName>,
     /// Number among the slot's processes, from 1.
     pub(crate) generation: u64,
     pub(crate) child: Child,
@@ -86,6 +89,7 @@ pub(crate) enum KillReason {
 impl Process {
     pub(crate) fn new(
         slot: usize,
+        host: Option<HostName>,
         generation: u64,
         child: Child,
         control: Control,
@@ -94,6 +98,7 @@ impl Process {
     ) -> Arc<Self> {
         Arc::new(Self {
             slot,
+            host,
             generation,
             child,
             control,
@@ -111,6 +116,11 @@ impl Process {
 
     pub(crate) fn pid(&self) -> u32 {
         self.child.pid()
+    }
+
+    /// Returns how results and errors identify it.
+    pub(crate) fn worker_ref(&self) -> WorkerRef {
+        WorkerRef { slot: self.slot, pid: self.pid(), host: self.host }
     }
 
     /// Kills the process. The first reason is kept.
@@ -504,7 +514,7 @@ mod tests {
         let child = Child::of(&sleep).unwrap();
         let control = Control::new(Control::pair().unwrap().0, 0);
         let grace = Duration::from_secs(3600);
-        let process = Process::new(0, 1, child, control, None, grace);
+        let process = Process::new(0, None, 1, child, control, None, grace);
         let pid = process.pid();
         // A stopped process's signals stay pending and can be observed.
         process.signal_group(Signal::STOP);

@@ -119,7 +119,7 @@ impl PoolState {
     }
 
     /// Steals items from the worker with the most unclaimed ones.
-    fn steal(&self, central: &SchedulerState, allowed: u32) -> Vec<Batch> {
+    pub(super) fn steal(&self, central: &SchedulerState, allowed: u32) -> Vec<Batch> {
         let stealable = |slot: &DriverSlot| {
             let running = slot.running.try_lock().ok()?;
             running.as_ref().map(Chunk::stealable).filter(|stealable| *stealable > 0)
@@ -300,7 +300,7 @@ impl PoolState {
     fn on_worker_lost(&self, worker: &Worker, mut loss: LostChunk) -> Vec<Batch> {
         let is_terminated = self.is_terminated();
         let process = &worker.process;
-        let provenance = |batch: &Batch, sent| batch.provenance(process.pid(), process.slot, sent);
+        let provenance = |batch: &Batch, sent| batch.provenance(process.worker_ref(), sent);
         let mut again = Vec::new();
         let most_losses = if self.config.replaces { MAX_LOSSES } else { 0 };
         if let Some(mut batch) = loss.running_item.take() {

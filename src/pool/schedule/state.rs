@@ -15,6 +15,7 @@ use std::num::NonZero;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, TryLockError};
 use std::time::{Duration, Instant};
 
+use procpool_worker::attach::Attachments;
 use procpool_worker::function::FnRef;
 use procpool_worker::sys;
 
@@ -25,6 +26,7 @@ use crate::pool::config::Config;
 use crate::pool::drive::chunk::{Chunk, Running};
 use crate::pool::drive::exchange::Sent;
 use crate::pool::drive::regions::Regions;
+use crate::pool::hosts::link::{Command, Link};
 use crate::pool::observe::events::Deferred;
 use crate::pool::process::supervisor_handle::SupervisorHandle;
 use crate::pool::process::worker::{PendingWorker, Process, Worker};
@@ -37,6 +39,9 @@ use crate::pool::schedule::slots::{Actions, Phase, SlotTable, Wake};
 /// Consecutive failed starts of a slot before waiting tasks fail. With the delays between them they take
 /// about 1.5 seconds: long enough for a transient shortage, short enough to wait for.
 pub(super) const START_ATTEMPTS: u32 = 8;
+
+/// Why a handle can't be sent to the workers of a pool that spans hosts.
+pub(crate) const HOST_LOCAL: &str = "it holds a handle (a channel end, a lock, shared memory or a file), which exists on this host only, and the pool spans hosts: send the value itself, or use a pool of this host";
 
 thread_local! {
     /// Whether this is a driver's or supervisor's thread.
@@ -65,6 +70,8 @@ pub(crate) struct PoolState {
     /// Notified when a worker becomes ready or fails to start, and when a driver exits.
     pub(super) changed: Condvar,
     pub(crate) supervisor: SupervisorHandle,
+    /// The manager of the other hosts, if there are any.
+    pub(crate) link: Option<Arc<Link>>,
     pub(crate) counters: Counters,
     /// Number of CPUs available to this process.
     pub(super) cpus: usize,
@@ -101,6 +108,8 @@ pub(super) struct SchedulerState {
     pub(super) queued: u64,
     pub(super) slots: SlotTable<PendingWorker, Worker>,
     pub(super) by_slot: Box<[SlotQueue]>,
+    /// Number of items that other hosts have.
+    pub(super) remote: u64,
     /// Number of running drivers.
     pub(super) drivers: usize,
     pub(super) limiter: Limiter,
@@ -149,8 +158,13 @@ pub(crate) struct RunTicket {
 }
 
 impl PoolState {
-    pub(crate) fn new(config: Config, supervisor: SupervisorHandle, inline_limit: usize) -> Self {
-        let slots = config.workers;
+    pub(crate) fn new(
+        config: Config,
+        supervisor: SupervisorHandle,
+        inline_limit: usize,
+        link: Option<Arc<Link>>,
+    ) -> Self {
+        let slots = config.local;
         let cpus = std::thread::available_parallelism().map_or(1, NonZero::get);
         let central = SchedulerState {
             queue: VecDeque::new(),
@@ -159,8 +173,9 @@ impl PoolState {
                 true => SlotTable::new(slots, START_ATTEMPTS, Instant::now()),
                 false => SlotTable::for_one_process(slots, Instant::now()),
             },
-            by_slot: (0..slots).map(|_| SlotQueue::default()).collect(),
-            drivers: slots,
+            remote: 0,
+            by_slot: (0..config.workers).map(|_| SlotQueue::default()).collect(),
+            drivers: slots + usize::from(link.is_some()),
             limiter: Limiter::new(cpus),
             multi_item: Vec::new(),
             watcher: None,
@@ -168,7 +183,7 @@ impl PoolState {
             first_start: None,
             is_supervised: false,
         };
-        let counters = Counters::new(slots);
+        let counters = Counters::new(config.workers);
         Self {
             config,
             owner: sys::own_pid(),
@@ -176,6 +191,7 @@ impl PoolState {
             slots: (0..slots).map(|_| DriverSlot::default()).collect(),
             changed: Condvar::new(),
             supervisor,
+            link,
             counters,
             cpus,
             inline_limit,
@@ -215,7 +231,7 @@ impl PoolState {
     }
 
     /// Fails a batch and calls its wakers and callbacks. Called under no lock.
-    pub(super) fn fail(&self, batch: &Batch, failure: Failure, provenance: Provenance) {
+    pub(crate) fn fail(&self, batch: &Batch, failure: Failure, provenance: Provenance) {
         let mut calls = Deferred::default();
         batch.fail(failure, provenance, &self.counters, &mut calls);
         self.config.observers.fire(calls);
@@ -271,6 +287,32 @@ impl PoolState {
         self.apply(actions);
     }
 
+    /// Checks that what an argument refers to can be sent wherever the pool has workers.
+    ///
+    /// # Errors
+    ///
+    /// The reason, for a pool that spans hosts and an argument that holds a handle of this host.
+    pub(crate) fn check_attachments(&self, attachments: &Attachments) -> Result<(), String> {
+        match self.link.is_some() && !attachments.is_empty() {
+            true => Err(HOST_LOCAL.to_owned()),
+            false => Ok(()),
+        }
+    }
+
+    /// Tells the manager of the other hosts something, if there are any.
+    pub(super) fn tell_hosts(&self, command: impl FnOnce() -> Command) {
+        if let Some(link) = &self.link {
+            link.tell(command());
+        }
+    }
+
+    /// Wakes the manager of the other hosts, if there are any.
+    pub(super) fn wake_hosts(&self) {
+        if let Some(link) = &self.link {
+            link.wake();
+        }
+    }
+
     /// Ensures that an idle driver watches for stragglers, and returns whether one does. Picks the driver
     /// that would be woken last.
     pub(super) fn ensure_watcher(&self, central: &mut SchedulerState) -> bool {
@@ -302,7 +344,12 @@ impl PoolState {
 }
 
 impl SchedulerState {
+    /// Whether items are queued here, or may come back from another host.
     pub(super) fn has_work(&self) -> bool {
+        self.queued > 0 || self.remote > 0
+    }
+
+    pub(super) fn has_queued(&self) -> bool {
         self.queued > 0
     }
 
@@ -342,7 +389,7 @@ impl SchedulerState {
         self.slots.is_over(self.has_work())
     }
 
-    /// Whether every slot has had a process.
+    /// Whether every slot of this host has had a process.
     pub(super) fn all_started(&self) -> bool {
         (0..self.slots.len()).all(|slot| self.slots.starts(slot) > 0)
     }

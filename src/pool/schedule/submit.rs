@@ -15,6 +15,7 @@ use super::state::{PoolState, SchedulerState};
 use crate::error::{StartError, TaskErrorKind};
 use crate::pool::call::job::Job;
 use crate::pool::call::outcome::{Failure, Provenance};
+use crate::pool::hosts::link::Command;
 use crate::pool::process::worker::Worker;
 
 /// Maximum number of idle workers woken at once for the first items of a function. Waking one costs 10 to 30
@@ -51,6 +52,10 @@ impl PoolState {
         }
         central.queued += u64::from(batch.items);
         match batch.slot {
+            Some(slot) if slot >= self.slots.len() => {
+                central.by_slot[slot].own.push_back(batch);
+                self.wake_hosts();
+            }
             Some(slot) => {
                 central.by_slot[slot].own.push_back(batch);
                 let actions = central.slots.wake_slot(slot, Instant::now());
@@ -142,6 +147,7 @@ impl PoolState {
         }
         self.cancel_needless_starts(&central);
         drop(central);
+        self.tell_hosts(|| Command::Cancel(Arc::clone(job)));
         // The supervisor enforces the grace period after SIGTERM.
         self.supervisor.schedule_check(Instant::now());
         rejected.iter().for_each(|batch| self.reject(batch));
@@ -157,6 +163,7 @@ impl PoolState {
             return;
         }
         self.central().slots.idle_workers().for_each(Worker::drop_contexts);
+        self.tell_hosts(|| Command::DropContexts);
     }
 
     /// Cancels all items that have not started.
@@ -175,6 +182,7 @@ impl PoolState {
         }
         self.cancel_needless_starts(&central);
         drop(central);
+        self.tell_hosts(|| Command::CancelQueued);
         for batch in cancelled {
             let failure = Failure::unstarted(TaskErrorKind::Cancelled);
             self.fail(&batch, failure, Provenance::NONE);
@@ -191,6 +199,7 @@ impl PoolState {
         self.cancel_needless_starts(&central);
         drop(central);
         self.apply(actions);
+        self.wake_hosts();
     }
 
     /// Terminates the pool. Queued tasks fail here, running ones once their worker is dead.
@@ -203,6 +212,7 @@ impl PoolState {
         let queue = central.take_queued();
         drop(central);
         self.apply(actions);
+        self.wake_hosts();
         for batch in queue {
             self.reject(&batch);
         }

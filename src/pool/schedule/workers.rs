@@ -10,6 +10,7 @@ use super::slots::{Phase, SpawnDecision, Wake};
 use super::state::{DriverSlot, PoolState, START_ATTEMPTS};
 use crate::error::{DeathCause, StartError, TaskErrorKind};
 use crate::pool::call::outcome::{Failure, Provenance};
+use crate::pool::hosts::link::Command;
 use crate::pool::observe::events::EventKind;
 use crate::pool::process::worker::{KillReason, PendingWorker, Process, Worker};
 use crate::pool::types::WorkerInfo;
@@ -222,6 +223,7 @@ impl PoolState {
         // Released first: the supervisor takes this lock, and this thread waits for the supervisor.
         drop(suspended);
         self.supervisor.signal(signal);
+        self.tell_hosts(|| Command::Suspend(stop));
     }
 
     /// Returns the state of all workers, without resource use, which needs system calls.
@@ -232,6 +234,7 @@ impl PoolState {
         let central = self.central();
         let info = |slot| WorkerInfo {
             slot,
+            host: self.config.observers.host,
             pid: central.by_slot[slot].process.as_ref().map_or(0, |process| process.pid()),
             state: central.slots.state(slot),
             tasks_done: self.counters.slots[slot].load(Relaxed),
@@ -239,7 +242,15 @@ impl PoolState {
             memory: None,
             cpu: None,
         };
-        (0..self.slots.len()).map(info).collect()
+        let mut workers: Vec<_> = (0..self.slots.len()).map(info).collect();
+        drop(central);
+        if let Some(link) = &self.link {
+            workers.extend(link.with_status(|status| status.workers.clone()));
+        }
+        for worker in &mut workers[self.slots.len()..] {
+            worker.tasks_done = self.counters.slots[worker.slot].load(Relaxed);
+        }
+        workers
     }
 
     /// Returns the number of queued tasks, and of tasks sent to a worker and not delivered.
@@ -247,12 +258,14 @@ impl PoolState {
         if self.forked().is_some() {
             return (0, 0);
         }
-        let queued = self.central().queued;
+        let central = self.central();
+        let (queued, remote) = (central.queued, central.remote);
+        drop(central);
         let open = |slot: &DriverSlot| {
             let running = slot.running.lock().unwrap_or_else(PoisonError::into_inner);
             running.as_ref().map_or(0, |chunk| u64::from(chunk.open()))
         };
-        (queued, self.slots.iter().map(open).sum())
+        (queued, remote + self.slots.iter().map(open).sum::<u64>())
     }
 
     /// Enforces the time limits of running chunks. Returns when to check again.

@@ -18,13 +18,15 @@ static WORKER: OnceLock<WorkerContext> = OnceLock::new();
 pub struct WorkerContext {
     /// The pool's name.
     pub pool: String,
-    /// The worker's slot in the pool, from 0.
+    /// The worker's slot in the pool, from 0. Each host of the pool has consecutive slots.
     pub slot: usize,
+    /// The worker's host, if the pool spans several.
+    pub host: Option<String>,
 }
 
 impl WorkerContext {
-    pub(crate) fn new(pool: String, slot: u32) -> Self {
-        Self { pool, slot: slot as usize }
+    pub(crate) fn new(pool: String, slot: u32, host: Option<String>) -> Self {
+        Self { pool, slot: slot as usize, host }
     }
 }
 

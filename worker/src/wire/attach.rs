@@ -99,6 +99,11 @@ impl Attachments {
         each_once.into_values().collect()
     }
 
+    /// Returns whether nothing is attached.
+    pub fn is_empty(&self) -> bool {
+        self.0.as_ref().is_none_or(|objects| objects.by_address.is_empty())
+    }
+
     /// Returns whether any attachment is a channel end. Peers wait for the end to close, so the batch is
     /// released as soon as its task finishes.
     pub fn holds_channel_end(&self) -> bool {

@@ -164,6 +164,8 @@ pub struct Setup {
     pub pool: String,
     /// Its slot in the pool, from 0.
     pub slot: u32,
+    /// Its host, if the pool spans several.
+    pub host: Option<String>,
     /// Resources, numbered as by setrlimit, each with its soft and its hard limit.
     pub limits: Vec<(u32, u64, u64)>,
     /// The increment of the nice value.
