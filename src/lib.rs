@@ -263,9 +263,9 @@ pub use error::{DeathCause, DidRun, Error, StartError, TaskError, TaskErrorKind,
 pub use failure::Failure;
 pub use os::process::OutputMode;
 pub use pool::{
-    AsCompleted, Canceller, Event, EventKind, Limits, Pool, PoolBuilder, Process, ProcessBuilder,
-    ProcessHandle, Report, Reports, Results, Stats, Task, TaskOptions, Timeout, WaitFor,
-    WorkerInfo, WorkerState, as_completed, log_to_stderr, wait,
+    AsCompleted, Canceller, Event, EventKind, IntoStream, Limits, Pool, PoolBuilder, Process,
+    ProcessBuilder, ProcessHandle, Report, Reports, Results, Stats, Task, TaskOptions, Timeout,
+    WaitFor, WorkerInfo, WorkerState, as_completed, log_to_stderr, wait,
 };
 pub use procpool_worker::state::{WorkerContext, with as with_state};
 pub use self_describing::SelfDescribing;
