@@ -18,6 +18,7 @@ use rustix::io::retry_on_intr;
 use rustix::mm::{MapFlags, ProtFlags};
 
 use crate::ipc::handle::{File, Handle, OpenError};
+use crate::os::process::PerProcess;
 
 /// How long a process keeps received memory mapped while it is unused, because the next task may receive the
 /// same memory. Far longer than the time between two tasks, and short enough not to exhaust memory.
@@ -298,10 +299,11 @@ struct Cached {
     is_used: bool,
 }
 
-static MAP_CACHE: Mutex<BTreeMap<FileId, Cached>> = Mutex::new(BTreeMap::new());
+/// Not shared with a forked copy: there the lock might be held for ever, and [`evict_unused`] does not run.
+static MAP_CACHE: PerProcess<Mutex<BTreeMap<FileId, Cached>>> = PerProcess::new();
 
 fn map_cache() -> MutexGuard<'static, BTreeMap<FileId, Cached>> {
-    MAP_CACHE.lock().unwrap_or_else(PoisonError::into_inner)
+    MAP_CACHE.get().lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Unmaps memory that has been unused for [`KEEP`]. Runs on a thread of its own until no memory is left.

@@ -77,6 +77,12 @@ impl<T: Default + Send + Sync> PerProcess<T> {
     }
 }
 
+/// Returns how many files this process may have open.
+pub(crate) fn open_files_limit() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    limit.and_then(|files| usize::try_from(files).ok()).unwrap_or(usize::MAX)
+}
+
 /// How a worker process is started.
 #[derive(Debug)]
 pub(crate) struct Launch {

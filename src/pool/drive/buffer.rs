@@ -7,6 +7,8 @@ use std::sync::{Mutex, PoisonError};
 
 use procpool_worker::memcpy;
 
+use crate::os::process::PerProcess;
+
 /// Minimum capacity of kept buffers, in bytes. The allocator handles smaller ones well.
 const LEAST: usize = 32 << 10;
 
@@ -16,7 +18,8 @@ const MOST: usize = 1 << 20;
 /// Number of buffers kept: more than are in use in a pool of a few workers, and a few megabytes in total.
 const KEPT: usize = 32;
 
-static SPARE: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
+/// Not shared with a forked copy, in which the lock might be held for ever.
+static SPARE: PerProcess<Mutex<Vec<Vec<u8>>>> = PerProcess::new();
 
 /// A byte buffer whose memory is kept for reuse.
 #[derive(Debug, Default)]
@@ -26,7 +29,7 @@ impl Buffer {
     /// Creates an empty buffer with capacity for `bytes`.
     pub(crate) fn with_room(bytes: usize) -> Self {
         let mut buffer = if bytes >= LEAST {
-            SPARE.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
+            SPARE.get().lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
         } else {
             Vec::new()
         };
@@ -60,7 +63,7 @@ impl DerefMut for Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         if (LEAST..=MOST).contains(&self.0.capacity()) {
-            let mut spare = SPARE.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut spare = SPARE.get().lock().unwrap_or_else(PoisonError::into_inner);
             if spare.len() < KEPT {
                 self.0.clear();
                 spare.push(std::mem::take(&mut self.0));
