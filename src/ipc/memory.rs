@@ -97,7 +97,7 @@ impl SharedMemory {
         Ok(Self { file, mapping, is_frozen: true })
     }
 
-    /// Attaches the memory to the argument that is being encoded, and returns its handle.
+    /// Attaches the memory to the value that is being encoded, and returns its handle.
     pub(crate) fn handle(self: &Arc<Self>) -> Result<Handle, NotAttachable> {
         self.file.handle(self)
     }
@@ -105,6 +105,10 @@ impl SharedMemory {
     /// Opens the memory of a handle. It is mapped once, however often it is opened. If `frozen`, the memory
     /// must be read-only; otherwise it must be writable.
     pub(crate) fn open(handle: Handle, frozen: bool) -> Result<Arc<Self>, OpenError> {
+        // Memory that is mapped already was sent with an earlier value, which may be of another task.
+        if !handle.is_sent() {
+            return Err(OpenError::NotSent);
+        }
         let mut cache = map_cache();
         let entry = match cache.get_mut(&handle.identity()) {
             Some(entry) => entry,
@@ -138,6 +142,10 @@ impl SharedMemory {
             ));
         }
         let len = rustix::fs::fstat(&file)?.st_size.cast_unsigned();
+        // Whoever sends memory has allocated all of it: without, an access could be a SIGBUS.
+        if allocated(&file)? < len {
+            return Err(io::Error::other("the shared object has less memory than its size"));
+        }
         let mapping = Mapping::new(&file, 0..len, !frozen)?;
         Ok(Arc::new(Self { file, mapping, is_frozen: frozen }))
     }
