@@ -38,6 +38,7 @@ use crate::pool::call::job::Job;
 use crate::pool::call::outcome::{Content, Delivery, Failure, Provenance};
 use crate::pool::drive::chunk::{self, Chunk, Running};
 use crate::pool::drive::exchange;
+use crate::pool::drive::regions::Regions;
 use crate::pool::observe::events::Deferred;
 use crate::pool::options::TaskOptions;
 use crate::pool::process::worker::{KillReason, PendingWorker, Process};
@@ -491,8 +492,17 @@ fn greeting(pid: u32) -> Handshake {
 }
 
 /// Does the supervisor's work for one process until it has ended: limits, silence, and reaping.
-fn supervise(scene: &Scene) {
+///
+/// # Panics
+///
+/// If the memory of an argument is free while the process that reads it may live.
+fn supervise(scene: &Scene, regions: &Regions) {
     let process = &scene.process;
+    let check = || {
+        let running = scene.running();
+        let is_first = scene.sequence.load(SeqCst) <= 1;
+        assert!(!(is_first && running.is_some() && regions.has_free_argument()));
+    };
     loop {
         let mut pidfd = [PollFd::from_borrowed_fd(process.child.pidfd(), PollFlags::IN)];
         let limit = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
@@ -500,6 +510,7 @@ fn supervise(scene: &Scene) {
             break;
         }
         scene.take(|chunk| chunk.enforce().0);
+        check();
         if process.kill_at().is_some_and(|at| at <= Instant::now()) {
             process.kill(KillReason::Retired);
         }
@@ -507,6 +518,7 @@ fn supervise(scene: &Scene) {
             process.child.kill();
         }
     }
+    check();
     process.set_ended();
     let cause = process.child.reap();
     process.publish_exit(cause);
@@ -658,10 +670,10 @@ fn talk_to_the_end(bytes: &[u8]) -> bool {
             numbers.extend(read(job, decoding));
         }
     };
+    let regions = Arc::default();
     let is_kept = std::thread::scope(|scope| {
-        scope.spawn(|| supervise(&scene));
+        scope.spawn(|| supervise(&scene, &regions));
         let is_over = Over(&scene.is_over);
-        let regions = Arc::default();
         let pending = PendingWorker { process, lane, requests };
         let mut worker = pending.greet(Setup::default(), &regions).expect("the handshake succeeds");
         let (mut liar, mut is_lost) = (Some(liar), false);
@@ -716,6 +728,21 @@ mod tests {
         std::thread::scope(|scope| {
             seeds.iter().for_each(|seed| drop(scope.spawn(|| talk(seed))));
         });
+    }
+
+    #[test]
+    fn the_memory_of_an_argument_is_no_other_calls_before_its_worker_is_done_or_dead() {
+        // One chunk of one large argument, with and without a limit. Then the lane is full, a reply makes no
+        // sense, the worker is killed, is stopped, or closes its socket.
+        for limit in [0, 1] {
+            for step in
+                [&[20, 0][..], &[9, 250, 0], &[22, 2], &[22, 3], &[22, 0], &[10, 1, 9], &[15]]
+            {
+                let mut script = vec![limit, 1, 15, 0];
+                script.extend_from_slice(step);
+                let _ = talk(&script);
+            }
+        }
     }
 
     #[test]
