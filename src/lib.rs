@@ -67,7 +67,7 @@
 //! or observed by a callback. [`wait`] and [`as_completed`] wait for several tasks. The iterators read
 //! their input a bounded window ahead, so the input may be infinite; dropping an iterator cancels its
 //! remaining tasks. [`reports`](Results::reports) yields a [`Report`] per result, with its id, PID,
-//! attempt and times.
+//! attempt and times. [`into_stream`](Results::into_stream) makes a `Stream` of an iterator.
 //!
 //! [`Pool::builder`] configures a pool: the number of workers, an initializer whose value tasks reach
 //! with [`with_state`], time limits, retries, memory and other resource limits, worker replacement,
@@ -134,10 +134,11 @@
 //!
 //! # Shared state
 //!
-//! Arguments are copies. To share state between processes, pass a handle to it in an argument: the ends
-//! of a [`channel`]; a read-only [`SharedSlice`](shared::SharedSlice); a writable
-//! [`SharedArray`](shared::SharedArray) or [`SharedValue`](shared::SharedValue); a lock, semaphore, event
-//! or barrier of [`sync`]. All of them stay usable if a process that uses them is killed.
+//! Arguments and results are copies. To share state between processes, pass a handle to it in an argument,
+//! a result or a message: the ends of a [`channel`]; a read-only [`SharedSlice`](shared::SharedSlice); a
+//! writable [`SharedArray`](shared::SharedArray) or [`SharedValue`](shared::SharedValue); a lock, semaphore,
+//! event or barrier of [`sync`]. All of them stay usable if a process that uses them is killed. An open file
+//! or socket travels as a [`SharedFd`](shared::SharedFd).
 //!
 //! # From Python
 //!
@@ -179,7 +180,8 @@
 //!
 //! # Async programs
 //!
-//! A [`Task`] is a `Future` under any runtime. Blocking calls such as [`Pool::apply`] block the thread.
+//! A [`Task`] is a `Future` under any runtime, and [`Results::into_stream`] returns a `Stream`. Blocking calls
+//! such as [`Pool::apply`] block the thread.
 //!
 //! With `#[tokio::main]`, the first line of `main` runs inside the runtime, in each worker too. [`init`]
 //! works there, and the runtime's threads and descriptors stay alive beside the tasks. But a task that

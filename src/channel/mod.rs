@@ -33,7 +33,8 @@ use crate::sync::Probe;
 /// Creates a channel between processes without a capacity limit.
 ///
 /// Both ends can be cloned, used by several threads, and sent to other processes anywhere inside an
-/// argument of a task, an initializer or a [`Process`](crate::Process). Each message is received once, by
+/// argument of a task, an initializer or a [`Process`](crate::Process), inside a result, or inside a message
+/// of a channel. Each message is received once, by
 /// one of the receivers. The messages of one sender are received in the order in which they were sent.
 ///
 /// ```no_run
@@ -70,7 +71,8 @@ use crate::sync::Probe;
 /// peer was killed. A sender may succeed a few more times before it notices.
 ///
 /// An end passed to a task keeps the channel open until the task finishes, even while the task is queued
-/// or after it drops the end. An end passed to an initializer keeps it open for the pool's lifetime.
+/// or after it drops the end. An end passed to an initializer keeps it open for the pool's lifetime. An end
+/// in a result or in a message keeps it open while the result or the message waits to be taken.
 ///
 /// # Limits
 ///

@@ -19,6 +19,7 @@ use rustix::mm::{MapFlags, ProtFlags};
 
 use crate::ipc::handle::{File, Handle, OpenError};
 use crate::os::process::PerProcess;
+use crate::os::signals;
 
 /// How long a process keeps received memory mapped while it is unused, because the next task may receive the
 /// same memory. Far longer than the time between two tasks, and short enough not to exhaust memory.
@@ -116,9 +117,8 @@ impl SharedMemory {
                 let file = handle.open(if frozen { OFlags::RDONLY } else { OFlags::RDWR })?;
                 let memory = Self::map(file, frozen)?;
                 if cache.is_empty() {
-                    std::thread::Builder::new()
-                        .name("procpool-unmap".to_owned())
-                        .spawn(evict_unused)?;
+                    let thread = std::thread::Builder::new().name("procpool-unmap".to_owned());
+                    signals::blocked(|| thread.spawn(evict_unused))?;
                 }
                 cache.entry(handle.identity()).or_insert(Cached { memory, is_used: true })
             }

@@ -28,8 +28,7 @@ use crate::ipc::object::Kind;
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// use std::io::Write;
 /// use std::net::{TcpListener, TcpStream};
-/// use procpool::Pool;
-/// use procpool::shared::SharedFd;
+/// use procpool::{Pool, shared::SharedFd};
 ///
 /// /// Serves one connection. A crash costs the other connections nothing.
 /// fn serve(connection: SharedFd) -> std::io::Result<()> {
@@ -40,7 +39,8 @@ use crate::ipc::object::Kind;
 /// let pool = Pool::new(4)?;
 /// let listener = TcpListener::bind("127.0.0.1:0")?;
 /// for connection in listener.incoming() {
-///     pool.apply_async(|connection| serve(connection).is_ok(), SharedFd::from(connection?));
+///     let task = pool.apply_async(|connection| serve(connection).is_ok(), connection?.into());
+///     task.on_done(|result| println!("{result:?}"));
 /// }
 /// # Ok(())
 /// # }
