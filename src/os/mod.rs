@@ -4,6 +4,6 @@ pub(crate) mod futex;
 #[cfg(feature = "mpi")]
 pub(crate) mod host;
 pub(crate) mod observe;
-pub(crate) mod pipe;
+pub(crate) mod peer;
 pub(crate) mod process;
 pub(crate) mod signals;

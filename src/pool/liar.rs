@@ -16,12 +16,14 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use procpool_worker::attach::Attachments;
+use procpool_worker::attach::{Attachments, FileId};
 use procpool_worker::codec;
 use procpool_worker::control::{Control, MAX_PACKET};
 use procpool_worker::function::{FnRef, ImageId};
 use procpool_worker::lane::{CAPACITY, LANE_BYTES, ParentLane};
-use procpool_worker::protocol::{Handshake, RegionSlice, Reply, Setup, VERSION, encode_item};
+use procpool_worker::protocol::{
+    Handshake, PassedResult, RegionSlice, Reply, Setup, VERSION, encode_item,
+};
 use procpool_worker::record::{RECORD_HEAD, TIME_RECORD};
 use procpool_worker::region::Region;
 use procpool_worker::transport;
@@ -36,6 +38,7 @@ use crate::pool::call::job::Job;
 use crate::pool::call::outcome::{Content, Delivery, Failure, Provenance};
 use crate::pool::drive::chunk::{self, Chunk, Running};
 use crate::pool::drive::exchange;
+use crate::pool::drive::regions::Regions;
 use crate::pool::observe::events::Deferred;
 use crate::pool::options::TaskOptions;
 use crate::pool::process::worker::{KillReason, PendingWorker, Process};
@@ -212,7 +215,7 @@ impl Liar<'_> {
     fn step(&mut self, step: u8) {
         self.catch_up();
         let items = self.session.items.load(SeqCst);
-        match step % 24 {
+        match step % 26 {
             0 => {
                 let at = WORDS[usize::from(self.script.byte()) % WORDS.len()];
                 let low = self.script.number(items, self.bytes);
@@ -251,7 +254,8 @@ impl Liar<'_> {
                 };
                 let mut payload = Vec::new();
                 let is_elements = self.script.byte().is_multiple_of(2);
-                if codec::encode(&(slice, is_elements), &mut payload).is_ok() {
+                let head = PassedResult { region: Some((slice, is_elements)), attached: None };
+                if codec::encode(&head, &mut payload).is_ok() {
                     self.record(4, payload.len() as u32, &payload);
                     self.done = self.done.wrapping_add(1);
                     self.commit(0);
@@ -337,9 +341,30 @@ impl Liar<'_> {
                 4 => self.session.process.child.signal(Signal::CONT),
                 _ => {}
             },
-            _ => {
+            23 => {
                 let number = self.script.number(items, self.bytes);
                 self.commit(number);
+            }
+            24 => {
+                let (number, named, passed) =
+                    (self.script.byte() % 4, self.script.byte() % 16, self.script.byte());
+                let passed = if passed.is_multiple_of(2) { named } else { passed % 16 };
+                let Ok((reader, _)) = std::io::pipe() else { return };
+                let Ok(id) = FileId::of(&reader) else { return };
+                let files = vec![id; usize::from(named)];
+                let descriptors = vec![reader.as_fd(); usize::from(passed)];
+                self.reply(&Reply::Attached { number: number.into(), files }, &descriptors);
+            }
+            _ => {
+                let number = u32::from(self.script.byte() % 4);
+                let head = PassedResult { region: None, attached: Some(number) };
+                let mut payload = Vec::new();
+                if codec::encode(&head, &mut payload).is_ok() {
+                    payload.extend_from_slice(&u64::from(self.done).to_le_bytes());
+                    self.record(4, payload.len() as u32, &payload);
+                    self.done = self.done.wrapping_add(1);
+                    self.commit(0);
+                }
             }
         }
     }
@@ -467,8 +492,17 @@ fn handshake_of(pid: u32) -> Handshake {
 }
 
 /// Does the supervisor's work for one process until it has ended: limits, silence, and reaping.
-fn supervise(session: &Session) {
+///
+/// # Panics
+///
+/// If the memory of an argument is free while the process that reads it may live.
+fn supervise(session: &Session, regions: &Regions) {
     let process = &session.process;
+    let check = || {
+        let running = session.running();
+        let is_first = session.sequence.load(SeqCst) <= 1;
+        assert!(!(is_first && running.is_some() && regions.has_free_argument()));
+    };
     loop {
         let mut pidfd = [PollFd::from_borrowed_fd(process.child.pidfd(), PollFlags::IN)];
         let limit = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
@@ -476,6 +510,7 @@ fn supervise(session: &Session) {
             break;
         }
         session.take(|chunk| chunk.enforce().0);
+        check();
         if process.kill_at().is_some_and(|at| at <= Instant::now()) {
             process.kill(KillReason::Retired);
         }
@@ -483,6 +518,7 @@ fn supervise(session: &Session) {
             process.child.kill();
         }
     }
+    check();
     process.set_ended();
     let cause = process.child.reap();
     process.publish_exit(cause);
@@ -551,27 +587,26 @@ impl Drop for Over<'_> {
     }
 }
 
-/// Runs the script on a worker and checks the outcomes of the items.
+/// Runs the script on a worker and checks the outcomes of the items. Returns whether the worker was kept.
 ///
 /// # Panics
 ///
 /// If an item has no outcome or several, if something else panics, or if it takes too long.
-pub(crate) fn talk(bytes: &[u8]) {
+pub(crate) fn talk(bytes: &[u8]) -> bool {
     let (sender, receiver) = channel();
     let owned = bytes.to_vec();
     std::thread::spawn(move || {
-        talk_to_the_end(&owned);
-        let _ = sender.send(());
+        let _ = sender.send(talk_to_the_end(&owned));
     });
     match receiver.recv_timeout(DEADLINE) {
-        Ok(()) => {}
+        Ok(is_kept) => is_kept,
         Err(RecvTimeoutError::Timeout) => panic!("it hangs: {bytes:?}"),
         Err(RecvTimeoutError::Disconnected) => panic!("it panicked: {bytes:?}"),
     }
 }
 
 #[allow(clippy::zombie_processes)] // `supervise` waits for it by its pidfd.
-fn talk_to_the_end(bytes: &[u8]) {
+fn talk_to_the_end(bytes: &[u8]) -> bool {
     let mut script = Script(bytes);
     let (setting, decoding) = (script.byte(), script.byte());
     let timeout = (setting & 1 == 0).then_some(LIMIT);
@@ -635,10 +670,10 @@ fn talk_to_the_end(bytes: &[u8]) {
             numbers.extend(read(job, decoding));
         }
     };
-    std::thread::scope(|scope| {
-        scope.spawn(|| supervise(&session));
+    let regions = Arc::default();
+    let is_kept = std::thread::scope(|scope| {
+        scope.spawn(|| supervise(&session, &regions));
         let is_over = Over(&session.is_over);
-        let regions = Arc::default();
         let pending = PendingWorker { process, lane, requests };
         let mut worker =
             pending.handshake(Setup::default(), &regions).expect("the handshake succeeds");
@@ -664,6 +699,7 @@ fn talk_to_the_end(bytes: &[u8]) {
         }
         worker.retire();
         drop(is_over);
+        !is_lost
     });
     settle(&*session.taken.lock().unwrap_or_else(PoisonError::into_inner));
     read_all();
@@ -672,6 +708,7 @@ fn talk_to_the_end(bytes: &[u8]) {
         assert_eq!(numbers, (0..entered).collect::<Vec<_>>(), "each item has one outcome");
         assert!(job.is_done());
     }
+    is_kept
 }
 
 #[cfg(test)]
@@ -694,6 +731,46 @@ mod tests {
         });
     }
 
+    #[test]
+    fn the_memory_of_an_argument_is_no_other_calls_before_its_worker_is_done_or_dead() {
+        // One chunk of one large argument, with and without a limit. Then the lane is full, a reply makes no
+        // sense, the worker is killed, is stopped, or closes its socket.
+        for limit in [0, 1] {
+            for step in
+                [&[20, 0][..], &[9, 250, 0], &[22, 2], &[22, 3], &[22, 0], &[10, 1, 9], &[15]]
+            {
+                let mut script = vec![limit, 1, 15, 0];
+                script.extend_from_slice(step);
+                let _ = talk(&script);
+            }
+        }
+    }
+
+    #[test]
+    fn a_result_that_is_committed_before_its_parts_are_received_waits_for_them() {
+        // One chunk of two items without a limit. The first one's result is committed, then the parent reads
+        // a reply that was sent before the result's parts, and then they come.
+        let script = |result: &[u8], parts: &[u8]| {
+            let mut script = vec![1, 0, 1, 3];
+            script.extend_from_slice(result);
+            script.extend_from_slice(&[5, 10, 23, 0, 8, 0, 5]);
+            script.resize(script.len() + 200, 18);
+            script.extend_from_slice(parts);
+            script
+        };
+        // A region of 4,096 bytes, and a file.
+        let (region, file) =
+            (script(&[6, 1, 8, 0, 1], &[10, 1, 2]), script(&[25, 1], &[24, 1, 1, 0]));
+        for script in [region, file] {
+            for _ in 0..20 {
+                assert!(talk(&script), "it is taken for a violation of the protocol");
+            }
+            let mut without = script;
+            without.truncate(without.len() - 4);
+            assert!(!talk(&without), "its parts never come");
+        }
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
@@ -701,7 +778,7 @@ mod tests {
         fn a_worker_may_say_anything_at_random(
             script in prop::collection::vec(any::<u8>(), 0..200)
         ) {
-            talk(&script);
+            let _ = talk(&script);
         }
     }
 

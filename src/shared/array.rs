@@ -22,7 +22,8 @@ use crate::ipc::raw_lock::{LockGuard, RawLock};
 /// atomics.
 ///
 /// A clone is another handle to the same array. A handle can be sent anywhere inside an argument of a task,
-/// an initializer or a [`Process`](crate::Process), but not in a result or a message.
+/// an initializer or a [`Process`](crate::Process), inside a result, or inside a message of a
+/// [`channel`](crate::channel).
 ///
 /// # Under a lock
 ///

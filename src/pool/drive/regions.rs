@@ -133,6 +133,12 @@ impl Regions {
         self.returned.load(Relaxed) && self.returned.swap(false, Relaxed)
     }
 
+    /// Returns whether a region for arguments may be used for another one.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn has_free_argument(&self) -> bool {
+        self.inner().free.iter().any(|entry| entry.key.0 == PARENT)
+    }
+
     /// Returns when to check whether regions returned now are still idle.
     pub(crate) fn check_at() -> Option<Instant> {
         Instant::now().checked_add(IDLE)

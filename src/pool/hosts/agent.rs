@@ -26,7 +26,7 @@ use crate::pool::builder::PoolBuilder;
 use crate::pool::call::context::Context;
 use crate::pool::call::job::Job;
 use crate::pool::call::outcome::{Content, Delivery, Failure, Provenance};
-use crate::pool::drive::regions::Lease;
+use crate::pool::drive::parcel::Parcel;
 use crate::pool::handle::Pool;
 use crate::pool::observe::events::EventKind;
 use crate::pool::options::TaskOptions;
@@ -493,11 +493,17 @@ fn tell(chunk: u64, delivery: Delivery) -> ItemResults {
     let content = match content {
         Content::Failed(failure) => failure.into(),
         Content::Records(records) => {
-            let (bytes, regions, outputs) = records.into_parts(items);
-            let copy = |lease: Option<Lease>| lease.map(|lease| Blob(lease.copy()));
+            let (bytes, parcels, outputs) = records.into_parts(items);
+            // Files stay on their host.
+            let copy = |parcel| match parcel {
+                Parcel::Arrived { region: Some(region), files } if files.is_empty() => {
+                    Some(Blob(region.copy()))
+                }
+                Parcel::Arrived { .. } | Parcel::Lost(_) => None,
+            };
             ResultContent::Records {
                 bytes: Blob(bytes.to_vec()),
-                regions: regions.into_iter().map(copy).collect(),
+                regions: parcels.into_iter().map(copy).collect(),
                 outputs: outputs.into_iter().map(Blob).collect(),
             }
         }

@@ -17,6 +17,7 @@ use super::wire::{
 use crate::error::{DidRun, TaskErrorKind};
 use crate::pool::call::context::Context;
 use crate::pool::call::outcome::{Content, Delivery, Failure, Provenance};
+use crate::pool::drive::parcel::{Files, Parcel};
 use crate::pool::drive::records::{self, Records};
 use crate::pool::observe::events::{Deferred, EventKind};
 use crate::pool::schedule::batch::Batch;
@@ -32,6 +33,9 @@ const MOST_BACKLOG: usize = 16 << 20;
 
 /// How long a host may take to close its pool, after its tasks have ended.
 const CLOSE_LIMIT: Duration = Duration::from_secs(30);
+
+/// Why a result of another host is missing.
+const NOT_SENT: &str = "it holds a handle or a file, which exist on its host only, or there was no memory for it";
 
 /// What a peer has said makes no sense.
 #[derive(Debug)]
@@ -557,14 +561,19 @@ impl RemoteHost {
             }
             ResultContent::Records { bytes, regions, outputs } => {
                 let summary = records::validate(&bytes.0).ok_or(INVALID)?;
-                if summary.items != items || summary.regions as usize != regions.len() {
+                if summary.items != items || summary.passed as usize != regions.len() {
                     return Err(INVALID);
                 }
-                // Without memory for it, a result is missing.
-                let lease = |blob: Blob| shared.regions.filled(&blob.0).ok();
-                let regions = regions.into_iter().map(|region| region.and_then(lease)).collect();
+                let parcel = |region: Option<Blob>| {
+                    let lease = region.and_then(|blob| shared.regions.filled(&blob.0).ok());
+                    lease.map_or(Parcel::Lost(NOT_SENT), |region| Parcel::Arrived {
+                        region: Some(region),
+                        files: Files::default(),
+                    })
+                };
+                let parcels = regions.into_iter().map(parcel).collect();
                 let outputs = outputs.into_iter().map(|output| output.0).collect();
-                let records = Records::new(bytes.0.into(), regions, outputs);
+                let records = Records::new(bytes.0.into(), parcels, outputs);
                 Ok(Checked::Records(records, summary))
             }
         }
