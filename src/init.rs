@@ -1,7 +1,6 @@
 //! [`init`], and the macros that call it before `main`.
 
 use crate::entry;
-use crate::pool::hosts;
 
 /// Prepares this process for building pools. Must be the first line of `main`.
 ///
@@ -47,7 +46,8 @@ use crate::pool::hosts;
 /// process inherit the raised limit.
 pub fn init() {
     if entry::enter() {
-        hosts::enter();
+        #[cfg(feature = "mpi")]
+        crate::pool::hosts::mpi::enter();
     }
 }
 

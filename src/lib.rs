@@ -266,9 +266,9 @@ pub use failure::Failure;
 pub use init::init;
 pub use os::process::OutputMode;
 pub use pool::{
-    AsCompleted, Canceller, Event, EventKind, HostInfo, Hosts, IntoStream, Limits, Pool, PoolBuilder, Process,
-    ProcessBuilder, ProcessHandle, Report, Reports, Results, Stats, Task, TaskOptions, Timeout,
-    WaitFor, WorkerInfo, WorkerState, as_completed, log_to_stderr, wait,
+    AsCompleted, Canceller, Event, EventKind, HostInfo, Hosts, IntoStream, Limits, Pool,
+    PoolBuilder, Process, ProcessBuilder, ProcessHandle, Report, Reports, Results, Stats, Task,
+    TaskOptions, Timeout, WaitFor, WorkerInfo, WorkerState, as_completed, log_to_stderr, wait,
 };
 pub use procpool_worker::state::{WorkerContext, with as with_state};
 pub use self_describing::SelfDescribing;

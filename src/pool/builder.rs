@@ -22,6 +22,7 @@ use crate::pool::config::{Config, EnvPerWorker, Initializer, STACK};
 use crate::pool::drive::chunk::inline_limit;
 use crate::pool::drive::driver;
 use crate::pool::handle::{LivenessGuard, Pool};
+use crate::pool::hosts::link::Link;
 use crate::pool::hosts::manager::{self, Plan};
 use crate::pool::hosts::wire::{Blob, InitializerCall, Settings};
 use crate::pool::hosts::{self, Hosts};
@@ -449,7 +450,7 @@ impl PoolBuilder {
         let (mut config, options) = self.resolve(Arc::clone(&fds.reader))?;
         config.observers.start().map_err(Error::system("a thread"))?;
         let link = match plan {
-            Some(plan) => config.open_on_hosts(plan)?,
+            Some(plan) => open_on_hosts(plan, &mut config)?,
             None => None,
         };
         let slots = config.local;
@@ -671,6 +672,15 @@ impl PoolBuilder {
             ..Self::new()
         }
     }
+}
+
+/// Opens the pool on the other hosts. Returns the connection to them, if there are any.
+fn open_on_hosts(plan: Plan, config: &mut Config) -> Result<Option<Arc<Link>>, Error> {
+    let Some(opened) = manager::open(plan)? else { return Ok(None) };
+    config.local = opened.local;
+    config.workers = opened.workers;
+    config.observers.host = Some(opened.own);
+    Ok(Some(opened.link))
 }
 
 /// Checks that this program can have workers.

@@ -9,10 +9,7 @@ use procpool_worker::function::FnRef;
 use procpool_worker::protocol::Setup;
 
 use crate::entry;
-use crate::error::Error;
 use crate::os::process::{Launch, OutputMode};
-use crate::pool::hosts::link::Link;
-use crate::pool::hosts::manager::{self, Plan};
 use crate::pool::limits::Limits;
 use crate::pool::observe::events::Observers;
 
@@ -50,15 +47,6 @@ pub(crate) struct Config {
 }
 
 impl Config {
-    /// Opens the pool on the other hosts. Returns the connection to them, if there are any.
-    pub(crate) fn open_on_hosts(&mut self, plan: Plan) -> Result<Option<Arc<Link>>, Error> {
-        let Some(opened) = manager::open(plan)? else { return Ok(None) };
-        self.local = opened.local;
-        self.workers = opened.workers;
-        self.observers.host = Some(opened.own);
-        Ok(Some(opened.link))
-    }
-
     /// Returns the process name of a slot's worker.
     pub(crate) fn title(&self, slot: usize) -> String {
         if self.replaces { format!("{}/{slot}", self.name) } else { self.name.clone() }

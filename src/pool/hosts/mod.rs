@@ -43,7 +43,7 @@ pub(crate) mod link;
 pub(crate) mod manager;
 #[cfg(feature = "mpi")]
 #[allow(unsafe_code)] // Calls of the library, which has no other interface that returns errors.
-mod mpi;
+pub(crate) mod mpi;
 mod remote;
 pub(crate) mod wire;
 
@@ -92,13 +92,6 @@ pub(crate) fn launcher_variables() -> Vec<OsString> {
         LAUNCHERS.iter().any(|prefix| name.as_bytes().starts_with(prefix.as_bytes()))
     };
     std::env::vars_os().map(|(name, _)| name).filter(is_launchers).collect()
-}
-
-/// Becomes this host's agent, if a launcher has started this program on several and this is not the first.
-/// Then it never returns.
-pub(crate) fn enter() {
-    #[cfg(feature = "mpi")]
-    mpi::enter();
 }
 
 /// Prefixes of the variables by which launchers tell a program that it is part of a run. A process that a

@@ -49,7 +49,7 @@ const EXIT_LOST: i32 = 3;
 
 /// Starts the manager if this is rank 0 of a run, and becomes an agent if it is another rank. Then it never
 /// returns.
-pub(super) fn enter() {
+pub(crate) fn enter() {
     if std::env::var_os(HOSTS).is_some_and(|value| value == "local") {
         return;
     }

@@ -35,7 +35,8 @@ const MOST_BACKLOG: usize = 16 << 20;
 const CLOSE_LIMIT: Duration = Duration::from_secs(30);
 
 /// Why a result of another host is missing.
-const NOT_SENT: &str = "it holds a handle or a file, which exist on its host only, or there was no memory for it";
+const NOT_SENT: &str =
+    "it holds a handle or a file, which exist on its host only, or there was no memory for it";
 
 /// What a peer has said makes no sense.
 #[derive(Debug)]
