@@ -365,7 +365,7 @@ fn halt(text: &str) -> Result<Halt, String> {
         Some(Halt { now, failures })
     };
     parse().ok_or_else(|| {
-        "give now or soon, and a number or percentage: now,fail=1 or soon,fail=10%".to_owned()
+        "use now or soon, and a number or percentage: now,fail=1 or soon,fail=10%".to_owned()
     })
 }
 
@@ -501,7 +501,7 @@ fn procs(text: &str) -> Result<usize, String> {
     // GNU parallel reads these relative to the number of CPUs.
     if text.starts_with(['+', '-']) || text.ends_with('%') {
         return Err(
-            "relative numbers are not supported: give 4, or 0 for one per CPU, or \"$(($(nproc) + 1))\""
+            "relative numbers are not supported: use 4, or 0 for one per CPU, or \"$(($(nproc) + 1))\""
                 .to_owned(),
         );
     }
