@@ -1,6 +1,6 @@
 //! One call in its own child process. [`Process`] is a pool of one worker without replacement, so it has the
 //! same supervision as a pool's workers. It has no thread of its own: the caller's thread sends the call, and
-//! the [shared supervisor](super::common) reaps the process.
+//! the [shared supervisor](super::shared_supervisor) reaps the process.
 
 use std::ffi::OsString;
 use std::future::Future;
