@@ -48,10 +48,13 @@ Output:
   and {%} use the same numbers for jobs (id) and workers.
 
 Exit codes:
-  0 success · 1 a job failed (the others completed; see --halt), or the run could not start · 2
-  wrong usage · 126 the command is not executable · 127 the command was not found; 126 and 127
-  also if that holds for every failed job · with --exit-count: the number of failed jobs up to
-  100, 101 for more, 255 for wrong usage and for a run that could not start
+    0    every job succeeded
+    1    a job failed (the others completed; see --halt), or the run could not start
+    2    wrong usage
+    126  the command is not executable, for the run or for every job that failed
+    127  the command was not found, for the run or for every job that failed
+  With --exit-count: the number of failed jobs up to 100, 101 for more, and 255 for wrong usage or
+  a run that could not start.
   130 interrupted by Ctrl-C · 143 by SIGTERM · 129 by SIGHUP
 
 Signals:
