@@ -263,23 +263,26 @@ pub use error::{DeathCause, DidRun, Error, StartError, TaskError, TaskErrorKind,
 pub use failure::Failure;
 pub use os::process::OutputMode;
 pub use pool::{
-    AsCompleted, Canceller, Event, EventKind, Limits, Pool, PoolBuilder, Process, ProcessBuilder,
-    ProcessHandle, Report, Reports, Results, Stats, Task, TaskOptions, Timeout, WaitFor,
-    WorkerInfo, WorkerState, as_completed, log_to_stderr, wait,
+    AsCompleted, Canceller, Event, EventKind, IntoStream, Limits, Pool, PoolBuilder, Process,
+    ProcessBuilder, ProcessHandle, Report, Reports, Results, Stats, Task, TaskOptions, Timeout,
+    WaitFor, WorkerInfo, WorkerState, as_completed, log_to_stderr, wait,
 };
 pub use procpool_worker::state::{WorkerContext, with as with_state};
 pub use self_describing::SelfDescribing;
 pub use worker_ref::WorkerRef;
 
-/// Returns the pool name and slot of the worker that runs this code, or `None` outside of workers.
+/// Returns the pool name and slot of the worker that runs this code, and the attempt number of its task, or
+/// `None` outside of workers.
 ///
 /// ```no_run
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// fn device(_: u32) -> Option<usize> {
-///     procpool::worker().map(|worker| worker.slot % 2)
+///     let worker = procpool::worker()?;
+///     // Whatever killed the first attempt is not tried again.
+///     (worker.attempt == 1).then_some(worker.slot % 2)
 /// }
 ///
-/// let pool = procpool::Pool::new(4)?;
+/// let pool = procpool::Pool::builder().workers(4).retries(1).build()?;
 /// println!("{:?}", pool.map(device, 0..8)?);
 /// # Ok(())
 /// # }

@@ -7,8 +7,8 @@
 //!     (a hole) │    received   │  sent, not received   │  (not there yet)
 //! ```
 //!
-//! The file is mapped one window at a time. A record is a header of one word, which encodes kind and length,
-//! followed by the message. A record lies within one window; if the rest of a window is too short, it is
+//! The file is mapped one window at a time. A record is a header of one word, which encodes the kind, the
+//! length and whether the message refers to files, followed by the message. A record lies within one window; if the rest of a window is too short, it is
 //! skipped. A large message bypasses the mappings and has windows of its own.
 //!
 //! One process at a time sends and one receives, concurrently. Each side has a [lock](RawLock) and a
@@ -118,16 +118,20 @@ enum Record {
 impl Record {
     const KIND: u64 = 3;
 
-    fn to_word(&self) -> u64 {
-        match self {
-            Self::Here(len) => (*len as u64) << 2 | 1,
-            Self::Large(len) => len << 2 | 2,
+    /// Set in the header of a message that refers to files.
+    const HAS_FILES: u64 = 4;
+
+    fn to_word(&self, has_files: bool) -> u64 {
+        let flag = if has_files { Self::HAS_FILES } else { 0 };
+        flag | match self {
+            Self::Here(len) => (*len as u64) << 3 | 1,
+            Self::Large(len) => len << 3 | 2,
             Self::Skip => 3,
         }
     }
 
     fn from_word(word: u64) -> Option<Self> {
-        let len = word >> 2;
+        let len = word >> 3;
         match word & Self::KIND {
             1 => Some(Self::Here(len as usize)),
             2 => Some(Self::Large(len)),
@@ -160,8 +164,14 @@ impl Log {
         Self { file, write: Mutex::new(None), read: Mutex::new(None) }
     }
 
-    /// Appends a message. The caller must hold the sending side's lock.
-    pub(super) fn write(&self, tail: &Cursor, message: &[u8]) -> Result<(), LogError> {
+    /// Appends a message, which may be marked as one that refers to files. The caller must hold the sending
+    /// side's lock.
+    pub(super) fn write(
+        &self,
+        tail: &Cursor,
+        message: &[u8],
+        has_files: bool,
+    ) -> Result<(), LogError> {
         tail.recover();
         let mut position = tail.position();
         // Any process that has the channel can overwrite the position.
@@ -171,37 +181,40 @@ impl Log {
         if message.len() > LARGE {
             let body = window_after(position);
             memory::write_at(&self.file, message, body)?;
-            self.put_head(position, &Record::Large(message.len() as u64))?;
+            self.put_head(position, Record::Large(message.len() as u64).to_word(has_files))?;
             tail.advance(window_after(body + message.len() as u64 - 1));
             return Ok(());
         }
         let len = HEAD + message.len() as u64;
         if position % WINDOW + len > WINDOW {
-            self.put_head(position, &Record::Skip)?;
+            self.put_head(position, Record::Skip.to_word(false))?;
             position = window_after(position);
         }
         let mut window = lock(&self.write);
         let window = Window::at(&mut window, &self.file, position, true)?;
         window.put(position + HEAD, message);
-        window.head(position).store(Record::Here(message.len()).to_word(), Relaxed);
+        let record = Record::Here(message.len());
+        window.head(position).store(record.to_word(has_files), Relaxed);
         tail.advance(position + len.next_multiple_of(HEAD));
         Ok(())
     }
 
-    fn put_head(&self, position: u64, record: &Record) -> io::Result<()> {
+    fn put_head(&self, position: u64, word: u64) -> io::Result<()> {
         let mut window = lock(&self.write);
         let window = Window::at(&mut window, &self.file, position, true)?;
-        window.head(position).store(record.to_word(), Relaxed);
+        window.head(position).store(word, Relaxed);
         Ok(())
     }
 
-    /// Moves the next message into `message`. Returns false if there is none. The caller must hold the
-    /// receiving side's lock.
+    /// Moves the next message into `message`. Returns false if there is none. Calls `accept` with a message
+    /// that refers to files; if that fails, the message stays in the log. The caller must hold the receiving
+    /// side's lock.
     pub(super) fn read(
         &self,
         head: &Cursor,
         tail: &Cursor,
         message: &mut Vec<u8>,
+        accept: impl FnOnce(&mut Vec<u8>) -> io::Result<()>,
     ) -> Result<bool, LogError> {
         head.recover();
         let (mut position, end) = (head.position(), tail.position());
@@ -209,7 +222,12 @@ impl Log {
             return Ok(false);
         }
         match self.read_record(&mut position, end, message) {
-            Ok(()) => head.advance(position),
+            Ok(has_files) => {
+                if has_files {
+                    accept(message)?;
+                }
+                head.advance(position);
+            }
             Err(LogError::Corrupt) => {
                 // The start of the next record is unknown.
                 head.advance(end);
@@ -221,13 +239,13 @@ impl Log {
         Ok(true)
     }
 
-    /// Reads the record at `position`, and moves `position` past it.
+    /// Reads the record at `position`, and moves `position` past it. Returns whether it refers to files.
     fn read_record(
         &self,
         position: &mut u64,
         end: u64,
         message: &mut Vec<u8>,
-    ) -> Result<(), LogError> {
+    ) -> Result<bool, LogError> {
         let mut window = lock(&self.read);
         loop {
             if *position >= end || !is_valid(*position) || !is_valid(end) {
@@ -235,13 +253,14 @@ impl Log {
             }
             let window = Window::at(&mut window, &self.file, *position, false)?;
             let left = WINDOW - *position % WINDOW - HEAD;
-            let record = Record::from_word(window.head(*position).load(Relaxed));
-            match record.ok_or(LogError::Corrupt)? {
+            let word = window.head(*position).load(Relaxed);
+            let has_files = word & Record::HAS_FILES != 0;
+            match Record::from_word(word).ok_or(LogError::Corrupt)? {
                 Record::Skip => *position = window_after(*position),
                 Record::Here(len) if len as u64 <= left => {
                     window.take(*position + HEAD, len, message);
                     *position += (HEAD + len as u64).next_multiple_of(HEAD);
-                    return Ok(());
+                    return Ok(has_files);
                 }
                 Record::Large(len) if len > 0 && len <= end - *position => {
                     let body = window_after(*position);
@@ -252,7 +271,7 @@ impl Log {
                     }
                     memory::read_at(&self.file, message, body, len)?;
                     *position = next;
-                    return Ok(());
+                    return Ok(has_files);
                 }
                 _ => return Err(LogError::Corrupt),
             }

@@ -18,6 +18,7 @@ use rustix::io::retry_on_intr;
 use rustix::mm::{MapFlags, ProtFlags};
 
 use crate::ipc::handle::{File, Handle, OpenError};
+use crate::os::process::PerProcess;
 
 /// How long a process keeps received memory mapped while it is unused, because the next task may receive the
 /// same memory. Far longer than the time between two tasks, and short enough not to exhaust memory.
@@ -96,7 +97,7 @@ impl SharedMemory {
         Ok(Self { file, mapping, is_frozen: true })
     }
 
-    /// Attaches the memory to the argument that is being encoded, and returns its handle.
+    /// Attaches the memory to the value that is being encoded, and returns its handle.
     pub(crate) fn handle(self: &Arc<Self>) -> Result<Handle, NotAttachable> {
         self.file.handle(self)
     }
@@ -104,6 +105,10 @@ impl SharedMemory {
     /// Opens the memory of a handle. It is mapped once, however often it is opened. If `frozen`, the memory
     /// must be read-only; otherwise it must be writable.
     pub(crate) fn open(handle: Handle, frozen: bool) -> Result<Arc<Self>, OpenError> {
+        // Memory that is mapped already was sent with an earlier value, which may be of another task.
+        if !handle.is_sent() {
+            return Err(OpenError::NotSent);
+        }
         let mut cache = map_cache();
         let entry = match cache.get_mut(&handle.identity()) {
             Some(entry) => entry,
@@ -137,6 +142,10 @@ impl SharedMemory {
             ));
         }
         let len = rustix::fs::fstat(&file)?.st_size.cast_unsigned();
+        // Whoever sends memory has allocated all of it: without, an access could be a SIGBUS.
+        if allocated(&file)? < len {
+            return Err(io::Error::other("the shared object has less memory than its size"));
+        }
         let mapping = Mapping::new(&file, 0..len, !frozen)?;
         Ok(Arc::new(Self { file, mapping, is_frozen: frozen }))
     }
@@ -298,10 +307,11 @@ struct Cached {
     is_used: bool,
 }
 
-static MAP_CACHE: Mutex<BTreeMap<FileId, Cached>> = Mutex::new(BTreeMap::new());
+/// Not shared with a forked copy: there the lock might be held for ever, and [`evict_unused`] does not run.
+static MAP_CACHE: PerProcess<Mutex<BTreeMap<FileId, Cached>>> = PerProcess::new();
 
 fn map_cache() -> MutexGuard<'static, BTreeMap<FileId, Cached>> {
-    MAP_CACHE.lock().unwrap_or_else(PoisonError::into_inner)
+    MAP_CACHE.get().lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Unmaps memory that has been unused for [`KEEP`]. Runs on a thread of its own until no memory is left.

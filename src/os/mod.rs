@@ -2,6 +2,6 @@
 
 pub(crate) mod futex;
 pub(crate) mod observe;
-pub(crate) mod pipe;
+pub(crate) mod peer;
 pub(crate) mod process;
 pub(crate) mod signals;

@@ -9,7 +9,7 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::AtomicPtr;
@@ -77,6 +77,12 @@ impl<T: Default + Send + Sync> PerProcess<T> {
     }
 }
 
+/// Returns how many files this process may have open.
+pub(crate) fn open_files_limit() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    limit.and_then(|files| usize::try_from(files).ok()).unwrap_or(usize::MAX)
+}
+
 /// How a worker process is started.
 #[derive(Debug)]
 pub(crate) struct Launch {
@@ -125,13 +131,24 @@ fn arm_liveness_pipe(liveness_pipe: &OwnedFd, pid: Pid) -> io::Result<()> {
     if armed { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Checks that a process can have this working directory. Blocks as long as the file system does, for example
+/// if the server of a network file system is gone.
+pub(crate) fn check_directory(dir: &Path) -> io::Result<()> {
+    match std::fs::metadata(dir.join(".")) {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            let text = format!("the directory {} (`current_dir`): {error}", dir.display());
+            Err(io::Error::new(error.kind(), text))
+        }
+    }
+}
+
 impl Launch {
     /// Adds to the error of a failed start the unusable directory or the system calls that start a process.
     fn explain(&self, error: io::Error) -> io::Error {
-        let unusable = |dir: &&PathBuf| std::fs::read_dir(dir).is_err();
-        if let Some(dir) = self.current_dir.as_ref().filter(unusable) {
-            let text = format!("the directory {} (`current_dir`): {error}", dir.display());
-            return io::Error::new(error.kind(), text);
+        let unusable = self.current_dir.as_deref().map(check_directory).and_then(Result::err);
+        if let Some(unusable) = unusable {
+            return unusable;
         }
         explain("clone3, clone, setpgid, execve", "start a process", error)
     }

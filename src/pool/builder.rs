@@ -15,8 +15,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::entry;
-use crate::error::Error;
-use crate::os::process::{Launch, OutputMode};
+use crate::error::{Error, StartError};
+use crate::os::process::{Launch, OutputMode, check_directory};
 use crate::os::signals;
 use crate::pool::config::{Config, EnvPerWorker, Initializer, STACK};
 use crate::pool::drive::chunk::inline_limit;
@@ -435,6 +435,11 @@ impl PoolBuilder {
     /// As [`build`](Self::build).
     pub(super) fn build_one(self) -> Result<Pool, Error> {
         check_program()?;
+        if let Some(dir) = &self.current_dir {
+            // On this thread, which only waits for its own process: the thread that starts the process
+            // supervises all others too.
+            check_directory(dir).map_err(|error| StartError::Spawn(error.to_string()))?;
+        }
         let membership = Membership::join()?;
         let (config, options) = self.resolve(membership.liveness_pipe())?;
         let inline_limit = check_system(config.workers)?;

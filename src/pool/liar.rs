@@ -16,12 +16,14 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use procpool_worker::attach::Attachments;
+use procpool_worker::attach::{Attachments, FileId};
 use procpool_worker::codec;
 use procpool_worker::control::{Control, MAX_PACKET};
 use procpool_worker::function::{FnRef, ImageId};
 use procpool_worker::lane::{CAPACITY, LANE_BYTES, ParentLane};
-use procpool_worker::protocol::{Handshake, RegionSlice, Reply, Setup, VERSION, encode_item};
+use procpool_worker::protocol::{
+    Handshake, PassedResult, RegionSlice, Reply, Setup, VERSION, encode_item,
+};
 use procpool_worker::record::{RECORD_HEAD, TIME_RECORD};
 use procpool_worker::region::Region;
 use procpool_worker::transport;
@@ -212,7 +214,7 @@ impl Liar<'_> {
     fn step(&mut self, step: u8) {
         self.catch_up();
         let items = self.session.items.load(SeqCst);
-        match step % 24 {
+        match step % 26 {
             0 => {
                 let at = WORDS[usize::from(self.script.byte()) % WORDS.len()];
                 let low = self.script.number(items, self.bytes);
@@ -251,7 +253,8 @@ impl Liar<'_> {
                 };
                 let mut payload = Vec::new();
                 let is_elements = self.script.byte().is_multiple_of(2);
-                if codec::encode(&(slice, is_elements), &mut payload).is_ok() {
+                let head = PassedResult { region: Some((slice, is_elements)), attached: None };
+                if codec::encode(&head, &mut payload).is_ok() {
                     self.record(4, payload.len() as u32, &payload);
                     self.done = self.done.wrapping_add(1);
                     self.commit(0);
@@ -337,9 +340,30 @@ impl Liar<'_> {
                 4 => self.session.process.child.signal(Signal::CONT),
                 _ => {}
             },
-            _ => {
+            23 => {
                 let number = self.script.number(items, self.bytes);
                 self.commit(number);
+            }
+            24 => {
+                let (number, named, passed) =
+                    (self.script.byte() % 4, self.script.byte() % 16, self.script.byte());
+                let passed = if passed.is_multiple_of(2) { named } else { passed % 16 };
+                let Ok((reader, _)) = std::io::pipe() else { return };
+                let Ok(id) = FileId::of(&reader) else { return };
+                let files = vec![id; usize::from(named)];
+                let descriptors = vec![reader.as_fd(); usize::from(passed)];
+                self.reply(&Reply::Attached { number: number.into(), files }, &descriptors);
+            }
+            _ => {
+                let number = u32::from(self.script.byte() % 4);
+                let head = PassedResult { region: None, attached: Some(number) };
+                let mut payload = Vec::new();
+                if codec::encode(&head, &mut payload).is_ok() {
+                    payload.extend_from_slice(&u64::from(self.done).to_le_bytes());
+                    self.record(4, payload.len() as u32, &payload);
+                    self.done = self.done.wrapping_add(1);
+                    self.commit(0);
+                }
             }
         }
     }
@@ -551,27 +575,26 @@ impl Drop for Over<'_> {
     }
 }
 
-/// Runs the script on a worker and checks the outcomes of the items.
+/// Runs the script on a worker and checks the outcomes of the items. Returns whether the worker was kept.
 ///
 /// # Panics
 ///
 /// If an item has no outcome or several, if something else panics, or if it takes too long.
-pub(crate) fn talk(bytes: &[u8]) {
+pub(crate) fn talk(bytes: &[u8]) -> bool {
     let (sender, receiver) = channel();
     let owned = bytes.to_vec();
     std::thread::spawn(move || {
-        talk_to_the_end(&owned);
-        let _ = sender.send(());
+        let _ = sender.send(talk_to_the_end(&owned));
     });
     match receiver.recv_timeout(DEADLINE) {
-        Ok(()) => {}
+        Ok(is_kept) => is_kept,
         Err(RecvTimeoutError::Timeout) => panic!("it hangs: {bytes:?}"),
         Err(RecvTimeoutError::Disconnected) => panic!("it panicked: {bytes:?}"),
     }
 }
 
 #[allow(clippy::zombie_processes)] // `supervise` waits for it by its pidfd.
-fn talk_to_the_end(bytes: &[u8]) {
+fn talk_to_the_end(bytes: &[u8]) -> bool {
     let mut script = Script(bytes);
     let (setting, decoding) = (script.byte(), script.byte());
     let timeout = (setting & 1 == 0).then_some(LIMIT);
@@ -635,7 +658,7 @@ fn talk_to_the_end(bytes: &[u8]) {
             numbers.extend(read(job, decoding));
         }
     };
-    std::thread::scope(|scope| {
+    let is_kept = std::thread::scope(|scope| {
         scope.spawn(|| supervise(&session));
         let is_over = Over(&session.is_over);
         let regions = Arc::default();
@@ -664,6 +687,7 @@ fn talk_to_the_end(bytes: &[u8]) {
         }
         worker.retire();
         drop(is_over);
+        !is_lost
     });
     settle(&*session.taken.lock().unwrap_or_else(PoisonError::into_inner));
     read_all();
@@ -672,6 +696,7 @@ fn talk_to_the_end(bytes: &[u8]) {
         assert_eq!(numbers, (0..entered).collect::<Vec<_>>(), "each item has one outcome");
         assert!(job.is_done());
     }
+    is_kept
 }
 
 #[cfg(test)]
@@ -694,6 +719,31 @@ mod tests {
         });
     }
 
+    #[test]
+    fn a_result_that_is_committed_before_its_parts_are_received_waits_for_them() {
+        // One chunk of two items without a limit. The first one's result is committed, then the parent reads
+        // a reply that was sent before the result's parts, and then they come.
+        let script = |result: &[u8], parts: &[u8]| {
+            let mut script = vec![1, 0, 1, 3];
+            script.extend_from_slice(result);
+            script.extend_from_slice(&[5, 10, 23, 0, 8, 0, 5]);
+            script.resize(script.len() + 200, 18);
+            script.extend_from_slice(parts);
+            script
+        };
+        // A region of 4,096 bytes, and a file.
+        let (region, file) =
+            (script(&[6, 1, 8, 0, 1], &[10, 1, 2]), script(&[25, 1], &[24, 1, 1, 0]));
+        for script in [region, file] {
+            for _ in 0..20 {
+                assert!(talk(&script), "it is taken for a violation of the protocol");
+            }
+            let mut without = script;
+            without.truncate(without.len() - 4);
+            assert!(!talk(&without), "its parts never come");
+        }
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
@@ -701,7 +751,7 @@ mod tests {
         fn a_worker_may_say_anything_at_random(
             script in prop::collection::vec(any::<u8>(), 0..200)
         ) {
-            talk(&script);
+            let _ = talk(&script);
         }
     }
 

@@ -50,7 +50,7 @@ mod types;
 
 pub use self::builder::PoolBuilder;
 pub use self::call::completion::{AsCompleted, WaitFor, as_completed, wait};
-pub use self::call::results::{Reports, Results, Timeout};
+pub use self::call::results::{IntoStream, Reports, Results, Timeout};
 pub use self::call::task::{Canceller, Task};
 pub use self::handle::Pool;
 pub use self::limits::Limits;

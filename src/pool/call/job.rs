@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::task::Waker;
+use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
 use procpool_worker::function::{FnRef, ForeignFunction};
@@ -161,22 +161,38 @@ impl Job {
 
     /// Like [`is_done`](Self::is_done). If not done, the next delivery wakes `waker`.
     pub(crate) fn poll_done(&self, waker: &Waker) -> bool {
-        let is_known = |state: &State| state.waker.as_ref().is_some_and(|old| old.will_wake(waker));
-        let state = self.state();
-        if state.ledger.open() == 0 || is_known(&state) {
-            return state.ledger.open() == 0;
+        self.poll(waker, |state| (state.ledger.open() == 0).then_some(())).is_ready()
+    }
+
+    /// Takes the next delivery, like [`wait_delivery`](Self::wait_delivery). If there is none yet, the next one
+    /// wakes `waker`.
+    pub(crate) fn poll_delivery(&self, waker: &Waker) -> Poll<Option<Delivery>> {
+        self.poll(waker, |state| match state.deliveries.pop_front() {
+            None if state.ledger.open() > 0 => None,
+            delivery => Some(delivery),
+        })
+    }
+
+    /// Returns what `ready` returns. If that is `None`, the next delivery wakes `waker`.
+    fn poll<T>(&self, waker: &Waker, mut ready: impl FnMut(&mut State) -> Option<T>) -> Poll<T> {
+        let mut state = self.state();
+        if let Some(value) = ready(&mut state) {
+            return Poll::Ready(value);
+        }
+        if state.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
+            return Poll::Pending;
         }
         drop(state);
         // Cloning and dropping a waker run user code, which may query this job.
         let mut waker = Some(waker.clone());
         let mut state = self.state();
-        let is_done = state.ledger.open() == 0;
-        if !is_done {
+        let value = ready(&mut state);
+        if value.is_none() {
             std::mem::swap(&mut state.waker, &mut waker);
         }
         drop(state);
         drop(waker);
-        is_done
+        value.map_or(Poll::Pending, Poll::Ready)
     }
 
     /// Registers `callback` for when everything is settled. Adds it to `calls` if that is already so.
@@ -206,7 +222,7 @@ impl Job {
     /// # Errors
     ///
     /// [`Timeout`] at `deadline`.
-    pub(crate) fn wait_arrival(
+    pub(crate) fn wait_delivery(
         &self,
         deadline: Option<Instant>,
     ) -> Result<Option<Delivery>, Timeout> {
@@ -228,7 +244,7 @@ impl Job {
 
     /// Blocks until at most `most_open` items are open, and takes all deliveries. Returns none if nothing is
     /// open and all were taken.
-    pub(crate) fn wait_arrivals(&self, most_open: u64) -> VecDeque<Delivery> {
+    pub(crate) fn wait_deliveries(&self, most_open: u64) -> VecDeque<Delivery> {
         let mut state = self.state();
         loop {
             let open = state.ledger.open();
@@ -263,7 +279,7 @@ impl Job {
     }
 
     /// Whether a delivery is waiting.
-    pub(crate) fn has_arrivals(&self) -> bool {
+    pub(crate) fn has_deliveries(&self) -> bool {
         !self.state().deliveries.is_empty()
     }
 
@@ -293,11 +309,11 @@ mod tests {
                     job.deliver(delivery, &mut Deferred::default());
                 }
             });
-            let arrived = job.wait_arrivals(2).len();
+            let arrived = job.wait_deliveries(2).len();
             assert!(arrived >= 6, "{arrived} arrived");
-            let rest = job.wait_arrivals(0).len();
+            let rest = job.wait_deliveries(0).len();
             assert_eq!(arrived + rest, 8);
         });
-        assert!(job.wait_arrivals(0).is_empty(), "nothing is open, and all was taken");
+        assert!(job.wait_deliveries(0).is_empty(), "nothing is open, and all was taken");
     }
 }

@@ -7,6 +7,8 @@ use std::sync::{Mutex, PoisonError};
 
 use procpool_worker::memcpy;
 
+use crate::os::process::PerProcess;
+
 /// Minimum capacity of kept buffers, in bytes. The allocator handles smaller ones well.
 const MIN_REUSED: usize = 32 << 10;
 
@@ -16,7 +18,8 @@ const MAX_REUSED: usize = 1 << 20;
 /// Number of buffers kept: more than are in use in a pool of a few workers, and a few megabytes in total.
 const MAX_FREE: usize = 32;
 
-static FREE: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
+/// Not shared with a forked copy, in which the lock might be held forever.
+static FREE: PerProcess<Mutex<Vec<Vec<u8>>>> = PerProcess::new();
 
 /// A byte buffer whose memory is kept for reuse.
 #[derive(Debug, Default)]
@@ -26,7 +29,7 @@ impl Buffer {
     /// Creates an empty buffer with capacity for `bytes`.
     pub(crate) fn with_capacity(bytes: usize) -> Self {
         let mut buffer = if bytes >= MIN_REUSED {
-            FREE.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
+            FREE.get().lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
         } else {
             Vec::new()
         };
@@ -60,7 +63,7 @@ impl DerefMut for Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         if (MIN_REUSED..=MAX_REUSED).contains(&self.0.capacity()) {
-            let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut free = FREE.get().lock().unwrap_or_else(PoisonError::into_inner);
             if free.len() < MAX_FREE {
                 self.0.clear();
                 free.push(std::mem::take(&mut self.0));

@@ -370,11 +370,12 @@ impl Chunk {
         while let Some(first) = self.batches.get(at) {
             // A function that can't be called was rejected on submission.
             let (Ok(call), width) = (first.job.call, first.width) else { break };
-            let mut span = Span { function: call, items: 0, width, bytes: 0, seed: first.seed() };
+            let (seed, attempt) = (first.seed(), first.attempt);
+            let mut span = Span { function: call, items: 0, width, bytes: 0, seed, attempt };
             // Consecutive single calls of one function are sent as one span.
             let start = at;
             for batch in self.batches.range(start..) {
-                if (batch.job.call, batch.width) != (Ok(call), width)
+                if (batch.job.call, batch.width, batch.attempt) != (Ok(call), width, attempt)
                     || batch.seed() != seed::advance(span.seed, span.items.into())
                 {
                     break;
@@ -420,9 +421,13 @@ impl Chunk {
             // In the middle of a block: its time follows soon.
             return Ok(());
         }
-        let regions = match summary.regions {
+        if summary.passed > 0 && !all && !worker.has_parcels(&buffer) {
+            // They were passed after the reply that is being handled, and a reply that comes soon follows.
+            return Ok(());
+        }
+        let parcels = match summary.passed {
             0 => VecDeque::new(),
-            _ => worker.take_results(&buffer).ok_or(Corrupt)?,
+            _ => worker.take_parcels(&buffer).ok_or(Corrupt)?,
         };
         let outputs = self.outputs(&buffer);
         self.read = bytes;
@@ -440,7 +445,7 @@ impl Chunk {
         if reporter.is_observed {
             self.emit_finished(&buffer, calls);
         }
-        self.distribute(Records::new(buffer, regions, outputs), summary.items, calls);
+        self.distribute(Records::new(buffer, parcels, outputs), summary.items, calls);
         Ok(())
     }
 

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use procpool_worker::attach::{Attachments, FileId};
+use procpool_worker::attach::{Attachments, FileId, Received};
 use procpool_worker::codec;
 use procpool_worker::control::{Control, Packet};
 use procpool_worker::doorbell::SpinWaiter;
@@ -15,7 +15,7 @@ use procpool_worker::error::TransportError;
 use procpool_worker::function::ImageId;
 use procpool_worker::lane::ParentLane;
 use procpool_worker::protocol::{
-    MAX_ATTACHED, Passed, RegionSlice, Reply, Request, Setup, VERSION,
+    MAX_ATTACHED, MAX_FILES, Passed, PassedResult, RegionSlice, Reply, Request, Setup, VERSION,
 };
 use procpool_worker::region::Region;
 use procpool_worker::sys::now;
@@ -25,8 +25,9 @@ use rustix::process::Signal;
 use crate::error::{DeathCause, StartError};
 use crate::os::process::{CaptureFile, Child};
 use crate::pool::call::context::Context;
+use crate::pool::drive::parcel::{Files, Parcel};
 use crate::pool::drive::records;
-use crate::pool::drive::regions::{Lease, Mapped, Regions};
+use crate::pool::drive::regions::{Mapped, Regions};
 
 /// How long a worker that was told to exit may take before it is killed.
 pub(crate) const RETIRE_GRACE: Duration = Duration::from_secs(2);
@@ -249,6 +250,8 @@ pub(crate) struct Worker {
     requests: Option<FrameSender>,
     /// Regions received that no result has referred to yet.
     arrived: Vec<(u32, Option<Region>)>,
+    /// Files received that no result has referred to yet, with their reply's number; or why they were not.
+    attached: Option<(u32, Result<Files, &'static str>)>,
     waiter: SpinWaiter,
     /// Number of frames sent since its last reply.
     unread: u32,
@@ -310,6 +313,7 @@ impl PendingWorker {
             lane,
             requests: Some(requests),
             arrived: Vec::new(),
+            attached: None,
             waiter: SpinWaiter::default(),
             unread: 0,
             hint_more: false,
@@ -426,20 +430,46 @@ impl Worker {
         }
     }
 
-    /// Returns the regions that these records refer to. An entry is `None` if this process had no descriptor
-    /// left to receive it. Returns `None` if there is no such region.
-    pub(crate) fn take_results(&mut self, records: &[u8]) -> Option<VecDeque<Option<Lease>>> {
-        let take = |slice: RegionSlice| {
-            if !slice.is_new {
-                return self.mapped.result(slice, None).map(Some);
-            }
-            let at = self.arrived.iter().position(|(number, _)| *number == slice.number)?;
-            match self.arrived.swap_remove(at).1 {
-                Some(region) => self.mapped.result(slice, Some(region)).map(Some),
-                None => Some(None),
+    /// Returns whether everything that was passed with these results has been received.
+    pub(crate) fn has_parcels(&self, records: &[u8]) -> bool {
+        let has_region = |slice: RegionSlice| {
+            !slice.is_new || self.arrived.iter().any(|(number, _)| *number == slice.number)
+        };
+        let has_files = |number| self.attached.as_ref().is_some_and(|(known, _)| *known == number);
+        records::passed_results(records).is_none_or(|passed| {
+            passed.iter().all(|head| {
+                head.region.is_none_or(|(slice, _)| has_region(slice))
+                    && head.attached.is_none_or(has_files)
+            })
+        })
+    }
+
+    /// Returns what was passed with these results. Returns `None` if there is no such thing.
+    pub(crate) fn take_parcels(&mut self, records: &[u8]) -> Option<VecDeque<Parcel>> {
+        let passed = records::passed_results(records)?;
+        passed.into_iter().map(|head| self.take_parcel(head)).collect()
+    }
+
+    fn take_parcel(&mut self, head: PassedResult) -> Option<Parcel> {
+        let files = match head.attached {
+            None => Ok(Files::default()),
+            Some(number) => self.attached.take_if(|(known, _)| *known == number)?.1,
+        };
+        let region = match head.region {
+            None => None,
+            Some((slice, _)) if !slice.is_new => Some(self.mapped.result(slice, None)?),
+            Some((slice, _)) => {
+                let at = self.arrived.iter().position(|(number, _)| *number == slice.number)?;
+                match self.arrived.swap_remove(at).1 {
+                    Some(region) => Some(self.mapped.result(slice, Some(region))?),
+                    None => return Some(Parcel::Lost(NO_MEMORY)),
+                }
             }
         };
-        records::region_slices(records)?.into_iter().map(take).collect()
+        Some(match files {
+            Ok(files) => Parcel::Arrived { region, files },
+            Err(why) => Parcel::Lost(why),
+        })
     }
 
     /// Spins for a reply, for at most `limit`. Returns whether there is one.
@@ -453,11 +483,18 @@ impl Worker {
         const MAX_ARRIVED: usize = 16;
         loop {
             let packet = self.process.control.recv(true)?;
-            let reply = reply(&packet)?;
-            let Reply::Region { number } = reply else {
-                self.waiter.note_received();
-                self.unread = 0;
-                return Ok(reply);
+            let number = match reply(&packet)? {
+                Reply::Region { number } => number,
+                Reply::Attached { number, files } => {
+                    let files = accept_files(files, packet)?;
+                    self.attached = Some((number, files));
+                    continue;
+                }
+                reply => {
+                    self.waiter.note_received();
+                    self.unread = 0;
+                    return Ok(reply);
+                }
             };
             let malformed = |what: String| TransportError::Malformed(what);
             if self.arrived.len() >= MAX_ARRIVED || packet.descriptors.len() > 1 {
@@ -476,6 +513,28 @@ impl Worker {
             self.arrived.push((number, region));
         }
     }
+}
+
+/// Why a region was not received.
+const NO_MEMORY: &str = "its shared memory was not received: this process has no file descriptors left (raise `ulimit -n`)";
+
+/// Checks the files that came with a result.
+fn accept_files(
+    names: Vec<FileId>,
+    packet: Packet,
+) -> Result<Result<Files, &'static str>, TransportError> {
+    if packet.is_cut {
+        return Ok(Err(
+            "its files were not received: this process has no file descriptors left (raise `ulimit -n`)",
+        ));
+    }
+    if names.len() != packet.descriptors.len() || names.len() > MAX_FILES {
+        return Err(TransportError::Malformed("other files than it has named".to_owned()));
+    }
+    let received = Received::new(names.into_iter().zip(packet.descriptors).collect());
+    Ok(Files::new(received).ok_or(
+        "its files were closed: results that were not taken yet keep half of all descriptors open (take results sooner, or raise `ulimit -n`)",
+    ))
 }
 
 fn reply(packet: &Packet) -> Result<Reply, TransportError> {
