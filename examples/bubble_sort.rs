@@ -1,7 +1,7 @@
 //! Runs bubble sort in a child process, while the parent does something else.
 //!
 //! ```text
-//! $ cargo run --example bubble_sort --no-default-features
+//! $ cargo run --example bubble_sort
 //! PID 32034, called sorter, sorts 2000 numbers
 //! meanwhile, 1 + 2 + … + 100 = 5050
 //! sorted: 0, 1, 2, … 1999

@@ -2,7 +2,7 @@
 //! logs its events to standard error with `log_to_stderr`.
 //!
 //! ```text
-//! $ cargo run --example exceptions --no-default-features 2> log
+//! $ cargo run --example exceptions 2> log
 //! a panic:    panicked at examples/exceptions.rs:22:5: -4 has no real root
 //! an exit:    its worker exited with code 3 while running it; exit code 3
 //! it is alive: true

@@ -2,7 +2,7 @@
 //! draws its points from a seed of its own, so the pool and the serial run return the same estimate.
 //!
 //! ```text
-//! $ cargo run --release --example pi --no-default-features
+//! $ cargo run --release --example pi
 //! serial          π ≈ 3.14083  72.5ms
 //! by 4 processes  π ≈ 3.14083  44.2ms
 //! ```

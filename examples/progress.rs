@@ -2,7 +2,7 @@
 //! standard error.
 //!
 //! ```text
-//! $ cargo run --example progress --no-default-features
+//! $ cargo run --example progress
 //! 200 of 200 done: the sum of the first 200 squares is 2646700
 //! ```
 

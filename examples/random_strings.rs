@@ -4,7 +4,7 @@
 //! The channel ends when the last sender is dropped, so no end marker is needed.
 //!
 //! ```text
-//! $ cargo run --example random_strings --no-default-features
+//! $ cargo run --example random_strings
 //! 4 strings came
 //! 0 auatk
 //! 1 zkhbh

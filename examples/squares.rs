@@ -2,7 +2,7 @@
 //! prints which process computed each.
 //!
 //! ```text
-//! $ cargo run --example squares --no-default-features
+//! $ cargo run --example squares
 //! serial          [0, 1, 4, 9, 16, 25]
 //! map             [0, 1, 4, 9, 16, 25]
 //! imap            [0, 1, 4, 9, 16, 25]

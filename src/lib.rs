@@ -11,8 +11,8 @@
 //!
 //! # A first program
 //!
-//! Add this crate with `cargo add procpool`. Types of your own also need
-//! `cargo add serde --features derive`.
+//! Add this crate with `cargo add procpool --path PATH`, where PATH is a clone. Types of your own also
+//! need `cargo add serde --features derive`.
 //!
 //! ```no_run
 //! fn divide_100_by(x: i32) -> i32 {

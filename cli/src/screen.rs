@@ -109,7 +109,7 @@ struct Held {
     dropped: usize,
 }
 
-/// The most bytes to show later: nobody reads what scrolls by.
+/// The most bytes to show later: no user reads more.
 const MAX_HELD: usize = 1 << 20;
 
 impl Screen {
@@ -180,7 +180,7 @@ impl Screen {
         *torn = [page.ends_torn(torn[0]), errors.ends_torn(torn[1])];
         let written = progress.suspend(|| {
             let written = page.write(&mut Stdout);
-            let _ = errors.write(&mut Stderr); // if nobody sees it, nobody misses it
+            let _ = errors.write(&mut Stderr); // it is for display only
             written
         });
         *page = Page { bytes: mem::take(&mut page.bytes), ..Page::default() };

@@ -42,7 +42,7 @@ pub(super) fn run(args: &TimelineArgs) -> Result<Exit> {
 fn read(path: &Path) -> Result<Vec<Entry>> {
     let refused = |error: &dyn std::fmt::Display| {
         Usage::error(format!(
-            "failed to read {path:?} as a trace: {error}; give a file written by run --trace"
+            "failed to read {path:?} as a trace: {error}; use a file written by run --trace"
         ))
     };
     let text = fs::read(path).map_err(|error| refused(&error))?;

@@ -24,7 +24,7 @@ pub struct LockGuard<'a, T: ?Sized = ()> {
 
 impl<'a, T: ?Sized> LockGuard<'a, T> {
     /// Returns the PID of the previous holder if it died or panicked while it held the lock. The guarded data
-    /// may then be incompletely changed. Only the next holder is told.
+    /// may then be incompletely changed. Only the next holder gets the PID.
     pub fn abandoned_by(&self) -> Option<u32> {
         self.previous
     }
@@ -75,8 +75,8 @@ impl<T: ?Sized> LockGuard<'_, T> {
     /// ```
     ///
     /// If a process dies while it holds the lock, the condition is checked again some milliseconds later,
-    /// and [`abandoned_by`](Self::abandoned_by) tells. If all processes that could make the condition
-    /// false have ended, this blocks for ever: use [`wait_while_timeout`](Self::wait_while_timeout).
+    /// and [`abandoned_by`](Self::abandoned_by) returns its PID. If all processes that could make the condition
+    /// false have ended, this blocks forever: use [`wait_while_timeout`](Self::wait_while_timeout).
     pub fn wait_while(mut self, mut condition: impl FnMut(&mut T) -> bool) -> Self {
         self.wait_until(None, &mut condition);
         self

@@ -262,8 +262,8 @@ impl PoolBuilder {
         self
     }
 
-    /// Sends `items` items to a worker at once. Default: adaptive, about a millisecond of work by measured
-    /// cost.
+    /// Sends `items` items to a worker at once. Default: adaptive. By measured cost, a chunk takes about 1 ms,
+    /// or 4 ms in a `map`, whose caller sees no result earlier.
     pub fn chunk_size(mut self, items: usize) -> Self {
         self.options = self.options.chunk_size(items);
         self

@@ -97,7 +97,7 @@ impl Case {
                 GLOBAL.fetch_add(1, Ordering::SeqCst);
             }
             Self::Directory => {
-                let _ = std::env::set_current_dir("/"); // whether it was done is seen afterwards
+                let _ = std::env::set_current_dir("/"); // the check of the environment shows whether it succeeded
             }
             Self::Descriptors => close_descriptors(),
             Self::Kill => {

@@ -80,7 +80,7 @@ impl Report {
         match self.format {
             ReportFormat::Table => write(&format!("\n{line}"))?,
             ReportFormat::Json => {
-                let _ = io::stderr().write_all(line.as_bytes()); // objects only, on the other one
+                let _ = io::stderr().write_all(line.as_bytes()); // standard output has JSON objects only
             }
         }
         Ok(if contained == cases { Exit::Success } else { Exit::Failure })

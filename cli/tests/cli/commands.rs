@@ -373,7 +373,7 @@ fn options_that_make_no_sense_are_exit_code_2_with_the_remedy() {
         (&["--", "echo", ":::", "x", ":::", "y"], "allowed once"),
         (&["--task", "pi", "--", "echo"], "cannot be used with"),
         (&["--seed", "3", "--", "echo", ":::", "x"], "--seed is for tasks"),
-        (&["--format", "plain"], "give table, json or csv"),
+        (&["--format", "plain"], "use table, json or csv"),
         (&["--timeout", "200%"], "such as 10s"),
         (&["--timeout", "0%", "--", "echo"], "such as 300%"),
         (&["--halt", "later,fail=1", "--", "echo"], "now,fail=1"),

@@ -42,7 +42,7 @@ where
         feed.fill();
         // Waking up for fewer costs more than it saves.
         let outstanding = feed.read - feed.taken;
-        let deliveries = job.wait_arrivals(outstanding - outstanding / 4);
+        let deliveries = job.wait_deliveries(outstanding - outstanding / 4);
         if deliveries.is_empty() {
             match feed.ended.take() {
                 None => continue,

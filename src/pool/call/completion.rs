@@ -18,9 +18,9 @@ pub enum WaitFor {
     All,
 }
 
-/// Blocks until any task, or every task, is done, but at most for `timeout`; `None` sets no time limit.
+/// Blocks until the first task, or all tasks, are done. `timeout` limits the wait; `None` means no limit.
 ///
-/// Returns false on timeout. Returns true at once without tasks.
+/// Returns false on timeout. Without tasks, returns true at once.
 ///
 /// ```no_run
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -95,7 +95,7 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
         let each = u64::from(self.job.chunk().max(least));
         let workers = self.pool.config.workers as u64;
         while self.ended.is_none() && self.read - self.taken < window {
-            if self.read > 0 && !self.job.collects_all.load(Relaxed) && self.job.has_arrivals() {
+            if self.read > 0 && !self.job.collects_all.load(Relaxed) && self.job.has_deliveries() {
                 // If reading is slow, results that have arrived must not wait for it.
                 break;
             }

@@ -171,12 +171,12 @@ impl Job {
         self.poll(waker, |state| (state.ledger.open() == 0).then_some(())).is_ready()
     }
 
-    /// Takes the next delivery, like [`wait_arrival`](Self::wait_arrival). If there is none yet, the next one
+    /// Takes the next delivery, like [`wait_delivery`](Self::wait_delivery). If there is none yet, the next one
     /// wakes `waker`.
-    pub(crate) fn poll_arrival(&self, waker: &Waker) -> Poll<Option<Delivery>> {
+    pub(crate) fn poll_delivery(&self, waker: &Waker) -> Poll<Option<Delivery>> {
         self.poll(waker, |state| match state.deliveries.pop_front() {
             None if state.ledger.open() > 0 => None,
-            arrival => Some(arrival),
+            delivery => Some(delivery),
         })
     }
 
@@ -229,7 +229,7 @@ impl Job {
     /// # Errors
     ///
     /// [`Timeout`] at `deadline`.
-    pub(crate) fn wait_arrival(
+    pub(crate) fn wait_delivery(
         &self,
         deadline: Option<Instant>,
     ) -> Result<Option<Delivery>, Timeout> {
@@ -251,7 +251,7 @@ impl Job {
 
     /// Blocks until at most `most_open` items are open, and takes all deliveries. Returns none if nothing is
     /// open and all were taken.
-    pub(crate) fn wait_arrivals(&self, most_open: u64) -> VecDeque<Delivery> {
+    pub(crate) fn wait_deliveries(&self, most_open: u64) -> VecDeque<Delivery> {
         let mut state = self.state();
         loop {
             let open = state.ledger.open();
@@ -286,7 +286,7 @@ impl Job {
     }
 
     /// Whether a delivery is waiting.
-    pub(crate) fn has_arrivals(&self) -> bool {
+    pub(crate) fn has_deliveries(&self) -> bool {
         !self.state().deliveries.is_empty()
     }
 
@@ -316,11 +316,11 @@ mod tests {
                     job.deliver(delivery, &mut Deferred::default());
                 }
             });
-            let arrived = job.wait_arrivals(2).len();
+            let arrived = job.wait_deliveries(2).len();
             assert!(arrived >= 6, "{arrived} arrived");
-            let rest = job.wait_arrivals(0).len();
+            let rest = job.wait_deliveries(0).len();
             assert_eq!(arrived + rest, 8);
         });
-        assert!(job.wait_arrivals(0).is_empty(), "nothing is open, and all was taken");
+        assert!(job.wait_deliveries(0).is_empty(), "nothing is open, and all was taken");
     }
 }

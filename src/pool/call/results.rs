@@ -136,15 +136,15 @@ where
         &mut self,
         deadline: Option<Instant>,
     ) -> Result<Option<(Outcome<R>, Provenance)>, Timeout> {
-        self.outcome_with(|job| job.wait_arrival(deadline))
+        self.outcome_with(|job| job.wait_delivery(deadline))
     }
 
     fn poll_outcome(
         &mut self,
         context: &mut Context<'_>,
     ) -> Poll<Option<(Outcome<R>, Provenance)>> {
-        let polled = self.outcome_with(|job| match job.poll_arrival(context.waker()) {
-            Poll::Ready(arrival) => Ok(arrival),
+        let polled = self.outcome_with(|job| match job.poll_delivery(context.waker()) {
+            Poll::Ready(delivery) => Ok(delivery),
             Poll::Pending => Err(Pending),
         });
         match polled {
@@ -153,10 +153,10 @@ where
         }
     }
 
-    /// Returns the next outcome. `arrival` takes the next delivery of the job; its error ends the wait.
+    /// Returns the next outcome. `next_delivery` takes the next delivery of the job; its error ends the wait.
     fn outcome_with<E>(
         &mut self,
-        mut arrival: impl FnMut(&Job) -> Result<Option<Delivery>, E>,
+        mut next_delivery: impl FnMut(&Job) -> Result<Option<Delivery>, E>,
     ) -> Result<Option<(Outcome<R>, Provenance)>, E> {
         if let Some(kind) = self.feed.pool.forked() {
             if std::mem::replace(&mut self.refused, true) {
@@ -188,7 +188,7 @@ where
             if self.current.is_some() {
                 continue;
             }
-            match arrival(&self.feed.job)? {
+            match next_delivery(&self.feed.job)? {
                 Some(delivery) if self.order == Order::Completion => self.current = Some(delivery),
                 Some(delivery) => drop(self.early.insert(delivery.first, delivery)),
                 None => match self.feed.ended.take() {

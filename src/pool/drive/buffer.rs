@@ -18,7 +18,7 @@ const MAX_REUSED: usize = 1 << 20;
 /// Number of buffers kept: more than are in use in a pool of a few workers, and a few megabytes in total.
 const MAX_FREE: usize = 32;
 
-/// Not shared with a forked copy, in which the lock might be held for ever.
+/// Not shared with a forked copy, in which the lock might be held forever.
 static FREE: PerProcess<Mutex<Vec<Vec<u8>>>> = PerProcess::new();
 
 /// A byte buffer whose memory is kept for reuse.

@@ -1,9 +1,8 @@
 //! A chunk on its way through a worker. [`Chunk`] is its state while it runs, shared by the thread that
 //! drives the worker, by threads that steal items, and by the supervisor.
 //!
-//! [`run`] sends the frame, delivers results as the worker reports them, and finally accounts for every item:
-//! delivered, returned as never started, or identified as the one running when the worker was lost. Its
-//! halves, [`send`] and [`finish`], may run on two threads.
+//! Every item of a chunk is accounted for: it is delivered, returned as never started, or identified as the
+//! one that was running when the worker was lost. [`exchange`](super::exchange) exchanges the frames.
 
 use std::collections::VecDeque;
 use std::io;

@@ -1,4 +1,4 @@
-//! Who is told what a chunk's items become, and what makes a worker's words unbelievable.
+//! Reports a chunk's outcomes to counters, callbacks and observers; the error of a lane with invalid data.
 
 use crate::pool::observe::events::{Deferred, Observers};
 use crate::pool::schedule::counters::Counters;

@@ -391,7 +391,7 @@ impl<E: Engine> Agent<E> {
             let Some((chunk, job)) = run.chunks.iter().find(is_its) else { continue };
             let chunk = *chunk;
             items.push(ItemRange { chunk, first: batch.first, items: batch.items });
-            if job.withdraw(batch.first, batch.items) && !job.has_arrivals() {
+            if job.withdraw(batch.first, batch.items) && !job.has_deliveries() {
                 run.chunks.remove(&chunk);
             }
         }

@@ -1,6 +1,7 @@
 //! The thread that starts and reaps a pool's processes. It lives as long as the pool, because the kernel
 //! reports the exit of the thread that started a process to it as its parent's death. All
-//! [`Process`](crate::Process)es share one such thread ([`common`](super::common)).
+//! [`Process`](crate::Process)es share one such thread (see
+//! [`shared_supervisor`](super::shared_supervisor)).
 //!
 //! It owns the pidfds, the limits on starting and retiring, and the tasks' time limits. It never communicates
 //! with a worker and never blocks on one.
