@@ -3,7 +3,7 @@
 //! it and its result, so the gain depends on the number of CPUs. The output on two CPUs:
 //!
 //! ```text
-//! $ cargo run --release --example square_roots --no-default-features
+//! $ cargo run --release --example square_roots
 //! roots of 10..10000: serial 64.4µs, pool 1.5ms
 //! roots of 10..5000000: serial 80.9ms, pool 183.9ms
 //! roots by 100 steps of 10..100000: serial 57.9ms, pool 43.1ms
