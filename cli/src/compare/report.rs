@@ -325,10 +325,7 @@ fn amdahl(it: &Fit) -> Table {
     let row = |what: &str, figure: String, meaning: &str| {
         vec![what.to_owned(), figure, meaning.to_owned()]
     };
-    let limit = it.limit.map_or_else(
-        || "a serial share of 0 sets no limit to the speed-up".to_owned(),
-        |limit| format!("however many processes, the speed-up stays below {limit:.1}"),
-    );
+    let limit = it.limit.map_or_else(|| "no limit".to_owned(), |limit| format!("{limit:.1}"));
     Table {
         title: format!("Amdahl: T(p) = s + w/p + c·p, with p up to {} in w/p", it.cores),
         heads: &["", "fitted", ""],
@@ -336,7 +333,8 @@ fn amdahl(it: &Fit) -> Table {
             row("s, serial", figures::time(it.serial), "no process shortens it"),
             row("w, parallel", figures::time(it.parallel), "processes share it"),
             row("c, overhead", figures::time(it.per_process), "each process adds it"),
-            row("serial share", percent(it.serial_share), &limit),
+            row("serial share", percent(it.serial_share), "s / (s + w)"),
+            row("greatest S", limit, "1 / serial share, however many processes"),
             row("best p", it.best.to_string(), "the shortest fitted time"),
         ],
         note: format!(
@@ -441,7 +439,7 @@ mod tests {
         assert!(page.contains("Scaling: 12 jobs of the task 'pi'"), "{page}");
         assert!(page.contains("500 ms (500 ms–1.00 s)"), "{page}");
         assert!(page.contains("serial share    5.0 %"), "{page}");
-        assert!(page.contains("stays below 20.0") && page.contains("within 3.4 %"), "{page}");
+        assert!(page.contains("greatest S       20.0") && page.contains("within 3.4 %"), "{page}");
         assert!(page.contains("beat serial from 1.00 µs per item"), "{page}");
         assert!(page.contains("threads at no measured duration"), "{page}");
     }
