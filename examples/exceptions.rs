@@ -3,8 +3,8 @@
 //! there, so that the two don't mix on a terminal. `procpool::log_to_stderr` prints the same lines at once.
 //!
 //! ```text
-//! $ cargo run --example exceptions 2> log
-//! a panic:    panicked at examples/exceptions.rs:29:5: -4 has no real root
+//! $ cargo run --example exceptions 2> target/exceptions.log
+//! a panic:    panicked at examples/exceptions.rs:27:5: -4 has no real root
 //! an exit:    its worker exited with code 3 while running it; exit code 3
 //! it is alive: true
 //! terminated: its worker was killed by SIGTERM while running it; it is alive: false
@@ -67,6 +67,8 @@ fn answers() -> Result<(), Box<dyn std::error::Error>> {
     }
     println!("the others: {roots:?}");
     println!("and after:  {:?}", pool.map(root, [1.0, 4.0, 9.0])?);
+    pool.close();
+    pool.join();
     Ok(())
 }
 

@@ -6,11 +6,11 @@
 //!
 //! ```text
 //! $ cargo run --example random_strings -- --seed 7
-//! arrived: 0 6W5qA
-//! arrived: 2 9jVXX
-//! arrived: 1 0RRUV
-//! arrived: 3 8Ojpe
-//! by position: ["6W5qA", "0RRUV", "9jVXX", "8Ojpe"]
+//! arrived: 0 DLtb9
+//! arrived: 1 ZbWsa
+//! arrived: 2 mbM4E
+//! arrived: 3 OzFyx
+//! by position: ["DLtb9", "ZbWsa", "mbM4E", "OzFyx"]
 //! ```
 
 use clap::Parser;

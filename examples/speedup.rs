@@ -6,21 +6,22 @@
 //! machine affects all of them; measured one after another, a serial run in a bad moment gives efficiencies
 //! above 100 %. A percent or two above 100 can remain: the times of the same run differ by that much.
 //!
-//! With more processes than CPUs, the speed-up stays level and the efficiency falls. On two CPUs:
+//! With more processes than CPUs, the speed-up stays level and the efficiency falls. On two CPUs, in a
+//! debug build:
 //!
 //! ```text
-//! $ cargo run --release --example speedup -- target/speedup.pdf
+//! $ cargo run --example speedup -- target/speedup.pdf
 //! 64 plots, the average of 3 runs
 //! processes      time  speed-up  efficiency
-//!    serial  113.3 ms    1.00 ×       100 %
-//!         1   90.3 ms    1.26 ×       126 %
-//!         2   56.1 ms    2.02 ×       101 %
-//!         3   59.6 ms    1.90 ×        63 %
-//!         4   55.6 ms    2.04 ×        51 %
-//!         5   61.4 ms    1.85 ×        37 %
-//!         6   57.9 ms    1.96 ×        33 %
-//!         7   56.5 ms    2.01 ×        29 %
-//!         8   63.0 ms    1.80 ×        22 %
+//!    serial  433.9 ms    1.00 ×       100 %
+//!         1  466.9 ms    0.93 ×        93 %
+//!         2  240.8 ms    1.80 ×        90 %
+//!         3  244.2 ms    1.78 ×        59 %
+//!         4  243.2 ms    1.78 ×        45 %
+//!         5  223.8 ms    1.94 ×        39 %
+//!         6  220.5 ms    1.97 ×        33 %
+//!         7  219.3 ms    1.98 ×        28 %
+//!         8  216.3 ms    2.01 ×        25 %
 //! drawn: target/speedup.pdf
 //! ```
 
@@ -91,7 +92,8 @@ fn draw(path: &Path, speed_ups: &[f64], about: &str) -> Result<(), Box<dyn Error
     picture::draw(path, (800, 430), |area| {
         area.draw(&Text::new(about.to_owned(), (20, 408), style.into_font()))?;
         let (left, right) = area.margin(0, 30, 0, 0).split_horizontally(400);
-        for (area, Chart { title, top, measured, ideal, legend }) in [left, right].iter().zip(charts)
+        for (area, Chart { title, top, measured, ideal, legend }) in
+            [left, right].iter().zip(charts)
         {
             let mut chart = ChartBuilder::on(area)
                 .caption(title, (picture::FONT, 20))

@@ -489,7 +489,9 @@ mod tests {
     #[test]
     fn what_is_missing_or_unfit_is_named_with_the_remedy() {
         assert!(refused("--task plot").contains("--out DIR"));
-        assert!(refused("--task plot --out d --to webp").contains("--to pdf or --to png or --to svg"));
+        assert!(
+            refused("--task plot --out d --to webp").contains("--to pdf or --to png or --to svg")
+        );
         assert!(refused("--input /nowhere/list").contains("check --input"));
         assert!(refused("--input /").contains("directory"));
     }

@@ -6,8 +6,8 @@ mod drawing;
 use std::error::Error;
 use std::path::{Path, PathBuf};
 
-pub(crate) use self::drawing::{Area, Drawn, FONT};
 use self::drawing::Format;
+pub(crate) use self::drawing::{Area, Drawn, FONT};
 
 /// Returns the path of the picture: the first argument, or `default`. Any other ending than `.pdf`, `.png`
 /// and `.svg` is an error.

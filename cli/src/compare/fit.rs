@@ -84,9 +84,8 @@ pub(super) fn fit(times: &[(usize, f64)], cores: usize) -> Result<Fit, &'static 
 /// The best x is the ordinary solution for some of the columns, with 0 for the others. There are
 /// only seven choices of columns.
 fn least_squares(rows: &[[f64; 3]]) -> Option<[f64; 3]> {
-    let distance = |x: &[f64; 3]| -> f64 {
-        rows.iter().map(|row| (dot(row, x) - 1.0).powi(2)).sum()
-    };
+    let distance =
+        |x: &[f64; 3]| -> f64 { rows.iter().map(|row| (dot(row, x) - 1.0).powi(2)).sum() };
     (1..8_u32)
         .filter_map(|chosen| {
             let columns: Vec<usize> = (0..3).filter(|column| chosen >> column & 1 == 1).collect();
@@ -110,9 +109,8 @@ fn solve(rows: &[[f64; 3]], columns: &[usize]) -> Option<Vec<f64>> {
     /// The smallest pivot, relative to its diagonal element, that counts as different from 0.
     const SINGULAR: f64 = 1e-9;
     let size = columns.len();
-    let product = |one: usize, other: usize| -> f64 {
-        rows.iter().map(|row| row[one] * row[other]).sum()
-    };
+    let product =
+        |one: usize, other: usize| -> f64 { rows.iter().map(|row| row[one] * row[other]).sum() };
     let mut system: Vec<Vec<f64>> = columns
         .iter()
         .map(|column| {

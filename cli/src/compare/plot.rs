@@ -211,10 +211,9 @@ impl Lines<'_> {
                 let ends = vec![(x, sample.least), (x, sample.greatest)];
                 PathElement::new(ends, colour.mix(0.6).stroke_width(2))
             }))?;
-            chart
-                .draw_series(points().map(|(x, way)| {
-                    Circle::new((x, self.value(way)), 7, colour.filled())
-                }))?;
+            chart.draw_series(
+                points().map(|(x, way)| Circle::new((x, self.value(way)), 7, colour.filled())),
+            )?;
         }
         let place = match self.what {
             What::SpeedUp => SeriesLabelPosition::LowerRight,
@@ -274,9 +273,10 @@ impl Amdahl<'_> {
         ];
         for (name, colour, line) in dashed {
             let dashes = colour.stroke_width(2);
-            chart.draw_series(DashedLineSeries::new(line, 10, 7, dashes))?.label(name).legend(
-                move |(x, y)| DashedPathElement::new([(x, y), (x + 40, y)], 10, 7, dashes),
-            );
+            chart
+                .draw_series(DashedLineSeries::new(line, 10, 7, dashes))?
+                .label(name)
+                .legend(move |(x, y)| DashedPathElement::new([(x, y), (x + 40, y)], 10, 7, dashes));
         }
         chart
             .draw_series(LineSeries::new(
@@ -366,10 +366,9 @@ impl Payloads<'_> {
                 let ends = vec![(x, sample.least), (x, sample.greatest)];
                 PathElement::new(ends, colour.mix(0.6).stroke_width(2))
             }))?;
-            chart
-                .draw_series(points().map(|(x, sample)| {
-                    Circle::new((x, sample.median), 7, colour.filled())
-                }))?;
+            chart.draw_series(
+                points().map(|(x, sample)| Circle::new((x, sample.median), 7, colour.filled())),
+            )?;
         }
         chart
             .configure_series_labels()

@@ -124,7 +124,17 @@ impl Report {
                 ("best number", "", fit.best as f64),
                 ("deviation", "", fit.deviation),
             ] {
-                writer.write_record(["fit", *task, who, "", unit, &value.to_string(), "", "", ""])?;
+                writer.write_record([
+                    "fit",
+                    *task,
+                    who,
+                    "",
+                    unit,
+                    &value.to_string(),
+                    "",
+                    "",
+                    "",
+                ])?;
             }
         }
         Ok(writer.into_inner()?)
@@ -338,7 +348,7 @@ fn amdahl(it: &Fit) -> Table {
             row("best p", it.best.to_string(), "the shortest fitted time"),
         ],
         note: format!(
-            "The measured times of processes are within {} of the fit.",
+            "The measured times of processes are within {} of the fit; on a quiet machine, a few percent.",
             percent(it.deviation)
         ),
     }

@@ -17,8 +17,8 @@ use image::{DynamicImage, RgbImage};
 use plotters::coord::Shift;
 use plotters::prelude::*;
 
-pub(crate) use self::page::Page;
 use self::page::OVERSAMPLING;
+pub(crate) use self::page::Page;
 use self::pdf::PdfPage;
 
 /// The name of the font in pictures. A viewer of SVG uses its own font instead.
@@ -77,28 +77,19 @@ fn on_white(page: Page<'_>, draw: impl FnOnce(&Area<'_>) -> Drawn) -> Drawn {
     Ok(area.present()?)
 }
 
-fn svg(
-    size: (u32, u32),
-    draw: impl FnOnce(&Area<'_>) -> Drawn,
-) -> Result<Vec<u8>, Box<dyn Error>> {
+fn svg(size: (u32, u32), draw: impl FnOnce(&Area<'_>) -> Drawn) -> Result<Vec<u8>, Box<dyn Error>> {
     let mut text = String::new();
     on_white(Page::Svg(SVGBackend::with_string(&mut text, size)), draw)?;
     Ok(text.into_bytes())
 }
 
-fn pdf(
-    size: (u32, u32),
-    draw: impl FnOnce(&Area<'_>) -> Drawn,
-) -> Result<Vec<u8>, Box<dyn Error>> {
+fn pdf(size: (u32, u32), draw: impl FnOnce(&Area<'_>) -> Drawn) -> Result<Vec<u8>, Box<dyn Error>> {
     let mut page = PdfPage::new(size, FONT_FILE)?;
     on_white(Page::Pdf(&mut page), draw)?;
     Ok(page.finish())
 }
 
-fn png(
-    size: (u32, u32),
-    draw: impl FnOnce(&Area<'_>) -> Drawn,
-) -> Result<Vec<u8>, Box<dyn Error>> {
+fn png(size: (u32, u32), draw: impl FnOnce(&Area<'_>) -> Drawn) -> Result<Vec<u8>, Box<dyn Error>> {
     let (width, height) = (size.0 * OVERSAMPLING, size.1 * OVERSAMPLING);
     let mut pixels = RgbImage::new(width, height);
     let backend = BitMapBackend::with_buffer(&mut pixels, (width, height));
@@ -111,7 +102,6 @@ fn png(
 
 fn register_font() -> Result<(), Box<dyn Error>> {
     static REGISTERED: OnceLock<bool> = OnceLock::new();
-    let register =
-        || plotters::style::register_font(FONT, FontStyle::Normal, FONT_FILE).is_ok();
+    let register = || plotters::style::register_font(FONT, FontStyle::Normal, FONT_FILE).is_ok();
     if *REGISTERED.get_or_init(register) { Ok(()) } else { Err("its font can't be read".into()) }
 }

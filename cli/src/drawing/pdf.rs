@@ -230,8 +230,7 @@ impl PdfPage {
         let mut content = Content::new();
         let outline = self.font.outline(self.font.glyph_id(character));
         let bounds = outline.as_ref().map_or_else(Default::default, |outline| outline.bounds);
-        let (low, high) =
-            (bounds.min.y.min(bounds.max.y), bounds.min.y.max(bounds.max.y));
+        let (low, high) = (bounds.min.y.min(bounds.max.y), bounds.min.y.max(bounds.max.y));
         content.start_shape_glyph(width, bounds.min.x, low, bounds.max.x, high);
         let curves = outline.map_or_else(Vec::new, |outline| outline.curves);
         let mut end = None;
