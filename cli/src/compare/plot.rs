@@ -267,12 +267,13 @@ impl Amdahl<'_> {
         mesh(&mut chart, ["p, processes", "time T(p)"], &whole, &time)?;
         let steps = || (0..=200).map(|step| 1.0 + (most - 1.0) * f64::from(step) / 200.0);
         let ideal = |procs: f64| fit.time(1.0) / procs.min(fit.cores as f64);
-        let dashed: [(&str, RGBColor, Vec<(f64, f64)>); 2] = [
-            ("ideal: T(1)/p up to the cores", OTHER, steps().map(|p| (p, ideal(p))).collect()),
-            ("the serial part s", INK, steps().map(|p| (p, fit.serial)).collect()),
-        ];
-        for (name, colour, line) in dashed {
+        let serial = |_: f64| fit.serial;
+        type Line<'a> = &'a dyn Fn(f64) -> f64;
+        let dashed: [(&str, RGBColor, Line<'_>); 2] =
+            [("ideal: T(1)/p up to the cores", OTHER, &ideal), ("the serial part s", INK, &serial)];
+        for (name, colour, time) in dashed {
             let dashes = colour.stroke_width(2);
+            let line = steps().map(|procs| (procs, time(procs)));
             chart
                 .draw_series(DashedLineSeries::new(line, 10, 7, dashes))?
                 .label(name)
