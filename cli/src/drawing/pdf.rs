@@ -218,7 +218,7 @@ impl PdfPage {
         writer.finish();
         let info = SystemInfo { registry: Str(b"Adobe"), ordering: Str(b"UCS"), supplement: 0 };
         let mut map = UnicodeCmap::<u8>::new(Name(b"Characters"), info);
-        for (code, character) in (1..).zip(of) {
+        for (code, character) in (1..=u8::MAX).zip(of) {
             map.pair(code, *character);
         }
         write_stream(pdf, unicode, &map.finish());
@@ -322,4 +322,69 @@ fn state_name(percent: u8) -> String {
 fn write_stream(pdf: &mut Pdf, id: Ref, content: &[u8]) {
     let compressed = miniz_oxide::deflate::compress_to_vec_zlib(content, 6);
     pdf.stream(id, &compressed).filter(Filter::FlateDecode);
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::super::{FONT, Format, draw};
+    use plotters::prelude::*;
+
+    /// Returns the contents of all streams of a file.
+    fn streams(pdf: &[u8]) -> Vec<String> {
+        let find = |from: usize, what: &[u8]| {
+            pdf[from..].windows(what.len()).position(|window| window == what).map(|at| from + at)
+        };
+        let (mut found, mut at) = (Vec::new(), 0);
+        while let Some(start) = find(at, b"\nstream\n") {
+            let end = find(start, b"\nendstream").unwrap();
+            let content = miniz_oxide::inflate::decompress_to_vec_zlib(&pdf[start + 8..end]);
+            found.push(String::from_utf8_lossy(&content.unwrap()).into_owned());
+            at = end;
+        }
+        found
+    }
+
+    fn write(text: String) -> Vec<String> {
+        let pdf = draw(Format::Pdf, (300, 200), |area| {
+            area.draw(&Text::new(text.clone(), (10, 10), (FONT, 20).into_font()))?;
+            Ok(())
+        });
+        streams(&pdf.unwrap())
+    }
+
+    #[test]
+    fn each_character_is_drawn_once_and_can_be_found_by_a_search() {
+        let streams = write("πππ = 3".to_owned());
+        let glyphs = streams.iter().filter(|stream| stream.contains(" d1"));
+        assert_eq!(glyphs.count(), 4, "{streams:?}");
+        let map = streams.iter().find(|stream| stream.contains("begincmap")).unwrap();
+        assert!(map.contains("<01> <03C0>") && map.contains("<04> <0033>"), "{map}");
+    }
+
+    #[test]
+    fn a_page_may_have_more_characters_than_a_font_has_codes() {
+        let all = (0x20..0x17f_u32).filter_map(char::from_u32).filter(|c| !c.is_control());
+        let streams = write(all.collect());
+        let page = streams.iter().find(|stream| stream.contains("BT")).unwrap();
+        assert!(page.contains("/F0 ") && page.contains("/F1 "), "{page}");
+        assert_eq!(streams.iter().filter(|stream| stream.contains("begincmap")).count(), 2);
+    }
+
+    #[test]
+    fn what_is_transparent_leaves_nothing_on_the_page() {
+        let page = |color: RGBAColor| {
+            let pdf = draw(Format::Pdf, (300, 200), |area| {
+                area.draw(&Circle::new((50, 50), 10, color.filled()))?;
+                area.draw(&Circle::new((50, 50), 0, color.filled()))?;
+                area.draw(&Rectangle::new([(0, 0), (5, 5)], color))?;
+                area.draw(&PathElement::new(Vec::<(i32, i32)>::new(), color))?;
+                Ok(())
+            });
+            streams(&pdf.unwrap()).pop().unwrap()
+        };
+        let (seen, unseen) = (page(RED.mix(0.25)), page(RED.mix(0.0)));
+        assert!(seen.contains("/A25 gs") && seen.contains(" c\n"), "{seen}");
+        assert!(!unseen.contains("/A0") && !unseen.contains(" c\n"), "{unseen}");
+    }
 }
