@@ -102,6 +102,9 @@ impl RunPlan {
             let name = args.task.as_deref().unwrap_or(tasks::ALL[0].name);
             let task = tasks::find(name)
                 .ok_or_else(|| Usage::error(format!("there is no task '{name}'")))?;
+            let has_inputs = !args.inputs.is_empty() || args.input.is_some();
+            let shows = args.task.is_none() && !has_inputs && args.count.is_none();
+            let task = if shows { &tasks::square::DEMONSTRATION } else { task };
             if let Some(TimeLimit::OfMedian(_)) = args.limits.timeout {
                 return Err(Usage::error(
                     "a percentage of the median works only for commands: use a --timeout such \
@@ -484,7 +487,9 @@ mod tests {
     #[test]
     fn what_is_missing_or_unfit_is_named_with_the_remedy() {
         assert!(refused("--task plot").contains("--out DIR"));
-        assert!(refused("--task plot --out d --to webp").contains("--to svg or --to png"));
+        assert!(
+            refused("--task plot --out d --to webp").contains("--to pdf or --to png or --to svg")
+        );
         assert!(refused("--input /nowhere/list").contains("check --input"));
         assert!(refused("--input /").contains("directory"));
     }

@@ -2,19 +2,20 @@
 //!
 //! ```text
 //!   args ─► overhead, scaling, breakeven ─► report ─► standard output
-//!                 measure, calibration, load  └────► plot ─► DIR/*.svg, *.png
+//!            measure, calibration, load, fit  └────► plot ─► DIR/*.svg, *.png, *.pdf
 //! ```
 //!
 //! Three parts, each in its own file, measure the same work done serially, by threads (rayon) and by
 //! processes. The contenders take turns within a repetition, so that other load on the machine affects
-//! all of them (`measure`, `timing`). `load` makes the work of a built-in task. `calibration` measures the lower
-//! bounds: the start of an idle copy of this program, and a socket to it. `report` writes tables and
-//! files, `plot` draws pictures.
+//! all of them (`measure`, `timing`). `load` makes the work of a built-in task. `calibration` measures the
+//! lower bounds: the start of an idle copy of this program, and a socket to it. `fit` finds the serial
+//! share. `report` writes tables and files, `plot` draws pictures.
 
 pub(super) mod args;
 mod breakeven;
 mod calibration;
 mod figures;
+mod fit;
 mod load;
 mod machine;
 mod measure;

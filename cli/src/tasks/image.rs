@@ -129,7 +129,9 @@ impl Picture {
             FileFormat::Webp => {
                 self.write(&eight_bits(&self.pixels), WebPEncoder::new_lossless(&mut content))
             }
-            FileFormat::Svg => return Err("a picture can't be written as svg".to_owned()),
+            FileFormat::Svg | FileFormat::Pdf => {
+                return Err(format!("a picture can't be written as {to}"));
+            }
         }
         .map_err(|error| format!("failed to encode the picture as {to}: {error}"))?;
         Ok(content.into_inner())

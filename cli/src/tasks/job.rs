@@ -138,13 +138,15 @@ pub(crate) enum FileFormat {
     Jpeg,
     /// Lossless pixels, smaller than PNG.
     Webp,
-    /// Lines and text that stay sharp at any size.
+    /// Lines and text that stay sharp at any size, for a browser.
     Svg,
+    /// The same, for paper.
+    Pdf,
 }
 
 impl FileFormat {
     /// All formats.
-    pub(crate) const ALL: [Self; 4] = [Self::Png, Self::Jpeg, Self::Webp, Self::Svg];
+    pub(crate) const ALL: [Self; 5] = [Self::Png, Self::Jpeg, Self::Webp, Self::Svg, Self::Pdf];
 
     /// Returns the name for `--to`.
     pub(crate) fn name(self) -> &'static str {
@@ -153,6 +155,7 @@ impl FileFormat {
             Self::Jpeg => "jpeg",
             Self::Webp => "webp",
             Self::Svg => "svg",
+            Self::Pdf => "pdf",
         }
     }
 
