@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use super::format;
+use super::journal::Before;
 use super::row::Row;
 use procpool::WorkerInfo;
 
@@ -18,6 +19,8 @@ const LEAST_WORK: Duration = Duration::from_millis(10);
 /// The totals so far, by process.
 pub(super) struct Tally {
     started: Instant,
+    /// What the run did before it lost its engine.
+    before: Before,
     by_pid: HashMap<u32, Share>,
     total: Share,
     retried: u64,
@@ -79,9 +82,10 @@ fn name(row: &Row) -> String {
 
 impl Tally {
     /// Creates the tally of a run that started then.
-    pub(super) fn since(started: Instant) -> Self {
+    pub(super) fn since(started: Instant, before: Before) -> Self {
         Self {
             started,
+            before,
             by_pid: HashMap::new(),
             total: Share::default(),
             retried: 0,
@@ -152,6 +156,14 @@ impl Tally {
             text += &format!(", {not_started} not started");
         }
         text.push('\n');
+        let Before { succeeded, failed: failed_before } = self.before;
+        if self.before != Before::default() {
+            text += &format!(
+                "before it lost its engine: {} done, {} failed\n",
+                format::grouped(succeeded),
+                format::grouped(failed_before),
+            );
+        }
         if tasks < 2 {
             return text;
         }
