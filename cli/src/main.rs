@@ -123,6 +123,9 @@ fn report(verb: &str, outcome: anyhow::Result<Exit>) -> Exit {
     if error.is::<launch::EngineLost>() {
         return Exit::EngineLost;
     }
+    if let Some(procpool::Error::BuildMismatch { .. }) = error.downcast_ref() {
+        return Exit::BuildMismatch;
+    }
     error.downcast_ref::<NoProgram>().map_or(Exit::Failure, Exit::from)
 }
 

@@ -96,7 +96,12 @@ impl RunPlan {
                 command::OutputMode::Grouped => render::OutputFields::Both,
                 _ => render::OutputFields::None,
             };
-            form = Form { input: Column::COMMAND_INPUT, columns: Completed::COLUMNS, prints };
+            form = Form {
+                input: Column::COMMAND_INPUT,
+                columns: Completed::COLUMNS,
+                prints,
+                hosts: false,
+            };
             // Of a command, the worker prints only the lines of its jobs.
             output_to = procpool::OutputMode::Inherit;
             work = WorkPlan::Command(spec);
@@ -135,7 +140,7 @@ impl RunPlan {
                 procpool::OutputMode::Capture => render::OutputFields::Output,
                 _ => render::OutputFields::None,
             };
-            form = Form { input: task.input, columns: task.columns, prints };
+            form = Form { input: task.input, columns: task.columns, prints, hosts: false };
             work = WorkPlan::Task(task, params);
         }
         let default = if is_command { Format::Plain } else { Format::Table };

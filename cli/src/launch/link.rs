@@ -45,6 +45,8 @@ pub(crate) struct Orders {
     pub(crate) is_private: bool,
     /// Where the lines of this run start in it.
     pub(crate) since: u64,
+    /// Whether there were several hosts at the start of the run.
+    pub(crate) several: bool,
     /// The file for the results, unless `--results` names one.
     pub(crate) out: Option<PathBuf>,
     /// The file for what belongs to the results on standard error.

@@ -94,8 +94,9 @@ pub(super) fn supervise(job: &Job<'_>) -> Result<Exit> {
     let (out, out_file) = out.unzip();
     let mut follower = Follower::new(since, out_file, err_file);
     let mut stdin = Stdin::of(job.reads_stdin, || file("stdin").map(|(_, file)| file))?;
+    let several = job.hosts.len() > 1;
     let mut orders =
-        Orders { journal, is_private: own.is_none(), since, out, err, hosts: Vec::new() };
+        Orders { journal, is_private: own.is_none(), since, several, out, err, hosts: Vec::new() };
     let mut hosts = job.hosts.clone();
     let mut without = Vec::new();
     let mut restart = 0;

@@ -118,7 +118,7 @@ pub(super) fn run(mut args: RunArgs) -> Result<Exit> {
 
 #[allow(clippy::too_many_arguments)] // each is of another stage
 fn run_work<W: Work>(
-    plan: RunPlan,
+    mut plan: RunPlan,
     place: Place,
     work: W,
     builder: PoolBuilder,
@@ -152,6 +152,7 @@ fn run_work<W: Work>(
     };
     let builder = place.build_on(builder, &events);
     let pool = build_pool(&plan, builder, log.clone(), trace.clone())?;
+    plan.form.hosts = place.shows_hosts(&pool);
     // A supervisor writes the results to the terminal, without regard to a bar.
     let shows_bar = plan.progress && !(place.is_supervised() && io::stdout().is_terminal());
     let progress = if shows_bar {

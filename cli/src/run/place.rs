@@ -13,7 +13,7 @@ use crate::exit::Usage;
 use crate::journal::{History, JournalManner, LostHost, Shown};
 use crate::launch::{self, Orders};
 use crate::plan::RunPlan;
-use procpool::{EventKind, PoolBuilder};
+use procpool::{EventKind, Pool, PoolBuilder};
 
 /// Where a run is.
 pub(super) struct Place {
@@ -44,6 +44,11 @@ impl Place {
         self.orders.as_ref().map_or(1, |orders| orders.hosts.len()).max(1)
     }
 
+    /// Whether outputs name the hosts: there are several, or were at the start of the run.
+    pub(super) fn shows_hosts(&self, pool: &Pool) -> bool {
+        self.orders.as_ref().map_or_else(|| pool.hosts().len() > 1, |orders| orders.several)
+    }
+
     pub(super) fn journal_manner(&self, has_results: bool) -> JournalManner {
         JournalManner {
             pending: has_results || self.is_supervised(),
@@ -57,8 +62,6 @@ impl Place {
         if !self.spans_hosts {
             return builder;
         }
-        #[cfg(any())]
-        {
         let events = Arc::clone(events);
         let mut builder = builder.hosts(procpool::Hosts::Mpi).on_event(move |event| {
             if let (EventKind::HostLost { reason }, Some(host)) = (&event.kind, event.host) {
@@ -75,8 +78,6 @@ impl Place {
                 builder = builder.workers_on(short, workers);
             }
             builder = builder.workers_on(name, workers);
-        }
-        return builder;
         }
         builder
     }
