@@ -117,7 +117,7 @@ pub(crate) fn abandon(run: u32) {
 }
 
 /// Leaves the agents, at the end of the process. Does not wait long.
-pub(super) fn leave() {
+pub(crate) fn leave() {
     if let Some(handle) = handle() {
         let (reply, left) = sync_channel(1);
         handle.request(Request::Leave { reply });
@@ -125,11 +125,26 @@ pub(super) fn leave() {
     }
 }
 
+#[cfg(test)]
+thread_local! {
+    /// The manager of the test on this thread.
+    pub(super) static OF_TEST: std::cell::Cell<Option<&'static Handle>> = const { std::cell::Cell::new(None) };
+}
+
 fn handle() -> Option<&'static Handle> {
+    #[cfg(test)]
+    if let Some(handle) = OF_TEST.get() {
+        return Some(handle);
+    }
     MANAGER.get().filter(|handle| handle.owner == sys::own_pid())
 }
 
 impl Handle {
+    pub(super) fn of_this_thread() -> Self {
+        let waker = Waker::of_this_thread();
+        Self { requests: Mutex::default(), waker, owner: sys::own_pid() }
+    }
+
     fn request(&self, request: Request) {
         self.requests.lock().unwrap_or_else(PoisonError::into_inner).push(request);
         self.waker.wake();
@@ -146,11 +161,7 @@ impl Handle {
 
 /// Registers the current thread as the manager.
 pub(super) fn register() -> &'static Handle {
-    MANAGER.get_or_init(|| Handle {
-        requests: Mutex::default(),
-        waker: Waker::of_this_thread(),
-        owner: sys::own_pid(),
-    })
+    MANAGER.get_or_init(Handle::of_this_thread)
 }
 
 /// Answers every request in place of a manager whose engine didn't start.

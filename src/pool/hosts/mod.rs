@@ -45,6 +45,8 @@ pub(crate) mod manager;
 #[allow(unsafe_code)] // Calls of the library, which has no other interface that returns errors.
 pub(crate) mod mpi;
 mod remote;
+#[cfg(test)]
+mod tests;
 pub(crate) mod wire;
 
 /// How often each side sends something, if only that it is there.
