@@ -223,8 +223,7 @@ impl Run {
         for batch in batches {
             let Ok(call) = batch.job.call else { continue };
             let context = batch.job.context.as_ref().map(|context| {
-                if !host.contexts.contains_key(&context.id) {
-                    host.contexts.insert(context.id, Arc::clone(context));
+                if host.contexts.insert(context.id, Arc::clone(context)).is_none() {
                     let (is_elements, bytes) = context.copy();
                     let (id, bytes) = (context.id, Blob(bytes));
                     host.send(engine, &ToAgent::Context { run, id, is_elements, bytes });
