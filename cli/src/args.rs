@@ -56,6 +56,8 @@ Exit codes:
   With --exit-count: the number of failed jobs up to 100, 101 for more, and 255 for wrong usage or
   a run that could not start.
   130 interrupted by Ctrl-C · 143 by SIGTERM · 129 by SIGHUP
+  of a run on several hosts also: 3 its engine was lost, and with it this run; go on with --resume
+  · 4 a host has another build of procpool
 
 Signals:
   Ctrl-C, SIGTERM and SIGHUP let running jobs finish and end the run. A second one kills them.
@@ -70,7 +72,8 @@ Examples:
   procpool run -- gzip -k {} ::: *.log
   find . -name '*.wav' -print0 | procpool run -0 --timeout 300% --retries 1 -- flac -s {}
   procpool run --shell --keep-order -- 'grep -c error {} | sort' ::: *.log
-  procpool run --journal done.jsonl --resume --input urls.txt -- curl -sSfO {}";
+  procpool run --journal done.jsonl --resume --input urls.txt -- curl -sSfO {}
+  procpool run --hosts n1,n2:8 --retries 1 -- ./simulate {} ::: *.conf";
 
 const ISOLATE_EXAMPLES: &str = "\
 Each case runs eight healthy tasks beside one that fails: once in a pool, and once among threads
@@ -107,6 +110,8 @@ pub(super) enum Verb {
     Compare(CompareArgs),
     /// Show what a crash, a leak or a hang costs in a pool and among threads
     Isolate(IsolateArgs),
+    /// Check a list of hosts for runs that span them
+    Hosts(HostsArgs),
     /// Draw a trace of procpool run as SVG
     Timeline(TimelineArgs),
     /// Print shell completions
@@ -164,7 +169,7 @@ pub(super) enum Color {
     Never,
 }
 
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 #[command(after_help = RUN_EXAMPLES)]
 #[command(override_usage = "procpool run [OPTIONS] [INPUT]...
        procpool run [OPTIONS] -- COMMAND [ARG]... [::: INPUT...]")]
@@ -225,13 +230,90 @@ pub(super) struct RunArgs {
     pub(super) limits: LimitArgs,
 
     #[command(flatten)]
+    pub(super) hosts: HostArgs,
+
+    #[command(flatten)]
     pub(super) journal: JournalArgs,
 
     #[command(flatten)]
     pub(super) output: OutputArgs,
 }
 
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Hosts")]
+pub(super) struct HostArgs {
+    /// Run on these hosts, through Open MPI: their names, with the number of workers where it is
+    /// not one per CPU, such as n1,n2:8. The machine that this is typed on must be one of them; in
+    /// a Slurm allocation of several nodes, all of them are used without this option
+    #[arg(long, value_name = "LIST", conflicts_with = "hostfile")]
+    pub(super) hosts: Option<String>,
+
+    /// Read the hosts from FILE, one per line: a name, then slots=N for the number of workers
+    #[arg(long, value_name = "FILE")]
+    pub(super) hostfile: Option<PathBuf>,
+
+    /// What the workers run on; auto means mpi under a launcher of MPI, and otherwise this machine
+    #[arg(long, value_enum, value_name = "ENGINE", default_value_t = Engine::Auto)]
+    pub(super) engine: Engine,
+
+    /// Command that runs another on a host, and its arguments [default: ssh]
+    #[arg(long, value_name = "COMMAND", value_parser = NonEmptyStringValueParser::new())]
+    pub(super) rsh: Option<String>,
+
+    /// How often to start again, without the hosts that were lost, when the run has lost its engine
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    pub(super) max_restarts: u32,
+
+    /// In a run that is supervised: the socket of its supervisor
+    #[arg(long, value_name = "NAME", hide = true)]
+    pub(super) supervised: Option<String>,
+}
+
+/// What the workers run on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Engine {
+    /// As the environment says
+    Auto,
+    /// This machine
+    Local,
+    /// The hosts that MPI has started this program on
+    Mpi,
+}
+
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Each host is reached as a run reaches it. It must have the same build of procpool at the same path, and
+the same series of Open MPI.
+
+Exit codes:
+  0 all hosts can be used together · 1 some can't, or the list is empty · 2 wrong usage
+
+Examples:
+  procpool hosts --hosts n1,n2,n3
+  procpool hosts --hostfile hosts --format json | jq -r 'select(.problem).host'")]
+pub(super) struct HostsArgs {
+    /// Hosts to check, such as n1,n2:8 [default: the nodes of the Slurm allocation]
+    #[arg(long, value_name = "LIST", conflicts_with = "hostfile")]
+    pub(super) hosts: Option<String>,
+
+    /// Read the hosts from FILE, one per line
+    #[arg(long, value_name = "FILE")]
+    pub(super) hostfile: Option<PathBuf>,
+
+    /// Command that runs another on a host, and its arguments [default: ssh]
+    #[arg(long, value_name = "COMMAND", value_parser = NonEmptyStringValueParser::new())]
+    pub(super) rsh: Option<String>,
+
+    /// Format of the report; json is one object per host
+    #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t = ReportFormat::Table)]
+    pub(super) format: ReportFormat,
+
+    /// On a host that is checked: print what this host is
+    #[arg(long, hide = true)]
+    pub(super) describe: bool,
+}
+
+#[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Options of commands")]
 pub(super) struct CommandOptions {
     /// Run the command line with /bin/sh, for pipes and redirections; {} is one word and must not
@@ -248,7 +330,7 @@ pub(super) struct CommandOptions {
     pub(super) line_buffer: bool,
 }
 
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Journal")]
 pub(super) struct JournalArgs {
     /// Append a JSON line to FILE for each finished job; the line is on disk before the job is
@@ -265,7 +347,7 @@ pub(super) struct JournalArgs {
     pub(super) retry_failed: bool,
 }
 
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Options of tasks")]
 pub(super) struct TaskOptions {
     /// Directory for output files; created if missing
@@ -286,7 +368,7 @@ pub(super) struct TaskOptions {
     pub(super) seed: Option<u64>,
 }
 
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Limits")]
 pub(super) struct LimitArgs {
     /// Time limit per input: 10, 1.5, 500ms, 2s, 1m; for commands also a percentage of the median
@@ -372,7 +454,7 @@ fn halt(text: &str) -> Result<Halt, String> {
     })
 }
 
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Output")]
 pub(super) struct OutputArgs {
     /// Print results as they complete (default for commands)
@@ -391,6 +473,11 @@ pub(super) struct OutputArgs {
     /// Where the output of jobs goes [default: capture for commands, inherit for tasks]
     #[arg(long, value_enum, value_name = "WHERE")]
     pub(super) output: Option<OutputChoice>,
+
+    /// Write the results to FILE instead of standard output. With --journal and --resume, FILE goes
+    /// on where the journal ends: no row is missing and none is there twice
+    #[arg(long, value_name = "FILE", conflicts_with = "line_buffer")]
+    pub(super) results: Option<PathBuf>,
 
     /// Write the events of the pool to FILE as JSON lines; '-' means standard error, as text
     #[arg(long, value_name = "FILE")]
@@ -443,7 +530,7 @@ pub(super) struct IsolateArgs {
     pub(super) threads_child: Option<PathBuf>,
 }
 
-/// The format of the report of `isolate`.
+/// The format of the report of `isolate` and `hosts`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum ReportFormat {
     /// Text for people

@@ -19,6 +19,7 @@ use super::batch_queue::{BatchQueue, RecvOutcome};
 use super::exit::Exit;
 use super::inputs::{Feed, Inputs};
 use super::jobs::{JobMaker, Work};
+use super::journal::LostHost;
 use super::pending::{InFlight, PendingJob};
 use super::row::Row;
 use super::spill::LiveOutput;
@@ -34,6 +35,8 @@ pub(super) enum Event {
     Live(LiveOutput),
     /// A signal asks the run to end with this exit code.
     Interrupted(Exit),
+    /// A host is lost.
+    HostLost(LostHost),
 }
 
 /// Events on their way to the event loop. The queue closes when all collectors have ended.

@@ -15,6 +15,12 @@ pub(super) enum Exit {
     Failed(u8),
     /// 2: wrong usage; nothing was started.
     WrongUsage,
+    /// 3: a run on several hosts has lost its engine, and could not be started again.
+    EngineLost,
+    /// 4: a host has another build of this program.
+    BuildMismatch,
+    /// The exit code of a run that was supervised.
+    Code(u8),
     /// 255 with `--exit-count`: wrong usage, or the run could not start. Never a number of
     /// failures.
     Uncounted,
@@ -38,6 +44,9 @@ impl Exit {
             Self::Failure => 1,
             Self::Failed(count) => count,
             Self::WrongUsage => 2,
+            Self::EngineLost => 3,
+            Self::BuildMismatch => 4,
+            Self::Code(code) => code,
             Self::Uncounted => 255,
             Self::NotExecutable => 126,
             Self::NotFound => 127,
@@ -66,7 +75,12 @@ impl Exit {
     /// Returns the exit where callers expect a number of failures: another code must not look like
     /// one.
     pub(super) fn uncounted(self) -> Self {
-        if matches!(self, Self::WrongUsage | Self::Failure) { Self::Uncounted } else { self }
+        match self {
+            Self::WrongUsage | Self::Failure | Self::EngineLost | Self::BuildMismatch => {
+                Self::Uncounted
+            }
+            counted => counted,
+        }
     }
 }
 

@@ -26,6 +26,9 @@ pub(super) struct Source {
     end: u8,
 }
 
+/// The name of standard input, in errors.
+pub(super) const STANDARD_INPUT: &str = "standard input";
+
 enum Texts {
     /// All of them, as arguments.
     Given(std::vec::IntoIter<Bytes>),
@@ -48,6 +51,11 @@ impl Source {
     /// Lines of a pipe or a terminal. Reading them may block.
     pub(super) fn live(name: impl Into<String>, reader: impl BufRead + Send + 'static) -> Self {
         Self { live: true, ..Self::file(name, reader) }
+    }
+
+    /// Whether the inputs come from standard input.
+    pub(super) fn is_standard_input(&self) -> bool {
+        matches!(&self.texts, Texts::Lines { name, .. } if name == STANDARD_INPUT)
     }
 
     /// Allows the lines to be counted in the file at this path.

@@ -5,7 +5,8 @@
 //! second later. The run then ends within seconds whatever its state, by this thread if necessary.
 //! The third one ends the process at once; the workers die with their parent. Stopping is
 //! different: each worker is in a process group of its own, where Ctrl-Z does not reach it, so
-//! workers are stopped here.
+//! workers are stopped here. If the run spans hosts, its own process goes on, since the other hosts
+//! would take a silent one for lost, and continues the workers at SIGCONT.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use std::{fs, io};
 
 use anyhow::{Context, Result};
 use rustix::process::Signal;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGSTOP, SIGTERM, SIGTSTP};
+use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGSTOP, SIGTERM, SIGTSTP};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level;
 
@@ -35,11 +36,17 @@ const GRACE: Duration = Duration::from_millis(500);
 const ENDING: Duration = Duration::from_secs(4);
 
 /// Handles signals on a thread of its own, for the life of the process.
-pub(super) fn watch(events: Arc<Events>, pool: Pool, is_command: bool) -> Result<()> {
+pub(super) fn watch(
+    events: Arc<Events>,
+    pool: Pool,
+    is_command: bool,
+    spans_hosts: bool,
+) -> Result<()> {
     // Signals that were ignored at the start stay ignored, as with `nohup`.
     let ignored = ignored();
     let wanted = [SIGINT, SIGTERM, SIGHUP, SIGTSTP, SIGQUIT];
     let wanted = wanted.into_iter().filter(|signal| ignored & (1 << (signal - 1)) == 0);
+    let wanted = wanted.chain(spans_hosts.then_some(SIGCONT));
     let mut signals = Signals::new(wanted).context("failed to catch signals")?;
     let watch = move || {
         let mut interrupted = 0;
@@ -50,6 +57,8 @@ pub(super) fn watch(events: Arc<Events>, pool: Pool, is_command: bool) -> Result
                     // As if the signal were not caught.
                     let _ = low_level::emulate_default_handler(SIGQUIT);
                 }
+                None if signal == SIGCONT => pool.resume(),
+                None if spans_hosts => pool.suspend(),
                 None => pause(&pool),
                 Some(exit) => {
                     interrupted += 1;
@@ -104,7 +113,7 @@ pub(super) fn end_jobs(pool: &Pool, is_command: bool) -> io::Result<thread::Join
 }
 
 /// Returns the exit of a run that is ended by this signal.
-fn ending(signal: i32) -> Option<Exit> {
+pub(super) fn ending(signal: i32) -> Option<Exit> {
     match signal {
         SIGINT => Some(Exit::Interrupted),
         SIGTERM => Some(Exit::Terminated),
@@ -143,7 +152,7 @@ fn runs(pid: u32) -> bool {
 }
 
 /// Returns the ignored signals, one bit each.
-fn ignored() -> u64 {
+pub(super) fn ignored() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)

@@ -153,7 +153,10 @@ impl Work for Commands {
             _ => None,
         };
         row.earlier = ended.earlier;
-        row.began = ended.began;
+        match row.host {
+            None => row.began = ended.began,
+            Some(_) => row.shift(ended.began),
+        }
         row.elapsed = ended.elapsed;
         row.memory = Some(ended.memory);
         // The worker's attempts, plus those lost with earlier workers.

@@ -8,6 +8,11 @@
 //! A job is identified by its content: the task with its options, or the command line, and the
 //! input. Inputs may be reordered, added and removed between runs. A job that occurs twice counts
 //! twice.
+//!
+//! Where the results go to a file of their own, a job counts only with the line `shown` that
+//! follows it and says how long the file is then: a run that goes on cuts the file there. So a row
+//! is never missing and never there twice. A run that spans hosts adds a line for each lost host,
+//! and one for its end.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -35,13 +40,72 @@ pub(super) struct Journal {
     columns: &'static [Column],
     /// Lines that are not written yet.
     lines: Vec<u8>,
+    manner: JournalManner,
 }
 
-/// The fields that are read back.
-#[derive(Deserialize)]
-struct Known {
-    key: String,
+/// How a journal is written.
+#[derive(Clone, Debug, Default)]
+pub(super) struct JournalManner {
+    /// Whether jobs count only with a later line `shown`.
+    pub(super) pending: bool,
+    /// Where the lines of this run start, if the run goes on after it has lost its engine: the jobs
+    /// there are done, also those that failed.
+    pub(super) since: Option<u64>,
+    /// Whether the file need not survive a power cut: it ends with the run anyway.
+    pub(super) is_private: bool,
+}
+
+/// A line as it is read back: the fields of one kind of line are there.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct Known {
+    key: Option<String>,
+    #[serde(default)]
     ok: bool,
+    #[serde(default)]
+    pending: bool,
+    pub(super) shown: Option<Shown>,
+    pub(super) lost: Option<LostHost>,
+    pub(super) end: Option<End>,
+}
+
+/// How far the results are written when the jobs before this line are.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub(super) struct Shown {
+    /// The length of the file of the results.
+    pub(super) out: u64,
+    /// The length of the file for standard error, if there is one.
+    #[serde(default)]
+    pub(super) err: u64,
+    /// The file of the results, unless it ends with the run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) file: Option<String>,
+}
+
+/// A host that the run has lost.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub(super) struct LostHost {
+    pub(super) host: String,
+    pub(super) reason: String,
+}
+
+/// The end of a run that spans hosts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub(super) struct End {
+    /// The exit code of the run.
+    pub(super) exit: u8,
+    /// Jobs that succeeded, failed, and were not started as far as known.
+    pub(super) succeeded: u64,
+    pub(super) failed: u64,
+    pub(super) not_started: u64,
+}
+
+/// A line that is no job's.
+#[derive(Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Note<'a> {
+    Shown(&'a Shown),
+    Lost(&'a LostHost),
+    End(End),
 }
 
 /// A line of the journal.
@@ -49,6 +113,8 @@ struct Known {
 struct Line<'a> {
     key: String,
     ok: bool,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pending: bool,
     /// When the job ended, in seconds since 1970.
     time: f64,
     input: std::borrow::Cow<'a, str>,
@@ -65,6 +131,7 @@ impl Journal {
     pub(super) fn open(
         args: &JournalArgs,
         columns: &'static [Column],
+        manner: JournalManner,
     ) -> Result<Option<(Self, History)>> {
         let Some(path) = &args.journal else { return Ok(None) };
         refuse_other_than_file(path)?;
@@ -73,13 +140,16 @@ impl Journal {
         if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
             return Err(open_error(path, &"another run is writing it"));
         }
-        let (history, whole, length) = History::of(&file, path, args)?;
+        let (history, whole, length) = History::of(&file, path, args, manner.since)?;
         if whole < length {
-            // Later lines must not be appended to a torn one.
+            // Later lines must not be appended to a torn one, nor count with jobs that were not
+            // shown.
             file.set_len(whole).map_err(|error| open_error(path, &error))?;
         }
-        sync_directory(path);
-        let journal = Self { file, path: path.clone(), columns, lines: Vec::new() };
+        if !manner.is_private {
+            sync_directory(path);
+        }
+        let journal = Self { file, path: path.clone(), columns, lines: Vec::new(), manner };
         Ok(Some((journal, history)))
     }
 
@@ -88,7 +158,7 @@ impl Journal {
         let Some(path) = &args.journal else { return Ok(None) };
         refuse_other_than_file(path)?;
         match File::open(path) {
-            Ok(file) => History::of(&file, path, args).map(|(history, ..)| Some(history)),
+            Ok(file) => History::of(&file, path, args, None).map(|(history, ..)| Some(history)),
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 Ok(Some(History { only_failed: args.retry_failed, ..History::default() }))
             }
@@ -102,6 +172,7 @@ impl Journal {
         let line = Line {
             key: format!("{key:032x}"),
             ok: row.error.is_none(),
+            pending: self.manner.pending,
             time: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64(),
             input: row.input.to_text(),
             attempt: row.attempt,
@@ -109,7 +180,41 @@ impl Journal {
             result: Answer::of(row, self.columns),
             error: row.error.as_deref(),
         };
-        serde_json::to_writer(&mut self.lines, &line)?;
+        self.put(&line)
+    }
+
+    /// Whether jobs count only when they are shown.
+    pub(super) fn is_pending(&self) -> bool {
+        self.manner.pending
+    }
+
+    /// Whether all that was added is written.
+    pub(super) fn is_empty(&self) -> bool {
+        self.lines.is_empty()
+    }
+
+    /// Adds how far the results are written, so that the jobs before count.
+    pub(super) fn note_shown(&mut self, shown: &Shown) -> Result<()> {
+        self.put(&Note::Shown(shown))
+    }
+
+    /// Adds a lost host.
+    pub(super) fn note_lost(&mut self, lost: &LostHost) -> Result<()> {
+        self.put(&Note::Lost(lost))?;
+        self.sync()
+    }
+
+    /// Adds the end of the run, and how far the results are written.
+    pub(super) fn note_end(&mut self, end: End, shown: Option<&Shown>) -> Result<()> {
+        if let Some(shown) = shown {
+            self.put(&Note::Shown(shown))?;
+        }
+        self.put(&Note::End(end))?;
+        self.sync()
+    }
+
+    fn put(&mut self, line: &impl Serialize) -> Result<()> {
+        serde_json::to_writer(&mut self.lines, line)?;
         self.lines.push(b'\n');
         Ok(())
     }
@@ -119,9 +224,24 @@ impl Journal {
         if self.lines.is_empty() {
             return Ok(());
         }
-        let written = self.file.write_all(&self.lines).and_then(|()| self.file.sync_data());
+        let written = self
+            .file
+            .write_all(&self.lines)
+            .and_then(|()| if self.manner.is_private { Ok(()) } else { self.file.sync_data() });
         self.lines.clear();
         written.with_context(|| format!("failed to write the journal {:?}", self.path))
+    }
+}
+
+/// Returns the length of the lines of a journal that count, with which the next run begins; 0
+/// without a journal.
+pub(super) fn counted(args: &JournalArgs) -> Result<u64> {
+    let Some(path) = &args.journal else { return Ok(0) };
+    refuse_other_than_file(path)?;
+    match File::open(path) {
+        Ok(file) => History::of(&file, path, args, None).map(|(_, whole, _)| whole),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(0),
+        Err(error) => Err(open_error(path, &error)),
     }
 }
 
@@ -137,8 +257,24 @@ fn refuse_other_than_file(path: &Path) -> Result<()> {
     }
 }
 
-/// How each line starts. A zero stands for any hexadecimal digit.
-const HEAD: &[u8] = b"{\"key\":\"00000000000000000000000000000000\",\"ok\":";
+/// How lines start. A zero stands for any hexadecimal digit.
+const HEADS: [&[u8]; 4] = [
+    b"{\"key\":\"00000000000000000000000000000000\",\"ok\":",
+    b"{\"shown\":{\"out\":",
+    b"{\"lost\":{\"host\":",
+    b"{\"end\":{\"exit\":",
+];
+
+/// Whether this is how a line starts, or part of it and zeros.
+fn is_start(line: &[u8]) -> bool {
+    let written = line.len() - line.iter().rev().take_while(|byte| **byte == 0).count();
+    HEADS.iter().any(|head| {
+        line[..written].iter().zip(*head).all(|(byte, expected)| match expected {
+            b'0' => byte.is_ascii_hexdigit(),
+            expected => byte == expected,
+        })
+    })
+}
 
 /// Whether a crash can have left this: the start of a line, and zeros where the rest never reached
 /// the disk.
@@ -149,11 +285,7 @@ fn is_torn(line: &[u8]) -> bool {
         Some(line) => line,
         None => line,
     };
-    let written = line.len() - line.iter().rev().take_while(|byte| **byte == 0).count();
-    line[..written].iter().zip(HEAD).all(|(byte, expected)| match expected {
-        b'0' => byte.is_ascii_hexdigit(),
-        expected => byte == expected,
-    })
+    is_start(line)
 }
 
 /// Formats the error for a line that is not a journal entry.
@@ -180,7 +312,20 @@ pub(super) struct History {
     failed: HashMap<JobKey, u32>,
     /// Whether to run only failed jobs.
     only_failed: bool,
+    /// How often this run has done each job before it lost its engine.
+    done: HashMap<JobKey, u32>,
+    /// How many of these jobs succeeded and failed.
+    before: Before,
+    /// How far each file of results is written.
+    shown: Vec<Shown>,
     counts: Arc<Counts>,
+}
+
+/// What a run has done before it lost its engine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Before {
+    pub(super) succeeded: u64,
+    pub(super) failed: u64,
 }
 
 /// Inputs that the journal has skipped so far, and those it has not.
@@ -191,17 +336,23 @@ pub(super) struct Counts {
 }
 
 impl History {
-    /// Reads a journal. Also returns the length of its complete lines, and of the file.
-    fn of(file: &File, path: &Path, args: &JournalArgs) -> Result<(Self, u64, u64)> {
+    /// Reads a journal. Also returns the length of the lines that count, and of the file.
+    fn of(
+        file: &File,
+        path: &Path,
+        args: &JournalArgs,
+        since: Option<u64>,
+    ) -> Result<(Self, u64, u64)> {
         let mut history = Self { only_failed: args.retry_failed, ..Self::default() };
         let length = file.metadata().map_err(|error| open_error(path, &error))?.len();
-        if length > 0 && !args.resume && !args.retry_failed {
+        if length.min(since.unwrap_or(u64::MAX)) > 0 && !args.resume && !args.retry_failed {
             let remedy =
                 "it belongs to an earlier run: continue it with --resume, or use another file";
             return Err(open_error(path, &remedy));
         }
-        let whole =
-            history.read(file).map_err(|error| open_error(path, &format_args!("{error:#}")))?;
+        let whole = history
+            .read(file, since)
+            .map_err(|error| open_error(path, &format_args!("{error:#}")))?;
         Ok((history, whole, length))
     }
 
@@ -215,34 +366,79 @@ impl History {
         self.failed.values().copied().map(u64::from).sum()
     }
 
-    /// Reads a journal. Returns the length of its complete lines.
-    fn read(&mut self, mut file: &File) -> Result<u64> {
+    /// Returns what this run has done before it lost its engine.
+    pub(super) fn before(&self) -> Before {
+        self.before
+    }
+
+    /// Returns how far this file of results is written; none if the journal doesn't say.
+    pub(super) fn shown(&self, file: Option<&str>) -> Option<&Shown> {
+        self.shown.iter().find(|shown| shown.file.as_deref() == file)
+    }
+
+    /// Reads a journal. Returns the length of the lines that count.
+    fn read(&mut self, mut file: &File, since: Option<u64>) -> Result<u64> {
         file.seek(SeekFrom::Start(0))?;
         let mut reader = BufReader::new(file);
         let (mut whole, mut number) = (0, 0);
+        // Jobs that wait for the line that says that they were shown, and where the first one is.
+        let mut pending: Vec<(JobKey, bool, bool)> = Vec::new();
+        let mut counted = None;
         let mut line = Vec::new();
         loop {
             line.clear();
             number += 1;
             // Of a file that is not a journal, only the start is read.
             let start = reader.fill_buf()?;
-            if !is_torn(&start[..HEAD.len().min(start.len())]) {
+            let start = &start[..HEADS[0].len().min(start.len())];
+            if !is_start(start.strip_suffix(b"\n").unwrap_or(start)) {
                 anyhow::bail!(not_an_entry(number, whole));
             }
             let length = reader.read_until(b'\n', &mut line)? as u64;
             if length == 0 {
-                return Ok(whole);
+                return Ok(counted.unwrap_or(whole));
             }
             let is_last = line.last() != Some(&b'\n') || reader.fill_buf()?.is_empty();
             let known: Known = match serde_json::from_slice(&line) {
                 Ok(known) if line.last() == Some(&b'\n') => known,
-                _ if is_last && is_torn(&line) => return Ok(whole),
+                _ if is_last && is_torn(&line) => return Ok(counted.unwrap_or(whole)),
                 _ => anyhow::bail!(not_an_entry(number, whole)),
             };
-            let key = u128::from_str_radix(&known.key, 16).map(JobKey);
-            self.note(key.with_context(|| not_an_entry(number, whole))?, known.ok);
+            let is_own = since.is_some_and(|since| whole >= since);
+            if let Some(key) = &known.key {
+                let key = u128::from_str_radix(key, 16).map(JobKey);
+                let key = key.with_context(|| not_an_entry(number, whole))?;
+                if known.pending {
+                    counted.get_or_insert(whole);
+                    pending.push((key, known.ok, is_own));
+                } else {
+                    self.count(key, known.ok, is_own);
+                }
+            } else if let Some(mut shown) = known.shown {
+                counted = None;
+                for (key, ok, is_own) in pending.drain(..) {
+                    self.count(key, ok, is_own);
+                }
+                if !is_own {
+                    shown.err = 0; // that file has ended with its run
+                }
+                if is_own || shown.file.is_some() {
+                    self.shown.retain(|other| other.file != shown.file);
+                    self.shown.push(shown);
+                }
+            } else if known.lost.is_none() && known.end.is_none() {
+                anyhow::bail!(not_an_entry(number, whole));
+            }
             whole += length;
         }
+    }
+
+    fn count(&mut self, key: JobKey, ok: bool, is_own: bool) {
+        if !is_own {
+            return self.note(key, ok);
+        }
+        *self.done.entry(key).or_default() += 1;
+        *(if ok { &mut self.before.succeeded } else { &mut self.before.failed }) += 1;
     }
 
     fn note(&mut self, key: JobKey, ok: bool) {
@@ -264,7 +460,14 @@ impl History {
         let skips = found != self.only_failed;
         let Counts { skipped, not_skipped } = &*self.counts;
         if skips { skipped } else { not_skipped }.fetch_add(1, Ordering::Relaxed);
-        skips
+        // After that, so that each input is treated as in the run's first launch.
+        skips || self.is_done(key)
+    }
+
+    /// Whether this run has done a job before it lost its engine. Each completion counts once.
+    fn is_done(&mut self, key: JobKey) -> bool {
+        let left = self.done.get_mut(&key).filter(|left| **left > 0);
+        left.map(|left| *left -= 1).is_some()
     }
 }
 
@@ -304,7 +507,7 @@ mod tests {
         let line = |name: &str| format!("{{\"key\":\"{:032x}\",\"ok\":true}}\n", key(name).0);
         let read = |content: String| {
             std::fs::write(&path, content).unwrap();
-            History::default().read(&File::open(&path).unwrap())
+            History::default().read(&File::open(&path).unwrap(), None)
         };
         let two = line("a") + &line("b");
         let length = two.len() as u64;
@@ -325,5 +528,75 @@ mod tests {
         let error = read(line("a") + "what?\n" + &line("b")).unwrap_err().to_string();
         assert!(error.contains("line 2"), "{error}");
         assert_eq!(read(String::new()).unwrap(), 0);
+    }
+
+    fn journal_of(lines: &[&str]) -> (tempfile::TempDir, File, u64) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal");
+        let text = lines.concat();
+        std::fs::write(&path, &text).unwrap();
+        (dir, File::open(path).unwrap(), text.len() as u64)
+    }
+
+    fn job(name: &str, ok: bool, pending: &str) -> String {
+        format!("{{\"key\":\"{:032x}\",\"ok\":{ok}{pending}}}\n", key(name).0)
+    }
+
+    const PENDING: &str = ",\"pending\":true";
+
+    #[test]
+    fn a_job_that_waits_to_be_shown_counts_only_with_the_line_that_says_so() {
+        let [a, b, c] = ["a", "b", "c"].map(|name| job(name, true, PENDING));
+        let shown = "{\"shown\":{\"out\":7,\"err\":3}}\n";
+        let lost = "{\"lost\":{\"host\":\"n3\",\"reason\":\"is silent\"}}\n";
+        let end = "{\"end\":{\"exit\":0,\"succeeded\":2,\"failed\":0,\"not_started\":0}}\n";
+        let (_dir, file, _) = journal_of(&[&a, &b, shown, lost, &c, lost]);
+        let mut history = History::default();
+        let whole = history.read(&file, None).unwrap();
+        assert_eq!(whole, (a.len() + b.len() + shown.len() + lost.len()) as u64);
+        assert_eq!(["a", "b", "c"].map(|it| history.skips(key(it))), [true, true, false]);
+        assert_eq!(history.shown(None), None, "that file has ended with its run");
+        let mut own = History::default();
+        own.read(&file, Some(0)).unwrap();
+        assert_eq!(own.shown(None).map(|shown| (shown.out, shown.err)), Some((7, 3)));
+        assert_eq!(own.shown(Some("file")), None);
+
+        let (_dir, file, length) = journal_of(&[&a, shown, end]);
+        assert_eq!(History::default().read(&file, None).unwrap(), length);
+        for torn in 1..shown.len() {
+            let (_dir, file, _) = journal_of(&[&a, shown, &b, &shown[..torn]]);
+            let whole = History::default().read(&file, None).unwrap();
+            assert_eq!(whole, (a.len() + shown.len()) as u64, "{torn}");
+        }
+    }
+
+    #[test]
+    fn a_run_that_goes_on_does_nothing_again_that_it_has_done() {
+        let earlier = [job("a", false, ""), job("b", true, "")].concat();
+        let own = [job("c", false, ""), job("a", true, "")].concat();
+        let (_dir, file, _) = journal_of(&[&earlier, &own]);
+        let read = |only_failed| {
+            let mut history = History { only_failed, ..History::default() };
+            history.read(&file, Some(earlier.len() as u64)).unwrap();
+            history
+        };
+        let mut resumed = read(false);
+        assert_eq!(resumed.before(), Before { succeeded: 1, failed: 1 });
+        let skipped = ["a", "b", "c", "d", "a"].map(|it| resumed.skips(key(it)));
+        assert_eq!(skipped, [true, true, true, false, false]);
+        let counts = resumed.counts();
+        assert_eq!(counts.skipped.load(Ordering::Relaxed), 1, "only what an earlier run did");
+        let mut retried = read(true);
+        assert_eq!(["a", "b", "a"].map(|it| retried.skips(key(it))), [true; 3]);
+    }
+
+    #[test]
+    fn a_journal_from_before_there_were_hosts_is_read_as_before() {
+        let (_dir, file, length) =
+            journal_of(&[&job("a", true, ",\"time\":1.5"), &job("b", false, "")]);
+        let mut history = History::default();
+        assert_eq!(history.read(&file, None).unwrap(), length);
+        assert_eq!(["a", "b"].map(|name| history.skips(key(name))), [true, false]);
+        assert!(history.shown.is_empty());
     }
 }

@@ -37,6 +37,7 @@ mod isolate;
 mod jobs;
 mod journal;
 mod key;
+mod launch;
 mod list;
 mod log;
 mod manual;
@@ -87,6 +88,7 @@ fn main() -> ExitCode {
                 Verb::Tasks(args) => report("tasks", list::run(&args)),
                 Verb::Isolate(args) => report("isolate", isolate::run(args)),
                 Verb::Compare(args) => report("compare", compare::run(args)),
+                Verb::Hosts(args) => report("hosts", launch::check(&args)),
                 Verb::Timeline(args) => report("timeline", timeline::run(&args)),
                 Verb::Completions(args) => report("completions", manual::completions(&args)),
                 Verb::Man(args) => report("man", manual::man(&args)),
@@ -100,6 +102,7 @@ fn main() -> ExitCode {
             if typed.any(|argument| argument == "--exit-count") { exit.uncounted() } else { exit }
         }
     };
+    launch::say_exit(exit.code());
     exit.into()
 }
 
@@ -118,6 +121,12 @@ fn report(verb: &str, outcome: anyhow::Result<Exit>) -> Exit {
     if error.is::<Usage>() {
         let _ = writeln!(stderr, "\nFor more information, try 'procpool {verb} --help'.");
         return Exit::WrongUsage;
+    }
+    if error.is::<launch::EngineLost>() {
+        return Exit::EngineLost;
+    }
+    if let Some(procpool::Error::BuildMismatch { .. }) = error.downcast_ref() {
+        return Exit::BuildMismatch;
     }
     error.downcast_ref::<NoProgram>().map_or(Exit::Failure, Exit::from)
 }

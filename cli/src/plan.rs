@@ -17,7 +17,7 @@ use super::args::{
     CommandOptions, Format, JournalArgs, LimitArgs, OutputChoice, Progress, RunArgs, TaskOptions,
 };
 use super::exit::Usage;
-use super::inputs::Source;
+use super::inputs::{STANDARD_INPUT, Source};
 use super::render::{self, Form, PlainOptions};
 use super::units::TimeLimit;
 use crate::tasks::command::{self, CommandSpec, Completed, Template};
@@ -40,6 +40,8 @@ pub(super) struct RunPlan {
     pub(super) output: procpool::OutputMode,
     pub(super) log: LogTo,
     pub(super) trace: Option<PathBuf>,
+    /// The file for the results, instead of standard output.
+    pub(super) results: Option<PathBuf>,
     /// Whether to show the live table of the workers.
     pub(super) top: bool,
     pub(super) unordered: bool,
@@ -94,7 +96,12 @@ impl RunPlan {
                 command::OutputMode::Grouped => render::OutputFields::Both,
                 _ => render::OutputFields::None,
             };
-            form = Form { input: Column::COMMAND_INPUT, columns: Completed::COLUMNS, prints };
+            form = Form {
+                input: Column::COMMAND_INPUT,
+                columns: Completed::COLUMNS,
+                prints,
+                hosts: false,
+            };
             // Of a command, the worker prints only the lines of its jobs.
             output_to = procpool::OutputMode::Inherit;
             work = WorkPlan::Command(spec);
@@ -134,7 +141,7 @@ impl RunPlan {
                 procpool::OutputMode::Capture => render::OutputFields::Output,
                 _ => render::OutputFields::None,
             };
-            form = Form { input: task.input, columns: task.columns, prints };
+            form = Form { input: task.input, columns: task.columns, prints, hosts: false };
             work = WorkPlan::Task(task, params);
         }
         let default = if is_command { Format::Plain } else { Format::Table };
@@ -179,6 +186,7 @@ impl RunPlan {
             journal: args.journal,
             output: output_to,
             trace: output.trace,
+            results: output.results,
             top: output.top,
             work,
             log,
@@ -232,6 +240,8 @@ fn refuse_same_file(args: &RunArgs) -> Result<()> {
         ("--journal", args.journal.journal.as_deref()),
         ("--log", args.output.log.as_deref()),
         ("--trace", args.output.trace.as_deref()),
+        ("--results", args.output.results.as_deref()),
+        ("--hostfile", args.hosts.hostfile.as_deref()),
     ];
     let named = files.into_iter().filter_map(|(option, path)| Some((option, path?)));
     let named: Vec<_> = named.filter(|(_, path)| *path != Path::new("-")).collect();
@@ -433,7 +443,7 @@ fn standard_input(end: u8) -> Source {
         .try_clone_to_owned()
         .and_then(|stdin| File::from(stdin).metadata())
         .is_ok_and(|metadata| metadata.is_file());
-    let (name, reader) = ("standard input", BufReader::new(stdin));
+    let (name, reader) = (STANDARD_INPUT, BufReader::new(stdin));
     let source = if is_file { Source::file(name, reader) } else { Source::live(name, reader) };
     source.ending_with(end)
 }

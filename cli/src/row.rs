@@ -7,7 +7,7 @@ use super::pending::PendingJob;
 use super::spill::{Printed, Spills};
 use crate::tasks::command::FailedAttempt;
 use crate::tasks::{Input, Output};
-use procpool::{DidRun, Report, TaskError, TaskErrorKind};
+use procpool::{DidRun, HostName, Report, TaskError, TaskErrorKind};
 
 /// The outcome of one input.
 #[derive(Clone)]
@@ -18,6 +18,8 @@ pub(super) struct Row {
     pub(super) number: u64,
     pub(super) pid: u32,
     pub(super) worker: usize,
+    /// The worker's host, if the pool spans several.
+    pub(super) host: Option<HostName>,
     pub(super) attempt: u32,
     pub(super) queued: Duration,
     pub(super) elapsed: Duration,
@@ -70,6 +72,7 @@ impl Row {
             number: kept.number,
             pid: worker.map_or(0, |worker| worker.pid),
             worker: worker.map_or(0, |worker| worker.slot),
+            host: worker.and_then(|worker| worker.host),
             attempt: report.attempt,
             queued: report.queued,
             elapsed: report.elapsed,
@@ -95,6 +98,18 @@ impl Row {
     /// Returns the number of the worker, from 1, as users see it.
     pub(super) fn worker_number(&self) -> usize {
         self.worker + 1
+    }
+
+    /// Sets when the last attempt started, which a worker with another clock says: the first one
+    /// started when this row did, as far as known here.
+    pub(super) fn shift(&mut self, last: u64) {
+        let first = self.earlier.first().map_or(last, |attempt| attempt.began);
+        let start = self.began;
+        let here = |there: u64| start.saturating_add(there.saturating_sub(first));
+        self.began = here(last);
+        for attempt in &mut self.earlier {
+            attempt.began = here(attempt.began);
+        }
     }
 
     /// Resolves output that was stored in files.

@@ -3,7 +3,8 @@
 //! Writing each row to a pipe would cost a system call per row. Rows are buffered, and written when
 //! the page is full or the run is idle.
 
-use std::io::{self, IsTerminal, Write};
+use std::fs::File;
+use std::io::{self, IsTerminal, Seek, Write};
 use std::mem;
 use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -94,6 +95,9 @@ pub(super) struct Screen {
     page: Page,
     /// Text for standard error that follows the page.
     errors: Page,
+    /// Where the two are written.
+    out: Sink,
+    err: Sink,
     progress: Progress,
     /// Whether standard output, and standard error, end within a line.
     torn: [bool; 2],
@@ -117,10 +121,38 @@ impl Screen {
         Self {
             page: Page::default(),
             errors: Page::default(),
+            out: Sink::Stdout,
+            err: Sink::Stderr,
             progress,
             torn: [false; 2],
             held: None,
         }
+    }
+
+    /// Writes to files instead, from where they are now.
+    pub(super) fn write_to(&mut self, out: Option<File>, err: Option<File>) {
+        self.out = out.map_or(Sink::Stdout, Sink::File);
+        self.err = err.map_or(Sink::Stderr, Sink::File);
+    }
+
+    /// Returns when the results are on disk, after a flush.
+    pub(super) fn sync(&self) -> Result<()> {
+        match &self.out {
+            // What can't be synced, such as a pipe, has no length to come back to.
+            Sink::File(file) if file.metadata().is_ok_and(|metadata| metadata.is_file()) => {
+                file.sync_data().context("failed to write the results")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Returns how long the files are, once all was flushed; 0 where it writes to none.
+    pub(super) fn lengths(&mut self) -> [u64; 2] {
+        [&mut self.out, &mut self.err].map(|sink| match sink {
+            // A pipe has no length: then its results are not continued.
+            Sink::File(file) => file.stream_position().unwrap_or(0),
+            Sink::Stdout | Sink::Stderr => 0,
+        })
     }
 
     /// Returns the page for rows.
@@ -157,8 +189,8 @@ impl Screen {
         if self.page.is_blank() && self.errors.is_blank() {
             return Ok(());
         }
-        let stdout_waits = self.held.is_some() && io::stdout().is_terminal();
-        let stderr_waits = self.held.is_some() && io::stderr().is_terminal();
+        let stdout_waits = self.held.is_some() && self.out.is_terminal();
+        let stderr_waits = self.held.is_some() && self.err.is_terminal();
         if let Some(held) = &mut self.held {
             if stdout_waits {
                 held.put(&mut self.page);
@@ -167,11 +199,11 @@ impl Screen {
                 held.put(&mut self.errors);
             }
         }
-        let Self { page, errors, progress, torn, .. } = self;
+        let Self { page, errors, progress, torn, out, err, .. } = self;
         // The bar starts at the start of a line and would stick to a torn one; so would text on
         // standard error.
-        let follows = progress.is_shown() || (!errors.is_blank() && io::stderr().is_terminal());
-        if follows && page.ends_torn(torn[0]) && io::stdout().is_terminal() {
+        let follows = progress.is_shown() || (!errors.is_blank() && err.is_terminal());
+        if follows && page.ends_torn(torn[0]) && out.is_terminal() {
             page.push(b'\n');
         }
         if progress.is_shown() && errors.is_torn() {
@@ -179,25 +211,31 @@ impl Screen {
         }
         *torn = [page.ends_torn(torn[0]), errors.ends_torn(torn[1])];
         let written = progress.suspend(|| {
-            let written = page.write(&mut Stdout);
-            let _ = errors.write(&mut Stderr); // it is for display only
-            written
+            let written = page.write(out);
+            match errors.write(err) {
+                Err(error) if matches!(err, Sink::File(_)) => written.and(Err(error)),
+                _ => written, // it is for display only
+            }
         });
         *page = Page { bytes: mem::take(&mut page.bytes), ..Page::default() };
         page.clear();
         errors.clear();
         errors.parts.clear();
-        shown(written)
+        match out {
+            Sink::File(_) => written.context("failed to write the results"),
+            Sink::Stdout | Sink::Stderr => shown(written),
+        }
     }
 
     /// Shows what the running job has printed since. Returns whether there was anything.
     pub(super) fn follow(&mut self, live: &mut LiveOutput) -> Result<bool> {
         self.flush()?;
-        if io::stdout().is_terminal() {
+        if self.out.is_terminal() {
             // The output may end within a line at any time.
             self.progress.finish();
         }
-        match self.progress.suspend(|| live.follow(&mut Stdout)) {
+        let Self { progress, out, .. } = self;
+        match progress.suspend(|| live.follow(out)) {
             Ok(some) => Ok(some),
             Err(error) => shown(Err(error)).map(|()| false),
         }
@@ -254,35 +292,31 @@ impl Held {
     }
 }
 
-/// Standard output without a buffer: the standard library's would write what failed again at exit.
-struct Stdout;
+/// Where text is written: a standard stream without a buffer (the standard library's would write
+/// what failed again at exit), or a file.
+enum Sink {
+    Stdout,
+    Stderr,
+    File(File),
+}
 
-/// Standard error without a buffer.
-struct Stderr;
+impl Sink {
+    fn is_terminal(&self) -> bool {
+        self.as_fd().is_terminal()
+    }
+}
 
-impl AsFd for Stdout {
+impl AsFd for Sink {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        rustix::stdio::stdout()
+        match self {
+            Self::Stdout => rustix::stdio::stdout(),
+            Self::Stderr => rustix::stdio::stderr(),
+            Self::File(file) => file.as_fd(),
+        }
     }
 }
 
-impl AsFd for Stderr {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        rustix::stdio::stderr()
-    }
-}
-
-impl Write for Stdout {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        write(self, bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Write for Stderr {
+impl Write for Sink {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         write(self, bytes)
     }

@@ -22,7 +22,8 @@ use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
 use super::format;
-use crate::tasks::command::spill::{NOTICE, Notice, PAGE};
+pub(super) use crate::tasks::command::spill::PAGE;
+use crate::tasks::command::spill::{NOTICE, Notice};
 use crate::tasks::command::{self, Range};
 
 /// The size of a read; a multiple of three, for base64.
@@ -206,7 +207,7 @@ impl Drop for Part {
 
 /// Frees a part of a file, where the file system can: whole pages, of which the first may already
 /// be partly freed.
-fn free(file: &File, start: u64, end: u64) {
+pub(super) fn free(file: &File, start: u64, end: u64) {
     let (start, end) = (start / PAGE * PAGE, end / PAGE * PAGE);
     if start < end {
         let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;

@@ -5,8 +5,9 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use super::format;
+use super::journal::Before;
 use super::row::Row;
-use procpool::WorkerInfo;
+use procpool::{HostName, WorkerInfo};
 
 /// How many of the worst jobs are named, of each kind.
 const WORST: usize = 3;
@@ -18,7 +19,9 @@ const MIN_WORK: Duration = Duration::from_millis(10);
 /// The totals so far, by process.
 pub(super) struct Tally {
     started: Instant,
-    by_pid: HashMap<u32, Share>,
+    /// What the run did before it lost its engine.
+    before: Before,
+    by_process: HashMap<Process, Share>,
     total: Share,
     retried: u64,
     /// Failures that were killed with the run.
@@ -27,6 +30,9 @@ pub(super) struct Tally {
     largest: Worst<u64>,
     failures: Vec<String>,
 }
+
+/// A process, on its host if there are several.
+type Process = (Option<HostName>, u32);
 
 /// The share of one process.
 #[derive(Clone, Copy, Default)]
@@ -79,10 +85,11 @@ fn name(row: &Row) -> String {
 
 impl Tally {
     /// Creates the tally of a run that started then.
-    pub(super) fn since(started: Instant) -> Self {
+    pub(super) fn since(started: Instant, before: Before) -> Self {
         Self {
             started,
-            by_pid: HashMap::new(),
+            before,
+            by_process: HashMap::new(),
             total: Share::default(),
             retried: 0,
             killed: 0,
@@ -93,7 +100,7 @@ impl Tally {
     }
 
     pub(super) fn note(&mut self, row: &Row) {
-        self.by_pid.entry(row.pid).or_default().note(row);
+        self.by_process.entry((row.host, row.pid)).or_default().note(row);
         self.total.note(row);
         self.retried += u64::from(row.attempt.saturating_sub(1));
         self.killed += u64::from(row.killed);
@@ -112,20 +119,28 @@ impl Tally {
 
     /// Formats a table of the workers.
     pub(super) fn workers(&self, workers: &[WorkerInfo]) -> String {
-        let mut shares = self.by_pid.clone();
+        let mut shares = self.by_process.clone();
         for idle in workers {
-            shares.entry(idle.pid).or_insert(Share { worker: idle.slot, ..Share::default() });
+            let share = Share { worker: idle.slot, ..Share::default() };
+            shares.entry((idle.host, idle.pid)).or_insert(share);
         }
-        let memory: HashMap<u32, u64> =
-            workers.iter().filter_map(|worker| Some((worker.pid, worker.memory?))).collect();
+        let memory =
+            workers.iter().filter_map(|worker| Some(((worker.host, worker.pid), worker.memory?)));
+        let memory: HashMap<Process, u64> = memory.collect();
         let mut lines: Vec<_> = shares.into_iter().collect();
-        lines.sort_by_key(|(pid, share)| (share.worker, *pid));
+        lines.sort_by_key(|((_, pid), share)| (share.worker, *pid));
+        let hosts = lines.iter().filter_map(|((host, _), _)| *host);
+        let width = hosts.map(|host| host.chars().count()).max().map(|width| width.max(6));
 
-        let mut text = format!("\n{}", line("pid", "tasks", "failed", "busy", "memory"));
-        for (pid, share) in &lines {
-            text += &share.line(&named(*pid), memory.get(pid).copied());
+        let mut text =
+            format!("\n{}", line(width, "host", "pid", ["tasks", "failed", "busy", "memory"]));
+        for (process, share) in &lines {
+            let (host, pid) = *process;
+            let host = host.as_ref().map_or("", |host| host.as_str());
+            text += &share.line(width, host, &named(pid), memory.get(process).copied());
         }
-        text + &self.total.line("total", Some(memory.values().sum()).filter(|sum| *sum > 0)) + "\n"
+        let memory = Some(memory.values().sum()).filter(|sum| *sum > 0);
+        text + &self.total.line(width, "", "total", memory) + "\n"
     }
 
     /// Formats the lines about the whole run. `noun` is `tasks` or `jobs`.
@@ -152,6 +167,14 @@ impl Tally {
             text += &format!(", {not_started} not started");
         }
         text.push('\n');
+        let Before { succeeded, failed: failed_before } = self.before;
+        if self.before != Before::default() {
+            text += &format!(
+                "before it lost its engine: {} done, {} failed\n",
+                format::grouped(succeeded),
+                format::grouped(failed_before),
+            );
+        }
         if tasks < 2 {
             return text;
         }
@@ -180,20 +203,23 @@ impl Tally {
 }
 
 impl Share {
-    fn line(&self, name: &str, memory: Option<u64>) -> String {
-        line(
-            name,
-            &format::grouped(self.tasks),
+    fn line(&self, width: Option<usize>, host: &str, name: &str, memory: Option<u64>) -> String {
+        let cells = [
+            &*format::grouped(self.tasks),
             &format::grouped(self.failed),
             &format::duration(self.busy),
             // The memory of a dead worker is unknown.
             &memory.map_or("-".to_owned(), format::bytes),
-        )
+        ];
+        line(width, host, name, cells)
     }
 }
 
-fn line(name: &str, tasks: &str, failed: &str, busy: &str, memory: &str) -> String {
-    format!("{name:>8}  {tasks:>11}  {failed:>9}  {busy:>9}  {memory:>10}\n")
+/// Formats a line, with a column for the host where it has a width.
+fn line(width: Option<usize>, host: &str, name: &str, cells: [&str; 4]) -> String {
+    let [tasks, failed, busy, memory] = cells;
+    let host = width.map_or(String::new(), |width| format!("  {host:<width$}"));
+    format!("{name:>8}{host}  {tasks:>11}  {failed:>9}  {busy:>9}  {memory:>10}\n")
 }
 
 /// A task that never reached a worker has no process.

@@ -16,7 +16,9 @@ use super::trace::Entry;
 
 /// Sizes in pixels.
 const WIDTH: f64 = 1200.0;
+/// The least width of the names of the tracks, and the width of a letter of theirs.
 const LEFT: f64 = 90.0;
+const LETTER: f64 = 6.7;
 const TOP: f64 = 34.0;
 const ROW: f64 = 26.0;
 const BAR: f64 = 20.0;
@@ -69,7 +71,6 @@ struct Drawn<'a> {
 
 fn draw(entries: &[Entry]) -> String {
     let end = entries.iter().map(|entry| entry.ts + entry.dur.unwrap_or(0.0)).fold(1.0, f64::max);
-    let scale = (WIDTH - LEFT - 20.0) / end;
     let mut tracks: BTreeMap<usize, Vec<&Entry>> = BTreeMap::new();
     let mut names: BTreeMap<usize, &str> = BTreeMap::new();
     for entry in entries {
@@ -81,6 +82,9 @@ fn draw(entries: &[Entry]) -> String {
             _ => {}
         }
     }
+    let longest = names.values().map(|name| name.chars().count()).max().unwrap_or(0);
+    let left = LEFT.max(longest as f64 * LETTER + 16.0);
+    let scale = (WIDTH - left - 20.0) / end;
     let height = TOP + ROW * tracks.len() as f64 + 34.0;
     let bottom = height - 30.0;
     let mut svg = format!(
@@ -91,7 +95,7 @@ fn draw(entries: &[Entry]) -> String {
     legend(&mut svg);
     let step = step(end);
     for tick in (0u32..).map(|tick| f64::from(tick) * step).take_while(|tick| *tick <= end) {
-        let x = LEFT + tick * scale;
+        let x = left + tick * scale;
         let text = label(tick);
         // Labels at the edge stay within the picture.
         let middle = x.min(WIDTH - 4.0 * text.chars().count() as f64);
@@ -111,12 +115,12 @@ fn draw(entries: &[Entry]) -> String {
             &mut svg,
             format_args!(
                 "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>\n",
-                LEFT - 8.0,
+                left - 8.0,
                 y + BAR * 0.7,
                 escape(name)
             ),
         );
-        draw_track(&mut svg, entries, y, scale);
+        draw_track(&mut svg, entries, Axis { y, left, scale });
     }
     svg + "</svg>\n"
 }
@@ -167,7 +171,17 @@ fn legend(svg: &mut String) {
     );
 }
 
-fn draw_track(svg: &mut String, entries: &[&Entry], y: f64, scale: f64) {
+/// Where a track is drawn.
+#[derive(Clone, Copy)]
+struct Axis {
+    y: f64,
+    /// Where its time starts, and the pixels of a microsecond.
+    left: f64,
+    scale: f64,
+}
+
+fn draw_track(svg: &mut String, entries: &[&Entry], axis: Axis) {
+    let Axis { y, left, scale } = axis;
     let mut slices: Vec<_> = entries.iter().filter(|entry| entry.ph == "X").collect();
     slices.sort_by(|one, other| one.ts.total_cmp(&other.ts));
     let mut pending: Option<Drawn<'_>> = None;
@@ -184,17 +198,17 @@ fn draw_track(svg: &mut String, entries: &[&Entry], y: f64, scale: f64) {
             }
             _ => {
                 if let Some(drawn) = pending.take() {
-                    draw_slice(svg, &drawn, y, scale);
+                    draw_slice(svg, &drawn, axis);
                 }
                 pending = Some(Drawn { start, end, category: &entry.cat, count: 1, first: entry });
             }
         }
     }
     if let Some(drawn) = pending {
-        draw_slice(svg, &drawn, y, scale);
+        draw_slice(svg, &drawn, axis);
     }
     for entry in entries.iter().filter(|entry| entry.ph == "i" && entry.name != "retired") {
-        let x = LEFT + entry.ts * scale;
+        let x = left + entry.ts * scale;
         let cause = entry.args.error.as_deref().unwrap_or_default();
         let pid = entry.args.pid.map_or(String::new(), |pid| format!("PID {pid} "));
         add(
@@ -209,9 +223,10 @@ fn draw_track(svg: &mut String, entries: &[&Entry], y: f64, scale: f64) {
     }
 }
 
-fn draw_slice(svg: &mut String, drawn: &Drawn<'_>, y: f64, scale: f64) {
+fn draw_slice(svg: &mut String, drawn: &Drawn<'_>, axis: Axis) {
+    let Axis { y, left, scale } = axis;
     let (x, width) =
-        (LEFT + drawn.start * scale, ((drawn.end - drawn.start) * scale).max(NARROWEST));
+        (left + drawn.start * scale, ((drawn.end - drawn.start) * scale).max(NARROWEST));
     let time = format::duration(Duration::from_secs_f64((drawn.end - drawn.start).max(0.0) / 1e6));
     let title = if drawn.count > 1 {
         format!("{} jobs, {time}", format::grouped(drawn.count as u64))

@@ -21,7 +21,7 @@ use super::exit::Usage;
 use super::numbers::{Numbering, Numbers};
 use super::row::Row;
 use crate::tasks::command::FailedAttempt;
-use procpool::{Event, EventKind};
+use procpool::{Event, EventKind, HostName};
 
 /// The most bytes that are buffered.
 const PAGE: usize = 64 * 1024;
@@ -85,6 +85,8 @@ struct State {
     at: u64,
     /// The tracks, by their numbers from 1.
     slots: Vec<Slot>,
+    /// The hosts, if there are several. Each is a process of the trace, and a slot a thread of it.
+    hosts: Vec<HostName>,
     numbering: Numbering,
     /// Attempts that were lost with their workers, by the number of the job. They get a name when
     /// the job ends.
@@ -111,6 +113,7 @@ struct Attempt {
 #[derive(Clone, Default)]
 struct Slot {
     named: bool,
+    host: Option<HostName>,
     /// When its worker started, in microseconds, until it is ready.
     started: Option<f64>,
     /// The end of its last slice. Jobs of a chunk are known by their durations and follow each
@@ -131,6 +134,7 @@ impl Trace {
             page: b"[\n".to_vec(),
             at: 0,
             slots: Vec::new(),
+            hosts: Vec::new(),
             numbering: Numbering::new(numbers),
             lost: HashMap::new(),
             awaited: HashMap::new(),
@@ -146,6 +150,9 @@ impl Trace {
         let mut state = self.state();
         let event = state.numbering.of(event);
         let ts = micros(event.time);
+        if let Some(slot) = slot_of(&event.kind) {
+            state.place(slot, event.host);
+        }
         match &event.kind {
             EventKind::Spawned { slot, .. } => {
                 state.slot(*slot).started = Some(ts);
@@ -190,6 +197,14 @@ impl Trace {
             EventKind::Retired { slot, pid } => {
                 state.instant(*slot, ts, "retired", Some(*pid), None);
             }
+            EventKind::HostLost { reason } => {
+                let is_there = |(_, slot): &(usize, &Slot)| slot.named && slot.host == event.host;
+                let slots = state.slots.iter().enumerate().filter(is_there);
+                for slot in slots.map(|(number, _)| number).collect::<Vec<_>>() {
+                    state.slots[slot].started = None;
+                    state.instant(slot, ts, "host lost", None, Some(reason));
+                }
+            }
             _ => return,
         }
         state.write();
@@ -198,6 +213,9 @@ impl Trace {
     /// Records a finished job: a slice for each known attempt.
     pub(super) fn row(&self, row: &Row) {
         let mut state = self.state();
+        if row.pid != 0 {
+            state.place(row.worker_number(), row.host);
+        }
         let name = row.input.to_text();
         // `earlier` has the attempts of the last worker. Those before them were lost.
         let first = row.attempt.saturating_sub(u32::try_from(row.earlier.len()).unwrap_or(0));
@@ -239,6 +257,19 @@ impl Trace {
     }
 }
 
+/// Returns the slot of the worker that an event is about.
+fn slot_of(kind: &EventKind) -> Option<usize> {
+    match kind {
+        EventKind::Spawned { slot, .. }
+        | EventKind::Ready { slot, .. }
+        | EventKind::StartFailed { slot, .. }
+        | EventKind::Retried { slot, .. }
+        | EventKind::Lost { slot, .. }
+        | EventKind::Retired { slot, .. } => Some(*slot),
+        _ => None,
+    }
+}
+
 fn micros(time: Duration) -> f64 {
     time.as_secs_f64() * 1e6
 }
@@ -254,9 +285,24 @@ impl State {
         }
         if !self.slots[slot].named {
             self.slots[slot].named = true;
-            self.name("thread_name", slot, format!("worker {slot}"));
+            let host = self.slots[slot].host.map_or(String::new(), |host| format!("{host} "));
+            self.name("thread_name", slot, format!("{host}worker {slot}"));
         }
         &mut self.slots[slot]
+    }
+
+    /// Records the host of a slot.
+    fn place(&mut self, slot: usize, host: Option<HostName>) {
+        if host.is_none() || self.slots.get(slot).is_some_and(|slot| slot.host.is_some()) {
+            return;
+        }
+        if self.slots.len() <= slot {
+            self.slots.resize(slot + 1, Slot::default());
+        }
+        self.slots[slot].host = host;
+        let Some(host) = host.filter(|host| !self.hosts.contains(host)) else { return };
+        self.hosts.push(host);
+        self.name("process_name", slot, host.to_string());
     }
 
     /// Names a track, or the process.
@@ -325,7 +371,11 @@ impl State {
             self.page.extend_from_slice(b",\n");
         }
         let start = self.page.len();
-        let entry = Entry { pid: 1, tid: slot, ..entry };
+        let host = self.slots.get(slot).and_then(|slot| slot.host);
+        let host = host.and_then(|host| self.hosts.iter().position(|other| *other == host));
+        // 1 is the run itself, and where all is on one machine.
+        let pid = host.map_or(1, |host| host as u32 + 2);
+        let entry = Entry { pid, tid: slot, ..entry };
         if serde_json::to_writer(&mut self.page, &entry).is_err() {
             // Cannot fail: all is plain data in memory.
             self.page.truncate(start);

@@ -22,7 +22,7 @@ use crate::pool::options::TaskOptions;
 use crate::pool::process::shared_supervisor::Membership;
 use crate::pool::schedule::batch::Batch;
 use crate::pool::schedule::state::{self, PoolState};
-use crate::pool::types::{Stats, WorkerInfo};
+use crate::pool::types::{HostInfo, Stats, WorkerInfo};
 
 /// A pool of worker processes.
 ///
@@ -320,16 +320,25 @@ impl Pool {
     /// Returns the state and current resource use of each worker.
     pub fn workers(&self) -> Vec<WorkerInfo> {
         let mut workers = self.shared().workers();
+        // The other hosts report their workers' use themselves.
+        let local = self.shared().slots.len().min(workers.len());
+        let local = &mut workers[..local];
         let pids: Vec<u32> =
-            workers.iter().map(|worker| worker.pid).filter(|pid| *pid != 0).collect();
+            local.iter().map(|worker| worker.pid).filter(|pid| *pid != 0).collect();
         let usage = observe::usage(&pids);
-        for worker in &mut workers {
+        for worker in local {
             if let Some(usage) = usage.get(&worker.pid) {
                 worker.memory = Some(usage.memory);
                 worker.cpu = Some(Duration::from_millis(usage.cpu_millis));
             }
         }
         workers
+    }
+
+    /// Returns the hosts that the pool spans, lost ones included; nothing if it has this host alone.
+    pub fn hosts(&self) -> Vec<HostInfo> {
+        let link = self.shared().link.as_ref();
+        link.map_or_else(Vec::new, |link| link.with_status(|status| status.hosts.clone()))
     }
 
     /// Returns the pool's task counters.

@@ -12,13 +12,15 @@ use crate::tasks::{Column, Value};
 pub(super) struct Csv {
     columns: &'static [Column],
     prints: OutputFields,
+    hosts: bool,
     /// The fields of the current row; the buffer is reused.
     fields: csv::ByteRecord,
 }
 
 impl Csv {
     pub(super) fn new(form: &Form) -> Self {
-        Self { columns: form.columns, prints: form.prints, fields: csv::ByteRecord::new() }
+        let Form { columns, prints, hosts, .. } = *form;
+        Self { columns, prints, hosts, fields: csv::ByteRecord::new() }
     }
 
     fn write(&mut self, page: &mut Page) {
@@ -32,7 +34,9 @@ impl Csv {
 
 impl Render for Csv {
     fn header(&mut self, page: &mut Page) {
-        for name in ["id", "pid", "worker", "attempt", "seconds", "input"] {
+        let hosts: &[_] = if self.hosts { &["host"] } else { &[] };
+        let names = [&["id", "pid", "worker"], hosts, &["attempt", "seconds", "input"]].concat();
+        for name in names {
             self.fields.push_field(name.as_bytes());
         }
         for column in self.columns {
@@ -49,6 +53,10 @@ impl Render for Csv {
         self.fields.push_field(row.number.to_string().as_bytes());
         self.fields.push_field(row.pid.to_string().as_bytes());
         self.fields.push_field(row.worker_number().to_string().as_bytes());
+        if self.hosts {
+            let host = row.host.as_ref().map_or("", |host| host.as_str());
+            self.fields.push_field(host.as_bytes());
+        }
         self.fields.push_field(row.attempt.to_string().as_bytes());
         let (seconds, nanos) = (row.elapsed.as_secs(), row.elapsed.subsec_nanos());
         self.fields.push_field(format!("{seconds}.{nanos:09}").as_bytes());

@@ -25,6 +25,8 @@ pub(crate) struct Form {
     pub(crate) columns: &'static [Column],
     /// The fields for captured output.
     pub(crate) prints: OutputFields,
+    /// Whether there is a column for the host.
+    pub(crate) hosts: bool,
 }
 
 /// The fields for captured output.

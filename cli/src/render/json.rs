@@ -32,6 +32,7 @@ impl Render for Json {
             id: row.number,
             pid: row.pid,
             worker: row.worker_number(),
+            host: row.host.as_ref().map(|host| host.as_str()),
             attempt: row.attempt,
             queued: row.queued.as_secs_f64(),
             seconds: row.elapsed.as_secs_f64(),
@@ -59,6 +60,8 @@ struct Object<'a> {
     id: u64,
     pid: u32,
     worker: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    host: Option<&'a str>,
     attempt: u32,
     /// Seconds from submission to start.
     queued: f64,

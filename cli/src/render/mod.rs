@@ -36,6 +36,7 @@ mod tests {
             number: id + 1,
             pid: 4711,
             worker: 1,
+            host: None,
             attempt: 1,
             queued: Duration::from_micros(3),
             elapsed: Duration::from_micros(1500),
@@ -62,7 +63,7 @@ mod tests {
             .any(|row| matches!(&row.stdout, Printed::Here(printed) if !printed.is_empty()));
         let task = find(task).unwrap();
         let prints = if capture { OutputFields::Output } else { OutputFields::None };
-        let form = Form { input: task.input, columns: task.columns, prints };
+        let form = Form { input: task.input, columns: task.columns, prints, hosts: false };
         let mut renderer = renderer(format, &form, PlainOptions::default());
         renderer.header(&mut page);
         rows.iter().for_each(|row| renderer.row(row, &mut page));

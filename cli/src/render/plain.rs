@@ -46,10 +46,11 @@ impl Render for Plain {
         let time = format::duration(row.elapsed);
         let attempt =
             if row.attempt > 1 { format!(", attempt {}", row.attempt) } else { String::new() };
+        let host = row.host.map_or(String::new(), |host| format!(", on {host}"));
         // Writing to memory cannot fail.
         let _ = writeln!(
             **errors,
-            "{} {input}: {error} (after {time}{attempt})",
+            "{} {input}: {error} (after {time}{attempt}{host})",
             color::error(&std::io::stderr())
         );
     }

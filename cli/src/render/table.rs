@@ -15,10 +15,15 @@ use crate::{color, format};
 /// The width of a column without one that is not the last.
 const LOOSE: usize = 28;
 
+/// The width of the column of hosts.
+const HOST: usize = 10;
+
 pub(super) struct Table {
     cells: Vec<Cell>,
     /// The prefix of an error.
     error: &'static str,
+    /// Whether there is a column for the host.
+    hosts: bool,
 }
 
 /// A column after those that every row has.
@@ -43,13 +48,13 @@ impl Table {
                 cell.column.width = LOOSE;
             }
         }
-        Self { cells, error: color::error(&std::io::stdout()) }
+        Self { cells, error: color::error(&std::io::stdout()), hosts: form.hosts }
     }
 }
 
 impl Render for Table {
     fn header(&mut self, page: &mut Page) {
-        start(page, "id", "pid", "time");
+        start(page, "id", "pid", self.hosts.then_some("host"), "time");
         for cell in &self.cells {
             put(page, &cell.column, cell.column.name);
         }
@@ -57,7 +62,8 @@ impl Render for Table {
     }
 
     fn row(&mut self, row: &Row, page: &mut Page) {
-        start(page, row.number, row.pid, format::duration(row.elapsed));
+        let host = self.hosts.then(|| row.host.as_ref().map_or("", |host| host.as_str()));
+        start(page, row.number, row.pid, host, format::duration(row.elapsed));
         let input = row.input.to_text();
         if row.error.is_none() || !row.values.is_empty() {
             for cell in &self.cells {
@@ -107,9 +113,14 @@ fn start(
     page: &mut Vec<u8>,
     id: impl std::fmt::Display,
     pid: impl std::fmt::Display,
+    host: Option<&str>,
     time: impl std::fmt::Display,
 ) {
-    write(page, format_args!("{id:>7}  {pid:>7}  {time:>9}"));
+    write(page, format_args!("{id:>7}  {pid:>7}"));
+    if let Some(host) = host {
+        write(page, format_args!("  {host:<HOST$}"));
+    }
+    write(page, format_args!("  {time:>9}"));
 }
 
 fn put(page: &mut Vec<u8>, column: &Column, text: &str) {

@@ -14,7 +14,7 @@ use crate::batch_queue::RecvOutcome;
 use crate::collect::{Event, Events, Threads};
 use crate::exit::Exit;
 use crate::inputs::Feed;
-use crate::journal::Journal;
+use crate::journal::{End, Journal, LostHost, Shown};
 use crate::median::Median;
 use crate::order::Order;
 use crate::render::Render;
@@ -37,6 +37,8 @@ pub(super) struct Run {
     pub(super) tally: Tally,
     pub(super) order: Order<Box<Row>>,
     pub(super) journal: Option<Journal>,
+    /// The name of the file of the results in the journal.
+    pub(super) results: Option<String>,
     pub(super) trace: Option<Trace>,
     pub(super) median: Arc<Median>,
     pub(super) halt: Option<Halt>,
@@ -76,6 +78,11 @@ pub(super) enum Unstarted {
 }
 
 impl Unstarted {
+    /// Continues after earlier failures, of which the reasons are not known.
+    pub(super) fn after(failed: u64) -> Self {
+        if failed > 0 { Self::NotAll } else { Self::NoneFailed }
+    }
+
     /// Counts a failure. `code` is the shell's code of a job that could not be started.
     fn note(&mut self, code: Option<i32>) {
         *self = match (&self, code) {
@@ -103,8 +110,17 @@ pub(super) enum Ending {
 
 impl Run {
     /// Processes events until the last.
-    pub(super) fn follow(&mut self, events: &Events, pool: &Pool) -> Result<()> {
-        self.renderer.header(self.screen.page());
+    ///
+    /// If the results are continued, they have a header.
+    pub(super) fn follow(
+        &mut self,
+        events: &Events,
+        pool: &Pool,
+        is_continued: bool,
+    ) -> Result<()> {
+        if !is_continued {
+            self.renderer.header(self.screen.page());
+        }
         let mut arrived = VecDeque::new();
         loop {
             let some = self.follow_live()?;
@@ -133,8 +149,20 @@ impl Run {
                     }
                     Event::Live(_) => {}
                     Event::Interrupted(exit) => self.interrupt(exit, pool)?,
+                    Event::HostLost(lost) => self.lose(&lost)?,
                 }
             }
+            self.commit()?;
+        }
+    }
+
+    /// Reports a lost host.
+    fn lose(&mut self, lost: &LostHost) -> Result<()> {
+        let LostHost { host, reason } = lost;
+        self.screen.progress().suspend(|| say(format_args!("lost the host {host}: {reason}")));
+        match &mut self.journal {
+            Some(journal) => journal.note_lost(lost),
+            None => Ok(()),
         }
     }
 
@@ -184,16 +212,51 @@ impl Run {
     }
 
     fn pass(&mut self, row: Box<Row>) -> Result<()> {
-        let Self { order, renderer, screen, tally, threads, .. } = self;
+        let Self { order, renderer, screen, tally, threads, journal, .. } = self;
         order.pass(row.id, row, |row| {
             threads.shown();
+            if let Some(journal) = journal.as_mut().filter(|journal| journal.is_pending()) {
+                journal.note(&row)?;
+            }
             show(&row, &mut **renderer, screen, tally)
         })
     }
 
+    /// Writes the results that were shown to their file, and then their jobs to the journal. A job
+    /// whose row waits for its turn is not among them: the row would be lost with this process.
+    fn commit(&mut self) -> Result<()> {
+        let Some(journal) = self.journal.as_mut().filter(|journal| journal.is_pending()) else {
+            return Ok(());
+        };
+        if journal.is_empty() {
+            return Ok(());
+        }
+        let shown = shown(&mut self.screen, &self.results)?;
+        journal.note_shown(&shown)?;
+        journal.sync()
+    }
+
+    /// Writes the end of the run to the journal, where others wait for it.
+    pub(super) fn note_end(&mut self, exit: Exit, spans_hosts: bool) -> Result<()> {
+        let not_started = self.not_started.saturating_add(self.feed.left().0);
+        let Some(journal) = &mut self.journal else { return Ok(()) };
+        let end = End {
+            exit: exit.code(),
+            succeeded: self.ended.saturating_sub(self.failed),
+            failed: self.failed,
+            not_started,
+        };
+        match journal.is_pending() {
+            true => journal.note_end(end, Some(&shown(&mut self.screen, &self.results)?)),
+            false if spans_hosts => journal.note_end(end, None),
+            false => Ok(()),
+        }
+    }
+
     /// Writes finished jobs to the journal before any of them is shown.
     fn keep(&mut self, arrived: &VecDeque<Event>) -> Result<()> {
-        let Some(journal) = &mut self.journal else { return Ok(()) };
+        let journal = self.journal.as_mut().filter(|journal| !journal.is_pending());
+        let Some(journal) = journal else { return Ok(()) };
         for event in arrived {
             if let Event::Row(row) = event
                 && !row.cancelled
@@ -309,7 +372,7 @@ impl Run {
 
     /// Writes what is left and returns how the run ended.
     pub(super) fn end(
-        mut self,
+        &mut self,
         ended: Result<()>,
         pool: &Pool,
         summary: Option<Format>,
@@ -319,6 +382,7 @@ impl Run {
         let ended = ended
             .and(left)
             .and_then(|()| mem::take(&mut self.threads).join())
+            .and_then(|()| self.commit())
             .and_then(|()| self.close(pool, summary));
         if let Some(error) = self.feed.error() {
             say(format_args!("error: {error}; earlier inputs were processed"));
@@ -382,6 +446,16 @@ impl Run {
         to.extend_from_slice(text.as_bytes());
         self.screen.flush()
     }
+}
+
+/// Writes everything, and returns how far the results are written.
+fn shown(screen: &mut Screen, results: &Option<String>) -> Result<Shown> {
+    screen.flush()?;
+    if results.is_some() {
+        screen.sync()?;
+    }
+    let [out, err] = screen.lengths();
+    Ok(Shown { out, err, file: results.clone() })
 }
 
 /// Writes a row and counts it.

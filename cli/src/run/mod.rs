@@ -6,8 +6,10 @@
 mod dry_run;
 mod event_loop;
 mod messages;
+mod place;
 
 use std::collections::VecDeque;
+use std::io::{self, IsTerminal};
 use std::mem;
 use std::num::NonZero;
 use std::sync::Arc;
@@ -19,12 +21,14 @@ use anyhow::{Context, Result};
 use self::dry_run::dry_run;
 use self::event_loop::{Run, Unstarted};
 use self::messages::{report_skipped, say};
+use self::place::{Place, Results};
 use super::args::{Format, RunArgs};
 use super::collect::{Collector, Event, Events, WAITING};
 use super::exit::Exit;
 use super::interrupt;
 use super::jobs::{BuiltIn, Commands, JobMaker, Work};
 use super::journal::{History, Journal};
+use super::launch;
 use super::log::Log;
 use super::median::Median;
 use super::numbers::Numbers;
@@ -48,8 +52,13 @@ const FEW_PER_WORKER: u64 = 8;
 /// How long such a task waits at most.
 const LONGEST_START: Duration = Duration::from_secs(1);
 
-pub(super) fn run(args: RunArgs) -> Result<Exit> {
+pub(super) fn run(mut args: RunArgs) -> Result<Exit> {
     let started = Instant::now();
+    let orders = args.hosts.supervised.as_deref().map(launch::attach).transpose()?;
+    if let Some(exit) = launch::launch(&args)? {
+        return Ok(exit);
+    }
+    let place = Place::of(&mut args, orders);
     let mut plan = RunPlan::resolve(args)?;
     if plan.dry_run {
         return dry_run(plan);
@@ -68,7 +77,7 @@ pub(super) fn run(args: RunArgs) -> Result<Exit> {
             if let Some(bytes) = limits.memory {
                 builder = builder.max_memory_per_worker(bytes);
             }
-            run_work(plan, work, builder, median, started, events, None)
+            run_work(plan, place, work, builder, median, started, events, None)
         }
         WorkPlan::Command(ref mut spec) => {
             let template = spec.template.clone();
@@ -97,18 +106,20 @@ pub(super) fn run(args: RunArgs) -> Result<Exit> {
                         0 => thread::available_parallelism().map_or(1, NonZero::get),
                         workers => workers,
                     };
-                    builder = builder.window(2 * workers);
+                    builder = builder.window(2 * workers * place.hosts());
                 }
                 None => {}
             }
             let work = Commands::new(template, limits.timeout, Arc::clone(&median));
-            run_work(plan, work, builder, median, started, events, spills)
+            run_work(plan, place, work, builder, median, started, events, spills)
         }
     }
 }
 
+#[allow(clippy::too_many_arguments)] // each is of another stage
 fn run_work<W: Work>(
-    plan: RunPlan,
+    mut plan: RunPlan,
+    place: Place,
     work: W,
     builder: PoolBuilder,
     median: Arc<Median>,
@@ -125,9 +136,12 @@ fn run_work<W: Work>(
     };
     let trace = plan.trace.as_deref();
     let trace = trace.map(|path| Trace::create(path, numbers.clone())).transpose()?;
+    let manner = place.journal_manner(plan.results.is_some());
     let (journal, history): (_, Option<History>) =
-        Journal::open(&plan.journal, plan.form.columns)?.unzip();
+        Journal::open(&plan.journal, plan.form.columns, manner)?.unzip();
+    let results = Results::open(&plan, &place, history.as_ref())?;
     let known = history.as_ref().map(|history| (history.counts(), history.failed()));
+    let before = history.as_ref().map(History::before).unwrap_or_default();
     let board = plan.top.then(Arc::<Board>::default);
     let builder = match &board {
         None => builder,
@@ -136,14 +150,18 @@ fn run_work<W: Work>(
             builder.on_event(move |event| board.note(event))
         }
     };
+    let builder = place.build_on(builder, &events);
     let pool = build_pool(&plan, builder, log.clone(), trace.clone())?;
-    let progress = if plan.progress {
+    plan.form.hosts = place.shows_hosts(&pool);
+    // A supervisor writes the results to the terminal, without regard to a bar.
+    let shows_bar = plan.progress && !(place.is_supervised() && io::stdout().is_terminal());
+    let progress = if shows_bar {
         Progress::shown(plan.source.count(plan.takes))
     } else {
         Progress::default()
     };
 
-    interrupt::watch(Arc::clone(&events), pool.clone(), is_command)?;
+    interrupt::watch(Arc::clone(&events), pool.clone(), is_command, place.spans_hosts())?;
     let top = match &board {
         None => None,
         Some(board) => {
@@ -168,22 +186,26 @@ fn run_work<W: Work>(
     let mut run = Run {
         renderer: render::renderer(plan.format, &plan.form, plan.plain),
         screen: Screen::new(progress),
-        tally: Tally::since(started),
+        tally: Tally::since(started, before),
         order: if plan.unordered { Order::of_arrival() } else { Order::of_inputs() },
         journal,
+        results: results.file,
         trace: trace.clone(),
         median,
         halt: plan.limits.halt,
         spills,
         live: None,
         // Only where a row is nothing but the job's output.
-        shows_live: plan.format == Format::Plain && !plan.plain.tag && !plan.top,
+        shows_live: plan.format == Format::Plain
+            && !plan.plain.tag
+            && !plan.top
+            && !results.is_elsewhere,
         announced: Vec::new(),
         waiting: VecDeque::new(),
         is_command,
-        ended: 0,
-        failed: 0,
-        unstarted: Unstarted::default(),
+        ended: before.succeeded + before.failed,
+        failed: before.failed,
+        unstarted: Unstarted::after(before.failed),
         not_started: 0,
         threads,
         feed,
@@ -194,7 +216,10 @@ fn run_work<W: Work>(
     if run.top.is_some() {
         run.screen.hold();
     }
-    let ended = run.follow(&events, &pool);
+    if results.is_elsewhere {
+        run.screen.write_to(results.out, results.err);
+    }
+    let ended = run.follow(&events, &pool, results.is_continued);
     if ended.is_err() {
         // The remaining results have no reader.
         run.feed.stop();
@@ -212,7 +237,9 @@ fn run_work<W: Work>(
         say(format_args!("error: {error}"));
     }
     let is_new = (!errors.is_empty() && exit == Exit::Success) || is_in_vain;
-    Ok(if is_new { Exit::Failure } else { exit })
+    let exit = if is_new { Exit::Failure } else { exit };
+    run.note_end(exit, place.spans_hosts())?;
+    Ok(exit)
 }
 
 /// Blocks until no worker is starting.

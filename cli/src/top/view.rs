@@ -15,12 +15,15 @@ use ratatui::{Frame, Terminal};
 
 use super::board::Board;
 use super::terminal;
-use crate::os::observe;
+use crate::os::observe::{self, Usage};
 use crate::{color, format};
-use procpool::{Pool, Stats, WorkerInfo, WorkerState};
+use procpool::{HostInfo, HostName, Pool, Stats, WorkerInfo, WorkerState};
 
 /// The seconds of throughput that are shown.
 const SECONDS: usize = 300;
+
+/// A process, on its host if there are several.
+type Process = (Option<HostName>, u32);
 
 pub(super) struct View {
     board: Arc<Board>,
@@ -28,7 +31,9 @@ pub(super) struct View {
     total: Option<u64>,
     began: Instant,
     /// The CPU time of each worker at the last sample, in milliseconds.
-    cpu: HashMap<u32, u64>,
+    cpu: HashMap<Process, u64>,
+    /// This host, if the pool spans several.
+    own: Option<HostName>,
     sampled: Instant,
     /// Finished jobs per second, the latest first; and the count before that second.
     rates: Vec<u64>,
@@ -53,6 +58,7 @@ struct Shown {
 struct Picture {
     workers: Vec<Shown>,
     stats: Stats,
+    hosts: Vec<HostInfo>,
     ended: u64,
     failed: u64,
     retried: u64,
@@ -63,8 +69,10 @@ struct Picture {
 impl View {
     pub(super) fn new(board: Arc<Board>, pool: Pool, total: Option<u64>) -> Self {
         let now = Instant::now();
+        let own = pool.hosts().first().map(|host| host.name);
         Self {
             board,
+            own,
             pool,
             total,
             began: now,
@@ -93,12 +101,13 @@ impl View {
         let passed = now.duration_since(self.sampled).as_millis().max(1) as f64;
         self.sampled = now;
         let workers = self.pool.workers();
-        let usages: Vec<_> = workers.iter().map(|worker| observe::family(worker.pid)).collect();
+        let usages: Vec<_> = workers.iter().map(|worker| self.usage(worker)).collect();
         let mut cpu = HashMap::new();
         let state = self.board.state();
         let shown = workers.into_iter().zip(usages).map(|(worker, usage)| {
-            let before = self.cpu.get(&worker.pid).copied().unwrap_or(usage.cpu_millis);
-            cpu.insert(worker.pid, usage.cpu_millis);
+            let process = (worker.host, worker.pid);
+            let before = self.cpu.get(&process).copied().unwrap_or(usage.cpu_millis);
+            cpu.insert(process, usage.cpu_millis);
             let running = state.running(worker.slot).filter(|_| worker.state == WorkerState::Busy);
             Shown {
                 elapsed: running.as_ref().map(|(_, since)| now.duration_since(*since)),
@@ -111,6 +120,7 @@ impl View {
         let picture = Picture {
             workers: shown.collect(),
             stats: self.pool.stats(),
+            hosts: self.pool.hosts(),
             ended: state.ended,
             failed: state.failed,
             retried: state.retried,
@@ -131,20 +141,34 @@ impl View {
         picture
     }
 
+    /// Returns what a worker and its jobs use. What the jobs on other hosts use isn't known.
+    fn usage(&self, worker: &WorkerInfo) -> Usage {
+        if worker.host.is_none() || worker.host == self.own {
+            return observe::family(worker.pid);
+        }
+        Usage {
+            cpu_millis: worker.cpu.map_or(0, |cpu| cpu.as_millis() as u64),
+            memory: worker.memory.unwrap_or(0),
+        }
+    }
+
     fn style(&self, color: Color) -> Style {
         if self.is_colored { Style::new().fg(color) } else { Style::new() }
     }
 
     fn paint(&self, frame: &mut Frame<'_>, picture: &Picture) {
         let failures = picture.failures.len() as u16;
-        let [head, rates, workers, below] = Layout::vertical([
+        let hosts = if picture.hosts.len() > 1 { 1 } else { 0 };
+        let [head, hosts, rates, workers, below] = Layout::vertical([
             Constraint::Length(2),
+            Constraint::Length(hosts),
             Constraint::Length(4),
             Constraint::Min(3),
             Constraint::Length(if failures > 0 { failures + 1 } else { 0 }),
         ])
         .areas(frame.area());
         self.paint_head(frame, head, picture);
+        frame.render_widget(Paragraph::new(hosts_line(&picture.hosts)), hosts);
         let bars = Sparkline::default().data(&self.rates).style(self.style(Color::Green)).block(
             Block::new()
                 .borders(Borders::TOP)
@@ -192,6 +216,9 @@ impl View {
     }
 
     fn table(&self, picture: &Picture) -> Table<'static> {
+        let hosts = picture.workers.iter().filter_map(|shown| shown.worker.host);
+        let host_width = hosts.map(|host| host.chars().count()).max();
+        let host_width = host_width.map(|width| width.clamp(4, 24) as u16);
         let rows = picture.workers.iter().map(|shown| {
             let worker = &shown.worker;
             let (state, color) = match worker.state {
@@ -201,8 +228,10 @@ impl View {
                 WorkerState::Absent => ("absent", Color::Red),
                 _ => ("unknown", Color::Red),
             };
-            Row::new([
-                (worker.slot + 1).to_string(),
+            let host = host_width.map(|_| {
+                worker.host.as_ref().map_or(String::new(), |host| host.as_str().to_owned())
+            });
+            let cells = [
                 worker.pid.to_string(),
                 state.to_owned(),
                 shown.elapsed.map_or(String::new(), format::duration),
@@ -210,14 +239,26 @@ impl View {
                 format::bytes(shown.memory),
                 format::grouped(worker.tasks_done),
                 shown.input.clone(),
-            ])
-            .style(self.style(color))
+            ];
+            let number = (worker.slot + 1).to_string();
+            Row::new([number].into_iter().chain(host).chain(cells)).style(self.style(color))
         });
-        let widths = [6, 8, 9, 9, 6, 10, 11].map(Constraint::Length);
-        let widths = widths.into_iter().chain([Constraint::Min(10)]);
-        let names = ["worker", "pid", "state", "elapsed", "cpu", "memory", "ended", "input"];
+        let widths = [8, 9, 9, 6, 10, 11].into_iter();
+        let widths = [6].into_iter().chain(host_width).chain(widths).map(Constraint::Length);
+        let widths = widths.chain([Constraint::Min(10)]);
+        let names = ["pid", "state", "elapsed", "cpu", "memory", "ended", "input"];
+        let names = ["worker"].into_iter().chain(host_width.map(|_| "host")).chain(names);
         Table::new(rows, widths)
             .header(Row::new(names).style(Style::new().add_modifier(Modifier::BOLD)))
             .block(Block::new().borders(Borders::TOP))
     }
+}
+
+/// Formats the hosts of the pool.
+fn hosts_line(hosts: &[HostInfo]) -> String {
+    let each = hosts.iter().map(|host| match &host.lost {
+        None => format!("{} {} workers", host.name, host.slots.len()),
+        Some(reason) => format!("{} lost: {}", host.name, format::one_line(reason)),
+    });
+    format!("hosts · {}", each.collect::<Vec<_>>().join(" · "))
 }

@@ -11,6 +11,7 @@
 //! - `output`: large output of jobs, and outputs that cannot be written.
 //! - `snapshots`: help, errors, tables and exit codes, verbatim.
 //! - `signals`: signals that end, stop or continue a run.
+//! - `hosts`: launching and supervising runs that span hosts (with the feature `mpi`).
 //! - `isolate`: the cases of `procpool isolate`.
 //! - `terminal`: runs in a terminal, and jobs that use it.
 //! - `top`: the live table, and leaving it in every case.
@@ -21,6 +22,8 @@
 
 mod commands;
 mod exit_codes;
+#[cfg(feature = "mpi")]
+mod hosts;
 mod inputs;
 mod isolate;
 mod journal;

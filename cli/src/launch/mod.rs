@@ -1,0 +1,194 @@
+//! Runs that span hosts: how they are launched, supervised and checked.
+//!
+//! The supervisor is the command as it was typed. It starts a launcher (mpirun or srun), which starts
+//! this program once on each host. The process on the supervisor's machine is the run: it does what
+//! a run does anywhere, but its pool spans the hosts. Its results go to files, and the supervisor
+//! shows of them what the journal says that counts.
+//!
+//! ```text
+//!     procpool run --hosts … ─► mpirun ─► the run (rank 0) ═══ agents on the other hosts
+//!        supervisor                          │
+//!           ▲ ▲─────── beats, exit code ─────┤
+//!           └── journal, results ◄───────────┘
+//! ```
+//!
+//! | file | owns |
+//! |---|---|
+//! | `list` | lists of hosts |
+//! | `command` | the command line of the launcher, by its version; what the environment says |
+//! | `supervise` | the launches of a run, and signals |
+//! | `link` | what supervisor and run say to each other |
+//! | `follow` | the journal as the supervisor reads it, and showing results |
+//! | `feeder` | standard input for each launch |
+//! | `remote` | commands on other hosts |
+//! | `check` | `procpool hosts` |
+
+mod check;
+mod command;
+mod feeder;
+mod follow;
+mod link;
+mod list;
+mod remote;
+mod supervise;
+
+use std::env;
+
+use anyhow::Result;
+
+use self::command::Launcher;
+use self::list::Host;
+use self::supervise::Job;
+use super::args::{Engine, RunArgs};
+use super::exit::{Exit, Usage};
+use super::plan::RunPlan;
+
+pub(super) use self::check::run as check;
+pub(super) use self::link::{Orders, attach, say_exit};
+pub(super) use self::supervise::EngineLost;
+
+/// Whether this program can span hosts.
+const HAS_MPI: bool = cfg!(feature = "mpi");
+
+/// How to make it so.
+const GET_MPI: &str = "install procpool with 'cargo install --path cli --features mpi', which needs \
+                       Open MPI (Debian: apt-get install libopenmpi-dev openmpi-bin libclang-dev)";
+
+/// Whether the workers of this run are on the hosts that MPI has started this program on.
+pub(super) fn spans_hosts(args: &RunArgs) -> bool {
+    let is_launched = args.hosts.supervised.is_some() || command::is_launched();
+    match args.hosts.engine {
+        Engine::Local => false,
+        Engine::Mpi => true,
+        Engine::Auto => HAS_MPI && is_launched,
+    }
+}
+
+/// The name of this machine, by which hosts are told apart.
+pub(super) fn own_name() -> String {
+    command::own_name()
+}
+
+/// Whether a host was named that is this machine.
+pub(super) fn is_here(name: &str) -> bool {
+    command::is_here(name)
+}
+
+/// Launches and supervises the run, if it spans hosts that were not started yet. Returns none if
+/// this process is the run.
+pub(super) fn launch(args: &RunArgs) -> Result<Option<Exit>> {
+    let given = match (&args.hosts.hosts, &args.hosts.hostfile) {
+        (Some(names), _) => Some(list::of_argument(names)?),
+        (None, Some(file)) => Some(list::of_file(file)?),
+        (None, None) => None,
+    };
+    if args.hosts.supervised.is_some() {
+        return Ok(None);
+    }
+    let is_launched = command::is_launched();
+    match args.hosts.engine {
+        Engine::Local if given.is_some() => {
+            return Err(Usage::error(
+                "--engine local uses this machine alone: leave it out, or --hosts and --hostfile",
+            ));
+        }
+        Engine::Local => return Ok(None),
+        Engine::Mpi if !HAS_MPI => {
+            return Err(Usage::error(format!("this procpool was built without MPI: {GET_MPI}")));
+        }
+        Engine::Mpi if !is_launched && given.is_none() => {
+            return Err(Usage::error(
+                "--engine mpi is for a run that mpirun or srun has started: start it so, or name \
+                 the hosts with --hosts",
+            ));
+        }
+        Engine::Mpi | Engine::Auto => {}
+    }
+    if !HAS_MPI {
+        if given.is_some() {
+            let message = format!("this procpool can't span hosts: {GET_MPI}");
+            return Err(Usage::error(message));
+        }
+        if command::launched_with().is_some_and(|size| size > 1) {
+            return Err(Usage::error(format!(
+                "MPI has started this program several times, and each would run all inputs: \
+                 {GET_MPI}, or give --engine local"
+            )));
+        }
+        return Ok(None);
+    }
+    if is_launched {
+        if given.is_some() {
+            return Err(Usage::error(
+                "the hosts of this run are those that its launcher has started it on: leave out \
+                 --hosts and --hostfile, or the launcher",
+            ));
+        }
+        return Ok(None);
+    }
+    if args.dry_run {
+        return Ok(None);
+    }
+    if let Some(hosts) = given {
+        let hosts = with_this_first(hosts).ok_or_else(|| {
+            Usage::error(format!(
+                "this machine ({}) is none of the hosts: add it, since the run itself is here, or \
+                 start procpool on one of them",
+                command::own_name()
+            ))
+        })?;
+        return supervised(args, Launcher::mpirun()?, hosts).map(Some);
+    }
+    let Some(hosts) = allocation()? else { return Ok(None) };
+    match hosts.first() {
+        Some(first) if command::is_here(&first.name) => {
+            supervised(args, Launcher::Srun, hosts).map(Some)
+        }
+        // Typed where the run will not be.
+        _ => supervise::replace(&Launcher::Srun, &hosts).map(Some),
+    }
+}
+
+fn supervised(args: &RunArgs, launcher: Launcher, hosts: Vec<Host>) -> Result<Exit> {
+    // What is wrong with the arguments is said before anything starts.
+    let plan = RunPlan::resolve(args.clone())?;
+    let reads_stdin = plan.source.is_standard_input();
+    drop(plan);
+    supervise::supervise(&Job { args, launcher, hosts, reads_stdin })
+}
+
+/// Puts this machine first: the first process is the run. None if it is not among the hosts.
+fn with_this_first(mut hosts: Vec<Host>) -> Option<Vec<Host>> {
+    let own = hosts.iter().position(|host| command::is_here(&host.name))?;
+    hosts[..=own].rotate_right(1);
+    Some(hosts)
+}
+
+/// Returns the nodes of the Slurm allocation that this process is in, if there are several and this
+/// is no step of it.
+fn allocation() -> Result<Option<Vec<Host>>> {
+    let is_step = ["SLURM_STEP_ID", "SLURM_STEPID"].iter().any(|name| env::var_os(name).is_some());
+    let Some(nodes) = env::var("SLURM_JOB_NODELIST").ok().filter(|_| !is_step) else {
+        return Ok(None);
+    };
+    let hosts = list::of_slurm(&nodes)?;
+    Ok((hosts.len() > 1).then_some(hosts))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn this_machine_is_the_first_host() {
+        let own = command::own_name();
+        let hosts = list::of_argument(&format!("n-1,n-2:3,{own}:4,n-5")).unwrap();
+        let hosts = with_this_first(hosts).unwrap();
+        let names: Vec<_> = hosts.iter().map(|host| host.name.as_str()).collect();
+        assert_eq!(names, [own.as_str(), "n-1", "n-2", "n-5"]);
+        assert_eq!(hosts[0].workers, Some(4));
+        let others = list::of_argument("240.0.0.1,240.0.0.2").unwrap();
+        assert_eq!(with_this_first(others), None);
+    }
+}

@@ -1,0 +1,623 @@
+//! Supervises a run on several hosts: launches it, follows its journal, and launches it again
+//! without the hosts that were lost.
+//!
+//! The journal's end decides how the run ended. The launcher's exit code does not: mpirun exits with
+//! 0 where it has ended all processes, and never where a host was lost and all results are there.
+
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, ErrorKind, IsTerminal, Read, Seek, SeekFrom, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group, test_kill_process};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGSTOP, SIGTERM, SIGTSTP};
+use signal_hook::iterator::Signals;
+use signal_hook::low_level;
+
+use super::command::{self, Launcher};
+use super::feeder::Feeder;
+use super::follow::Follower;
+use super::link::{BEAT, Heard, Link, Listener, Orders};
+use super::list::Host;
+use super::remote;
+use crate::args::{OutputChoice, RunArgs};
+use crate::exit::Exit;
+use crate::interrupt;
+use crate::journal;
+
+/// How often the journal is read.
+const POLL: Duration = Duration::from_millis(10);
+
+/// How long the launcher may take until the run is there: each host is started through its shell.
+const START: Duration = Duration::from_secs(120);
+
+/// How long a run may be silent. It sends a beat every second, whatever its jobs do.
+const SILENCE: Duration = Duration::from_secs(30);
+
+/// How long the launcher may take to end after the run, before it is asked to.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// How long it may take after it was asked.
+const GRACE: Duration = Duration::from_secs(3);
+
+/// How long a run may take to end after the second signal: somewhat longer than it allows itself.
+const ENDING: Duration = Duration::from_secs(6);
+
+/// How long a host may take to answer before a new launch does without it.
+const ANSWER: Duration = Duration::from_secs(8);
+
+/// The most bytes of the launcher's messages that are kept.
+const MOST_NOISE: usize = 16 << 10;
+
+/// What is launched, and where.
+pub(super) struct Job<'a> {
+    pub(super) args: &'a RunArgs,
+    pub(super) launcher: Launcher,
+    pub(super) hosts: Vec<Host>,
+    /// Whether the inputs come from standard input.
+    pub(super) reads_stdin: bool,
+}
+
+/// How a launch ended.
+enum Ended {
+    /// With this exit code of the run.
+    Exit(u8),
+    /// By a signal, before there was a run.
+    Signalled,
+    /// Without an end.
+    Lost { why: String, has_run: bool },
+}
+
+pub(super) fn supervise(job: &Job<'_>) -> Result<Exit> {
+    let dir = PrivateDir::create()?;
+    let steering = Steering::watch(dir.path.clone())?;
+    let args = job.args;
+    let own = args.journal.journal.clone();
+    let since = journal::counted(&args.journal)?;
+    let journal = own.clone().unwrap_or_else(|| dir.path.join("journal"));
+    let journal = std::path::absolute(&journal).unwrap_or(journal);
+    let file = |name: &str| {
+        let path = dir.path.join(name);
+        let file = File::options().read(true).write(true).create_new(true).open(&path);
+        let file = file.with_context(|| format!("failed to create {path:?}; check TMPDIR"))?;
+        anyhow::Ok((path, file))
+    };
+    let out = if args.output.results.is_none() { Some(file("out")?) } else { None };
+    let (err, err_file) = file("err")?;
+    let (out, out_file) = out.unzip();
+    let mut follower = Follower::new(since, out_file, err_file);
+    let mut stdin = Stdin::of(job.reads_stdin, || file("stdin").map(|(_, file)| file))?;
+    let several = job.hosts.len() > 1;
+    let mut orders =
+        Orders { journal, is_private: own.is_none(), since, several, out, err, hosts: Vec::new() };
+    let mut hosts = job.hosts.clone();
+    let mut without = Vec::new();
+    let mut restart = 0;
+    loop {
+        orders.hosts = hosts.iter().map(|host| (host.name.clone(), host.workers)).collect();
+        let given = stdin.for_launch()?;
+        let launched = Launch::start(job, &hosts, &without, &steering)?;
+        let (mut launch, listener) = launched;
+        let ended = launch.follow(&listener, &orders, given.as_fd(), &mut follower, args);
+        drop(given);
+        let status = launch.end(matches!(ended, Ok(Ended::Exit(_))));
+        let (why, has_run) = match ended? {
+            Ended::Exit(code) => {
+                // Nobody is there who could read the rest: a clean end.
+                let is_shown = !launch.is_closed && shows(&mut follower);
+                let is_closed = !is_shown && steering.lock().exit.is_none();
+                return Ok(if is_closed { Exit::Success } else { Exit::Code(code) });
+            }
+            Ended::Signalled => return Ok(steering.lock().exit.unwrap_or(Exit::Terminated)),
+            Ended::Lost { why, has_run } => (why, has_run),
+        };
+        if let Some(exit) = steering.lock().exit {
+            return Ok(exit);
+        }
+        let ended = status.map_or(String::new(), |status| {
+            format!("; {} ended with {}", job.launcher.name(), described(status))
+        });
+        if !has_run && restart == 0 {
+            return Err(EngineLost(format!(
+                "failed to start the run on its hosts: {why}{ended}{}\nremedy: 'procpool hosts' \
+                 with the same hosts says what is wrong with each of them",
+                launch.noise()
+            ))
+            .into());
+        }
+        let gone = lost_hosts(job, &hosts, &follower);
+        hosts.retain(|host| !gone.iter().any(|lost| lost.name == host.name));
+        let names: Vec<_> = gone.iter().map(|host| host.name.clone()).collect();
+        without.extend(gone);
+        if restart >= args.hosts.max_restarts || launch.is_closed {
+            let again = match &own {
+                Some(path) => format!("go on with --journal {path:?} --resume"),
+                None => "with --journal FILE, a run can go on with --resume".to_owned(),
+            };
+            return Err(EngineLost(format!(
+                "lost the engine of the run: {why}{ended}{}\nremedy: {again}",
+                launch.noise()
+            ))
+            .into());
+        }
+        let less = match names.is_empty() {
+            true => String::new(),
+            false => format!(" without {}", names.join(", ")),
+        };
+        restart += 1;
+        let most = args.hosts.max_restarts;
+        say(format_args!(
+            "lost the engine of the run: {why}{ended}; starting again{less} (restart {restart} of \
+             {most})"
+        ));
+        follower.start_again();
+    }
+}
+
+/// The run has lost its engine, and can't be launched again.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct EngineLost(String);
+
+/// Shows what is left. Returns whether standard output took it.
+fn shows(follower: &mut Follower) -> bool {
+    match follower.show() {
+        Ok(()) => true,
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => false,
+        Err(error) => {
+            say(format_args!("error: failed to write the results to standard output: {error}"));
+            true
+        }
+    }
+}
+
+/// Returns the hosts that a new launch must do without: those that the run has lost, and those that
+/// don't answer.
+fn lost_hosts(job: &Job<'_>, hosts: &[Host], follower: &Follower) -> Vec<Host> {
+    let rsh = job.args.hosts.rsh.as_deref();
+    let is_lost = |host: &Host| {
+        if command::is_here(&host.name) {
+            return false;
+        }
+        let short = host.name.split('.').next().unwrap_or_default();
+        let is_it = |lost: &String| {
+            *lost == host.name || lost.split('.').next().unwrap_or_default() == short
+        };
+        if follower.lost.keys().any(is_it) {
+            return true;
+        }
+        matches!(job.launcher, Launcher::Mpirun { .. })
+            && remote::ask(rsh, &host.name, false, "true", ANSWER).code != Some(0)
+    };
+    let lost = remote::each(hosts, is_lost);
+    hosts.iter().zip(lost).filter(|(_, lost)| *lost).map(|(host, _)| host.clone()).collect()
+}
+
+/// A directory for the files of the run, which ends with it.
+struct PrivateDir {
+    path: PathBuf,
+}
+
+impl PrivateDir {
+    fn create() -> Result<Self> {
+        let name = format!("procpool-run-{:016x}", rand::random::<u64>());
+        let path = std::env::temp_dir().join(name);
+        let created = fs::DirBuilder::new().mode(0o700).create(&path);
+        created.with_context(|| format!("failed to create {path:?}; check TMPDIR"))?;
+        Ok(Self { path: std::path::absolute(&path).unwrap_or(path) })
+    }
+}
+
+impl Drop for PrivateDir {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.path); // nothing more can be done about it
+    }
+}
+
+/// Standard input, for each launch from its start.
+enum Stdin {
+    /// The run does not read it.
+    Unread,
+    /// A file, and where its inputs start.
+    File(u64),
+    /// A pipe, whose contents are kept.
+    Pipe(Feeder),
+}
+
+/// Standard input of one launch.
+enum Given {
+    Own,
+    Pipe(io::PipeReader),
+}
+
+impl Stdin {
+    fn of(is_read: bool, keep: impl FnOnce() -> Result<File>) -> Result<Self> {
+        if !is_read {
+            return Ok(Self::Unread);
+        }
+        let mut file = File::from(io::stdin().as_fd().try_clone_to_owned()?);
+        if file.metadata().is_ok_and(|metadata| metadata.is_file()) {
+            return Ok(Self::File(file.stream_position()?));
+        }
+        Ok(Self::Pipe(Feeder::new(file, keep()?)?))
+    }
+
+    fn for_launch(&mut self) -> Result<Given> {
+        match self {
+            Self::Unread => Ok(Given::Own),
+            Self::File(start) => {
+                let mut file = File::from(io::stdin().as_fd().try_clone_to_owned()?);
+                file.seek(SeekFrom::Start(*start)).context("failed to read the inputs again")?;
+                Ok(Given::Own)
+            }
+            Self::Pipe(feeder) => feeder.pipe().map(Given::Pipe),
+        }
+    }
+}
+
+impl Given {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Own => rustix::stdio::stdin(),
+            Self::Pipe(pipe) => pipe.as_fd(),
+        }
+    }
+}
+
+/// What signals are passed on to.
+#[derive(Clone)]
+struct Steering(Arc<Mutex<Steered>>);
+
+#[derive(Default)]
+struct Steered {
+    /// The process of the run.
+    run: Option<Pid>,
+    /// The process group of the launcher.
+    group: Option<Pid>,
+    signals: u32,
+    /// How the last signal ends the run.
+    exit: Option<Exit>,
+    dir: PathBuf,
+}
+
+impl Steering {
+    /// Passes signals on to the run, on a thread of its own.
+    fn watch(dir: PathBuf) -> Result<Self> {
+        let steering = Self(Arc::new(Mutex::new(Steered { dir, ..Steered::default() })));
+        let ignored = interrupt::ignored();
+        let wanted = [SIGINT, SIGTERM, SIGHUP, SIGTSTP];
+        let wanted = wanted.into_iter().filter(|signal| ignored & (1 << (signal - 1)) == 0);
+        let mut signals = Signals::new(wanted).context("failed to catch signals")?;
+        let watched = steering.clone();
+        let watch = move || {
+            for signal in signals.forever() {
+                match interrupt::ending(signal) {
+                    Some(exit) => watched.end(signal, exit),
+                    None => watched.pause(),
+                }
+            }
+        };
+        let thread = thread::Builder::new().name("signals".into());
+        thread.spawn(watch).context("failed to start a thread")?;
+        Ok(steering)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Steered> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn end(&self, signal: i32, exit: Exit) {
+        let mut steered = self.lock();
+        steered.signals += 1;
+        steered.exit = Some(exit);
+        match (steered.run, steered.signals) {
+            (Some(run), 1 | 2) => {
+                if let Some(signal) = Signal::from_named_raw(signal) {
+                    let _ = kill_process(run, signal); // it may just have ended
+                }
+            }
+            // The main thread waits for the launcher.
+            (None, 1) => steered.signal_group(Signal::TERM),
+            _ => steered.leave(exit),
+        }
+        if steered.signals == 2 {
+            let steering = self.clone();
+            let ender = thread::Builder::new().name("end".into()).spawn(move || {
+                thread::sleep(ENDING);
+                steering.lock().leave(exit);
+            });
+            if ender.is_err() {
+                steered.leave(exit);
+            }
+        }
+    }
+
+    /// Stops the workers and this process. The run itself goes on: silent hosts are lost hosts.
+    fn pause(&self) {
+        let run = self.lock().run;
+        let tell = |signal| run.map(|run| kill_process(run, signal));
+        let _ = tell(Signal::TSTP); // it may just have ended
+        let _ = low_level::raise(SIGSTOP); // has returned when the process goes on
+        let _ = tell(Signal::CONT);
+    }
+}
+
+impl Steered {
+    fn signal_group(&self, signal: Signal) {
+        if let Some(group) = self.group {
+            let _ = kill_process_group(group, signal); // it may have ended
+        }
+    }
+
+    /// Ends everything at once.
+    fn leave(&self, exit: Exit) -> ! {
+        self.signal_group(Signal::KILL);
+        if let Some(run) = self.run {
+            let _ = kill_process(run, Signal::KILL);
+        }
+        let _ = fs::remove_dir_all(&self.dir);
+        low_level::exit(exit.code().into())
+    }
+}
+
+/// A launcher that runs.
+struct Launch {
+    child: Child,
+    steering: Steering,
+    noise: Arc<Mutex<Vec<u8>>>,
+    /// Whether standard output is gone.
+    is_closed: bool,
+}
+
+impl Launch {
+    fn start(
+        job: &Job<'_>,
+        hosts: &[Host],
+        without: &[Host],
+        steering: &Steering,
+    ) -> Result<(Self, Listener)> {
+        let listener = Listener::new()?;
+        let is_root = rustix::process::geteuid().is_root();
+        let rsh = job.args.hosts.rsh.as_deref();
+        let mut command = Command::new(job.launcher.name());
+        command.args(job.launcher.arguments(hosts, without, rsh, is_root));
+        let program = std::env::current_exe().context("failed to find this program's file")?;
+        command.arg(program).args(["run", "--supervised", &listener.name]);
+        command.args(command::arguments_of_run());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // Ctrl-C is for the run alone: to the launcher, it would be the end of all hosts.
+        command.process_group(0);
+        let mut child = command.spawn().with_context(|| {
+            format!("failed to run {}, which starts the hosts", job.launcher.name())
+        })?;
+        let group = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+        {
+            let mut steered = steering.lock();
+            (steered.group, steered.run) = (group, None);
+            if steered.exit.is_some() {
+                steered.signal_group(Signal::TERM);
+            }
+        }
+        let output = &job.args.output;
+        let prints = job.args.command_options.line_buffer
+            || matches!(output.output, Some(OutputChoice::Inherit))
+            || (job.args.command.is_empty() && output.output.is_none());
+        let noise: Arc<Mutex<Vec<u8>>> = Arc::default();
+        if let Some(stdout) = child.stdout.take() {
+            // Of a run, only jobs on other hosts print there.
+            spawn("stdout", move || {
+                let _ = io::copy(&mut { stdout }, &mut io::stdout()); // until one of both is gone
+            })?;
+        }
+        if let Some(stderr) = child.stderr.take() {
+            let noise = Arc::clone(&noise);
+            spawn("stderr", move || hear_noise(stderr, &noise, prints))?;
+        }
+        let steering = steering.clone();
+        Ok((Self { child, steering, noise, is_closed: false }, listener))
+    }
+
+    /// Waits for the end of the run.
+    fn follow(
+        &mut self,
+        listener: &Listener,
+        orders: &Orders,
+        stdin: BorrowedFd<'_>,
+        follower: &mut Follower,
+        args: &RunArgs,
+    ) -> Result<Ended> {
+        let streams = [stdin, rustix::stdio::stdout(), rustix::stdio::stderr()];
+        // Results on a terminal wait until the live table has left it.
+        let waits = args.output.top && io::stdout().is_terminal();
+        let started = Instant::now();
+        let mut link: Option<Link> = None;
+        let mut heard = Instant::now();
+        let mut turned = Instant::now();
+        let mut code = None;
+        let mut launcher_ended = None;
+        loop {
+            // The time in which this process was stopped, or waited for its output, isn't the run's.
+            let now = Instant::now();
+            if now.duration_since(turned) > BEAT {
+                heard = now;
+            }
+            turned = now;
+            let has_read = follower.read(&orders.journal)?;
+            if has_read && !waits && !self.is_closed && !shows(follower) {
+                self.is_closed = true;
+                self.tell_run(Signal::TERM);
+            }
+            if let Some(end) = follower.end {
+                return Ok(Ended::Exit(end.exit));
+            }
+            if let Some(code) = code {
+                return Ok(Ended::Exit(code));
+            }
+            if launcher_ended.is_none() && self.child.try_wait()?.is_some() {
+                launcher_ended = Some(now);
+            }
+            match &mut link {
+                None => {
+                    link = listener.accept(orders, streams)?;
+                    if let Some(link) = &link {
+                        heard = now;
+                        let mut steered = self.steering.lock();
+                        steered.run = Some(link.run);
+                        if steered.exit.is_some() {
+                            steered.signal_group(Signal::TERM);
+                        }
+                    } else if launcher_ended.is_some() {
+                        let why = "no process of it has reported".to_owned();
+                        return Ok(match self.steering.lock().exit {
+                            Some(_) => Ended::Signalled,
+                            None => Ended::Lost { why, has_run: false },
+                        });
+                    } else if started.elapsed() > START {
+                        let why = format!("it wasn't there after {} s", START.as_secs());
+                        return Ok(Ended::Lost { why, has_run: false });
+                    }
+                }
+                Some(link) => match link.hear() {
+                    Heard::Alive => heard = now,
+                    Heard::Exit(exit) => {
+                        code = Some(exit);
+                        continue; // what it has written before is read first
+                    }
+                    Heard::Gone => {
+                        follower.read(&orders.journal)?;
+                        if let Some(end) = follower.end {
+                            return Ok(Ended::Exit(end.exit));
+                        }
+                        let why = "its process on this machine has ended".to_owned();
+                        return Ok(Ended::Lost { why, has_run: true });
+                    }
+                    Heard::Nothing if now.duration_since(heard) > SILENCE => {
+                        let why = format!("it was silent for {} s", SILENCE.as_secs());
+                        return Ok(Ended::Lost { why, has_run: true });
+                    }
+                    Heard::Nothing if launcher_ended.is_some_and(|it| it.elapsed() > LINGER) => {
+                        let why = "its launcher has ended before it".to_owned();
+                        return Ok(Ended::Lost { why, has_run: true });
+                    }
+                    Heard::Nothing => {}
+                },
+            }
+            thread::sleep(POLL);
+        }
+    }
+
+    fn tell_run(&self, signal: Signal) {
+        if let Some(run) = self.steering.lock().run {
+            let _ = kill_process(run, signal); // it may just have ended
+        }
+    }
+
+    /// Ends the launcher, and with it what it has started. Returns how it ended by itself, if it
+    /// did.
+    fn end(&mut self, in_order: bool) -> Option<ExitStatus> {
+        let wait = |child: &mut Child, limit: Duration| {
+            let deadline = Instant::now() + limit;
+            loop {
+                match child.try_wait() {
+                    Ok(Some(status)) => return Some(status),
+                    Ok(None) if Instant::now() < deadline => thread::sleep(POLL),
+                    Ok(None) | Err(_) => return None,
+                }
+            }
+        };
+        let mut status = wait(&mut self.child, if in_order { LINGER } else { Duration::ZERO });
+        let by_itself = status;
+        if status.is_none() {
+            self.steering.lock().signal_group(Signal::TERM);
+            status = wait(&mut self.child, GRACE);
+        }
+        // Also what was left of the group.
+        self.steering.lock().signal_group(Signal::KILL);
+        if status.is_none() {
+            let _ = self.child.wait();
+        }
+        let run = {
+            let mut steered = self.steering.lock();
+            steered.group = None;
+            steered.run.take()
+        };
+        if let Some(run) = run {
+            // It holds the journal's lock. It is no child of this process.
+            let deadline = Instant::now() + GRACE;
+            if !in_order {
+                let _ = kill_process(run, Signal::KILL);
+            }
+            while test_kill_process(run).is_ok() && Instant::now() < deadline {
+                thread::sleep(POLL);
+            }
+        }
+        by_itself
+    }
+
+    /// Returns what the launcher has said, for an error.
+    fn noise(&self) -> String {
+        let noise = self.noise.lock().unwrap_or_else(PoisonError::into_inner);
+        let text = String::from_utf8_lossy(&noise);
+        let text = text.trim();
+        if text.is_empty() { String::new() } else { format!("\n{text}") }
+    }
+}
+
+/// Keeps the last messages of the launcher, and passes on those of jobs, which are among them.
+fn hear_noise(from: impl Read, noise: &Mutex<Vec<u8>>, passes: bool) {
+    let mut from = BufReader::new(from);
+    let mut line = Vec::new();
+    while from.read_until(b'\n', &mut line).is_ok_and(|length| length > 0) {
+        if !is_usual(&line) {
+            let mut noise = noise.lock().unwrap_or_else(PoisonError::into_inner);
+            noise.extend_from_slice(&line);
+            let more = noise.len().saturating_sub(MOST_NOISE);
+            noise.drain(..more);
+            drop(noise);
+            if passes {
+                let _ = io::stderr().write_all(&line); // if nobody sees it, nobody misses it
+            }
+        }
+        line.clear();
+    }
+}
+
+/// Whether Open MPI 4.1 says this in runs in which nothing is wrong.
+fn is_usual(line: &[u8]) -> bool {
+    let line = String::from_utf8_lossy(line);
+    line.contains("PMIX ERROR: BAD-PARAM in file")
+}
+
+fn described(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exit code {code}"),
+        (None, Some(signal)) => format!("signal {signal}"),
+        (None, None) => "no exit code".to_owned(),
+    }
+}
+
+fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<()> {
+    let thread = thread::Builder::new().name(name.into()).spawn(run);
+    thread.map(drop).context("failed to start a thread")
+}
+
+fn say(what: std::fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr().lock(), "{what}");
+}
+
+/// Launches a run that can't be supervised from here, in place of this process.
+pub(super) fn replace(launcher: &Launcher, hosts: &[Host]) -> Result<Exit> {
+    let program = std::env::current_exe().context("failed to find this program's file")?;
+    let mut command = Command::new(launcher.name());
+    command.args(launcher.arguments(hosts, &[], None, false)).arg(Path::new(&program));
+    command.args(["run", "--engine", "mpi"]).args(command::arguments_of_run());
+    let error = command.exec();
+    Err(error).with_context(|| format!("failed to run {}", launcher.name()))
+}
