@@ -1,16 +1,11 @@
 //! Workers killed at random while they work, and many ends in a row: nothing is lost, nothing runs
 //! twice that must not, nothing is left behind.
-#![allow(clippy::unwrap_used)]
-
-mod support;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::support::{SideEffects, alone, kill, left_behind, square, wait_until};
 use procpool::{DidRun, Pool, TaskErrorKind, TaskOptions, WorkerState};
-use support::{SideEffects, alone, kill, left_behind, square, wait_until};
-
-procpool::test_support!();
 
 /// Kills a random worker every 5 ms while `work` runs; gives how many that were.
 fn storm<T>(pool: &Pool, seed: u64, work: impl FnOnce() -> T) -> (T, u32) {
@@ -138,7 +133,7 @@ fn echo(bytes: Vec<u8>) -> Vec<u8> {
 
 #[test]
 fn in_chaos_each_item_has_exactly_one_outcome_and_nothing_is_left_behind() {
-    alone("chaos");
+    alone!("chaos");
 }
 
 /// Goes on for as many seconds as `CHAOS_SECONDS` says.
@@ -202,7 +197,7 @@ fn chaos() {
                     healthy.imap_unordered(square, 0..200).map(Result::unwrap).collect();
                 assert_eq!(lazily.len(), 200, "seed {seed}");
                 for mut task in wild {
-                    let outcome = task.get_timeout(support::SOON);
+                    let outcome = task.get_timeout(crate::support::SOON);
                     assert!(outcome.is_some(), "an outcome in time, seed {seed}");
                 }
                 drop(is_over);
@@ -243,9 +238,9 @@ fn leaves_nothing(rounds: usize, pool: Option<&Pool>, mut round: impl FnMut()) {
 
 #[test]
 fn pools_timeouts_and_crashes_by_the_hundred_leave_nothing_behind() {
-    alone("five_hundred_pools");
-    alone("five_hundred_timeouts");
-    alone("five_hundred_crashes");
+    alone!("five_hundred_pools");
+    alone!("five_hundred_timeouts");
+    alone!("five_hundred_crashes");
 }
 
 #[test]
