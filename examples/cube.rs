@@ -2,7 +2,7 @@
 //! same two asynchronously.
 //!
 //! ```text
-//! $ cargo run --example cube --no-default-features
+//! $ cargo run --example cube
 //! apply        [1, 8, 27, 64, 125, 216]
 //! map          [1, 8, 27, 64, 125, 216]
 //! apply_async  [1, 8, 27, 64, 125, 216]

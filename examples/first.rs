@@ -1,7 +1,7 @@
 //! A first program: four workers, four tasks, and one of them crashes.
 //!
 //! ```text
-//! $ cargo run --example first --no-default-features
+//! $ cargo run --example first
 //! 100 / 1 = 100
 //! 100 / 2 = 50
 //! 100 / 0 has no answer: its worker was killed by SIGABRT while running it

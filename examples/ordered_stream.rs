@@ -7,7 +7,7 @@
 //! tasks.
 //!
 //! ```text
-//! $ cargo run --example ordered_stream --no-default-features
+//! $ cargo run --example ordered_stream
 //! 703 takes 170 steps
 //! 871 takes 178 steps
 //! 1161 takes 181 steps

@@ -2,7 +2,7 @@
 //! worker at the first attempt and is retried in another worker.
 //!
 //! ```text
-//! $ cargo run --example pids --no-default-features
+//! $ cargo run --example pids
 //! id  result     PID  attempt  elapsed
 //!  0       0   32034        1  20.2ms
 //!  1       1   32035        1  20.1ms

@@ -5,7 +5,7 @@
 //! of primes up to it. Known values: π(10⁴) = 1,229, π(10⁵) = 9,592 and π(10⁶) = 78,498.
 //!
 //! ```text
-//! $ cargo run --example producer_consumer --no-default-features
+//! $ cargo run --example producer_consumer
 //! 3 consumers did 1000 tasks
 //!   10000    1229
 //!  100000    9592

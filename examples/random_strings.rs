@@ -1,50 +1,59 @@
-//! Four processes send random strings through a channel. They are received in any order and then sorted
-//! by position.
+//! Four processes each send a random string through a channel. The parent prints them as they arrive, in
+//! any order, and then sorted by position.
 //!
-//! The channel ends when the last sender is dropped, so no end marker is needed.
+//! The strings are different in each run. `--seed` repeats them. The channel ends when the last sender is
+//! dropped, so no end marker is needed.
 //!
 //! ```text
-//! $ cargo run --example random_strings --no-default-features
-//! 4 strings came
-//! 0 auatk
-//! 1 zkhbh
-//! 2 zbejp
-//! 3 yrlqx
+//! $ cargo run --example random_strings -- --seed 7
+//! arrived: 0 DLtb9
+//! arrived: 1 ZbWsa
+//! arrived: 2 mbM4E
+//! arrived: 3 OzFyx
+//! by position: ["DLtb9", "ZbWsa", "mbM4E", "OzFyx"]
 //! ```
 
+use clap::Parser;
 use procpool::Process;
 use procpool::channel::{Sender, unbounded};
+use rand::distr::{Alphanumeric, SampleString};
+use rand::rngs::Xoshiro256PlusPlus;
+use rand::{RngExt, SeedableRng};
 
-const LETTERS: &[u8] = b"abcdefghijklmnopqrstuvwxyz";
+/// Collects random strings from four processes.
+#[derive(Parser)]
+struct Args {
+    /// Repeats the strings of a run
+    #[arg(long)]
+    seed: Option<u64>,
+}
 
-/// Sends a random string of this length, with its position.
-fn random_string((length, position, output): (usize, usize, Sender<(usize, String)>)) {
-    // A linear congruential generator with the constants of Numerical Recipes, seeded with the position.
-    let mut state = position as u64 + 1;
-    let string = (0..length)
-        .map(|_| {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223) % (1 << 32);
-            char::from(LETTERS[(state >> 16) as usize % LETTERS.len()])
-        })
-        .collect();
+/// Sends a random string of letters and digits of this length, with its position.
+fn random_string((position, length, seed, output): (u64, usize, u64, Sender<(u64, String)>)) {
+    let mut random = Xoshiro256PlusPlus::seed_from_u64(seed + position);
+    let string = Alphanumeric.sample_string(&mut random, length);
     // This fails only if there is no receiver.
     let _ = output.send((position, string));
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     procpool::init();
+    let seed = Args::parse().seed.unwrap_or_else(|| rand::rng().random::<u32>().into());
     let (sender, receiver) = unbounded()?;
     let mut processes = Vec::new();
     for position in 0..4 {
-        processes.push(Process::spawn(random_string, (5, position, sender.clone()))?);
+        processes.push(Process::spawn(random_string, (position, 5, seed, sender.clone()))?);
     }
     drop(sender); // the processes have senders of their own
-    let mut strings: Vec<(usize, String)> = receiver.iter().collect::<Result<_, _>>()?;
-    println!("{} strings came", strings.len());
-    strings.sort();
-    for (position, string) in strings {
-        println!("{position} {string}");
+    let mut strings = Vec::new();
+    for message in receiver {
+        let (position, string) = message?;
+        println!("arrived: {position} {string}");
+        strings.push((position, string));
     }
+    strings.sort();
+    let strings: Vec<String> = strings.into_iter().map(|(_, string)| string).collect();
+    println!("by position: {strings:?}");
     for mut process in processes {
         process.join()?;
     }

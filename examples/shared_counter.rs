@@ -4,7 +4,7 @@
 //! lost. The lock admits one process at a time. An atomic reads and writes in one step.
 //!
 //! ```text
-//! $ cargo run --example shared_counter --no-default-features
+//! $ cargo run --example shared_counter
 //! 4 processes, each adds 1 10000 times
 //! without the lock: some additions are lost
 //! under the lock:   40000

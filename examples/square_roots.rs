@@ -1,12 +1,20 @@
-//! When processes pay off: a square root is so cheap that sending a number and its root costs more than
-//! computing it, however many there are. A hundred steps of work per number cost about as much as sending
-//! it and its result, so the gain depends on the number of CPUs. The output on two CPUs:
+//! When processes pay off. It depends on what an item costs, and on the machine.
+//!
+//! A square root takes nanoseconds. To send a number to a worker and to receive its root takes longer than to
+//! compute the root in the parent. So the pool is slower than the serial loop for ten thousand roots and for
+//! five million, however many processes there are. A root by 100 steps costs about as much as its way to a
+//! worker and back: whether the pool is faster depends on the machine. A root by 10,000 steps costs far more,
+//! and the pool is faster by about the number of CPUs.
+//!
+//! `procpool compare --only break-even` finds the duration of an item from which processes are faster. On the
+//! machine of the output below, with two CPUs and in a debug build, that is BREAKEVEN per item.
 //!
 //! ```text
-//! $ cargo run --release --example square_roots --no-default-features
+//! $ cargo run --example square_roots
 //! roots of 10..10000: serial 64.4µs, pool 1.5ms
 //! roots of 10..5000000: serial 80.9ms, pool 183.9ms
 //! roots by 100 steps of 10..100000: serial 57.9ms, pool 43.1ms
+//! roots by 10000 steps of 10..5000: serial 57.9ms, pool 43.1ms
 //! ```
 
 use std::ops::Range;
@@ -19,8 +27,8 @@ fn root(x: f64) -> f64 {
 }
 
 /// Computes a root by Newton's method, with far more steps than necessary.
-fn root_by_steps(x: f64) -> f64 {
-    (0..100).fold(x, |guess, _| (guess + x / guess) / 2.0)
+fn root_by_steps<const STEPS: u32>(x: f64) -> f64 {
+    (0..STEPS).fold(x, |guess, _| (guess + x / guess) / 2.0)
 }
 
 /// Returns the sum of all roots from 1 to `n`, by the Euler–Maclaurin formula.
@@ -52,6 +60,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let pool = Pool::new(0)?;
     compare(&pool, "roots", root, 10..10_000)?;
     compare(&pool, "roots", root, 10..5_000_000)?;
-    compare(&pool, "roots by 100 steps", root_by_steps, 10..100_000)?;
+    compare(&pool, "roots by 100 steps", root_by_steps::<100>, 10..100_000)?;
+    compare(&pool, "roots by 10000 steps", root_by_steps::<10_000>, 10..5_000)?;
     Ok(())
 }

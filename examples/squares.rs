@@ -1,40 +1,73 @@
-//! Computes the squares of a list serially, then in a pool with `map`, `imap` and `imap_unordered`, and
-//! prints which process computed each.
+//! Computes six squares serially, then with six workers, and shows which process computed each.
+//!
+//! `imap` yields the results in input order, and `imap_unordered` in order of completion. The first input
+//! takes the longest, so both orders can be told apart. `map` returns all results at once, in input order.
 //!
 //! ```text
-//! $ cargo run --example squares --no-default-features
-//! serial          [0, 1, 4, 9, 16, 25]
-//! map             [0, 1, 4, 9, 16, 25]
-//! imap            [0, 1, 4, 9, 16, 25]
-//! imap_unordered  [0, 1, 4, 9, 16, 25], once sorted
-//! this is PID 32033
-//! 0 squared is 0, says PID 32034
-//! 1 squared is 1, says PID 32035
-//! 2 squared is 4, says PID 32034
-//! 3 squared is 9, says PID 32035
-//! 4 squared is 16, says PID 32034
-//! 5 squared is 25, says PID 32034
+//! $ cargo run --example squares
+//! serial
+//!   0 squared is 0, by PID 32033
+//!   1 squared is 1, by PID 32033
+//!   2 squared is 4, by PID 32033
+//!   3 squared is 9, by PID 32033
+//!   4 squared is 16, by PID 32033
+//!   5 squared is 25, by PID 32033
+//!   1 process, 1.1 s
+//! six workers, in input order
+//!   0 squared is 0, by PID 32034
+//!   1 squared is 1, by PID 32035
+//!   2 squared is 4, by PID 32036
+//!   3 squared is 9, by PID 32037
+//!   4 squared is 16, by PID 32038
+//!   5 squared is 25, by PID 32039
+//!   6 processes, 0.3 s
+//! six workers, in order of completion
+//!   5 squared is 25, by PID 32039
+//!   4 squared is 16, by PID 32038
+//!   3 squared is 9, by PID 32037
+//!   2 squared is 4, by PID 32036
+//!   1 squared is 1, by PID 32035
+//!   0 squared is 0, by PID 32034
+//!   6 processes, 0.3 s
+//! all at once: [0, 1, 4, 9, 16, 25]
 //! ```
 
-use procpool::Pool;
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
 
-fn square(x: u64) -> u64 {
-    x * x
+use procpool::{Pool, TaskError};
+
+/// Returns `x`, its square, and the PID of the process that computed it. Takes 50 ms for 5, and 50 ms more
+/// for each number below.
+fn square(x: u64) -> (u64, u64, u32) {
+    std::thread::sleep(Duration::from_millis(50) * (6 - x) as u32);
+    (x, x * x, std::process::id())
+}
+
+/// Prints each result as soon as it is there.
+fn show(
+    title: &str,
+    results: impl Iterator<Item = Result<(u64, u64, u32), TaskError>>,
+) -> Result<(), TaskError> {
+    println!("{title}");
+    let (start, mut pids) = (Instant::now(), HashSet::new());
+    for result in results {
+        let (x, square, pid) = result?;
+        println!("  {x} squared is {square}, by PID {pid}");
+        pids.insert(pid);
+    }
+    let processes = if pids.len() == 1 { "process" } else { "processes" };
+    println!("  {} {processes}, {:.1} s", pids.len(), start.elapsed().as_secs_f64());
+    Ok(())
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     procpool::init();
-    let pool = Pool::new(2)?;
-    println!("serial          {:?}", (0..6).map(square).collect::<Vec<_>>());
-    println!("map             {:?}", pool.map(square, 0..6)?);
-    println!("imap            {:?}", pool.imap(square, 0..6).collect::<Result<Vec<_>, _>>()?);
-    let mut squares = pool.imap_unordered(square, 0..6).collect::<Result<Vec<_>, _>>()?;
-    squares.sort_unstable();
-    println!("imap_unordered  {squares:?}, once sorted");
-    println!("this is PID {}", std::process::id());
-    for report in pool.imap(square, 0..6).reports() {
-        let pid = report.pid().unwrap_or(0);
-        println!("{} squared is {}, says PID {pid}", report.id, report.result?);
-    }
+    show("serial", (0..6).map(square).map(Ok))?;
+    let pool = Pool::new(6)?;
+    show("six workers, in input order", pool.imap(square, 0..6))?;
+    show("six workers, in order of completion", pool.imap_unordered(square, 0..6))?;
+    let squares: Vec<u64> = pool.map(|x| x * x, 0..6)?;
+    println!("all at once: {squares:?}");
     Ok(())
 }

@@ -2,7 +2,7 @@
 //! task has a runtime of its own.
 //!
 //! ```text
-//! $ cargo run --example tokio --no-default-features
+//! $ cargo run --example tokio
 //! 12 * 12 = 144
 //! a runtime inside of a worker: 42
 //! 100 / 0 has no answer: its worker was killed by SIGABRT while running it

@@ -154,7 +154,7 @@ impl Journal {
     }
 
     /// Reads the history without opening the journal for writing, for a dry run.
-    pub(super) fn look(args: &JournalArgs) -> Result<Option<History>> {
+    pub(super) fn history(args: &JournalArgs) -> Result<Option<History>> {
         let Some(path) = &args.journal else { return Ok(None) };
         refuse_other_than_file(path)?;
         match File::open(path) {
@@ -224,9 +224,10 @@ impl Journal {
         if self.lines.is_empty() {
             return Ok(());
         }
-        let written = self.file.write_all(&self.lines).and_then(|()| {
-            if self.manner.is_private { Ok(()) } else { self.file.sync_data() }
-        });
+        let written = self
+            .file
+            .write_all(&self.lines)
+            .and_then(|()| if self.manner.is_private { Ok(()) } else { self.file.sync_data() });
         self.lines.clear();
         written.with_context(|| format!("failed to write the journal {:?}", self.path))
     }
@@ -290,7 +291,7 @@ fn is_torn(line: &[u8]) -> bool {
 /// Formats the error for a line that is not a journal entry.
 fn not_an_entry(number: u64, whole: u64) -> String {
     format!(
-        "line {number} is not a journal entry; the file was not changed: give another file, or, \
+        "line {number} is not a journal entry; the file was not changed: use another file, or, \
          if a crash damaged its end, keep the lines before with 'truncate -s {whole}'"
     )
 }
@@ -346,11 +347,12 @@ impl History {
         let length = file.metadata().map_err(|error| open_error(path, &error))?.len();
         if length.min(since.unwrap_or(u64::MAX)) > 0 && !args.resume && !args.retry_failed {
             let remedy =
-                "it belongs to an earlier run: continue it with --resume, or give another file";
+                "it belongs to an earlier run: continue it with --resume, or use another file";
             return Err(open_error(path, &remedy));
         }
-        let whole =
-            history.read(file, since).map_err(|error| open_error(path, &format_args!("{error:#}")))?;
+        let whole = history
+            .read(file, since)
+            .map_err(|error| open_error(path, &format_args!("{error:#}")))?;
         Ok((history, whole, length))
     }
 
@@ -590,7 +592,8 @@ mod tests {
 
     #[test]
     fn a_journal_from_before_there_were_hosts_is_read_as_before() {
-        let (_dir, file, length) = journal_of(&[&job("a", true, ",\"time\":1.5"), &job("b", false, "")]);
+        let (_dir, file, length) =
+            journal_of(&[&job("a", true, ",\"time\":1.5"), &job("b", false, "")]);
         let mut history = History::default();
         assert_eq!(history.read(&file, None).unwrap(), length);
         assert_eq!(["a", "b"].map(|name| history.skips(key(name))), [true, false]);

@@ -13,7 +13,8 @@
 //!
 //! Rows of results go to standard output and everything else to standard error, so that a pipe
 //! receives rows only. The summary of a table is the exception. A closed pipe is a clean end.
-//! `exit` has the exit codes. `tasks` uses no other module but `os`.
+//! `exit` has the exit codes. `tasks` uses no other module but `os` and
+//! `drawing`.
 
 #![deny(unsafe_code)]
 
@@ -27,6 +28,7 @@ mod batch_queue;
 mod collect;
 mod color;
 mod compare;
+mod drawing;
 mod exit;
 mod format;
 mod inputs;

@@ -113,8 +113,8 @@ struct Held {
     dropped: usize,
 }
 
-/// The most bytes to show later: nobody reads what scrolls by.
-const MOST_HELD: usize = 1 << 20;
+/// The most bytes to show later: no user reads more.
+const MAX_HELD: usize = 1 << 20;
 
 impl Screen {
     pub(super) fn new(progress: Progress) -> Self {
@@ -214,7 +214,7 @@ impl Screen {
             let written = page.write(out);
             match errors.write(err) {
                 Err(error) if matches!(err, Sink::File(_)) => written.and(Err(error)),
-                _ => written, // if nobody sees it, nobody misses it
+                _ => written, // it is for display only
             }
         });
         *page = Page { bytes: mem::take(&mut page.bytes), ..Page::default() };
@@ -281,9 +281,9 @@ impl Held {
             page.bytes.splice(at..at, what.into_bytes());
         }
         self.bytes.append(&mut page.bytes);
-        if self.bytes.len() > 2 * MOST_HELD {
+        if self.bytes.len() > 2 * MAX_HELD {
             // Drop up to the start of a line.
-            let least = self.bytes.len() - MOST_HELD;
+            let least = self.bytes.len() - MAX_HELD;
             let line = self.bytes[least..].iter().position(|byte| *byte == b'\n');
             let end = line.map_or(least, |line| least + line + 1);
             self.bytes.drain(..end);

@@ -14,7 +14,7 @@ const WORST: usize = 3;
 
 /// With less work, the wall time is mostly that of starting workers, and a speed-up would mean
 /// nothing.
-const LEAST_WORK: Duration = Duration::from_millis(10);
+const MIN_WORK: Duration = Duration::from_millis(10);
 
 /// The totals so far, by process.
 pub(super) struct Tally {
@@ -124,16 +124,16 @@ impl Tally {
             let share = Share { worker: idle.slot, ..Share::default() };
             shares.entry((idle.host, idle.pid)).or_insert(share);
         }
-        let memory = workers.iter().filter_map(|worker| {
-            Some(((worker.host, worker.pid), worker.memory?))
-        });
+        let memory =
+            workers.iter().filter_map(|worker| Some(((worker.host, worker.pid), worker.memory?)));
         let memory: HashMap<Process, u64> = memory.collect();
         let mut lines: Vec<_> = shares.into_iter().collect();
         lines.sort_by_key(|((_, pid), share)| (share.worker, *pid));
         let hosts = lines.iter().filter_map(|((host, _), _)| *host);
         let width = hosts.map(|host| host.chars().count()).max().map(|width| width.max(6));
 
-        let mut text = format!("\n{}", line(width, "host", "pid", ["tasks", "failed", "busy", "memory"]));
+        let mut text =
+            format!("\n{}", line(width, "host", "pid", ["tasks", "failed", "busy", "memory"]));
         for (process, share) in &lines {
             let (host, pid) = *process;
             let host = host.as_ref().map_or("", |host| host.as_str());
@@ -178,7 +178,7 @@ impl Tally {
         if tasks < 2 {
             return text;
         }
-        if busy >= LEAST_WORK {
+        if busy >= MIN_WORK {
             text += &format!(
                 "{} of work, {} times as fast as a serial run\n",
                 format::duration(busy),

@@ -10,7 +10,8 @@ use crate::tasks;
 const EXAMPLES: &str = "\
 Parts:
   overhead    start-up, round trip of a call, tiny tasks, payloads, memory, and a calibration
-  scaling     time, speed-up S = T1/Tp over the serial run, efficiency E = S/p
+  scaling     time, speed-up S = T1/Tp over the serial run, efficiency E = S/p, and the
+              fit of T(p) = s + w/p + c·p: serial share, overhead, best number of processes
   break-even  the item duration from which processes pay off
 
 Tables and figures go to standard output, and progress to standard error.
@@ -47,7 +48,7 @@ pub(crate) struct CompareArgs {
     #[arg(long)]
     pub(super) quick: bool,
 
-    /// Draw pictures as SVG and PNG into DIR; created if missing
+    /// Draw pictures as SVG, PNG and PDF into DIR; created if missing
     #[arg(long, value_name = "DIR")]
     pub(super) plot: Option<PathBuf>,
 

@@ -1,22 +1,21 @@
-//! Draws pictures for a talk, each as SVG and PNG.
+//! Draws pictures for a talk, each as SVG, PNG and PDF.
 
 use std::error::Error;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
-use plotters::coord::Shift;
 use plotters::coord::ranged1d::{Ranged, ValueFormatter};
 use plotters::element::DashedPathElement;
 use plotters::prelude::*;
 
 use super::figures;
+use super::fit::Fit;
 use super::overhead::Payload;
 use super::report::Report;
 use super::scaling::{AtProcs, Scaling, Variant};
+use crate::drawing::{self, Area, Drawn, FONT, Format, Page};
 use crate::format;
-use crate::tasks::FileFormat;
-use crate::tasks::canvas::{self, Drawing, FONT};
 
 /// The size of a slide.
 const SLIDE: (u32, u32) = (1280, 720);
@@ -30,8 +29,6 @@ const OTHER: RGBColor = RGBColor(130, 138, 148);
 /// The numbers of processes in the bar chart, if measured.
 const BARS: [usize; 4] = [2, 3, 4, 6];
 
-type Drawn = std::result::Result<(), Box<dyn Error>>;
-
 /// Draws everything that was measured. Returns the paths of the files.
 pub(super) fn write_all(report: &Report, dir: &Path) -> Result<Vec<PathBuf>> {
     let mut written = Vec::new();
@@ -40,26 +37,32 @@ pub(super) fn write_all(report: &Report, dir: &Path) -> Result<Vec<PathBuf>> {
     let busy = busy.as_str();
     if let Some(scaling) = &report.scaling {
         let by_speed = Lines { scaling, cores, busy, what: What::SpeedUp };
-        write(&by_speed, dir, "speed-up", &mut written)?;
+        write(|on| by_speed.draw(on), dir, "speed-up", &mut written)?;
         let by_efficiency = Lines { scaling, cores, busy, what: What::Efficiency };
-        write(&by_efficiency, dir, "efficiency", &mut written)?;
-        write(&Bars { scaling, cores, busy }, dir, "serial-and-processes", &mut written)?;
+        write(|on| by_efficiency.draw(on), dir, "efficiency", &mut written)?;
+        let bars = Bars { scaling, cores, busy };
+        write(|on| bars.draw(on), dir, "serial-and-processes", &mut written)?;
+        if let Some(fit) = &scaling.fit {
+            let amdahl = Amdahl { scaling, fit, busy };
+            write(|on| amdahl.draw(on), dir, "amdahl", &mut written)?;
+        }
     }
     if let Some(overhead) = &report.overhead {
-        write(&Payloads(&overhead.payloads, busy), dir, "payload", &mut written)?;
+        let payloads = Payloads(&overhead.payloads, busy);
+        write(|on| payloads.draw(on), dir, "payload", &mut written)?;
     }
     Ok(written)
 }
 
-fn write<D: Drawing>(
-    drawing: &D,
+fn write(
+    draw: impl Fn(&Area<'_>) -> Drawn,
     dir: &Path,
     name: &str,
     written: &mut Vec<PathBuf>,
 ) -> Result<()> {
-    for to in [FileFormat::Svg, FileFormat::Png] {
-        let content = canvas::draw(drawing, to).map_err(|error| anyhow!(error))?;
-        let path = dir.join(format!("{name}.{}", to.extension()));
+    for to in [Format::Svg, Format::Png, Format::Pdf] {
+        let content = drawing::draw(to, SLIDE, &draw).map_err(|error| anyhow!(error))?;
+        let path = dir.join(format!("{name}.{to}"));
         fs::write(&path, content).with_context(|| format!("failed to write {}", path.display()))?;
         written.push(path);
     }
@@ -67,38 +70,29 @@ fn write<D: Drawing>(
 }
 
 /// Returns a text style of this size.
-fn text(size: u32, unit: u32) -> TextStyle<'static> {
-    (FONT, size * unit).into_font().color(&INK)
+fn text(size: u32) -> TextStyle<'static> {
+    (FONT, size).into_font().color(&INK)
 }
 
 /// Draws the title of a slide, and returns the area below it.
-fn titled<B: DrawingBackend>(
-    on: &DrawingArea<B, Shift>,
-    unit: u32,
+fn titled<'a>(
+    on: &Area<'a>,
     title: &str,
     subtitle: &str,
-) -> std::result::Result<DrawingArea<B, Shift>, Box<dyn Error>>
-where
-    B::ErrorType: 'static,
-{
-    on.fill(&WHITE)?;
-    let at = |y: u32| ((40 * unit) as i32, (y * unit) as i32);
-    on.draw(&Text::new(title.to_owned(), at(28), text(38, unit)))?;
-    on.draw(&Text::new(subtitle.to_owned(), at(78), text(22, unit).color(&OTHER)))?;
-    Ok(on.margin(115 * unit, 20 * unit, 20 * unit, 50 * unit))
+) -> std::result::Result<Area<'a>, Box<dyn Error>> {
+    on.draw(&Text::new(title.to_owned(), (40, 28), text(38)))?;
+    on.draw(&Text::new(subtitle.to_owned(), (40, 78), text(22).color(&OTHER)))?;
+    Ok(on.margin(115, 20, 20, 50))
 }
 
 /// Draws the axes and the grid of a chart.
-fn mesh<'a, B, X, Y>(
-    chart: &mut ChartContext<'a, B, Cartesian2d<X, Y>>,
-    unit: u32,
+fn mesh<'a, X, Y>(
+    chart: &mut ChartContext<'a, Page<'a>, Cartesian2d<X, Y>>,
     [x, y]: [&str; 2],
     x_label: &dyn Fn(&X::ValueType) -> String,
     y_label: &dyn Fn(&Y::ValueType) -> String,
 ) -> Drawn
 where
-    B: DrawingBackend + 'a,
-    B::ErrorType: 'static,
     X: Ranged + ValueFormatter<X::ValueType>,
     Y: Ranged + ValueFormatter<Y::ValueType>,
 {
@@ -110,11 +104,11 @@ where
         .y_label_formatter(y_label)
         .x_labels(12)
         .y_labels(8)
-        .set_all_tick_mark_size(8 * unit)
-        .label_style(text(22, unit))
-        .axis_desc_style(text(24, unit))
-        .axis_style(INK.stroke_width(unit))
-        .bold_line_style(INK.mix(0.12).stroke_width(unit))
+        .set_all_tick_mark_size(8)
+        .label_style(text(22))
+        .axis_desc_style(text(24))
+        .axis_style(INK.stroke_width(1))
+        .bold_line_style(INK.mix(0.12).stroke_width(1))
         .light_line_style(TRANSPARENT)
         .draw()?;
     Ok(())
@@ -154,20 +148,14 @@ impl Lines<'_> {
     }
 }
 
-impl Drawing for Lines<'_> {
-    const SIZE: (u32, u32) = SLIDE;
-
-    fn draw<B: DrawingBackend>(&self, on: &DrawingArea<B, Shift>, unit: u32) -> Drawn
-    where
-        B::ErrorType: 'static,
-    {
+impl Lines<'_> {
+    fn draw(&self, on: &Area<'_>) -> Drawn {
         let (title, axis) = match self.what {
             What::SpeedUp => ("Speed-up", "speed-up  S = T1 / Tp"),
             What::Efficiency => ("Efficiency", "efficiency  E = S / p"),
         };
         let area = titled(
             on,
-            unit,
             &format!("{title}: {} on {} cores", self.scaling.task, self.cores),
             &format!(
                 "against the true serial run; median, bars from least to greatest{}",
@@ -183,23 +171,22 @@ impl Drawing for Lines<'_> {
             })
             .fold(self.ideal(1.0).max(self.ideal(most)), f64::max);
         let mut chart = ChartBuilder::on(&area)
-            .x_label_area_size(76 * unit)
-            .y_label_area_size(100 * unit)
+            .x_label_area_size(76)
+            .y_label_area_size(100)
             .build_cartesian_2d(0.7..most + 0.3, 0.0..highest * 1.12)?;
         let whole = |x: &f64| if x.fract() == 0.0 { format!("{x:.0}") } else { String::new() };
         let decimals = |y: &f64| format!("{y:.1}");
-        mesh(&mut chart, unit, ["p, threads or processes", axis], &whole, &decimals)?;
+        mesh(&mut chart, ["p, threads or processes", axis], &whole, &decimals)?;
 
         let steps = |to: f64| (0..=200).map(move |step| 1.0 + (to - 1.0) * f64::from(step) / 200.0);
         let ideal = steps(most).map(|procs| (procs, self.ideal(procs)));
-        let dashes = OTHER.stroke_width(2 * unit);
-        let legend = unit as i32;
+        let dashes = OTHER.stroke_width(2);
         chart
-            .draw_series(DashedLineSeries::new(ideal, 10 * unit, 7 * unit, dashes))?
+            .draw_series(DashedLineSeries::new(ideal, 10, 7, dashes))?
             .label(format!("ideal on {} cores", self.cores))
             .legend(move |(x, y)| {
-                let ends = [(x, y), (x + 40 * legend, y)];
-                DashedPathElement::new(ends, 10 * unit, 7 * unit, dashes)
+                let ends = [(x, y), (x + 40, y)];
+                DashedPathElement::new(ends, 10, 7, dashes)
             });
         type Of = fn(&AtProcs) -> &Variant;
         let ways: [(&str, RGBColor, f64, Of); 2] = [
@@ -212,22 +199,21 @@ impl Drawing for Lines<'_> {
             chart
                 .draw_series(LineSeries::new(
                     points().map(|(x, way)| (x, self.value(way))),
-                    colour.stroke_width(4 * unit),
+                    colour.stroke_width(4),
                 ))?
                 .label(name)
-                .legend(move |(x, y)| line_in_legend(x, y, legend, colour, 4));
+                .legend(move |(x, y)| line_in_legend(x, y, colour, 4));
             chart.draw_series(points().map(|(x, way)| {
                 let sample = match self.what {
                     What::SpeedUp => &way.speed_up,
                     What::Efficiency => &way.efficiency,
                 };
                 let ends = vec![(x, sample.least), (x, sample.greatest)];
-                PathElement::new(ends, colour.mix(0.6).stroke_width(2 * unit))
+                PathElement::new(ends, colour.mix(0.6).stroke_width(2))
             }))?;
-            chart
-                .draw_series(points().map(|(x, way)| {
-                    Circle::new((x, self.value(way)), 7 * unit, colour.filled())
-                }))?;
+            chart.draw_series(
+                points().map(|(x, way)| Circle::new((x, self.value(way)), 7, colour.filled())),
+            )?;
         }
         let place = match self.what {
             What::SpeedUp => SeriesLabelPosition::LowerRight,
@@ -236,40 +222,105 @@ impl Drawing for Lines<'_> {
         chart
             .configure_series_labels()
             .position(place)
-            .margin(24 * unit)
-            .legend_area_size(50 * unit)
-            .label_font(text(24, unit))
+            .margin(24)
+            .legend_area_size(50)
+            .label_font(text(24))
             .background_style(WHITE.mix(0.9).filled())
             .draw()?;
-        on.present()?;
+        Ok(())
+    }
+}
+
+/// The times of processes, and the fit that shows their serial part.
+struct Amdahl<'a> {
+    scaling: &'a Scaling,
+    fit: &'a Fit,
+    /// Describes a machine that other programs used.
+    busy: &'a str,
+}
+
+impl Amdahl<'_> {
+    fn draw(&self, on: &Area<'_>) -> Drawn {
+        let Self { scaling, fit, busy } = self;
+        let area = titled(
+            on,
+            &format!("Amdahl: {} on {} cores", scaling.task, fit.cores),
+            &format!(
+                "serial share {:.1} %, overhead {} per process, best at p = {}{busy}",
+                fit.serial_share * 100.0,
+                figures::time(fit.per_process),
+                fit.best
+            ),
+        )?;
+        let most = scaling.by_procs.last().map_or(1, |at| at.procs) as f64;
+        let slowest = scaling.by_procs.iter().map(|at| at.processes.seconds.greatest);
+        let highest = slowest.fold(fit.time(1.0), f64::max);
+        let mut chart = ChartBuilder::on(&area)
+            .x_label_area_size(76)
+            .y_label_area_size(120)
+            .build_cartesian_2d(0.7..most + 0.3, 0.0..highest * 1.12)?;
+        let whole = |x: &f64| if x.fract() == 0.0 { format!("{x:.0}") } else { String::new() };
+        let time = |seconds: &f64| match seconds {
+            0.0 => "0".to_owned(),
+            seconds => figures::time(*seconds),
+        };
+        mesh(&mut chart, ["p, processes", "time T(p)"], &whole, &time)?;
+        let steps = || (0..=200).map(|step| 1.0 + (most - 1.0) * f64::from(step) / 200.0);
+        let ideal = |procs: f64| fit.time(1.0) / procs.min(fit.cores as f64);
+        let serial = |_: f64| fit.serial;
+        type Line<'a> = &'a dyn Fn(f64) -> f64;
+        let dashed: [(&str, RGBColor, Line<'_>); 2] =
+            [("ideal: T(1)/p up to the cores", OTHER, &ideal), ("the serial part s", INK, &serial)];
+        for (name, colour, time) in dashed {
+            let dashes = colour.stroke_width(2);
+            let line = steps().map(|procs| (procs, time(procs)));
+            chart
+                .draw_series(DashedLineSeries::new(line, 10, 7, dashes))?
+                .label(name)
+                .legend(move |(x, y)| DashedPathElement::new([(x, y), (x + 40, y)], 10, 7, dashes));
+        }
+        chart
+            .draw_series(LineSeries::new(
+                steps().map(|p| (p, fit.time(p))),
+                PROCESSES.stroke_width(3),
+            ))?
+            .label("the fit T(p) = s + w/p + c·p")
+            .legend(move |(x, y)| line_in_legend(x, y, PROCESSES, 3));
+        let points = || scaling.by_procs.iter().map(|at| (at.procs as f64, &at.processes.seconds));
+        chart.draw_series(points().map(|(x, sample)| {
+            let ends = vec![(x, sample.least), (x, sample.greatest)];
+            PathElement::new(ends, THREADS.mix(0.6).stroke_width(2))
+        }))?;
+        chart
+            .draw_series(
+                points().map(|(x, sample)| Circle::new((x, sample.median), 7, THREADS.filled())),
+            )?
+            .label("measured, with least and greatest")
+            .legend(move |(x, y)| Circle::new((x + 20, y), 7, THREADS.filled()));
+        chart
+            .configure_series_labels()
+            .position(SeriesLabelPosition::UpperRight)
+            .margin(24)
+            .legend_area_size(50)
+            .label_font(text(24))
+            .background_style(WHITE.mix(0.9).filled())
+            .draw()?;
         Ok(())
     }
 }
 
 /// Draws a line before a name of the legend.
-fn line_in_legend(
-    x: i32,
-    y: i32,
-    unit: i32,
-    colour: RGBColor,
-    width: i32,
-) -> PathElement<(i32, i32)> {
-    PathElement::new([(x, y), (x + 40 * unit, y)], colour.stroke_width((width * unit) as u32))
+fn line_in_legend(x: i32, y: i32, colour: RGBColor, width: u32) -> PathElement<(i32, i32)> {
+    PathElement::new([(x, y), (x + 40, y)], colour.stroke_width(width))
 }
 
 /// The round trip of a payload by size, beside a copy in memory.
 struct Payloads<'a>(&'a [Payload], &'a str);
 
-impl Drawing for Payloads<'_> {
-    const SIZE: (u32, u32) = SLIDE;
-
-    fn draw<B: DrawingBackend>(&self, on: &DrawingArea<B, Shift>, unit: u32) -> Drawn
-    where
-        B::ErrorType: 'static,
-    {
+impl Payloads<'_> {
+    fn draw(&self, on: &Area<'_>) -> Drawn {
         let area = titled(
             on,
-            unit,
             "What a payload costs",
             &format!(
                 "a Vec<u8> to a worker and back, median; bars from least to greatest{}",
@@ -285,8 +336,8 @@ impl Drawing for Payloads<'_> {
         let power = |time: f64| 10f64.powf(time);
         let (low, high) = (power(quickest.log10().floor()), power(slowest.log10().ceil()));
         let mut chart = ChartBuilder::on(&area)
-            .x_label_area_size(76 * unit)
-            .y_label_area_size(120 * unit)
+            .x_label_area_size(76)
+            .y_label_area_size(120)
             .build_cartesian_2d(
                 (least.log2() - 0.4)..(most.log2() + 0.4),
                 (low..high).log_scale().base(10.0),
@@ -296,8 +347,7 @@ impl Drawing for Payloads<'_> {
             if is_even { binary(*power) } else { String::new() }
         };
         let time = |seconds: &f64| short_time(*seconds);
-        mesh(&mut chart, unit, ["size", "time there and back"], &size, &time)?;
-        let legend = unit as i32;
+        mesh(&mut chart, ["size", "time there and back"], &size, &time)?;
         type Of = fn(&Payload) -> &super::measure::Sample;
         let series: [(&str, RGBColor, Of); 2] = [
             ("one memcpy (clone)", OTHER, |payload| &payload.copy),
@@ -309,28 +359,26 @@ impl Drawing for Payloads<'_> {
             chart
                 .draw_series(LineSeries::new(
                     points().map(|(x, sample)| (x, sample.median)),
-                    colour.stroke_width(4 * unit),
+                    colour.stroke_width(4),
                 ))?
                 .label(name)
-                .legend(move |(x, y)| line_in_legend(x, y, legend, colour, 4));
+                .legend(move |(x, y)| line_in_legend(x, y, colour, 4));
             chart.draw_series(points().map(|(x, sample)| {
                 let ends = vec![(x, sample.least), (x, sample.greatest)];
-                PathElement::new(ends, colour.mix(0.6).stroke_width(2 * unit))
+                PathElement::new(ends, colour.mix(0.6).stroke_width(2))
             }))?;
-            chart
-                .draw_series(points().map(|(x, sample)| {
-                    Circle::new((x, sample.median), 7 * unit, colour.filled())
-                }))?;
+            chart.draw_series(
+                points().map(|(x, sample)| Circle::new((x, sample.median), 7, colour.filled())),
+            )?;
         }
         chart
             .configure_series_labels()
             .position(SeriesLabelPosition::UpperLeft)
-            .margin(24 * unit)
-            .legend_area_size(50 * unit)
-            .label_font(text(24, unit))
+            .margin(24)
+            .legend_area_size(50)
+            .label_font(text(24))
             .background_style(WHITE.mix(0.9).filled())
             .draw()?;
-        on.present()?;
         Ok(())
     }
 }
@@ -365,13 +413,8 @@ struct Bars<'a> {
     busy: &'a str,
 }
 
-impl Drawing for Bars<'_> {
-    const SIZE: (u32, u32) = SLIDE;
-
-    fn draw<B: DrawingBackend>(&self, on: &DrawingArea<B, Shift>, unit: u32) -> Drawn
-    where
-        B::ErrorType: 'static,
-    {
+impl Bars<'_> {
+    fn draw(&self, on: &Area<'_>) -> Drawn {
         let serial = &self.scaling.serial;
         let mut bars = vec![("serial".to_owned(), OTHER, serial)];
         let several = || self.scaling.by_procs.iter().filter(|at| at.procs > 1);
@@ -383,7 +426,6 @@ impl Drawing for Bars<'_> {
         }
         let area = titled(
             on,
-            unit,
             &format!("Serial against processes: {} on {} cores", self.scaling.task, self.cores),
             &format!(
                 "time for {} jobs, median; lines from least to greatest{}",
@@ -393,8 +435,8 @@ impl Drawing for Bars<'_> {
         )?;
         let highest = bars.iter().map(|(_, _, sample)| sample.greatest).fold(0.0, f64::max);
         let mut chart = ChartBuilder::on(&area)
-            .x_label_area_size(76 * unit)
-            .y_label_area_size(120 * unit)
+            .x_label_area_size(76)
+            .y_label_area_size(120)
             .build_cartesian_2d(-0.5..bars.len() as f64 - 0.5, 0.0..highest * 1.15)?;
         let name = |x: &f64| {
             let bar = (x.fract() == 0.0 && *x >= 0.0).then(|| bars.get(*x as usize)).flatten();
@@ -412,11 +454,11 @@ impl Drawing for Bars<'_> {
             .y_label_formatter(&time)
             .x_labels(bars.len() * 2)
             .y_labels(6)
-            .set_all_tick_mark_size(8 * unit)
-            .label_style(text(22, unit))
-            .axis_desc_style(text(24, unit))
-            .axis_style(INK.stroke_width(unit))
-            .bold_line_style(INK.mix(0.12).stroke_width(unit))
+            .set_all_tick_mark_size(8)
+            .label_style(text(22))
+            .axis_desc_style(text(24))
+            .axis_style(INK.stroke_width(1))
+            .bold_line_style(INK.mix(0.12).stroke_width(1))
             .light_line_style(TRANSPARENT)
             .draw()?;
         for (place, (_, colour, sample)) in bars.iter().enumerate() {
@@ -424,18 +466,17 @@ impl Drawing for Bars<'_> {
             let corners = [(x - 0.32, 0.0), (x + 0.32, sample.median)];
             chart.draw_series([Rectangle::new(corners, colour.filled())])?;
             let ends = vec![(x, sample.least), (x, sample.greatest)];
-            chart.draw_series([PathElement::new(ends, INK.stroke_width(2 * unit))])?;
+            chart.draw_series([PathElement::new(ends, INK.stroke_width(2))])?;
             let speed_up = serial.median / sample.median;
             let mut label = figures::time(sample.median);
             if place > 0 {
                 label += &format!("  ({speed_up:.2} ×)");
             }
             use plotters::style::text_anchor::{HPos, Pos, VPos};
-            let style = text(24, unit).pos(Pos::new(HPos::Center, VPos::Bottom));
+            let style = text(24).pos(Pos::new(HPos::Center, VPos::Bottom));
             let above = sample.greatest + highest * 0.02;
             chart.draw_series([Text::new(label, (x, above), style)])?;
         }
-        on.present()?;
         Ok(())
     }
 }
@@ -447,7 +488,7 @@ mod tests {
     use crate::compare::measure::Sample;
 
     #[test]
-    fn pictures_show_what_was_measured_in_both_formats() {
+    fn pictures_show_what_was_measured_in_all_formats() {
         let sample = |value: f64| Sample::of(vec![value, value * 1.1, value * 0.9]);
         let way = |speed_up: f64| Variant {
             seconds: sample(1.0 / speed_up),
@@ -459,17 +500,27 @@ mod tests {
             threads: way(procs as f64),
             processes: way(procs as f64),
         });
-        let scaling =
-            Scaling { task: "pi", jobs: 1000, serial: sample(1.0), by_procs: by_procs.into() };
-        let mut report = Report::new(super::super::machine::Machine::look(), 3);
+        let fit = super::super::fit::fit(&[(1, 1.0), (2, 0.5), (3, 0.4)], 3).ok();
+        assert!(fit.is_some());
+        let scaling = Scaling {
+            task: "pi",
+            jobs: 1000,
+            serial: sample(1.0),
+            by_procs: by_procs.into(),
+            fit,
+            unfit: None,
+        };
+        let mut report = Report::new(super::super::machine::Machine::detect(), 3);
         report.scaling = Some(scaling);
         let dir = tempfile::tempdir().unwrap();
         let written = write_all(&report, dir.path()).unwrap();
-        assert_eq!(written.len(), 6);
+        assert_eq!(written.len(), 4 * 3);
         let svg = fs::read_to_string(dir.path().join("serial-and-processes.svg")).unwrap();
         assert!(svg.contains("3 processes") && svg.contains("serial"), "{svg}");
         let png = ::image::open(dir.path().join("speed-up.png")).unwrap();
         assert_eq!((png.width(), png.height()), SLIDE);
+        let pdf = fs::read(dir.path().join("amdahl.pdf")).unwrap();
+        assert!(pdf.starts_with(b"%PDF-"), "{} bytes", pdf.len());
     }
 
     #[test]

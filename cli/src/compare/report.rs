@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use super::breakeven::BreakEven;
 use super::figures;
+use super::fit::Fit;
 use super::machine::Machine;
 use super::measure::Sample;
 use super::overhead::Overhead;
@@ -114,6 +115,28 @@ impl Report {
                 &sample.values.len().to_string(),
             ])?;
         }
+        if let Some(Scaling { task, fit: Some(fit), .. }) = &self.scaling {
+            for (who, unit, value) in [
+                ("serial", "s", fit.serial),
+                ("parallel", "s", fit.parallel),
+                ("per process", "s", fit.per_process),
+                ("serial share", "", fit.serial_share),
+                ("best number", "", fit.best as f64),
+                ("deviation", "", fit.deviation),
+            ] {
+                writer.write_record([
+                    "fit",
+                    *task,
+                    who,
+                    "",
+                    unit,
+                    &value.to_string(),
+                    "",
+                    "",
+                    "",
+                ])?;
+            }
+        }
         Ok(writer.into_inner()?)
     }
 
@@ -129,6 +152,7 @@ impl Report {
         let mut tables = Vec::new();
         tables.extend(self.overhead.iter().flat_map(overhead));
         tables.extend(self.scaling.as_ref().map(scaling));
+        tables.extend(self.scaling.as_ref().and_then(|it| it.fit.as_ref()).map(amdahl));
         tables.extend(self.breakeven.as_ref().map(breakeven));
         tables
     }
@@ -301,7 +325,32 @@ fn scaling(it: &Scaling) -> Table {
         title: format!("Scaling: {} jobs of the task '{}'", it.jobs, it.task),
         heads: &["", "threads", "S", "E", "processes", "S", "E"],
         rows,
-        note: "S = T1/Tp against the serial run, which is a plain loop; E = S/p.".to_owned(),
+        note: "S = T1/Tp against the serial run, which is a plain loop; E = S/p.".to_owned()
+            + &it.unfit.map_or_else(String::new, |reason| format!(" Amdahl: {reason}.")),
+    }
+}
+
+fn amdahl(it: &Fit) -> Table {
+    let percent = |share: f64| format!("{:.1} %", share * 100.0);
+    let row = |what: &str, figure: String, meaning: &str| {
+        vec![what.to_owned(), figure, meaning.to_owned()]
+    };
+    let limit = it.limit.map_or_else(|| "no limit".to_owned(), |limit| format!("{limit:.1}"));
+    Table {
+        title: format!("Amdahl: T(p) = s + w/p + c·p, with p up to {} in w/p", it.cores),
+        heads: &["", "fitted", ""],
+        rows: vec![
+            row("s, serial", figures::time(it.serial), "no process shortens it"),
+            row("w, parallel", figures::time(it.parallel), "processes share it"),
+            row("c, overhead", figures::time(it.per_process), "each process adds it"),
+            row("serial share", percent(it.serial_share), "s / (s + w)"),
+            row("greatest S", limit, "1 / serial share, however many processes"),
+            row("best p", it.best.to_string(), "the shortest fitted time"),
+        ],
+        note: format!(
+            "The measured times of processes are within {} of the fit; on a quiet machine, a few percent.",
+            percent(it.deviation)
+        ),
     }
 }
 
@@ -357,13 +406,24 @@ mod tests {
         let way =
             || Variant { seconds: sample(0.5), speed_up: sample(1.9), efficiency: sample(0.95) };
         let at = AtProcs { procs: 2, threads: way(), processes: way() };
-        let machine = Machine::look();
+        let machine = Machine::detect();
         Report {
             scaling: Some(Scaling {
                 task: "pi",
                 jobs: 12,
                 serial: sample(0.95),
                 by_procs: vec![at],
+                fit: Some(Fit {
+                    serial: 0.05,
+                    parallel: 0.95,
+                    per_process: 0.001,
+                    serial_share: 0.05,
+                    limit: Some(20.0),
+                    best: 2,
+                    deviation: 0.034,
+                    cores: 2,
+                }),
+                unfit: None,
             }),
             breakeven: Some(BreakEven {
                 procs: 2,
@@ -388,6 +448,8 @@ mod tests {
         let page = String::from_utf8(report().table()).unwrap();
         assert!(page.contains("Scaling: 12 jobs of the task 'pi'"), "{page}");
         assert!(page.contains("500 ms (500 ms–1.00 s)"), "{page}");
+        assert!(page.contains("serial share    5.0 %"), "{page}");
+        assert!(page.contains("greatest S       20.0") && page.contains("within 3.4 %"), "{page}");
         assert!(page.contains("beat serial from 1.00 µs per item"), "{page}");
         assert!(page.contains("threads at no measured duration"), "{page}");
     }
@@ -397,10 +459,12 @@ mod tests {
         let report = report();
         let json: serde_json::Value = serde_json::from_slice(&report.json().unwrap()).unwrap();
         assert_eq!(json["scaling"]["by_procs"][0]["processes"]["speed_up"]["median"], 1.9);
+        assert_eq!(json["scaling"]["fit"]["best"], 2);
         assert!(json["machine"]["cores"].as_u64().unwrap() > 0);
 
         let csv = String::from_utf8(report.csv().unwrap()).unwrap();
-        assert_eq!(csv.lines().count(), 1 + 1 + 6 + 3, "{csv}");
+        assert_eq!(csv.lines().count(), 1 + 1 + 6 + 3 + 6, "{csv}");
+        assert!(csv.contains("fit,pi,serial share,,,0.05,,,\n"), "{csv}");
         assert!(csv.contains("speed-up,pi,processes,2,,1.9,1.9,3.8,3\n"), "{csv}");
 
         let markdown = String::from_utf8(report.markdown()).unwrap();

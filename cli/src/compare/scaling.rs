@@ -6,7 +6,9 @@ use anyhow::{Context, Result, ensure};
 use rayon::prelude::*;
 use serde::Serialize;
 
+use super::fit::{Fit, fit};
 use super::load::{Load, answer};
+use super::machine::cores;
 use super::measure::{Contender, Sample, SampleSize, seconds, take_turns};
 use crate::tasks::{Output, Task};
 use procpool::Pool;
@@ -18,6 +20,10 @@ pub(super) struct Scaling {
     /// Seconds of the serial run: a plain loop.
     pub(super) serial: Sample,
     pub(super) by_procs: Vec<AtProcs>,
+    /// The fit of the processes' times.
+    pub(super) fit: Option<Fit>,
+    /// Why there is no fit.
+    pub(super) unfit: Option<&'static str>,
 }
 
 /// The measurements for one number of threads and processes.
@@ -59,7 +65,13 @@ pub(super) fn measure(task: &'static Task, procs: &[usize], size: &SampleSize) -
         });
     }
     let serial = Sample::of(all_serial);
-    Ok(Scaling { task: task.name, jobs: load.jobs.len(), serial, by_procs })
+    let times: Vec<(usize, f64)> =
+        by_procs.iter().map(|at| (at.procs, at.processes.seconds.median)).collect();
+    let (fit, unfit) = match fit(&times, cores()) {
+        Ok(fit) => (Some(fit), None),
+        Err(reason) => (None, Some(reason)),
+    };
+    Ok(Scaling { task: task.name, jobs: load.jobs.len(), serial, by_procs, fit, unfit })
 }
 
 fn at(load: &Load, procs: usize, repetitions: usize) -> Result<[Sample; 3]> {

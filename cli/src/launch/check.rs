@@ -74,12 +74,15 @@ pub(crate) fn run(args: &HostsArgs) -> Result<Exit> {
         })?,
     };
     let program = std::env::current_exe().context("failed to find this program's file")?;
-    let program = String::from_utf8_lossy(&quote(program.as_os_str().as_encoded_bytes())).into_owned();
+    let program =
+        String::from_utf8_lossy(&quote(program.as_os_str().as_encoded_bytes())).into_owned();
     let line = format!("{program} hosts --describe");
     let rsh = args.rsh.as_deref();
     let answers = remote::each(&hosts, |host| match command::is_here(&host.name) {
         true => Ok(own.clone()),
-        false => understood(&remote::ask(rsh, &host.name, false, &line, ANSWER), &program, rsh, host),
+        false => {
+            understood(&remote::ask(rsh, &host.name, false, &line, ANSWER), &program, rsh, host)
+        }
     });
     let checked = judged(&hosts, answers, &own, &program);
     let is_fine = checked.iter().all(|host| host.problem.is_none());
@@ -170,10 +173,9 @@ fn understood(
             "can't be reached: {said}; '{shell} {name} true' must work without a password: check \
              the name, its network, and that your public key is in its ~/.ssh/authorized_keys"
         ),
-        Some(127) if answer.stderr.contains("libmpi") => format!(
-            "can't run procpool: it lacks Open MPI's library; {}",
-            command::INSTALL
-        ),
+        Some(127) if answer.stderr.contains("libmpi") => {
+            format!("can't run procpool: it lacks Open MPI's library; {}", command::INSTALL)
+        }
         Some(126 | 127) => format!(
             "has no procpool at {program} ({said}): copy it there, to the same path, or put it on \
              a shared file system"
@@ -301,7 +303,10 @@ mod tests {
             (problem(None, "failed to run ssh", false), ["failed to run ssh", "ssh n2 true"]),
             (problem(None, "", true), ["20 s", "network"]),
             (problem(Some(127), "sh: 1: /p: not found", false), ["/p", "copy"]),
-            (problem(Some(127), "/p: error while loading: libmpi.so.40", false), ["MPI", "openmpi-bin"]),
+            (
+                problem(Some(127), "/p: error while loading: libmpi.so.40", false),
+                ["MPI", "openmpi-bin"],
+            ),
             (problem(Some(2), "error: unrecognized", false), ["another build", "copy"]),
             (problem(Some(101), "panicked", false), ["101", "panicked"]),
         ] {
@@ -331,8 +336,16 @@ mod tests {
         let checked = judged(&names, answers, &own(), "/p");
         let problems: Vec<_> =
             checked.iter().map(|host| host.problem.as_deref().unwrap_or("")).collect();
-        let expected =
-            ["", "another build", "same version", "", "no mpirun", "without MPI", "machine as n1", "can't"];
+        let expected = [
+            "",
+            "another build",
+            "same version",
+            "",
+            "no mpirun",
+            "without MPI",
+            "machine as n1",
+            "can't",
+        ];
         for (problem, expected) in problems.iter().zip(expected) {
             assert!(problem.contains(expected), "{problem}: {expected}");
         }

@@ -27,7 +27,9 @@ impl Launcher {
     pub(crate) fn mpirun() -> Result<Self> {
         let output = Command::new("mpirun").arg("--version").stdin(Stdio::null()).output();
         let output = output.map_err(|error| {
-            Usage::error(format!("failed to run mpirun, which starts the hosts: {error}; {INSTALL}"))
+            Usage::error(format!(
+                "failed to run mpirun, which starts the hosts: {error}; {INSTALL}"
+            ))
         })?;
         let text = String::from_utf8_lossy(&output.stdout);
         match version(&text) {

@@ -57,9 +57,8 @@ impl Feeder {
             let at = state.length;
             drop(state);
             let read = from.read(&mut block);
-            let kept = read.and_then(|length| {
-                self.0.kept.write_all_at(&block[..length], at).map(|()| length)
-            });
+            let kept = read
+                .and_then(|length| self.0.kept.write_all_at(&block[..length], at).map(|()| length));
             let mut state = self.lock();
             match kept {
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
@@ -101,9 +100,11 @@ impl Feeder {
             }
             let most = usize::try_from(state.length - at).unwrap_or(BLOCK).min(BLOCK);
             drop(state);
-            let given = self.0.kept.read_at(&mut block[..most], at).and_then(|length| {
-                to.write_all(&block[..length]).map(|()| length)
-            });
+            let given = self
+                .0
+                .kept
+                .read_at(&mut block[..most], at)
+                .and_then(|length| to.write_all(&block[..length]).map(|()| length));
             let Ok(length) = given else { return }; // the launch has ended
             at += length as u64;
             let mut state = self.lock();

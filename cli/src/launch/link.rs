@@ -97,7 +97,9 @@ impl Listener {
     ) -> Result<Option<Link>> {
         let socket = match self.listener.accept() {
             Ok((socket, _)) => socket,
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
+            Err(error)
+                if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) =>
+            {
                 return Ok(None);
             }
             Err(error) => return Err(error).context("failed to accept the launched run"),
@@ -129,7 +131,9 @@ impl Link {
                     Some(at) => bytes.get(at + 1).map_or(Heard::Gone, |code| Heard::Exit(*code)),
                 }
             }
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
+            Err(error)
+                if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) =>
+            {
                 Heard::Nothing
             }
             Err(_) => Heard::Gone,
@@ -210,7 +214,9 @@ pub(crate) fn attach(name: &str) -> Result<Orders> {
             }
         }
     };
-    for (name, run) in [("beat", Box::new(beat) as Box<dyn FnOnce() + Send>), ("ears", Box::new(listen))] {
+    for (name, run) in
+        [("beat", Box::new(beat) as Box<dyn FnOnce() + Send>), ("ears", Box::new(listen))]
+    {
         let thread = thread::Builder::new().name(name.into());
         thread.spawn(run).context("failed to start a thread")?;
     }

@@ -104,8 +104,8 @@ pub(super) fn each<T: Send>(hosts: &[Host], ask: impl Fn(&Host) -> T + Sync) -> 
     thread::scope(|scope| {
         for _ in 0..hosts.len().min(AT_ONCE) {
             scope.spawn(|| {
-                while let Some((index, host)) =
-                    Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|it| Some((it, hosts.get(it)?)))
+                while let Some((index, host)) = Some(next.fetch_add(1, Ordering::Relaxed))
+                    .and_then(|it| Some((it, hosts.get(it)?)))
                 {
                     let answer = ask(host);
                     answers.lock().unwrap_or_else(PoisonError::into_inner).push((index, answer));

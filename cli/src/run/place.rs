@@ -108,7 +108,9 @@ impl Results {
             let name = std::path::absolute(path).unwrap_or_else(|_| path.clone());
             let name = name.to_string_lossy().into_owned();
             let failed = |why: &dyn std::fmt::Display| {
-                Usage::error(format!("failed to write the results to {path:?}: {why}; check --results"))
+                Usage::error(format!(
+                    "failed to write the results to {path:?}: {why}; check --results"
+                ))
             };
             let is_resumed = plan.journal.resume || plan.journal.retry_failed || orders.is_some();
             let shown = shown(Some(&name)).filter(|_| is_resumed);
@@ -119,7 +121,9 @@ impl Results {
                 let length = metadata.len();
                 let start = shown.as_ref().map_or(0, |shown| shown.out);
                 if shown.is_none() && length > 0 && plan.journal.resume {
-                    return Err(failed(&"it isn't empty, and the journal doesn't say what is in it"));
+                    return Err(failed(
+                        &"it isn't empty, and the journal doesn't say what is in it",
+                    ));
                 }
                 if start > length {
                     return Err(failed(&format_args!(

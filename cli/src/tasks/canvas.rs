@@ -41,7 +41,7 @@ pub(crate) fn draw<D: Drawing>(drawing: &D, to: FileFormat) -> Result<Vec<u8>, S
     let content = register_font().and_then(|()| match to {
         FileFormat::Svg => svg(drawing),
         FileFormat::Png => png(drawing),
-        FileFormat::Jpeg | FileFormat::Webp => Err("give svg or png as the format".into()),
+        FileFormat::Jpeg | FileFormat::Webp => Err("use svg or png as the format".into()),
     });
     content.map_err(|error| format!("failed to draw as {to}: {error}"))
 }

@@ -46,7 +46,7 @@ pub(crate) struct Params {
 impl Params {
     /// Returns the output directory, or an error with the remedy.
     pub(super) fn out_dir(&self) -> Result<&Path, String> {
-        let out = self.out.as_ref().ok_or("no output directory: give --out DIR")?;
+        let out = self.out.as_ref().ok_or("no output directory: set --out DIR")?;
         Ok(out.as_path())
     }
 }
@@ -107,7 +107,7 @@ impl Input {
 
     /// Formats the error of an invalid input.
     pub(super) fn refused(&self, wanted: &str) -> String {
-        format!("invalid input {:?}: give {wanted}", self.to_text())
+        format!("invalid input {:?}: use {wanted}", self.to_text())
     }
 }
 
@@ -138,13 +138,15 @@ pub(crate) enum FileFormat {
     Jpeg,
     /// Lossless pixels, smaller than PNG.
     Webp,
-    /// Lines and text that stay sharp at any size.
+    /// Lines and text that stay sharp at any size, for a browser.
     Svg,
+    /// The same, for paper.
+    Pdf,
 }
 
 impl FileFormat {
     /// All formats.
-    pub(crate) const ALL: [Self; 4] = [Self::Png, Self::Jpeg, Self::Webp, Self::Svg];
+    pub(crate) const ALL: [Self; 5] = [Self::Png, Self::Jpeg, Self::Webp, Self::Svg, Self::Pdf];
 
     /// Returns the name for `--to`.
     pub(crate) fn name(self) -> &'static str {
@@ -153,6 +155,7 @@ impl FileFormat {
             Self::Jpeg => "jpeg",
             Self::Webp => "webp",
             Self::Svg => "svg",
+            Self::Pdf => "pdf",
         }
     }
 

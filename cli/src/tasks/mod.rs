@@ -20,7 +20,6 @@ pub(crate) mod square;
 pub(crate) mod wordcount;
 
 mod bytes;
-pub(crate) mod canvas;
 #[allow(unsafe_code)] // Asks the C library what a character is.
 mod ctype;
 mod files;

@@ -1,36 +1,36 @@
-//! `plot`: a scatter plot of random points, one picture per seed, as SVG or PNG in a directory.
+//! `plot`: a scatter plot of random points, one picture per seed, in a directory. After matplotlib's
+//! demonstration of `scatter`, whose dots have areas of π(15 r)² for random numbers r.
 
-use std::error::Error;
 use std::path::PathBuf;
 
-use plotters::coord::Shift;
 use plotters::prelude::*;
-use rand::distr::Distribution;
-use rand_distr::StandardNormal;
+use rand::RngExt;
 
-use super::canvas::{self, Drawing, FONT};
 use super::files::write_whole;
 use super::job::{FileFormat, Job};
 use super::output::{Column, Output};
 use super::random::stream;
 use super::task::{A_SEED, Options, Takes, Task};
+use crate::drawing::{self, Area, Drawn, FONT, Format};
 
 /// The default number of points of a plot.
 pub(crate) const POINTS: u64 = 500;
 
 /// The output formats; the first is the default.
-const FORMATS: &[FileFormat] = &[FileFormat::Svg, FileFormat::Png];
+const FORMATS: &[FileFormat] = &[FileFormat::Pdf, FileFormat::Png, FileFormat::Svg];
 
-/// The range of the axes. Fixed, so that plots can be compared; of 500 points of a Gaussian, hardly
-/// one per plot lies beyond 3.
-const REACH: f64 = 4.0;
+/// Width and height, in pixels.
+const SIZE: (u32, u32) = (640, 480);
+
+/// The largest radius of a dot, in pixels.
+const RADIUS: f64 = 15.0;
 
 /// The task's descriptor.
 pub(crate) static TASK: Task = Task {
     name: "plot",
     summary: "a scatter plot of random points, one per seed, as a file",
     takes: Takes::Numbers,
-    default_inputs: &["0..8"],
+    default_inputs: &["1..=8"],
     input: Column::number("seed", 10),
     columns: &[Column::number("points", 8), Column::text("output", 0)],
     options: Options { out: true, to: FORMATS, points: Some(POINTS), seed: None },
@@ -43,7 +43,7 @@ fn run(job: Job) -> Result<Output, String> {
     let to = job.params.to.unwrap_or(FORMATS[0]);
     let points = job.params.points.unwrap_or(POINTS);
     let content = scatter(seed, points, to)?;
-    let name = PathBuf::from(format!("scatter-{seed:04}.{}", to.extension()));
+    let name = PathBuf::from(format!("plot_{seed}.{}", to.extension()));
     let output = write_whole(job.params.out_dir()?, &name, &content)?;
     Ok(vec![points.into(), output.into()])
 }
@@ -51,59 +51,41 @@ fn run(job: Job) -> Result<Output, String> {
 /// Returns the content of a file with a scatter plot of random points. The same seed always draws
 /// the same plot.
 pub(crate) fn scatter(seed: u64, points: u64, to: FileFormat) -> Result<Vec<u8>, String> {
-    canvas::draw(&Scatter { seed, points }, to)
+    let to = match to {
+        FileFormat::Pdf => Format::Pdf,
+        FileFormat::Png => Format::Png,
+        FileFormat::Svg => Format::Svg,
+        FileFormat::Jpeg | FileFormat::Webp => {
+            return Err(format!("failed to draw as {to}: give pdf, png or svg as the format"));
+        }
+    };
+    drawing::draw(to, SIZE, |area| draw(area, seed, points))
 }
 
-struct Scatter {
-    seed: u64,
-    points: u64,
-}
-
-impl Drawing for Scatter {
-    const SIZE: (u32, u32) = (640, 640);
-
-    fn draw<B: DrawingBackend>(
-        &self,
-        on: &DrawingArea<B, Shift>,
-        unit: u32,
-    ) -> Result<(), Box<dyn Error>>
-    where
-        B::ErrorType: 'static,
-    {
-        let ink = RGBColor(40, 44, 52);
-        let text = |size: u32| (FONT, size * unit).into_font().color(&ink);
-        on.fill(&WHITE)?;
-        let title = format!("Seed {}: {} random points", self.seed, self.points);
-        let mut chart = ChartBuilder::on(on)
-            .caption(title, text(22))
-            .margin(16 * unit)
-            .x_label_area_size(40 * unit)
-            .y_label_area_size(48 * unit)
-            .build_cartesian_2d(-REACH..REACH, -REACH..REACH)?;
-        chart
-            .configure_mesh()
-            .x_labels(9)
-            .y_labels(9)
-            .x_label_formatter(&|x| format!("{x:.0}"))
-            .y_label_formatter(&|y| format!("{y:.0}"))
-            .x_desc("x")
-            .y_desc("y")
-            .label_style(text(14))
-            .axis_desc_style(text(16))
-            .axis_style(ink.stroke_width(unit))
-            .bold_line_style(ink.mix(0.15).stroke_width(unit))
-            .light_line_style(TRANSPARENT)
-            .draw()?;
-        let dot = RGBColor(31, 119, 180).mix(0.55).filled();
-        let mut random = stream(self.seed);
-        chart.draw_series((0..self.points).map(|_| {
-            let x: f64 = StandardNormal.sample(&mut random);
-            let y: f64 = StandardNormal.sample(&mut random);
-            Circle::new((x, y), 4 * unit, dot)
-        }))?;
-        on.present()?;
-        Ok(())
-    }
+fn draw(area: &Area<'_>, seed: u64, points: u64) -> Drawn {
+    let ink = RGBColor(40, 44, 52);
+    let text = |size: u32| (FONT, size).into_font().color(&ink);
+    let mut chart = ChartBuilder::on(area)
+        .caption(format!("Seed {seed}: {points} random points"), text(20))
+        .margin(16)
+        .x_label_area_size(32)
+        .y_label_area_size(40)
+        .build_cartesian_2d(-0.05..1.05, -0.05..1.05)?;
+    chart
+        .configure_mesh()
+        .disable_mesh()
+        .x_labels(6)
+        .y_labels(6)
+        .label_style(text(15))
+        .axis_style(ink)
+        .draw()?;
+    let mut random = stream(seed);
+    chart.draw_series((0..points).map(|_| {
+        let [x, y, r, hue]: [f64; 4] = random.random();
+        let dot = ViridisRGB::get_color(hue).mix(0.5).filled();
+        Circle::new((x, y), (RADIUS * r).round() as i32, dot)
+    }))?;
+    Ok(())
 }
 
 #[cfg(test)]
@@ -122,7 +104,7 @@ mod tests {
     fn a_plot_shows_all_its_points_under_its_seed() {
         let svg = String::from_utf8(scatter(7, 500, FileFormat::Svg).unwrap()).unwrap();
         assert!(svg.contains("Seed 7: 500 random points"));
-        assert!(svg.matches("<circle").count() >= 495, "few lie outside the axes");
+        assert_eq!(svg.matches("<circle").count(), 500);
     }
 
     #[test]
@@ -137,10 +119,19 @@ mod tests {
     fn plots_are_written_as_files_that_can_be_read() {
         let dir = tempfile::tempdir().unwrap();
         let answer = run(job("3", dir.path(), FileFormat::Png)).unwrap();
-        let path = dir.path().join("scatter-0003.png");
+        let path = dir.path().join("plot_3.png");
         assert_eq!(answer, [Value::Whole(500), Value::Text(path.clone().into())]);
         let picture = ::image::open(&path).unwrap();
-        assert_eq!((picture.width(), picture.height()), Scatter::SIZE);
+        assert_eq!((picture.width(), picture.height()), SIZE);
+    }
+
+    #[test]
+    fn a_pdf_has_a_page_of_the_size_and_its_text_can_be_searched() {
+        let pdf = scatter(7, 5, FileFormat::Pdf).unwrap();
+        assert!(pdf.starts_with(b"%PDF-") && pdf.ends_with(b"%%EOF"));
+        let text = String::from_utf8_lossy(&pdf);
+        assert!(text.contains("/MediaBox [0 0 640 480]"), "{text}");
+        assert!(text.contains("/ToUnicode"), "{text}");
     }
 
     #[test]
@@ -148,6 +139,6 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         assert!(run(job("x", dir.path(), FileFormat::Png)).unwrap_err().contains("seed"));
         assert!(run(Job::new("1")).unwrap_err().contains("--out DIR"));
-        assert!(scatter(1, 5, FileFormat::Webp).unwrap_err().contains("svg or png"));
+        assert!(scatter(1, 5, FileFormat::Webp).unwrap_err().contains("pdf, png or svg"));
     }
 }

@@ -1,5 +1,7 @@
 //! `square`: x², the smallest task, to observe the pool itself.
 
+use std::time::Duration;
+
 use super::job::{Input, Job};
 use super::output::{Column, Output};
 use super::task::{Options, Takes, Task};
@@ -21,6 +23,20 @@ pub(crate) static TASK: Task = Task {
     run,
     output_name: None,
 };
+
+/// The task of `procpool run` without arguments. The squares take their time, so that each worker
+/// gets some, and the first input takes the longest, so that input order and order of completion
+/// differ.
+pub(crate) static DEMONSTRATION: Task = Task { run: run_slowly, ..TASK };
+
+/// The demonstration's longest square takes six of these.
+const STEP: Duration = Duration::from_millis(30);
+
+fn run_slowly(job: Job) -> Result<Output, String> {
+    let x = parse(&job.input)?;
+    std::thread::sleep(STEP * (6 - x).clamp(0, 6) as u32);
+    run(job)
+}
 
 fn run(job: Job) -> Result<Output, String> {
     let x = parse(&job.input)?;

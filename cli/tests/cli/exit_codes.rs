@@ -48,7 +48,10 @@ fn arguments_that_make_no_sense_are_exit_code_2_with_the_remedy() {
         (&["run", "--chunk-size", "0"], "--chunk-size"),
         (&["run", "--format", "xml"], "possible values: plain"),
         (&["run", "--task", "plot"], "--out DIR"),
-        (&["run", "--task", "plot", "--out", "d", "--to", "jpeg"], "--to svg or --to png"),
+        (
+            &["run", "--task", "plot", "--out", "d", "--to", "jpeg"],
+            "--to pdf or --to png or --to svg",
+        ),
         (&["run", "--task", "sha256", "--points", "3", "x"], "leave it out"),
         (&["run", "--input", "/nowhere/list"], "check --input"),
         (&["run", "--input", "list", "5"], "cannot be used with"),

@@ -139,8 +139,12 @@ fn a_run_is_judged_by_its_end_and_not_by_the_launchers() {
         assert_eq!(sorted(ended.text()), expected("out ", 20));
         assert!(ended.stderr.contains("20 jobs") && ended.stderr.contains("err 7"), "{ended:?}");
         let end = end(&fake.path("journal")).unwrap();
-        assert_eq!((&end["exit"], &end["succeeded"], &end["failed"]), (&0.into(), &20.into(), &0.into()));
-        let failing = ["--quiet", "--journal", "other", "--", "test", "{}", "=", "a", ":::", "a", "b"];
+        assert_eq!(
+            (&end["exit"], &end["succeeded"], &end["failed"]),
+            (&0.into(), &20.into(), &0.into())
+        );
+        let failing =
+            ["--quiet", "--journal", "other", "--", "test", "{}", "=", "a", ":::", "a", "b"];
         let ended = fake.run(&failing);
         assert_eq!(ended.code, Some(1), "{ended:?}");
     }
@@ -179,10 +183,8 @@ fn rows_have_one_header_and_failed_jobs_one_row_over_a_loss() {
     let ended = fake.run(&[&["-p", "2", "-n", "100", "--format", "csv"], &job[..]].concat());
     assert_eq!((ended.code, fake.launches()), (Some(1), 2), "{ended:?}");
     let rows = ended.csv();
-    let mut inputs: Vec<u32> = rows
-        .iter()
-        .map(|row| std::str::from_utf8(&row[5]).unwrap().parse().unwrap())
-        .collect();
+    let mut inputs: Vec<u32> =
+        rows.iter().map(|row| std::str::from_utf8(&row[5]).unwrap().parse().unwrap()).collect();
     inputs.sort_unstable();
     assert_eq!(inputs, (0..100).collect::<Vec<_>>());
     assert_eq!(ended.text().matches("id,pid").count(), 1);
@@ -228,7 +230,9 @@ fn a_run_that_loses_its_engine_again_and_again_ends_and_says_how_to_go_on() {
     let shown = ended.text().lines().count();
     fs::write(
         fake.path("mpirun"),
-        fs::read_to_string(fake.path("mpirun")).unwrap().replace("enough=$((n * 10));", "\"$@\"; exit;"),
+        fs::read_to_string(fake.path("mpirun"))
+            .unwrap()
+            .replace("enough=$((n * 10));", "\"$@\"; exit;"),
     )
     .unwrap();
     let resumed = fake.run(&[&words[..6], &["--resume"], &JOB[..]].concat());
@@ -307,9 +311,13 @@ fn a_signal_ends_the_run_in_order_and_a_third_at_once() {
 #[test]
 fn a_reader_that_goes_away_is_a_clean_end() {
     let fake = Fake::new(r#""$@""#);
-    let mut child = fake.command(&["--task", "square", "0..100000000", "--format", "csv"]).spawn().unwrap();
+    let mut child =
+        fake.command(&["--task", "square", "0..100000000", "--format", "csv"]).spawn().unwrap();
     let lines = lines_of(child.stdout.take().unwrap());
-    assert_eq!(lines.recv_timeout(Duration::from_secs(60)).unwrap(), "id,pid,worker,attempt,seconds,input,result,error");
+    assert_eq!(
+        lines.recv_timeout(Duration::from_secs(60)).unwrap(),
+        "id,pid,worker,attempt,seconds,input,result,error"
+    );
     drop(lines);
     let ended = wait(child);
     assert_eq!(ended.code, Some(0), "{ended:?}");
@@ -329,7 +337,12 @@ fn a_run_whose_supervisor_is_killed_ends_and_is_resumed_to_the_same_results() {
     };
     let whole = run(&[&["run"], &words[..]].concat());
     let journal = fake.path("journal");
-    let words = [&["--journal", "journal", "--resume", "--results", "results"], &words[..], &["--chunk-size", "1"]].concat();
+    let words = [
+        &["--journal", "journal", "--resume", "--results", "results"],
+        &words[..],
+        &["--chunk-size", "1"],
+    ]
+    .concat();
     for least in [2, 300] {
         let mut child = fake.command(&words).spawn().unwrap();
         let done = || fs::read_to_string(&journal).unwrap_or_default().lines().count();

@@ -112,9 +112,11 @@ fn printing(dir: &Path, more: &[&str]) -> Ended {
     let out = dir.join("out");
     let _ = fs::remove_dir_all(&out);
     fs::create_dir(&out).unwrap();
-    symlink("/dev/stdout", out.join(".scatter-0003.svg.part")).unwrap();
+    symlink("/dev/stdout", out.join(".plot_3.svg.part")).unwrap();
     let out = out.into_os_string().into_string().unwrap();
-    let arguments = ["run", "--procs", "2", "--quiet", "--task", "plot", "--out", &out, "3", "4"];
+    let arguments = [
+        "run", "--procs", "2", "--quiet", "--task", "plot", "--to", "svg", "--out", &out, "3", "4",
+    ];
     run(&[&arguments, more].concat())
 }
 

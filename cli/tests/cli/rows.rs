@@ -10,8 +10,8 @@ use serde_json::Value;
 use crate::support::{LIMIT, lines_of, procpool, run, wait};
 
 #[test]
-fn without_any_argument_it_shows_six_squares_of_several_processes_in_order() {
-    let ended = run(&["run", "--procs", "4"]);
+fn without_any_argument_it_shows_six_squares_of_six_processes_in_order() {
+    let ended = run(&["run", "--procs", "6"]);
     assert_eq!(ended.code, Some(0), "{ended:?}");
     let lines: Vec<Vec<&str>> =
         ended.text().lines().map(|line| line.split_whitespace().collect()).collect();
@@ -23,7 +23,33 @@ fn without_any_argument_it_shows_six_squares_of_several_processes_in_order() {
         pids.insert(line[1].parse::<u32>().unwrap());
         assert_eq!(line[line.len() - 2..], [x.to_string(), (x * x).to_string()]);
     }
-    assert!(pids.len() >= 2, "{}", ended.text());
+    assert_eq!(pids.len(), 6, "{}", ended.text());
+    assert!(ended.text().contains("times as fast as a serial run"), "{}", ended.text());
+}
+
+#[test]
+fn without_any_argument_the_order_of_completion_is_another_and_one_process_does_all() {
+    let xs = |arguments: &[&str]| -> (Vec<String>, HashSet<u64>) {
+        let ended = run(&[&["run", "--format", "json"], arguments].concat());
+        assert_eq!(ended.code, Some(0), "{ended:?}");
+        let rows = ended.json();
+        let pids = rows.iter().map(|row| row["pid"].as_u64().unwrap()).collect();
+        (rows.iter().map(|row| row["input"].as_str().unwrap().to_owned()).collect(), pids)
+    };
+    let (unordered, pids) = xs(&["--procs", "6", "--unordered"]);
+    // All six start at once, and the last is done long before the first.
+    let place = |x: &str| unordered.iter().position(|it| it == x).unwrap();
+    assert!(place("5") < place("0"), "{unordered:?}");
+    assert_eq!(pids.len(), 6);
+    let (serial, pids) = xs(&["--procs", "1"]);
+    assert_eq!(serial, ["0", "1", "2", "3", "4", "5"]);
+    assert_eq!(pids.len(), 1);
+}
+
+#[test]
+fn a_run_of_little_work_claims_no_speed_up() {
+    let ended = run(&["run", "--procs", "4", "0..6"]);
+    assert_eq!(ended.code, Some(0), "{ended:?}");
     assert!(!ended.text().contains("times as fast"), "of so little work: {}", ended.text());
 }
 

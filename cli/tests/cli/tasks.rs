@@ -1,4 +1,4 @@
-//! The built-in tasks give the answers of the tools that people know.
+//! The built-in tasks return the same results as the standard tools.
 
 use std::f64::consts::PI;
 use std::ffi::OsString;
@@ -122,8 +122,7 @@ fn plots_are_written_one_per_seed_and_turned_pictures_beside_them() {
     images(&plots, &turned, "webp");
     images(&turned, &back, "png");
     for seed in 0..3 {
-        let open =
-            |dir: &str, end: &str| image::open(format!("{dir}/scatter-000{seed}.{end}")).unwrap();
+        let open = |dir: &str, end: &str| image::open(format!("{dir}/plot_{seed}.{end}")).unwrap();
         let original = open(&plots, "png");
         assert_eq!(open(&turned, "webp").to_rgb8(), original.rotate180().to_rgb8());
         assert_eq!(open(&back, "png").to_rgb8(), original.to_rgb8());

@@ -1,0 +1,1 @@
+../../../cli/src/drawing/mod.rs
