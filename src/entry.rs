@@ -1,4 +1,5 @@
 //! Process start: whether this process is a worker, and whether it may build pools.
+//! [`init`](crate::init) is the public way in.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -12,57 +13,18 @@ use procpool_worker::serve;
 
 static INITIALIZED: AtomicBool = AtomicBool::new(false);
 
-/// Prepares this process for building pools. Must be the first line of `main`.
-///
-/// In a process that a pool started as a worker, it serves the pool and never returns. In every other
-/// process it returns at once. Further calls have no effect.
-///
-/// ```no_run
-/// fn main() -> Result<(), Box<dyn std::error::Error>> {
-///     procpool::init();
-///     let pool = procpool::Pool::new(4)?;
-///     println!("{:?}", pool.map(|x: u32| x * x, 0..5)?);
-///     Ok(())
-/// }
-/// ```
-///
-/// Code before `init` runs in each worker too: files that it opens stay open, and threads that it starts
-/// keep running beside the tasks. The worker closes only inherited descriptors: those without the
-/// close-on-exec flag, which Rust sets on every file that it opens.
-///
-/// [`main!`](crate::main) runs before `main`. Use it in programs whose `main` starts a runtime, threads
-/// or initializers of its own.
-///
-/// In a program with more privileges than its user (set-user-ID, set-group-ID, file capabilities),
-/// `init` never turns a process into a worker, and building a pool fails with
-/// [`Error::Privileged`](crate::Error::Privileged).
-///
-/// # Exits
-///
-/// A worker exits with code 2 if `init` is called on a thread other than the main thread, because the
-/// main thread would continue with `main`. It also exits with code 2 if another version of this crate
-/// started it.
-///
-/// # Open files
-///
-/// Each worker, [`Process`](crate::Process), channel and shared value uses file descriptors, and the
-/// common soft limit of 1,024 is soon reached. `init` raises this process's soft limit up to the hard
-/// limit, at most to 65,536. Workers and the processes that their tasks start get the original limit,
-/// because a program that calls `select` must not have descriptors above 1,023. Other children of this
-/// process inherit the raised limit.
-pub fn init() {
+/// Serves the pool if this process is a worker; then it never returns. Returns whether this is the first
+/// call, in a process that may build pools.
+pub(crate) fn enter() -> bool {
     let first = !INITIALIZED.swap(true, Ordering::SeqCst);
-    if !first {
-        return;
-    }
-    if is_privileged() {
-        return;
+    if !first || is_privileged() {
+        return false;
     }
     let mut arguments = command_line().into_iter().skip(1);
     let is_worker = |title: &OsString| title.as_encoded_bytes().starts_with(TITLE.as_bytes());
     if !arguments.next().is_some_and(|title| is_worker(&title)) {
         raise_open_files();
-        return;
+        return true;
     }
     if rustix::thread::gettid() != rustix::process::getpid() {
         eprintln!(
@@ -117,7 +79,7 @@ pub(crate) fn foreign_image() -> Option<(PathBuf, PathBuf)> {
         let executable = std::fs::read_link("/proc/self/exe").ok()?;
         let inode = std::fs::metadata("/proc/self/exe").ok()?.ino();
         let maps = std::fs::read("/proc/self/maps").ok()?;
-        let here = (init as fn() as *const ()).addr();
+        let here = (enter as fn() -> bool as *const ()).addr();
         for line in maps.split(|byte| *byte == b'\n') {
             // Range, permissions, offset, device, inode, spaces, path.
             let mut fields = line.splitn(6, |byte| *byte == b' ');
@@ -138,12 +100,12 @@ pub(crate) fn foreign_image() -> Option<(PathBuf, PathBuf)> {
     FOREIGN.get_or_init(find).clone()
 }
 
-/// The highest soft limit of open files that [`init`] sets: more than any pool needs. With a higher one,
+/// The highest soft limit of open files that [`init`](crate::init) sets: more than any pool needs. With a higher one,
 /// programs that close every possible descriptor become slow, and some systems have a hard limit of a
 /// billion.
-const MOST_OPEN_FILES: u64 = 65_536;
+const MAX_OPEN_FILES: u64 = 65_536;
 
-/// The soft and hard limits of open files at the start of the program, if [`init`] raised them.
+/// The soft and hard limits of open files at the start of the program, if [`init`](crate::init) raised them.
 static STARTED_WITH: OnceLock<(u64, u64)> = OnceLock::new();
 
 /// Returns this process's soft and hard limits of open files, or `None` if the system call fails.
@@ -154,10 +116,10 @@ pub(crate) fn open_files() -> Option<(u64, u64)> {
     read.then_some((limit.rlim_cur, limit.rlim_max))
 }
 
-/// Raises the soft limit of open files as [`init`] documents.
+/// Raises the soft limit of open files as [`init`](crate::init) documents.
 fn raise_open_files() {
     let Some((soft, hard)) = open_files() else { return };
-    let limit = libc::rlimit { rlim_cur: hard.min(MOST_OPEN_FILES), rlim_max: hard };
+    let limit = libc::rlimit { rlim_cur: hard.min(MAX_OPEN_FILES), rlim_max: hard };
     // SAFETY: a plain system call on local data. If it is refused, the limit stays unchanged.
     if limit.rlim_cur > soft && unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) } == 0 {
         let _ = STARTED_WITH.set((soft, hard));
@@ -165,66 +127,9 @@ fn raise_open_files() {
 }
 
 /// Returns the soft and hard limits of open files for workers, if they differ from this process's. If the
-/// program has changed the soft limit since [`init`], workers inherit that limit.
+/// program has changed the soft limit since [`init`](crate::init), workers inherit that limit.
 pub(crate) fn open_files_of_workers() -> Option<(u64, u64)> {
     let (soft, hard) = *STARTED_WITH.get()?;
     let (now, hard_now) = open_files()?;
-    (now == hard.min(MOST_OPEN_FILES)).then_some((soft, hard_now))
-}
-
-/// Calls [`init`] before `main`, for programs that cannot make it the first line.
-///
-/// Write it once, at the top level of the program's `main.rs`. A worker serves its pool before `main`
-/// is called, so no line of `main` runs in it. Use it in programs
-///
-/// - with an async `main`: with `#[tokio::main]`, the runtime's threads start before the first line of
-///   `main`, in each worker too;
-/// - that start threads, open files or read their arguments first;
-/// - whose tasks start a runtime of their own, which panics inside another runtime's `block_on`.
-///
-/// ```
-/// procpool::main!();
-///
-/// fn main() -> Result<(), procpool::Error> {
-///     let pool = procpool::Pool::new(2)?;
-///     assert_eq!(pool.apply(|x: u32| x * x, 7), Ok(49));
-///     Ok(())
-/// }
-/// ```
-#[macro_export]
-macro_rules! main {
-    () => {
-        $crate::test_support!();
-    };
-}
-
-/// Lets the `#[test]` functions of a test binary build pools.
-///
-/// A worker is a copy of the running executable, which in a test is the test harness: it would run the
-/// tests instead of serving the pool. This macro calls [`init`] before the harness starts. Write it once
-/// at the top level of each test binary; in a library with unit tests, write
-/// `#[cfg(test)] procpool::test_support!();`. It works under `cargo test` and under nextest.
-///
-/// ```
-/// procpool::test_support!();
-///
-/// fn squares() {
-///     let pool = procpool::Pool::new(2).unwrap();
-///     assert_eq!(pool.apply(|x: u32| x * x, 7), Ok(49));
-/// }
-/// # fn main() {}
-/// ```
-#[macro_export]
-macro_rules! test_support {
-    () => {
-        const _: () = {
-            extern "C" fn procpool_init() {
-                $crate::init();
-            }
-            #[used]
-            #[allow(unsafe_code)]
-            #[unsafe(link_section = ".init_array")]
-            static PROCPOOL_INIT: extern "C" fn() = procpool_init;
-        };
-    };
+    (now == hard.min(MAX_OPEN_FILES)).then_some((soft, hard_now))
 }

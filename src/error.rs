@@ -7,7 +7,9 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::worker_ref::WorkerRef;
+use serde::{Deserialize, Serialize};
+
+use crate::worker_ref::{HostName, WorkerRef};
 
 /// Why a pool, process or shared object could not be created. A [`TaskError`] converts into it with `?`.
 ///
@@ -79,6 +81,25 @@ pub enum Error {
         /// The operating system's error.
         source: io::Error,
     },
+    /// The hosts of the pool can't be used; see [`PoolBuilder::hosts`](crate::PoolBuilder::hosts).
+    #[error("the hosts can't be used: {reason}")]
+    Hosts {
+        /// What failed, and the remedy.
+        reason: String,
+    },
+    /// A host runs another build of this program. Functions are identified by their position in the
+    /// program, which differs between builds.
+    #[error(
+        "host {host} runs another build of this program ({theirs}) than this host ({own}): copy this executable there"
+    )]
+    BuildMismatch {
+        /// The host.
+        host: HostName,
+        /// The build of this process.
+        own: String,
+        /// The build of the process on the other host.
+        theirs: String,
+    },
     /// A task has no result.
     #[error(transparent)]
     Task(TaskError),
@@ -99,7 +120,7 @@ impl From<TaskError> for Error {
 }
 
 /// Why a worker did not become ready.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum StartError {
     /// The operating system did not start the process.
@@ -125,7 +146,7 @@ pub enum StartError {
 }
 
 /// How a worker process ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum DeathCause {
     /// It exited with this code.
@@ -175,7 +196,7 @@ impl fmt::Display for DeathCause {
 }
 
 /// Whether a failed task has run: what to check before running it again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum DidRun {
     /// It was never started.
     No,
@@ -260,7 +281,7 @@ impl fmt::Display for TaskError {
 impl std::error::Error for TaskError {}
 
 /// The reasons why a task has no result.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum TaskErrorKind {
     /// It panicked. The worker continues.
@@ -319,6 +340,14 @@ pub enum TaskErrorKind {
         /// The encoding's error; names the type.
         reason: String,
     },
+    /// Its host was lost while the task was there: it crashed, was switched off, or could not be reached.
+    #[error("its host {host} was lost: {reason}")]
+    HostLost {
+        /// The host.
+        host: HostName,
+        /// How the loss was noticed.
+        reason: String,
+    },
     /// The function can't be called in a worker.
     #[error("{reason}")]
     Function {
@@ -336,7 +365,7 @@ pub enum TaskErrorKind {
 }
 
 /// Which value of a task could not be encoded or decoded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ValueSide {
     /// An argument: encoded in the parent, decoded in the worker.
     Argument,
@@ -415,6 +444,7 @@ mod tests {
             TaskErrorKind::AlreadyTaken,
             TaskErrorKind::Cancelled,
             TaskErrorKind::Closed,
+            TaskErrorKind::HostLost { host: HostName::new("n2"), reason: text() },
             TaskErrorKind::Encode { side: ValueSide::Argument, reason: text() },
             TaskErrorKind::Decode { side: ValueSide::Result, reason: text() },
             TaskErrorKind::Function { reason: ForeignFunction.to_string() },
@@ -446,7 +476,7 @@ mod tests {
             errors.push(Box::new(TaskError::new(
                 kind.clone(),
                 1,
-                Some(WorkerRef { slot: 0, pid: 2 }),
+                Some(WorkerRef::local(0, 2)),
                 2,
                 DidRun::Maybe,
             )));

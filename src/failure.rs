@@ -6,7 +6,7 @@ use std::fmt;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// The maximum number of causes that are kept, in case an error's chain of sources is endless.
-const MOST: usize = 64;
+const MAX_CAUSES: usize = 64;
 
 /// An error that can be sent: the text of any error and of its causes.
 ///
@@ -46,7 +46,7 @@ struct Link {
 impl Link {
     fn new(texts: Vec<String>) -> Option<Box<Self>> {
         let link = |cause, text| Some(Box::new(Self { text, cause }));
-        texts.into_iter().take(MOST).rev().fold(None, link)
+        texts.into_iter().take(MAX_CAUSES).rev().fold(None, link)
     }
 }
 
@@ -85,7 +85,7 @@ impl<E: Into<Box<dyn Error + Send + Sync>>> From<E> for Failure {
         let error = error.into();
         let mut texts = vec![error.to_string()];
         let causes = std::iter::successors(error.source(), |&error| error.source());
-        for cause in causes.take(MOST) {
+        for cause in causes.take(MAX_CAUSES) {
             let text = cause.to_string();
             if !texts.last().is_some_and(|last| last.ends_with(&text)) {
                 texts.push(text);

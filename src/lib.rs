@@ -11,8 +11,8 @@
 //!
 //! # A first program
 //!
-//! Add this crate with `cargo add procpool`. Types of your own also need
-//! `cargo add serde --features derive`.
+//! Add this crate with `cargo add procpool --path PATH`, where PATH is a clone. Types of your own also
+//! need `cargo add serde --features derive`.
 //!
 //! ```no_run
 //! fn divide_100_by(x: i32) -> i32 {
@@ -67,7 +67,7 @@
 //! or observed by a callback. [`wait`] and [`as_completed`] wait for several tasks. The iterators read
 //! their input a bounded window ahead, so the input may be infinite; dropping an iterator cancels its
 //! remaining tasks. [`reports`](Results::reports) yields a [`Report`] per result, with its id, PID,
-//! attempt and times.
+//! attempt and times. [`into_stream`](Results::into_stream) makes a `Stream` of an iterator.
 //!
 //! [`Pool::builder`] configures a pool: the number of workers, an initializer whose value tasks reach
 //! with [`with_state`], time limits, retries, memory and other resource limits, worker replacement,
@@ -134,10 +134,11 @@
 //!
 //! # Shared state
 //!
-//! Arguments are copies. To share state between processes, pass a handle to it in an argument: the ends
-//! of a [`channel`]; a read-only [`SharedSlice`](shared::SharedSlice); a writable
-//! [`SharedArray`](shared::SharedArray) or [`SharedValue`](shared::SharedValue); a lock, semaphore, event
-//! or barrier of [`sync`]. All of them stay usable if a process that uses them is killed.
+//! Arguments and results are copies. To share state between processes, pass a handle to it in an argument,
+//! a result or a message: the ends of a [`channel`]; a read-only [`SharedSlice`](shared::SharedSlice); a
+//! writable [`SharedArray`](shared::SharedArray) or [`SharedValue`](shared::SharedValue); a lock, semaphore,
+//! event or barrier of [`sync`]. All of them stay usable if a process that uses them is killed. An open file
+//! or socket travels as a [`SharedFd`](shared::SharedFd).
 //!
 //! # From Python
 //!
@@ -179,7 +180,8 @@
 //!
 //! # Async programs
 //!
-//! A [`Task`] is a `Future` under any runtime. Blocking calls such as [`Pool::apply`] block the thread.
+//! A [`Task`] is a `Future` under any runtime, and [`Results::into_stream`] returns a `Stream`. Blocking calls
+//! such as [`Pool::apply`] block the thread.
 //!
 //! With `#[tokio::main]`, the first line of `main` runs inside the runtime, in each worker too. [`init`]
 //! works there, and the runtime's threads and descriptors stay alive beside the tasks. But a task that
@@ -246,6 +248,7 @@ pub mod channel;
 mod entry;
 mod error;
 mod failure;
+mod init;
 #[allow(unsafe_code)] // Values of several processes lie in its memory.
 mod ipc;
 #[allow(unsafe_code)] // System calls, and the mappings of shared memory.
@@ -258,28 +261,31 @@ pub mod shared;
 pub mod sync;
 mod worker_ref;
 
-pub use entry::init;
 pub use error::{DeathCause, DidRun, Error, StartError, TaskError, TaskErrorKind, ValueSide};
 pub use failure::Failure;
+pub use init::init;
 pub use os::process::OutputMode;
 pub use pool::{
-    AsCompleted, Canceller, Event, EventKind, Limits, Pool, PoolBuilder, Process, ProcessBuilder,
-    ProcessHandle, Report, Reports, Results, Stats, Task, TaskOptions, Timeout, WaitFor,
-    WorkerInfo, WorkerState, as_completed, log_to_stderr, wait,
+    AsCompleted, Canceller, Event, EventKind, HostInfo, Hosts, IntoStream, Limits, Pool,
+    PoolBuilder, Process, ProcessBuilder, ProcessHandle, Report, Reports, Results, Stats, Task,
+    TaskOptions, Timeout, WaitFor, WorkerInfo, WorkerState, as_completed, log_to_stderr, wait,
 };
 pub use procpool_worker::state::{WorkerContext, with as with_state};
 pub use self_describing::SelfDescribing;
-pub use worker_ref::WorkerRef;
+pub use worker_ref::{HostName, WorkerRef};
 
-/// Returns the pool name and slot of the worker that runs this code, or `None` outside of workers.
+/// Returns the pool name and slot of the worker that runs this code, and the attempt number of its task, or
+/// `None` outside of workers.
 ///
 /// ```no_run
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// fn device(_: u32) -> Option<usize> {
-///     procpool::worker().map(|worker| worker.slot % 2)
+///     let worker = procpool::worker()?;
+///     // Whatever killed the first attempt is not tried again.
+///     (worker.attempt == 1).then_some(worker.slot % 2)
 /// }
 ///
-/// let pool = procpool::Pool::new(4)?;
+/// let pool = procpool::Pool::builder().workers(4).retries(1).build()?;
 /// println!("{:?}", pool.map(device, 0..8)?);
 /// # Ok(())
 /// # }

@@ -10,9 +10,11 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
 use procpool::Pool;
-use procpool::channel::{Receiver, RecvError, SendErrorReason, Sender, bounded, unbounded};
-use procpool::shared::{SharedArray, SharedSlice, SharedValue};
-use support::{SOON, alone, kill, wait_until};
+use procpool::channel::{
+    Receiver, RecvError, SendError, SendErrorReason, Sender, bounded, unbounded,
+};
+use procpool::shared::{SharedArray, SharedFd, SharedSlice, SharedValue};
+use support::{SOON, Secret, alone, kill, wait_until};
 
 procpool::test_support!();
 
@@ -351,12 +353,14 @@ fn an_end_of_a_task_that_is_done_does_not_count_in_whatever_company_it_was_sent(
 
 #[test]
 fn what_cannot_be_a_message_is_given_back() {
-    let (sender, _receiver) = unbounded().unwrap();
-    let error = sender.send(SharedSlice::new([1u8]).unwrap()).unwrap_err();
-    assert_eq!(*error.value, [1]);
-    assert!(
-        matches!(&error.reason, SendErrorReason::Encode(reason) if reason.contains("argument"))
-    );
+    let (sender, receiver) = unbounded().unwrap();
+    let shared = SharedSlice::new([1u8]).unwrap();
+    let SendError { value, reason } = sender.send((shared, Some(Secret))).unwrap_err();
+    assert_eq!(*value.0, [1]);
+    assert!(matches!(&reason, SendErrorReason::Encode(reason) if reason.contains("a secret")));
+    // Nothing of it is left in the channel.
+    sender.send((value.0, None)).unwrap();
+    assert_eq!(*receiver.recv().unwrap().0, [1]);
 }
 
 #[test]
@@ -403,4 +407,156 @@ fn iterating_goes_on_after_a_message_that_cannot_be_decoded() {
     drop(sender);
     check(receiver.iter().take(3).collect());
     check(receiver.into_iter().collect());
+}
+
+#[test]
+fn an_end_in_a_result_is_open_in_the_caller() {
+    let pool = Pool::new(2).unwrap();
+    let start = |count: u64| {
+        let (sender, receiver) = unbounded().unwrap();
+        (0..count).for_each(|x| sender.send(x).unwrap());
+        receiver
+    };
+    let receivers: Vec<Receiver<u64>> = pool.map(start, 0..50).unwrap();
+    for (count, receiver) in (0..).zip(receivers) {
+        assert!(receiver.iter().map(Result::unwrap).eq(0..count));
+        assert_eq!(receiver.recv(), Err(RecvError::Disconnected));
+    }
+    // The other end stays with the worker, and both go on.
+    let stay = |()| {
+        let (sender, receiver) = bounded::<u64>(1).unwrap();
+        std::thread::spawn(move || (0..100).for_each(|x| sender.send(x).unwrap()));
+        receiver
+    };
+    let receiver = pool.apply(stay, ()).unwrap();
+    assert!(receiver.iter().map(Result::unwrap).eq(0..100));
+}
+
+#[test]
+fn messages_carry_ends_and_handles_between_any_processes() {
+    type Call = (u64, Sender<(u64, SharedValue<u64>)>);
+    /// Answers each call on the channel that came with it.
+    fn serve(calls: Receiver<Call>) -> u64 {
+        let mut served = 0;
+        for call in calls {
+            let (x, answers) = call.unwrap();
+            answers.send((x, SharedValue::new(x * x).unwrap())).unwrap();
+            served += 1;
+        }
+        served
+    }
+    let pool = crew(2);
+    let (sender, calls) = unbounded::<Call>().unwrap();
+    let servers = [(); 2].map(|()| pool.apply_async(serve, calls.clone()));
+    drop(calls);
+    for x in 0..300 {
+        let (answers, answer) = bounded(1).unwrap();
+        sender.send((x, answers)).unwrap();
+        let (same, square) = answer.recv().unwrap();
+        assert_eq!((same, square.get()), (x, x * x));
+        assert_eq!(answer.recv().map(drop), Err(RecvError::Disconnected));
+    }
+    drop(sender);
+    assert_eq!(servers.into_iter().map(|server| server.get().unwrap()).sum::<u64>(), 300);
+}
+
+#[test]
+fn an_end_in_a_message_keeps_its_channel_open_until_the_message_is_gone() {
+    let (outer, inner) = unbounded::<Receiver<u64>>().unwrap();
+    let (sender, receiver) = unbounded().unwrap();
+    outer.send(receiver).unwrap();
+    // The only receiver is on its way.
+    sender.send(7).unwrap();
+    let received = inner.recv().unwrap();
+    assert_eq!(received.recv(), Ok(7));
+    outer.send(received).unwrap();
+    sender.send(8).unwrap();
+    drop(inner);
+    wait_until("the message is gone", || {
+        sender.send_timeout(9, A_MOMENT).is_err_and(|error| {
+            assert_eq!(error.reason, SendErrorReason::Disconnected);
+            true
+        })
+    });
+}
+
+#[test]
+fn messages_with_handles_wait_for_space_and_keep_their_order() {
+    let pool = Pool::new(1).unwrap();
+    let (sender, receiver) = unbounded::<(u64, Option<SharedFd>)>().unwrap();
+    let send = |sender: Sender<(u64, Option<SharedFd>)>| {
+        let file = SharedFd::from(fs::File::open("/dev/null").unwrap());
+        (0..2000).for_each(|x| sender.send((x, (x % 3 > 0).then(|| file.clone()))).unwrap());
+    };
+    let task = pool.apply_async(send, sender.clone());
+    let (other, _kept) = unbounded::<SharedFd>().unwrap();
+    let file = SharedFd::from(fs::File::open("/dev/null").unwrap());
+    let full = (0..100_000).find_map(|_| other.try_send(file.clone()).err()).unwrap();
+    assert_eq!(full.reason, SendErrorReason::Full);
+    let error = other.send_timeout(file, A_MOMENT).unwrap_err();
+    assert_eq!(error.reason, SendErrorReason::TimedOut);
+    drop(sender);
+    let mut expected = 0..;
+    for message in &mut receiver.iter() {
+        let (x, file) = message.unwrap();
+        assert_eq!((x, file.is_some()), (expected.next().unwrap(), x % 3 > 0));
+    }
+    assert_eq!(expected.start, 2000);
+    task.get().unwrap();
+}
+
+#[test]
+fn a_message_with_too_many_files_comes_back_with_the_remedy() {
+    let (sender, receiver) = unbounded().unwrap();
+    let slices = |count| (0..count).map(|_| SharedSlice::new([1u8]).unwrap()).collect::<Vec<_>>();
+    let error = sender.send(slices(201)).unwrap_err();
+    assert!(error.to_string().contains("send several"), "{error}");
+    assert_eq!(error.value.len(), 201);
+    sender.send(slices(200)).unwrap();
+    assert_eq!(receiver.recv().unwrap().len(), 200);
+}
+
+#[test]
+fn who_is_killed_while_messages_with_handles_are_on_their_way_costs_nobody_else_any() {
+    type Message = (u64, SharedValue<u64>);
+    fn send((sender, pids, index): (Sender<Message>, Pids, usize)) {
+        report_at(&pids, index);
+        for x in 0.. {
+            sender.send((x, SharedValue::new(x).unwrap())).unwrap();
+        }
+    }
+    fn receive((receiver, pids, index): (Receiver<Message>, Pids, usize)) {
+        report_at(&pids, index);
+        while receiver.recv().is_ok() {}
+    }
+    let pool = crew(4);
+    let pids = SharedArray::<AtomicU64>::atomic([0; 40]).unwrap();
+    let (sender, receiver) = bounded::<Message>(8).unwrap();
+    let mut killed = Vec::new();
+    for round in 0..10 {
+        let index = 4 * round;
+        let tasks: Vec<_> = (0..2)
+            .map(|i| pool.apply_async(send, (sender.clone(), pids.clone(), index + i)))
+            .collect();
+        let others: Vec<_> = (2..4)
+            .map(|i| pool.apply_async(receive, (receiver.clone(), pids.clone(), index + i)))
+            .collect();
+        for _ in 0..20 {
+            // What arrives is whole: the number and the value belong together.
+            let (x, value) = receiver.recv_timeout(SOON).unwrap();
+            assert_eq!(value.get(), x);
+        }
+        (index..index + 4).for_each(|index| kill_at(&pids, index));
+        killed.extend(tasks.into_iter().chain(others).map(|task| task.get().is_err()));
+    }
+    assert!(killed.into_iter().all(|is_killed| is_killed));
+    // None of those who are gone has left anything that is in the way.
+    while receiver.recv_timeout(A_MOMENT).is_ok() {}
+    let task = pool.apply_async(
+        |sender: Sender<Message>| sender.send((1, SharedValue::new(1).unwrap())).unwrap(),
+        sender,
+    );
+    assert_eq!(receiver.recv_timeout(SOON).unwrap().1.get(), 1);
+    task.get().unwrap();
+    assert_eq!(receiver.recv().map(drop), Err(RecvError::Disconnected));
 }

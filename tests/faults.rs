@@ -6,6 +6,8 @@ mod support;
 
 use std::time::{Duration, Instant};
 
+use procpool::channel::{Receiver, Sender, unbounded};
+use procpool::shared::{SharedFd, SharedValue};
 use procpool::{
     DeathCause, DidRun, Pool, StartError, TaskError, TaskErrorKind, TaskOptions, ValueSide,
 };
@@ -321,6 +323,22 @@ fn a_task_may_close_all_low_file_descriptors() {
     let pool = Pool::new(2).unwrap();
     assert_eq!(pool.apply(close, ()), Ok(256), "it was committed before the channel was missed");
     assert_eq!(pool.map(square, 0..100).unwrap().len(), 100);
+}
+
+#[test]
+fn a_program_that_a_task_starts_inherits_none_of_its_descriptors() {
+    type Handles = (SharedValue<u8>, Sender<u8>, Receiver<u8>, SharedFd);
+    fn list(_handles: Handles) -> Vec<i32> {
+        let _own = std::fs::File::open("/dev/null").unwrap();
+        let mut command = std::process::Command::new("ls");
+        let listed = command.arg("/proc/self/fd").output().unwrap().stdout;
+        String::from_utf8(listed).unwrap().lines().map(|fd| fd.parse().unwrap()).collect()
+    }
+    let (sender, receiver) = unbounded().unwrap();
+    let file = SharedFd::from(std::fs::File::open("/dev/null").unwrap());
+    let handles = (SharedValue::new(1).unwrap(), sender, receiver, file);
+    // The fourth is that of the directory which it lists.
+    assert_eq!(Pool::new(1).unwrap().apply(list, handles).unwrap(), [0, 1, 2, 3]);
 }
 
 #[test]

@@ -235,6 +235,32 @@ fn one_that_cannot_start_is_an_error_of_spawn() {
 }
 
 #[test]
+fn a_directory_is_looked_at_by_the_caller_before_the_thread_that_all_processes_share() {
+    alone("looks_at_a_directory_alone");
+}
+
+#[test]
+#[ignore = "looks at the whole process, so it is run by itself"]
+fn looks_at_a_directory_alone() {
+    let has_supervisor = || {
+        std::fs::read_dir("/proc/self/task").unwrap().any(|task| {
+            let name = std::fs::read_to_string(task.unwrap().path().join("comm"));
+            name.is_ok_and(|name| name.starts_with("procpool-proces"))
+        })
+    };
+    let file = tempfile::NamedTempFile::new().unwrap();
+    for dir in [std::path::Path::new("/does/not/exist"), file.path()] {
+        let error = Process::builder().current_dir(dir).spawn(square, 1).unwrap_err();
+        let source = std::error::Error::source(&error).map(ToString::to_string);
+        assert!(source.is_some_and(|text| text.contains(dir.to_str().unwrap())), "{error:?}");
+        assert!(!has_supervisor(), "it has started for this one");
+    }
+    let process = Process::builder().current_dir("/").spawn(square, 3);
+    assert!(has_supervisor());
+    assert_eq!(process.unwrap().join(), Ok(9));
+}
+
+#[test]
 fn a_hundred_processes_leave_nothing_behind() {
     alone("many_processes_alone");
 }

@@ -6,8 +6,10 @@ mod support;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use futures_util::StreamExt;
 use procpool::Pool;
 use support::{SideEffects, alone, sleepy, square, wait_until};
 
@@ -223,4 +225,113 @@ fn results_arrive_while_their_chunk_still_runs() {
     assert_eq!(results.next(), Some(Ok(20)));
     let elapsed = start.elapsed();
     assert!(elapsed < Duration::from_secs(2), "{elapsed:?}");
+}
+
+/// Polls a future on this thread, which sleeps until it is woken. What a runtime is without its reactor.
+fn block_on<F: Future>(future: F) -> F::Output {
+    struct Unpark(std::thread::Thread);
+    impl std::task::Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let deadline = Instant::now() + support::SOON;
+    let waker = Arc::new(Unpark(std::thread::current())).into();
+    let mut future = std::pin::pin!(future);
+    loop {
+        if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            return output;
+        }
+        let left = deadline.checked_duration_since(Instant::now()).expect("nothing has woken it");
+        std::thread::park_timeout(left);
+    }
+}
+
+#[test]
+fn a_stream_yields_what_the_iterator_does_under_any_executor() {
+    let pool = Pool::new(2).unwrap();
+    let count = async {
+        let in_order: Vec<u64> =
+            pool.imap(square, 0..5000).into_stream().map(Result::unwrap).collect().await;
+        assert!(in_order.into_iter().eq((0..5000).map(square)));
+        let mut any_order: Vec<u64> =
+            pool.imap_unordered(square, 0..500).into_stream().map(Result::unwrap).collect().await;
+        any_order.sort_unstable();
+        assert!(any_order.into_iter().eq((0..500).map(square)));
+        // Of an infinite input, and with errors among the results.
+        let odd = |x: u64| {
+            assert!(!x.is_multiple_of(2));
+            x
+        };
+        let mut results = pool.imap(odd, 0..).into_stream();
+        for x in 0u64..50 {
+            let result = results.next().await.unwrap();
+            assert_eq!(result.is_ok(), !x.is_multiple_of(2), "{x}");
+        }
+        pool.imap(square, 0..0).into_stream().count().await
+    };
+    assert_eq!(block_on(count), 0);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let results = pool.imap(sleepy, [3, 2, 1]).into_stream();
+    // On a thread of the runtime, and moved between polls.
+    let task = runtime.spawn(async move { results.map(Result::unwrap).collect::<Vec<_>>().await });
+    assert_eq!(runtime.block_on(task).unwrap(), [3, 2, 1]);
+}
+
+#[test]
+fn a_stream_of_reports_has_their_ids_and_an_input_that_panics_does_so_in_its_turn() {
+    let pool = Pool::new(2).unwrap();
+    let input = (0..100u64).inspect(|x| assert!(*x < 50, "no more"));
+    let mut reports = pool.imap(square, input).reports().into_stream();
+    block_on(async {
+        for x in 0..50 {
+            let report = reports.next().await.unwrap();
+            assert_eq!((report.id, report.attempt, report.result), (x, 1, Ok(square(x))));
+        }
+    });
+    assert!(catch_unwind(AssertUnwindSafe(|| block_on(reports.next()))).is_err());
+    assert!(block_on(reports.next()).is_none());
+}
+
+#[test]
+fn a_stream_that_is_dropped_cancels_the_rest() {
+    let pool = Pool::new(2).unwrap();
+    let effects = SideEffects::new();
+    let task = |(effects, x): (SideEffects, u64)| {
+        effects.note(x);
+        if x > 0 {
+            std::thread::sleep(Duration::from_secs(3600));
+        }
+    };
+    let input = (0..50).map(|x| (effects.clone(), x));
+    let mut results = pool.imap_unordered(task, input).into_stream();
+    assert_eq!(block_on(results.next()), Some(Ok(())));
+    wait_until("one of the others runs", || effects.noted().len() > 1);
+    // It is being waited for when it is dropped, as in a `select!`.
+    let mut next = results.next();
+    let is_pending = std::future::poll_fn(|context| {
+        Poll::Ready(std::pin::Pin::new(&mut next).poll(context).is_pending())
+    });
+    assert!(block_on(is_pending));
+    drop(results);
+    wait_until("nothing is left", || {
+        let stats = pool.stats();
+        (stats.queued, stats.running) == (0, 0)
+    });
+    assert_eq!(block_on(pool.imap(square, 0..10).into_stream().count()), 10);
+}
+
+#[test]
+fn a_stream_of_a_pool_that_is_terminated_ends_with_errors() {
+    let pool = Pool::new(1).unwrap();
+    let forever = |_: u64| std::thread::sleep(Duration::from_secs(3600));
+    let results = pool.imap(forever, 0..3).into_stream();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            wait_until("it runs", || pool.stats().running > 0);
+            pool.terminate();
+        });
+        let results: Vec<_> = block_on(results.collect());
+        assert!(!results.is_empty() && results.iter().all(Result::is_err), "{results:?}");
+    });
 }

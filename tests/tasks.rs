@@ -5,7 +5,7 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use procpool::{Pool, TaskErrorKind, Timeout, WaitFor};
+use procpool::{Pool, TaskErrorKind, TaskOptions, Timeout, WaitFor};
 use support::{SOON, Secret, sleepy};
 
 procpool::test_support!();
@@ -85,6 +85,27 @@ fn a_task_knows_its_worker() {
     let of = |()| procpool::worker().map(|worker| (worker.pool, worker.slot));
     let workers: Vec<_> = pool.broadcast(of, ()).into_iter().map(Result::unwrap).collect();
     assert_eq!(workers, [0, 1].map(|slot| Some(("parsers".to_owned(), slot))));
+}
+
+#[test]
+fn a_task_knows_which_attempt_it_is() {
+    fn third(x: u64) -> (u64, u32) {
+        let attempt = procpool::worker().unwrap().attempt;
+        // On another thread, too.
+        let other = std::thread::spawn(|| procpool::worker().unwrap().attempt);
+        assert_eq!(other.join().unwrap(), attempt);
+        if x.is_multiple_of(10) && attempt < 3 {
+            std::process::abort();
+        }
+        (x, attempt)
+    }
+    let pool = Pool::new(2).unwrap().with_options(TaskOptions::new().retries(2));
+    let reports: Vec<_> = pool.imap(third, 0..40).reports().collect();
+    for (x, report) in (0..).zip(reports) {
+        let attempt = if x % 10 == 0 { 3 } else { 1 };
+        assert_eq!((report.attempt, report.result), (attempt, Ok((x, attempt))));
+    }
+    assert_eq!(pool.apply(third, 1), Ok((1, 1)), "the worker does not keep the number");
 }
 
 #[test]

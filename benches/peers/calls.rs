@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::measure::{Contender, Effort, Outcome, median_call, seconds, take_turns};
+use crate::measure::{Contender, Outcome, SampleSize, median_call, seconds, take_turns};
 use crate::peers::Peers;
 use crate::report::{Bound, Row, Unit};
 
@@ -20,9 +20,9 @@ fn identity(x: u64) -> u64 {
     x
 }
 
-pub(crate) fn apply(peers: &mut Peers, effort: &Effort) -> Outcome<Row> {
+pub(crate) fn apply(peers: &mut Peers, size: &SampleSize) -> Outcome<Row> {
     let Peers { pool, procspawn, echo, mp_pool, executor, .. } = peers;
-    let calls = effort.calls;
+    let calls = size.calls;
     let mut contenders = vec![
         Contender::new("procpool", || median_call(calls, || Ok(pool.apply(identity, 1)?))),
         Contender::new("ipc-channel", || median_call(calls, || echo.round_trip(&MESSAGE))),
@@ -43,7 +43,7 @@ pub(crate) fn apply(peers: &mut Peers, effort: &Effort) -> Outcome<Row> {
             contenders.push(Contender::new(who, turn));
         }
     }
-    let field = take_turns(effort.repetitions, contenders)?;
+    let field = take_turns(size.repetitions, contenders)?;
     let raw = field.ratio("procpool", "ipc-channel");
     let (pool, procspawn) = (field.ratio("Pool", "procpool"), field.ratio("procspawn", "procpool"));
     Ok(Row::new("round trip of `apply`, one in flight", Unit::Seconds, field)
@@ -56,7 +56,7 @@ pub(crate) fn apply(peers: &mut Peers, effort: &Effort) -> Outcome<Row> {
         )))
 }
 
-pub(crate) fn apply_async(peers: &mut Peers, effort: &Effort) -> Outcome<Row> {
+pub(crate) fn apply_async(peers: &mut Peers, size: &SampleSize) -> Outcome<Row> {
     let Peers { pool, procspawn, mp_pool, executor, .. } = peers;
     let mut contenders = vec![
         Contender::new("procpool", || {
@@ -92,7 +92,7 @@ pub(crate) fn apply_async(peers: &mut Peers, effort: &Effort) -> Outcome<Row> {
             contenders.push(Contender::new(who, turn));
         }
     }
-    let field = take_turns(effort.repetitions.min(5), contenders)?;
+    let field = take_turns(size.repetitions.min(5), contenders)?;
     let rate = field.values("procpool");
     let (pool, procspawn) = (field.ratio("procpool", "Pool"), field.ratio("procpool", "procspawn"));
     Ok(Row::new("20,000 `apply_async`, then all gets", Unit::PerSecond, field)

@@ -22,7 +22,7 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    pub(crate) fn look(peers: &Peers) -> Self {
+    pub(crate) fn detect(peers: &Peers) -> Self {
         let mut versions = vec![("procpool".to_owned(), env!("CARGO_PKG_VERSION").to_owned())];
         let mut add = |name: &str, version: Option<String>| {
             versions.extend(version.map(|version| (name.to_owned(), version)));

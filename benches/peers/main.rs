@@ -5,31 +5,28 @@
 //!     [--wait SECONDS] [--list]
 //! ```
 //!
-//! Peers are procspawn, rayon, an ipc-channel by itself and, where there is a python3,
-//! `multiprocessing.Pool` and `ProcessPoolExecutor`. They take turns within each repetition, so that
-//! whatever else the machine does meets all of them, and what is judged are ratios within a
-//! repetition: their median, with the least and the greatest beside it.
+//! Peers are procspawn, rayon, an ipc-channel by itself and, if there is a python3, `multiprocessing.Pool`
+//! and `ProcessPoolExecutor`. They take turns within each repetition, so that other load on the machine
+//! affects all of them. Goals are judged by ratios within a repetition: their median, least and greatest.
 //!
 //! | file | rows |
 //! |---|---|
 //! | `calls` | one call, many single calls |
 //! | `maps` | square roots of a range |
 //! | `payload` | 64 MiB in and out |
-//! | `lives` | start, crash, memory |
-//! | `crowds` | ten million items, 256 workers |
-//! | `loads` | skewed load, π, Parzen windows |
-//! | `sharing` | messages through a channel, memory that isn't copied |
+//! | `startup_and_death` | start, crash, memory |
+//! | `many` | ten million items, 256 workers |
+//! | `workloads` | skewed load, π, Parzen windows |
+//! | `sharing` | messages through a channel, memory that is not copied |
 //!
-//! `peers` has the contenders, `python` and `peers.py` those in Python, `measure` the taking of turns,
-//! `report` the table, `machine` what it was measured on, and `watchdog` sees to it that no run hangs.
+//! `peers` has the contenders, `python` and `peers.py` those in Python. `measure` lets them take turns,
+//! `report` prints the table, `machine` describes the machine, and `watchdog` ends a run that hangs.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod calls;
-mod crowds;
-mod lives;
-mod loads;
 mod machine;
+mod many;
 mod maps;
 mod measure;
 mod payload;
@@ -40,14 +37,18 @@ mod python;
 mod random;
 mod report;
 mod sharing;
+mod startup_and_death;
+#[path = "../../cli/src/compare/timing.rs"]
+mod timing;
 mod watchdog;
+mod workloads;
 
 use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use measure::{Effort, Outcome};
+use measure::{Outcome, SampleSize};
 use peers::Peers;
 use report::{Format, Report, Row};
 
@@ -59,18 +60,18 @@ const ROWS: [(&str, Measure); 15] = [
     ("map-10k", maps::ten_thousand),
     ("bytes", payload::bytes),
     ("floats", payload::floats),
-    ("start", lives::start),
-    ("crash", lives::crash),
-    ("memory", lives::memory),
-    ("stream", crowds::stream),
-    ("workers", crowds::workers),
-    ("skewed", loads::skewed),
-    ("efficiency", loads::efficiency),
+    ("start", startup_and_death::start),
+    ("crash", startup_and_death::crash),
+    ("memory", startup_and_death::memory),
+    ("stream", many::stream),
+    ("workers", many::workers),
+    ("skewed", workloads::skewed),
+    ("efficiency", workloads::efficiency),
     ("channel", sharing::channel),
     ("shared", sharing::memory),
 ];
 
-type Measure = fn(&mut Peers, &Effort) -> Outcome<Row>;
+type Measure = fn(&mut Peers, &SampleSize) -> Outcome<Row>;
 
 fn main() -> ExitCode {
     // Copies of this program come back through here: workers of procpool, of procspawn, and our own.
@@ -98,20 +99,20 @@ fn main() -> ExitCode {
 
 /// Whether every row could be measured; a goal that is not met is no failure of the bench.
 fn run(options: &Options) -> Outcome<bool> {
-    let effort = if options.quick { Effort::quick() } else { Effort::full() };
+    let size = if options.quick { SampleSize::quick() } else { SampleSize::full() };
     let mut peers = Peers::start()?;
-    let report = Report::new(machine::Machine::look(&peers), effort.name);
+    let report = Report::new(machine::Machine::detect(&peers), size.name);
     let report = Arc::new(Mutex::new(report));
     let mut all_measured = true;
     for (name, measure) in ROWS.iter().filter(|(name, _)| options.wants(name)) {
         let before = wait_for_quiet(peers.cores, options.wait);
         eprintln!("measuring {name}; {:.0} % of the cores are to be had", before * 100.0);
-        let watchdog = watchdog::guard(name, effort.limit, {
+        let watchdog = watchdog::guard(name, size.limit, {
             let (report, format) = (Arc::clone(&report), options.format);
             move || report.lock().unwrap().print(format)
         });
         // Some peers panic where they fail.
-        let measured = panic::catch_unwind(AssertUnwindSafe(|| measure(&mut peers, &effort)));
+        let measured = panic::catch_unwind(AssertUnwindSafe(|| measure(&mut peers, &size)));
         match measured.unwrap_or_else(|_| Err("it panicked".into())) {
             Ok(mut row) => {
                 row.share = [before, machine::share_of_cores(peers.cores)];

@@ -5,7 +5,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 use serde_json::json;
 
-use crate::measure::{Contender, Effort, Field, Outcome, seconds, take_turns};
+use crate::measure::{Contender, Field, Outcome, SampleSize, seconds, take_turns};
 use crate::peers::Peers;
 use crate::report::{Row, Unit};
 
@@ -13,8 +13,8 @@ fn root(x: u64) -> f64 {
     (x as f64).sqrt()
 }
 
-pub(crate) fn five_million(peers: &mut Peers, effort: &Effort) -> Outcome<Row> {
-    let field = roots(peers, effort.repetitions, 10..5_000_000)?;
+pub(crate) fn five_million(peers: &mut Peers, size: &SampleSize) -> Outcome<Row> {
+    let field = roots(peers, size.repetitions, 10..5_000_000)?;
     let (rayon, pool) = (field.ratio("procpool", "rayon"), field.ratio("Pool", "procpool"));
     Ok(Row::new("`map` of square roots over 10..5,000,000", Unit::Seconds, field)
         .at_most(2.5, "rayon", rayon)
@@ -24,8 +24,8 @@ pub(crate) fn five_million(peers: &mut Peers, effort: &Effort) -> Outcome<Row> {
         ))
 }
 
-pub(crate) fn ten_thousand(peers: &mut Peers, effort: &Effort) -> Outcome<Row> {
-    let field = roots(peers, effort.repetitions * 5, 10..10_010)?;
+pub(crate) fn ten_thousand(peers: &mut Peers, size: &SampleSize) -> Outcome<Row> {
+    let field = roots(peers, size.repetitions * 5, 10..10_010)?;
     let pool = field.ratio("Pool", "procpool");
     Ok(Row::new("`map` of square roots over 10,000 items", Unit::Seconds, field).at_least(
         15.0,

@@ -1,28 +1,31 @@
-//! Contenders that take turns, and what comes of it.
+//! Contenders that take turns, and their figures.
 
 use std::error::Error;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use crate::timing::{each_call, interleave};
+pub(crate) use crate::timing::{median, range, seconds};
 
 pub(crate) type Outcome<T> = Result<T, Box<dyn Error>>;
 
-/// How much is measured.
-pub(crate) struct Effort {
+/// How much to measure.
+pub(crate) struct SampleSize {
     pub(crate) name: &'static str,
-    /// How often all contenders of a row take their turn.
+    /// Turns of each contender of a row.
     pub(crate) repetitions: usize,
-    /// The same for rows whose every turn takes seconds.
+    /// The same for rows whose turns take seconds.
     pub(crate) long_repetitions: usize,
-    /// How many calls one turn of a quick call has.
+    /// Calls in a turn of a short call.
     pub(crate) calls: usize,
-    /// How many items the longest stream has.
+    /// Items of the longest stream.
     pub(crate) items: u64,
-    /// How many workers the largest pool has.
+    /// Workers of the largest pool.
     pub(crate) workers: usize,
     /// A row that takes longer than this hangs.
     pub(crate) limit: Duration,
 }
 
-impl Effort {
+impl SampleSize {
     pub(crate) fn full() -> Self {
         Self {
             name: "full",
@@ -48,7 +51,7 @@ impl Effort {
     }
 }
 
-/// One who takes part in a row. A turn gives a figure, in the unit of the row.
+/// A contender of a row. A turn returns a figure, in the unit of the row.
 pub(crate) struct Contender<'a> {
     who: String,
     turn: Box<dyn FnMut() -> Outcome<f64> + 'a>,
@@ -77,19 +80,18 @@ impl Series {
 pub(crate) struct Field(pub(crate) Vec<Series>);
 
 impl Field {
-    /// Of figures that were taken by other means than turns.
+    /// Creates a field of figures by contender.
     pub(crate) fn of(figures: impl IntoIterator<Item = (String, Vec<f64>)>) -> Self {
         Self(figures.into_iter().map(|(who, values)| Series::new(&who, values)).collect())
     }
 
-    /// How many times the first contender's figure is the second's, repetition by repetition; empty
-    /// where one of them did not take part.
+    /// Divides a contender's figures by another's, by repetition. Empty if one of them did not take part.
     pub(crate) fn ratio(&self, of: &str, to: &str) -> Vec<f64> {
         let (Some(of), Some(to)) = (self.find(of), self.find(to)) else { return Vec::new() };
         of.values.iter().zip(&to.values).map(|(of, to)| of / to).collect()
     }
 
-    /// The figures of one of them.
+    /// Returns a contender's figures.
     pub(crate) fn values(&self, who: &str) -> Vec<f64> {
         self.find(who).map_or_else(Vec::new, |series| series.values.clone())
     }
@@ -99,58 +101,18 @@ impl Field {
     }
 }
 
-/// Lets all take their turn, so many times, forwards and backwards alternately. The first round
-/// warms up and does not count.
+/// Runs all contenders in turn, alternately forwards and backwards. The first round is a warm-up and is
+/// dropped.
 pub(crate) fn take_turns(repetitions: usize, mut contenders: Vec<Contender>) -> Outcome<Field> {
-    let mut field: Vec<Series> =
-        contenders.iter().map(|one| Series::new(&one.who, Vec::new())).collect();
-    for round in 0..=repetitions {
-        let mut order: Vec<usize> = (0..contenders.len()).collect();
-        if round % 2 == 1 {
-            order.reverse();
-        }
-        for place in order {
-            let one = &mut contenders[place];
-            let figure = (one.turn)().map_err(|error| format!("{}: {error}", one.who))?;
-            if round > 0 {
-                field[place].values.push(figure);
-            }
-        }
-    }
-    Ok(Field(field))
+    let figures = interleave(repetitions, contenders.len(), |index| {
+        let one = &mut contenders[index];
+        (one.turn)().map_err(|error| format!("{}: {error}", one.who))
+    })?;
+    let names = contenders.iter().map(|one| one.who.clone());
+    Ok(Field::of(names.zip(figures)))
 }
 
-/// Seconds that this takes. What it gives is dropped afterwards.
-pub(crate) fn seconds<R>(work: impl FnOnce() -> R) -> (f64, R) {
-    let start = Instant::now();
-    let result = std::hint::black_box(work());
-    (start.elapsed().as_secs_f64(), result)
-}
-
-/// The median of the seconds that so many calls take, each by itself.
-pub(crate) fn median_call<R>(calls: usize, mut call: impl FnMut() -> Outcome<R>) -> Outcome<f64> {
-    let mut times = Vec::with_capacity(calls);
-    for _ in 0..calls {
-        let (time, result) = seconds(&mut call);
-        result?;
-        times.push(time);
-    }
-    Ok(median(&times))
-}
-
-/// The middle one, or the mean of the two in the middle; not a number where there are none.
-pub(crate) fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    match sorted.len() {
-        0 => f64::NAN,
-        n if n % 2 == 1 => sorted[n / 2],
-        n => f64::midpoint(sorted[n / 2 - 1], sorted[n / 2]),
-    }
-}
-
-/// The least and the greatest.
-pub(crate) fn range(values: &[f64]) -> (f64, f64) {
-    let least = values.iter().copied().fold(f64::INFINITY, f64::min);
-    (least, values.iter().copied().fold(f64::NEG_INFINITY, f64::max))
+/// Returns the median of the seconds of each call.
+pub(crate) fn median_call<R>(calls: usize, call: impl FnMut() -> Outcome<R>) -> Outcome<f64> {
+    Ok(median(&each_call(calls, call)?))
 }

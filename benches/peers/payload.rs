@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::measure::{Contender, Effort, Outcome, seconds, take_turns};
+use crate::measure::{Contender, Outcome, SampleSize, seconds, take_turns};
 use crate::peers::Peers;
 use crate::report::{Row, Unit};
 
@@ -21,7 +21,7 @@ fn some_floats() -> Vec<f64> {
     (0..FLOATS).map(|i| i as f64 * 0.5).collect()
 }
 
-pub(crate) fn bytes(peers: &mut Peers, effort: &Effort) -> Outcome<Row> {
+pub(crate) fn bytes(peers: &mut Peers, size: &SampleSize) -> Outcome<Row> {
     let Peers { pool, procspawn, mp_pool, executor, .. } = peers;
     let content = some_bytes();
     let mut touched = content.clone();
@@ -48,7 +48,7 @@ pub(crate) fn bytes(peers: &mut Peers, effort: &Effort) -> Outcome<Row> {
             contenders.push(Contender::new(who, turn));
         }
     }
-    let field = take_turns(effort.repetitions.min(7), contenders)?;
+    let field = take_turns(size.repetitions.min(7), contenders)?;
     let memcpy = field.ratio("procpool", "memcpy (clone)");
     let (pool, procspawn) = (field.ratio("Pool", "procpool"), field.ratio("procspawn", "procpool"));
     Ok(Row::new("64 MiB `Vec<u8>` in and out", Unit::Seconds, field)
@@ -58,7 +58,7 @@ pub(crate) fn bytes(peers: &mut Peers, effort: &Effort) -> Outcome<Row> {
         .note("the memcpy of the goal is a `clone`, whose memory is new, as that of a result is."))
 }
 
-pub(crate) fn floats(peers: &mut Peers, effort: &Effort) -> Outcome<Row> {
+pub(crate) fn floats(peers: &mut Peers, size: &SampleSize) -> Outcome<Row> {
     let Peers { pool, .. } = peers;
     let (content, numbers) = (some_bytes(), some_floats());
     let contenders = vec![
@@ -73,7 +73,7 @@ pub(crate) fn floats(peers: &mut Peers, effort: &Effort) -> Outcome<Row> {
             if result?.last() == content.last() { Ok(time) } else { Err("other bytes".into()) }
         }),
     ];
-    let field = take_turns(effort.repetitions.min(7), contenders)?;
+    let field = take_turns(size.repetitions.min(7), contenders)?;
     let ratio = field.ratio("Vec<f64>", "Vec<u8>");
     Ok(Row::new("`Vec<f64>` of 8 Mi in and out", Unit::Seconds, field).at_most(
         2.0,

@@ -160,13 +160,13 @@ impl Row {
 /// Everything that was measured.
 pub(crate) struct Report {
     machine: Machine,
-    effort: &'static str,
+    size: &'static str,
     pub(crate) rows: Vec<Row>,
 }
 
 impl Report {
-    pub(crate) fn new(machine: Machine, effort: &'static str) -> Self {
-        Self { machine, effort, rows: Vec::new() }
+    pub(crate) fn new(machine: Machine, size: &'static str) -> Self {
+        Self { machine, size, rows: Vec::new() }
     }
 
     pub(crate) fn print(&self, format: Format) {
@@ -181,13 +181,13 @@ impl Report {
         let versions: Vec<_> =
             machine.versions.iter().map(|(name, version)| format!("{name} {version}")).collect();
         let mut page = format!(
-            "{}, {} cores, {:.0} GiB; Linux {}; {}. Effort: {}; load before the run: {}.\n\n",
+            "{}, {} cores, {:.0} GiB; Linux {}; {}. Sample size: {}; load before the run: {}.\n\n",
             machine.cpu,
             machine.cores,
             machine.memory_gib,
             machine.kernel,
             versions.join(", "),
-            self.effort,
+            self.size,
             machine.load
         );
         page += "| what | goal | measured, median (least–greatest) | | cores to be had |\n|---|---|---|---|---|\n";
@@ -220,7 +220,7 @@ impl Report {
 
     fn json(&self) -> String {
         let rows = self.rows.iter().map(JsonRow::from).collect();
-        let report = JsonReport { machine: &self.machine, effort: self.effort, rows };
+        let report = JsonReport { machine: &self.machine, size: self.size, rows };
         serde_json::to_string_pretty(&report).unwrap()
     }
 }
@@ -228,7 +228,7 @@ impl Report {
 #[derive(Serialize)]
 struct JsonReport<'a> {
     machine: &'a Machine,
-    effort: &'a str,
+    size: &'a str,
     rows: Vec<JsonRow<'a>>,
 }
 

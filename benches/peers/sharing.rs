@@ -4,7 +4,7 @@ use procpool::channel::Sender;
 use procpool::shared::SharedSlice;
 use serde_json::json;
 
-use crate::measure::{Contender, Effort, Outcome, median_call, seconds, take_turns};
+use crate::measure::{Contender, Outcome, SampleSize, median_call, seconds, take_turns};
 use crate::peers::Peers;
 use crate::report::{Row, Unit};
 
@@ -17,7 +17,7 @@ const NUMBERS: usize = 8 << 20;
 /// How many calls a turn takes the median of where each copies all of that.
 const COPIES: usize = 5;
 
-pub(crate) fn channel(peers: &mut Peers, effort: &Effort) -> Outcome<Row> {
+pub(crate) fn channel(peers: &mut Peers, size: &SampleSize) -> Outcome<Row> {
     let Peers { pool, echo, mp_pool, .. } = peers;
     let per_second = |time: f64| MESSAGES as f64 / time;
     let send = |(numbers, count): (Sender<u64>, u64)| {
@@ -44,7 +44,7 @@ pub(crate) fn channel(peers: &mut Peers, effort: &Effort) -> Outcome<Row> {
             python.seconds("queue", json!({"messages": MESSAGES})).map(per_second)
         }));
     }
-    let field = take_turns(effort.repetitions, contenders)?;
+    let field = take_turns(size.repetitions, contenders)?;
     let queue = field.ratio("procpool", "Queue");
     let raw = field.ratio("procpool", "ipc-channel");
     Ok(Row::new("numbers through a channel, one process to another", Unit::PerSecond, field)
@@ -53,11 +53,11 @@ pub(crate) fn channel(peers: &mut Peers, effort: &Effort) -> Outcome<Row> {
         .note("the raw channel carries bare bytes, eight a message."))
 }
 
-pub(crate) fn memory(peers: &mut Peers, effort: &Effort) -> Outcome<Row> {
+pub(crate) fn memory(peers: &mut Peers, size: &SampleSize) -> Outcome<Row> {
     let Peers { pool, mp_pool, .. } = peers;
     let numbers: Vec<f64> = (0..NUMBERS).map(|i| i as f64).collect();
     let shared = SharedSlice::new(&numbers)?;
-    let calls = effort.calls;
+    let calls = size.calls;
     let last = |numbers: &[f64]| numbers[numbers.len() - 1];
     let expected = last(&numbers);
     let right =
@@ -78,7 +78,7 @@ pub(crate) fn memory(peers: &mut Peers, effort: &Effort) -> Outcome<Row> {
         let turn = move || python.seconds("shared", order.clone());
         contenders.push(Contender::new("shared_memory", turn));
     }
-    let field = take_turns(effort.repetitions, contenders)?;
+    let field = take_turns(size.repetitions, contenders)?;
     let python = field.ratio("shared_memory", "SharedSlice");
     let copying = field.ratio("copying", "SharedSlice");
     let number = field.ratio("SharedSlice", "a number");

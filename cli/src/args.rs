@@ -48,10 +48,13 @@ Output:
   and {%} use the same numbers for jobs (id) and workers.
 
 Exit codes:
-  0 success · 1 a job failed (the others completed; see --halt), or the run could not start · 2
-  wrong usage · 126 the command is not executable · 127 the command was not found; 126 and 127
-  also if that holds for every failed job · with --exit-count: the number of failed jobs up to
-  100, 101 for more, 255 for wrong usage and for a run that could not start
+    0    every job succeeded
+    1    a job failed (the others completed; see --halt), or the run could not start
+    2    wrong usage
+    126  the command is not executable, for the run or for every job that failed
+    127  the command was not found, for the run or for every job that failed
+  With --exit-count: the number of failed jobs up to 100, 101 for more, and 255 for wrong usage or
+  a run that could not start.
   130 interrupted by Ctrl-C · 143 by SIGTERM · 129 by SIGHUP
 
 Signals:
@@ -74,7 +77,7 @@ Each case runs eight healthy tasks beside one that fails: once in a pool, and on
 in a child process. Every line is measured live.
 
 Exit codes:
-  0 every case was contained: all neighbours returned correct results, their state did not
+  0 every case was contained: all bystanders returned correct results, their state did not
   change, and the pool keeps working · 1 some case was not contained · 2 wrong usage
 
 Examples:
@@ -338,10 +341,10 @@ impl Halt {
     pub(super) fn is_due(&self, failed: u64, ended: u64) -> bool {
         /// With fewer failures, a share means little: the first job to fail may be all that has
         /// finished.
-        const LEAST: u64 = 3;
+        const MIN_COUNT: u64 = 3;
         match self.failures {
             Failures::Count(count) => failed >= count,
-            Failures::Share(share) => failed >= LEAST && failed as f64 >= share * ended as f64,
+            Failures::Share(share) => failed >= MIN_COUNT && failed as f64 >= share * ended as f64,
         }
     }
 }
@@ -365,7 +368,7 @@ fn halt(text: &str) -> Result<Halt, String> {
         Some(Halt { now, failures })
     };
     parse().ok_or_else(|| {
-        "give now or soon, and a number or percentage: now,fail=1 or soon,fail=10%".to_owned()
+        "use now or soon, and a number or percentage: now,fail=1 or soon,fail=10%".to_owned()
     })
 }
 
@@ -501,7 +504,7 @@ fn procs(text: &str) -> Result<usize, String> {
     // GNU parallel reads these relative to the number of CPUs.
     if text.starts_with(['+', '-']) || text.ends_with('%') {
         return Err(
-            "relative numbers are not supported: give 4, or 0 for one per CPU, or \"$(($(nproc) + 1))\""
+            "relative numbers are not supported: use 4, or 0 for one per CPU, or \"$(($(nproc) + 1))\""
                 .to_owned(),
         );
     }

@@ -80,8 +80,8 @@ pub(super) fn one_line(text: &str) -> Cow<'_, str> {
 /// Escapes control characters, and replaces the middle of a long text.
 pub(super) fn shortened(text: &str) -> Cow<'_, str> {
     /// Characters kept at the start and at the end.
-    const KEPT: usize = 150;
-    let ends = (text.char_indices().nth(KEPT), text.char_indices().rev().nth(KEPT - 1));
+    const CHARS_KEPT: usize = 150;
+    let ends = (text.char_indices().nth(CHARS_KEPT), text.char_indices().rev().nth(CHARS_KEPT - 1));
     match ends {
         (Some((begin, _)), Some((end, _))) if end > begin + 40 => {
             let (begin, end, left) = (&text[..begin], &text[end..], end - begin);

@@ -127,7 +127,7 @@ fn pause(pool: &Pool) {
         thread::sleep(Duration::from_millis(1));
     }
     let was_taken = top::leave_alternate_screen();
-    let _ = low_level::raise(SIGSTOP); // has returned when the process goes on
+    let _ = low_level::raise(SIGSTOP); // returns when the process continues
     if was_taken {
         top::enter_alternate_screen();
     }

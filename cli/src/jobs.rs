@@ -22,7 +22,7 @@ use procpool::Report;
 
 /// The least time over the median that a percentage allows: many very short jobs take several times
 /// the median through no fault of theirs.
-const LEAST_OVER_MEDIAN: Duration = Duration::from_secs(1);
+const MIN_OVER_MEDIAN: Duration = Duration::from_secs(1);
 
 /// The work to do for each input.
 pub(super) trait Work: Send + 'static {
@@ -113,7 +113,7 @@ impl Commands {
             TimeLimit::Fixed(limit) => Some(limit),
             TimeLimit::OfMedian(times) => {
                 let median = self.median.get()?;
-                Some(median.mul_f64(times).max(median + LEAST_OVER_MEDIAN))
+                Some(median.mul_f64(times).max(median + MIN_OVER_MEDIAN))
             }
         }
     }

@@ -84,7 +84,7 @@ impl Journal {
     }
 
     /// Reads the history without opening the journal for writing, for a dry run.
-    pub(super) fn look(args: &JournalArgs) -> Result<Option<History>> {
+    pub(super) fn history(args: &JournalArgs) -> Result<Option<History>> {
         let Some(path) = &args.journal else { return Ok(None) };
         refuse_other_than_file(path)?;
         match File::open(path) {
@@ -159,7 +159,7 @@ fn is_torn(line: &[u8]) -> bool {
 /// Formats the error for a line that is not a journal entry.
 fn not_an_entry(number: u64, whole: u64) -> String {
     format!(
-        "line {number} is not a journal entry; the file was not changed: give another file, or, \
+        "line {number} is not a journal entry; the file was not changed: use another file, or, \
          if a crash damaged its end, keep the lines before with 'truncate -s {whole}'"
     )
 }
@@ -197,7 +197,7 @@ impl History {
         let length = file.metadata().map_err(|error| open_error(path, &error))?.len();
         if length > 0 && !args.resume && !args.retry_failed {
             let remedy =
-                "it belongs to an earlier run: continue it with --resume, or give another file";
+                "it belongs to an earlier run: continue it with --resume, or use another file";
             return Err(open_error(path, &remedy));
         }
         let whole =

@@ -4,7 +4,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// With fewer jobs, there is no median yet.
-const LEAST: u64 = 3;
+const MIN_COUNT: u64 = 3;
 
 /// Buckets per power of two: the median is accurate to 1%.
 const CLASSES: u32 = 128;
@@ -39,7 +39,7 @@ impl Median {
             2 * before >= all
         })?;
         let middle = (class as f64 + 0.5) / f64::from(CLASSES);
-        (all >= LEAST).then(|| Duration::from_nanos(middle.exp2() as u64))
+        (all >= MIN_COUNT).then(|| Duration::from_nanos(middle.exp2() as u64))
     }
 }
 

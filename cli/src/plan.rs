@@ -107,14 +107,12 @@ impl RunPlan {
             let task = if shows { &tasks::square::DEMONSTRATION } else { task };
             if let Some(TimeLimit::OfMedian(_)) = args.limits.timeout {
                 return Err(Usage::error(
-                    "a percentage of the median works only for commands: give a --timeout such \
+                    "a percentage of the median works only for commands: use a --timeout such \
                      as 10s",
                 ));
             }
             if output.format == Some(Format::Plain) {
-                return Err(Usage::error(
-                    "--format plain is for commands: give table, json or csv",
-                ));
+                return Err(Usage::error("--format plain is for commands: use table, json or csv"));
             }
             if args.inputs.iter().any(|input| input == ":::") {
                 return Err(Usage::error(
@@ -242,7 +240,7 @@ fn refuse_same_file(args: &RunArgs) -> Result<()> {
         if let Some((other, _)) = before.iter().find(|(_, other)| is_same_file(path, other)) {
             return Err(Usage::error(format!(
                 "{option} and {other} are the same file, {path:?}, which would be overwritten: \
-                 give another file to one of them"
+                 use another file for one of them"
             )));
         }
     }
@@ -266,23 +264,23 @@ fn split_command(words: Vec<OsString>, inputs: &mut Vec<OsString>) -> Result<Vec
         words.iter().find(|word| [":::+", "::::", "::::+"].iter().any(|it| *word == *it))
     {
         return Err(Usage::error(format!(
-            "{word:?} is not supported: give inputs after one :::, or one per line in a file \
+            "{word:?} is not supported: pass inputs after one :::, or one per line in a file \
              with --input"
         )));
     }
     let mut parts = words.split(|word| word == ":::");
     let command = parts.next().unwrap_or_default().to_vec();
     if command.is_empty() {
-        return Err(Usage::error("there is no command between -- and ::: (give one)"));
+        return Err(Usage::error("there is no command between -- and ::: (add one)"));
     }
     if let Some(given) = parts.next() {
         inputs.extend_from_slice(given);
         if inputs.is_empty() {
-            return Err(Usage::error("there are no inputs after ::: (give some, or leave it out)"));
+            return Err(Usage::error("there are no inputs after ::: (add some, or leave it out)"));
         }
     }
     if parts.next().is_some() {
-        return Err(Usage::error("::: is allowed once: give all inputs after the first"));
+        return Err(Usage::error("::: is allowed once: pass all inputs after the first"));
     }
     Ok(command)
 }
@@ -348,7 +346,7 @@ fn params(task: &Task, given: TaskOptions) -> Result<Params> {
     if let Some(to) = given.to.filter(|to| !takes.to.contains(to)) {
         let known: Vec<_> = takes.to.iter().map(|format| format.name()).collect();
         return Err(Usage::error(format!(
-            "the task '{}' can't write {to}: give --to {}",
+            "the task '{}' can't write {to}: use --to {}",
             task.name,
             known.join(" or --to ")
         )));
@@ -406,7 +404,7 @@ fn task_source(task: &Task, inputs: Inputs, null: bool) -> Result<Source> {
     }
     if io::stdin().is_terminal() {
         return Err(Usage::error(format!(
-            "the task '{}' needs inputs: give files, or --input LIST, or pipe names in, as from: \
+            "the task '{}' needs inputs: pass files, or --input LIST, or pipe names in, as from: \
              find DIR -type f",
             task.name
         )));
@@ -421,7 +419,7 @@ fn command_source(inputs: Inputs, null: bool) -> Result<Source> {
     }
     if io::stdin().is_terminal() {
         return Err(Usage::error(
-            "a command needs inputs: give some after :::, or --input LIST, or pipe them in, as \
+            "a command needs inputs: add some after :::, or --input LIST, or pipe them in, as \
              from: find DIR -type f",
         ));
     }

@@ -109,8 +109,8 @@ struct Held {
     dropped: usize,
 }
 
-/// The most bytes to show later: nobody reads what scrolls by.
-const MOST_HELD: usize = 1 << 20;
+/// The most bytes to show later: no user reads more.
+const MAX_HELD: usize = 1 << 20;
 
 impl Screen {
     pub(super) fn new(progress: Progress) -> Self {
@@ -180,7 +180,7 @@ impl Screen {
         *torn = [page.ends_torn(torn[0]), errors.ends_torn(torn[1])];
         let written = progress.suspend(|| {
             let written = page.write(&mut Stdout);
-            let _ = errors.write(&mut Stderr); // if nobody sees it, nobody misses it
+            let _ = errors.write(&mut Stderr); // it is for display only
             written
         });
         *page = Page { bytes: mem::take(&mut page.bytes), ..Page::default() };
@@ -243,9 +243,9 @@ impl Held {
             page.bytes.splice(at..at, what.into_bytes());
         }
         self.bytes.append(&mut page.bytes);
-        if self.bytes.len() > 2 * MOST_HELD {
+        if self.bytes.len() > 2 * MAX_HELD {
             // Drop up to the start of a line.
-            let least = self.bytes.len() - MOST_HELD;
+            let least = self.bytes.len() - MAX_HELD;
             let line = self.bytes[least..].iter().position(|byte| *byte == b'\n');
             let end = line.map_or(least, |line| least + line + 1);
             self.bytes.drain(..end);

@@ -38,7 +38,7 @@ struct Worker {
     /// Ranges that were announced and not found yet.
     awaited: i64,
     /// Whether the worker has ended, so that nothing more will be announced.
-    gone: bool,
+    has_ended: bool,
 }
 
 impl Spills {
@@ -60,7 +60,7 @@ impl Spills {
                 // A worker that gets no answer reports the failure with its job.
                 let _ = thread::Builder::new()
                     .name("spill".into())
-                    .spawn(move || spills.hear(&worker, &*announce));
+                    .spawn(move || spills.receive(&worker, &*announce));
             }
         };
         let thread = thread::Builder::new().name("spills".into());
@@ -69,20 +69,20 @@ impl Spills {
     }
 
     /// Receives a worker's notices until it ends.
-    fn hear(&self, mut from: &UnixStream, announce: &dyn Fn(LiveOutput)) {
+    fn receive(&self, mut from: &UnixStream, announce: &dyn Fn(LiveOutput)) {
         let ours = rustix::net::sockopt::socket_peercred(from)
             .is_ok_and(|peer| peer.uid == rustix::process::geteuid());
         if !ours {
             return;
         }
         let Ok((key, files)) = accept(from) else { return };
-        self.lock().insert(key, Worker { files, awaited: 0, gone: false });
+        self.lock().insert(key, Worker { files, awaited: 0, has_ended: false });
         let mut bytes = [0; NOTICE];
-        let mut heard = from.write_all(&[1]);
+        let mut received = from.write_all(&[1]);
         let mut ends: Arc<AtomicU64> = Arc::default();
-        while heard.is_ok() {
-            heard = from.read_exact(&mut bytes);
-            match Notice::from_bytes(&bytes).filter(|_| heard.is_ok()) {
+        while received.is_ok() {
+            received = from.read_exact(&mut bytes);
+            match Notice::from_bytes(&bytes).filter(|_| received.is_ok()) {
                 Some(Notice::Runs { id, start }) => {
                     let file = self.lock().get(&key).map(|worker| Arc::clone(&worker.files[0]));
                     if let Some(file) = file {
@@ -91,11 +91,11 @@ impl Spills {
                         announce(LiveOutput { id, file, start, end, shown: 0 });
                     }
                     // Acknowledged afterwards: this must come before the job's result.
-                    heard = from.write_all(&[1]);
+                    received = from.write_all(&[1]);
                 }
                 Some(Notice::Ends { end }) => {
                     ends.store(end, Ordering::Release);
-                    heard = from.write_all(&[1]);
+                    received = from.write_all(&[1]);
                 }
                 Some(Notice::Ranges { count }) => self.change(key, |worker| {
                     worker.awaited += i64::try_from(count).unwrap_or(0);
@@ -103,7 +103,7 @@ impl Spills {
                 Some(Notice::Files { .. }) | None => break,
             }
         }
-        self.change(key, |worker| worker.gone = true);
+        self.change(key, |worker| worker.has_ended = true);
     }
 
     /// Resolves a range of a result. Returns none if the worker never passed its files.
@@ -119,7 +119,7 @@ impl Spills {
         let mut workers = self.lock();
         let Some(worker) = workers.get_mut(&key) else { return };
         change(worker);
-        if worker.gone && worker.awaited <= 0 {
+        if worker.has_ended && worker.awaited <= 0 {
             workers.remove(&key);
         }
     }

@@ -13,7 +13,7 @@ const WORST: usize = 3;
 
 /// With less work, the wall time is mostly that of starting workers, and a speed-up would mean
 /// nothing.
-const LEAST_WORK: Duration = Duration::from_millis(10);
+const MIN_WORK: Duration = Duration::from_millis(10);
 
 /// The totals so far, by process.
 pub(super) struct Tally {
@@ -155,7 +155,7 @@ impl Tally {
         if tasks < 2 {
             return text;
         }
-        if busy >= LEAST_WORK {
+        if busy >= MIN_WORK {
             text += &format!(
                 "{} of work, {} times as fast as a serial run\n",
                 format::duration(busy),

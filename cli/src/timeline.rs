@@ -42,7 +42,7 @@ pub(super) fn run(args: &TimelineArgs) -> Result<Exit> {
 fn read(path: &Path) -> Result<Vec<Entry>> {
     let refused = |error: &dyn std::fmt::Display| {
         Usage::error(format!(
-            "failed to read {path:?} as a trace: {error}; give a file written by run --trace"
+            "failed to read {path:?} as a trace: {error}; use a file written by run --trace"
         ))
     };
     let text = fs::read(path).map_err(|error| refused(&error))?;
@@ -124,8 +124,8 @@ fn draw(entries: &[Entry]) -> String {
 /// Returns the time between ticks in microseconds: 1, 2 or 5 times a power of ten, with room for
 /// the labels.
 fn step(end: f64) -> f64 {
-    const MOST: f64 = 9.0;
-    let least = (end / MOST).max(1.0);
+    const MAX_TICKS: f64 = 9.0;
+    let least = (end / MAX_TICKS).max(1.0);
     let power = 10f64.powf(least.log10().floor());
     let steps = [1.0, 2.0, 5.0].map(|digit| digit * power);
     steps.into_iter().find(|step| *step >= least).unwrap_or(10.0 * power)

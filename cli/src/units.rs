@@ -14,11 +14,11 @@ pub(super) enum TimeLimit {
 const LONGEST: f64 = 1e9;
 
 /// The least memory limit that makes sense: a worker needs part of it for itself.
-const LEAST_MEMORY: u64 = 16 << 20;
+const MIN_MEMORY: u64 = 16 << 20;
 
 /// Parses `10`, `1.5`, `500ms`, `2s`, `1m`, `2h`. The default unit is the second.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
-    const FORM: &str = "give seconds, or a number with a unit: 10, 1.5, 500ms, 2s, 1m, 2h";
+    const FORM: &str = "use seconds, or a number with a unit: 10, 1.5, 500ms, 2s, 1m, 2h";
     let (number, unit) = split(text).ok_or(FORM)?;
     let seconds = match unit {
         "ms" => number / 1e3,
@@ -41,21 +41,21 @@ pub(super) fn time_limit(text: &str) -> Result<TimeLimit, String> {
             Ok(percent) if (1.0..=LONGEST).contains(&percent) => {
                 Ok(TimeLimit::OfMedian(percent / 100.0))
             }
-            _ => Err("give a percentage of the median, such as 300%".to_owned()),
+            _ => Err("use a percentage of the median, such as 300%".to_owned()),
         },
     }
 }
 
 /// Parses `200M`, `1.5G`, `64MiB`, in units of 1024. The default unit is the byte.
 pub(super) fn memory(text: &str) -> Result<u64, String> {
-    const FORM: &str = "give a number with a unit: 200M, 1G, 1.5GiB";
+    const FORM: &str = "use a number with a unit: 200M, 1G, 1.5GiB";
     let (number, unit) = split(text).ok_or(FORM)?;
     let unit = unit.to_ascii_lowercase();
     let unit = unit.strip_suffix("ib").or(unit.strip_suffix('b')).unwrap_or(&unit);
     let shift = ["", "k", "m", "g", "t"].iter().position(|known| *known == unit).ok_or(FORM)?;
     let bytes = (number * f64::from(1u32 << 10).powi(shift as i32)) as u64;
-    if bytes < LEAST_MEMORY {
-        return Err("give at least 16M: a worker itself needs about 10M".to_owned());
+    if bytes < MIN_MEMORY {
+        return Err("use at least 16M: a worker itself needs about 10M".to_owned());
     }
     Ok(bytes)
 }

@@ -1,18 +1,22 @@
 //! An end of a channel: its part of the shared state, and the waits for messages, for space and for the peers.
 
 use super::error::{RecvError, SendErrorReason};
-use super::log::{Log, LogError, Side};
+use super::log::{Cursor, Log, LogError};
+use crate::ipc::eventcount::{EventCount, Probe, deadline};
 use crate::ipc::handle::{File, Handle};
 use crate::ipc::memory::{self, Atomics};
 use crate::ipc::object::{Kind, Object, something_else};
-use crate::os::pipe::is_hung_up;
-use crate::sync::{EventCount, LockGuard, Probe, deadline};
-use procpool_worker::attach::{Attached, FileId, NotAttachable, attach_channel_end};
+use crate::ipc::raw_lock::LockGuard;
+use crate::os::peer;
+use procpool_worker::attach::{
+    Attached, Attachments, FileId, NotAttachable, Received, attach_channel_end,
+};
 use rustix::fs::OFlags;
 use serde::de::Error as _;
 use serde::ser::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::cell::Cell;
+use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::*};
@@ -22,8 +26,8 @@ use std::time::{Duration, Instant};
 #[derive(Debug)]
 #[repr(C)]
 pub(super) struct Head {
-    pub(super) sender: Side,
-    pub(super) receiver: Side,
+    pub(super) sender: Cursor,
+    pub(super) receiver: Cursor,
     /// Notified when a message is sent, and when a sender is dropped.
     pub(super) not_empty: CachePadded<EventCount>,
     /// Notified when a message is received, and when a receiver is dropped.
@@ -33,9 +37,12 @@ pub(super) struct Head {
     /// How many ends of each role were dropped in an orderly way. When the count changes, the peer pipe is
     /// checked.
     pub(super) disconnects: [AtomicU32; 2],
-    /// The identities of the log and the pipe, so that an end is not decoded from parts of two channels.
+    /// The identities of the log and of each role's socket, so that an end is not decoded from parts of two
+    /// channels.
     pub(super) log: [AtomicU64; 2],
-    pub(super) peer_pipe: [AtomicU64; 2],
+    pub(super) sockets: [[AtomicU64; 2]; 2],
+    /// The number of the last message with files.
+    pub(super) attached: AtomicU64,
 }
 
 // SAFETY: the type consists of atomics.
@@ -58,9 +65,10 @@ pub(super) struct End {
     pub(super) role: Role,
     pub(super) object: Object<Head>,
     pub(super) log: Log,
-    /// One end of a pipe whose other end belongs to the channel's other role. `drop` takes it to close it.
-    pub(super) peer_pipe: Option<File>,
-    /// The last value of the other role's `disconnects` at which the pipe had another end.
+    /// A socket whose peer belongs to the channel's other role. It passes the files of messages. `drop` takes
+    /// it to close it.
+    pub(super) socket: Option<File>,
+    /// The last value of the other role's `disconnects` at which the socket had a peer.
     pub(super) seen: AtomicU32,
     /// How many messages this end has sent.
     pub(super) sent: AtomicU32,
@@ -80,14 +88,17 @@ const CONTENTION_LIMIT: Duration = Duration::from_millis(20);
 /// A sender that never blocks checks once in so many messages whether all receivers were killed.
 pub(super) const CHECK_EVERY: u32 = 1024;
 
+/// Bytes of the number that follows a message with files.
+const NUMBER: usize = size_of::<u64>();
+
 impl End {
-    pub(super) fn new(role: Role, object: Object<Head>, log: Log, peer_pipe: File) -> Arc<Self> {
-        let (peer_pipe, seen, sent) = (Some(peer_pipe), AtomicU32::new(0), AtomicU32::new(0));
-        Arc::new(Self { role, object, log, peer_pipe, seen, sent })
+    pub(super) fn new(role: Role, object: Object<Head>, log: Log, socket: File) -> Arc<Self> {
+        let (socket, seen, sent) = (Some(socket), AtomicU32::new(0), AtomicU32::new(0));
+        Arc::new(Self { role, object, log, socket, seen, sent })
     }
 
     /// Returns whether no end of the other role exists in any process.
-    pub(super) fn is_alone(&self, probe: Probe) -> bool {
+    pub(super) fn is_disconnected(&self, probe: Probe) -> bool {
         let disconnects = match self.role {
             Role::Sender => &self.head().disconnects[Role::Receiver as usize],
             Role::Receiver => &self.head().disconnects[Role::Sender as usize],
@@ -96,11 +107,11 @@ impl End {
         if probe == Probe::Fast && disconnects == self.seen.load(Relaxed) {
             return false;
         }
-        let is_alone = self.peer_pipe.as_ref().is_none_or(is_hung_up);
-        if !is_alone {
+        let is_disconnected = self.socket.as_ref().is_none_or(peer::is_hung_up);
+        if !is_disconnected {
             self.seen.store(disconnects, Relaxed);
         }
-        is_alone
+        is_disconnected
     }
 
     pub(super) fn head(&self) -> &Head {
@@ -121,15 +132,20 @@ impl End {
         }
     }
 
-    /// Sends an encoded message. Returns `None` if the channel is full.
+    fn socket(&self) -> &File {
+        self.socket.as_ref().expect("only `drop` takes it")
+    }
+
+    /// Sends an encoded message and the files that it refers to. Returns `None` if the channel is full.
     pub(super) fn push(
         &self,
-        message: &[u8],
+        message: &mut Vec<u8>,
+        attachments: &Attachments,
         policy: WaitPolicy,
         probe: Probe,
     ) -> Option<Result<(), SendErrorReason>> {
         let head = self.head();
-        if self.is_alone(probe) {
+        if self.is_disconnected(probe) {
             return Some(Err(SendErrorReason::Disconnected));
         }
         // A thorough probe continues under the lock, where an overwritten count is distinguished from a
@@ -141,8 +157,16 @@ impl End {
         if head.is_full() {
             return head.is_overfull().then_some(Err(SendErrorReason::Corrupt));
         }
-        let written = self.log.write(&head.sender, message);
+        let has_files = !attachments.is_empty();
+        if has_files && let Err(error) = self.pass(message, attachments)? {
+            return Some(Err(error));
+        }
+        let written = self.log.write(&head.sender, message, has_files);
         drop(guard);
+        if has_files {
+            // Another attempt passes them with another number.
+            message.truncate(message.len() - NUMBER);
+        }
         head.not_empty.0.notify(1);
         Some(written.map_err(|error| match error {
             LogError::Corrupt => SendErrorReason::Corrupt,
@@ -150,40 +174,78 @@ impl End {
         }))
     }
 
-    /// Receives an encoded message. Returns `None` if the channel is empty.
+    /// Passes the files that a message refers to, and appends their number to it. Returns `None` if the
+    /// socket is full. The caller must hold the sending side's lock.
+    fn pass(
+        &self,
+        message: &mut Vec<u8>,
+        attachments: &Attachments,
+    ) -> Option<Result<(), SendErrorReason>> {
+        let head = self.head();
+        for _ in 0..2 {
+            let number = head.attached.fetch_add(1, Relaxed);
+            match peer::pass(self.socket(), number, attachments) {
+                Ok(true) => {
+                    message.extend_from_slice(&number.to_le_bytes());
+                    return Some(Ok(()));
+                }
+                Ok(false) if !head.is_empty() => return None,
+                // The receivers may just have made space.
+                Ok(false) => {}
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                    return Some(Err(SendErrorReason::Disconnected));
+                }
+                Err(error) => return Some(Err(SendErrorReason::System(error.to_string()))),
+            }
+        }
+        // What fills the socket belongs to no message, and no receiver would take it out.
+        Some(Err(SendErrorReason::Corrupt))
+    }
+
+    /// Receives an encoded message, and the files that it refers to, if any. Returns `None` if the channel is
+    /// empty.
     pub(super) fn pop(
         &self,
         message: &mut Vec<u8>,
         policy: WaitPolicy,
         probe: Probe,
-    ) -> Option<Result<(), RecvError>> {
+    ) -> Option<Result<Option<Received>, RecvError>> {
         let head = self.head();
         // The last message may have been sent between the first two checks.
-        if head.is_empty() && self.is_alone(probe) && head.is_empty() {
+        if head.is_empty() && self.is_disconnected(probe) && head.is_empty() {
             return Some(Err(RecvError::Disconnected));
         }
         if head.is_empty() {
             return None;
         }
         let guard = lock(&head.receiver, policy)?;
-        let read = self.log.read(&head.receiver, &head.sender, message);
+        let mut files = None;
+        // The message stays in the log until its files are here.
+        let read = self.log.read(&head.receiver, &head.sender, message, |message| {
+            let number = message.split_off(message.len().saturating_sub(NUMBER));
+            let number = number.try_into().map(u64::from_le_bytes).unwrap_or_default();
+            files = Some(peer::peek(self.socket(), number)?);
+            Ok(())
+        });
+        if files.as_ref().is_some_and(|files| !files.is_empty()) {
+            peer::drop_packet(self.socket());
+        }
         drop(guard);
         match read {
             Ok(false) => return None,
-            Ok(true) if head.capacity.load(Relaxed) == u64::MAX => {}
+            Ok(true) if head.capacity.load(Relaxed) == u64::MAX && files.is_none() => {}
             _ => head.not_full.0.notify(1),
         }
-        Some(read.map(drop).map_err(|error| match error {
+        Some(read.map(|_| files).map_err(|error| match error {
             LogError::Corrupt => RecvError::Corrupt,
             LogError::System(error) => RecvError::System(error.to_string()),
         }))
     }
 
-    /// Attaches this end to the argument that is being encoded. Returns the handles of its files.
+    /// Attaches this end to the value that is being encoded. Returns the handles of its files.
     pub(super) fn handles(self: &Arc<Self>) -> Result<(Handle, Handle), NotAttachable> {
         attach_channel_end(self)?;
-        let peer_pipe = self.peer_pipe.as_ref().expect("only `drop` takes it");
-        Ok((self.log.file.handle(self)?, peer_pipe.handle(self)?))
+        Ok((self.log.file.handle(self)?, self.socket().handle(self)?))
     }
 
     /// Encodes this end as the public type `P`.
@@ -191,8 +253,8 @@ impl End {
         self: &Arc<Self>,
         serializer: S,
     ) -> Result<S::Ok, S::Error> {
-        let (log, peer_pipe) = self.handles().map_err(S::Error::custom)?;
-        (Kind::<P>::new(), &self.object, log, peer_pipe).serialize(serializer)
+        let (log, socket) = self.handles().map_err(S::Error::custom)?;
+        (Kind::<P>::new(), &self.object, log, socket).serialize(serializer)
     }
 
     pub(super) fn deserialize<'de, P, D: Deserializer<'de>>(
@@ -200,25 +262,21 @@ impl End {
         deserializer: D,
     ) -> Result<Arc<Self>, D::Error> {
         type Parts<P> = (Kind<P>, Object<Head>, Handle, Handle);
-        let (_, object, log, peer_pipe) = Parts::<P>::deserialize(deserializer)?;
-        if !object.head().has_files(log, peer_pipe) {
+        let (_, object, log, socket) = Parts::<P>::deserialize(deserializer)?;
+        if !object.head().has_files(log, role, socket) {
             return Err(something_else::<P, D::Error>());
         }
-        let access = match role {
-            Role::Sender => OFlags::WRONLY,
-            Role::Receiver => OFlags::RDONLY,
-        };
         let log = log.open(OFlags::RDWR).map_err(D::Error::custom)?;
-        memory::check_endless(&log).map_err(D::Error::custom)?;
+        memory::check_sparse(&log).map_err(D::Error::custom)?;
         let log = Log::of(log);
-        let peer_pipe = peer_pipe.open(access).map_err(D::Error::custom)?;
-        Ok(Self::new(role, object, log, peer_pipe))
+        let socket = socket.open(OFlags::RDWR).map_err(D::Error::custom)?;
+        Ok(Self::new(role, object, log, socket))
     }
 }
 
 impl Attached for End {
     fn files(&self) -> Vec<(FileId, BorrowedFd<'_>)> {
-        [Some(&self.log.file), self.peer_pipe.as_ref()]
+        [Some(&self.log.file), self.socket.as_ref()]
             .into_iter()
             .flatten()
             .flat_map(File::files)
@@ -229,7 +287,7 @@ impl Attached for End {
 impl Drop for End {
     fn drop(&mut self) {
         // Closed first: a woken peer checks whether there is another end.
-        drop(self.peer_pipe.take());
+        drop(self.socket.take());
         let head = self.head();
         head.disconnects[self.role as usize].fetch_add(1, SeqCst);
         match self.role {
@@ -240,16 +298,19 @@ impl Drop for End {
 }
 
 impl Head {
-    pub(super) fn set_files(&self, log: &File, peer_pipe: &File) {
-        for (words, file) in [(&self.log, log), (&self.peer_pipe, peer_pipe)] {
+    /// Records the identities of the log and of the sender's and the receiver's socket.
+    pub(super) fn set_files(&self, log: &File, sockets: [&File; 2]) {
+        let files = [(&self.log, log)].into_iter().chain(self.sockets.iter().zip(sockets));
+        for (words, file) in files {
             let FileId { device, inode } = file.identity();
             words[0].store(device, Relaxed);
             words[1].store(inode, Relaxed);
         }
     }
 
-    pub(super) fn has_files(&self, log: Handle, peer_pipe: Handle) -> bool {
-        [(&self.log, log), (&self.peer_pipe, peer_pipe)].into_iter().all(|(words, handle)| {
+    fn has_files(&self, log: Handle, role: Role, socket: Handle) -> bool {
+        let socket = (&self.sockets[role as usize], socket);
+        [(&self.log, log), socket].into_iter().all(|(words, handle)| {
             let [device, inode] = words.each_ref().map(|word| word.load(Relaxed));
             handle.identity() == FileId { device, inode }
         })
@@ -277,7 +338,7 @@ impl Head {
     }
 }
 
-pub(super) fn lock(side: &Side, policy: WaitPolicy) -> Option<LockGuard<'_>> {
+pub(super) fn lock(side: &Cursor, policy: WaitPolicy) -> Option<LockGuard<'_>> {
     match policy {
         WaitPolicy::None => side.lock.lock_timeout(CONTENTION_LIMIT),
         WaitPolicy::Until(deadline) => side.lock.lock_until(Some(deadline)),

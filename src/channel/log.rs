@@ -7,12 +7,12 @@
 //!     (a hole) │    received   │  sent, not received   │  (not there yet)
 //! ```
 //!
-//! The file is mapped one window at a time. A record is a header of one word, which encodes kind and length,
-//! followed by the message. A record lies within one window; if the rest of a window is too short, it is
+//! The file is mapped one window at a time. A record is a header of one word, which encodes the kind, the
+//! length and whether the message refers to files, followed by the message. A record lies within one window; if the rest of a window is too short, it is
 //! skipped. A large message bypasses the mappings and has windows of its own.
 //!
 //! One process at a time sends and one receives, concurrently. Each side has a [lock](RawLock) and a
-//! [position](Side). A record takes effect when the position is moved past it, which is one store. So a
+//! [position](Cursor). A record takes effect when the position is moved past it, which is one store. So a
 //! killed process leaves nothing to repair: a record that it was writing is overwritten, and a record that
 //! it was reading is read by another process.
 //!
@@ -26,7 +26,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use crate::atomic::AtomicU64;
 use crate::ipc::handle::File;
 use crate::ipc::memory::{self, Atomics, Mapping};
-use crate::sync::RawLock;
+use crate::ipc::raw_lock::RawLock;
 
 /// The size in bytes of the part of the file that is mapped, and freed, at a time. The system calls for it
 /// are negligible among the thousands of messages that it holds, and it is small enough for a channel with
@@ -42,7 +42,7 @@ const HEAD: u64 = 8;
 /// The state of one side of a log. Only the holder of its lock changes it.
 #[derive(Debug, Default)]
 #[repr(C, align(64))]
-pub(super) struct Side {
+pub(super) struct Cursor {
     pub(super) lock: RawLock,
     /// Where the next record will be written or read.
     position: AtomicU64,
@@ -57,9 +57,9 @@ pub(super) struct Side {
 }
 
 // SAFETY: the type consists of atomics.
-unsafe impl Atomics for Side {}
+unsafe impl Atomics for Cursor {}
 
-impl Side {
+impl Cursor {
     pub(super) fn position(&self) -> u64 {
         self.position.load(Acquire)
     }
@@ -118,16 +118,20 @@ enum Record {
 impl Record {
     const KIND: u64 = 3;
 
-    fn to_word(&self) -> u64 {
-        match self {
-            Self::Here(len) => (*len as u64) << 2 | 1,
-            Self::Large(len) => len << 2 | 2,
+    /// Set in the header of a message that refers to files.
+    const HAS_FILES: u64 = 4;
+
+    fn to_word(&self, has_files: bool) -> u64 {
+        let flag = if has_files { Self::HAS_FILES } else { 0 };
+        flag | match self {
+            Self::Here(len) => (*len as u64) << 3 | 1,
+            Self::Large(len) => len << 3 | 2,
             Self::Skip => 3,
         }
     }
 
     fn from_word(word: u64) -> Option<Self> {
-        let len = word >> 2;
+        let len = word >> 3;
         match word & Self::KIND {
             1 => Some(Self::Here(len as usize)),
             2 => Some(Self::Large(len)),
@@ -153,55 +157,64 @@ impl From<io::Error> for LogError {
 
 impl Log {
     pub(super) fn new() -> io::Result<Self> {
-        memory::endless().map(Self::of)
+        memory::sparse().map(Self::of)
     }
 
     pub(super) fn of(file: File) -> Self {
         Self { file, write: Mutex::new(None), read: Mutex::new(None) }
     }
 
-    /// Appends a message. The caller must hold the sending side's lock.
-    pub(super) fn write(&self, tail: &Side, message: &[u8]) -> Result<(), LogError> {
+    /// Appends a message, which may be marked as one that refers to files. The caller must hold the sending
+    /// side's lock.
+    pub(super) fn write(
+        &self,
+        tail: &Cursor,
+        message: &[u8],
+        has_files: bool,
+    ) -> Result<(), LogError> {
         tail.recover();
         let mut position = tail.position();
         // Any process that has the channel can overwrite the position.
-        if !is_valid(position) || message.len() as u64 > memory::ENDLESS - position {
+        if !is_valid(position) || message.len() as u64 > memory::SPARSE_LEN - position {
             return Err(LogError::Corrupt);
         }
         if message.len() > LARGE {
             let body = window_after(position);
             memory::write_at(&self.file, message, body)?;
-            self.put_head(position, &Record::Large(message.len() as u64))?;
+            self.put_head(position, Record::Large(message.len() as u64).to_word(has_files))?;
             tail.advance(window_after(body + message.len() as u64 - 1));
             return Ok(());
         }
         let len = HEAD + message.len() as u64;
         if position % WINDOW + len > WINDOW {
-            self.put_head(position, &Record::Skip)?;
+            self.put_head(position, Record::Skip.to_word(false))?;
             position = window_after(position);
         }
         let mut window = lock(&self.write);
         let window = Window::at(&mut window, &self.file, position, true)?;
         window.put(position + HEAD, message);
-        window.head(position).store(Record::Here(message.len()).to_word(), Relaxed);
+        let record = Record::Here(message.len());
+        window.head(position).store(record.to_word(has_files), Relaxed);
         tail.advance(position + len.next_multiple_of(HEAD));
         Ok(())
     }
 
-    fn put_head(&self, position: u64, record: &Record) -> io::Result<()> {
+    fn put_head(&self, position: u64, word: u64) -> io::Result<()> {
         let mut window = lock(&self.write);
         let window = Window::at(&mut window, &self.file, position, true)?;
-        window.head(position).store(record.to_word(), Relaxed);
+        window.head(position).store(word, Relaxed);
         Ok(())
     }
 
-    /// Moves the next message into `message`. Returns false if there is none. The caller must hold the
-    /// receiving side's lock.
+    /// Moves the next message into `message`. Returns false if there is none. Calls `accept` with a message
+    /// that refers to files; if that fails, the message stays in the log. The caller must hold the receiving
+    /// side's lock.
     pub(super) fn read(
         &self,
-        head: &Side,
-        tail: &Side,
+        head: &Cursor,
+        tail: &Cursor,
         message: &mut Vec<u8>,
+        accept: impl FnOnce(&mut Vec<u8>) -> io::Result<()>,
     ) -> Result<bool, LogError> {
         head.recover();
         let (mut position, end) = (head.position(), tail.position());
@@ -209,7 +222,12 @@ impl Log {
             return Ok(false);
         }
         match self.read_record(&mut position, end, message) {
-            Ok(()) => head.advance(position),
+            Ok(has_files) => {
+                if has_files {
+                    accept(message)?;
+                }
+                head.advance(position);
+            }
             Err(LogError::Corrupt) => {
                 // The start of the next record is unknown.
                 head.advance(end);
@@ -221,13 +239,13 @@ impl Log {
         Ok(true)
     }
 
-    /// Reads the record at `position`, and moves `position` past it.
+    /// Reads the record at `position`, and moves `position` past it. Returns whether it refers to files.
     fn read_record(
         &self,
         position: &mut u64,
         end: u64,
         message: &mut Vec<u8>,
-    ) -> Result<(), LogError> {
+    ) -> Result<bool, LogError> {
         let mut window = lock(&self.read);
         loop {
             if *position >= end || !is_valid(*position) || !is_valid(end) {
@@ -235,13 +253,14 @@ impl Log {
             }
             let window = Window::at(&mut window, &self.file, *position, false)?;
             let left = WINDOW - *position % WINDOW - HEAD;
-            let record = Record::from_word(window.head(*position).load(Relaxed));
-            match record.ok_or(LogError::Corrupt)? {
+            let word = window.head(*position).load(Relaxed);
+            let has_files = word & Record::HAS_FILES != 0;
+            match Record::from_word(word).ok_or(LogError::Corrupt)? {
                 Record::Skip => *position = window_after(*position),
                 Record::Here(len) if len as u64 <= left => {
                     window.take(*position + HEAD, len, message);
                     *position += (HEAD + len as u64).next_multiple_of(HEAD);
-                    return Ok(());
+                    return Ok(has_files);
                 }
                 Record::Large(len) if len > 0 && len <= end - *position => {
                     let body = window_after(*position);
@@ -252,7 +271,7 @@ impl Log {
                     }
                     memory::read_at(&self.file, message, body, len)?;
                     *position = next;
-                    return Ok(());
+                    return Ok(has_files);
                 }
                 _ => return Err(LogError::Corrupt),
             }
@@ -260,7 +279,7 @@ impl Log {
     }
 
     /// Frees the windows before the one that is being read.
-    fn free(&self, head: &Side, position: u64) {
+    fn free(&self, head: &Cursor, position: u64) {
         let (freed, start) = (head.freed.load(Relaxed), position - position % WINDOW);
         if freed < start {
             // A failure is retried with the next window.
@@ -332,7 +351,7 @@ impl Window {
 
 /// Returns whether a record may start or end at `position`.
 fn is_valid(position: u64) -> bool {
-    position.is_multiple_of(HEAD) && position <= memory::ENDLESS
+    position.is_multiple_of(HEAD) && position <= memory::SPARSE_LEN
 }
 
 /// Returns the start of the window after the one that contains `position`.
@@ -356,8 +375,8 @@ mod loom_model {
 
     #[derive(Default)]
     struct Model {
-        sender: Side,
-        receiver: Side,
+        sender: Cursor,
+        receiver: Cursor,
         messages: [UnsafeCell<u64>; 2],
     }
 

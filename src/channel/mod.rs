@@ -3,8 +3,8 @@
 //! Methods and errors have the names of `crossbeam-channel`'s. A receiver's iterator yields a message that
 //! can't be decoded as an error.
 
-// This file owns the two ends. `log` owns the messages, and `os::pipe` detects whether any process still
-// has the other end.
+// This file owns the two ends. `log` owns the messages. `os::peer` passes the files that messages refer to, and
+// detects whether any process still has the other end.
 
 mod end;
 mod error;
@@ -16,7 +16,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::*;
 use std::time::Duration;
 
+use procpool_worker::attach::Attachments;
 use procpool_worker::codec;
+use procpool_worker::protocol::MAX_FILES;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -24,14 +26,15 @@ use self::end::{CHECK_EVERY, End, Head, Role, WaitPolicy, with_buffer};
 pub use self::error::{RecvError, SendError, SendErrorReason};
 use self::log::Log;
 use crate::error::Error;
+use crate::ipc::eventcount::Probe;
 use crate::ipc::object::Object;
-use crate::os::pipe::pipe;
-use crate::sync::Probe;
+use crate::os::peer::socket_pair;
 
 /// Creates a channel between processes without a capacity limit.
 ///
 /// Both ends can be cloned, used by several threads, and sent to other processes anywhere inside an
-/// argument of a task, an initializer or a [`Process`](crate::Process). Each message is received once, by
+/// argument of a task, an initializer or a [`Process`](crate::Process), inside a result, or inside a message
+/// of a channel. Each message is received once, by
 /// one of the receivers. The messages of one sender are received in the order in which they were sent.
 ///
 /// ```no_run
@@ -68,12 +71,16 @@ use crate::sync::Probe;
 /// peer was killed. A sender may succeed a few more times before it notices.
 ///
 /// An end passed to a task keeps the channel open until the task finishes, even while the task is queued
-/// or after it drops the end. An end passed to an initializer keeps it open for the pool's lifetime.
+/// or after it drops the end. An end passed to an initializer keeps it open for the pool's lifetime. An end
+/// in a result or in a message keeps it open while the result or the message waits to be taken.
 ///
 /// # Limits
 ///
-/// Messages in the channel use memory. A message must implement serde's traits. It can't contain an end of
-/// a channel or a handle to shared memory; send those in arguments.
+/// Messages in the channel use memory. A message must implement serde's traits.
+///
+/// A message may contain ends of channels, and handles to shared memory, locks and open files. Up to about
+/// 200 such messages wait in a channel, also in an unbounded one: then it is full. A message may refer to up
+/// to 200 open files. Few of them are needed: thousands of small values share one.
 ///
 /// # Errors
 ///
@@ -113,12 +120,12 @@ fn with_capacity<T>(capacity: u64) -> Result<(Sender<T>, Receiver<T>), Error> {
     let refused = |source| Error::SharedMemory { bytes: size_of::<Head>(), source };
     let object = Object::<Head>::new(0)?;
     object.head().capacity.store(capacity, Relaxed);
-    let (read, write) = pipe().map_err(refused)?;
+    let (send_socket, receive_socket) = socket_pair().map_err(refused)?;
     let send_log = Log::new().map_err(refused)?;
-    object.head().set_files(&send_log.file, &read);
+    object.head().set_files(&send_log.file, [&send_socket, &receive_socket]);
     let receive_log = Log::of(send_log.file.try_clone().map_err(refused)?);
-    let sender = End::new(Role::Sender, object.clone(), send_log, write);
-    let receiver = End::new(Role::Receiver, object, receive_log, read);
+    let sender = End::new(Role::Sender, object.clone(), send_log, send_socket);
+    let receiver = End::new(Role::Receiver, object, receive_log, receive_socket);
     Ok((Sender::of(sender), Receiver::of(receiver)))
 }
 
@@ -166,8 +173,11 @@ impl<T: Serialize> Sender<T> {
 
     fn send_with(&self, value: T, policy: WaitPolicy) -> Result<(), SendError<T>> {
         let sent = with_buffer(|message| {
-            codec::encode(&value, message)
+            let mut attachments = Attachments::default();
+            attachments
+                .collect(|| codec::encode(&value, message))
                 .map_err(|error| SendErrorReason::Encode(error.to_string()))?;
+            check_files(&attachments)?;
             let often = self.end.sent.fetch_add(1, Relaxed);
             let mut minimum = match often % CHECK_EVERY == CHECK_EVERY - 1 {
                 true => Probe::CheckOwners,
@@ -176,7 +186,7 @@ impl<T: Serialize> Sender<T> {
             let not_full = &self.end.head().not_full.0;
             let sent = End::wait(not_full, policy, |probe| {
                 let probe = std::mem::replace(&mut minimum, Probe::Fast).max(probe);
-                self.end.push(message, policy, probe)
+                self.end.push(message, &attachments, policy, probe)
             });
             sent.unwrap_or(Err(match policy {
                 WaitPolicy::None => SendErrorReason::Full,
@@ -220,12 +230,12 @@ impl<T: DeserializeOwned> Receiver<T> {
     /// Returns an iterator over the messages, which blocks while the channel is empty. It yields an error for
     /// a message that cannot be received or decoded, and ends when the channel is empty and has no sender.
     pub fn iter(&self) -> impl Iterator<Item = Result<T, RecvError>> + '_ {
-        std::iter::from_fn(|| unless_over(self.recv()))
+        std::iter::from_fn(|| until_disconnected(self.recv()))
     }
 
     /// Returns an iterator over the messages that never blocks. It ends when the channel is empty.
     pub fn try_iter(&self) -> impl Iterator<Item = Result<T, RecvError>> + '_ {
-        std::iter::from_fn(|| unless_over(self.try_recv()))
+        std::iter::from_fn(|| until_disconnected(self.try_recv()))
     }
 
     fn recv_with(&self, policy: WaitPolicy) -> Result<T, RecvError> {
@@ -233,17 +243,36 @@ impl<T: DeserializeOwned> Receiver<T> {
             let not_empty = &self.end.head().not_empty.0;
             let received =
                 End::wait(not_empty, policy, |probe| self.end.pop(message, policy, probe));
-            received.unwrap_or(Err(match policy {
+            let files = received.unwrap_or(Err(match policy {
                 WaitPolicy::None => RecvError::Empty,
                 _ => RecvError::TimedOut,
             }))?;
-            codec::decode(message).map_err(|error| RecvError::Decode(error.to_string()))
+            let decode = || codec::decode(message);
+            let decoded = match files {
+                None => decode(),
+                Some(files) => files.decode(decode),
+            };
+            decoded.map_err(|error| RecvError::Decode(error.to_string()))
         })
     }
 }
 
+/// Refuses a message that refers to more files than can be passed with it.
+fn check_files(attachments: &Attachments) -> Result<(), SendErrorReason> {
+    if attachments.is_empty() {
+        return Ok(());
+    }
+    let files = attachments.files().len();
+    if files <= MAX_FILES {
+        return Ok(());
+    }
+    Err(SendErrorReason::Encode(format!(
+        "it refers to {files} open files, and a message may refer to {MAX_FILES}: send several"
+    )))
+}
+
 /// Returns what an iterator yields for `received`, or `None` at its end.
-fn unless_over<T>(received: Result<T, RecvError>) -> Option<Result<T, RecvError>> {
+fn until_disconnected<T>(received: Result<T, RecvError>) -> Option<Result<T, RecvError>> {
     match received {
         Err(RecvError::Disconnected | RecvError::Empty) => None,
         received => Some(received),
@@ -258,7 +287,7 @@ impl<T: DeserializeOwned> Iterator for IntoIter<T> {
     type Item = Result<T, RecvError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        unless_over(self.0.recv())
+        until_disconnected(self.0.recv())
     }
 }
 

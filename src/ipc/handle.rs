@@ -2,8 +2,8 @@
 //! beside the encoded handle (see [`attach`]), which needs neither /proc nor the permission to inspect the
 //! other process. A handle whose descriptor was not sent cannot be opened.
 //!
-//! A handle is plain data and can be anywhere in an encoded argument. The file must stay open in this
-//! process until its descriptor has been sent; [`attach`] ensures that.
+//! A handle is plain data and can be anywhere in an encoded argument, result or message. The file must stay
+//! open in this process until its descriptor has been sent; [`attach`] ensures that.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -31,7 +31,7 @@ pub(crate) struct Handle {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum OpenError {
     #[error(
-        "the descriptor of the shared object was not sent with it: send it in an argument (of a task, an initializer or a process)"
+        "the descriptor of the shared object was not sent with it: send it in an argument, a result or a channel's message"
     )]
     NotSent,
     #[error("the shared object has another type")]
@@ -58,7 +58,7 @@ impl File {
         Self::new(self.fd.try_clone()?)
     }
 
-    /// Attaches the file to the argument that is being encoded, and returns its handle. `owner` keeps the
+    /// Attaches the file to the value that is being encoded, and returns its handle. `owner` keeps the
     /// file open.
     pub(crate) fn handle(&self, owner: &Arc<impl Attached>) -> Result<Handle, NotAttachable> {
         attach(owner)?;
@@ -78,6 +78,12 @@ impl Attached for File {
     }
 }
 
+impl From<FileId> for Handle {
+    fn from(identity: FileId) -> Self {
+        Self { identity }
+    }
+}
+
 impl Handle {
     pub(crate) fn identity(self) -> FileId {
         self.identity
@@ -87,7 +93,18 @@ impl Handle {
     pub(crate) fn open(self, access: OFlags) -> Result<File, OpenError> {
         let descriptor =
             attach::open_received(self.identity, access).ok_or(OpenError::NotSent)??;
-        Ok(File::new(descriptor)?)
+        let file = File::new(descriptor)?;
+        if file.identity == self.identity { Ok(file) } else { Err(OpenError::Other) }
+    }
+
+    /// Returns a new descriptor for the file, whatever it is.
+    pub(crate) fn receive(self) -> Result<OwnedFd, OpenError> {
+        Ok(attach::open_received_any(self.identity).ok_or(OpenError::NotSent)??)
+    }
+
+    /// Returns whether the file's descriptor was sent with the handle.
+    pub(crate) fn is_sent(self) -> bool {
+        attach::was_received(self.identity)
     }
 }
 

@@ -18,6 +18,8 @@ use rustix::io::retry_on_intr;
 use rustix::mm::{MapFlags, ProtFlags};
 
 use crate::ipc::handle::{File, Handle, OpenError};
+use crate::os::process::PerProcess;
+use crate::os::signals;
 
 /// How long a process keeps received memory mapped while it is unused, because the next task may receive the
 /// same memory. Far longer than the time between two tasks, and short enough not to exhaust memory.
@@ -72,7 +74,7 @@ impl SharedMemory {
     }
 
     /// Creates `len` bytes that `fill` writes, and that are read-only afterwards.
-    pub(crate) fn built(len: usize, fill: impl FnOnce(&mut [u8])) -> io::Result<Self> {
+    pub(crate) fn filled_by(len: usize, fill: impl FnOnce(&mut [u8])) -> io::Result<Self> {
         let file = allocate(len)?;
         let mapping = Mapping::new(&file, 0..len as u64, true)?;
         // SAFETY: the mapping has `len` zero bytes, and no other code has access to it yet.
@@ -96,7 +98,7 @@ impl SharedMemory {
         Ok(Self { file, mapping, is_frozen: true })
     }
 
-    /// Attaches the memory to the argument that is being encoded, and returns its handle.
+    /// Attaches the memory to the value that is being encoded, and returns its handle.
     pub(crate) fn handle(self: &Arc<Self>) -> Result<Handle, NotAttachable> {
         self.file.handle(self)
     }
@@ -104,6 +106,10 @@ impl SharedMemory {
     /// Opens the memory of a handle. It is mapped once, however often it is opened. If `frozen`, the memory
     /// must be read-only; otherwise it must be writable.
     pub(crate) fn open(handle: Handle, frozen: bool) -> Result<Arc<Self>, OpenError> {
+        // Memory that is mapped already was sent with an earlier value, which may be of another task.
+        if !handle.is_sent() {
+            return Err(OpenError::NotSent);
+        }
         let mut cache = map_cache();
         let entry = match cache.get_mut(&handle.identity()) {
             Some(entry) => entry,
@@ -111,9 +117,8 @@ impl SharedMemory {
                 let file = handle.open(if frozen { OFlags::RDONLY } else { OFlags::RDWR })?;
                 let memory = Self::map(file, frozen)?;
                 if cache.is_empty() {
-                    std::thread::Builder::new()
-                        .name("procpool-unmap".to_owned())
-                        .spawn(evict_unused)?;
+                    let thread = std::thread::Builder::new().name("procpool-unmap".to_owned());
+                    signals::blocked(|| thread.spawn(evict_unused))?;
                 }
                 cache.entry(handle.identity()).or_insert(Cached { memory, is_used: true })
             }
@@ -137,6 +142,10 @@ impl SharedMemory {
             ));
         }
         let len = rustix::fs::fstat(&file)?.st_size.cast_unsigned();
+        // Whoever sends memory has allocated all of it: without, an access could be a SIGBUS.
+        if allocated(&file)? < len {
+            return Err(io::Error::other("the shared object has less memory than its size"));
+        }
         let mapping = Mapping::new(&file, 0..len, !frozen)?;
         Ok(Arc::new(Self { file, mapping, is_frozen: frozen }))
     }
@@ -144,6 +153,12 @@ impl SharedMemory {
     /// Returns its page-aligned start.
     pub(crate) fn start(&self) -> *mut u8 {
         self.mapping.start()
+    }
+
+    /// Returns its content, if it is read-only.
+    pub(crate) fn frozen_bytes(&self) -> Option<&[u8]> {
+        // SAFETY: the memory is mapped as long as `self`, and sealed against writing.
+        self.is_frozen.then(|| unsafe { std::slice::from_raw_parts(self.start(), self.len()) })
     }
 
     /// Returns its size in bytes.
@@ -185,17 +200,17 @@ fn allocate(len: usize) -> io::Result<File> {
     Ok(file)
 }
 
-/// Creates a sparse file of [`ENDLESS`] bytes, without allocating memory.
-pub(crate) fn endless() -> io::Result<File> {
-    let file = create(ENDLESS as usize)?;
+/// Creates a sparse file of [`SPARSE_LEN`] bytes, without allocating memory.
+pub(crate) fn sparse() -> io::Result<File> {
+    let file = create(SPARSE_LEN as usize)?;
     rustix::fs::fcntl_add_seals(&file, SIZE)?;
     Ok(file)
 }
 
-/// Checks that a file was created by [`endless`].
-pub(crate) fn check_endless(file: &File) -> io::Result<()> {
+/// Checks that a file was created by [`sparse`].
+pub(crate) fn check_sparse(file: &File) -> io::Result<()> {
     let is_sealed = rustix::fs::fcntl_get_seals(file)?.contains(SIZE);
-    match is_sealed && rustix::fs::fstat(file)?.st_size.cast_unsigned() == ENDLESS {
+    match is_sealed && rustix::fs::fstat(file)?.st_size.cast_unsigned() == SPARSE_LEN {
         true => Ok(()),
         false => Err(io::Error::other(
             "the file is not the log of a channel: the shared object has another type",
@@ -209,7 +224,7 @@ pub(crate) fn allocated(file: &File) -> io::Result<u64> {
 }
 
 /// The size of a sparse file: more bytes than can be written in a hundred years.
-pub(crate) const ENDLESS: u64 = 1 << 62;
+pub(crate) const SPARSE_LEN: u64 = 1 << 62;
 
 /// Allocates memory for a part of a file.
 pub(crate) fn reserve(file: &File, range: Range<u64>) -> io::Result<()> {
@@ -298,10 +313,11 @@ struct Cached {
     is_used: bool,
 }
 
-static MAP_CACHE: Mutex<BTreeMap<FileId, Cached>> = Mutex::new(BTreeMap::new());
+/// Not shared with a forked copy: there the lock might be held for ever, and [`evict_unused`] does not run.
+static MAP_CACHE: PerProcess<Mutex<BTreeMap<FileId, Cached>>> = PerProcess::new();
 
 fn map_cache() -> MutexGuard<'static, BTreeMap<FileId, Cached>> {
-    MAP_CACHE.lock().unwrap_or_else(PoisonError::into_inner)
+    MAP_CACHE.get().lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Unmaps memory that has been unused for [`KEEP`]. Runs on a thread of its own until no memory is left.

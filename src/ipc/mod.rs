@@ -5,3 +5,4 @@ pub(crate) mod handle;
 pub(crate) mod memory;
 pub(crate) mod object;
 pub(crate) mod owner;
+pub(crate) mod raw_lock;

@@ -29,6 +29,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::error::Error;
 use crate::ipc::handle::Handle;
 use crate::ipc::memory::{Atomics, SharedMemory};
+use crate::os::process::PerProcess;
 
 /// The size of a cache line in bytes. Objects, which different processes write, do not share cache lines.
 const LINE: usize = 64;
@@ -69,13 +70,13 @@ unsafe impl Atomics for Slot {}
 #[derive(Debug)]
 struct Current {
     memory: Weak<SharedMemory>,
-    /// The process that fills it. A forked copy must not fill the same region.
-    pid: u32,
     slots: usize,
     end: usize,
 }
 
-static CURRENT: Mutex<Option<Current>> = Mutex::new(None);
+/// A forked copy has one of its own: it must not fill the same region, and the lock might be held for ever
+/// there.
+static CURRENT: PerProcess<Mutex<Option<Current>>> = PerProcess::new();
 
 /// Returns the offset of the first object in a region with this many slots.
 const fn directory(slots: usize) -> usize {
@@ -97,11 +98,9 @@ fn allocate(bytes: usize) -> io::Result<(Arc<SharedMemory>, usize, usize)> {
         let start = directory(1);
         return Ok((region(start.saturating_add(bytes), 1)?, 0, start));
     }
-    let mut current = CURRENT.lock().unwrap_or_else(PoisonError::into_inner);
-    let pid = std::process::id();
-    let known = current.as_mut().filter(|current| {
-        current.pid == pid && current.slots < SLOTS && current.end + bytes <= REGION
-    });
+    let mut current = CURRENT.get().lock().unwrap_or_else(PoisonError::into_inner);
+    let known =
+        current.as_mut().filter(|current| current.slots < SLOTS && current.end + bytes <= REGION);
     if let Some(current) = known
         && let Some(memory) = current.memory.upgrade()
     {
@@ -111,7 +110,7 @@ fn allocate(bytes: usize) -> io::Result<(Arc<SharedMemory>, usize, usize)> {
         return Ok((memory, slot, start));
     }
     let (memory, start) = (region(REGION, SLOTS)?, directory(SLOTS));
-    *current = Some(Current { memory: Arc::downgrade(&memory), pid, slots: 1, end: start + bytes });
+    *current = Some(Current { memory: Arc::downgrade(&memory), slots: 1, end: start + bytes });
     Ok((memory, 0, start))
 }
 

@@ -9,7 +9,7 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::AtomicPtr;
@@ -23,13 +23,15 @@ use rustix::process::{
     pidfd_send_signal, waitid,
 };
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::DeathCause;
 
 /// The command of `fcntl` that sets the signal. libc does not define it for this target.
 const F_SETSIG: libc::c_int = 10;
 
 /// The destination of a worker's standard output and standard error.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum OutputMode {
     /// The parent's standard output and standard error.
@@ -47,6 +49,20 @@ pub enum OutputMode {
 pub(crate) fn after_fork(f: extern "C" fn()) {
     // SAFETY: a plain call with a function that exists as long as the process.
     unsafe { libc::pthread_atfork(None, None, Some(f)) };
+}
+
+/// Registers `f` to be called when this process exits by `exit`, or at the end of `main`.
+#[cfg(feature = "mpi")]
+pub(crate) fn at_exit(f: extern "C" fn()) {
+    // SAFETY: a plain call with a function that exists as long as the process.
+    unsafe { libc::atexit(f) };
+}
+
+/// Ends this process at once. Runs nothing that was registered for its end.
+#[cfg(feature = "mpi")]
+pub(crate) fn exit_now(code: i32) -> ! {
+    // SAFETY: a plain system call.
+    unsafe { libc::_exit(code) }
 }
 
 /// A static that a forked copy of the process does not share: in the copy, the threads that hold its locks
@@ -77,26 +93,34 @@ impl<T: Default + Send + Sync> PerProcess<T> {
     }
 }
 
+/// Returns how many files this process may have open.
+pub(crate) fn open_files_limit() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    limit.and_then(|files| usize::try_from(files).ok()).unwrap_or(usize::MAX)
+}
+
 /// How a worker process is started.
 #[derive(Debug)]
 pub(crate) struct Launch {
     /// The variables that are set in its environment.
     pub(crate) env: Vec<(OsString, OsString)>,
+    /// The variables that are removed from it.
+    pub(crate) removed_env: Vec<OsString>,
     /// Its working directory, if not the parent's.
     pub(crate) current_dir: Option<PathBuf>,
     /// The destination of its output.
     pub(crate) output: OutputMode,
     /// The read end of the liveness pipe. Only this process has its write end; see `liveness` in
     /// `procpool-worker`.
-    pub(crate) cord: Arc<OwnedFd>,
+    pub(crate) liveness_pipe: Arc<OwnedFd>,
 }
 
 impl Launch {
     /// Reopens the liveness pipe for one worker, because the process group to signal is a property of the
     /// open file.
-    pub(crate) fn open_cord(&self) -> io::Result<OwnedFd> {
+    pub(crate) fn open_liveness_pipe(&self) -> io::Result<OwnedFd> {
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let path = format!("/proc/self/fd/{}", self.cord.as_raw_fd());
+        let path = format!("/proc/self/fd/{}", self.liveness_pipe.as_raw_fd());
         Ok(rustix::fs::open(path, flags, Mode::empty())?)
     }
 }
@@ -114,24 +138,35 @@ pub(crate) fn explain(call: &str, purpose: &str, error: io::Error) -> io::Error 
 
 /// Makes the kernel kill a process's group when the write end of its liveness pipe is closed. Done by the
 /// parent, because the child may be stopped before it runs any code.
-fn tie(cord: &OwnedFd, pid: Pid) -> io::Result<()> {
-    let fd = cord.as_raw_fd();
+fn arm_liveness_pipe(liveness_pipe: &OwnedFd, pid: Pid) -> io::Result<()> {
+    let fd = liveness_pipe.as_raw_fd();
     // SAFETY: plain system calls on an open descriptor.
-    let tied = unsafe {
+    let armed = unsafe {
         libc::fcntl(fd, libc::F_SETOWN, -pid.as_raw_pid()) != -1
             && libc::fcntl(fd, F_SETSIG, libc::SIGKILL) != -1
             && libc::fcntl(fd, libc::F_SETFL, libc::O_NONBLOCK | libc::O_ASYNC) != -1
     };
-    if tied { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if armed { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Checks that a process can have this working directory. Blocks as long as the file system does, for example
+/// if the server of a network file system is gone.
+pub(crate) fn check_directory(dir: &Path) -> io::Result<()> {
+    match std::fs::metadata(dir.join(".")) {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            let text = format!("the directory {} (`current_dir`): {error}", dir.display());
+            Err(io::Error::new(error.kind(), text))
+        }
+    }
 }
 
 impl Launch {
     /// Adds to the error of a failed start the unusable directory or the system calls that start a process.
     fn explain(&self, error: io::Error) -> io::Error {
-        let unusable = |dir: &&PathBuf| std::fs::read_dir(dir).is_err();
-        if let Some(dir) = self.current_dir.as_ref().filter(unusable) {
-            let text = format!("the directory {} (`current_dir`): {error}", dir.display());
-            return io::Error::new(error.kind(), text);
+        let unusable = self.current_dir.as_deref().map(check_directory).and_then(Result::err);
+        if let Some(unusable) = unusable {
+            return unusable;
         }
         explain("clone3, clone, setpgid, execve", "start a process", error)
     }
@@ -146,15 +181,15 @@ pub(crate) struct Child {
 
 impl Child {
     /// Starts a copy of this program, with the worker's end of its control socket as standard input and
-    /// `cord` as its liveness pipe. The calling thread must outlive the child, which receives the end of the
-    /// thread as its parent's death.
+    /// `liveness_pipe`. The calling thread must outlive the child, which receives the end of the thread as its
+    /// parent's death.
     pub(crate) fn start(
         launch: &Launch,
         env: impl IntoIterator<Item = (OsString, OsString)>,
         title: &str,
         token: SpawnToken,
         control: OwnedFd,
-        cord: &OwnedFd,
+        liveness_pipe: &OwnedFd,
         capture: Option<&OwnedFd>,
     ) -> io::Result<Self> {
         // This process's own executable, even if its file has been replaced.
@@ -170,6 +205,9 @@ impl Child {
             .stdin(Stdio::from(control))
             // A process group of its own, so that processes that its tasks start can be killed with it.
             .process_group(0);
+        for name in &launch.removed_env {
+            command.env_remove(name);
+        }
         if let Some(dir) = &launch.current_dir {
             command.current_dir(dir);
         }
@@ -185,13 +223,13 @@ impl Child {
         // No `pre_exec`: with it, std forks, which takes 46 ms in a parent of 1 GiB.
         let child = command.spawn().map_err(|error| launch.explain(error))?;
         let pid = Pid::from_child(&child);
-        let tied = tie(cord, pid)
+        let armed = arm_liveness_pipe(liveness_pipe, pid)
             .map_err(|error| explain("fcntl", "end a worker with this process", error));
         let watched = || {
             pidfd_open(pid, PidfdFlags::empty())
                 .map_err(|error| explain("pidfd_open", "watch a worker", error.into()))
         };
-        match tied.and_then(|()| watched()) {
+        match armed.and_then(|()| watched()) {
             Ok(pidfd) => Ok(Self { pid, pidfd }),
             Err(error) => {
                 // A child that cannot be watched must not live. It has not been reaped, so its PID cannot

@@ -10,28 +10,33 @@ use std::time::Duration;
 use procpool_worker::attach::Attachments;
 use procpool_worker::function::FnRef;
 use procpool_worker::protocol;
-use procpool_worker::{sys, transport};
+use procpool_worker::{seed, sys, transport};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::entry;
-use crate::error::Error;
-use crate::os::process::{Launch, OutputMode};
+use crate::error::{Error, StartError};
+use crate::os::process::{Launch, OutputMode, check_directory};
 use crate::os::signals;
 use crate::pool::config::{Config, EnvPerWorker, Initializer, STACK};
 use crate::pool::drive::chunk::inline_limit;
 use crate::pool::drive::driver;
-use crate::pool::handle::{Keeper, Pool};
+use crate::pool::handle::{LivenessGuard, Pool};
+use crate::pool::hosts::link::Link;
+use crate::pool::hosts::manager::{self, Plan};
+use crate::pool::hosts::wire::{Blob, InitializerCall, Settings};
+use crate::pool::hosts::{self, Hosts};
 use crate::pool::limits::Limits;
 use crate::pool::observe::events::{Event, Observer, Observers};
 use crate::pool::options::TaskOptions;
-use crate::pool::process::common::{Membership, Wires};
-use crate::pool::process::orders::SupervisorHandle;
+use crate::pool::process::shared_supervisor::{Membership, SupervisorFds};
 use crate::pool::process::supervisor;
+use crate::pool::process::supervisor_handle::SupervisorHandle;
 use crate::pool::schedule::state::{self, PoolState};
+use crate::worker_ref::HostName;
 
 /// Minimum memory of a worker in bytes, shared memory included.
-const LEAST_MEMORY: u64 = 8 << 20;
+const MIN_MEMORY: u64 = 8 << 20;
 
 /// File descriptors that a pool needs for itself, or temporarily while a worker starts.
 const SPARE_FDS: u64 = 12;
@@ -82,6 +87,11 @@ pub struct PoolBuilder {
     /// `None`: random.
     seed: Option<u64>,
     observers: Vec<Observer>,
+    hosts: Hosts,
+    /// Numbers of workers for hosts by name.
+    workers_on: Vec<(String, usize)>,
+    /// Set on a host that serves the pool of another: its name, and the slot of its first worker.
+    agent: Option<(HostName, usize)>,
 }
 
 type InitializerSetup = Result<Initializer, Error>;
@@ -141,6 +151,9 @@ impl PoolBuilder {
             replaces: true,
             seed: None,
             observers: Vec::new(),
+            hosts: Hosts::from_env(),
+            workers_on: Vec::new(),
+            agent: None,
         }
     }
 
@@ -148,6 +161,40 @@ impl PoolBuilder {
     /// by its affinity mask and cgroup quota.
     pub fn workers(mut self, workers: usize) -> Self {
         self.workers = workers;
+        self
+    }
+
+    /// Sets the hosts that the pool spans. Default: what the environment variable `PROCPOOL_HOSTS` says
+    /// (`mpi` or `local`), else this host alone.
+    ///
+    /// With [`Hosts::Mpi`], `mpirun` or `srun` starts the program once on each host. [`init`](crate::init)
+    /// returns on the first and serves its pools on the others. Each host has
+    /// [`workers`](Self::workers) workers, and every call of the pool runs on all of them. Reports, errors
+    /// and events name the host.
+    ///
+    /// A task that kills its worker fails alone, on any host. If a whole host is lost, its tasks are
+    /// retried elsewhere if [`retries`](Self::retries) are left, and fail with
+    /// [`TaskErrorKind::HostLost`](crate::TaskErrorKind::HostLost) otherwise.
+    ///
+    /// Handles (channel ends, locks, shared memory) exist on one host: an argument that holds one is
+    /// rejected. Each host has its own environment and files.
+    ///
+    /// ```no_run
+    /// fn main() -> Result<(), procpool::Error> {
+    ///     procpool::init(); // serves the pool on all hosts but the first
+    ///     let pool = procpool::Pool::builder().hosts(procpool::Hosts::Mpi).retries(2).build()?;
+    ///     println!("{:?}", pool.map(|x: u64| x * x, 0..10)?);
+    ///     Ok(())
+    /// }
+    /// ```
+    pub fn hosts(mut self, hosts: Hosts) -> Self {
+        self.hosts = hosts;
+        self
+    }
+
+    /// Sets the number of workers on one host of a pool that spans several.
+    pub fn workers_on(mut self, host: impl Into<String>, workers: usize) -> Self {
+        self.workers_on.push((host.into(), workers));
         self
     }
 
@@ -215,8 +262,8 @@ impl PoolBuilder {
         self
     }
 
-    /// Sends `items` items to a worker at once. Default: adaptive, about a millisecond of work by measured
-    /// cost.
+    /// Sends `items` items to a worker at once. Default: adaptive. By measured cost, a chunk takes about 1 ms,
+    /// or 4 ms in a `map`, whose caller sees no result earlier.
     pub fn chunk_size(mut self, items: usize) -> Self {
         self.options = self.options.chunk_size(items);
         self
@@ -393,29 +440,40 @@ impl PoolBuilder {
     /// - [`Error::Start`] if the first worker fails to start.
     /// - [`Error::OpenFiles`] if the limit on open files is too low for the number of workers.
     /// - [`Error::System`] if the system refuses a thread or a file descriptor.
-    pub fn build(self) -> Result<Pool, Error> {
+    /// - [`Error::Hosts`] if another host can't serve the pool, and [`Error::BuildMismatch`] if it runs
+    ///   another build of this program.
+    pub fn build(mut self) -> Result<Pool, Error> {
         check_program()?;
-        let wires = Wires::new()?;
-        let (config, options) = self.resolve(Arc::clone(&wires.reader))?;
-        let inline_limit = check_system(config.workers)?;
-        let slots = config.workers;
+        let fds = SupervisorFds::new()?;
+        let spans_hosts = self.hosts == Hosts::Mpi && self.agent.is_none();
+        let plan = spans_hosts.then(|| self.plan()).transpose()?;
+        let (mut config, options) = self.resolve(Arc::clone(&fds.reader))?;
         config.observers.start().map_err(Error::system("a thread"))?;
-        let orders = SupervisorHandle::new(wires.waker);
-        let shared = Arc::new(PoolState::new(config, orders, inline_limit));
-        let pool = Pool::of(Arc::clone(&shared), options, Keeper::Own(wires.writer));
+        let link = match plan {
+            Some(plan) => open_on_hosts(plan, &mut config)?,
+            None => None,
+        };
+        let slots = config.local;
+        let inline_limit = check_system(slots).inspect_err(|_| {
+            link.iter().for_each(|link| manager::abandon(link.run));
+        })?;
+        let supervisor = SupervisorHandle::new(fds.waker);
+        let shared = Arc::new(PoolState::new(config, supervisor, inline_limit, link.clone()));
+        link.iter().for_each(|link| manager::attach(link, &shared));
+        let pool = Pool::of(Arc::clone(&shared), options, LivenessGuard::Own(fds.writer));
         // Starts the supervisor, or the driver of a slot.
         let start = |name: String, slot: Option<usize>| {
             let shared = Arc::clone(&shared);
             let thread = std::thread::Builder::new().name(name).stack_size(STACK);
             let run = move || {
-                state::serve();
+                state::mark_pool_thread();
                 match slot {
                     None => supervisor::supervise(&shared),
                     Some(slot) => driver::drive(&shared, slot),
                 }
             };
             signals::blocked(|| thread.spawn(run))
-                .map(|thread| pool.keep(thread))
+                .map(|thread| pool.add_thread(thread))
                 .map_err(Error::system("a thread (clone3)"))
         };
         start("procpool-supervisor".to_owned(), None)
@@ -435,23 +493,28 @@ impl PoolBuilder {
     /// As [`build`](Self::build).
     pub(super) fn build_one(self) -> Result<Pool, Error> {
         check_program()?;
-        let membership = Membership::enter()?;
-        let (config, options) = self.resolve(membership.cord())?;
-        let inline_limit = check_system(config.workers)?;
+        if let Some(dir) = &self.current_dir {
+            // On this thread, which only waits for its own process: the thread that starts the process
+            // supervises all others too.
+            check_directory(dir).map_err(|error| StartError::Spawn(error.to_string()))?;
+        }
+        let membership = Membership::join()?;
+        let (config, options) = self.resolve(membership.liveness_pipe())?;
+        let inline_limit = check_system(config.local)?;
         config.observers.start().map_err(Error::system("a thread"))?;
-        let shared = Arc::new(PoolState::new(config, membership.orders(), inline_limit));
+        let shared = Arc::new(PoolState::new(config, membership.supervisor(), inline_limit, None));
         membership.supervise(&shared);
-        let pool = Pool::of(Arc::clone(&shared), options, Keeper::Common(membership));
+        let pool = Pool::of(Arc::clone(&shared), options, LivenessGuard::Shared(membership));
         driver::start_one(&shared)?;
         Ok(pool)
     }
 
-    /// Validates the options and fills in defaults. `cord` is the workers' end of the liveness pipe.
-    fn resolve(self, cord: Arc<OwnedFd>) -> Result<(Config, TaskOptions), Error> {
+    /// Validates the options and fills in defaults. `liveness_pipe` is the workers' end of the liveness pipe.
+    fn resolve(self, liveness_pipe: Arc<OwnedFd>) -> Result<(Config, TaskOptions), Error> {
         /// More slots are surely a mistake: each costs a process and a thread.
-        const MOST: usize = 4096;
+        const MAX_WORKERS: usize = 4096;
         let refuse = |option, value: String, remedy| Err(Error::Option { option, value, remedy });
-        if self.workers > MOST {
+        if self.workers > MAX_WORKERS {
             return refuse("workers", self.workers.to_string(), "use at most 4096");
         }
         if self.window == Some(0) {
@@ -466,7 +529,7 @@ impl PoolBuilder {
         if self.max_tasks == Some(0) {
             return refuse("max_tasks_per_worker", "0".to_owned(), "use at least 1");
         }
-        if self.max_memory.is_some_and(|bytes| bytes < LEAST_MEMORY) {
+        if self.max_memory.is_some_and(|bytes| bytes < MIN_MEMORY) {
             let value = format!("{} bytes", self.max_memory.unwrap_or(0));
             return refuse("max_memory_per_worker", value, "a worker itself needs about 10 MiB");
         }
@@ -481,14 +544,24 @@ impl PoolBuilder {
         };
         let mut env = share_of_cpus(workers);
         env.extend(self.env);
+        let mut observers = Observers::new(self.observers);
+        observers.host = self.agent.map(|(host, _)| host);
         let config = Config {
             workers,
+            local: workers,
+            first_slot: self.agent.map_or(0, |(_, slot)| slot),
             name: self.name,
             initializer,
             window: self.window,
             start_timeout: self.start_timeout,
             env_per_worker: self.env_per_worker,
-            launch: Launch { env, current_dir: self.current_dir, output: self.output, cord },
+            launch: Launch {
+                env,
+                removed_env: hosts::launcher_variables(),
+                current_dir: self.current_dir,
+                output: self.output,
+                liveness_pipe,
+            },
             kill_grace: self.kill_grace,
             max_tasks: self.max_tasks,
             max_memory: self.max_memory,
@@ -499,10 +572,115 @@ impl PoolBuilder {
             limits: self.limits,
             nice: self.nice,
             cpus,
-            observers: Observers::new(self.observers),
+            observers,
         };
         Ok((config, self.options))
     }
+}
+
+impl PoolBuilder {
+    /// Returns what the other hosts must know.
+    ///
+    /// # Errors
+    ///
+    /// The initializer's, and that of an argument that can't leave this host.
+    fn plan(&mut self) -> Result<Plan, Error> {
+        let initializer = match self.initializer.take().transpose()? {
+            Some(initializer) if !initializer.attachments.is_empty() => {
+                let value = "one that holds a handle of this host".to_owned();
+                let remedy = "a pool that spans hosts needs an argument without handles";
+                return Err(Error::Option { option: "initializer", value, remedy });
+            }
+            initializer => initializer,
+        };
+        let call = initializer.as_ref().map(|initializer| InitializerCall {
+            call: initializer.call,
+            argument: Blob(initializer.argument.clone()),
+            width: initializer.width,
+        });
+        self.initializer = initializer.map(Ok);
+        let pairs = |env: &[(OsString, OsString)]| -> Vec<(Blob, Blob)> {
+            env.iter().map(|(name, value)| (Blob::of(name), Blob::of(value))).collect()
+        };
+        let env_of = |slot| self.env_per_worker.iter().flat_map(|env| pairs(&env(slot))).collect();
+        // A host has no more workers than this, unless it was asked for.
+        const MAX_ENVS: usize = 256;
+        let workers_on = self.workers_on.iter().map(|(_, workers)| *workers);
+        let most = workers_on.chain([self.workers, MAX_ENVS]).max().unwrap_or(0);
+        let envs = if self.env_per_worker.is_empty() { 0 } else { most };
+        let settings = Settings {
+            name: self.name.clone(),
+            host: String::new(),
+            workers: 0,
+            first_slot: 0,
+            seed: *self.seed.get_or_insert_with(sys::entropy),
+            initializer: call,
+            start_timeout: self.start_timeout,
+            env: pairs(&self.env),
+            env_per_worker: (0..envs).map(env_of).collect(),
+            current_dir: self.current_dir.as_ref().map(Blob::of),
+            output: self.output,
+            kill_grace: self.kill_grace,
+            max_tasks: self.max_tasks,
+            max_memory: self.max_memory,
+            idle_timeout: self.idle_timeout,
+            min_workers: u32::try_from(self.min_workers).unwrap_or(u32::MAX),
+            limits: self.limits.resources(),
+            nice: self.nice,
+            pin_cpus: self.pin_cpus,
+            is_observed: !self.observers.is_empty(),
+        };
+        Ok(Plan { settings, workers: self.workers, workers_on: self.workers_on.clone() })
+    }
+
+    /// Returns the builder of a pool that serves one of another host.
+    pub(super) fn of_settings(settings: Settings) -> Self {
+        let pairs = |env: Vec<(Blob, Blob)>| -> Vec<(OsString, OsString)> {
+            env.into_iter().map(|(name, value)| (name.into_os(), value.into_os())).collect()
+        };
+        let envs: Vec<_> = settings.env_per_worker.into_iter().map(pairs).collect();
+        let env: EnvPerWorker = Arc::new(move |slot| envs.get(slot).cloned().unwrap_or_default());
+        let first_slot = settings.first_slot as usize;
+        Self {
+            workers: settings.workers as usize,
+            name: settings.name,
+            initializer: settings.initializer.map(|call| {
+                Ok(Initializer {
+                    call: call.call,
+                    argument: call.argument.0,
+                    attachments: Attachments::default(),
+                    width: call.width,
+                })
+            }),
+            start_timeout: settings.start_timeout,
+            env: pairs(settings.env),
+            env_per_worker: vec![env],
+            current_dir: settings.current_dir.map(|dir| dir.into_os().into()),
+            output: settings.output,
+            kill_grace: settings.kill_grace,
+            max_tasks: settings.max_tasks,
+            max_memory: settings.max_memory,
+            idle_timeout: settings.idle_timeout,
+            min_workers: settings.min_workers as usize,
+            limits: Limits::of_resources(settings.limits),
+            nice: settings.nice,
+            pin_cpus: settings.pin_cpus,
+            // An initializer's random numbers depend on the slot.
+            seed: Some(seed::advance(settings.seed, first_slot as u64)),
+            hosts: Hosts::Local,
+            agent: Some((HostName::new(&settings.host), first_slot)),
+            ..Self::new()
+        }
+    }
+}
+
+/// Opens the pool on the other hosts. Returns the connection to them, if there are any.
+fn open_on_hosts(plan: Plan, config: &mut Config) -> Result<Option<Arc<Link>>, Error> {
+    let Some(opened) = manager::open(plan)? else { return Ok(None) };
+    config.local = opened.local;
+    config.workers = opened.workers;
+    config.observers.host = Some(opened.own);
+    Ok(Some(opened.link))
 }
 
 /// Checks that this program can have workers.

@@ -20,7 +20,12 @@ pub(crate) const STACK: usize = 256 << 10;
 
 /// A pool's immutable configuration.
 pub(crate) struct Config {
+    /// The number of workers, on all hosts.
     pub(crate) workers: usize,
+    /// The number of workers on this host: the first slots.
+    pub(crate) local: usize,
+    /// The slot of the first worker here in the pool of all hosts: not 0 on an agent's host.
+    pub(crate) first_slot: usize,
     pub(crate) name: String,
     pub(crate) initializer: Option<Initializer>,
     pub(crate) window: Option<u64>,
@@ -58,7 +63,8 @@ impl Config {
         Setup {
             name: self.title(slot),
             pool: self.name.clone(),
-            slot: u32::try_from(slot).unwrap_or(u32::MAX),
+            slot: u32::try_from(self.first_slot + slot).unwrap_or(u32::MAX),
+            host: self.observers.host.map(|host| host.to_string()),
             limits,
             nice: self.nice,
             cpu: (!self.cpus.is_empty()).then(|| self.cpus[slot % self.cpus.len()]),

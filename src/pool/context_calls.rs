@@ -202,9 +202,9 @@ impl Pool {
     ) -> Result<(Arc<Job>, Scope), TaskError> {
         self.check()?;
         let shared = self.shared();
-        let context = Context::encode(context, shared.inline_limit).map_err(|reason| {
-            unsent(TaskErrorKind::Encode { side: ValueSide::Argument, reason })
-        })?;
+        let refuse = |reason| unsent(TaskErrorKind::Encode { side: ValueSide::Argument, reason });
+        let context = Context::encode(context, shared.inline_limit).map_err(refuse)?;
+        shared.check_attachments(&context.attachments).map_err(refuse)?;
         let context = Arc::new(context);
         let job = self.many_with(Ok(function), Some(Arc::clone(&context)));
         Ok((job, Scope { pool: Arc::clone(shared), context }))

@@ -19,7 +19,7 @@ use crate::pool::call::results::{Order, Results};
 use crate::pool::call::task::{self, Task};
 use crate::pool::call::{collect, encode, feed};
 use crate::pool::options::TaskOptions;
-use crate::pool::process::common::Membership;
+use crate::pool::process::shared_supervisor::Membership;
 use crate::pool::schedule::batch::Batch;
 use crate::pool::schedule::state::{self, PoolState};
 use crate::pool::types::{Stats, WorkerInfo};
@@ -76,26 +76,26 @@ pub struct Pool {
 struct Inner {
     shared: Arc<PoolState>,
     threads: Mutex<Vec<JoinHandle<()>>>,
-    _keeper: Keeper,
+    _guard: LivenessGuard,
 }
 
 /// Keeps the workers alive: the write end of the liveness pipe, whose close kills them. See
 /// `liveness` in procpool-worker.
 #[derive(Debug)]
-pub(crate) enum Keeper {
+pub(crate) enum LivenessGuard {
     /// The pool's own pipe.
     Own(#[allow(dead_code, reason = "it is there to be dropped")] OwnedFd),
     /// The pipe that all [`Process`](crate::Process)es share.
-    Common(#[allow(dead_code, reason = "it is there to be dropped")] Membership),
+    Shared(#[allow(dead_code, reason = "it is there to be dropped")] Membership),
 }
 
 impl Pool {
-    pub(crate) fn of(shared: Arc<PoolState>, options: TaskOptions, keeper: Keeper) -> Self {
-        let inner = Inner { shared, threads: Mutex::default(), _keeper: keeper };
+    pub(crate) fn of(shared: Arc<PoolState>, options: TaskOptions, guard: LivenessGuard) -> Self {
+        let inner = Inner { shared, threads: Mutex::default(), _guard: guard };
         Self { inner: Arc::new(inner), options }
     }
 
-    pub(crate) fn keep(&self, thread: JoinHandle<()>) {
+    pub(crate) fn add_thread(&self, thread: JoinHandle<()>) {
         self.inner.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
     }
 
@@ -129,7 +129,7 @@ impl Pool {
         self.check()?;
         let job = self.single(f);
         let shared = self.shared();
-        let _kept = match encode::encode_one(&job, argument) {
+        let _kept = match encode::encode_one(self.shared(), &job, argument) {
             Ok((batch, kept)) => {
                 shared.try_run_inline(batch).unwrap_or_else(|batch| shared.submit(batch));
                 kept
@@ -152,7 +152,7 @@ impl Pool {
         let job = self.single(f);
         // In a forked copy, the task itself reports the error.
         if self.check().is_ok() {
-            match encode::encode_one(&job, argument) {
+            match encode::encode_one(self.shared(), &job, argument) {
                 Ok((batch, _)) => self.shared().submit(batch),
                 Err(reason) => encode::fail_unencoded(self.shared(), &job, reason),
             }
@@ -251,7 +251,7 @@ impl Pool {
             return (0..self.shared().config.workers).map(|_| Err(error.clone())).collect();
         }
         let (shared, job) = (self.shared(), self.many(f));
-        let _kept = match encode::encode_one(&job, argument) {
+        let _kept = match encode::encode_one(self.shared(), &job, argument) {
             Ok((first, kept)) => {
                 // All batches are created before the first can finish.
                 let others: Vec<Batch> = (1..shared.config.workers)
@@ -287,7 +287,7 @@ impl Pool {
             return;
         }
         self.close();
-        if !state::is_serving() {
+        if !state::is_pool_thread() {
             self.inner.join_threads();
             self.shared().config.observers.callbacks.wait();
         }
@@ -403,7 +403,7 @@ impl Inner {
     /// Joins the pool's threads. Returns immediately on one of them: a waker that terminates the pool runs on
     /// such a thread, which can't join itself.
     fn join_threads(&self) {
-        if state::is_serving() || self.shared.forked().is_some() {
+        if state::is_pool_thread() || self.shared.forked().is_some() {
             return;
         }
         let threads =

@@ -25,6 +25,11 @@ impl Limits {
         Self::default()
     }
 
+    /// Creates limits from setrlimit(2) arguments.
+    pub(crate) fn of_resources(resources: Vec<(u32, u64, u64)>) -> Self {
+        Self { resources }
+    }
+
     /// Returns setrlimit(2) arguments: resource, soft limit and hard limit.
     pub(crate) fn resources(&self) -> Vec<(u32, u64, u64)> {
         self.resources.clone()

@@ -4,7 +4,7 @@
 //!  caller                     parent process                          │        worker process
 //!  ──────                     ──────────────                          │        ──────────────
 //!  map(f, xs) ─► encode ─► queue ─► driver k (one thread per worker) ─┼─ frame ─► serve loop
-//!  stream, task          scheduler        driver, chunk               │            │ for each item of the chunk:
+//!  feed, task            scheduler        driver, chunk               │            │ for each item of the chunk:
 //!                                     │        ▲                      │            │   claim · decode · call f
 //!                                     │        └───────── reply ◄─────┼────────────┤   under catch_unwind · encode
 //!  results in order ◄─ job ◄──────────┘                               │            │   into the lane · commit
@@ -21,7 +21,7 @@
 //! | `call` | the callers' side: `encode`, `feed` (input into batches), `job` with its `ledger` (collects each item's outcome once), `outcome` (decoding), `collect`, `results`, `task` |
 //! | `schedule` | scheduling: the queue (`state`, `submit`, `dispatch`), the state machine of the `slots`, the lifecycle of `workers`, chunk sizes (`cost`) and wake-ups (`limiter`) |
 //! | `drive` | communication: one `driver` per slot sends a `chunk`, reads its `records`, and accounts for each item |
-//! | `process` | processes: the `supervisor` starts, monitors and reaps; each `worker`'s handle; `one_shot` processes and the supervisor they share (`common`) |
+//! | `process` | processes: the `supervisor` starts, monitors and reaps; each `worker`'s handle; `one_shot` processes and the supervisor that they share (`shared_supervisor`) |
 //! | `observe` | observation: `events`, and the thread that runs `callbacks` |
 //!
 //! The path of one `map`: `handle::Pool::map` creates a `job::Job`. `collect` uses `feed::Feed` to encode the
@@ -39,6 +39,7 @@ mod config;
 mod context_calls;
 mod drive;
 mod handle;
+pub(crate) mod hosts;
 #[cfg(any(test, fuzzing))]
 mod liar;
 mod limits;
@@ -50,14 +51,15 @@ mod types;
 
 pub use self::builder::PoolBuilder;
 pub use self::call::completion::{AsCompleted, WaitFor, as_completed, wait};
-pub use self::call::results::{Reports, Results, Timeout};
+pub use self::call::results::{IntoStream, Reports, Results, Timeout};
 pub use self::call::task::{Canceller, Task};
 pub use self::handle::Pool;
+pub use self::hosts::Hosts;
 pub use self::limits::Limits;
 pub use self::observe::events::{Event, EventKind, log_to_stderr};
 pub use self::options::TaskOptions;
 pub use self::process::one_shot::{Process, ProcessBuilder, ProcessHandle};
-pub use self::types::{Report, Stats, WorkerInfo, WorkerState};
+pub use self::types::{HostInfo, Report, Stats, WorkerInfo, WorkerState};
 
 #[cfg(fuzzing)]
 pub(crate) use self::{call::outcome::read_hostile, liar::talk};

@@ -1,9 +1,12 @@
 //! What a pool reports about its tasks and workers.
 
+use std::ops::Range;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::TaskError;
-use crate::worker_ref::WorkerRef;
+use crate::worker_ref::{HostName, WorkerRef};
 
 /// The outcome of a task, with its worker, timing and output.
 #[derive(Debug, Clone, PartialEq)]
@@ -39,6 +42,8 @@ impl<R> Report<R> {
 pub struct WorkerInfo {
     /// Slot number, from 0.
     pub slot: usize,
+    /// The slot's host, if the pool spans several.
+    pub host: Option<HostName>,
     /// PID of the worker; while the slot is empty, of the previous one.
     pub pid: u32,
     /// Current state.
@@ -54,7 +59,7 @@ pub struct WorkerInfo {
 }
 
 /// State of a worker slot.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum WorkerState {
     /// The slot has no process.
@@ -65,6 +70,22 @@ pub enum WorkerState {
     Idle,
     /// Running tasks.
     Busy,
+}
+
+/// A host of a pool, from [`Pool::hosts`](crate::Pool::hosts).
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct HostInfo {
+    /// The host's name; with several ranks on one host, followed by `#` and the rank.
+    pub name: HostName,
+    /// The slots of its workers.
+    pub slots: Range<usize>,
+    /// The number of its CPUs.
+    pub cpus: usize,
+    /// Its memory in bytes; 0 if it can't be read.
+    pub memory: u64,
+    /// Why it was lost; `None` while it serves the pool.
+    pub lost: Option<String>,
 }
 
 /// Task counters of a pool, from [`Pool::stats`](crate::Pool::stats).

@@ -16,13 +16,14 @@ use serde::{Deserialize, Serialize};
 use crate::error::Error;
 use crate::ipc::memory::Atomics;
 use crate::ipc::object::Object;
-use crate::sync::{LockGuard, RawLock};
+use crate::ipc::raw_lock::{LockGuard, RawLock};
 
 /// An array of numbers or other plain data that several processes read and write, under a lock or as
 /// atomics.
 ///
 /// A clone is another handle to the same array. A handle can be sent anywhere inside an argument of a task,
-/// an initializer or a [`Process`](crate::Process), but not in a result or a message.
+/// an initializer or a [`Process`](crate::Process), inside a result, or inside a message of a
+/// [`channel`](crate::channel).
 ///
 /// # Under a lock
 ///
@@ -156,7 +157,7 @@ impl<T: Pod> SharedArray<T> {
         // SAFETY: the memory holds this many elements, for which all bytes are valid, as long as the array,
         // which the guard borrows. They are accessed only here: the kind of the object ensures that no
         // process treats them as atomics.
-        unsafe { guard.guarding(elements) }
+        unsafe { guard.with_data(elements) }
     }
 }
 

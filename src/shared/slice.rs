@@ -18,8 +18,8 @@ use crate::ipc::object::Kind;
 
 /// A slice of numbers or other plain data that many processes read and none can write.
 ///
-/// It is created once, and exists once in memory. An argument contains only a handle of a few bytes. A
-/// worker maps the memory when it receives the first handle, and keeps it mapped while it is in use. A clone
+/// It is created once, and exists once in memory. An argument or a result contains only a handle of a few
+/// bytes. A worker maps the memory when it receives the first handle, and keeps it mapped while it is in use. A clone
 /// is another handle to the same memory. The memory is freed when no process has a handle, even if processes
 /// are killed.
 ///
@@ -44,9 +44,9 @@ use crate::ipc::object::Kind;
 ///
 /// # Sending it
 ///
-/// It can be anywhere inside an argument of a task, an initializer or a [`Process`](crate::Process). The
-/// pool keeps it alive until the task finishes. Sending it in a result fails with
-/// [`TaskErrorKind::Encode`](crate::TaskErrorKind::Encode).
+/// It can be anywhere inside an argument of a task, an initializer or a [`Process`](crate::Process), inside a
+/// result, or inside a message of a [`channel`](crate::channel). The pool keeps it alive until the task finishes
+/// and its result is taken.
 ///
 /// # Limits
 ///
@@ -89,7 +89,7 @@ impl<T: Pod> SharedSlice<T> {
         // The operating system refuses impossible sizes.
         let bytes = len.saturating_mul(size_of::<T>());
         let fill = |bytes: &mut [u8]| fill(bytemuck::cast_slice_mut(bytes));
-        Self::of(SharedMemory::built(bytes, fill), bytes)
+        Self::of(SharedMemory::filled_by(bytes, fill), bytes)
     }
 
     fn of(memory: io::Result<SharedMemory>, bytes: usize) -> Result<Self, Error> {

@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::array::{Atomic, SharedArray};
 use crate::error::Error;
 use crate::ipc::object::{Kind, something_else};
-use crate::sync::LockGuard;
+use crate::ipc::raw_lock::LockGuard;
 
 /// A number or other plain data that several processes read and write, under a lock or as an atomic. It is
 /// a [`SharedArray`] with one element, and behaves like it.

@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::lock::{LockGuard, RawLock, take};
 use crate::atomic::{AtomicU32, AtomicU64};
 use crate::error::Error;
 use crate::ipc::eventcount::{EventCount, Probe, deadline};
 use crate::ipc::memory::Atomics;
 use crate::ipc::object::Object;
 use crate::ipc::owner::Owner;
+use crate::ipc::raw_lock::{LockGuard, RawLock, try_acquire};
 
 /// A reusable barrier at which a fixed number of participants wait for each other.
 ///
@@ -190,11 +190,11 @@ impl Barrier {
                 return Some(if was_reset { Err(BarrierError::Broken) } else { Ok(false) });
             }
             if probe == Probe::CheckOwners && !self.is_broken() && self.0.has_lost_one() {
-                self.0.break_in(round);
+                self.0.mark_broken(round);
             }
             self.is_broken().then_some(Err(BarrierError::Broken))
         });
-        passed.unwrap_or_else(|| match self.0.break_in(round) {
+        passed.unwrap_or_else(|| match self.0.mark_broken(round) {
             true => Err(BarrierError::TimedOut),
             false => Ok(false),
         })
@@ -214,7 +214,7 @@ impl Membership {
     /// Makes this process a participant.
     fn join(&self) {
         self.member.get_or_init(|| {
-            self.members().iter().position(|member| take(member, Probe::Fast).is_some())
+            self.members().iter().position(|member| try_acquire(member, Probe::Fast).is_some())
         });
     }
 
@@ -225,7 +225,7 @@ impl Membership {
     }
 
     /// Breaks the barrier if it is still in this round. Returns whether it was.
-    fn break_in(&self, round: u64) -> bool {
+    fn mark_broken(&self, round: u64) -> bool {
         let guard = self.lock(deadline(LOCK_TIMEOUT));
         let head = self.object.head();
         let is_current = head.round.load(SeqCst) == round;

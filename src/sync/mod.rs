@@ -1,7 +1,7 @@
 //! Waiting for other processes: [`Lock`], [`Semaphore`], [`Event`] and [`Barrier`].
 //!
 //! Each is an object in shared memory. A clone is another handle to the same object. A handle can be sent
-//! anywhere inside an argument of a task, an initializer or a [`Process`](crate::Process). The objects have
+//! anywhere inside an argument, a result or a message of a [`channel`](crate::channel). The objects have
 //! no names in the file system, and killed processes leave none behind.
 //!
 //! A lock or permit records the process that holds it. If that process dies, a waiter takes it over within
@@ -18,7 +18,6 @@ mod semaphore;
 
 pub use self::barrier::{Barrier, BarrierError};
 pub use self::event::Event;
-pub(crate) use self::lock::RawLock;
-pub use self::lock::{Lock, LockGuard};
+pub use self::lock::Lock;
 pub use self::semaphore::{Permit, Semaphore};
-pub(crate) use crate::ipc::eventcount::{EventCount, Probe, deadline};
+pub use crate::ipc::raw_lock::LockGuard;

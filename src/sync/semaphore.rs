@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::lock::take;
 use crate::atomic::AtomicU64;
 use crate::error::Error;
 use crate::ipc::eventcount::{EventCount, Probe, deadline};
 use crate::ipc::object::Object;
 use crate::ipc::owner::Owner;
+use crate::ipc::raw_lock::try_acquire;
 
 /// A fixed number of permits, which limits how many processes do something at the same time.
 ///
@@ -53,7 +53,7 @@ impl Semaphore {
 
     /// Acquires a permit without blocking. Returns `None` if none is available.
     pub fn try_acquire(&self) -> Option<Permit<'_>> {
-        self.take(Probe::CheckOwners)
+        self.try_take(Probe::CheckOwners)
     }
 
     /// Acquires a permit, and blocks for at most `limit`. Returns `None` if none is available by then.
@@ -70,10 +70,10 @@ impl Semaphore {
     }
 
     fn acquire_until(&self, deadline: Option<Instant>) -> Option<Permit<'_>> {
-        self.0.head().wait(deadline, |probe| self.take(probe))
+        self.0.head().wait(deadline, |probe| self.try_take(probe))
     }
 
-    fn take(&self, probe: Probe) -> Option<Permit<'_>> {
+    fn try_take(&self, probe: Probe) -> Option<Permit<'_>> {
         take_one(self.owners(), self.0.head(), probe)
     }
 
@@ -89,7 +89,7 @@ fn take_one<'a>(
     eventcount: &'a EventCount,
     probe: Probe,
 ) -> Option<Permit<'a>> {
-    let owner = owners.iter().find(|owner| take(owner, probe).is_some())?;
+    let owner = owners.iter().find(|owner| try_acquire(owner, probe).is_some())?;
     Some(Permit { owner, eventcount })
 }
 

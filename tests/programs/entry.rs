@@ -189,6 +189,11 @@ fn daemon() {
     let mut before = pool.map_async(slow, 0..8);
     let mut results = pool.imap(slow, 0..100);
     assert_eq!(results.next(), Some(Ok(0)));
+    let waited = |x| pool.apply_async(slow, x);
+    let mut completed = procpool::as_completed((0..4).map(waited).collect::<Vec<_>>());
+    completed.next().expect("the first").get().expect("a number");
+    let pending: Vec<_> = (0..4).map(waited).collect();
+    let shared = procpool::shared::SharedValue::new(1u64).expect("a value");
     let mut process = Process::spawn(slow, 1).expect("a process");
     // Threads that use the pool hold its locks now and then.
     let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
@@ -198,6 +203,8 @@ fn daemon() {
             std::thread::spawn(move || {
                 while !stop.load(std::sync::atomic::Ordering::Relaxed) {
                     assert_eq!(pool.apply(|x: u64| x, 7), Ok(7));
+                    assert_eq!(pool.apply(|x: Vec<u8>| x.len(), vec![0; 100_000]), Ok(100_000));
+                    procpool::shared::SharedValue::new(0u64).expect("a value");
                     pool.stats();
                 }
             })
@@ -227,6 +234,13 @@ fn daemon() {
         assert_eq!(fresh.next(), None);
         refused(results.next().expect("one error"), owner);
         assert_eq!(results.next(), None);
+        for left in (0..3).rev() {
+            refused(completed.next_timeout(SOON).expect("a task").get(), owner);
+            assert_eq!(completed.is_empty(), left == 0);
+        }
+        assert!(completed.next().is_none());
+        assert!(procpool::wait(&pending, procpool::WaitFor::All, Some(SOON)));
+        procpool::as_completed(pending).for_each(|task| refused(task.get(), owner));
         assert!(before.is_ready(), "nothing is to be waited for");
         refused(before.get_timeout(SOON).expect("an error"), owner);
         refused(before.get(), owner);
@@ -251,6 +265,14 @@ fn daemon() {
         // One that is built here works.
         let own = Pool::new(1).expect("a pool of its own");
         assert_eq!(own.map(|x: u64| x + 1, 0..3), Ok(vec![1, 2, 3]));
+        // Neither buffers nor shared memory wait for a thread that is only in the original.
+        assert_eq!(own.apply(|x: Vec<u8>| x.len(), vec![0; 100_000]), Ok(100_000));
+        let mine = procpool::shared::SharedValue::new(2u64).expect("a value of its own");
+        for value in [&shared, &mine] {
+            let add = |value: procpool::shared::SharedValue<u64>| *value.lock() += 1;
+            own.apply(add, value.clone()).expect("both are shared with its workers");
+        }
+        assert_eq!(mine.get(), 3);
         let mut own = Process::spawn(|x: u64| x + 1, 1).expect("a process of its own");
         assert_eq!(own.join_timeout(SOON), Some(Ok(2)));
         return;
@@ -260,6 +282,8 @@ fn daemon() {
     users.into_iter().for_each(|user| user.join().expect("a user of the pool"));
     assert_eq!(before.get_timeout(SOON).expect("in time"), Ok((0..8).collect()));
     assert_eq!(results.collect::<Result<Vec<_>, _>>(), Ok((1..100).collect()));
+    assert_eq!(completed.filter_map(|task| task.get().ok()).count(), 3);
+    assert!(procpool::wait(&pending, procpool::WaitFor::All, Some(SOON)));
     assert_eq!(process.join(), Ok(1));
     assert_eq!(process.exit_status().and_then(|status| status.code()), Some(0));
     assert_eq!(pool.stats().restarts, 0);

@@ -1,8 +1,8 @@
 //! The code inside a procpool worker process, and the protocol between parent and worker.
 //!
-//! This crate is the child's half of [`procpool`](https://docs.rs/procpool). It is small enough to
-//! audit in one sitting, and the compiler keeps the child's code from reaching the scheduler. Nothing
-//! here is a public contract: use the crate `procpool`.
+//! This crate is the child's half of `procpool`. It is small enough to audit in one sitting, and the
+//! compiler keeps the child's code from reaching the scheduler. Nothing here is a public contract: use the
+//! crate `procpool`.
 //!
 //! # The layers
 //!

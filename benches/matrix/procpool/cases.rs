@@ -33,7 +33,7 @@ const AFTERWARDS: Duration = Duration::from_secs(2);
 const INITIALIZER_PATIENCE: Duration = Duration::from_secs(8);
 const HUGE: usize = 400_000_000;
 /// Kills that come after the answer, before the case is given up.
-const MOST_MISSES: u32 = 3;
+const MAX_MISSES: u32 = 3;
 const LAZY_INPUTS: u64 = 300_000;
 const LIMIT: Duration = Duration::from_millis(100);
 const LIMIT_TRIES: usize = 5;
@@ -184,7 +184,7 @@ pub(crate) fn killed_while_sent() -> Done {
         let ended = outcome(task, start, start + 2 * undisturbed + PATIENCE);
         let at = killer.join().map_err(|_| "the killer failed")?;
         let ended = ended.since(at);
-        if matches!(ended, Outcome::Answer(_, ms) if ms < 0.0) && misses < MOST_MISSES {
+        if matches!(ended, Outcome::Answer(_, ms) if ms < 0.0) && misses < MAX_MISSES {
             // It was done before the kill, which hit nothing: once more, and earlier.
             misses += 1;
             parts.push_front(Some(0.7 * part.unwrap_or(1.0)));

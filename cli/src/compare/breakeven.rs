@@ -22,7 +22,7 @@ const QUICK: &[u64] = &[3, 10, 30, 100, 300, 1_000, 3_000, 10_000, 100_000];
 const CLOSE: f64 = 1.05;
 
 /// The most items of a measurement.
-const MOST_ITEMS: u64 = 2_000_000;
+const MAX_ITEMS: u64 = 2_000_000;
 
 #[derive(Debug, Serialize)]
 pub(super) struct BreakEven {
@@ -62,7 +62,7 @@ pub(super) fn measure(size: &SampleSize) -> Result<BreakEven> {
     let mut points = Vec::new();
     for nanos in size.of(FULL, QUICK) {
         let steps = (*nanos as f64 * steps_per_nano) as u32;
-        let items = ((long * 1e9 / *nanos as f64) as u64).clamp(50, MOST_ITEMS);
+        let items = ((long * 1e9 / *nanos as f64) as u64).clamp(50, MAX_ITEMS);
         points.push(point(steps, items, &pool, &threads, size.repetitions)?);
     }
     let from = |holds: fn(&Point) -> bool| {

@@ -10,7 +10,7 @@ use image::{Rgb, RgbImage};
 use crate::tasks::{Bytes, Job, Output, Params, Takes, Task};
 
 /// The most jobs: with more, the time would not be known better.
-const MOST_JOBS: usize = 2_000_000;
+const MAX_JOBS: usize = 2_000_000;
 
 /// The number of files. Jobs use them in turn.
 const FILES: usize = 16;
@@ -46,7 +46,7 @@ impl Load {
             Job { params: params.clone(), ..job }
         };
         let (start, mut jobs) = (Instant::now(), Vec::new());
-        while jobs.len() < MOST_JOBS && (start.elapsed() < long || jobs.len() < FILES) {
+        while jobs.len() < MAX_JOBS && (start.elapsed() < long || jobs.len() < FILES) {
             let one = job(jobs.len());
             answer((task.run)(one.clone()))?;
             jobs.push(one);

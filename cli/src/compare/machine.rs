@@ -20,7 +20,7 @@ pub(super) struct Machine {
 }
 
 impl Machine {
-    pub(super) fn look() -> Self {
+    pub(super) fn detect() -> Self {
         Self {
             cpu: cpu(&read("/proc/cpuinfo")),
             cores: cores(),
@@ -33,7 +33,7 @@ impl Machine {
     }
 
     /// Samples the free share again.
-    pub(super) fn look_again(&mut self) {
+    pub(super) fn refresh(&mut self) {
         self.share_of_cores.push(share_of_cores());
     }
 

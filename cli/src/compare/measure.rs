@@ -1,9 +1,10 @@
 //! Interleaved measurements: the median of some repetitions, with the minimum and the maximum.
 
-use std::time::Instant;
-
 use anyhow::{Context, Result};
 use serde::Serialize;
+
+pub(super) use super::timing::seconds;
+use super::timing::{each_call, interleave, median, range};
 
 /// How much to measure.
 pub(super) struct SampleSize {
@@ -33,8 +34,7 @@ pub(super) struct Sample {
 
 impl Sample {
     pub(super) fn of(values: Vec<f64>) -> Self {
-        let least = values.iter().copied().fold(f64::INFINITY, f64::min);
-        let greatest = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let (least, greatest) = range(&values);
         Self { median: median(&values), least, greatest, values }
     }
 
@@ -58,37 +58,15 @@ pub(super) fn take_turns<const N: usize>(
     repetitions: usize,
     mut turns: [Contender<'_>; N],
 ) -> Result<[Sample; N]> {
-    let mut values = [const { Vec::new() }; N];
-    for round in 0..=repetitions {
-        for step in 0..N {
-            let place = if round % 2 == 0 { step } else { N - 1 - step };
-            let value = turns[place]()?;
-            if round > 0 {
-                values[place].push(value);
-            }
-        }
-    }
-    Ok(values.map(Sample::of))
-}
-
-/// Measures the seconds of `work`. Its result is dropped afterwards.
-pub(super) fn seconds<R>(work: impl FnOnce() -> R) -> (f64, R) {
-    let start = Instant::now();
-    let result = std::hint::black_box(work());
-    (start.elapsed().as_secs_f64(), result)
+    let values = interleave(repetitions, N, |index| turns[index]())?;
+    let mut samples = values.into_iter().map(Sample::of);
+    // There are `N` of them.
+    Ok(std::array::from_fn(|_| samples.next().unwrap_or_default()))
 }
 
 /// Measures the seconds of each call. Returns them sorted.
-pub(super) fn sorted_calls<R>(
-    calls: usize,
-    mut call: impl FnMut() -> Result<R>,
-) -> Result<Vec<f64>> {
-    let mut times = Vec::with_capacity(calls);
-    for _ in 0..calls {
-        let (time, result) = seconds(&mut call);
-        result.context("a measured call failed")?;
-        times.push(time);
-    }
+pub(super) fn sorted_calls<R>(calls: usize, call: impl FnMut() -> Result<R>) -> Result<Vec<f64>> {
+    let mut times = each_call(calls, call).context("a measured call failed")?;
     times.sort_by(f64::total_cmp);
     Ok(times)
 }
@@ -97,17 +75,6 @@ pub(super) fn sorted_calls<R>(
 pub(super) fn percentile(sorted: &[f64], share: f64) -> f64 {
     let place = (sorted.len() as f64 * share).ceil() as usize;
     sorted.get(place.saturating_sub(1)).copied().unwrap_or(f64::NAN)
-}
-
-/// Returns the median; not a number if there are no values.
-pub(super) fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    match sorted.len() {
-        0 => f64::NAN,
-        n if n % 2 == 1 => sorted[n / 2],
-        n => f64::midpoint(sorted[n / 2 - 1], sorted[n / 2]),
-    }
 }
 
 #[cfg(test)]

@@ -7,9 +7,9 @@
 //!
 //! Three parts, each in its own file, measure the same work done serially, by threads (rayon) and by
 //! processes. The contenders take turns within a repetition, so that other load on the machine affects
-//! all of them (`measure`). `load` makes the work of a built-in task. `calibration` measures the lower
-//! bounds: the start of an idle copy of this program, and a socket to it. `fit` finds the serial share.
-//! `report` writes tables and files, `plot` draws pictures.
+//! all of them (`measure`, `timing`). `load` makes the work of a built-in task. `calibration` measures the
+//! lower bounds: the start of an idle copy of this program, and a socket to it. `fit` finds the serial
+//! share. `report` writes tables and files, `plot` draws pictures.
 
 pub(super) mod args;
 mod breakeven;
@@ -23,6 +23,7 @@ mod overhead;
 mod plot;
 mod report;
 mod scaling;
+mod timing;
 
 use std::io::{self, Write};
 
@@ -48,21 +49,21 @@ pub(super) fn run(args: CompareArgs) -> Result<Exit> {
     }
     let wants = |part| args.only.is_empty() || args.only.contains(&part);
     let size = SampleSize::new(args.quick, args.repetitions.map(usize::from));
-    let mut report = Report::new(machine::Machine::look(), size.repetitions);
+    let mut report = Report::new(machine::Machine::detect(), size.repetitions);
     if wants(Part::Overhead) {
         doing("measuring overhead");
         report.overhead = Some(overhead::measure(&size)?);
-        report.machine.look_again();
+        report.machine.refresh();
     }
     if wants(Part::Scaling) {
         doing(&format!("measuring how {} scales", task.name));
         report.scaling = Some(scaling::measure(task, &procs, &size)?);
-        report.machine.look_again();
+        report.machine.refresh();
     }
     if wants(Part::BreakEven) {
         doing("measuring where processes break even");
         report.breakeven = Some(breakeven::measure(&size)?);
-        report.machine.look_again();
+        report.machine.refresh();
     }
     let page = match args.format {
         Format::Table => report.table(),

@@ -14,8 +14,9 @@ use serde::Serialize;
 use super::calibration::{Echo, start_and_end};
 use super::machine::cores;
 use super::measure::{
-    Contender, Sample, SampleSize, median, percentile, seconds, sorted_calls, take_turns,
+    Contender, Sample, SampleSize, percentile, seconds, sorted_calls, take_turns,
 };
+use super::timing::median;
 use procpool::{Pool, WorkerState};
 
 /// The number of workers of pools whose start is timed.

@@ -510,7 +510,7 @@ mod tests {
             fit,
             unfit: None,
         };
-        let mut report = Report::new(super::super::machine::Machine::look(), 3);
+        let mut report = Report::new(super::super::machine::Machine::detect(), 3);
         report.scaling = Some(scaling);
         let dir = tempfile::tempdir().unwrap();
         let written = write_all(&report, dir.path()).unwrap();

@@ -406,7 +406,7 @@ mod tests {
         let way =
             || Variant { seconds: sample(0.5), speed_up: sample(1.9), efficiency: sample(0.95) };
         let at = AtProcs { procs: 2, threads: way(), processes: way() };
-        let machine = Machine::look();
+        let machine = Machine::detect();
         Report {
             scaling: Some(Scaling {
                 task: "pi",

@@ -18,7 +18,7 @@ const LEAK_AT_MOST: usize = 1 << 30;
 const WAIT_AT_MOST: Duration = Duration::from_secs(10);
 
 /// Healthy tasks beside the one that fails.
-pub(super) const NEIGHBOURS: usize = 8;
+pub(super) const BYSTANDERS: usize = 8;
 
 /// Memory limit of the leaking worker, and of the process of threads. A healthy worker uses a
 /// tenth.
@@ -97,7 +97,7 @@ impl Case {
                 GLOBAL.fetch_add(1, Ordering::SeqCst);
             }
             Self::Directory => {
-                let _ = std::env::set_current_dir("/"); // whether it was done is seen afterwards
+                let _ = std::env::set_current_dir("/"); // the check of the environment shows whether it succeeded
             }
             Self::Descriptors => close_descriptors(),
             Self::Kill => {

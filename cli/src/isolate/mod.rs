@@ -2,13 +2,13 @@
 //!
 //! Each case runs eight healthy tasks beside one that fails. It runs twice: in a pool of worker
 //! processes, and, for comparison, among threads in a child process. Every line of the report is
-//! observed. A case is contained if the results and the state of the neighbours prove it.
+//! observed. A case is contained if the results and the state of the bystanders prove it.
 //!
 //! | file | owns |
 //! |---|---|
 //! | `cases` | the faults |
 //! | `rendezvous` | how the tasks synchronise, across threads and processes |
-//! | `neighbour` | the healthy task, and the part of its environment that it checks |
+//! | `bystander` | the healthy task, and the part of its environment that it checks |
 //! | `processes` | a case in a pool |
 //! | `threads` | a case among threads: the child process and its observer |
 //! | `report` | the report |
@@ -18,9 +18,9 @@ use anyhow::{Context, Result};
 use super::args::IsolateArgs;
 use super::exit::Exit;
 
+mod bystander;
 #[allow(unsafe_code)] // Its tasks crash on purpose.
 pub(super) mod cases;
-mod neighbour;
 mod processes;
 mod rendezvous;
 mod report;

@@ -7,8 +7,8 @@ use anyhow::{Context, Result};
 use rustix::process::{Pid, Signal, kill_process};
 use serde::Serialize;
 
-use super::cases::{Case, MEMORY, NEIGHBOURS, NO_CORE};
-use super::neighbour::{Environment, healthy, sick};
+use super::bystander::{Environment, failing, healthy};
+use super::cases::{BYSTANDERS, Case, MEMORY, NO_CORE};
 use super::rendezvous::{RendezvousFile, wait};
 use crate::format;
 use procpool::{Limits, OutputMode, Pool, TaskError, TaskErrorKind, TaskOptions};
@@ -31,11 +31,11 @@ pub(super) struct Observation {
     pub(super) happened: String,
     /// Whether the intended fault occurred.
     pub(super) went_wrong: bool,
-    pub(super) neighbours: usize,
-    /// How many neighbours returned a result, and how many of the results are correct.
+    pub(super) bystanders: usize,
+    /// How many bystanders returned a result, and how many of the results are correct.
     pub(super) answers: usize,
     pub(super) right: usize,
-    /// Changes that neighbours observed.
+    /// Changes that bystanders observed.
     pub(super) changed: Vec<String>,
     /// Changes that this process observed.
     pub(super) changed_in_parent: Vec<String>,
@@ -48,7 +48,7 @@ pub(super) struct Observation {
 impl Observation {
     pub(super) fn contained(&self) -> bool {
         self.went_wrong
-            && self.right == self.neighbours
+            && self.right == self.bystanders
             && self.changed.is_empty()
             && self.changed_in_parent.is_empty()
             && self.answers_on
@@ -62,7 +62,7 @@ pub(super) fn watch(case: Case) -> Result<Observation> {
     let environment = Environment::observe();
     let mut builder = Pool::builder()
         .name("isolate")
-        .workers(NEIGHBOURS + 1)
+        .workers(BYSTANDERS + 1)
         // Tasks wait for each other, so none may wait behind another in a chunk.
         .chunk_size(1)
         .limits(Limits::new().core_size(NO_CORE))
@@ -73,23 +73,23 @@ pub(super) fn watch(case: Case) -> Result<Observation> {
     }
     let pool = builder.build().context("failed to start the pool")?;
 
-    let neighbours: Vec<_> = (0..NEIGHBOURS)
-        .map(|neighbour| pool.apply_async(healthy, (rendezvous.clone(), neighbour)))
+    let bystanders: Vec<_> = (0..BYSTANDERS)
+        .map(|bystander| pool.apply_async(healthy, (rendezvous.clone(), bystander)))
         .collect();
-    let sickbed = match case {
+    let failing_pool = match case {
         Case::Loop => pool.with_options(TaskOptions::new().timeout(TIME_LIMIT)),
         _ => pool.clone(),
     };
-    let patient = sickbed.apply_async(sick, (rendezvous.clone(), case));
+    let failing_task = failing_pool.apply_async(failing, (rendezvous.clone(), case));
     if case == Case::Kill
         && let Some(pid) = rendezvous.wait_acting(TIMEOUT)
     {
         kill(pid);
     }
-    let report = patient.report();
+    let report = failing_task.report();
     rendezvous.set_over();
     let answers: Vec<_> =
-        neighbours.into_iter().filter_map(|neighbour| neighbour.get().ok()).collect();
+        bystanders.into_iter().filter_map(|bystander| bystander.get().ok()).collect();
 
     let (happened, went_wrong) = match &report.result {
         Ok(changes) if changes.is_empty() => ("came to its end".to_owned(), false),
@@ -103,7 +103,7 @@ pub(super) fn watch(case: Case) -> Result<Observation> {
         pid: report.pid().unwrap_or(0),
         happened,
         went_wrong,
-        neighbours: NEIGHBOURS,
+        bystanders: BYSTANDERS,
         answers: answers.len(),
         right: answers.iter().filter(|answer| answer.is_right()).count(),
         changed,

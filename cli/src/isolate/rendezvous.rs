@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::cases::NEIGHBOURS;
+use super::cases::BYSTANDERS;
 
-/// Offset of the PID of the failing process. Before it, one byte per neighbour.
-const ACTING: u64 = NEIGHBOURS as u64;
+/// Offset of the PID of the failing process. Before it, one byte per bystander.
+const ACTING: u64 = BYSTANDERS as u64;
 
 /// Offset of the byte that ends the case.
 const OVER: u64 = ACTING + 4;
@@ -51,14 +51,14 @@ impl Rendezvous {
         &self.0
     }
 
-    /// Reports that a neighbour is in the middle of its work.
-    pub(super) fn set_ready(&self, neighbour: usize) {
-        self.write(neighbour as u64, &[1]);
+    /// Reports that a bystander is in the middle of its work.
+    pub(super) fn set_ready(&self, bystander: usize) {
+        self.write(bystander as u64, &[1]);
     }
 
-    /// Waits until all neighbours are.
+    /// Waits until all bystanders are.
     pub(super) fn wait_ready(&self, timeout: Duration) -> bool {
-        wait(timeout, || self.read::<NEIGHBOURS>(0) == [1; NEIGHBOURS])
+        wait(timeout, || self.read::<BYSTANDERS>(0) == [1; BYSTANDERS])
     }
 
     /// Reports that the fault happens now, in this process.

@@ -80,7 +80,7 @@ impl Report {
         match self.format {
             ReportFormat::Table => write(&format!("\n{line}"))?,
             ReportFormat::Json => {
-                let _ = io::stderr().write_all(line.as_bytes()); // objects only, on the other one
+                let _ = io::stderr().write_all(line.as_bytes()); // standard output has JSON objects only
             }
         }
         Ok(if contained == cases { Exit::Success } else { Exit::Failure })
@@ -95,7 +95,7 @@ fn paragraph(
 ) -> String {
     let left = [
         format!("PID {}: {}", processes.pid, processes.happened),
-        answers(processes.right, processes.answers, processes.neighbours),
+        answers(processes.right, processes.answers, processes.bystanders),
         changes(&processes.changed, &processes.changed_in_parent),
         match processes.new_pid {
             Some(pid) => format!("the pool started PID {pid} in its place"),
@@ -108,7 +108,7 @@ fn paragraph(
             Some(happened) if !happened.is_empty() => format!("its thread: {happened}"),
             _ => format!("the process {}", threads.ended),
         },
-        answers(threads.right, threads.answers, threads.neighbours),
+        answers(threads.right, threads.answers, threads.bystanders),
         changes(&threads.changed, &[]),
     ];
     let verdict = if processes.contained() { "contained" } else { "NOT CONTAINED" };
@@ -126,16 +126,16 @@ fn paragraph(
 fn answers(right: usize, came: usize, of: usize) -> String {
     let wrong = came - right;
     match wrong {
-        0 => format!("{right} of {of} neighbours answered"),
-        _ => format!("{came} of {of} neighbours answered, {wrong} wrongly"),
+        0 => format!("{right} of {of} bystanders answered"),
+        _ => format!("{came} of {of} bystanders answered, {wrong} wrongly"),
     }
 }
 
 /// Describes the changes that others than the failing task observed.
-fn changes(neighbours: &[String], parent: &[String]) -> String {
+fn changes(bystanders: &[String], parent: &[String]) -> String {
     let mut text = Vec::new();
-    if !neighbours.is_empty() {
-        text.push(format!("for them, {}", neighbours.join(", ")));
+    if !bystanders.is_empty() {
+        text.push(format!("for them, {}", bystanders.join(", ")));
     }
     if !parent.is_empty() {
         text.push(format!("in the parent, {}", parent.join(", ")));

@@ -14,8 +14,8 @@ use anyhow::{Context, Result};
 use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process_group, setrlimit};
 use serde::{Deserialize, Serialize};
 
-use super::cases::{Case, MEMORY, NEIGHBOURS, NO_CORE};
-use super::neighbour::{Answer, healthy, sick};
+use super::bystander::{Answer, failing, healthy};
+use super::cases::{BYSTANDERS, Case, MEMORY, NO_CORE};
 use super::rendezvous::{Rendezvous, RendezvousFile, wait};
 use crate::exit::Exit;
 use procpool::DeathCause;
@@ -23,7 +23,7 @@ use procpool::DeathCause;
 /// How long to observe a process that does not end by itself.
 const TIME_LIMIT: Duration = Duration::from_secs(2);
 
-/// How long neighbours wait for the failing task.
+/// How long bystanders wait for the failing task.
 const TIMEOUT: Duration = Duration::from_millis(500);
 
 /// CPU time after which the kernel kills the process, if its parent is gone.
@@ -42,17 +42,17 @@ pub(super) struct Observation {
     pub(super) ended_well: bool,
     /// What happened to the failing thread, if it survived to report it.
     pub(super) happened: Option<String>,
-    pub(super) neighbours: usize,
-    /// How many neighbours returned a result, and how many of the results are correct.
+    pub(super) bystanders: usize,
+    /// How many bystanders returned a result, and how many of the results are correct.
     pub(super) answers: usize,
     pub(super) right: usize,
-    /// Changes that neighbours observed.
+    /// Changes that bystanders observed.
     pub(super) changed: Vec<String>,
 }
 
 impl Observation {
     pub(super) fn contained(&self) -> bool {
-        self.ended_well && self.right == self.neighbours && self.changed.is_empty()
+        self.ended_well && self.right == self.bystanders && self.changed.is_empty()
     }
 }
 
@@ -80,7 +80,7 @@ pub(super) fn watch(case: Case) -> Result<Observation> {
         .spawn()
         .context("failed to start this program once more")?;
     let group = Pid::from_child(&child);
-    let words = child.stdout.take().map(words_of);
+    let words = child.stdout.take().map(messages_of);
     if case == Case::Kill && rendezvous.wait_acting(TIME_LIMIT).is_some() {
         let _ = kill_process_group(group, Signal::KILL); // it has not been waited for
     }
@@ -115,7 +115,7 @@ fn seen(pid: u32, status: Option<ExitStatus>, words: Vec<Message>) -> Observatio
         // An exit with missing results is a failure, whatever the code.
         ended_well: status.is_some_and(|status| status.success()) && happened.is_some(),
         happened,
-        neighbours: NEIGHBOURS,
+        bystanders: BYSTANDERS,
         answers: answers.len(),
         right: answers.iter().filter(|answer| answer.is_right()).count(),
         changed,
@@ -134,7 +134,7 @@ fn ended(status: Option<ExitStatus>) -> String {
 }
 
 /// Reads the child's messages on a thread until their end.
-fn words_of(stdout: impl io::Read + Send + 'static) -> mpsc::Receiver<Message> {
+fn messages_of(stdout: impl io::Read + Send + 'static) -> mpsc::Receiver<Message> {
     let (sender, receiver) = mpsc::channel();
     thread::spawn(move || {
         for line in BufReader::new(stdout).lines().map_while(Result::ok) {
@@ -161,23 +161,23 @@ pub(super) fn act(case: Case, rendezvous: &Path) -> Result<Exit> {
     };
 
     let (sender, answers) = mpsc::channel();
-    for neighbour in 0..NEIGHBOURS {
+    for bystander in 0..BYSTANDERS {
         let (rendezvous, sender) = (rendezvous.clone(), sender.clone());
-        thread::Builder::new().spawn(move || sender.send(healthy((rendezvous, neighbour))))?;
+        thread::Builder::new().spawn(move || sender.send(healthy((rendezvous, bystander))))?;
     }
     drop(sender);
-    let patient = thread::Builder::new().spawn({
+    let failing_task = thread::Builder::new().spawn({
         let rendezvous = rendezvous.clone();
-        move || sick((rendezvous, case))
+        move || failing((rendezvous, case))
     })?;
     rendezvous.wait_acting(TIME_LIMIT);
-    wait(TIMEOUT, || patient.is_finished());
+    wait(TIMEOUT, || failing_task.is_finished());
     rendezvous.set_over();
     for answer in answers {
         tell(&Message::Answer(answer))?;
     }
     // A thread cannot be ended from outside: this blocks for as long as it takes.
-    let happened = match patient.join() {
+    let happened = match failing_task.join() {
         Ok(changes) => changes.join(", "),
         Err(_) => "panicked".to_owned(),
     };

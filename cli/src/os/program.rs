@@ -313,7 +313,7 @@ pub(crate) fn poll_readable<const N: usize>(
 }
 
 /// Whether the reader of this process's standard output is gone.
-pub(crate) fn is_unread() -> bool {
+pub(crate) fn stdout_is_closed() -> bool {
     let stdout = io::stdout();
     let mut polled = [PollFd::new(&stdout, PollFlags::OUT)];
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -341,7 +341,7 @@ fn signal_one(pid: u32, signal: Signal) -> bool {
 
 /// Kills all leftover processes of a program, waits for them, and adds their resource use. The
 /// program itself has been waited for.
-pub(crate) fn end_left_behind(ended: &mut ProgramExit) {
+pub(crate) fn kill_orphans(ended: &mut ProgramExit) {
     loop {
         match collect(-1, libc::WNOHANG) {
             Ok(Some(left)) => {

@@ -20,7 +20,7 @@ type ToKey = Box<dyn Fn(&Input, u64) -> JobKey>;
 
 /// Prints the commands that would run.
 pub(super) fn dry_run(plan: RunPlan) -> Result<Exit> {
-    let mut history = Journal::look(&plan.journal)?;
+    let mut history = Journal::history(&plan.journal)?;
     let failed_before = history.as_ref().map_or(0, History::failed);
     let work: ToKey = match &plan.work {
         WorkPlan::Task(task, params) => {

@@ -1,9 +1,9 @@
-//! What is white space and what can be printed, in the locale this process was started in.
+//! Classifies characters as white space or printable, in the locale of the environment.
 //!
-//! Only the C library knows: it depends on the locale that the environment names, on whether it is
-//! installed, and on the version of Unicode its tables were made from. Tables of our own would give
-//! other answers than the tools of the same system for some bytes of one file in some thousands. So
-//! it is asked, through a locale object of our own: `setlocale` would change the whole process.
+//! The answer depends on the locale, on whether it is installed, and on the C library's version of
+//! Unicode. With tables of its own, this program would disagree with the system's tools on some bytes
+//! of one file in some thousands. It therefore calls the C library, with a locale object of its own:
+//! `setlocale` would change the whole process.
 //!
 //! This file owns the calls into the C library and nothing else. They are those of POSIX.1-2008.
 
@@ -12,67 +12,65 @@ use std::fmt;
 use std::ptr;
 use std::sync::OnceLock;
 
-/// What a character does to the word that it stands in.
+/// The class of a character, by which words are counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Class {
-    /// Ends it.
+    /// Ends a word.
     Space,
-    /// Makes it one.
+    /// Makes a sequence of characters a word.
     Printable,
-    /// Nothing: a control character, or bytes that are no character.
+    /// Does neither: a control character, or bytes that are not a character.
     Neither,
 }
 
 /// The character set of a locale.
 pub(super) struct Locale {
-    /// Null where the system has no such locale; then it is the C locale, as it is after a failed
+    /// Null if the system does not have the locale. The C locale is used then, as after a failed
     /// `setlocale`.
     object: *mut c_void,
     utf8: bool,
     bytes: [Class; 256],
 }
 
-// SAFETY: POSIX lets any threads use one locale object at a time, so long as none frees or changes
-// it; it is never freed (a process makes one) and the functions that are called with it here only
-// read it.
+// SAFETY: POSIX lets several threads use a locale object at once if none of them frees or changes it.
+// It is never freed, and the functions that are called with it here only read it.
 unsafe impl Send for Locale {}
 // SAFETY: as above.
 unsafe impl Sync for Locale {}
 
 impl Locale {
-    /// That of the environment: of LC_ALL, LC_CTYPE or LANG.
+    /// Returns the locale of the environment: that of LC_ALL, LC_CTYPE or LANG.
     pub(super) fn of_environment() -> &'static Self {
         static LOCALE: OnceLock<Locale> = OnceLock::new();
         LOCALE.get_or_init(|| Self::named(c""))
     }
 
-    /// The one of that name, if the system has it, or else the C locale.
+    /// Returns the locale of that name, or the C locale if the system does not have it.
     pub(super) fn named(name: &CStr) -> Self {
-        // SAFETY: the name ends in NUL; a null base asks for a new object. The mask names the one
-        // category that is wanted, so it needs no others.
+        // SAFETY: the name ends in NUL, and a null base requests a new object. The mask selects the only
+        // category that is used.
         let object = unsafe { newlocale(LC_CTYPE_MASK, name.as_ptr(), ptr::null_mut()) };
         let mut locale = Self { object, utf8: false, bytes: [Class::Neither; 256] };
         locale.utf8 = locale.codeset().is_some_and(|name| name.eq_ignore_ascii_case(b"UTF-8"));
         for byte in 0..=u8::MAX {
-            locale.bytes[usize::from(byte)] = locale.ask_for_byte(byte);
+            locale.bytes[usize::from(byte)] = locale.classify_byte(byte);
         }
         locale
     }
 
-    /// Whether characters are encoded in UTF-8; where they aren't, each byte is one.
+    /// Returns whether characters are encoded in UTF-8. If not, each byte is a character.
     pub(super) fn is_utf8(&self) -> bool {
         self.utf8
     }
 
-    /// The class of a character that is one byte: any ASCII one, and all others where it isn't
-    /// UTF-8.
+    /// Returns the class of a character of one byte: in UTF-8 an ASCII character, otherwise any.
     pub(super) fn class_of_byte(&self, byte: u8) -> Class {
         self.bytes[usize::from(byte)]
     }
 
-    /// The class of a character of Unicode.
+    /// Returns the class of a Unicode character.
     pub(super) fn class_of_char(&self, character: char) -> Class {
-        // Spaces at which a line doesn't break aren't spaces to the C library, but to wc they are.
+        // The C library does not count no-break spaces as white space, but wc does.
         if matches!(character, '\u{a0}' | '\u{2007}' | '\u{202f}' | '\u{2060}') {
             return Class::Space;
         }
@@ -80,8 +78,8 @@ impl Locale {
             return Class::Neither;
         }
         let code = character.into();
-        // SAFETY: the object is a live locale, and any code of Unicode is a valid wide character:
-        // on Linux they are the same numbers.
+        // SAFETY: the object is a live locale, and any Unicode code point is a valid wide character: on
+        // Linux they are the same numbers.
         let (print, space) =
             unsafe { (iswprint_l(code, self.object), iswspace_l(code, self.object)) };
         class(print, space)
@@ -91,22 +89,21 @@ impl Locale {
         if self.object.is_null() {
             return None;
         }
-        // SAFETY: the object is a live locale; the answer ends in NUL and is part of the object,
-        // which is never freed or changed.
+        // SAFETY: the object is a live locale. The result ends in NUL and is part of the object, which is
+        // never freed or changed.
         let name = unsafe { CStr::from_ptr(nl_langinfo_l(CODESET, self.object)) };
         Some(name.to_bytes())
     }
 
-    fn ask_for_byte(&self, byte: u8) -> Class {
-        // White space of ASCII is that in every locale, and not all of it can be printed.
+    fn classify_byte(&self, byte: u8) -> Class {
+        // ASCII white space is white space in every locale. Not all of it is printable.
         if matches!(byte, b' ' | b'\t' | b'\n' | b'\r' | 0x0b | 0x0c) {
             return Class::Space;
         }
         if self.object.is_null() {
             return if byte.is_ascii_graphic() { Class::Printable } else { Class::Neither };
         }
-        // SAFETY: the object is a live locale, and the functions take every number that an unsigned
-        // char holds.
+        // SAFETY: the object is a live locale, and the functions accept every value of an unsigned char.
         let (print, space) =
             unsafe { (isprint_l(byte.into(), self.object), isspace_l(byte.into(), self.object)) };
         class(print, space)
@@ -127,10 +124,10 @@ fn class(print: c_int, space: c_int) -> Class {
     }
 }
 
-/// The category of character sets; the same bit in glibc and musl.
+/// The category of character sets. glibc and musl use the same bit.
 const LC_CTYPE_MASK: c_int = 1;
 
-/// Asks for the name of the encoding; the same number in glibc and musl.
+/// Selects the name of the encoding. glibc and musl use the same number.
 const CODESET: c_int = 14;
 
 unsafe extern "C" {
@@ -143,7 +140,7 @@ unsafe extern "C" {
 }
 
 #[cfg(test)]
-#[cfg(not(miri))] // which has no C library to ask
+#[cfg(not(miri))] // Miri has no C library.
 mod tests {
     use super::*;
 

@@ -48,11 +48,11 @@ pub(super) fn explain(verb: &str, path: &Path, error: &io::Error) -> String {
         ErrorKind::PermissionDenied => {
             "; check its permissions, and those of the directories above it"
         }
-        ErrorKind::IsADirectory => "; give the files in it instead, as from: find DIR -type f",
+        ErrorKind::IsADirectory => "; pass the files in it instead, as from: find DIR -type f",
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
-            "; make room, or give another directory"
+            "; make room, or use another directory"
         }
-        ErrorKind::ReadOnlyFilesystem => "; give a directory that can be written",
+        ErrorKind::ReadOnlyFilesystem => "; use a directory that can be written",
         ErrorKind::NotADirectory | ErrorKind::AlreadyExists => {
             "; a file is where a directory should be"
         }

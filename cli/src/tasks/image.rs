@@ -77,7 +77,7 @@ fn name_for(source: &Path, to: FileFormat) -> Result<PathBuf, String> {
 fn refuse_own_source(source: &Path, output: &Path) -> Result<(), String> {
     match (source.canonicalize(), output.canonicalize()) {
         (Ok(one), Ok(other)) if one == other => {
-            Err(format!("{source:?} would overwrite itself; give another directory to --out"))
+            Err(format!("{source:?} would overwrite itself; pass another directory to --out"))
         }
         _ => Ok(()),
     }
@@ -196,7 +196,7 @@ fn explain_picture(path: &Path, error: ImageError) -> String {
         ImageError::IoError(io) if io.kind() != ErrorKind::UnexpectedEof => {
             return explain("read", path, io);
         }
-        ImageError::Unsupported(_) => "give a PNG, JPEG or WebP file, or convert it first",
+        ImageError::Unsupported(_) => "use a PNG, JPEG or WebP file, or convert it first",
         ImageError::Limits(_) => "it's too large; make it smaller first",
         _ => "the file is damaged or incomplete; get it anew",
     };

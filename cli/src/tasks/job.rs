@@ -46,7 +46,7 @@ pub(crate) struct Params {
 impl Params {
     /// Returns the output directory, or an error with the remedy.
     pub(super) fn out_dir(&self) -> Result<&Path, String> {
-        let out = self.out.as_ref().ok_or("no output directory: give --out DIR")?;
+        let out = self.out.as_ref().ok_or("no output directory: set --out DIR")?;
         Ok(out.as_path())
     }
 }
@@ -107,7 +107,7 @@ impl Input {
 
     /// Formats the error of an invalid input.
     pub(super) fn refused(&self, wanted: &str) -> String {
-        format!("invalid input {:?}: give {wanted}", self.to_text())
+        format!("invalid input {:?}: use {wanted}", self.to_text())
     }
 }
 

@@ -7,7 +7,7 @@ use rand::{RngExt, SeedableRng};
 use rand_distr::StandardNormal;
 
 /// Named instead of `StdRng`, whose algorithm may change with any release of `rand`: a task
-/// promises the same results for a seed. Nearby seeds give unrelated streams, since SplitMix64
+/// promises the same results for a seed. Nearby seeds produce unrelated streams, since SplitMix64
 /// spreads them.
 pub(crate) type Stream = Xoshiro256PlusPlus;
 
@@ -19,7 +19,7 @@ pub(crate) fn stream(seed: u64) -> Stream {
 /// The default number of points of an estimate: some milliseconds of work.
 pub(crate) const ESTIMATE_POINTS: u64 = 500_000;
 
-/// Counts the random points in the quarter circle. The same seed always gives the same count.
+/// Counts the random points in the quarter circle. The same seed always produces the same count.
 pub(crate) fn inside(seed: u64, points: u64) -> u64 {
     let mut random = stream(seed);
     let mut inside = 0;

@@ -24,7 +24,7 @@ pub(crate) fn digest(path: &Path) -> Result<String, String> {
 /// The task's descriptor.
 pub(crate) static TASK: Task = Task {
     name: "sha256",
-    summary: "the SHA-256 digest of a file, as sha256sum gives it",
+    summary: "the SHA-256 digest of a file, as sha256sum prints it",
     takes: Takes::Files,
     default_inputs: &[],
     input: Column::FILE,

@@ -33,7 +33,7 @@ pub(crate) fn count(path: &Path) -> Result<Counts, String> {
 /// The task's descriptor.
 pub(crate) static TASK: Task = Task {
     name: "wordcount",
-    summary: "the lines, words and bytes of a file, as wc gives them",
+    summary: "the lines, words and bytes of a file, as wc prints them",
     takes: Takes::Files,
     default_inputs: &[],
     input: Column::FILE,

@@ -29,7 +29,7 @@ pub(super) struct View {
     began: Instant,
     /// The CPU time of each worker at the last sample, in milliseconds.
     cpu: HashMap<u32, u64>,
-    looked: Instant,
+    sampled: Instant,
     /// Finished jobs per second, the latest first; and the count before that second.
     rates: Vec<u64>,
     second: u64,
@@ -69,7 +69,7 @@ impl View {
             total,
             began: now,
             cpu: HashMap::new(),
-            looked: now,
+            sampled: now,
             rates: vec![0],
             second: 0,
             before: 0,
@@ -79,7 +79,7 @@ impl View {
     }
 
     pub(super) fn draw(&mut self, to: &mut Terminal<CrosstermBackend<File>>) -> io::Result<()> {
-        let picture = self.look();
+        let picture = self.sample();
         // The screen was left, for good or while the process is stopped.
         let Some(taken) = terminal::times_entered() else { return Ok(()) };
         if std::mem::replace(&mut self.taken, taken) != taken {
@@ -88,10 +88,10 @@ impl View {
         to.draw(|frame| self.paint(frame, &picture)).map(drop)
     }
 
-    fn look(&mut self) -> Picture {
+    fn sample(&mut self) -> Picture {
         let now = Instant::now();
-        let passed = now.duration_since(self.looked).as_millis().max(1) as f64;
-        self.looked = now;
+        let passed = now.duration_since(self.sampled).as_millis().max(1) as f64;
+        self.sampled = now;
         let workers = self.pool.workers();
         let usages: Vec<_> = workers.iter().map(|worker| observe::family(worker.pid)).collect();
         let mut cpu = HashMap::new();

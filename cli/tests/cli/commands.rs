@@ -196,8 +196,11 @@ fn a_job_that_fails_is_tried_again() {
 
 #[test]
 fn what_a_job_leaves_running_is_ended_before_the_next_one() {
-    let left = "sleep 1000 & echo $!; setsid sh -c 'sleep 1000 & echo $!; wait' & sleep 0.1";
-    let arguments = ["run", "-k", "-p", "1", "--", "sh", "-c", left, ":::", "1"];
+    let dir = tempfile::tempdir().unwrap();
+    let left = "sleep 1000 & echo $!; setsid sh -c 'sleep 1000 & echo $!; : > started; wait' &
+        until [ -e started ]; do sleep 0.01; done";
+    let script = format!("cd {} && {{ {left}; }}", dir.path().display());
+    let arguments = ["run", "-k", "-p", "1", "--", "sh", "-c", &script, ":::", "1"];
     let ended = run(&arguments);
     assert_eq!((ended.code, ended.text().lines().count()), (Some(0), 2), "{ended:?}");
     assert!(ended.text().lines().all(|pid| !lives(pid)), "{ended:?}");
@@ -370,7 +373,7 @@ fn options_that_make_no_sense_are_exit_code_2_with_the_remedy() {
         (&["--", "echo", ":::", "x", ":::", "y"], "allowed once"),
         (&["--task", "pi", "--", "echo"], "cannot be used with"),
         (&["--seed", "3", "--", "echo", ":::", "x"], "--seed is for tasks"),
-        (&["--format", "plain"], "give table, json or csv"),
+        (&["--format", "plain"], "use table, json or csv"),
         (&["--timeout", "200%"], "such as 10s"),
         (&["--timeout", "0%", "--", "echo"], "such as 300%"),
         (&["--halt", "later,fail=1", "--", "echo"], "now,fail=1"),

@@ -77,7 +77,7 @@ fn results_of_a_slow_pipe_come_before_its_next_line() {
 fn a_long_input_is_never_in_memory_at_once() {
     const LINES: usize = 100_000;
     const LENGTH: usize = 1000;
-    const MOST_KIB: u64 = 60 * 1024;
+    const MAX_KIB: u64 = 60 * 1024;
     let arguments = ["run", "--procs", "2", "--quiet", "--format", "csv", "--input", "-"];
     let mut child = procpool(&arguments).stdin(Stdio::piped()).spawn().unwrap();
     let status = format!("/proc/{}/status", child.id());
@@ -97,7 +97,7 @@ fn a_long_input_is_never_in_memory_at_once() {
     let status = fs::read_to_string(status).unwrap();
     let most = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
     let most: u64 = most.trim().trim_end_matches(" kB").parse().unwrap();
-    assert!(most < MOST_KIB, "{most} KiB for {} KiB of input", LINES * LENGTH / 1024);
+    assert!(most < MAX_KIB, "{most} KiB for {} KiB of input", LINES * LENGTH / 1024);
     drop(stdin);
     assert_eq!(wait(child).code, Some(0));
 }

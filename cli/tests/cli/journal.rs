@@ -135,7 +135,7 @@ fn a_file_that_is_no_journal_is_refused_and_left_as_it_is() {
             fs::write(&file, content).unwrap();
             let ended = with_journal(&file, &[option, "--", "echo", ":::", "a"]);
             assert_eq!((ended.code, ended.text()), (Some(2), ""), "{ended:?}");
-            for part in ["line 1", file.to_str().unwrap(), "give another", "--journal"] {
+            for part in ["line 1", file.to_str().unwrap(), "use another", "--journal"] {
                 assert!(ended.stderr.contains(part), "{part}: {ended:?}");
             }
             assert_eq!(fs::read_to_string(&file).unwrap(), content);

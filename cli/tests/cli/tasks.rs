@@ -1,4 +1,4 @@
-//! The built-in tasks give the answers of the tools that people know.
+//! The built-in tasks return the same results as the standard tools.
 
 use std::f64::consts::PI;
 use std::ffi::OsString;

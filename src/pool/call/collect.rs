@@ -15,7 +15,7 @@ use crate::pool::call::job::Job;
 use crate::pool::schedule::state::PoolState;
 
 /// Maximum bytes reserved up front for results because the iterator announces many items.
-const MOST_AHEAD: usize = 256 << 20;
+const MAX_AHEAD: usize = 256 << 20;
 
 /// Feeds the input and collects all results in input order. Returns the first failure by position.
 pub(crate) fn collect<A, R, I>(
@@ -29,7 +29,7 @@ where
     I: Iterator<Item = A>,
 {
     let (least, _) = input.size_hint();
-    let (mut results, mut prefault) = Prefault::new(least.min(MOST_AHEAD / size_of::<R>().max(1)));
+    let (mut results, mut prefault) = Prefault::new(least.min(MAX_AHEAD / size_of::<R>().max(1)));
     let mut failure: Option<TaskError> = None;
     // The window limits items in flight, not results: one slow item must not stop the others, because all
     // results are needed before any is returned.
@@ -42,7 +42,7 @@ where
         feed.fill();
         // Waking up for fewer costs more than it saves.
         let outstanding = feed.read - feed.taken;
-        let deliveries = job.wait_arrivals(outstanding - outstanding / 4);
+        let deliveries = job.wait_deliveries(outstanding - outstanding / 4);
         if deliveries.is_empty() {
             match feed.ended.take() {
                 None => continue,
@@ -50,16 +50,16 @@ where
                 Some(Err(payload)) => resume_unwind(payload),
             }
         }
-        for arrival in deliveries {
-            let items = u64::from(arrival.items);
-            feed.take(items, arrival.first + items);
-            early.insert(arrival.first, arrival);
+        for delivery in deliveries {
+            let items = u64::from(delivery.items);
+            feed.take(items, delivery.first + items);
+            early.insert(delivery.first, delivery);
         }
-        while let Some(arrival) = early.remove(&next) {
-            next += u64::from(arrival.items);
+        while let Some(delivery) = early.remove(&next) {
+            next += u64::from(delivery.items);
             if failure.is_none() {
-                prefault.ensure(&mut results, arrival.items as usize);
-                failure = arrival.drain(job.offset, &mut results).err();
+                prefault.ensure(&mut results, delivery.items as usize);
+                failure = delivery.drain(job.offset, &mut results).err();
             }
         }
     }

@@ -5,6 +5,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Wake, Waker};
 use std::time::{Duration, Instant};
 
+use procpool_worker::sys::own_pid;
+
 use crate::pool::call::task::Task;
 
 /// Condition that [`wait`] waits for.
@@ -16,9 +18,9 @@ pub enum WaitFor {
     All,
 }
 
-/// Blocks until any task, or every task, is done, but at most for `timeout`; `None` sets no time limit.
+/// Blocks until the first task, or all tasks, are done. `timeout` limits the wait; `None` means no limit.
 ///
-/// Returns false on timeout. Returns true at once without tasks.
+/// Returns false on timeout. Without tasks, returns true at once.
 ///
 /// ```no_run
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -51,7 +53,9 @@ pub fn wait<R>(tasks: &[Task<R>], what: WaitFor, timeout: Option<Duration>) -> b
 /// Returns an iterator over tasks in completion order, like `concurrent.futures.as_completed`.
 ///
 /// Each task that the iterator returns is done: [`Task::get`] returns immediately. Dropping the iterator
-/// drops the remaining tasks without cancelling them.
+/// drops the remaining tasks without cancelling them. In a copy of this process made by `fork`, the
+/// iterator returns the remaining tasks at once, and each fails with
+/// [`TaskErrorKind::Forked`](crate::TaskErrorKind::Forked).
 ///
 /// ```no_run
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -71,7 +75,7 @@ pub fn as_completed<R>(tasks: impl IntoIterator<Item = Task<R>>) -> AsCompleted<
             queue.push(index);
         }
     }
-    AsCompleted { left: tasks.len(), tasks, queue }
+    AsCompleted { left: tasks.len(), tasks, queue, owner: own_pid() }
 }
 
 /// Iterator over tasks in completion order, from [`as_completed`].
@@ -81,6 +85,8 @@ pub struct AsCompleted<R> {
     tasks: Vec<Option<Task<R>>>,
     left: usize,
     queue: Arc<Queue>,
+    /// PID of the process that created it.
+    owner: u32,
 }
 
 impl<R> AsCompleted<R> {
@@ -96,6 +102,13 @@ impl<R> AsCompleted<R> {
     }
 
     fn next_by(&mut self, deadline: Option<Instant>) -> Option<Task<R>> {
+        if own_pid() != self.owner {
+            // In a copy made by `fork`, every task is the error of that, and nothing wakes the queue, whose
+            // lock another thread may have held.
+            let task = self.tasks.iter_mut().find_map(Option::take);
+            self.left -= usize::from(task.is_some());
+            return task;
+        }
         while self.left > 0 {
             let index = self.queue.next(deadline)?;
             let is_ready = |task: &mut Task<R>| task.poll_ready(&self.queue.waker(index));

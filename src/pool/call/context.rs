@@ -34,39 +34,53 @@ impl Context {
     ///
     /// The reason, if encoding fails.
     pub(crate) fn encode<C: Serialize>(value: &C, inline_limit: usize) -> Result<Self, String> {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        let share = |bytes: &[u8]| {
-            let region = SharedMemory::copy_of(bytes)
-                .map_err(|error| format!("failed to place it in shared memory: {error}"))?;
-            let len = bytes.len() as u64;
-            // Each worker receives it once.
-            Ok::<_, String>((
-                RegionSlice { number: 0, len, is_new: true, is_cached: false },
-                Some(region),
-            ))
-        };
+        if let Some(elements) = bulk::as_raw_bytes(value).filter(|all| all.len() > inline_limit) {
+            return Self::of_elements(elements);
+        }
         let mut attachments = Attachments::default();
-        let elements = bulk::as_raw_bytes(value).filter(|all| all.len() > inline_limit);
-        let (body, bytes, region) = match elements {
-            Some(elements) => {
-                let (place, region) = share(elements)?;
-                (Body::RawBytes(place), Vec::new(), region)
-            }
-            None => {
-                let encode = || attachments.collect(|| codec::encode_to_vec(value));
-                let bytes = catch_unwind(AssertUnwindSafe(encode))
-                    .map_err(serialize_panicked::<C>)?
-                    .map_err(|error| error.to_string())?;
-                if bytes.len() > inline_limit {
-                    let (place, region) = share(&bytes)?;
-                    (Body::Region(place), Vec::new(), region)
-                } else {
-                    (Body::Frame, bytes, None)
-                }
-            }
-        };
+        let encode = || attachments.collect(|| codec::encode_to_vec(value));
+        let bytes = catch_unwind(AssertUnwindSafe(encode))
+            .map_err(serialize_panicked::<C>)?
+            .map_err(|error| error.to_string())?;
+        Ok(Self { attachments, ..Self::of_encoded(bytes, inline_limit)? })
+    }
+
+    /// Creates the context that [`encode`](Self::encode) has made elsewhere.
+    ///
+    /// # Errors
+    ///
+    /// The reason, if there is no shared memory.
+    pub(crate) fn of_encoded(bytes: Vec<u8>, inline_limit: usize) -> Result<Self, String> {
+        if bytes.len() <= inline_limit {
+            return Ok(Self::with(Body::Frame, bytes, None));
+        }
+        let (slice, region) = share(&bytes)?;
+        Ok(Self::with(Body::Region(slice), Vec::new(), Some(region)))
+    }
+
+    /// Creates a context that is a vector with these elements.
+    ///
+    /// # Errors
+    ///
+    /// As [`of_encoded`](Self::of_encoded).
+    pub(crate) fn of_elements(elements: &[u8]) -> Result<Self, String> {
+        let (slice, region) = share(elements)?;
+        Ok(Self::with(Body::RawBytes(slice), Vec::new(), Some(region)))
+    }
+
+    fn with(body: Body, bytes: Vec<u8>, region: Option<SharedMemory>) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
         let (id, over) = (NEXT.fetch_add(1, Relaxed), AtomicBool::new(false));
-        Ok(Self { id, body, bytes, region, attachments, over })
+        Self { id, body, bytes, region, attachments: Attachments::default(), over }
+    }
+
+    /// Copies the encoding, or the elements, and says which of them it is: `true` for elements.
+    pub(crate) fn copy(&self) -> (bool, Vec<u8>) {
+        let bytes = match &self.region {
+            None => self.bytes.clone(),
+            Some(region) => region.frozen_bytes().unwrap_or_default().to_vec(),
+        };
+        (matches!(self.body, Body::RawBytes(_)), bytes)
     }
 
     /// Marks all items of the call as settled.
@@ -78,4 +92,12 @@ impl Context {
     pub(crate) fn is_over(&self) -> bool {
         self.over.load(Relaxed)
     }
+}
+
+/// Copies a context's bytes into shared memory. Each worker receives it once.
+fn share(bytes: &[u8]) -> Result<(RegionSlice, SharedMemory), String> {
+    let region = SharedMemory::copy_of(bytes)
+        .map_err(|error| format!("failed to place it in shared memory: {error}"))?;
+    let len = bytes.len() as u64;
+    Ok((RegionSlice { number: 0, len, is_new: true, is_cached: false }, region))
 }

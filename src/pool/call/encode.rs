@@ -34,6 +34,7 @@ const SCRATCH_KEPT: usize = 4 << 10;
 /// returns the argument itself, unless its elements are sent directly: a blocking call keeps it alive,
 /// because the task may work on resources it owns.
 pub(crate) fn encode_one<A: Serialize>(
+    pool: &PoolState,
     job: &Arc<Job>,
     argument: A,
 ) -> Result<(Batch, Option<A>), String> {
@@ -49,6 +50,7 @@ pub(crate) fn encode_one<A: Serialize>(
         catch_unwind(AssertUnwindSafe(|| encode_item(&mut buffer, &mut attachments, &argument)));
     match encoded {
         Ok(Ok(())) => {
+            pool.check_attachments(&attachments)?;
             let width = item_width::<A>();
             let (job, first) = (Arc::clone(job), job.reserve(1));
             let batch = Batch::new(job, first, 1, width, &buffer, attachments);

@@ -27,7 +27,7 @@ use crate::pool::schedule::cost::CostEstimate;
 use crate::pool::schedule::state::PoolState;
 
 /// Maximum bytes of arguments in a batch, which with its header must fit one chunk's body.
-const BATCH_BYTES: usize = chunk::MOST_BYTES - (4 << 10);
+const BATCH_BYTES: usize = chunk::MAX_BODY - (4 << 10);
 
 /// Minimum size in bytes from which a batch takes over the encoding buffer with all of its capacity.
 const OWN_BUFFER: usize = 32 << 10;
@@ -58,7 +58,7 @@ pub(crate) struct Feed<I> {
     pub(crate) ended: Option<Result<(), Box<dyn Any + Send>>>,
     buffer: Buffer,
     /// Capacity of the last buffer that a batch took over.
-    room: usize,
+    last_capacity: usize,
     /// Files that the buffered arguments refer to.
     attachments: Attachments,
 }
@@ -75,7 +75,7 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
             may_drive: false,
             ended: None,
             buffer: Buffer::default(),
-            room: 0,
+            last_capacity: 0,
             attachments: Attachments::default(),
         }
     }
@@ -95,7 +95,7 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
         let each = u64::from(self.job.chunk().max(least));
         let workers = self.pool.config.workers as u64;
         while self.ended.is_none() && self.read - self.taken < window {
-            if self.read > 0 && !self.job.collects_all.load(Relaxed) && self.job.has_arrivals() {
+            if self.read > 0 && !self.job.collects_all.load(Relaxed) && self.job.has_deliveries() {
                 // If reading is slow, results that have arrived must not wait for it.
                 break;
             }
@@ -103,8 +103,8 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
             if bytes > WINDOW_BYTES && self.read - self.taken >= 2 * workers {
                 break;
             }
-            let room = window - (self.read - self.taken);
-            self.read_batch(room.min(each));
+            let free = window - (self.read - self.taken);
+            self.read_batch(free.min(each));
         }
     }
 
@@ -115,7 +115,7 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
         let is_open = self.pool.is_open();
         let most = if is_open { most } else { 1 };
         let width = item_width::<A>();
-        self.make_room(most, width as usize);
+        self.reset_buffer(most, width as usize);
         self.attachments = Attachments::default();
         let began = Instant::now();
         let mut items = 0;
@@ -124,8 +124,8 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             while u64::from(items) < most && self.buffer.len() < BATCH_BYTES {
                 if width > 0 && items >= FEW {
-                    let room = (BATCH_BYTES - self.buffer.len()).div_ceil(width as usize);
-                    let wanted = room.min((most - u64::from(items)) as usize);
+                    let fitting = (BATCH_BYTES - self.buffer.len()).div_ceil(width as usize);
+                    let wanted = fitting.min((most - u64::from(items)) as usize);
                     let taken = bulk::encode_all(&mut self.buffer, &mut self.input, wanted);
                     items += taken as u32;
                     if taken < wanted {
@@ -141,6 +141,10 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
                 encoding = Some(self.buffer.len());
                 if let Err(error) = encode_item(&mut self.buffer, &mut self.attachments, &item) {
                     return Read::Unencoded(error.to_string());
+                }
+                if let Err(reason) = self.pool.check_attachments(&self.attachments) {
+                    self.buffer.truncate(encoding.unwrap_or(0));
+                    return Read::Unencoded(reason);
                 }
                 encoding = None;
                 items += 1;
@@ -172,7 +176,7 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
                 Batch::new(job, first, items, width, &self.buffer, attachments)
             } else {
                 let buffer = std::mem::take(&mut self.buffer);
-                self.room = buffer.capacity();
+                self.last_capacity = buffer.capacity();
                 Batch::of_buffer(job, first, items, width, buffer, attachments)
             };
             let is_all = first == 0 && matches!(outcome, Read::End);
@@ -204,9 +208,9 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
 
     /// Empties the buffer and reserves capacity: for `most` items of `width` bytes, or as much as the last
     /// buffer had if the width is unknown.
-    fn make_room(&mut self, most: u64, width: usize) {
-        let room = match width {
-            0 => self.room,
+    fn reset_buffer(&mut self, most: u64, width: usize) {
+        let capacity = match width {
+            0 => self.last_capacity,
             width => {
                 let (_, upper) = self.input.size_hint();
                 let items =
@@ -215,8 +219,8 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
             }
         };
         self.buffer.clear();
-        if self.buffer.capacity() < room {
-            self.buffer = Buffer::with_room(room);
+        if self.buffer.capacity() < capacity {
+            self.buffer = Buffer::with_capacity(capacity);
         }
     }
 
@@ -262,11 +266,11 @@ where
     I: Iterator<Item = A>,
 {
     /// Enough for a batch to be worth its overhead, few enough to start it soon.
-    const EACH: u64 = 1024;
+    const BATCH_ITEMS: u64 = 1024;
     job.collects_all.store(true, Relaxed);
     let mut feed = Feed::new(Arc::clone(pool), Arc::clone(job), input);
     while feed.ended.is_none() {
-        feed.read_batch(EACH);
+        feed.read_batch(BATCH_ITEMS);
     }
     if let Some(Err(payload)) = feed.ended {
         resume_unwind(payload);

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::task::Waker;
+use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
 use procpool_worker::function::{FnRef, ForeignFunction};
@@ -120,12 +120,12 @@ impl Job {
 
     /// Settles the items of a delivery. Returns false, without effect, if they were settled before. Adds
     /// wakers and callbacks to `calls`.
-    pub(crate) fn deliver(&self, arrival: Delivery, calls: &mut Deferred) -> bool {
+    pub(crate) fn deliver(&self, delivery: Delivery, calls: &mut Deferred) -> bool {
         let mut state = self.state();
-        let ids = arrival.first..arrival.first + u64::from(arrival.items);
+        let ids = delivery.first..delivery.first + u64::from(delivery.items);
         let settled = state.ledger.settle(ids);
         // An item is in one place only, so either all of these are open or none.
-        debug_assert!(settled == 0 || settled == u64::from(arrival.items));
+        debug_assert!(settled == 0 || settled == u64::from(delivery.items));
         if settled == 0 {
             return false;
         }
@@ -133,7 +133,7 @@ impl Job {
             // Most calls have one item, and so one delivery.
             state.deliveries.reserve_exact(1);
         }
-        state.deliveries.push_back(arrival);
+        state.deliveries.push_back(delivery);
         self.announce(state, calls);
         true
     }
@@ -154,6 +154,13 @@ impl Job {
         }
     }
 
+    /// Settles items that another host runs. Returns whether every reserved item is settled.
+    pub(crate) fn withdraw(&self, first: u64, items: u32) -> bool {
+        let mut state = self.state();
+        state.ledger.settle(first..first + u64::from(items));
+        state.ledger.open() == 0
+    }
+
     /// Whether every reserved item is settled.
     pub(crate) fn is_done(&self) -> bool {
         self.state().ledger.open() == 0
@@ -161,22 +168,38 @@ impl Job {
 
     /// Like [`is_done`](Self::is_done). If not done, the next delivery wakes `waker`.
     pub(crate) fn poll_done(&self, waker: &Waker) -> bool {
-        let is_known = |state: &State| state.waker.as_ref().is_some_and(|old| old.will_wake(waker));
-        let state = self.state();
-        if state.ledger.open() == 0 || is_known(&state) {
-            return state.ledger.open() == 0;
+        self.poll(waker, |state| (state.ledger.open() == 0).then_some(())).is_ready()
+    }
+
+    /// Takes the next delivery, like [`wait_delivery`](Self::wait_delivery). If there is none yet, the next one
+    /// wakes `waker`.
+    pub(crate) fn poll_delivery(&self, waker: &Waker) -> Poll<Option<Delivery>> {
+        self.poll(waker, |state| match state.deliveries.pop_front() {
+            None if state.ledger.open() > 0 => None,
+            delivery => Some(delivery),
+        })
+    }
+
+    /// Returns what `ready` returns. If that is `None`, the next delivery wakes `waker`.
+    fn poll<T>(&self, waker: &Waker, mut ready: impl FnMut(&mut State) -> Option<T>) -> Poll<T> {
+        let mut state = self.state();
+        if let Some(value) = ready(&mut state) {
+            return Poll::Ready(value);
+        }
+        if state.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
+            return Poll::Pending;
         }
         drop(state);
         // Cloning and dropping a waker run user code, which may query this job.
         let mut waker = Some(waker.clone());
         let mut state = self.state();
-        let is_done = state.ledger.open() == 0;
-        if !is_done {
+        let value = ready(&mut state);
+        if value.is_none() {
             std::mem::swap(&mut state.waker, &mut waker);
         }
         drop(state);
         drop(waker);
-        is_done
+        value.map_or(Poll::Pending, Poll::Ready)
     }
 
     /// Registers `callback` for when everything is settled. Adds it to `calls` if that is already so.
@@ -206,14 +229,14 @@ impl Job {
     /// # Errors
     ///
     /// [`Timeout`] at `deadline`.
-    pub(crate) fn wait_arrival(
+    pub(crate) fn wait_delivery(
         &self,
         deadline: Option<Instant>,
     ) -> Result<Option<Delivery>, Timeout> {
         let mut state = self.state();
         loop {
-            if let Some(arrival) = state.deliveries.pop_front() {
-                return Ok(Some(arrival));
+            if let Some(delivery) = state.deliveries.pop_front() {
+                return Ok(Some(delivery));
             }
             if state.ledger.open() == 0 {
                 return Ok(None);
@@ -228,7 +251,7 @@ impl Job {
 
     /// Blocks until at most `most_open` items are open, and takes all deliveries. Returns none if nothing is
     /// open and all were taken.
-    pub(crate) fn wait_arrivals(&self, most_open: u64) -> VecDeque<Delivery> {
+    pub(crate) fn wait_deliveries(&self, most_open: u64) -> VecDeque<Delivery> {
         let mut state = self.state();
         loop {
             let open = state.ledger.open();
@@ -263,12 +286,12 @@ impl Job {
     }
 
     /// Whether a delivery is waiting.
-    pub(crate) fn has_arrivals(&self) -> bool {
+    pub(crate) fn has_deliveries(&self) -> bool {
         !self.state().deliveries.is_empty()
     }
 
     /// Takes the next delivery, if there is one.
-    pub(crate) fn take_arrival(&self) -> Option<Delivery> {
+    pub(crate) fn take_delivery(&self) -> Option<Delivery> {
         self.state().deliveries.pop_front()
     }
 }
@@ -288,16 +311,16 @@ mod tests {
             scope.spawn(|| {
                 for first in 0..8 {
                     let content = Content::Failed(Failure::unstarted(TaskErrorKind::Cancelled));
-                    let arrival =
+                    let delivery =
                         Delivery { first, items: 1, provenance: Provenance::NONE, content };
-                    job.deliver(arrival, &mut Deferred::default());
+                    job.deliver(delivery, &mut Deferred::default());
                 }
             });
-            let arrived = job.wait_arrivals(2).len();
+            let arrived = job.wait_deliveries(2).len();
             assert!(arrived >= 6, "{arrived} arrived");
-            let rest = job.wait_arrivals(0).len();
+            let rest = job.wait_deliveries(0).len();
             assert_eq!(arrived + rest, 8);
         });
-        assert!(job.wait_arrivals(0).is_empty(), "nothing is open, and all was taken");
+        assert!(job.wait_deliveries(0).is_empty(), "nothing is open, and all was taken");
     }
 }

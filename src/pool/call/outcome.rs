@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{DidRun, TaskError, TaskErrorKind, ValueSide};
 use crate::pool::call::contain::catch_deserialize;
+use crate::pool::drive::parcel::Parcel;
 use crate::pool::drive::records::{self, RawOutcome, Records};
 use crate::pool::types::Report;
 use crate::worker_ref::WorkerRef;
@@ -160,18 +161,26 @@ fn decode_error(reason: String) -> TaskErrorKind {
 }
 
 fn decode<R: DeserializeOwned>(mut raw: RawOutcome<'_>) -> Result<R, (TaskErrorKind, DidRun)> {
-    let decoded = match (raw.kind, raw.region.take()) {
+    let decoded = match (raw.kind, raw.parcel.take()) {
         (Record::Value, _) => catch_deserialize(|| codec::decode(raw.payload)),
-        (Record::Region, Some(region)) if records::place(raw.payload).is_some_and(|at| at.1) => {
-            // SAFETY: the region is mapped for its length for as long as it lives.
-            catch_deserialize(|| unsafe { bulk::from_raw_bytes(region.as_ptr(), region.len()) })
+        (Record::Passed, Some(Parcel::Arrived { region, files })) => {
+            let Some((head, encoded)) = records::passed_result(raw.payload) else {
+                return Err((decode_error("is missing".to_owned()), DidRun::Yes));
+            };
+            let is_raw = head.region.is_some_and(|(_, is_raw)| is_raw);
+            files.decode(|| {
+                catch_deserialize(|| match &region {
+                    None => codec::decode(encoded),
+                    // SAFETY: the region is mapped for its length for as long as it lives.
+                    Some(region) if is_raw => unsafe {
+                        bulk::from_raw_bytes(region.as_ptr(), region.len())
+                    },
+                    // SAFETY: as above.
+                    Some(region) => unsafe { codec::decode_shared(region.as_ptr(), region.len()) },
+                })
+            })
         }
-        (Record::Region, Some(region)) => {
-            // SAFETY: as for the elements.
-            catch_deserialize(|| unsafe { codec::decode_shared(region.as_ptr(), region.len()) })
-        }
-        (Record::Region, None) => {
-            let why = "its shared memory was not received: this process has no file descriptors left (raise `ulimit -n`)";
+        (Record::Passed, Some(Parcel::Lost(why))) => {
             return Err((decode_error(why.to_owned()), DidRun::Yes));
         }
         // Other kinds never occur as single values.
@@ -188,7 +197,7 @@ fn decode<R: DeserializeOwned>(mut raw: RawOutcome<'_>) -> Result<R, (TaskErrorK
 pub(crate) fn failure(raw: RawOutcome<'_>) -> Option<(TaskErrorKind, DidRun)> {
     let text = || String::from_utf8_lossy(raw.payload).into_owned();
     Some(match raw.kind {
-        Record::Value | Record::Primitives | Record::Region | Record::Time | Record::Output => {
+        Record::Value | Record::Primitives | Record::Passed | Record::Time | Record::Output => {
             return None;
         }
         Record::Panicked => {
@@ -220,25 +229,25 @@ pub(crate) fn read_hostile(bytes: &[u8]) {
     use procpool_worker::protocol::Reply;
 
     let _ = codec::decode::<Reply>(bytes);
-    let _ = (records::output_ends(bytes), records::places(bytes));
+    let _ = (records::output_ends(bytes), records::passed_results(bytes));
     let Some(summary) = records::validate(bytes) else { return };
     let all = || Records::new(bytes.into(), VecDeque::new(), VecDeque::new());
     let mut rest = all();
     let mut front = rest.split_front(summary.items / 2);
     let count = |records: &mut Records| std::iter::from_fn(|| records.next().map(drop)).count();
     assert_eq!(count(&mut front) + count(&mut rest), summary.items as usize);
-    let arrival = || {
+    let delivery = || {
         let content = Content::Records(all());
         Delivery { first: 0, items: summary.items, provenance: Provenance::NONE, content }
     };
-    fn read<R: serde::de::DeserializeOwned>(mut arrival: Delivery, items: u32) {
-        let count = std::iter::from_fn(|| arrival.next::<R>(0).map(drop)).count();
+    fn read<R: serde::de::DeserializeOwned>(mut delivery: Delivery, items: u32) {
+        let count = std::iter::from_fn(|| delivery.next::<R>(0).map(drop)).count();
         assert_eq!(count, items as usize);
     }
-    read::<u64>(arrival(), summary.items);
-    read::<(String, Option<Vec<u8>>)>(arrival(), summary.items);
-    read::<std::collections::BTreeMap<u8, Vec<char>>>(arrival(), summary.items);
-    let _ = arrival().drain::<u16>(0, &mut Vec::new());
-    let _ = arrival().drain::<f64>(0, &mut Vec::new());
-    let _ = arrival().drain::<Vec<u32>>(0, &mut Vec::new());
+    read::<u64>(delivery(), summary.items);
+    read::<(String, Option<Vec<u8>>)>(delivery(), summary.items);
+    read::<std::collections::BTreeMap<u8, Vec<char>>>(delivery(), summary.items);
+    let _ = delivery().drain::<u16>(0, &mut Vec::new());
+    let _ = delivery().drain::<f64>(0, &mut Vec::new());
+    let _ = delivery().drain::<Vec<u32>>(0, &mut Vec::new());
 }

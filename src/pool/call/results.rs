@@ -1,10 +1,13 @@
-//! The results of a call as an iterator.
+//! The results of a call as an iterator, and as a stream.
 
 use std::collections::BTreeMap;
 use std::panic::resume_unwind;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use futures_core::Stream;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -30,7 +33,7 @@ pub(crate) enum Order {
 ///
 /// Reads the input lazily, a bounded window ahead of the results taken. If the input iterator panics, `next`
 /// yields the earlier results first and then resumes the panic. Dropping the iterator cancels the remaining
-/// tasks.
+/// tasks. [`into_stream`](Self::into_stream) makes it a stream for async programs.
 #[must_use = "iterators are lazy: nothing is sent before the first result is taken"]
 pub struct Results<I: Iterator, R> {
     feed: Feed<I>,
@@ -87,6 +90,29 @@ where
         Reports { results: self }
     }
 
+    /// Returns a [`Stream`] of the same results, for async programs.
+    ///
+    /// `poll_next` waits for no task, but reads the input on the thread that polls: an input that blocks
+    /// blocks the runtime there.
+    ///
+    /// ```no_run
+    /// # async fn squares() -> Result<(), Box<dyn std::error::Error>> {
+    /// use futures_util::StreamExt;
+    ///
+    /// let pool = procpool::Pool::new(4)?;
+    /// let mut squares = pool.imap(|x: u64| x * x, 0..8).into_stream();
+    /// while let Some(square) = squares.next().await {
+    ///     println!("{}", square?);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    // A type of its own: with both traits on one type, `next` and `map` would be ambiguous wherever
+    // `StreamExt` is imported.
+    pub fn into_stream(self) -> IntoStream<Self> {
+        IntoStream(self)
+    }
+
     /// Returns the next result like `next`, but blocks at most for `limit`. Reading the input is not
     /// interrupted.
     ///
@@ -110,6 +136,28 @@ where
         &mut self,
         deadline: Option<Instant>,
     ) -> Result<Option<(Outcome<R>, Provenance)>, Timeout> {
+        self.outcome_with(|job| job.wait_delivery(deadline))
+    }
+
+    fn poll_outcome(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<(Outcome<R>, Provenance)>> {
+        let polled = self.outcome_with(|job| match job.poll_delivery(context.waker()) {
+            Poll::Ready(delivery) => Ok(delivery),
+            Poll::Pending => Err(Pending),
+        });
+        match polled {
+            Ok(outcome) => Poll::Ready(outcome),
+            Err(Pending) => Poll::Pending,
+        }
+    }
+
+    /// Returns the next outcome. `next_delivery` takes the next delivery of the job; its error ends the wait.
+    fn outcome_with<E>(
+        &mut self,
+        mut next_delivery: impl FnMut(&Job) -> Result<Option<Delivery>, E>,
+    ) -> Result<Option<(Outcome<R>, Provenance)>, E> {
         if let Some(kind) = self.feed.pool.forked() {
             if std::mem::replace(&mut self.refused, true) {
                 return Ok(None);
@@ -124,9 +172,9 @@ where
             return Ok(Some((outcome, Provenance::NONE)));
         }
         loop {
-            if let Some(arrival) = &mut self.current {
-                let provenance = arrival.provenance;
-                if let Some(outcome) = arrival.next(self.feed.job.offset) {
+            if let Some(delivery) = &mut self.current {
+                let provenance = delivery.provenance;
+                if let Some(outcome) = delivery.next(self.feed.job.offset) {
                     self.next = self.next.max(outcome.number + 1);
                     self.feed.take(1, outcome.number + 1);
                     return Ok(Some((outcome, provenance)));
@@ -140,9 +188,9 @@ where
             if self.current.is_some() {
                 continue;
             }
-            match self.feed.job.wait_arrival(deadline)? {
-                Some(arrival) if self.order == Order::Completion => self.current = Some(arrival),
-                Some(arrival) => drop(self.early.insert(arrival.first, arrival)),
+            match next_delivery(&self.feed.job)? {
+                Some(delivery) if self.order == Order::Completion => self.current = Some(delivery),
+                Some(delivery) => drop(self.early.insert(delivery.first, delivery)),
                 None => match self.feed.ended.take() {
                     None => {}
                     Some(ended) => {
@@ -157,6 +205,9 @@ where
         }
     }
 }
+
+/// No delivery is there yet.
+struct Pending;
 
 impl<A, R, I> Iterator for Results<I, R>
 where
@@ -198,5 +249,51 @@ where
     fn next(&mut self) -> Option<Self::Item> {
         let (outcome, provenance) = self.results.next_outcome()?;
         Some(Report::new(outcome, provenance, self.results.feed.job.offset))
+    }
+}
+
+impl<I: Iterator, R> Reports<I, R> {
+    /// Returns a stream of the same reports, like [`Results::into_stream`].
+    pub fn into_stream(self) -> IntoStream<Self> {
+        IntoStream(self)
+    }
+}
+
+/// [`Stream`] of results or of their [`Report`]s, from [`Results::into_stream`] and
+/// [`Reports::into_stream`]. Independent of the runtime. Dropping the stream cancels the remaining tasks.
+#[derive(Debug)]
+#[must_use = "streams are lazy: nothing is sent before the first result is taken"]
+pub struct IntoStream<T>(T);
+
+// Nothing in it is pinned: the input is advanced through a plain reference.
+impl<T> Unpin for IntoStream<T> {}
+
+impl<A, R, I> Stream for IntoStream<Results<I, R>>
+where
+    A: Serialize,
+    R: DeserializeOwned,
+    I: Iterator<Item = A>,
+{
+    type Item = Result<R, TaskError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let polled = self.0.poll_outcome(context);
+        polled.map(|next| next.map(|(outcome, _)| outcome.result))
+    }
+}
+
+impl<A, R, I> Stream for IntoStream<Reports<I, R>>
+where
+    A: Serialize,
+    R: DeserializeOwned,
+    I: Iterator<Item = A>,
+{
+    type Item = Report<R>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let offset = self.0.results.feed.job.offset;
+        let polled = self.0.results.poll_outcome(context);
+        polled
+            .map(|next| next.map(|(outcome, provenance)| Report::new(outcome, provenance, offset)))
     }
 }

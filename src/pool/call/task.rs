@@ -250,26 +250,26 @@ fn empty_report<R>(job: &Job, result: Result<R, TaskError>) -> Report<R> {
 
 /// Collects the outcome of a job with one item.
 pub(crate) fn collect_one<R: DeserializeOwned>(job: &Job) -> Report<R> {
-    let next = job.take_arrival().and_then(|mut arrival| {
-        let provenance = arrival.provenance;
-        Some(Report::new(arrival.next(job.offset)?, provenance, job.offset))
+    let next = job.take_delivery().and_then(|mut delivery| {
+        let provenance = delivery.provenance;
+        Some(Report::new(delivery.next(job.offset)?, provenance, job.offset))
     });
     next.expect("a task's result is taken once, after the task is done")
 }
 
 /// Takes all deliveries of a job, in input order.
 fn deliveries(job: &Job) -> Vec<Delivery> {
-    let mut deliveries: Vec<Delivery> = std::iter::from_fn(|| job.take_arrival()).collect();
-    deliveries.sort_unstable_by_key(|arrival| arrival.first);
+    let mut deliveries: Vec<Delivery> = std::iter::from_fn(|| job.take_delivery()).collect();
+    deliveries.sort_unstable_by_key(|delivery| delivery.first);
     deliveries
 }
 
 /// Collects each outcome of a job with many items, in input order.
 pub(crate) fn collect_each<R: DeserializeOwned>(job: &Job) -> Vec<Result<R, TaskError>> {
     let mut results = Vec::new();
-    for mut arrival in deliveries(job) {
+    for mut delivery in deliveries(job) {
         results
-            .extend(std::iter::from_fn(|| arrival.next(job.offset)).map(|outcome| outcome.result));
+            .extend(std::iter::from_fn(|| delivery.next(job.offset)).map(|outcome| outcome.result));
     }
     results
 }
@@ -277,19 +277,19 @@ pub(crate) fn collect_each<R: DeserializeOwned>(job: &Job) -> Vec<Result<R, Task
 /// Collects the outcomes of a job with many items into one report, in input order.
 fn collect_many<R: DeserializeOwned>(job: &Job) -> Report<Vec<R>> {
     let deliveries = deliveries(job);
-    let items: usize = deliveries.iter().map(|arrival| arrival.items as usize).sum();
+    let items: usize = deliveries.iter().map(|delivery| delivery.items as usize).sum();
     let (results, mut prefault) = Prefault::new(items);
     let mut report = empty_report(job, Ok(results));
-    for mut arrival in deliveries {
-        let provenance = arrival.provenance;
+    for mut delivery in deliveries {
+        let provenance = delivery.provenance;
         if report.worker.is_none() {
             (report.worker, report.attempt) = (provenance.worker, provenance.attempt);
         }
         report.queued += provenance.queued;
         if let Ok(results) = &mut report.result {
-            prefault.ensure(results, arrival.items as usize);
+            prefault.ensure(results, delivery.items as usize);
         }
-        while let Some(outcome) = arrival.next::<R>(job.offset) {
+        while let Some(outcome) = delivery.next::<R>(job.offset) {
             report.elapsed += outcome.elapsed;
             report.output.extend(outcome.output);
             match (&mut report.result, outcome.result) {

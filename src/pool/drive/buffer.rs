@@ -7,16 +7,19 @@ use std::sync::{Mutex, PoisonError};
 
 use procpool_worker::memcpy;
 
+use crate::os::process::PerProcess;
+
 /// Minimum capacity of kept buffers, in bytes. The allocator handles smaller ones well.
-const LEAST: usize = 32 << 10;
+const MIN_REUSED: usize = 32 << 10;
 
 /// Maximum capacity of kept buffers, in bytes.
-const MOST: usize = 1 << 20;
+const MAX_REUSED: usize = 1 << 20;
 
 /// Number of buffers kept: more than are in use in a pool of a few workers, and a few megabytes in total.
-const KEPT: usize = 32;
+const MAX_FREE: usize = 32;
 
-static SPARE: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
+/// Not shared with a forked copy, in which the lock might be held forever.
+static FREE: PerProcess<Mutex<Vec<Vec<u8>>>> = PerProcess::new();
 
 /// A byte buffer whose memory is kept for reuse.
 #[derive(Debug, Default)]
@@ -24,9 +27,9 @@ pub(crate) struct Buffer(Vec<u8>);
 
 impl Buffer {
     /// Creates an empty buffer with capacity for `bytes`.
-    pub(crate) fn with_room(bytes: usize) -> Self {
-        let mut buffer = if bytes >= LEAST {
-            SPARE.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
+    pub(crate) fn with_capacity(bytes: usize) -> Self {
+        let mut buffer = if bytes >= MIN_REUSED {
+            FREE.get().lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
         } else {
             Vec::new()
         };
@@ -37,9 +40,15 @@ impl Buffer {
 
 impl From<&[u8]> for Buffer {
     fn from(bytes: &[u8]) -> Self {
-        let mut buffer = Self::with_room(bytes.len());
+        let mut buffer = Self::with_capacity(bytes.len());
         memcpy::append(&mut buffer, bytes);
         buffer
+    }
+}
+
+impl From<Vec<u8>> for Buffer {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self(bytes)
     }
 }
 
@@ -59,11 +68,11 @@ impl DerefMut for Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        if (LEAST..=MOST).contains(&self.0.capacity()) {
-            let mut spare = SPARE.lock().unwrap_or_else(PoisonError::into_inner);
-            if spare.len() < KEPT {
+        if (MIN_REUSED..=MAX_REUSED).contains(&self.0.capacity()) {
+            let mut free = FREE.get().lock().unwrap_or_else(PoisonError::into_inner);
+            if free.len() < MAX_FREE {
                 self.0.clear();
-                spare.push(std::mem::take(&mut self.0));
+                free.push(std::mem::take(&mut self.0));
             }
         }
     }
@@ -76,9 +85,9 @@ mod tests {
     #[test]
     fn a_buffer_is_empty_whatever_its_memory_held_before() {
         for round in 0..3u8 {
-            let mut buffer = Buffer::with_room(LEAST);
-            assert!(buffer.is_empty() && buffer.capacity() >= LEAST);
-            buffer.resize(LEAST + usize::from(round), round);
+            let mut buffer = Buffer::with_capacity(MIN_REUSED);
+            assert!(buffer.is_empty() && buffer.capacity() >= MIN_REUSED);
+            buffer.resize(MIN_REUSED + usize::from(round), round);
         }
     }
 }

@@ -1,9 +1,8 @@
 //! A chunk on its way through a worker. [`Chunk`] is its state while it runs, shared by the thread that
 //! drives the worker, by threads that steal items, and by the supervisor.
 //!
-//! [`run`] sends the frame, delivers results as the worker reports them, and finally accounts for every item:
-//! delivered, returned as never started, or identified as the one running when the worker was lost. Its
-//! halves, [`send`] and [`finish`], may run on two threads.
+//! Every item of a chunk is accounted for: it is delivered, returned as never started, or identified as the
+//! one that was running when the worker was lost. [`exchange`](super::exchange) exchanges the frames.
 
 use std::collections::VecDeque;
 use std::io;
@@ -58,7 +57,7 @@ pub(crate) struct Chunk {
     /// Whether the worker exits after this chunk.
     pub(crate) is_last: bool,
     /// Number of items delivered when the worker was last sent work.
-    pub(super) heard: Option<u32>,
+    pub(super) delivered_at_send: Option<u32>,
     /// The item running when the pool was suspended, and for how long.
     pub(super) suspended: (Option<u32>, Duration),
     /// How much of the captured output has been delivered, in bytes.
@@ -84,7 +83,7 @@ pub(crate) fn inline_limit(max_frame: usize) -> usize {
 
 /// Largest body of a chunk of several items. If the results are as large, a lane holds them with the records
 /// of each block.
-pub(crate) const MOST_BYTES: usize = CAPACITY - (8 << 10);
+pub(crate) const MAX_BODY: usize = CAPACITY - (8 << 10);
 
 impl Chunk {
     /// Creates a chunk of at least one batch. All batches have the same time limit. From here on items can be
@@ -109,7 +108,7 @@ impl Chunk {
             seen: ((0, 0), now),
             is_sent: false,
             is_last: false,
-            heard: None,
+            delivered_at_send: None,
             suspended: (None, Duration::ZERO),
             printed: 0,
         }
@@ -150,7 +149,7 @@ impl Chunk {
     }
 
     /// Steals up to `max` items that have not started, from the end.
-    pub(crate) fn take_back(&mut self, max: u32) -> Vec<Batch> {
+    pub(crate) fn steal(&mut self, max: u32) -> Vec<Batch> {
         if self.is_bound() {
             return Vec::new();
         }
@@ -179,7 +178,7 @@ impl Chunk {
 
     /// Returns how long the worker may be silent: with unstarted items, or after it has committed the last
     /// one.
-    pub(crate) fn patience(&self) -> Duration {
+    pub(crate) fn silence_limit(&self) -> Duration {
         self.limit.map_or(SILENCE, |limit| limit.min(SILENCE))
     }
 
@@ -187,7 +186,7 @@ impl Chunk {
     /// since: a lane that is emptied repeatedly without deliveries is no progress.
     pub(super) fn set_sent(&mut self) {
         self.is_sent = true;
-        if self.heard.replace(self.delivered) != Some(self.delivered) {
+        if self.delivered_at_send.replace(self.delivered) != Some(self.delivered) {
             self.seen.1 = Instant::now();
         }
     }
@@ -211,7 +210,7 @@ impl Chunk {
             (Some(item), Some(limit)) => self.enforce_limit(item, limit, now),
             (Some(_), None) => (Vec::new(), now.checked_add(SILENCE)),
             // Delays here, such as copying a large argument, are not the worker's.
-            (None, _) if !self.is_sent => (Vec::new(), now.checked_add(self.patience())),
+            (None, _) if !self.is_sent => (Vec::new(), now.checked_add(self.silence_limit())),
             (None, _) => self.enforce_progress(now),
         }
     }
@@ -233,7 +232,7 @@ impl Chunk {
         item: u32,
         now: Instant,
     ) -> (Vec<Batch>, Option<Instant>) {
-        let rest = self.take_back(u32::MAX);
+        let rest = self.steal(u32::MAX);
         if self.running() == Some(item) {
             self.process.terminate_gracefully(KillReason::Cancelled);
         }
@@ -257,7 +256,7 @@ impl Chunk {
             return (Vec::new(), now.checked_add((limit - ran).min(SILENCE)));
         }
         // Steals first, so that the worker can't start another item, which would be killed innocently.
-        let rest = self.take_back(u32::MAX);
+        let rest = self.steal(u32::MAX);
         if self.running() == Some(item) {
             self.process.terminate_gracefully(KillReason::TimedOut(limit));
         }
@@ -267,7 +266,7 @@ impl Chunk {
     /// Steals what a silent worker has not started. A worker that is stopped, or still silent after that, is
     /// killed: items that it has claimed and not started can't be recovered otherwise.
     pub(super) fn enforce_progress(&mut self, now: Instant) -> (Vec<Batch>, Option<Instant>) {
-        let (quiet, patience) = (now - self.seen.1, self.patience());
+        let (quiet, silence_limit) = (now - self.seen.1, self.silence_limit());
         if self.is_last && self.seen.0.1 == self.items {
             // It has replied, and exits like a retired worker.
             if quiet >= RETIRE_GRACE {
@@ -275,11 +274,11 @@ impl Chunk {
             }
             return (Vec::new(), now.checked_add(RETIRE_GRACE.saturating_sub(quiet).max(SILENCE)));
         }
-        if quiet < patience {
-            return (Vec::new(), now.checked_add(patience - quiet));
+        if quiet < silence_limit {
+            return (Vec::new(), now.checked_add(silence_limit - quiet));
         }
-        let rest = self.take_back(u32::MAX);
-        if quiet >= patience + SILENCE || observe::is_stopped(self.process.pid()) {
+        let rest = self.steal(u32::MAX);
+        if quiet >= silence_limit + SILENCE || observe::is_stopped(self.process.pid()) {
             self.process.kill(KillReason::Silent);
         }
         (rest, now.checked_add(SILENCE))
@@ -287,7 +286,7 @@ impl Chunk {
 
     /// Kills the worker, which exceeds its memory limit. Returns the batches that it won't start.
     pub(crate) fn end_for_memory(&mut self) -> Vec<Batch> {
-        let rest = self.take_back(u32::MAX);
+        let rest = self.steal(u32::MAX);
         self.process.kill(KillReason::OutOfMemory);
         rest
     }
@@ -298,7 +297,7 @@ impl Chunk {
         if !self.batches.iter().any(&is_target) {
             return Vec::new();
         }
-        let rest = self.take_back(u32::MAX);
+        let rest = self.steal(u32::MAX);
         // Items claimed but not started are killed when they start, if they do.
         self.lane.request_unclaim();
         let Some(item) = self.running() else { return rest };
@@ -326,10 +325,10 @@ impl Chunk {
         is_observed: bool,
     ) -> Result<bool, TransportError> {
         let elements = self.batches.front().and_then(Batch::elements);
-        let place = region.map(|lease| worker.mapped.show(lease));
-        let body = match place {
-            Some(place) if elements.is_some() => Body::RawBytes(place),
-            Some(place) => Body::Region(place),
+        let slice = region.map(|lease| worker.mapped.reference(lease));
+        let body = match slice {
+            Some(slice) if elements.is_some() => Body::RawBytes(slice),
+            Some(slice) => Body::Region(slice),
             None => Body::Frame,
         };
         let is_awaited = |batch: &Batch| !batch.job.collects_all.load(Relaxed);
@@ -344,7 +343,7 @@ impl Chunk {
         if region.is_none() || elements.is_some() {
             self.put_spans(&mut worker.frame);
         }
-        Ok(place.is_some_and(|place| place.is_new))
+        Ok(slice.is_some_and(|slice| slice.is_new))
     }
 
     /// Writes a body that is too large for a frame to a region.
@@ -353,14 +352,14 @@ impl Chunk {
             self.batches.iter().map(|batch| batch.arguments().len() + SPAN_HEAD).sum();
         // Such a batch is always alone, because it fits in no frame.
         if let Some(elements) = self.batches.front().and_then(Batch::elements) {
-            let mut lease = worker.mapped.room(elements.len())?;
+            let mut lease = worker.mapped.allocate(elements.len())?;
             lease.put_slice(elements);
             return Ok(Some(lease));
         }
         if size <= limit {
             return Ok(None);
         }
-        let mut lease = worker.mapped.room(size)?;
+        let mut lease = worker.mapped.allocate(size)?;
         self.put_spans(&mut lease);
         Ok(Some(lease))
     }
@@ -369,13 +368,14 @@ impl Chunk {
     pub(super) fn put_spans(&self, body: &mut impl Sink) {
         let mut at = 0;
         while let Some(first) = self.batches.get(at) {
-            // A function that can't be called was refused on submission.
+            // A function that can't be called was rejected on submission.
             let (Ok(call), width) = (first.job.call, first.width) else { break };
-            let mut span = Span { function: call, items: 0, width, bytes: 0, seed: first.seed() };
+            let (seed, attempt) = (first.seed(), first.attempt);
+            let mut span = Span { function: call, items: 0, width, bytes: 0, seed, attempt };
             // Consecutive single calls of one function are sent as one span.
             let start = at;
             for batch in self.batches.range(start..) {
-                if (batch.job.call, batch.width) != (Ok(call), width)
+                if (batch.job.call, batch.width, batch.attempt) != (Ok(call), width, attempt)
                     || batch.seed() != seed::advance(span.seed, span.items.into())
                 {
                     break;
@@ -411,7 +411,7 @@ impl Chunk {
         {
             return Err(Corrupt);
         }
-        let mut buffer = Buffer::with_room(bytes - self.read);
+        let mut buffer = Buffer::with_capacity(bytes - self.read);
         self.lane.copy_results(self.read..bytes, &mut buffer);
         let summary = records::validate(&buffer).ok_or(Corrupt)?;
         if summary.items != progress.items - self.delivered {
@@ -421,9 +421,13 @@ impl Chunk {
             // In the middle of a block: its time follows soon.
             return Ok(());
         }
-        let regions = match summary.regions {
+        if summary.passed > 0 && !all && !worker.has_parcels(&buffer) {
+            // They were passed after the reply that is being handled, and a reply that comes soon follows.
+            return Ok(());
+        }
+        let parcels = match summary.passed {
             0 => VecDeque::new(),
-            _ => worker.take_results(&buffer).ok_or(Corrupt)?,
+            _ => worker.take_parcels(&buffer).ok_or(Corrupt)?,
         };
         let outputs = self.outputs(&buffer);
         self.read = bytes;
@@ -438,10 +442,10 @@ impl Chunk {
                 batch.job.cost.observe(summary.timed.into(), summary.nanos);
             }
         }
-        if reporter.is_heard {
-            self.tell_finished(&buffer, calls);
+        if reporter.is_observed {
+            self.emit_finished(&buffer, calls);
         }
-        self.distribute(Records::new(buffer, regions, outputs), summary.items, calls);
+        self.distribute(Records::new(buffer, parcels, outputs), summary.items, calls);
         Ok(())
     }
 
@@ -458,7 +462,7 @@ impl Chunk {
     }
 
     /// Emits an event for each item in these records.
-    pub(super) fn tell_finished(&self, records: &[u8], calls: &mut Deferred) {
+    pub(super) fn emit_finished(&self, records: &[u8], calls: &mut Deferred) {
         let mut records = Records::new(records.into(), VecDeque::new(), VecDeque::new());
         for batch in &self.batches {
             for id in (batch.job.offset + batch.first..).take(batch.items as usize) {
@@ -509,11 +513,11 @@ impl Chunk {
     }
 
     pub(super) fn provenance(&self, batch: &Batch) -> Provenance {
-        batch.provenance(self.process.pid(), self.process.slot, self.sent)
+        batch.provenance(self.process.worker_ref(), self.sent)
     }
 
     /// Fails the remaining batches, none of which was sent.
-    pub(super) fn refuse(
+    pub(super) fn reject(
         &mut self,
         kind: &TaskErrorKind,
         counters: &Counters,

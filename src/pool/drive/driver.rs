@@ -22,11 +22,11 @@ use crate::pool::schedule::state::{PoolState, Step};
 pub(crate) fn drive(shared: &PoolState, slot: usize) {
     loop {
         match shared.next_step(slot) {
-            Step::Greet(pending) => match greet(shared, slot, pending) {
+            Step::Handshake(pending) => match handshake(shared, slot, pending) {
                 Ok(worker) => shared.ready(slot, worker),
                 Err(cause) => shared.start_failed(slot, cause, true),
             },
-            Step::Run { worker, turn } => shared.run(slot, worker, turn),
+            Step::Run { worker, ticket } => shared.run(slot, worker, ticket),
             Step::Quit(worker) => {
                 if let Some(worker) = worker {
                     worker.retire();
@@ -40,8 +40,8 @@ pub(crate) fn drive(shared: &PoolState, slot: usize) {
 
 /// Performs the handshake of a [`Process`](crate::Process), which has no driver, on this thread.
 pub(crate) fn start_one(shared: &PoolState) -> Result<(), StartError> {
-    let pending = shared.wait_newborn()?;
-    match greet(shared, 0, pending) {
+    let pending = shared.wait_pending_worker()?;
+    match handshake(shared, 0, pending) {
         Ok(worker) => {
             shared.ready(0, worker);
             Ok(())
@@ -54,9 +54,13 @@ pub(crate) fn start_one(shared: &PoolState) -> Result<(), StartError> {
 }
 
 /// Turns a started process into a ready worker: handshake, then initializer.
-fn greet(shared: &PoolState, slot: usize, pending: PendingWorker) -> Result<Worker, StartError> {
-    let mut worker = pending.greet(shared.config.setup(slot), &shared.regions)?;
-    worker.process.set_greeted();
+fn handshake(
+    shared: &PoolState,
+    slot: usize,
+    pending: PendingWorker,
+) -> Result<Worker, StartError> {
+    let mut worker = pending.handshake(shared.config.setup(slot), &shared.regions)?;
+    worker.process.set_connected();
     shared.handshake_done();
     let Some(initializer) = &shared.config.initializer else { return Ok(worker) };
     // The initializer runs like any task, so it fails like one; but no other worker may steal it.
@@ -78,7 +82,7 @@ fn greet(shared: &PoolState, slot: usize, pending: PendingWorker) -> Result<Work
             _ => StartError::Initializer(format!("the worker {}", worker.process.wait_death())),
         });
     }
-    match job.take_arrival().and_then(|mut arrival| arrival.next::<()>(job.offset)) {
+    match job.take_delivery().and_then(|mut delivery| delivery.next::<()>(job.offset)) {
         Some(outcome) => match outcome.result {
             Ok(()) => {
                 worker.tasks = 0;

@@ -18,7 +18,7 @@ pub(crate) struct SpinWait<'a> {
     /// How long to spin.
     pub(crate) spin_for: Duration,
     /// Called if the reply hasn't arrived by then.
-    pub(crate) late: &'a dyn Fn(),
+    pub(crate) on_timeout: &'a dyn Fn(),
 }
 
 /// Outcome of sending a chunk.
@@ -37,11 +37,11 @@ pub(crate) fn run(
     inline_limit: usize,
     counters: &Counters,
     observers: Option<&Observers>,
-    awake: Option<SpinWait<'_>>,
+    spin_wait: Option<SpinWait<'_>>,
 ) -> Result<(), Box<LostChunk>> {
-    worker.more = awake.is_some();
+    worker.hint_more = spin_wait.is_some();
     let sent = send(worker, running, inline_limit, counters, observers);
-    finish(worker, running, sent, counters, observers, awake)
+    finish(worker, running, sent, counters, observers, spin_wait)
 }
 
 /// Sends the chunk in `running`. Kills a worker that it can't be sent to.
@@ -56,13 +56,13 @@ pub(crate) fn send(
     let mut body = None;
     let outcome = try_send(worker, running, &mut body, inline_limit, &reporter);
     if let Err(error) = &outcome {
-        condemn(worker, error);
+        kill_after(worker, error);
     }
     Sent { outcome, body }
 }
 
 /// Kills a worker after an error: whatever the cause, it must not be used again.
-fn condemn(worker: &Worker, error: &TransportError) {
+fn kill_after(worker: &Worker, error: &TransportError) {
     if !matches!(error, TransportError::PeerGone) {
         worker.process.set_kill_reason(KillReason::Malformed);
     }
@@ -76,12 +76,12 @@ pub(crate) fn finish(
     sent: Sent,
     counters: &Counters,
     observers: Option<&Observers>,
-    awake: Option<SpinWait<'_>>,
+    spin_wait: Option<SpinWait<'_>>,
 ) -> Result<(), Box<LostChunk>> {
     let reporter = Reporter::new(counters, observers);
     let Sent { outcome, body } = sent;
     let outcome = outcome.and_then(|is_awaited| match is_awaited {
-        true => receive(worker, running, &reporter, awake),
+        true => receive(worker, running, &reporter, spin_wait),
         false => Ok(()),
     });
     // Another thread may have decided to kill it just as it finished.
@@ -89,7 +89,7 @@ pub(crate) fn finish(
     if is_lost {
         // The worker must be dead before its items are accounted for.
         if let Err(error) = &outcome {
-            condemn(worker, error);
+            kill_after(worker, error);
         }
         worker.process.child.kill();
         worker.process.wait_death();
@@ -118,10 +118,10 @@ fn try_send(
 ) -> Result<bool, TransportError> {
     let lock = || running.lock().unwrap_or_else(PoisonError::into_inner);
     worker.sequence = worker.sequence.wrapping_add(1);
-    if let Some(news) = worker.mapped.news() {
-        worker.send(&news)?;
+    if let Some(updates) = worker.mapped.pending_updates() {
+        worker.send(&updates)?;
     }
-    let (mut refused, mut is_out_of_step) = (None, false);
+    let (mut rejected, mut is_out_of_step) = (None, false);
     if let Some(chunk) = lock().as_mut() {
         let mut may_have_sent = false;
         let sent = chunk.body(worker, inline_limit).map_err(TransportError::from);
@@ -129,9 +129,9 @@ fn try_send(
             *body = region;
             may_have_sent = true;
             if let Some(context) = chunk.context() {
-                worker.share(context)?;
+                worker.send_context(context)?;
             }
-            let is_new = chunk.encode(worker, body.as_ref(), reporter.is_heard)?;
+            let is_new = chunk.encode(worker, body.as_ref(), reporter.is_observed)?;
             let region = body.as_mut().and_then(Lease::region);
             if let Some(region) = region.filter(|_| is_new) {
                 worker.send_region(region)?;
@@ -145,14 +145,14 @@ fn try_send(
             Err(TransportError::Io(error)) => {
                 let reason = format!("failed to place it in shared memory: {error}");
                 let kind = TaskErrorKind::Encode { side: ValueSide::Argument, reason };
-                let calls = refused.get_or_insert_default();
-                chunk.refuse(&kind, reporter.counters, calls);
+                let calls = rejected.get_or_insert_default();
+                chunk.reject(&kind, reporter.counters, calls);
                 is_out_of_step = may_have_sent;
             }
             Err(error) => return Err(error),
         }
     }
-    if let Some(calls) = refused {
+    if let Some(calls) = rejected {
         reporter.fire(calls);
         // A worker that received part of it would take that for part of the next chunk.
         return if is_out_of_step { Err(TransportError::PeerGone) } else { Ok(false) };
@@ -170,15 +170,15 @@ fn receive(
     worker: &mut Worker,
     running: &Running,
     reporter: &Reporter<'_>,
-    awake: Option<SpinWait<'_>>,
+    spin_wait: Option<SpinWait<'_>>,
 ) -> Result<(), TransportError> {
     let lock = || running.lock().unwrap_or_else(PoisonError::into_inner);
-    let collect_results = |worker: &mut Worker, all: bool, room: bool| {
+    let collect_results = |worker: &mut Worker, all: bool, reset: bool| {
         let mut calls = Deferred::default();
         let outcome = match lock().as_mut() {
             Some(chunk) => chunk.collect_results(worker, reporter, all, &mut calls).map(|()| {
                 chunk.is_sent = !all;
-                if room {
+                if reset {
                     chunk.lane.reset_results();
                     chunk.read = 0;
                 }
@@ -189,11 +189,11 @@ fn receive(
         outcome
     };
     let sequence = worker.sequence;
-    let mut late = awake.as_ref().map(|awake| awake.late);
-    if awake.is_some_and(|awake| !worker.listen(awake.spin_for))
-        && let Some(late) = late.take()
+    let mut on_timeout = spin_wait.as_ref().map(|spin_wait| spin_wait.on_timeout);
+    if spin_wait.is_some_and(|spin_wait| !worker.spin_for_reply(spin_wait.spin_for))
+        && let Some(on_timeout) = on_timeout.take()
     {
-        late();
+        on_timeout();
     }
     loop {
         match worker.recv()? {
@@ -215,8 +215,8 @@ fn receive(
             other => return Err(TransportError::Malformed(format!("an unexpected {other:?}"))),
         }
         // This was not the final reply, but the first of several.
-        if let Some(late) = late.take() {
-            late();
+        if let Some(on_timeout) = on_timeout.take() {
+            on_timeout();
         }
     }
 }

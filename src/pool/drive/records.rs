@@ -9,20 +9,20 @@ use std::ops::Range;
 use std::time::Duration;
 
 use procpool_worker::error::CodecError;
-use procpool_worker::protocol::RegionSlice;
+use procpool_worker::protocol::PassedResult;
 use procpool_worker::record::{RECORD_HEAD, Record};
 use procpool_worker::{bulk, codec, memcpy};
 
 use crate::pool::drive::buffer::Buffer;
-use crate::pool::drive::regions::Lease;
+use crate::pool::drive::parcel::Parcel;
 
 /// Outcomes of consecutive items, as the worker wrote them.
 #[derive(Debug, Default)]
 pub(crate) struct Records {
     bytes: Buffer,
     at: usize,
-    /// One for each [`Record::Region`], in order; `None` if no descriptor was left to receive it.
-    regions: VecDeque<Option<Lease>>,
+    /// One for each [`Record::Passed`], in order.
+    parcels: VecDeque<Parcel>,
     /// One for each [`Record::Output`], in order.
     outputs: VecDeque<Vec<u8>>,
     /// The run of numbers being read: its remaining bytes, and the width of each number.
@@ -38,7 +38,7 @@ pub(crate) struct Records {
 pub(crate) struct RawOutcome<'a> {
     pub(crate) kind: Record,
     pub(crate) payload: &'a [u8],
-    pub(crate) region: Option<Lease>,
+    pub(crate) parcel: Option<Parcel>,
     pub(crate) elapsed: Duration,
     /// Captured output.
     pub(crate) output: Vec<u8>,
@@ -63,8 +63,8 @@ pub(crate) struct Summary {
     pub(crate) items: u32,
     /// Number of values among them.
     pub(crate) answers: u32,
-    /// Number of values in regions.
-    pub(crate) regions: u32,
+    /// Number of values of which a part was passed on the control socket.
+    pub(crate) passed: u32,
     /// Number of timed items, and their total time in nanoseconds.
     pub(crate) timed: u32,
     pub(crate) nanos: u64,
@@ -104,7 +104,7 @@ fn outcomes(kind: Record, payload: &[u8]) -> Option<u32> {
             u32::try_from(numbers.len() / width).ok()?
         }
         Record::Value
-        | Record::Region
+        | Record::Passed
         | Record::Panicked
         | Record::Undecodable
         | Record::Unencodable => 1,
@@ -124,8 +124,8 @@ pub(crate) fn validate(mut bytes: &[u8]) -> Option<Summary> {
                 summary.timed = summary.items;
                 summary.nanos = summary.nanos.saturating_add(number(payload)?);
             }
-            Record::Region => {
-                summary.regions += 1;
+            Record::Passed => {
+                summary.passed += 1;
                 summary.answers += 1;
             }
             Record::Value | Record::Primitives => summary.answers += items,
@@ -135,21 +135,21 @@ pub(crate) fn validate(mut bytes: &[u8]) -> Option<Summary> {
     Some(summary)
 }
 
-/// Returns the locations of results in regions. `None` if one is invalid.
-pub(crate) fn places(mut bytes: &[u8]) -> Option<Vec<RegionSlice>> {
-    let mut places = Vec::new();
+/// Returns what was passed with the results. `None` if a record of it is invalid.
+pub(crate) fn passed_results(mut bytes: &[u8]) -> Option<Vec<PassedResult>> {
+    let mut passed = Vec::new();
     while let Some((kind, payload, rest)) = split(bytes) {
         bytes = rest;
-        if kind == Record::Region {
-            places.push(place(payload)?.0);
+        if kind == Record::Passed {
+            passed.push(passed_result(payload)?.0);
         }
     }
-    Some(places)
+    Some(passed)
 }
 
-/// Returns the location of a result, and whether it is stored as raw elements.
-pub(crate) fn place(payload: &[u8]) -> Option<(RegionSlice, bool)> {
-    codec::decode(payload).ok()
+/// Returns what was passed with a result, and the encoded result if no region holds it.
+pub(crate) fn passed_result(payload: &[u8]) -> Option<(PassedResult, &[u8])> {
+    codec::decode_prefix(payload).ok()
 }
 
 /// Returns the end offset of each item's captured output.
@@ -168,10 +168,21 @@ impl Records {
     /// Creates records from bytes that passed [`validate`].
     pub(crate) fn new(
         bytes: Buffer,
-        regions: VecDeque<Option<Lease>>,
+        parcels: VecDeque<Parcel>,
         outputs: VecDeque<Vec<u8>>,
     ) -> Self {
-        Self { bytes, regions, outputs, ..Self::default() }
+        Self { bytes, parcels, outputs, ..Self::default() }
+    }
+
+    /// Returns bytes, parcels and outputs of the `items` that are left, as [`new`](Self::new) takes them.
+    pub(crate) fn into_parts(
+        mut self,
+        items: u32,
+    ) -> (Buffer, VecDeque<Parcel>, VecDeque<Vec<u8>>) {
+        if self.at > 0 {
+            self = self.split_front(items);
+        }
+        (self.bytes, self.parcels, self.outputs)
     }
 
     /// Returns the next item's outcome.
@@ -181,7 +192,7 @@ impl Records {
             Piece::Numbers { bytes, elapsed, .. } => RawOutcome {
                 kind: Record::Value,
                 payload: bytes,
-                region: None,
+                parcel: None,
                 elapsed,
                 output: Vec::new(),
             },
@@ -210,13 +221,12 @@ impl Records {
             let rest = &self.bytes[next..];
             let has_output = matches!(split(rest), Some((Record::Output, ..)));
             self.timed = self.timed.saturating_sub(1);
-            let region =
-                (kind == Record::Region).then(|| self.regions.pop_front().flatten()).flatten();
+            let parcel = if kind == Record::Passed { self.parcels.pop_front() } else { None };
             let output = if has_output { self.outputs.pop_front() } else { None };
             return Some(Piece::One(RawOutcome {
                 kind,
                 payload: &self.bytes[next - len..next],
-                region,
+                parcel,
                 elapsed: self.each,
                 output: output.unwrap_or_default(),
             }));
@@ -277,10 +287,10 @@ impl Records {
     /// Splits off the first `items` as separate records.
     pub(crate) fn split_front(&mut self, mut items: u32) -> Self {
         // A number and its time take at most this much, and all numbers at most what is left.
-        const EACH: usize = 32;
-        let left = self.bytes.len().saturating_sub(self.at) + EACH;
-        let room = left.min(EACH.saturating_mul(items as usize));
-        let mut front = Self { bytes: Buffer::with_room(room), ..Self::default() };
+        const MAX_RECORD: usize = 32;
+        let left = self.bytes.len().saturating_sub(self.at) + MAX_RECORD;
+        let capacity = left.min(MAX_RECORD.saturating_mul(items as usize));
+        let mut front = Self { bytes: Buffer::with_capacity(capacity), ..Self::default() };
         while items > 0 {
             let Some(piece) = self.next_piece(items) else { break };
             let (taken, elapsed) = match piece {
@@ -290,9 +300,7 @@ impl Records {
                 }
                 Piece::One(raw) => {
                     put(&mut front.bytes, raw.kind, &[raw.payload]);
-                    if raw.kind == Record::Region {
-                        front.regions.push_back(raw.region);
-                    }
+                    front.parcels.extend(raw.parcel);
                     if !raw.output.is_empty() {
                         put(&mut front.bytes, Record::Output, &[&0u64.to_le_bytes()]);
                         front.outputs.push_back(raw.output);
@@ -328,7 +336,7 @@ mod tests {
         put(&mut bytes, Record::Panicked, &[b"two"]);
         put(&mut bytes, Record::Time, &[&3000u64.to_le_bytes()]);
         put(&mut bytes, Record::Value, &[b"three"]);
-        let expected = Summary { items: 3, answers: 2, regions: 0, timed: 2, nanos: 3000 };
+        let expected = Summary { items: 3, answers: 2, passed: 0, timed: 2, nanos: 3000 };
         assert_eq!(validate(&bytes), Some(expected));
         let mut records = Records::new(bytes[..].into(), VecDeque::new(), VecDeque::new());
         let mut front = records.split_front(1);
@@ -350,7 +358,7 @@ mod tests {
         put(&mut bytes, Record::Time, &[&600u64.to_le_bytes()]);
         put(&mut bytes, Record::Primitives, &[&[2], &[4, 0, 5, 0, 6, 0]]);
         bytes.truncate(bytes.len() - 2);
-        let expected = Summary { items: 5, answers: 5, regions: 0, timed: 3, nanos: 600 };
+        let expected = Summary { items: 5, answers: 5, passed: 0, timed: 3, nanos: 600 };
         assert_eq!(validate(&bytes), Some(expected));
         let mut records = Records::new(bytes[..].into(), VecDeque::new(), VecDeque::new());
         let mut front = records.split_front(2);

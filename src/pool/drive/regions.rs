@@ -3,7 +3,7 @@
 //!
 //! A pool owns its [`Regions`]. A region in use is a [`Lease`], and returns when the lease is dropped. Then
 //! only the worker that has it [`Mapped`] may use it again, so no worker ever sees another's data. Regions of
-//! a dead worker are discarded on return, and so are those beyond [`KEPT`] and those idle for [`IDLE`].
+//! a dead worker are discarded on return, and so are those beyond [`MAX_FREE`] and those idle for [`IDLE`].
 //!
 //! A worker unmaps a discarded region at its next request. The memory returns to the system at once, even
 //! while others still map it.
@@ -18,19 +18,19 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use procpool_worker::memcpy::Sink;
+use procpool_worker::memcpy::{self, Sink};
 use procpool_worker::protocol::{RegionSlice, Request};
 use procpool_worker::region::Region;
 
 /// Bytes of unused regions that a pool keeps: a large argument and its result. For larger regions, reuse
 /// saves nothing.
-const KEPT: usize = 256 << 20;
+const MAX_FREE: usize = 256 << 20;
 
 /// How long unused regions are kept.
 const IDLE: Duration = Duration::from_secs(5);
 
 /// Minimum size of a region for small items, so that the next chunk's fit too.
-const LEAST: usize = 512 << 10;
+const MIN_REGION: usize = 512 << 10;
 
 /// The owner number of this process; workers have others.
 const PARENT: u64 = 0;
@@ -85,18 +85,28 @@ impl Regions {
     }
 
     /// Returns an empty region with capacity for `bytes`, for this worker.
-    fn with_room(self: &Arc<Self>, bytes: usize, worker: u64) -> io::Result<Lease> {
+    fn allocate(self: &Arc<Self>, bytes: usize, worker: u64) -> io::Result<Lease> {
         if let Some(lease) = self.reuse(bytes, worker) {
             // Its previous content may have needed less memory.
             lease.region.as_ref().map_or(Ok(()), |region| region.populate(bytes))?;
             return Ok(lease);
         }
-        let region = Region::new(bytes.max(LEAST), bytes)?;
+        let region = Region::new(bytes.max(MIN_REGION), bytes)?;
         let mut inner = self.inner();
         inner.number = inner.number.wrapping_add(1);
         let key = (PARENT, inner.number);
         inner.live.insert(key);
         Ok(Lease { home: Arc::clone(self), key, region: Some(region), len: 0, owner: worker })
+    }
+
+    /// Returns a region that holds `bytes`, which no worker has mapped.
+    pub(crate) fn filled(self: &Arc<Self>, bytes: &[u8]) -> io::Result<Lease> {
+        let mut lease = self.allocate(bytes.len(), PARENT)?;
+        if let Some(region) = lease.region() {
+            region.close_descriptor();
+        }
+        lease.put_slice(bytes);
+        Ok(lease)
     }
 
     /// Returns a free region that the worker has mapped: the smallest that fits, and of equal ones the last
@@ -106,7 +116,7 @@ impl Regions {
         let fits = |entry: &Entry| {
             let len = entry.region.len();
             let is_ours = entry.key.0 == PARENT && entry.owner == worker;
-            is_ours && len >= bytes && len / 8 <= bytes.max(LEAST)
+            is_ours && len >= bytes && len / 8 <= bytes.max(MIN_REGION)
         };
         let fitting = inner.free.iter().enumerate().rev().filter(|(_, entry)| fits(entry));
         let (at, _) = fitting.min_by_key(|(_, entry)| entry.region.len())?;
@@ -123,8 +133,14 @@ impl Regions {
         self.returned.load(Relaxed) && self.returned.swap(false, Relaxed)
     }
 
+    /// Returns whether a region for arguments may be used for another one.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn has_free_argument(&self) -> bool {
+        self.inner().free.iter().any(|entry| entry.key.0 == PARENT)
+    }
+
     /// Returns when to check whether regions returned now are still idle.
-    pub(crate) fn look_at() -> Option<Instant> {
+    pub(crate) fn check_at() -> Option<Instant> {
         Instant::now().checked_add(IDLE)
     }
 
@@ -154,6 +170,16 @@ impl Lease {
         self.len
     }
 
+    /// Copies the content. Returns nothing if there is no memory for it.
+    pub(crate) fn copy(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        if bytes.try_reserve_exact(self.len).is_ok() {
+            // SAFETY: the region is mapped for its length for as long as it lives.
+            unsafe { memcpy::append_from(&mut bytes, self.as_ptr(), self.len) };
+        }
+        bytes
+    }
+
     /// Returns the region, to send it to a worker that hasn't mapped it.
     pub(crate) fn region(&mut self) -> Option<&mut Region> {
         self.region.as_mut()
@@ -175,7 +201,7 @@ impl Drop for Lease {
         let (key, owner) = (self.key, self.owner);
         let mut inner = self.home.inner();
         let kept: usize = inner.free.iter().map(|entry| entry.region.len()).sum();
-        let is_kept = kept + region.len() <= KEPT && inner.live.contains(&key);
+        let is_kept = kept + region.len() <= MAX_FREE && inner.live.contains(&key);
         if is_kept {
             let since = Instant::now();
             inner.free.push(Entry { key, region, owner, since, is_known: false });
@@ -198,20 +224,20 @@ pub(crate) struct Mapped {
 
 impl Mapped {
     /// Creates an empty set for a new worker.
-    pub(crate) fn none(home: &Arc<Regions>) -> Self {
+    pub(crate) fn new(home: &Arc<Regions>) -> Self {
         let mut inner = home.inner();
         inner.workers += 1;
         Self { home: Arc::clone(home), worker: inner.workers, keys: Vec::new() }
     }
 
     /// Returns a region with capacity for `bytes`, for this worker.
-    pub(crate) fn room(&self, bytes: usize) -> io::Result<Lease> {
-        self.home.with_room(bytes, self.worker)
+    pub(crate) fn allocate(&self, bytes: usize) -> io::Result<Lease> {
+        self.home.allocate(bytes, self.worker)
     }
 
     /// Returns a reference to the lease's content for the worker. If `is_new` is set in it, the region must
     /// be sent first.
-    pub(crate) fn show(&mut self, lease: &Lease) -> RegionSlice {
+    pub(crate) fn reference(&mut self, lease: &Lease) -> RegionSlice {
         let is_new = !self.keys.contains(&lease.key);
         if is_new {
             self.keys.push(lease.key);
@@ -221,8 +247,8 @@ impl Mapped {
 
     /// Returns the region of a result: one that the worker has just sent, or one that it was told is free.
     /// `None` if there is no such region or it is too small.
-    pub(crate) fn result(&mut self, place: RegionSlice, new: Option<Region>) -> Option<Lease> {
-        let (key, len) = ((self.worker, place.number), usize::try_from(place.len).ok()?);
+    pub(crate) fn result(&mut self, slice: RegionSlice, new: Option<Region>) -> Option<Lease> {
+        let (key, len) = ((self.worker, slice.number), usize::try_from(slice.len).ok()?);
         let mut inner = self.home.inner();
         let region = match new {
             Some(region) if inner.live.insert(key) => {
@@ -243,7 +269,7 @@ impl Mapped {
     }
 
     /// Returns pending updates that the worker must receive before its next chunk, if any.
-    pub(crate) fn news(&mut self) -> Option<Request> {
+    pub(crate) fn pending_updates(&mut self) -> Option<Request> {
         if self.keys.is_empty() {
             return None;
         }
@@ -289,7 +315,7 @@ mod tests {
     }
 
     fn leased(mapped: &Mapped, bytes: &[u8]) -> Lease {
-        let mut lease = mapped.room(bytes.len()).unwrap();
+        let mut lease = mapped.allocate(bytes.len()).unwrap();
         lease.put_slice(bytes);
         lease
     }
@@ -297,37 +323,37 @@ mod tests {
     #[test]
     fn a_region_is_reused_by_the_worker_that_has_it_mapped() {
         let regions = Arc::new(Regions::default());
-        let mut mapped = Mapped::none(&regions);
+        let mut mapped = Mapped::new(&regions);
         let first = leased(&mapped, &[1; 5000]);
-        let place = mapped.show(&first);
-        assert!(place.is_new && place.is_cached);
+        let slice = mapped.reference(&first);
+        assert!(slice.is_new && slice.is_cached);
         drop(first);
         let second = leased(&mapped, &[2; 4000]);
         assert_eq!(content(&second), [2; 4000]);
-        assert_eq!(mapped.show(&second), RegionSlice { len: 4000, is_new: false, ..place });
-        assert_eq!(mapped.news(), None);
+        assert_eq!(mapped.reference(&second), RegionSlice { len: 4000, is_new: false, ..slice });
+        assert_eq!(mapped.pending_updates(), None);
     }
 
     #[test]
     fn a_region_of_one_worker_is_not_used_for_another() {
         let regions = Arc::new(Regions::default());
-        let (mut one, other) = (Mapped::none(&regions), Mapped::none(&regions));
+        let (mut one, other) = (Mapped::new(&regions), Mapped::new(&regions));
         let lease = leased(&one, &[1; 1000]);
-        one.show(&lease);
+        one.reference(&lease);
         let key = lease.key;
         drop(lease);
         let others = leased(&other, &[2; 1000]);
         assert_ne!(others.key, key);
-        assert_eq!(one.room(1000).unwrap().key, key);
+        assert_eq!(one.allocate(1000).unwrap().key, key);
     }
 
     #[test]
     fn regions_of_a_lost_worker_are_discarded() {
         let regions = Arc::new(Regions::default());
-        let mut mapped = Mapped::none(&regions);
+        let mut mapped = Mapped::new(&regions);
         let (out, back) = (leased(&mapped, &[1; 9]), leased(&mapped, &[1; 9]));
-        mapped.show(&out);
-        mapped.show(&back);
+        mapped.reference(&out);
+        mapped.reference(&back);
         drop(back);
         drop(mapped);
         drop(out);
@@ -338,33 +364,35 @@ mod tests {
     #[test]
     fn a_result_in_an_impossible_region_is_refused() {
         let regions = Arc::new(Regions::default());
-        let mut mapped = Mapped::none(&regions);
-        let place = |number, len| RegionSlice { number, len, is_new: false, is_cached: true };
+        let mut mapped = Mapped::new(&regions);
+        let slice = |number, len| RegionSlice { number, len, is_new: false, is_cached: true };
         let new = || Some(Region::copy_of(&[7; 100]).unwrap());
-        assert!(mapped.result(place(1, 100), None).is_none(), "no region has this number");
-        assert!(mapped.result(place(1, 101), new()).is_none(), "the region is smaller");
-        let lease = mapped.result(place(2, 100), new()).unwrap();
+        assert!(mapped.result(slice(1, 100), None).is_none(), "no region has this number");
+        assert!(mapped.result(slice(1, 101), new()).is_none(), "the region is smaller");
+        let lease = mapped.result(slice(2, 100), new()).unwrap();
         assert_eq!(content(&lease), [7; 100]);
-        assert!(mapped.result(place(2, 100), new()).is_none(), "the number is in use");
-        assert!(mapped.result(place(2, 100), None).is_none(), "the region was not returned");
+        assert!(mapped.result(slice(2, 100), new()).is_none(), "the number is in use");
+        assert!(mapped.result(slice(2, 100), None).is_none(), "the region was not returned");
         drop(lease);
-        let news = mapped.news();
-        assert!(matches!(news, Some(Request::Regions { results_free, .. }) if results_free == [2]));
-        assert!(mapped.result(place(2, 50), None).is_some());
+        let updates = mapped.pending_updates();
+        assert!(
+            matches!(updates, Some(Request::Regions { results_free, .. }) if results_free == [2])
+        );
+        assert!(mapped.result(slice(2, 50), None).is_some());
     }
 
     #[test]
     fn idle_regions_are_discarded() {
         let regions = Arc::new(Regions::default());
-        let mut mapped = Mapped::none(&regions);
+        let mut mapped = Mapped::new(&regions);
         let lease = leased(&mapped, &[1; 5000]);
-        mapped.show(&lease);
+        mapped.reference(&lease);
         drop(lease);
         assert!(regions.have_returned() && !regions.have_returned());
         assert!(regions.trim().is_some());
         regions.inner().free[0].since -= IDLE;
         assert_eq!(regions.trim(), None);
         assert!(regions.inner().free.is_empty());
-        assert!(mapped.news().is_some());
+        assert!(mapped.pending_updates().is_some());
     }
 }

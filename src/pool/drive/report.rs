@@ -1,4 +1,4 @@
-//! Who is told what a chunk's items become, and what makes a worker's words unbelievable.
+//! Reports a chunk's outcomes to counters, callbacks and observers; the error of a lane with invalid data.
 
 use crate::pool::observe::events::{Deferred, Observers};
 use crate::pool::schedule::counters::Counters;
@@ -10,12 +10,12 @@ pub(super) struct Reporter<'a> {
     pub(super) counters: &'a Counters,
     pub(super) observers: Option<&'a Observers>,
     /// Whether there are observers. Checked before a lock is taken.
-    pub(super) is_heard: bool,
+    pub(super) is_observed: bool,
 }
 
 impl<'a> Reporter<'a> {
     pub(super) fn new(counters: &'a Counters, observers: Option<&'a Observers>) -> Self {
-        Self { counters, observers, is_heard: observers.is_some_and(Observers::is_enabled) }
+        Self { counters, observers, is_observed: observers.is_some_and(Observers::is_enabled) }
     }
 
     /// Makes the calls collected under the chunk's lock, which must not be held here.

@@ -7,10 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use serde::{Serialize, Serializer};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::error::DeathCause;
 use crate::pool::observe::callbacks::{Callback, Callbacks, contain};
+use crate::worker_ref::HostName;
 
 /// An event in a pool.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -19,13 +21,16 @@ pub struct Event {
     /// Time since the pool was created. Serialized as seconds.
     #[serde(serialize_with = "seconds")]
     pub time: Duration,
+    /// The host on which it happened, if the pool spans several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host: Option<HostName>,
     /// What happened.
     #[serde(flatten)]
     pub kind: EventKind,
 }
 
 /// Kind of an [`Event`]. Workers are identified by slot and PID, tasks by id and attempt.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum EventKind {
@@ -78,7 +83,7 @@ pub enum EventKind {
         /// Attempt number, from 1.
         attempt: u32,
         /// Run time. Serialized as seconds.
-        #[serde(serialize_with = "seconds")]
+        #[serde(serialize_with = "seconds", deserialize_with = "from_seconds")]
         elapsed: Duration,
         /// The error of a failed task.
         error: Option<String>,
@@ -94,7 +99,7 @@ pub enum EventKind {
         /// The failed attempt, from 1.
         attempt: u32,
         /// Run time. Serialized as seconds.
-        #[serde(serialize_with = "seconds")]
+        #[serde(serialize_with = "seconds", deserialize_with = "from_seconds")]
         elapsed: Duration,
         /// The error of the failed attempt.
         error: String,
@@ -115,6 +120,11 @@ pub enum EventKind {
         /// PID of the worker.
         pid: u32,
     },
+    /// A host was lost, with its workers. What they ran is retried elsewhere, or fails.
+    HostLost {
+        /// How the loss was noticed.
+        reason: String,
+    },
     /// All tasks are done and all workers have exited.
     Drained,
     /// Events were dropped at this point, because callbacks were too slow.
@@ -129,6 +139,30 @@ pub enum EventKind {
     },
 }
 
+impl EventKind {
+    /// Returns the slot of the worker that the event is about.
+    pub(crate) fn slot_mut(&mut self) -> Option<&mut usize> {
+        match self {
+            Self::Spawned { slot, .. }
+            | Self::Ready { slot, .. }
+            | Self::StartFailed { slot, .. }
+            | Self::Assigned { slot, .. }
+            | Self::Finished { slot, .. }
+            | Self::Retried { slot, .. }
+            | Self::Lost { slot, .. }
+            | Self::Retired { slot, .. } => Some(slot),
+            Self::HostLost { .. }
+            | Self::Drained
+            | Self::Lagged { .. }
+            | Self::CallbackPanicked { .. } => None,
+        }
+    }
+}
+
+fn from_seconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    Duration::try_from_secs_f64(f64::deserialize(deserializer)?).map_err(D::Error::custom)
+}
+
 fn seconds<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_f64(time.as_secs_f64())
 }
@@ -136,6 +170,9 @@ fn seconds<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Er
 impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "[{:10.6}] ", self.time.as_secs_f64())?;
+        if let Some(host) = self.host {
+            write!(f, "{host}: ")?;
+        }
         match &self.kind {
             EventKind::Spawned { slot, pid, replaces } => {
                 let what = if *replaces { "respawned" } else { "spawned" };
@@ -165,6 +202,7 @@ impl fmt::Display for Event {
             }
             EventKind::Retired { slot, pid } => write!(f, "worker {slot} (PID {pid}) retired"),
             EventKind::Lagged { events } => write!(f, "{events} events dropped"),
+            EventKind::HostLost { reason } => write!(f, "lost with all workers: {reason}"),
             EventKind::Drained => f.write_str("drained"),
             EventKind::CallbackPanicked { message } => write!(f, "a callback panicked: {message}"),
         }
@@ -183,6 +221,8 @@ pub fn log_to_stderr() {
 #[derive(Clone)]
 pub(crate) struct Observers {
     began: Instant,
+    /// This host, if the pool spans several.
+    pub(crate) host: Option<HostName>,
     listeners: Arc<[Observer]>,
     backlog: Arc<Backlog>,
     /// The thread that observers run on. They can't run where events occur: locks are held there, which an
@@ -200,7 +240,7 @@ struct Backlog {
 }
 
 /// Maximum number of pending events: about 10 MiB.
-const MOST_WAITING: usize = 1 << 16;
+const MAX_WAITING: usize = 1 << 16;
 
 /// User code to call after a delivery: wakers, and callbacks of finished jobs. Collected under locks and
 /// [fired](Observers::fire) once they are released.
@@ -241,6 +281,7 @@ impl Observers {
     pub(crate) fn new(listeners: Vec<Observer>) -> Self {
         Self {
             began: Instant::now(),
+            host: None,
             listeners: listeners.into(),
             backlog: Arc::default(),
             callbacks: Callbacks::default(),
@@ -262,10 +303,15 @@ impl Observers {
     /// Emits an event. Calls `kind` only if there are observers. Must be called under no lock: this calls
     /// subscribers of the crate tracing, which may call the pool.
     pub(crate) fn emit(&self, kind: impl FnOnce() -> EventKind) {
+        self.emit_of(self.host, kind);
+    }
+
+    /// Emits an event of a host; see [`emit`](Self::emit).
+    pub(crate) fn emit_of(&self, host: Option<HostName>, kind: impl FnOnce() -> EventKind) {
         if !self.is_enabled() {
             return;
         }
-        let event = Event { time: self.began.elapsed(), kind: kind() };
+        let event = Event { time: self.began.elapsed(), host, kind: kind() };
         if TO_STDERR.load(Relaxed) {
             // A failed write to stderr doesn't affect the pool.
             let _ = writeln!(io::stderr(), "[procpool]{event}");
@@ -276,13 +322,13 @@ impl Observers {
         }
         // The last event is never dropped, because observers may wait for it.
         let is_last = event.kind == EventKind::Drained;
-        if !is_last && self.backlog.waiting.load(Relaxed) >= MOST_WAITING {
+        if !is_last && self.backlog.waiting.load(Relaxed) >= MAX_WAITING {
             self.backlog.missed.fetch_add(1, Relaxed);
             return;
         }
         let events = self.backlog.missed.swap(0, Relaxed);
         if events > 0 {
-            self.send(Event { time: event.time, kind: EventKind::Lagged { events } });
+            self.send(Event { time: event.time, host, kind: EventKind::Lagged { events } });
         }
         self.send(event);
     }
@@ -330,6 +376,9 @@ fn trace(event: &Event) {
         }
         EventKind::StartFailed { slot, failures, cause } => {
             tracing::warn!(target: "procpool", time, slot, failures, %cause, "start failed");
+        }
+        EventKind::HostLost { reason } => {
+            tracing::warn!(target: "procpool", time, host = event.host.map(|host| host.as_str()), %reason, "host lost");
         }
         EventKind::CallbackPanicked { message } => {
             tracing::warn!(target: "procpool", time, %message, "callback panicked");

@@ -1,7 +1,7 @@
 //! Processes: each worker's handle, the thread that starts and reaps them, and one-shot processes.
 
-pub(crate) mod common;
 pub(crate) mod one_shot;
-pub(crate) mod orders;
+pub(crate) mod shared_supervisor;
 pub(crate) mod supervisor;
+pub(crate) mod supervisor_handle;
 pub(crate) mod worker;

@@ -1,6 +1,6 @@
 //! One call in its own child process. [`Process`] is a pool of one worker without replacement, so it has the
 //! same supervision as a pool's workers. It has no thread of its own: the caller's thread sends the call, and
-//! the [shared supervisor](super::common) reaps the process.
+//! the [shared supervisor](super::shared_supervisor) reaps the process.
 
 use std::ffi::OsString;
 use std::future::Future;
@@ -33,8 +33,8 @@ use crate::pool::types::Report;
 ///
 /// The child calls the function and exits: with code 0 if it returned, with code 1 if it panicked or a value
 /// could not be sent. [`join`](Self::join) reports a crash or an early exit. The child can have [pools](Pool)
-/// and processes of its own. Its leftover child processes are killed when it ends, in every case. Dropping a
-/// `Process` kills the child.
+/// and processes of its own. When it ends, for any reason, the processes that it started are killed. Dropping
+/// a `Process` kills the child.
 ///
 /// Starting a process takes a millisecond or more. For many calls, use a [`Pool`], which starts its workers
 /// once.

@@ -1,6 +1,7 @@
 //! The thread that starts and reaps a pool's processes. It lives as long as the pool, because the kernel
 //! reports the exit of the thread that started a process to it as its parent's death. All
-//! [`Process`](crate::Process)es share one such thread ([`common`](super::common)).
+//! [`Process`](crate::Process)es share one such thread (see
+//! [`shared_supervisor`](super::shared_supervisor)).
 //!
 //! It owns the pidfds, the limits on starting and retiring, and the tasks' time limits. It never communicates
 //! with a worker and never blocks on one.
@@ -25,7 +26,7 @@ use crate::os::observe;
 use crate::os::process::{CaptureFile, Child, OutputMode};
 use crate::pool::observe::callbacks::contain;
 use crate::pool::observe::events::EventKind;
-use crate::pool::process::orders::Waker;
+use crate::pool::process::supervisor_handle::Waker;
 use crate::pool::process::worker::{KillReason, PendingWorker, Process, RETIRE_GRACE};
 use crate::pool::schedule::slots::SpawnDecision;
 use crate::pool::schedule::state::PoolState;
@@ -50,12 +51,12 @@ struct Supervised {
 pub(crate) fn supervise(shared: &Arc<PoolState>) {
     let mut supervisors = vec![Supervisor::new(Arc::clone(shared))];
     loop {
-        shared.orders.waker.drain_eventfd();
+        shared.supervisor.waker.drain_eventfd();
         let wake = work(&mut supervisors);
         if supervisors.is_empty() {
             return;
         }
-        sleep(&mut supervisors, &shared.orders.waker, wake);
+        sleep(&mut supervisors, &shared.supervisor.waker, wake);
     }
 }
 
@@ -97,13 +98,13 @@ impl Supervisor {
 
     /// Does all due work. Returns when to run again, or breaks when the pool is finished.
     fn work(&mut self) -> ControlFlow<(), Option<Instant>> {
-        let orders = &self.shared.orders;
-        let mut signals = orders.signals.lock().unwrap_or_else(PoisonError::into_inner);
+        let supervisor = &self.shared.supervisor;
+        let mut signals = supervisor.signals.lock().unwrap_or_else(PoisonError::into_inner);
         for signal in signals.drain(..) {
             self.supervised.iter().for_each(|supervised| supervised.process.signal_group(signal));
         }
         drop(signals);
-        orders.signaled.notify_all();
+        supervisor.signaled.notify_all();
         if self.shared.is_terminated() {
             for supervised in &self.supervised {
                 supervised.process.child.kill();
@@ -189,10 +190,10 @@ impl Supervisor {
             error => error.to_string(),
         })?;
         let mut lane = Region::new(LANE_BYTES, LANE_BYTES).map_err(io)?;
-        let cord = config.launch.open_cord().map_err(io)?;
+        let liveness_pipe = config.launch.open_liveness_pipe().map_err(io)?;
         let start = lane.descriptor().into_iter();
         let passed: Vec<_> =
-            std::iter::once(cord.as_fd()).chain(start).chain([frames.as_fd()]).collect();
+            std::iter::once(liveness_pipe.as_fd()).chain(start).chain([frames.as_fd()]).collect();
         control.send(&[], &passed).map_err(|error| error.to_string())?;
         lane.close_descriptor();
         drop(frames);
@@ -204,9 +205,17 @@ impl Supervisor {
         let capture = config.launch.output == OutputMode::Capture;
         let capture = capture.then(CaptureFile::new).transpose().map_err(io)?;
         let file = capture.as_ref().map(CaptureFile::file);
-        let child =
-            Child::start(&config.launch, env, &title, token, theirs, &cord, file).map_err(io)?;
-        let process = Process::new(slot, generation, child, control, capture, config.kill_grace);
+        let child = Child::start(&config.launch, env, &title, token, theirs, &liveness_pipe, file)
+            .map_err(io)?;
+        let process = Process::new(
+            slot,
+            config.observers.host,
+            generation,
+            child,
+            control,
+            capture,
+            config.kill_grace,
+        );
         Ok(PendingWorker { process, lane: Arc::new(lane), requests })
     }
 
@@ -228,7 +237,7 @@ impl Supervisor {
                 }
                 _ if supervised.process.was_ready() => continue,
                 // No work is left for it. If its initializer is running, it may finish.
-                _ if are_needless && supervised.process.was_greeted() => {
+                _ if are_needless && supervised.process.has_connected() => {
                     let since = *supervised.retired.get_or_insert(now);
                     (since + RETIRE_GRACE, KillReason::Retired)
                 }
@@ -248,8 +257,8 @@ impl Supervisor {
     }
 
     fn enforce_limits(&self) -> Option<Instant> {
-        let orders = &self.shared.orders;
-        let planned = orders.next_look.load(Ordering::Acquire);
+        let supervisor = &self.shared.supervisor;
+        let planned = supervisor.next_check.load(Ordering::Acquire);
         if planned == u64::MAX {
             return None;
         }
@@ -257,9 +266,9 @@ impl Supervisor {
         if !left.is_zero() {
             return Some(Instant::now() + left);
         }
-        orders.next_look.store(u64::MAX, Ordering::Release);
+        supervisor.next_check.store(u64::MAX, Ordering::Release);
         let again = self.shared.enforce_limits()?;
-        orders.schedule_check(again);
+        supervisor.schedule_check(again);
         Some(again)
     }
 

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use procpool_worker::attach::{Attachments, FileId};
+use procpool_worker::attach::{Attachments, FileId, Received};
 use procpool_worker::codec;
 use procpool_worker::control::{Control, Packet};
 use procpool_worker::doorbell::SpinWaiter;
@@ -15,7 +15,7 @@ use procpool_worker::error::TransportError;
 use procpool_worker::function::ImageId;
 use procpool_worker::lane::ParentLane;
 use procpool_worker::protocol::{
-    MAX_ATTACHED, Passed, RegionSlice, Reply, Request, Setup, VERSION,
+    MAX_ATTACHED, MAX_FILES, Passed, PassedResult, RegionSlice, Reply, Request, Setup, VERSION,
 };
 use procpool_worker::region::Region;
 use procpool_worker::sys::now;
@@ -25,8 +25,10 @@ use rustix::process::Signal;
 use crate::error::{DeathCause, StartError};
 use crate::os::process::{CaptureFile, Child};
 use crate::pool::call::context::Context;
+use crate::pool::drive::parcel::{Files, Parcel};
 use crate::pool::drive::records;
-use crate::pool::drive::regions::{Lease, Mapped, Regions};
+use crate::pool::drive::regions::{Mapped, Regions};
+use crate::worker_ref::{HostName, WorkerRef};
 
 /// How long a worker that was told to exit may take before it is killed.
 pub(crate) const RETIRE_GRACE: Duration = Duration::from_secs(2);
@@ -35,6 +37,8 @@ pub(crate) const RETIRE_GRACE: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(crate) struct Process {
     pub(crate) slot: usize,
+    /// This host, if the pool spans several.
+    host: Option<HostName>,
     /// Number among the slot's processes, from 1.
     pub(crate) generation: u64,
     pub(crate) child: Child,
@@ -86,6 +90,7 @@ pub(crate) enum KillReason {
 impl Process {
     pub(crate) fn new(
         slot: usize,
+        host: Option<HostName>,
         generation: u64,
         child: Child,
         control: Control,
@@ -94,6 +99,7 @@ impl Process {
     ) -> Arc<Self> {
         Arc::new(Self {
             slot,
+            host,
             generation,
             child,
             control,
@@ -111,6 +117,11 @@ impl Process {
 
     pub(crate) fn pid(&self) -> u32 {
         self.child.pid()
+    }
+
+    /// Returns how results and errors identify it.
+    pub(crate) fn worker_ref(&self) -> WorkerRef {
+        WorkerRef { slot: self.slot, pid: self.pid(), host: self.host }
     }
 
     /// Kills the process. The first reason is kept.
@@ -167,12 +178,12 @@ impl Process {
     }
 
     /// Marks the process as connected; its initializer follows.
-    pub(crate) fn set_greeted(&self) {
+    pub(crate) fn set_connected(&self) {
         self.lifecycle().handshake_done = true;
     }
 
     /// Returns whether the process has connected.
-    pub(crate) fn was_greeted(&self) -> bool {
+    pub(crate) fn has_connected(&self) -> bool {
         self.lifecycle().handshake_done
     }
 
@@ -225,8 +236,8 @@ impl Process {
 
     /// Blocks until the process ends, but at most for `limit`. Returns whether it has ended.
     pub(crate) fn wait_death_timeout(&self, limit: Duration) -> bool {
-        let lives = |lifecycle: &mut Lifecycle| lifecycle.death.is_none();
-        let waited = self.exited.wait_timeout_while(self.lifecycle(), limit, lives);
+        let is_alive = |lifecycle: &mut Lifecycle| lifecycle.death.is_none();
+        let waited = self.exited.wait_timeout_while(self.lifecycle(), limit, is_alive);
         waited.unwrap_or_else(PoisonError::into_inner).0.death.is_some()
     }
 }
@@ -249,11 +260,13 @@ pub(crate) struct Worker {
     requests: Option<FrameSender>,
     /// Regions received that no result has referred to yet.
     arrived: Vec<(u32, Option<Region>)>,
+    /// Files received that no result has referred to yet, with their reply's number; or why they were not.
+    attached: Option<(u32, Result<Files, &'static str>)>,
     waiter: SpinWaiter,
     /// Number of frames sent since its last reply.
     unread: u32,
     /// Whether the worker spins for another frame after its reply.
-    pub(crate) more: bool,
+    pub(crate) hint_more: bool,
     /// Number of the last chunk.
     pub(crate) sequence: u32,
     /// Number of tasks it has run.
@@ -268,7 +281,11 @@ pub(crate) struct Worker {
 
 impl PendingWorker {
     /// Blocks until the process connects, and verifies that it is the one that was started.
-    pub(crate) fn greet(self, setup: Setup, regions: &Arc<Regions>) -> Result<Worker, StartError> {
+    pub(crate) fn handshake(
+        self,
+        setup: Setup,
+        regions: &Arc<Regions>,
+    ) -> Result<Worker, StartError> {
         let Self { process, lane, requests } = self;
         // The cause of death is more useful than the closed connection.
         let died = |process: &Process| match process.kill_reason() {
@@ -306,14 +323,15 @@ impl PendingWorker {
             lane,
             requests: Some(requests),
             arrived: Vec::new(),
+            attached: None,
             waiter: SpinWaiter::default(),
             unread: 0,
-            more: false,
+            hint_more: false,
             sequence: 0,
             tasks: 0,
             contexts: Vec::new(),
             frame: Vec::new(),
-            mapped: Mapped::none(regions),
+            mapped: Mapped::new(regions),
         };
         if worker.send(&Request::Setup(setup)).is_err() {
             worker.process.child.kill();
@@ -348,7 +366,7 @@ impl Worker {
     }
 
     /// Sends a context unless the worker holds it.
-    pub(crate) fn share(&mut self, context: &Arc<Context>) -> Result<(), TransportError> {
+    pub(crate) fn send_context(&mut self, context: &Arc<Context>) -> Result<(), TransportError> {
         if self.contexts.iter().any(|known| known.id == context.id) {
             return Ok(());
         }
@@ -390,10 +408,10 @@ impl Worker {
 
     /// Makes the worker drop the contexts of finished calls. Skipped for a worker that may not be reading:
     /// the pool's lock is held here, and a full channel would block.
-    pub(crate) fn forget(&mut self) {
+    pub(crate) fn drop_contexts(&mut self) {
         /// Fewer small frames than fit in a socket's buffer beside a chunk's.
-        const MOST_UNREAD: u32 = 16;
-        if self.unread >= MOST_UNREAD {
+        const MAX_UNREAD: u32 = 16;
+        if self.unread >= MAX_UNREAD {
             return;
         }
         let over = self.contexts.extract_if(.., |context| context.is_over());
@@ -410,7 +428,7 @@ impl Worker {
     pub(crate) fn send_frame(&mut self) -> Result<(), TransportError> {
         self.unread += 1;
         self.requests.as_ref().ok_or(TransportError::PeerGone)?.send(&self.frame)?;
-        self.lane.requests().ring(self.more);
+        self.lane.requests().ring(self.hint_more);
         Ok(())
     }
 
@@ -422,41 +440,74 @@ impl Worker {
         }
     }
 
-    /// Returns the regions that these records refer to. An entry is `None` if this process had no descriptor
-    /// left to receive it. Returns `None` if there is no such region.
-    pub(crate) fn take_results(&mut self, records: &[u8]) -> Option<VecDeque<Option<Lease>>> {
-        let take = |place: RegionSlice| {
-            if !place.is_new {
-                return self.mapped.result(place, None).map(Some);
-            }
-            let at = self.arrived.iter().position(|(number, _)| *number == place.number)?;
-            match self.arrived.swap_remove(at).1 {
-                Some(region) => self.mapped.result(place, Some(region)).map(Some),
-                None => Some(None),
+    /// Returns whether everything that was passed with these results has been received.
+    pub(crate) fn has_parcels(&self, records: &[u8]) -> bool {
+        let has_region = |slice: RegionSlice| {
+            !slice.is_new || self.arrived.iter().any(|(number, _)| *number == slice.number)
+        };
+        let has_files = |number| self.attached.as_ref().is_some_and(|(known, _)| *known == number);
+        records::passed_results(records).is_none_or(|passed| {
+            passed.iter().all(|head| {
+                head.region.is_none_or(|(slice, _)| has_region(slice))
+                    && head.attached.is_none_or(has_files)
+            })
+        })
+    }
+
+    /// Returns what was passed with these results. Returns `None` if there is no such thing.
+    pub(crate) fn take_parcels(&mut self, records: &[u8]) -> Option<VecDeque<Parcel>> {
+        let passed = records::passed_results(records)?;
+        passed.into_iter().map(|head| self.take_parcel(head)).collect()
+    }
+
+    fn take_parcel(&mut self, head: PassedResult) -> Option<Parcel> {
+        let files = match head.attached {
+            None => Ok(Files::default()),
+            Some(number) => self.attached.take_if(|(known, _)| *known == number)?.1,
+        };
+        let region = match head.region {
+            None => None,
+            Some((slice, _)) if !slice.is_new => Some(self.mapped.result(slice, None)?),
+            Some((slice, _)) => {
+                let at = self.arrived.iter().position(|(number, _)| *number == slice.number)?;
+                match self.arrived.swap_remove(at).1 {
+                    Some(region) => Some(self.mapped.result(slice, Some(region))?),
+                    None => return Some(Parcel::Lost(NO_MEMORY)),
+                }
             }
         };
-        records::places(records)?.into_iter().map(take).collect()
+        Some(match files {
+            Ok(files) => Parcel::Arrived { region, files },
+            Err(why) => Parcel::Lost(why),
+        })
     }
 
     /// Spins for a reply, for at most `limit`. Returns whether there is one.
-    pub(crate) fn listen(&mut self, limit: Duration) -> bool {
+    pub(crate) fn spin_for_reply(&mut self, limit: Duration) -> bool {
         self.waiter.spin_until(self.lane.replies(), limit)
     }
 
     /// Blocks until a reply arrives. [`Process::publish_exit`] ends the wait if the process dies.
     pub(crate) fn recv(&mut self) -> Result<Reply, TransportError> {
         /// A worker sends one region at a time and waits until it is received.
-        const MOST_ARRIVED: usize = 16;
+        const MAX_ARRIVED: usize = 16;
         loop {
             let packet = self.process.control.recv(true)?;
-            let reply = reply(&packet)?;
-            let Reply::Region { number } = reply else {
-                self.waiter.note_received();
-                self.unread = 0;
-                return Ok(reply);
+            let number = match reply(&packet)? {
+                Reply::Region { number } => number,
+                Reply::Attached { number, files } => {
+                    let files = accept_files(files, packet)?;
+                    self.attached = Some((number, files));
+                    continue;
+                }
+                reply => {
+                    self.waiter.note_received();
+                    self.unread = 0;
+                    return Ok(reply);
+                }
             };
             let malformed = |what: String| TransportError::Malformed(what);
-            if self.arrived.len() >= MOST_ARRIVED || packet.descriptors.len() > 1 {
+            if self.arrived.len() >= MAX_ARRIVED || packet.descriptors.len() > 1 {
                 return Err(malformed("too many regions".to_owned()));
             }
             let region = match packet.descriptors.into_iter().next() {
@@ -472,6 +523,28 @@ impl Worker {
             self.arrived.push((number, region));
         }
     }
+}
+
+/// Why a region was not received.
+const NO_MEMORY: &str = "its shared memory was not received: this process has no file descriptors left (raise `ulimit -n`)";
+
+/// Checks the files that came with a result.
+fn accept_files(
+    names: Vec<FileId>,
+    packet: Packet,
+) -> Result<Result<Files, &'static str>, TransportError> {
+    if packet.is_cut {
+        return Ok(Err(
+            "its files were not received: this process has no file descriptors left (raise `ulimit -n`)",
+        ));
+    }
+    if names.len() != packet.descriptors.len() || names.len() > MAX_FILES {
+        return Err(TransportError::Malformed("other files than it has named".to_owned()));
+    }
+    let received = Received::new(names.into_iter().zip(packet.descriptors).collect());
+    Ok(Files::new(received).ok_or(
+        "its files were closed: results that were not taken yet keep half of all descriptors open (take results sooner, or raise `ulimit -n`)",
+    ))
 }
 
 fn reply(packet: &Packet) -> Result<Reply, TransportError> {
@@ -500,7 +573,7 @@ mod tests {
         let child = Child::of(&sleep).unwrap();
         let control = Control::new(Control::pair().unwrap().0, 0);
         let grace = Duration::from_secs(3600);
-        let process = Process::new(0, 1, child, control, None, grace);
+        let process = Process::new(0, None, 1, child, control, None, grace);
         let pid = process.pid();
         // A stopped process's signals stay pending and can be observed.
         process.signal_group(Signal::STOP);

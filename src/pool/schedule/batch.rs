@@ -192,9 +192,9 @@ impl Batch {
     }
 
     /// Returns the provenance of outcomes from this worker, for a batch sent at `sent`.
-    pub(crate) fn provenance(&self, pid: u32, slot: usize, sent: Instant) -> Provenance {
+    pub(crate) fn provenance(&self, worker: WorkerRef, sent: Instant) -> Provenance {
         let queued = sent.saturating_duration_since(self.queued);
-        Provenance { worker: Some(WorkerRef { slot, pid }), attempt: self.attempt, queued }
+        Provenance { worker: Some(worker), attempt: self.attempt, queued }
     }
 
     /// Fails all items. Adds wakers and callbacks to `calls`.

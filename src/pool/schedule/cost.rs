@@ -31,7 +31,7 @@ impl CostEstimate {
     const WAKE_COST: u64 = 20_000;
 
     /// Maximum number of items in an adaptively sized chunk.
-    const MOST: u32 = 1 << 16;
+    const MAX_CHUNK: u32 = 1 << 16;
 
     /// Records that `items` took `nanos` in total.
     pub(crate) fn observe(&self, items: u64, nanos: u64) {
@@ -71,7 +71,7 @@ impl CostEstimate {
         if nanos == 0 {
             return 1;
         }
-        let worth = (goal / nanos).clamp(1, Self::MOST.into());
+        let worth = (goal / nanos).clamp(1, Self::MAX_CHUNK.into());
         worth.min(4 * seen) as u32
     }
 
@@ -111,7 +111,7 @@ mod tests {
                 cost.observe(items, nanos);
                 seen += items;
                 let chunk = u64::from(cost.chunk(CostEstimate::CHUNK));
-                prop_assert!(chunk >= 1 && chunk <= 4 * seen && chunk <= CostEstimate::MOST.into());
+                prop_assert!(chunk >= 1 && chunk <= 4 * seen && chunk <= CostEstimate::MAX_CHUNK.into());
                 prop_assert!(chunk == 1 || chunk * cost.nanos() <= CostEstimate::CHUNK);
             }
         }

@@ -33,7 +33,7 @@ impl PoolState {
     pub(crate) fn next_step(&self, slot: usize) -> Step {
         let mut central = self.central();
         loop {
-            match self.look(&mut central, slot) {
+            match self.poll(&mut central, slot) {
                 Ok(step) => return step,
                 Err(is_idle) => central = self.sleep(central, slot, is_idle),
             }
@@ -41,12 +41,12 @@ impl PoolState {
     }
 
     /// Returns the next step of a slot's driver; otherwise whether its worker is idle.
-    pub(super) fn look(&self, central: &mut SchedulerState, slot: usize) -> Result<Step, bool> {
+    pub(super) fn poll(&self, central: &mut SchedulerState, slot: usize) -> Result<Step, bool> {
         let has_work = central.has_work();
         match central.slots.poll(slot, has_work) {
             SlotPoll::PendingWorker(pending) => {
-                self.mind_needless(central);
-                Ok(Step::Greet(pending))
+                self.cancel_needless_starts(central);
+                Ok(Step::Handshake(pending))
             }
             SlotPoll::End(worker) => Ok(Step::Quit(worker)),
             SlotPoll::Nothing => Err(false),
@@ -57,8 +57,8 @@ impl PoolState {
                     && let Some(worker) = central.slots.check_out(slot)
                 {
                     central.watcher.take_if(|watcher| *watcher == slot);
-                    let turn = self.start_chunk(central, slot, &worker, batches, None);
-                    return Ok(Step::Run { worker, turn });
+                    let ticket = self.start_chunk(central, slot, &worker, batches, None);
+                    return Ok(Step::Run { worker, ticket });
                 }
                 Err(true)
             }
@@ -84,7 +84,7 @@ impl PoolState {
         let most = allowed.min(u32::try_from(unclaimed).unwrap_or(u32::MAX));
         let batches = self.next_batches(central, slot, most);
         if batches.is_empty() && (is_watcher || central.watcher.is_none()) {
-            return self.take_back(central, allowed).into();
+            return self.steal(central, allowed).into();
         }
         batches
     }
@@ -97,12 +97,13 @@ impl PoolState {
         slot: usize,
         is_idle: bool,
     ) -> MutexGuard<'a, SchedulerState> {
-        let call = &self.slots[slot].call;
+        let wakeup = &self.slots[slot].wakeup;
         let is_needed = !central.multi_item.is_empty() || !central.queue.is_empty();
         if is_idle && is_needed && central.watcher.is_none_or(|other| other == slot) {
             central.watcher = Some(slot);
-            let waited =
-                call.wait_timeout(central, STRAGGLER_POLL).unwrap_or_else(PoisonError::into_inner);
+            let waited = wakeup
+                .wait_timeout(central, STRAGGLER_POLL)
+                .unwrap_or_else(PoisonError::into_inner);
             central = waited.0;
             if waited.1.timed_out() && central.watcher == Some(slot) {
                 let has_work = !central.queue.is_empty();
@@ -114,11 +115,11 @@ impl PoolState {
         if was_watcher && is_needed {
             self.wake_for_queue(&mut central);
         }
-        call.wait(central).unwrap_or_else(PoisonError::into_inner)
+        wakeup.wait(central).unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Steals items from the worker with the most unclaimed ones.
-    fn take_back(&self, central: &SchedulerState, allowed: u32) -> Vec<Batch> {
+    pub(super) fn steal(&self, central: &SchedulerState, allowed: u32) -> Vec<Batch> {
         let stealable = |slot: &DriverSlot| {
             let running = slot.running.try_lock().ok()?;
             running.as_ref().map(Chunk::stealable).filter(|stealable| *stealable > 0)
@@ -129,7 +130,7 @@ impl PoolState {
             return Vec::new();
         };
         let mut running = running_item.running.lock().unwrap_or_else(PoisonError::into_inner);
-        running.as_mut().map_or_else(Vec::new, |chunk| chunk.take_back(stealable.min(allowed)))
+        running.as_mut().map_or_else(Vec::new, |chunk| chunk.steal(stealable.min(allowed)))
     }
 
     /// Returns how many more tasks a worker may run.
@@ -174,8 +175,8 @@ impl PoolState {
             if is_other || wanted == 0 || is_long || chunk.len() >= MAX_BATCHES {
                 break;
             }
-            let room = chunk::MOST_BYTES.saturating_sub(bytes + SPAN_HEAD);
-            let fitting = match first.fitting(wanted, room) {
+            let free = chunk::MAX_BODY.saturating_sub(bytes + SPAN_HEAD);
+            let fitting = match first.fitting(wanted, free) {
                 // A larger item is sent alone.
                 0 if chunk.is_empty() => 1,
                 0 => break,
@@ -220,55 +221,57 @@ impl PoolState {
         } else if !central.multi_item.is_empty() {
             self.ensure_watcher(central);
         }
-        let look = Instant::now() + chunk.patience();
+        let check_at = Instant::now() + chunk.silence_limit();
         *self.running(slot) = Some(chunk);
-        self.orders.schedule_check(look);
+        self.supervisor.schedule_check(check_at);
         RunTicket { is_multi_item, period, spin_for }
     }
 
     /// Runs the slot's [running](super::state::DriverSlot::running) chunk and checks the worker back in.
-    pub(crate) fn run(&self, slot: usize, mut worker: Worker, turn: RunTicket) {
+    pub(crate) fn run(&self, slot: usize, mut worker: Worker, ticket: RunTicket) {
         let running = &self.slots[slot].running;
-        self.tell_assigned(slot);
+        self.emit_assigned(slot);
         let observers = &self.config.observers;
         let limit = self.inline_limit;
-        let late = || {
-            if turn.is_multi_item {
+        let on_timeout = || {
+            if ticket.is_multi_item {
                 let mut central = self.central();
                 central.multi_item.push(slot);
                 self.ensure_watcher(&mut central);
             }
         };
-        let awake = turn.spin_for.map(|spin_for| SpinWait { spin_for, late: &late });
+        let spin_wait =
+            ticket.spin_for.map(|spin_for| SpinWait { spin_for, on_timeout: &on_timeout });
         let counters = &self.counters;
-        let outcome = exchange::run(&mut worker, running, limit, counters, Some(observers), awake);
-        self.bring_back(slot, worker, turn, outcome);
+        let outcome =
+            exchange::run(&mut worker, running, limit, counters, Some(observers), spin_wait);
+        self.finish_run(slot, worker, ticket, outcome);
     }
 
     /// Checks a worker back in after a chunk, or handles its loss.
-    pub(super) fn bring_back(
+    pub(super) fn finish_run(
         &self,
         slot: usize,
         mut worker: Worker,
-        turn: RunTicket,
+        ticket: RunTicket,
         outcome: Result<(), Box<LostChunk>>,
     ) {
         let outcome = outcome.map_err(|loss| self.on_worker_lost(&worker, *loss));
         if self.regions.have_returned()
-            && let Some(at) = Regions::look_at()
+            && let Some(at) = Regions::check_at()
         {
-            self.orders.schedule_check(at);
+            self.supervisor.schedule_check(at);
         }
         let mut central = self.central();
-        central.end(slot, turn);
-        let refused = match outcome {
+        central.end(slot, ticket);
+        let rejected = match outcome {
             Ok(()) => {
                 let is_spent = self.config.max_tasks.is_some_and(|most| worker.tasks >= most);
-                worker.forget();
+                worker.drop_contexts();
                 let has_work = central.has_work();
                 let actions =
                     central.slots.check_in(slot, worker, is_spent, has_work, Instant::now());
-                self.mind_needless(&central);
+                self.cancel_needless_starts(&central);
                 drop(central);
                 self.apply(actions);
                 return;
@@ -277,13 +280,13 @@ impl PoolState {
         };
         let has_work = central.has_work();
         let actions = central.slots.lost(slot, has_work);
-        self.mind_needless(&central);
+        self.cancel_needless_starts(&central);
         drop(central);
         self.apply(actions);
-        refused.iter().for_each(|batch| self.refuse(batch));
+        rejected.iter().for_each(|batch| self.reject(batch));
     }
 
-    pub(super) fn tell_assigned(&self, slot: usize) {
+    pub(super) fn emit_assigned(&self, slot: usize) {
         if !self.config.observers.is_enabled() {
             return;
         }
@@ -297,7 +300,7 @@ impl PoolState {
     fn on_worker_lost(&self, worker: &Worker, mut loss: LostChunk) -> Vec<Batch> {
         let is_terminated = self.is_terminated();
         let process = &worker.process;
-        let provenance = |batch: &Batch, sent| batch.provenance(process.pid(), process.slot, sent);
+        let provenance = |batch: &Batch, sent| batch.provenance(process.worker_ref(), sent);
         let mut again = Vec::new();
         let most_losses = if self.config.replaces { MAX_LOSSES } else { 0 };
         if let Some(mut batch) = loss.running_item.take() {

@@ -4,7 +4,7 @@
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 use super::slots::SlotPoll;
-use super::state::{Flight, PoolState, Step};
+use super::state::{InFlight, PoolState, Step};
 use crate::error::StartError;
 use crate::pool::drive::exchange;
 use crate::pool::process::worker::PendingWorker;
@@ -16,7 +16,7 @@ impl PoolState {
     }
 
     /// Blocks until the process has started and is ready for its handshake.
-    pub(crate) fn wait_newborn(&self) -> Result<PendingWorker, StartError> {
+    pub(crate) fn wait_pending_worker(&self) -> Result<PendingWorker, StartError> {
         let mut central = self.central();
         loop {
             if let Some(Err(error)) = &central.first_start {
@@ -31,15 +31,15 @@ impl PoolState {
 
     /// Sends the call and closes the channel: the process replies and exits.
     pub(crate) fn dispatch(&self) {
-        let step = self.look(&mut self.central(), 0);
-        let Ok(Step::Run { mut worker, turn }) = step else { return self.quit(step.ok()) };
-        self.tell_assigned(0);
+        let step = self.poll(&mut self.central(), 0);
+        let Ok(Step::Run { mut worker, ticket }) = step else { return self.quit(step.ok()) };
+        self.emit_assigned(0);
         let (running, limit) = (&self.slots[0].running, self.inline_limit);
         let observers = Some(&self.config.observers);
         let sent = exchange::send(&mut worker, running, limit, &self.counters, observers);
         worker.hang_up();
         let process = Arc::clone(&worker.process);
-        *self.flight() = Some(Flight { worker, turn, sent });
+        *self.in_flight() = Some(InFlight { worker, ticket, sent });
         // The process may have ended before the flight was stored.
         if process.death().is_some() {
             self.conclude();
@@ -49,17 +49,17 @@ impl PoolState {
     /// Settles the call after the process has ended. All its replies have arrived by then, so this never
     /// blocks.
     pub(crate) fn conclude(&self) {
-        let flight = self.flight().take();
-        let Some(Flight { mut worker, turn, sent }) = flight else { return };
+        let flight = self.in_flight().take();
+        let Some(InFlight { mut worker, ticket, sent }) = flight else { return };
         let (running, observers) = (&self.slots[0].running, Some(&self.config.observers));
         let outcome = exchange::finish(&mut worker, running, sent, &self.counters, observers, None);
-        self.bring_back(0, worker, turn, outcome);
-        let step = self.look(&mut self.central(), 0);
+        self.finish_run(0, worker, ticket, outcome);
+        let step = self.poll(&mut self.central(), 0);
         self.quit(step.ok());
     }
 
-    fn flight(&self) -> MutexGuard<'_, Option<Flight>> {
-        self.slots[0].flight.lock().unwrap_or_else(PoisonError::into_inner)
+    fn in_flight(&self) -> MutexGuard<'_, Option<InFlight>> {
+        self.slots[0].in_flight.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Counts the caller's thread, in the role of the driver, as finished.

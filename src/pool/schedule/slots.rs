@@ -116,11 +116,12 @@ impl<N, W> SlotTable<N, W> {
 
     /// Whether the pool is closed without work, and all checked-out workers are still starting, for nothing.
     pub(crate) fn is_only_starting(&self, has_work: bool) -> bool {
-        let is_greeting = |slot_state: &&Slot<N, W>| matches!(slot_state.state, State::Handshaking);
+        let is_handshaking =
+            |slot_state: &&Slot<N, W>| matches!(slot_state.state, State::Handshaking);
         self.phase == Phase::Closed
             && !has_work
             && self.out > 0
-            && self.out == self.slots.iter().filter(is_greeting).count()
+            && self.out == self.slots.iter().filter(is_handshaking).count()
     }
 
     /// Whether a slot has failed to start so often that waiting for another attempt is pointless.
@@ -172,10 +173,10 @@ impl<N, W> SlotTable<N, W> {
     /// Work was queued: wakes the driver of an idle worker, or else starts a worker in a parked slot. A pool
     /// that has given up retries.
     pub(crate) fn wake_one(&mut self, now: Instant) -> Actions<W> {
-        let is_resting = |slot_state: &Slot<N, W>| matches!(slot_state.state, State::Parked);
+        let is_parked = |slot_state: &Slot<N, W>| matches!(slot_state.state, State::Parked);
         let slot = self.idle.last().copied().or_else(|| match self.parked {
             0 => None,
-            _ => self.slots.iter().position(is_resting),
+            _ => self.slots.iter().position(is_parked),
         });
         match slot {
             Some(slot) => self.wake_slot(slot, now),

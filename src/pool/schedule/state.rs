@@ -15,6 +15,7 @@ use std::num::NonZero;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, TryLockError};
 use std::time::{Duration, Instant};
 
+use procpool_worker::attach::Attachments;
 use procpool_worker::function::FnRef;
 use procpool_worker::sys;
 
@@ -25,8 +26,9 @@ use crate::pool::config::Config;
 use crate::pool::drive::chunk::{Chunk, Running};
 use crate::pool::drive::exchange::Sent;
 use crate::pool::drive::regions::Regions;
+use crate::pool::hosts::link::{Command, Link};
 use crate::pool::observe::events::Deferred;
-use crate::pool::process::orders::SupervisorHandle;
+use crate::pool::process::supervisor_handle::SupervisorHandle;
 use crate::pool::process::worker::{PendingWorker, Process, Worker};
 use crate::pool::schedule::batch::Batch;
 use crate::pool::schedule::cost::CostEstimate;
@@ -38,20 +40,23 @@ use crate::pool::schedule::slots::{Actions, Phase, SlotTable, Wake};
 /// about 1.5 seconds: long enough for a transient shortage, short enough to wait for.
 pub(super) const START_ATTEMPTS: u32 = 8;
 
+/// Why a handle can't be sent to the workers of a pool that spans hosts.
+pub(crate) const HOST_LOCAL: &str = "it holds a handle (a channel end, a lock, shared memory or a file), which exists on this host only, and the pool spans hosts: send the value itself, or use a pool of this host";
+
 thread_local! {
     /// Whether this is a driver's or supervisor's thread.
-    static IS_SERVING: Cell<bool> = const { Cell::new(false) };
+    static IS_POOL_THREAD: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Marks this thread as one that the pool needs to shut down. Calls made on it, such as wakers, must not wait
 /// for the shutdown.
-pub(crate) fn serve() {
-    IS_SERVING.set(true);
+pub(crate) fn mark_pool_thread() {
+    IS_POOL_THREAD.set(true);
 }
 
 /// Returns whether the pool needs this thread to shut down.
-pub(crate) fn is_serving() -> bool {
-    IS_SERVING.get()
+pub(crate) fn is_pool_thread() -> bool {
+    IS_POOL_THREAD.get()
 }
 
 /// State shared by the pool's threads.
@@ -64,7 +69,9 @@ pub(crate) struct PoolState {
     pub(crate) slots: Box<[DriverSlot]>,
     /// Notified when a worker becomes ready or fails to start, and when a driver exits.
     pub(super) changed: Condvar,
-    pub(crate) orders: SupervisorHandle,
+    pub(crate) supervisor: SupervisorHandle,
+    /// The manager of the other hosts, if there are any.
+    pub(crate) link: Option<Arc<Link>>,
     pub(crate) counters: Counters,
     /// Number of CPUs available to this process.
     pub(super) cpus: usize,
@@ -81,17 +88,17 @@ pub(crate) struct PoolState {
 #[derive(Debug, Default)]
 pub(crate) struct DriverSlot {
     /// Wakes the slot's driver.
-    pub(super) call: Condvar,
+    pub(super) wakeup: Condvar,
     pub(crate) running: Running,
-    pub(super) flight: Mutex<Option<Flight>>,
+    pub(super) in_flight: Mutex<Option<InFlight>>,
 }
 
 /// The call of a [`Process`](crate::Process), from its sending on the caller's thread until the supervisor
 /// sees the process end.
 #[derive(Debug)]
-pub(super) struct Flight {
+pub(super) struct InFlight {
     pub(super) worker: Worker,
-    pub(super) turn: RunTicket,
+    pub(super) ticket: RunTicket,
     pub(super) sent: Sent,
 }
 
@@ -101,6 +108,8 @@ pub(super) struct SchedulerState {
     pub(super) queued: u64,
     pub(super) slots: SlotTable<PendingWorker, Worker>,
     pub(super) by_slot: Box<[SlotQueue]>,
+    /// Number of items that other hosts have.
+    pub(super) remote: u64,
     /// Number of running drivers.
     pub(super) drivers: usize,
     pub(super) limiter: Limiter,
@@ -128,11 +137,11 @@ pub(super) struct SlotQueue {
 /// A driver's next step.
 #[derive(Debug)]
 pub(crate) enum Step {
-    Greet(PendingWorker),
+    Handshake(PendingWorker),
     /// The chunk is in the slot's [`Running`].
     Run {
         worker: Worker,
-        turn: RunTicket,
+        ticket: RunTicket,
     },
     Quit(Option<Worker>),
 }
@@ -149,8 +158,13 @@ pub(crate) struct RunTicket {
 }
 
 impl PoolState {
-    pub(crate) fn new(config: Config, orders: SupervisorHandle, inline_limit: usize) -> Self {
-        let slots = config.workers;
+    pub(crate) fn new(
+        config: Config,
+        supervisor: SupervisorHandle,
+        inline_limit: usize,
+        link: Option<Arc<Link>>,
+    ) -> Self {
+        let slots = config.local;
         let cpus = std::thread::available_parallelism().map_or(1, NonZero::get);
         let central = SchedulerState {
             queue: VecDeque::new(),
@@ -159,8 +173,9 @@ impl PoolState {
                 true => SlotTable::new(slots, START_ATTEMPTS, Instant::now()),
                 false => SlotTable::for_one_process(slots, Instant::now()),
             },
-            by_slot: (0..slots).map(|_| SlotQueue::default()).collect(),
-            drivers: slots,
+            remote: 0,
+            by_slot: (0..config.workers).map(|_| SlotQueue::default()).collect(),
+            drivers: slots + usize::from(link.is_some()),
             limiter: Limiter::new(cpus),
             multi_item: Vec::new(),
             watcher: None,
@@ -168,14 +183,15 @@ impl PoolState {
             first_start: None,
             is_supervised: false,
         };
-        let counters = Counters::new(slots);
+        let counters = Counters::new(config.workers);
         Self {
             config,
             owner: sys::own_pid(),
             central: Mutex::new(central),
             slots: (0..slots).map(|_| DriverSlot::default()).collect(),
             changed: Condvar::new(),
-            orders,
+            supervisor,
+            link,
             counters,
             cpus,
             inline_limit,
@@ -187,8 +203,8 @@ impl PoolState {
 
     pub(super) fn central(&self) -> MutexGuard<'_, SchedulerState> {
         /// About 10 µs: the lock is held no longer, and sleeping until it is free would take longer.
-        const LOOKS: u32 = 30;
-        for _ in 0..LOOKS {
+        const SPINS: u32 = 30;
+        for _ in 0..SPINS {
             match self.central.try_lock() {
                 Ok(central) => return central,
                 Err(TryLockError::Poisoned(poisoned)) => return poisoned.into_inner(),
@@ -206,7 +222,7 @@ impl PoolState {
     }
 
     /// Fails a batch that will not run. Called under no lock.
-    pub(super) fn refuse(&self, batch: &Batch) {
+    pub(super) fn reject(&self, batch: &Batch) {
         let kind = match batch.job.call {
             Ok(_) => self.forked().unwrap_or(TaskErrorKind::Closed),
             Err(error) => TaskErrorKind::Function { reason: error.to_string() },
@@ -215,14 +231,14 @@ impl PoolState {
     }
 
     /// Fails a batch and calls its wakers and callbacks. Called under no lock.
-    pub(super) fn fail(&self, batch: &Batch, failure: Failure, provenance: Provenance) {
+    pub(crate) fn fail(&self, batch: &Batch, failure: Failure, provenance: Provenance) {
         let mut calls = Deferred::default();
         batch.fail(failure, provenance, &self.counters, &mut calls);
         self.config.observers.fire(calls);
     }
 
     /// Returns batches to the front of the queue, in order. If the pool is terminated, returns them: the
-    /// caller must [refuse](Self::refuse) them after releasing the lock, because that may call wakers.
+    /// caller must [reject](Self::reject) them after releasing the lock, because that may call wakers.
     #[must_use]
     pub(super) fn requeue(&self, central: &mut SchedulerState, batches: Vec<Batch>) -> Vec<Batch> {
         if central.slots.phase() == Phase::Terminated {
@@ -256,9 +272,9 @@ impl PoolState {
     }
 
     /// Wakes the supervisor if starting workers are no longer needed.
-    pub(super) fn mind_needless(&self, central: &SchedulerState) {
+    pub(super) fn cancel_needless_starts(&self, central: &SchedulerState) {
         if central.slots.is_only_starting(central.has_work()) {
-            self.orders.ring();
+            self.supervisor.wake();
         }
     }
 
@@ -269,6 +285,32 @@ impl PoolState {
         }
         let actions = central.slots.wake_one(Instant::now());
         self.apply(actions);
+    }
+
+    /// Checks that what an argument refers to can be sent wherever the pool has workers.
+    ///
+    /// # Errors
+    ///
+    /// The reason, for a pool that spans hosts and an argument that holds a handle of this host.
+    pub(crate) fn check_attachments(&self, attachments: &Attachments) -> Result<(), String> {
+        match self.link.is_some() && !attachments.is_empty() {
+            true => Err(HOST_LOCAL.to_owned()),
+            false => Ok(()),
+        }
+    }
+
+    /// Tells the manager of the other hosts something, if there are any.
+    pub(super) fn tell_hosts(&self, command: impl FnOnce() -> Command) {
+        if let Some(link) = &self.link {
+            link.tell(command());
+        }
+    }
+
+    /// Wakes the manager of the other hosts, if there are any.
+    pub(super) fn wake_hosts(&self) {
+        if let Some(link) = &self.link {
+            link.wake();
+        }
     }
 
     /// Ensures that an idle driver watches for stragglers, and returns whether one does. Picks the driver
@@ -285,7 +327,7 @@ impl PoolState {
     pub(super) fn apply(&self, actions: Actions<Worker>) {
         self.wake(actions.wake);
         if actions.start {
-            self.orders.ring();
+            self.supervisor.wake();
         }
         if let Some(worker) = actions.retire {
             worker.retire();
@@ -295,21 +337,26 @@ impl PoolState {
     pub(super) fn wake(&self, call: Wake) {
         match call {
             Wake::None => {}
-            Wake::One(slot) => self.slots[slot].call.notify_one(),
-            Wake::All => self.slots.iter().for_each(|slot| slot.call.notify_one()),
+            Wake::One(slot) => self.slots[slot].wakeup.notify_one(),
+            Wake::All => self.slots.iter().for_each(|slot| slot.wakeup.notify_one()),
         }
     }
 }
 
 impl SchedulerState {
+    /// Whether items are queued here, or may come back from another host.
     pub(super) fn has_work(&self) -> bool {
+        self.queued > 0 || self.remote > 0
+    }
+
+    pub(super) fn has_queued(&self) -> bool {
         self.queued > 0
     }
 
     /// Takes all queued batches.
     pub(super) fn take_queued(&mut self) -> Vec<Batch> {
         self.queued = 0;
-        let own = self.by_slot.iter_mut().flat_map(|place| place.own.drain(..));
+        let own = self.by_slot.iter_mut().flat_map(|slot| slot.own.drain(..));
         self.queue.drain(..).chain(own).collect()
     }
 
@@ -326,13 +373,13 @@ impl SchedulerState {
     }
 
     /// Ends the accounting of a chunk.
-    pub(super) fn end(&mut self, slot: usize, turn: RunTicket) {
-        if turn.is_multi_item
+    pub(super) fn end(&mut self, slot: usize, ticket: RunTicket) {
+        if ticket.is_multi_item
             && let Some(at) = self.multi_item.iter().position(|multi_item| *multi_item == slot)
         {
             self.multi_item.swap_remove(at);
         }
-        if let Some(sent) = turn.period {
+        if let Some(sent) = ticket.period {
             self.limiter.end(sent);
         }
     }
@@ -342,7 +389,7 @@ impl SchedulerState {
         self.slots.is_over(self.has_work())
     }
 
-    /// Whether every slot has had a process.
+    /// Whether every slot of this host has had a process.
     pub(super) fn all_started(&self) -> bool {
         (0..self.slots.len()).all(|slot| self.slots.starts(slot) > 0)
     }

@@ -15,6 +15,7 @@ use super::state::{PoolState, SchedulerState};
 use crate::error::{StartError, TaskErrorKind};
 use crate::pool::call::job::Job;
 use crate::pool::call::outcome::{Failure, Provenance};
+use crate::pool::hosts::link::Command;
 use crate::pool::process::worker::Worker;
 
 /// Maximum number of idle workers woken at once for the first items of a function. Waking one costs 10 to 30
@@ -42,15 +43,19 @@ impl PoolState {
     /// Queues a batch. A closed pool fails it at once.
     pub(crate) fn submit(&self, batch: Batch) {
         if self.forked().is_some() {
-            return self.refuse(&batch);
+            return self.reject(&batch);
         }
         let mut central = self.central();
         if central.slots.phase() != Phase::Open || batch.job.call.is_err() {
             drop(central);
-            return self.refuse(&batch);
+            return self.reject(&batch);
         }
         central.queued += u64::from(batch.items);
         match batch.slot {
+            Some(slot) if slot >= self.slots.len() => {
+                central.by_slot[slot].own.push_back(batch);
+                self.wake_hosts();
+            }
             Some(slot) => {
                 central.by_slot[slot].own.push_back(batch);
                 let actions = central.slots.wake_slot(slot, Instant::now());
@@ -91,9 +96,9 @@ impl PoolState {
         let Some((slot, worker)) = central.slots.check_out_any() else { return Err(batch) };
         let spin_for = self.spin_budget(&central, &batch);
         let batches = VecDeque::from([batch]);
-        let turn = self.start_chunk(&mut central, slot, &worker, batches, spin_for);
+        let ticket = self.start_chunk(&mut central, slot, &worker, batches, spin_for);
         drop(central);
-        self.run(slot, worker, turn);
+        self.run(slot, worker, ticket);
         Ok(())
     }
 
@@ -111,11 +116,11 @@ impl PoolState {
     pub(crate) fn window(&self, job: &Job) -> u64 {
         // Enough that drivers always find a full chunk and one slow item doesn't soon stop the others; few
         // enough that the input is not read far ahead.
-        const LEAST: u64 = 32;
-        const MOST: u64 = 1 << 20;
+        const MIN: u64 = 32;
+        const MAX: u64 = 1 << 20;
         let has_small_chunks = job.options.chunk_size.is_none() && !job.collects_all.load(Relaxed);
         let chunks = if has_small_chunks { 4 } else { 2 };
-        (chunks * u64::from(job.chunk())).clamp(LEAST, MOST) * self.config.workers as u64
+        (chunks * u64::from(job.chunk())).clamp(MIN, MAX) * self.config.workers as u64
     }
 
     /// Removes a job from the queue and stops its running items.
@@ -131,20 +136,21 @@ impl PoolState {
         central.queue = kept;
         let mut cancelled: VecDeque<Batch> = cancelled;
         central.queued -= cancelled.iter().map(|batch| u64::from(batch.items)).sum::<u64>();
-        let mut refused = Vec::new();
+        let mut rejected = Vec::new();
         for slot in 0..self.slots.len() {
             let mut running = self.running(slot);
             let taken = running.as_mut().map_or_else(Vec::new, |chunk| chunk.cancel(is_target));
             drop(running);
             let (ours, others): (Vec<_>, Vec<_>) = taken.into_iter().partition(&is_target);
             cancelled.extend(ours);
-            refused.extend(self.requeue(&mut central, others));
+            rejected.extend(self.requeue(&mut central, others));
         }
-        self.mind_needless(&central);
+        self.cancel_needless_starts(&central);
         drop(central);
+        self.tell_hosts(|| Command::Cancel(Arc::clone(job)));
         // The supervisor enforces the grace period after SIGTERM.
-        self.orders.schedule_check(Instant::now());
-        refused.iter().for_each(|batch| self.refuse(batch));
+        self.supervisor.schedule_check(Instant::now());
+        rejected.iter().for_each(|batch| self.reject(batch));
         for batch in cancelled {
             let failure = Failure::unstarted(TaskErrorKind::Cancelled);
             self.fail(&batch, failure, Provenance::NONE);
@@ -156,7 +162,8 @@ impl PoolState {
         if self.forked().is_some() {
             return;
         }
-        self.central().slots.idle_workers().for_each(Worker::forget);
+        self.central().slots.idle_workers().for_each(Worker::drop_contexts);
+        self.tell_hosts(|| Command::DropContexts);
     }
 
     /// Cancels all items that have not started.
@@ -168,14 +175,14 @@ impl PoolState {
         let mut cancelled = central.take_queued();
         for slot in 0..self.slots.len() {
             let mut running = self.running(slot);
-            cancelled
-                .extend(running.as_mut().into_iter().flat_map(|chunk| chunk.take_back(u32::MAX)));
+            cancelled.extend(running.as_mut().into_iter().flat_map(|chunk| chunk.steal(u32::MAX)));
         }
         if central.is_over() {
             self.wake(Wake::All);
         }
-        self.mind_needless(&central);
+        self.cancel_needless_starts(&central);
         drop(central);
+        self.tell_hosts(|| Command::CancelQueued);
         for batch in cancelled {
             let failure = Failure::unstarted(TaskErrorKind::Cancelled);
             self.fail(&batch, failure, Provenance::NONE);
@@ -189,9 +196,10 @@ impl PoolState {
         }
         let mut central = self.central();
         let actions = central.slots.close();
-        self.mind_needless(&central);
+        self.cancel_needless_starts(&central);
         drop(central);
         self.apply(actions);
+        self.wake_hosts();
     }
 
     /// Terminates the pool. Queued tasks fail here, running ones once their worker is dead.
@@ -204,8 +212,9 @@ impl PoolState {
         let queue = central.take_queued();
         drop(central);
         self.apply(actions);
+        self.wake_hosts();
         for batch in queue {
-            self.refuse(&batch);
+            self.reject(&batch);
         }
     }
 

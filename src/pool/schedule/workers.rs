@@ -10,12 +10,13 @@ use super::slots::{Phase, SpawnDecision, Wake};
 use super::state::{DriverSlot, PoolState, START_ATTEMPTS};
 use crate::error::{DeathCause, StartError, TaskErrorKind};
 use crate::pool::call::outcome::{Failure, Provenance};
+use crate::pool::hosts::link::Command;
 use crate::pool::observe::events::EventKind;
 use crate::pool::process::worker::{KillReason, PendingWorker, Process, Worker};
 use crate::pool::types::WorkerInfo;
 
 /// When the supervisor checks again after finding a chunk being sent.
-const SOON: Duration = Duration::from_millis(10);
+const RECHECK_DELAY: Duration = Duration::from_millis(10);
 
 impl PoolState {
     /// A worker has connected; its initializer follows.
@@ -39,15 +40,15 @@ impl PoolState {
 
     /// A worker failed to start. Another attempt follows after a delay; after too many failures, queued tasks
     /// fail.
-    pub(crate) fn start_failed(&self, slot: usize, cause: StartError, was_greeting: bool) {
+    pub(crate) fn start_failed(&self, slot: usize, cause: StartError, in_handshake: bool) {
         let mut central = self.central();
         let (has_work, now) = (central.has_work(), Instant::now());
-        let actions = if was_greeting {
+        let actions = if in_handshake {
             central.slots.handshake_failed(slot, has_work, now)
         } else {
             central.slots.spawn_failed(slot, has_work, now)
         };
-        let process = central.by_slot[slot].process.as_ref().filter(|_| was_greeting);
+        let process = central.by_slot[slot].process.as_ref().filter(|_| in_handshake);
         if process.is_some_and(|process| process.kill_reason() == Some(KillReason::Retired)) {
             // Retired during its start, because it is not needed.
             drop(central);
@@ -79,7 +80,7 @@ impl PoolState {
         if central.is_over() {
             self.wake(Wake::All);
         }
-        self.mind_needless(&central);
+        self.cancel_needless_starts(&central);
         drop(central);
         self.config.observers.emit(|| EventKind::StartFailed {
             slot,
@@ -105,7 +106,7 @@ impl PoolState {
     pub(crate) fn driver_ended(&self) {
         self.central().drivers -= 1;
         self.changed.notify_all();
-        self.orders.ring();
+        self.supervisor.wake();
     }
 
     /// Returns the process to start next; see [`SlotTable::next_start`](super::slots::SlotTable::next_start).
@@ -193,9 +194,9 @@ impl PoolState {
         let Some(chunk) = chunk else { return process.kill(KillReason::OutOfMemory) };
         let rest = chunk.end_for_memory();
         drop(running);
-        let refused = self.requeue(&mut central, rest);
+        let rejected = self.requeue(&mut central, rest);
         drop(central);
-        refused.iter().for_each(|batch| self.refuse(batch));
+        rejected.iter().for_each(|batch| self.reject(batch));
     }
 
     /// Stops or continues all workers and their child processes. Suspended time doesn't count towards time
@@ -221,7 +222,8 @@ impl PoolState {
         }
         // Released first: the supervisor takes this lock, and this thread waits for the supervisor.
         drop(suspended);
-        self.orders.signal(signal);
+        self.supervisor.signal(signal);
+        self.tell_hosts(|| Command::Suspend(stop));
     }
 
     /// Returns the state of all workers, without resource use, which needs system calls.
@@ -232,6 +234,7 @@ impl PoolState {
         let central = self.central();
         let info = |slot| WorkerInfo {
             slot,
+            host: self.config.observers.host,
             pid: central.by_slot[slot].process.as_ref().map_or(0, |process| process.pid()),
             state: central.slots.state(slot),
             tasks_done: self.counters.slots[slot].load(Relaxed),
@@ -239,7 +242,15 @@ impl PoolState {
             memory: None,
             cpu: None,
         };
-        (0..self.slots.len()).map(info).collect()
+        let mut workers: Vec<_> = (0..self.slots.len()).map(info).collect();
+        drop(central);
+        if let Some(link) = &self.link {
+            workers.extend(link.with_status(|status| status.workers.clone()));
+        }
+        for worker in &mut workers[self.slots.len()..] {
+            worker.tasks_done = self.counters.slots[worker.slot].load(Relaxed);
+        }
+        workers
     }
 
     /// Returns the number of queued tasks, and of tasks sent to a worker and not delivered.
@@ -247,12 +258,14 @@ impl PoolState {
         if self.forked().is_some() {
             return (0, 0);
         }
-        let queued = self.central().queued;
+        let central = self.central();
+        let (queued, remote) = (central.queued, central.remote);
+        drop(central);
         let open = |slot: &DriverSlot| {
             let running = slot.running.lock().unwrap_or_else(PoisonError::into_inner);
             running.as_ref().map_or(0, |chunk| u64::from(chunk.open()))
         };
-        (queued, self.slots.iter().map(open).sum())
+        (queued, remote + self.slots.iter().map(open).sum::<u64>())
     }
 
     /// Enforces the time limits of running chunks. Returns when to check again.
@@ -264,25 +277,25 @@ impl PoolState {
         // Held throughout: stolen items must not be invisible while another thread checks whether all is
         // done.
         let mut central = self.central();
-        let mut refused = Vec::new();
+        let mut rejected = Vec::new();
         for slot in 0..self.slots.len() {
             let (rest, again) = match self.try_running(slot) {
                 Some(mut running) => match running.as_mut() {
                     Some(chunk) => chunk.enforce(),
                     None => continue,
                 },
-                None => (Vec::new(), Instant::now().checked_add(SOON)),
+                None => (Vec::new(), Instant::now().checked_add(RECHECK_DELAY)),
             };
             next = match (next, again) {
                 (Some(next), Some(again)) => Some(next.min(again)),
                 (next, again) => next.or(again),
             };
             if !rest.is_empty() {
-                refused.extend(self.requeue(&mut central, rest));
+                rejected.extend(self.requeue(&mut central, rest));
             }
         }
         drop(central);
-        refused.iter().for_each(|batch| self.refuse(batch));
+        rejected.iter().for_each(|batch| self.reject(batch));
         next
     }
 }

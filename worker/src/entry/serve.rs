@@ -127,7 +127,7 @@ impl Worker {
             Request::Setup(setup) => {
                 setup::apply(&setup)?;
                 self.capture = setup.capture;
-                set_worker(WorkerContext::new(setup.pool, setup.slot));
+                set_worker(WorkerContext::new(setup.pool, setup.slot, setup.host));
                 Ok(())
             }
             Request::Context { id, attached, body: location } => {

@@ -7,9 +7,10 @@ use crate::shm::doorbell::SpinWaiter;
 use crate::shm::lane::Words;
 use crate::shm::region::{Frozen, Region};
 use crate::shm::sys;
+use crate::wire::attach::Attachments;
 use crate::wire::control::Control;
 use crate::wire::error::TransportError;
-use crate::wire::protocol::{Passed, Reply};
+use crate::wire::protocol::{MAX_FILES, Passed, Reply};
 use crate::wire::transport::FrameReceiver;
 use crate::wire::{attach, codec};
 
@@ -20,11 +21,13 @@ pub(crate) struct Channels {
     control: Control,
     lane: &'static Words,
     waiter: SpinWaiter,
+    /// Number of the last [`Reply::Attached`].
+    attached: u32,
 }
 
 impl Channels {
     pub(crate) fn new(from_parent: FrameReceiver, control: Control, lane: &'static Words) -> Self {
-        Self { from_parent, control, lane, waiter: SpinWaiter::default() }
+        Self { from_parent, control, lane, waiter: SpinWaiter::default(), attached: 0 }
     }
 
     /// Receives the next frame. Spins first if the parent has announced one.
@@ -53,6 +56,19 @@ impl Channels {
         codec::encode(reply, &mut packet)
             .map_err(|error| TransportError::Malformed(error.to_string()))?;
         self.control.send(&packet, descriptors)
+    }
+
+    /// Passes the files that a result refers to. Returns the number of the reply that passes them.
+    pub(crate) fn attach(&mut self, attachments: &Attachments) -> Result<u32, TransportError> {
+        let (files, descriptors): (Vec<_>, Vec<_>) = attachments.files().into_iter().unzip();
+        if files.len() > MAX_FILES {
+            let text = format!("{} are too many: a result may have {MAX_FILES}", files.len());
+            return Err(std::io::Error::other(text).into());
+        }
+        self.attached = self.attached.wrapping_add(1);
+        let number = self.attached;
+        self.pass(&Reply::Attached { number, files }, &descriptors)?;
+        Ok(number)
     }
 
     /// Receives a packet that the parent has sent before the frame that refers to it.

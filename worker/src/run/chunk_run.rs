@@ -22,7 +22,7 @@ use serde::de::DeserializeOwned;
 use super::channels::Channels;
 use super::context::Context;
 use super::region_cache::RegionCache;
-use super::{fork_guard, panics, seed};
+use super::{fork_guard, panics, seed, state};
 use crate::shm::lane::{Progress, WorkerLane};
 use crate::shm::record::Record;
 use crate::shm::sys::now;
@@ -174,6 +174,7 @@ impl<'a> ChunkRun<'a> {
         self.width = span.width;
         self.span = self.span.end..self.span.end.saturating_add(span.items);
         seed::begin_span(self.lane.words, self.span.start, span.seed);
+        state::set_attempt(span.attempt);
     }
 
     /// Ends the current span.

@@ -11,13 +11,17 @@ use super::panics::PanicReport;
 use crate::shm::lane::CAPACITY;
 use crate::shm::record::{RECORD_HEAD, Record, TIME_RECORD};
 use crate::shm::sys::{now, output_len};
+use crate::wire::attach::Attachments;
 use crate::wire::error::TransportError;
-use crate::wire::protocol::{Reply, Request};
+use crate::wire::protocol::{PassedResult, Reply, Request};
 use crate::wire::{bulk, codec};
 
 /// Bytes kept free at the lane's end, so that an item's time, its output length and a region's
 /// reference always fit.
 const TRAILER_RESERVE: usize = RECORD_HEAD + 2 * TIME_RECORD;
+
+/// The longest payload that fits into an empty lane.
+const LONGEST: usize = CAPACITY - RECORD_HEAD - TRAILER_RESERVE;
 
 impl ChunkRun<'_> {
     /// Writes the item's result and commits it.
@@ -36,8 +40,13 @@ impl ChunkRun<'_> {
         if at + RECORD_HEAD + TRAILER_RESERVE > CAPACITY {
             return self.finish_large(result);
         }
+        let mut attachments = Attachments::default();
         let mut writer = self.lane.writer(at + RECORD_HEAD, TRAILER_RESERVE);
-        match codec::encode(result, &mut writer) {
+        match attachments.collect(|| codec::encode(result, &mut writer)) {
+            Ok(()) if !attachments.is_empty() => {
+                let bytes = writer.into_bytes();
+                self.finish_attached(&bytes, &attachments);
+            }
             Ok(()) => match writer.finish() {
                 Ok(end) => self.commit(Record::Value, end),
                 Err(spilled) => self.finish_spilled(&spilled),
@@ -90,7 +99,9 @@ impl ChunkRun<'_> {
 
     #[cold]
     fn finish_large<R: Serialize>(&mut self, result: &R) {
-        match codec::encode_to_vec(result) {
+        let mut attachments = Attachments::default();
+        match attachments.collect(|| codec::encode_to_vec(result)) {
+            Ok(bytes) if !attachments.is_empty() => self.finish_attached(&bytes, &attachments),
             Ok(bytes) => self.finish_spilled(&bytes),
             Err(error) => self.finish_text(Record::Unencodable, &error.to_string()),
         }
@@ -99,7 +110,7 @@ impl ChunkRun<'_> {
     /// Commits a result that did not fit: after a flush, or in a region.
     #[cold]
     fn finish_spilled(&mut self, bytes: &[u8]) {
-        if bytes.len() + RECORD_HEAD + TRAILER_RESERVE <= CAPACITY {
+        if bytes.len() <= LONGEST {
             self.flush();
             return self.finish_bytes(Record::Value, bytes);
         }
@@ -109,18 +120,46 @@ impl ChunkRun<'_> {
     /// Commits a result that travels in a region, as raw bytes or encoded.
     #[cold]
     fn finish_in_region(&mut self, bytes: &[u8], is_raw: bool) {
-        match self.regions.store_result(bytes, self.channels) {
-            Ok(slice) => {
-                let reference = codec::encode_to_vec(&(slice, is_raw)).unwrap_or_default();
-                self.finish_bytes(Record::Region, &reference);
-                self.flush();
+        self.finish_passed(bytes, is_raw, None);
+    }
+
+    /// Commits a result that refers to files.
+    #[cold]
+    fn finish_attached(&mut self, bytes: &[u8], attachments: &Attachments) {
+        match self.channels.attach(attachments) {
+            Ok(number) => self.finish_passed(bytes, false, Some(number)),
+            Err(error) => self.finish_not_passed("the files of the result", error),
+        }
+    }
+
+    /// Commits a result of which a part is passed on the control socket: its files, which were passed just
+    /// before, and the bytes themselves if they do not fit.
+    fn finish_passed(&mut self, bytes: &[u8], is_raw: bool, attached: Option<u32>) {
+        let head =
+            |region| codec::encode_to_vec(&PassedResult { region, attached }).unwrap_or_default();
+        let mut payload = head(None);
+        if !is_raw && payload.len() + bytes.len() <= LONGEST && attached.is_some() {
+            payload.extend_from_slice(bytes);
+        } else {
+            match self.regions.store_result(bytes, self.channels) {
+                Ok(slice) => payload = head(Some((slice, is_raw))),
+                Err(error) => {
+                    let what = format!("the result of {} bytes", bytes.len());
+                    return self.finish_not_passed(&what, error);
+                }
             }
-            Err(TransportError::PeerGone) => self.error = Some(TransportError::PeerGone),
-            Err(error) => {
-                let text = format!(
-                    "the result of {} bytes could not be put into shared memory: {error}",
-                    bytes.len()
-                );
+        }
+        self.finish_bytes(Record::Passed, &payload);
+        // The parent then holds what was passed for one result at a time, and no other is on its way.
+        self.flush();
+    }
+
+    /// Commits the error of a result that the system refuses to pass.
+    fn finish_not_passed(&mut self, what: &str, error: TransportError) {
+        match error {
+            TransportError::PeerGone => self.error = Some(TransportError::PeerGone),
+            error => {
+                let text = format!("{what} could not be passed to the parent: {error}");
                 self.finish_text(Record::Unencodable, &text);
             }
         }
@@ -154,9 +193,8 @@ impl ChunkRun<'_> {
 
     /// Writes a record and commits its item. Cuts a payload that is longer than an empty lane.
     fn finish_bytes(&mut self, kind: Record, bytes: &[u8]) {
-        const LONGEST: usize = CAPACITY - RECORD_HEAD - TRAILER_RESERVE;
         let bytes = &bytes[..bytes.len().min(LONGEST)];
-        self.has_failures |= !matches!(kind, Record::Value | Record::Region);
+        self.has_failures |= !matches!(kind, Record::Value | Record::Passed);
         self.close_record();
         if self.progress.bytes as usize + RECORD_HEAD + bytes.len() + TRAILER_RESERVE > CAPACITY {
             self.flush();

@@ -5,6 +5,7 @@ use std::any::{Any, TypeId};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 thread_local! {
     static STATE: RefCell<HashMap<TypeId, Box<dyn Any>>> = RefCell::default();
@@ -12,19 +13,27 @@ thread_local! {
 
 static WORKER: OnceLock<WorkerContext> = OnceLock::new();
 
+/// The attempt number of the span that runs, or ran last.
+static ATTEMPT: AtomicU32 = AtomicU32::new(1);
+
 /// Which worker a task runs in.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct WorkerContext {
     /// The pool's name.
     pub pool: String,
-    /// The worker's slot in the pool, from 0.
+    /// The worker's slot in the pool, from 0. Each host of the pool has consecutive slots.
     pub slot: usize,
+    /// The worker's host, if the pool spans several.
+    pub host: Option<String>,
+    /// The attempt number of the running task, from 1. It is above 1 if an earlier worker died or timed out
+    /// while it ran the task.
+    pub attempt: u32,
 }
 
 impl WorkerContext {
-    pub(crate) fn new(pool: String, slot: u32) -> Self {
-        Self { pool, slot: slot as usize }
+    pub(crate) fn new(pool: String, slot: u32, host: Option<String>) -> Self {
+        Self { pool, slot: slot as usize, host, attempt: 1 }
     }
 }
 
@@ -33,9 +42,15 @@ pub(crate) fn set_worker(context: WorkerContext) {
     let _ = WORKER.set(context);
 }
 
+/// Sets the attempt number of the tasks that run next.
+pub(crate) fn set_attempt(attempt: u32) {
+    ATTEMPT.store(attempt, Relaxed);
+}
+
 /// Returns which worker this process is, or `None` in any other process.
 pub fn worker() -> Option<WorkerContext> {
-    WORKER.get().cloned()
+    let worker = WORKER.get()?.clone();
+    Some(WorkerContext { attempt: ATTEMPT.load(Relaxed), ..worker })
 }
 
 /// Stores `value` and drops an earlier one of its type.

@@ -438,6 +438,23 @@ impl ResultWriter<'_> {
     pub(crate) fn finish(self) -> Result<usize, Vec<u8>> {
         if self.spilled.is_empty() { Ok(self.at) } else { Err(self.spilled) }
     }
+
+    /// Returns the whole value.
+    pub(crate) fn into_bytes(mut self) -> Vec<u8> {
+        if self.spilled.is_empty() {
+            self.spill();
+        }
+        self.spilled
+    }
+
+    /// Copies to the heap what was written so far.
+    fn spill(&mut self) {
+        let len = self.at - self.start;
+        let written = self.lane.results_at(self.start, len);
+        // SAFETY: this writer has written that many bytes there.
+        unsafe { memcpy::append_from(&mut self.spilled, written, len) };
+        self.at = self.end;
+    }
 }
 
 impl Sink for ResultWriter<'_> {
@@ -449,11 +466,7 @@ impl Sink for ResultWriter<'_> {
             return;
         }
         if self.spilled.is_empty() {
-            let len = self.at - self.start;
-            let written = self.lane.results_at(self.start, len);
-            // SAFETY: this writer has written that many bytes there.
-            unsafe { memcpy::append_from(&mut self.spilled, written, len) };
-            self.at = self.end;
+            self.spill();
         }
         self.spilled.extend_from_slice(bytes);
     }

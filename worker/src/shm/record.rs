@@ -24,10 +24,10 @@ pub enum Record {
     Undecodable = 2,
     /// The reason why an item's result could not be encoded, as text.
     Unencodable = 3,
-    /// An item's result that is too large for the lane and travels in a region: an encoded
-    /// [`RegionSlice`](crate::wire::protocol::RegionSlice), and whether the region holds the value's
-    /// [raw bytes](crate::wire::bulk::as_raw_bytes) instead of its encoding.
-    Region = 4,
+    /// An item's result that is too large for the lane and travels in a region, or that refers to files:
+    /// an encoded [`PassedResult`](crate::wire::protocol::PassedResult), and the encoded result if it is in
+    /// no region.
+    Passed = 4,
     /// How long the items since the last such record took together, in nanoseconds. Not an outcome.
     Time = 5,
     /// The results of a block of items that return primitives: their width in one byte, then the
@@ -47,7 +47,7 @@ impl Record {
             1 => Self::Panicked,
             2 => Self::Undecodable,
             3 => Self::Unencodable,
-            4 => Self::Region,
+            4 => Self::Passed,
             5 => Self::Time,
             6 => Self::Output,
             7 => Self::Primitives,

@@ -1,19 +1,22 @@
-//! Attachments: the files that encoded arguments refer to. The bytes of a shared-memory handle or a
+//! Attachments: the files that encoded values refer to. The bytes of a shared-memory handle or a
 //! channel end only name descriptors of this process, so the files must stay open until the bytes are
 //! decoded.
 //!
-//! The code that encodes an argument collects what is [attached](attach) meanwhile, and keeps it with the
-//! bytes. Without a collection (for a result, a message, another format), attaching is an error.
+//! The code that encodes an argument, a result or a message collects what is [attached](attach)
+//! meanwhile, and keeps it with the bytes. Without a collection (for a file, another format), attaching
+//! is an error.
 //!
-//! The descriptors are sent along with the bytes ([`Attachments::files`]). The receiving process
-//! registers them ([`register_received`]), decoding finds them by [`FileId`] ([`open_received`]), and
-//! [`clear_received`] closes them.
+//! The descriptors are sent along with the bytes ([`Attachments::files`]). Decoding finds them by
+//! [`FileId`] ([`open_received`]). A worker [registers](register_received) those of its arguments until
+//! [`clear_received`]. Those of one value, such as a result, are found only inside
+//! [`Received::decode`], on the thread that decodes it.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::OFlags;
@@ -31,6 +34,16 @@ pub struct FileId {
 }
 
 impl FileId {
+    /// The device of ids that are not those of a file.
+    const NO_DEVICE: u64 = u64::MAX;
+
+    /// Creates an id for one descriptor, because several open files may have one inode. It differs from
+    /// all others that this process creates.
+    pub fn unique() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self { device: Self::NO_DEVICE, inode: NEXT.fetch_add(1, Relaxed) }
+    }
+
     /// Returns the file that a descriptor refers to.
     ///
     /// # Errors
@@ -63,7 +76,7 @@ struct Objects {
 /// A handle was encoded without a collection that keeps its files open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "a handle can only be sent in an argument (of a task, an initializer or a process): a result, a channel message or a file can't keep it open"
+    "a handle can only be sent in an argument, a result or a channel's message: no file and no other format can keep it open"
 )]
 pub struct NotAttachable;
 
@@ -89,6 +102,12 @@ impl Attachments {
         encode()
     }
 
+    /// Returns whether nothing is attached.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_none()
+    }
+
     /// Returns the files of all attached objects, to be sent along with the bytes. Each file is listed
     /// once; of a pipe, each attached end.
     pub fn files(&self) -> Vec<(FileId, BorrowedFd<'_>)> {
@@ -99,8 +118,8 @@ impl Attachments {
         each_once.into_values().collect()
     }
 
-    /// Returns whether any attachment is a channel end. Peers wait for the end to close, so the batch is
-    /// released as soon as its task finishes.
+    /// Returns whether any attachment is a channel end, a socket or a pipe. Peers wait for the end to close, so
+    /// the batch is released as soon as its task finishes.
     pub fn holds_channel_end(&self) -> bool {
         self.0.as_ref().is_some_and(|objects| objects.holds_channel_end)
     }
@@ -127,7 +146,7 @@ pub fn attach(object: &Arc<impl Attached>) -> Result<(), NotAttachable> {
     })
 }
 
-/// As [`attach`], for a channel end.
+/// As [`attach`], for a channel end, a socket or a pipe.
 ///
 /// # Errors
 ///
@@ -142,12 +161,27 @@ pub fn attach_channel_end(object: &Arc<impl Attached>) -> Result<(), NotAttachab
     Ok(())
 }
 
-/// The descriptors received with the bytes to be decoded. The ends of a pipe are one file, told apart
-/// by their access mode.
-static RECEIVED: Mutex<BTreeMap<(FileId, u32), OwnedFd>> = Mutex::new(BTreeMap::new());
+/// Received descriptors. The ends of a pipe are one file, told apart by their access mode.
+type ByFile = BTreeMap<(FileId, u32), OwnedFd>;
 
-fn all_received() -> MutexGuard<'static, BTreeMap<(FileId, u32), OwnedFd>> {
+/// The descriptors received with the bytes to be decoded.
+static RECEIVED: Mutex<ByFile> = Mutex::new(BTreeMap::new());
+
+fn all_received() -> MutexGuard<'static, ByFile> {
     RECEIVED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+thread_local! {
+    /// The only descriptors that decoding on this thread finds, inside [`Received::decode`].
+    static OF_VALUE: RefCell<Option<ByFile>> = const { RefCell::new(None) };
+}
+
+/// Calls `find` with the descriptors that decoding on this thread may use.
+fn with_received<R>(find: impl FnOnce(&ByFile) -> R) -> R {
+    OF_VALUE.with_borrow(|of_value| match of_value {
+        Some(received) => find(received),
+        None => find(&all_received()),
+    })
 }
 
 /// Returns the access mode of a descriptor: read, write or both. All bits are set if it is unknown.
@@ -162,16 +196,69 @@ pub fn register_received(id: FileId, fd: OwnedFd) {
     all_received().insert((id, access), fd);
 }
 
+/// The descriptors that came with one value.
+#[derive(Debug, Default)]
+pub struct Received(Vec<(FileId, OwnedFd)>);
+
+impl Received {
+    /// Creates it from descriptors and the ids that the sender has given them.
+    pub fn new(files: Vec<(FileId, OwnedFd)>) -> Self {
+        Self(files)
+    }
+
+    /// Returns the number of descriptors.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Returns whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Calls `decode`, which finds these descriptors and no others, and closes them. A descriptor of
+    /// another file than the sender has claimed is not found.
+    pub fn decode<R>(self, decode: impl FnOnce() -> R) -> R {
+        struct Restore(Option<ByFile>);
+        impl Drop for Restore {
+            fn drop(&mut self) {
+                drop(OF_VALUE.replace(self.0.take()));
+            }
+        }
+        let is_it = |id: FileId, fd: &OwnedFd| {
+            id.device == FileId::NO_DEVICE || FileId::of(fd).is_ok_and(|file| file == id)
+        };
+        let files = self.0.into_iter().filter(|(id, fd)| is_it(*id, fd));
+        let received = files.map(|(id, fd)| ((id, access(&fd)), fd)).collect();
+        let _restore = Restore(OF_VALUE.replace(Some(received)));
+        decode()
+    }
+}
+
+/// Returns whether a descriptor of this file was received.
+pub fn was_received(id: FileId) -> bool {
+    with_received(|all| all.range((id, 0)..=(id, u32::MAX)).next().is_some())
+}
+
 /// Returns a new descriptor for a received file, if one was received with the access mode `wanted`:
 /// `OFlags::RDONLY`, `WRONLY` or `RDWR`. The error is that this process has reached its limit of open
 /// files.
 pub fn open_received(id: FileId, wanted: OFlags) -> Option<io::Result<OwnedFd>> {
-    let all = all_received();
     let exact = (wanted & OFlags::ACCMODE).bits();
-    let fd = all.get(&(id, exact)).or_else(|| all.get(&(id, OFlags::RDWR.bits())))?;
-    let own = rustix::io::fcntl_dupfd_cloexec(fd, HIGH_FD)
-        .or_else(|_| rustix::io::fcntl_dupfd_cloexec(fd, 0));
-    Some(own.map_err(io::Error::from))
+    with_received(|all| {
+        let fd = all.get(&(id, exact)).or_else(|| all.get(&(id, OFlags::RDWR.bits())))?;
+        let own = rustix::io::fcntl_dupfd_cloexec(fd, HIGH_FD)
+            .or_else(|_| rustix::io::fcntl_dupfd_cloexec(fd, 0));
+        Some(own.map_err(io::Error::from))
+    })
+}
+
+/// Returns a new descriptor for a received file, whatever its access mode. Its number is an ordinary one.
+pub fn open_received_any(id: FileId) -> Option<io::Result<OwnedFd>> {
+    with_received(|all| {
+        let (_, fd) = all.range((id, 0)..=(id, u32::MAX)).next()?;
+        Some(fd.try_clone())
+    })
 }
 
 /// Closes the received descriptors, after decoding.
@@ -221,6 +308,32 @@ mod tests {
         assert!(open_received(pipe, OFlags::RDWR).is_none());
         clear_received();
         assert!(open_received(pipe, OFlags::RDONLY).is_none());
+    }
+
+    #[test]
+    fn what_came_with_a_value_is_found_while_it_is_decoded_and_only_by_its_true_id() {
+        let (read, write) = rustix::pipe::pipe().unwrap();
+        let (id, named) = (FileId::of(&read).unwrap(), FileId::unique());
+        assert_ne!(named, FileId::unique());
+        let other = FileId { inode: id.inode + 1, ..id };
+        let files = || {
+            let fd = || read.try_clone().unwrap();
+            Received::new(vec![(id, fd()), (named, fd()), (other, fd())])
+        };
+        let found = |id| (was_received(id), open_received(id, OFlags::RDONLY).is_some());
+        files().decode(|| {
+            assert_eq!((found(id), found(named)), ((true, true), (true, true)));
+            assert_eq!(found(other), (false, false), "it is another file");
+            assert!(open_received_any(named).is_some_and(|fd| fd.is_ok()));
+            // Those of a value inside of it, and then its own again.
+            Received::default().decode(|| assert_eq!(found(id), (false, false)));
+            assert_eq!(found(id), (true, true));
+        });
+        let panicked = std::panic::catch_unwind(|| files().decode(|| panic!("in the middle")));
+        assert!(panicked.is_err());
+        assert_eq!(found(id), (false, false));
+        drop(read);
+        assert_eq!(rustix::io::write(&write, b"x"), Err(rustix::io::Errno::PIPE), "all are closed");
     }
 
     #[test]

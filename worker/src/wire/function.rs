@@ -100,6 +100,16 @@ impl FnRef {
     }
 }
 
+impl std::fmt::Display for ImageId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("build ")?;
+        match self.build_id.is_empty() {
+            true => write!(f, "without an id, {} bytes of code", self.code),
+            false => self.build_id.iter().try_for_each(|byte| write!(f, "{byte:02x}")),
+        }
+    }
+}
+
 impl ImageId {
     /// Returns the id of this process's image.
     pub fn own() -> Self {

@@ -17,7 +17,7 @@ use crate::wire::function::{FnRef, ImageId};
 use crate::wire::{bulk, codec};
 
 /// The version of the protocol. It changes with every change of this file.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// The start of the first argument on a worker's command line, before the worker's title. The second
 /// argument is its [`SpawnToken`].
@@ -73,6 +73,10 @@ pub enum Passed {
 
 /// The most [`FileId`]s, and descriptors, in one packet.
 pub const MAX_ATTACHED: usize = 200;
+
+/// The most files that one result, or one message of a channel, may refer to. A parent has to hold as many
+/// descriptors for a result that nobody has taken yet.
+pub const MAX_FILES: usize = MAX_ATTACHED;
 
 /// How a chunk is run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -143,6 +147,17 @@ pub struct RegionSlice {
     pub is_cached: bool,
 }
 
+/// The start of the record of a result of which a part was passed on the control socket. The encoded
+/// result follows, unless a region holds it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PassedResult {
+    /// The region that holds the result, and whether it holds the value's
+    /// [raw bytes](crate::wire::bulk::as_raw_bytes) instead of its encoding.
+    pub region: Option<(RegionSlice, bool)>,
+    /// The number of the [`Reply::Attached`] with the files that the result refers to, if there are any.
+    pub attached: Option<u32>,
+}
+
 /// Where a chunk's body is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Body {
@@ -164,6 +179,8 @@ pub struct Setup {
     pub pool: String,
     /// Its slot in the pool, from 0.
     pub slot: u32,
+    /// Its host, if the pool spans several.
+    pub host: Option<String>,
     /// Resources, numbered as by setrlimit, each with its soft and its hard limit.
     pub limits: Vec<(u32, u64, u64)>,
     /// The increment of the nice value.
@@ -184,6 +201,13 @@ pub enum Reply {
     Region {
         /// The region's number, assigned by the worker.
         number: u32,
+    },
+    /// Passes the files that a result which is not committed yet refers to, one descriptor each.
+    Attached {
+        /// The number that the worker has given to this reply. The next one replaces it.
+        number: u32,
+        /// At most [`MAX_FILES`].
+        files: Vec<FileId>,
     },
     /// Ends a [`Request::Chunk`] or [`Request::Resume`]: no unclaimed items are left, and all claimed items
     /// are committed.
@@ -216,10 +240,12 @@ pub struct Span {
     pub bytes: u64,
     /// The first item's state in the random streams; see [`seed`](crate::run::seed).
     pub seed: u64,
+    /// The attempt number of all items, from 1.
+    pub attempt: u32,
 }
 
 /// Length of a span's head in bytes.
-pub const SPAN_HEAD: usize = 40;
+pub const SPAN_HEAD: usize = 44;
 
 /// Length in bytes of an argument's own length.
 pub const ITEM_HEAD: usize = size_of::<u32>();
@@ -233,7 +259,8 @@ impl Span {
         head[16..20].copy_from_slice(&self.items.to_le_bytes());
         head[20..24].copy_from_slice(&self.width.to_le_bytes());
         head[24..32].copy_from_slice(&self.bytes.to_le_bytes());
-        head[32..].copy_from_slice(&self.seed.to_le_bytes());
+        head[32..40].copy_from_slice(&self.seed.to_le_bytes());
+        head[40..].copy_from_slice(&self.attempt.to_le_bytes());
         head
     }
 }
@@ -279,11 +306,11 @@ pub fn split_span(body: &[u8]) -> Option<(Span, &[u8])> {
     let (head, rest) = body.split_at_checked(SPAN_HEAD)?;
     let word = |at: usize| head[at..].first_chunk().map(|bytes| u64::from_le_bytes(*bytes));
     let function = FnRef { function: word(0)?, trampoline: word(8)? };
-    let items = u32::from_le_bytes(*head[16..].first_chunk()?);
-    let width = u32::from_le_bytes(*head[20..].first_chunk()?);
+    let half = |at: usize| head[at..].first_chunk().map(|bytes| u32::from_le_bytes(*bytes));
+    let (items, width, attempt) = (half(16)?, half(20)?, half(40)?);
     let (bytes, seed) = (word(24)?, word(32)?);
     let fits = usize::try_from(bytes).ok()? <= rest.len();
-    fits.then_some((Span { function, items, width, bytes, seed }, rest))
+    fits.then_some((Span { function, items, width, bytes, seed, attempt }, rest))
 }
 
 /// Splits the first argument off a span's arguments.
@@ -321,8 +348,8 @@ mod tests {
                 }
                 let reference = FnRef { function: *function, trampoline: *trampoline };
                 let (items, bytes) = (items.len() as u32, arguments.len() as u64);
-                let span =
-                    Span { function: reference, items, width: 0, bytes, seed: *function };
+                let (seed, attempt) = (*function, *trampoline as u32);
+                let span = Span { function: reference, items, width: 0, bytes, seed, attempt };
                 body.extend_from_slice(&span.head());
                 body.extend_from_slice(&arguments);
             }
@@ -331,6 +358,7 @@ mod tests {
                 let (span, rest) = split_span(body).unwrap();
                 prop_assert_eq!(span.function, FnRef { function: *function, trampoline: *trampoline });
                 prop_assert_eq!((span.items as usize, span.seed), (items.len(), *function));
+                prop_assert_eq!(span.attempt, *trampoline as u32);
                 let (mut arguments, rest) = rest.split_at(span.bytes as usize);
                 for item in items {
                     let (argument, rest) = split_item(arguments, 0).unwrap();

@@ -134,9 +134,9 @@ fn find(likely: RawFd, token: &[u8]) -> Option<RawFd> {
     /// Numbers searched first: other threads may open and close descriptors meanwhile.
     const NEAR: RawFd = 64;
     /// Numbers searched last, more than a process has in practice. The search takes 30 ms.
-    const MOST: RawFd = 1 << 16;
+    const FAR: RawFd = 1 << 16;
     let near = likely..likely.saturating_add(NEAR);
-    let far = near.end..near.end.saturating_add(MOST);
+    let far = near.end..near.end.saturating_add(FAR);
     near.chain(0..likely).chain(far).find(|number| receives(*number, token))
 }
 

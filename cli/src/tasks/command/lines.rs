@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
-use super::spill::AT_ONCE;
+use super::spill::MAX_PER_READ;
 use crate::tasks::Input;
 
 /// A longer line is forwarded in parts.
@@ -47,7 +47,7 @@ impl Lines {
         self.from.as_ref().map(AsFd::as_fd)
     }
 
-    /// Forwards what has arrived, up to [`AT_ONCE`] bytes: an endless job must still obey its
+    /// Forwards what has arrived, up to [`MAX_PER_READ`] bytes: an endless job must still obey its
     /// limits. Returns whether there may be more.
     ///
     /// # Errors
@@ -55,7 +55,7 @@ impl Lines {
     /// If writing fails.
     pub(super) fn pass(&mut self) -> io::Result<bool> {
         let mut taken = 0;
-        while taken < AT_ONCE {
+        while taken < MAX_PER_READ {
             let Some(from) = &mut self.from else { return Ok(false) };
             match from.read(&mut self.block) {
                 Ok(0) => self.from = None,

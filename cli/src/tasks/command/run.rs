@@ -23,7 +23,7 @@ use crate::os::program::{self, Program, TerminalWatch};
 pub(crate) const SLOT: &str = "PROCPOOL_SLOT";
 
 /// How often to sample the memory of a job.
-const OFTEN: Duration = Duration::from_millis(10);
+const MIN_CHECK_INTERVAL: Duration = Duration::from_millis(10);
 
 /// The longest single wait for a job with a limit. A wait that took much longer means that the
 /// worker was stopped, and its job with it: that time does not count.
@@ -144,11 +144,14 @@ impl Runner {
         };
         let over = self.wait(running, job.limit);
         let elapsed = start.elapsed();
-        let is_unread = self.spec.prints == OutputMode::Inherit && program::is_unread();
+        let stdout_is_closed =
+            self.spec.prints == OutputMode::Inherit && program::stdout_is_closed();
         match over {
             Ok(AttemptEnd { status, ended, printed: [stdout, stderr] }) => Completed {
                 status: match status {
-                    None if is_unread && ended.status.signal().is_some() => Status::OutputClosed,
+                    None if stdout_is_closed && ended.status.signal().is_some() => {
+                        Status::OutputClosed
+                    }
                     status => status.unwrap_or_else(|| Status::of(ended.status)),
                 },
                 began,
@@ -237,11 +240,12 @@ impl Runner {
         let mut ran = Duration::ZERO;
         // When to kill it, after SIGTERM.
         let mut last = limit;
-        let mut often = OFTEN;
+        let mut interval = MIN_CHECK_INTERVAL;
         loop {
             let before = Instant::now();
             let left = last.map(|last| last.saturating_sub(ran).min(TICK));
-            let tick = if memory.is_some() { Some(left.unwrap_or(often).min(often)) } else { left };
+            let tick =
+                if memory.is_some() { Some(left.unwrap_or(interval).min(interval)) } else { left };
             let pipe = |index: usize| outputs.get(index).and_then(Output::pipe);
             let files = [Some(pidfd.as_fd()), pipe(0), pipe(1), Some(self.terminal.as_fd())];
             let [ended, _, _, wants_terminal] = program::poll_readable(files, tick);
@@ -268,7 +272,7 @@ impl Runner {
                 last = Some(ran + GRACE);
             }
             if let Some(most) = memory.filter(|_| status.is_none()) {
-                let looked = Instant::now();
+                let checked = Instant::now();
                 if takes_more_than(most) {
                     status = Some(Status::OutOfMemory(most));
                     // It would only use more memory in the meantime.
@@ -276,7 +280,7 @@ impl Runner {
                     last = Some(ran + GRACE);
                 }
                 // Sampling a lot of memory takes long.
-                often = OFTEN.max(4 * looked.elapsed());
+                interval = MIN_CHECK_INTERVAL.max(4 * checked.elapsed());
             }
             ran += before.elapsed();
             if last.is_some_and(|last| ran >= last) {
@@ -289,7 +293,7 @@ impl Runner {
         }
         let mut ended = program.wait()?;
         // Leftover processes may hold its output open and write forever.
-        program::end_left_behind(&mut ended);
+        program::kill_orphans(&mut ended);
         let mut printed = [Printed::default(), Printed::default()];
         for (output, printed) in outputs.into_iter().zip(&mut printed) {
             let finished = match output {
@@ -297,7 +301,7 @@ impl Runner {
                 Output::Capture(capture) => {
                     let (all, kept) = capture.finish(&mut self.spiller);
                     *printed = all;
-                    kept.map_err(|error| Status::SpillFailed(spill::unkept(&error)))
+                    kept.map_err(|error| Status::SpillFailed(spill::storage_error(&error)))
                 }
             };
             status = status.or(finished.err());
@@ -320,7 +324,7 @@ impl Output {
             Self::Lines(lines) => lines.pass().map(drop).map_err(|error| unwritten(&error)),
             Self::Capture(capture) => {
                 let passed = capture.pass(spiller);
-                passed.map(drop).map_err(|error| Status::SpillFailed(spill::unkept(&error)))
+                passed.map(drop).map_err(|error| Status::SpillFailed(spill::storage_error(&error)))
             }
         }
     }

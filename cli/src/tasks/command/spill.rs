@@ -32,13 +32,13 @@ use crate::tasks::Bytes;
 const IN_MEMORY: usize = 64 << 10;
 
 /// The most bytes that are read from a pipe before the job's limits are checked again.
-pub(super) const AT_ONCE: usize = 1 << 20;
+pub(super) const MAX_PER_READ: usize = 1 << 20;
 
 /// The alignment of ranges, so that each can be freed in the file by itself.
 pub(crate) const PAGE: u64 = 4096;
 
 /// How long the parent may take to accept the files.
-const PATIENCE: Duration = Duration::from_secs(20);
+const ACCEPT_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A message of a worker to its parent over the socket: three numbers of 64 bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,12 +114,12 @@ impl Spiller {
         let open = match self.open.take() {
             Some(open) => open,
             None => {
-                let files = [nameless()?, nameless()?];
+                let files = [unnamed_file()?, unnamed_file()?];
                 let address = SocketAddr::from_abstract_name(&self.socket)?;
                 let parent = UnixStream::connect_addr(&address)?;
-                parent.set_read_timeout(Some(PATIENCE))?;
+                parent.set_read_timeout(Some(ACCEPT_TIMEOUT))?;
                 let key = clock::now() ^ (u64::from(std::process::id()) << 40);
-                pass(&parent, Notice::Files { key }, &files)?;
+                send_files(&parent, Notice::Files { key }, &files)?;
                 (&parent).read_exact(&mut [0])?;
                 Open { key, parent, files, ends: [0; 2] }
             }
@@ -128,7 +128,7 @@ impl Spiller {
     }
 
     /// Sends a notice to the parent, if the files were sent.
-    fn tell(&mut self, notice: Notice) {
+    fn send(&mut self, notice: Notice) {
         if let Some(open) = &mut self.open {
             // A parent that is gone has killed this process, or is about to.
             let _ = open.parent.write_all(&notice.to_bytes());
@@ -138,7 +138,7 @@ impl Spiller {
 
 impl Spiller {
     /// Waits for the parent's acknowledgement.
-    fn hear(&mut self) {
+    fn wait_acknowledged(&mut self) {
         if let Some(open) = &mut self.open {
             let _ = open.parent.read_exact(&mut [0]);
         }
@@ -146,7 +146,7 @@ impl Spiller {
 }
 
 /// Sends a notice with descriptors.
-fn pass(to: &UnixStream, notice: Notice, files: &[File; 2]) -> io::Result<()> {
+fn send_files(to: &UnixStream, notice: Notice, files: &[File; 2]) -> io::Result<()> {
     let fds = files.each_ref().map(AsFd::as_fd);
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
     let mut control = SendAncillaryBuffer::new(&mut space);
@@ -157,7 +157,7 @@ fn pass(to: &UnixStream, notice: Notice, files: &[File; 2]) -> io::Result<()> {
 }
 
 /// Creates an unnamed file in the temporary directory.
-fn nameless() -> io::Result<File> {
+fn unnamed_file() -> io::Result<File> {
     let dir = std::env::temp_dir();
     let mut options = File::options();
     options.read(true).write(true).mode(0o600);
@@ -176,7 +176,7 @@ fn nameless() -> io::Result<File> {
 }
 
 /// Formats the error of output that cannot be stored.
-pub(super) fn unkept(error: &io::Error) -> String {
+pub(super) fn storage_error(error: &io::Error) -> String {
     let dir = std::env::temp_dir();
     format!(
         "failed to store its output in {dir:?}: {error}; set TMPDIR to a directory with free \
@@ -212,10 +212,10 @@ impl Capture {
         self.from.as_ref().map(AsFd::as_fd)
     }
 
-    /// Reads what has arrived, up to [`AT_ONCE`] bytes. Returns whether there may be more.
+    /// Reads what has arrived, up to [`MAX_PER_READ`] bytes. Returns whether there may be more.
     pub(super) fn pass(&mut self, spiller: &mut Spiller) -> io::Result<bool> {
         let mut taken = 0;
-        while taken < AT_ONCE {
+        while taken < MAX_PER_READ {
             let moved = match self.range {
                 None => self.read(spiller),
                 Some(_) => self.move_on(spiller),
@@ -243,7 +243,7 @@ impl Capture {
         self.kept.truncate(before + *read.as_ref().unwrap_or(&0));
         let length = read?;
         if self.kept.len() > IN_MEMORY {
-            let _ = fcntl_setpipe_size(&*from, AT_ONCE); // it's faster, and no more than that
+            let _ = fcntl_setpipe_size(&*from, MAX_PER_READ); // it's faster, and no more than that
             let open = spiller.open()?;
             let start = open.ends[self.which].next_multiple_of(PAGE);
             open.files[self.which].write_all_at(&self.kept, start)?;
@@ -251,8 +251,8 @@ impl Capture {
             self.range = Some((start, open.ends[self.which]));
             self.kept = Vec::new();
             if let Some(id) = self.shown {
-                spiller.tell(Notice::Runs { id, start });
-                spiller.hear();
+                spiller.send(Notice::Runs { id, start });
+                spiller.wait_acknowledged();
             }
         }
         Ok(length)
@@ -266,7 +266,7 @@ impl Capture {
         let mut length = 0;
         if self.splices {
             let mut at = *end;
-            match splice(&*from, None, file, Some(&mut at), AT_ONCE, SpliceFlags::NONBLOCK) {
+            match splice(&*from, None, file, Some(&mut at), MAX_PER_READ, SpliceFlags::NONBLOCK) {
                 Ok(moved) => length = moved,
                 Err(Errno::INVAL) => self.splices = false,
                 Err(error) => return Err(error.into()),
@@ -294,8 +294,8 @@ impl Capture {
             }
         };
         if let (Some(_), Some((_, end))) = (self.shown, self.range) {
-            spiller.tell(Notice::Ends { end });
-            spiller.hear();
+            spiller.send(Notice::Ends { end });
+            spiller.wait_acknowledged();
         }
         let printed = match (self.range, &spiller.open) {
             (Some((start, end)), Some(open)) => Printed::InFile(Range {
@@ -316,7 +316,7 @@ impl Spiller {
         let count =
             printed.into_iter().filter(|it| matches!(it, Printed::InFile(_))).count() as u64;
         if count > 0 {
-            self.tell(Notice::Ranges { count });
+            self.send(Notice::Ranges { count });
         }
     }
 

@@ -23,7 +23,7 @@ struct World {
     /// Process that the supervisor is starting.
     starting: Option<(usize, Generation)>,
     /// Whether the supervisor checks for due starts before it sleeps.
-    is_rung: bool,
+    is_supervisor_woken: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -49,13 +49,13 @@ enum Driver {
 struct Process {
     generation: Generation,
     is_alive: bool,
-    /// Was told to exit.
-    is_told: bool,
+    /// Whether it was told to exit.
+    must_exit: bool,
 }
 
 /// Which thread drives a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Hand {
+enum Holder {
     Driver,
     Caller,
 }
@@ -66,24 +66,24 @@ enum Move {
     /// A task bound to a slot is submitted.
     SubmitTo(usize),
     /// A caller of `apply` checks out an idle worker.
-    Borrow,
+    CheckOut,
     Close,
     Terminate,
     Suspend,
     Resume,
     /// A driver polls, possibly without having been woken.
-    Look(usize),
-    Greet(usize, Outcome),
-    Return(usize, Hand, Spent),
-    Lose(usize, Hand, Retry),
+    Poll(usize),
+    Handshake(usize, Outcome),
+    Return(usize, Holder, Spent),
+    Lose(usize, Holder, Retry),
     /// A process dies, for any reason.
     Die(usize, Generation),
     /// The supervisor checks for due starts.
-    Turn,
-    SpawnDecision(Outcome),
+    Tick,
+    Spawn(Outcome),
     Reap(usize, Generation),
     /// The supervisor parks an idle worker.
-    Rest,
+    Park,
 }
 
 type Outcome = Result<(), ()>;
@@ -123,22 +123,22 @@ impl World {
             queue: 0,
             is_suspended: false,
             starting: None,
-            is_rung: true,
+            is_supervisor_woken: true,
         }
     }
 
-    fn hand(&self, slot: usize, hand: Hand) -> Option<Generation> {
-        match (hand, self.slots[slot].driver) {
-            (Hand::Caller, _) => self.slots[slot].caller,
-            (Hand::Driver, Driver::Running(generation)) => Some(generation),
-            (Hand::Driver, _) => None,
+    fn held_by(&self, slot: usize, holder: Holder) -> Option<Generation> {
+        match (holder, self.slots[slot].driver) {
+            (Holder::Caller, _) => self.slots[slot].caller,
+            (Holder::Driver, Driver::Running(generation)) => Some(generation),
+            (Holder::Driver, _) => None,
         }
     }
 
-    fn let_go(&mut self, slot: usize, hand: Hand) {
-        match hand {
-            Hand::Caller => self.slots[slot].caller = None,
-            Hand::Driver => {
+    fn release(&mut self, slot: usize, holder: Holder) {
+        match holder {
+            Holder::Caller => self.slots[slot].caller = None,
+            Holder::Driver => {
                 self.slots[slot].driver = Driver::Sleeping;
                 self.slots[slot].is_woken = true;
             }
@@ -174,7 +174,7 @@ impl World {
         if is_open && bounds.is_eventful {
             moves.push(Move::Close);
             if self.queue == 0 {
-                moves.push(Move::Borrow);
+                moves.push(Move::CheckOut);
             }
         }
         if bounds.is_eventful && self.table.phase() != Phase::Terminated {
@@ -183,48 +183,48 @@ impl World {
         if bounds.is_eventful {
             moves.push(if self.is_suspended { Move::Resume } else { Move::Suspend });
         }
-        for (place, slot) in self.slots.iter().enumerate() {
+        for (index, slot) in self.slots.iter().enumerate() {
             match slot.driver {
                 Driver::Sleeping if slot.is_woken || bounds.is_eventful => {
-                    moves.push(Move::Look(place));
+                    moves.push(Move::Poll(index));
                 }
                 Driver::Handshaking(generation) => {
-                    moves.push(Move::Greet(place, Err(())));
-                    if self.is_alive(place, generation) {
-                        moves.push(Move::Greet(place, Ok(())));
+                    moves.push(Move::Handshake(index, Err(())));
+                    if self.is_alive(index, generation) {
+                        moves.push(Move::Handshake(index, Ok(())));
                     }
                 }
                 Driver::Sleeping | Driver::Running(_) | Driver::Ended => {}
             }
-            for hand in [Hand::Driver, Hand::Caller] {
-                let Some(generation) = self.hand(place, hand) else { continue };
+            for holder in [Holder::Driver, Holder::Caller] {
+                let Some(generation) = self.held_by(index, holder) else { continue };
                 // The reply may have arrived before the death.
-                moves.push(Move::Return(place, hand, false));
+                moves.push(Move::Return(index, holder, false));
                 if bounds.is_eventful {
-                    moves.push(Move::Return(place, hand, true));
+                    moves.push(Move::Return(index, holder, true));
                 }
-                if !self.is_alive(place, generation) {
-                    moves.push(Move::Lose(place, hand, false));
+                if !self.is_alive(index, generation) {
+                    moves.push(Move::Lose(index, holder, false));
                     if bounds.is_eventful {
-                        moves.push(Move::Lose(place, hand, true));
+                        moves.push(Move::Lose(index, holder, true));
                     }
                 }
             }
             for process in &slot.processes {
                 let is_new = slot.driver == Driver::Handshaking(process.generation);
                 if process.is_alive && (bounds.is_eventful || !is_new) {
-                    moves.push(Move::Die(place, process.generation));
+                    moves.push(Move::Die(index, process.generation));
                 } else if !process.is_alive && self.starting.is_none() {
-                    moves.push(Move::Reap(place, process.generation));
+                    moves.push(Move::Reap(index, process.generation));
                 }
             }
         }
         match self.starting {
-            Some(_) => moves.extend([Move::SpawnDecision(Ok(())), Move::SpawnDecision(Err(()))]),
+            Some(_) => moves.extend([Move::Spawn(Ok(())), Move::Spawn(Err(()))]),
             None => {
-                moves.push(Move::Rest);
-                if self.is_rung && !self.is_suspended {
-                    moves.push(Move::Turn);
+                moves.push(Move::Park);
+                if self.is_supervisor_woken && !self.is_suspended {
+                    moves.push(Move::Tick);
                 }
             }
         }
@@ -236,40 +236,41 @@ impl World {
         match step {
             Move::Submit
             | Move::SubmitTo(_)
-            | Move::Borrow
+            | Move::CheckOut
             | Move::Close
             | Move::Terminate
             | Move::Suspend
-            | Move::Rest => false,
-            Move::Resume | Move::Turn | Move::Reap(..) | Move::Lose(..) => true,
-            Move::Look(slot) => self.slots[slot].is_woken,
-            Move::Return(slot, hand, _) => {
-                self.hand(slot, hand).is_some_and(|generation| self.is_alive(slot, generation))
+            | Move::Park => false,
+            Move::Resume | Move::Tick | Move::Reap(..) | Move::Lose(..) => true,
+            Move::Poll(slot) => self.slots[slot].is_woken,
+            Move::Return(slot, holder, _) => {
+                self.held_by(slot, holder).is_some_and(|generation| self.is_alive(slot, generation))
             }
-            Move::Greet(slot, outcome) => match self.slots[slot].driver {
+            Move::Handshake(slot, outcome) => match self.slots[slot].driver {
                 Driver::Handshaking(generation) if self.is_alive(slot, generation) => {
                     outcome.is_ok() == (environment == Environment::Good)
                 }
                 _ => outcome.is_err(),
             },
-            Move::SpawnDecision(outcome) => outcome.is_ok() == (environment == Environment::Good),
+            Move::Spawn(outcome) => outcome.is_ok() == (environment == Environment::Good),
             Move::Die(slot, generation) => {
                 let mut processes = self.slots[slot].processes.iter();
                 self.is_ending()
-                    || processes.any(|process| process.generation == generation && process.is_told)
+                    || processes
+                        .any(|process| process.generation == generation && process.must_exit)
             }
         }
     }
 
-    fn carry_out(&mut self, slot: usize, actions: Actions<Generation>) {
+    fn apply(&mut self, slot: usize, actions: Actions<Generation>) {
         match actions.wake {
             Wake::None => {}
             Wake::One(slot) => self.slots[slot].is_woken = true,
             Wake::All => self.slots.iter_mut().for_each(|slot| slot.is_woken = true),
         }
-        self.is_rung |= actions.start;
+        self.is_supervisor_woken |= actions.start;
         if let Some(process) = actions.retire.and_then(|worker| self.process(slot, worker)) {
-            process.is_told = true;
+            process.must_exit = true;
         }
     }
 
@@ -280,36 +281,36 @@ impl World {
             Move::Submit => {
                 self.queue += 1;
                 let actions = self.table.wake_one(now);
-                self.carry_out(0, actions);
+                self.apply(0, actions);
             }
             Move::SubmitTo(slot) => {
                 self.queue += 1;
                 let actions = self.table.wake_slot(slot, now);
-                self.carry_out(slot, actions);
+                self.apply(slot, actions);
             }
-            Move::Borrow => {
+            Move::CheckOut => {
                 if let Some((slot, worker)) = self.table.check_out_any() {
                     self.slots[slot].caller = Some(worker);
                 }
             }
             Move::Close => {
                 let actions = self.table.close();
-                self.carry_out(0, actions);
+                self.apply(0, actions);
             }
             Move::Terminate => {
                 self.queue = 0;
                 let actions = self.table.terminate();
-                self.carry_out(0, actions);
+                self.apply(0, actions);
             }
             Move::Suspend => self.is_suspended = true,
             Move::Resume => {
                 self.is_suspended = false;
-                self.is_rung = true;
+                self.is_supervisor_woken = true;
             }
-            Move::Look(slot) => self.look(slot, now),
-            Move::Greet(slot, outcome) => {
+            Move::Poll(slot) => self.poll(slot, now),
+            Move::Handshake(slot, outcome) => {
                 let Driver::Handshaking(generation) = self.slots[slot].driver else { return };
-                self.let_go(slot, Hand::Driver);
+                self.release(slot, Holder::Driver);
                 let actions = match outcome {
                     Ok(()) => self.table.ready(slot, generation, has_work, now),
                     Err(()) => {
@@ -320,64 +321,64 @@ impl World {
                         self.table.handshake_failed(slot, has_work, now)
                     }
                 };
-                self.carry_out(slot, actions);
+                self.apply(slot, actions);
                 self.give_up();
             }
-            Move::Return(slot, hand, is_spent) => {
-                let Some(worker) = self.hand(slot, hand) else { return };
-                self.let_go(slot, hand);
+            Move::Return(slot, holder, is_spent) => {
+                let Some(worker) = self.held_by(slot, holder) else { return };
+                self.release(slot, holder);
                 let actions = self.table.check_in(slot, worker, is_spent, has_work, now);
-                self.carry_out(slot, actions);
+                self.apply(slot, actions);
             }
-            Move::Lose(slot, hand, is_retried) => {
-                self.let_go(slot, hand);
+            Move::Lose(slot, holder, is_retried) => {
+                self.release(slot, holder);
                 if is_retried && self.table.phase() != Phase::Terminated {
                     self.queue += 1;
                     let actions = self.table.wake_one(now);
-                    self.carry_out(slot, actions);
+                    self.apply(slot, actions);
                 }
                 let actions = self.table.lost(slot, self.queue > 0);
-                self.carry_out(slot, actions);
+                self.apply(slot, actions);
             }
             Move::Die(slot, generation) => {
                 if let Some(process) = self.process(slot, generation) {
                     process.is_alive = false;
                 }
             }
-            Move::Turn => match self.table.next_start(has_work, now + Duration::from_secs(3600)) {
+            Move::Tick => match self.table.next_start(has_work, now + Duration::from_secs(3600)) {
                 SpawnDecision::Now(slot, generation) => self.starting = Some((slot, generation)),
-                SpawnDecision::At(_) | SpawnDecision::None => self.is_rung = false,
+                SpawnDecision::At(_) | SpawnDecision::None => self.is_supervisor_woken = false,
             },
-            Move::SpawnDecision(outcome) => {
+            Move::Spawn(outcome) => {
                 let Some((slot, generation)) = self.starting.take() else { return };
                 let actions = match outcome {
                     Ok(()) => {
-                        let process = Process { generation, is_alive: true, is_told: false };
+                        let process = Process { generation, is_alive: true, must_exit: false };
                         self.slots[slot].processes.push(process);
                         self.table.spawned(slot, generation)
                     }
                     Err(()) => self.table.spawn_failed(slot, has_work, now),
                 };
-                self.carry_out(slot, actions);
+                self.apply(slot, actions);
                 self.give_up();
             }
             Move::Reap(slot, generation) => {
                 self.slots[slot].processes.retain(|process| process.generation != generation);
                 let actions = self.table.ended(slot, generation, true, has_work, now);
-                self.carry_out(slot, actions);
-                self.is_rung = true;
+                self.apply(slot, actions);
+                self.is_supervisor_woken = true;
             }
-            Move::Rest => {
+            Move::Park => {
                 if let Some((slot, worker)) = self.table.park_idle(now, 0)
                     && let Some(process) = self.process(slot, worker)
                 {
-                    process.is_told = true;
+                    process.must_exit = true;
                 }
             }
         }
     }
 
-    fn look(&mut self, slot: usize, now: Instant) {
+    fn poll(&mut self, slot: usize, now: Instant) {
         self.slots[slot].is_woken = false;
         match self.table.poll(slot, self.queue > 0) {
             SlotPoll::PendingWorker(pending) => {
@@ -390,14 +391,14 @@ impl World {
                 }
                 if self.queue > 0 {
                     let actions = self.table.wake_one(now);
-                    self.carry_out(slot, actions);
+                    self.apply(slot, actions);
                 }
             }
             SlotPoll::Idle(_) | SlotPoll::Nothing => {}
             SlotPoll::End(worker) => {
                 self.slots[slot].driver = Driver::Ended;
                 if let Some(process) = worker.and_then(|worker| self.process(slot, worker)) {
-                    process.is_told = true;
+                    process.must_exit = true;
                 }
             }
         }
@@ -412,18 +413,18 @@ impl World {
 
     /// Removes details that no later step depends on, so that the set of states is finite: lengths of delays,
     /// except their order, and the number of past processes.
-    fn forget(&mut self, now: Instant) {
+    fn normalize(&mut self, now: Instant) {
         let mut dues: Vec<_> =
             self.table.slots.iter().filter_map(|slot_state| slot_state.due).collect();
         dues.sort_unstable();
-        for (place, slot_state) in self.table.slots.iter_mut().enumerate() {
+        for (index, slot_state) in self.table.slots.iter_mut().enumerate() {
             let before =
                 slot_state.due.map(|due| dues.iter().filter(|other| **other < due).count());
             slot_state.due = before.map(|before| now + Duration::from_nanos(before as u64));
             slot_state.idle_since = now;
             slot_state.failures = slot_state.failures.min(self.table.attempts);
             slot_state.early_deaths = 0;
-            let slot = &mut self.slots[place];
+            let slot = &mut self.slots[index];
             let mut known: Vec<Generation> =
                 slot.processes.iter().map(|process| process.generation).collect();
             known.push(slot_state.generation);
@@ -459,7 +460,7 @@ impl World {
                 _ => {}
             }
             if let Some((starting, generation)) = &mut self.starting
-                && *starting == place
+                && *starting == index
             {
                 *generation = slot_state.generation + 1;
             }
@@ -470,21 +471,24 @@ impl World {
     fn violated_invariant(&self) -> Option<&'static str> {
         let (mut out, mut parked) = (0, 0);
         let mut rules = Vec::new();
-        for (place, (slot_state, slot)) in self.table.slots.iter().zip(&self.slots).enumerate() {
-            let is_starting = self.starting.is_some_and(|(starting, _)| starting == place);
+        for (index, (slot_state, slot)) in self.table.slots.iter().zip(&self.slots).enumerate() {
+            let is_starting = self.starting.is_some_and(|(starting, _)| starting == index);
             let processes = slot.processes.len() + usize::from(is_starting);
-            let untold = slot.processes.iter().filter(|process| !process.is_told).count();
+            let remaining = slot.processes.iter().filter(|process| !process.must_exit).count();
             // A draining worker, which is told to exit once its replacement is started.
-            let leaving = usize::from(matches!(slot_state.state, State::Draining(_)));
+            let draining = usize::from(matches!(slot_state.state, State::Draining(_)));
             let is_driven = matches!(slot.driver, Driver::Running(_) | Driver::Handshaking(_));
             let is_out = is_driven || slot.caller.is_some();
             out += usize::from(is_out);
             parked += usize::from(matches!(slot_state.state, State::Parked));
-            let listed = self.table.idle.iter().filter(|idle| **idle == place).count();
+            let listed = self.table.idle.iter().filter(|idle| **idle == index).count();
             let is_closed = matches!(slot_state.state, State::Closed);
             rules.extend([
                 (processes <= 2, "more processes than one and its replacement"),
-                (untold <= 1 + leaving || is_closed, "two processes that were not told to exit"),
+                (
+                    remaining <= 1 + draining || is_closed,
+                    "two processes that were not told to exit",
+                ),
                 (
                     (slot_state.process == ProcessState::Starting) == is_starting,
                     "a slot is starting, but the supervisor starts no process for it",
@@ -522,10 +526,7 @@ impl World {
         rules.push((self.table.parked == parked, "wrong count of parked slots"));
         let woken = self.table.slots.iter().filter(|slot_state| slot_state.is_woken).count();
         rules.push((self.table.woken == woken, "wrong count of woken drivers"));
-        rules
-            .into_iter()
-            .find(|(holds, _)| !holds)
-            .map(|(_, violated_invariant)| violated_invariant)
+        rules.into_iter().find(|(holds, _)| !holds).map(|(_, invariant)| invariant)
     }
 
     /// Whether the pool is in its expected final state when no calls are made.
@@ -556,7 +557,7 @@ impl Explored {
     fn of(bounds: &Bounds) -> Self {
         let now = Instant::now();
         let start = World::new(bounds, now);
-        let mut places = HashMap::from([(start.clone(), 0)]);
+        let mut known_worlds = HashMap::from([(start.clone(), 0)]);
         let mut this =
             Self { worlds: vec![start], from: vec![None], good: Vec::new(), bad: Vec::new() };
         while let Some(world) = this.worlds.get(this.good.len()).cloned() {
@@ -565,25 +566,24 @@ impl Explored {
             for step in world.moves(bounds) {
                 let mut next = world.clone();
                 next.step(step, now + Duration::from_secs(1));
-                next.forget(now);
+                next.normalize(now);
                 let known = this.worlds.len() as u32;
-                let place = *places.entry(next).or_insert_with_key(|next| {
+                let index = *known_worlds.entry(next).or_insert_with_key(|next| {
                     this.worlds.push(next.clone());
                     this.from.push(Some((here, step)));
                     known
                 });
-                if place == known
-                    && let Some(violated_invariant) =
-                        this.worlds[place as usize].violated_invariant()
+                if index == known
+                    && let Some(invariant) = this.worlds[index as usize].violated_invariant()
                 {
-                    this.tell(place, violated_invariant);
+                    this.fail(index, invariant);
                 }
                 if world.is_progress(step, Environment::Good) {
-                    good.push(place);
+                    good.push(index);
                 }
                 // A new attempt comes after a delay.
                 if world.is_progress(step, Environment::Bad) {
-                    if step == Move::Turn { &mut retries } else { &mut bad }.push(place);
+                    if step == Move::Tick { &mut retries } else { &mut bad }.push(index);
                 }
             }
             this.good.push(good);
@@ -593,50 +593,50 @@ impl Explored {
     }
 
     /// Panics with the steps that led to the state.
-    fn tell(&self, place: u32, violated_invariant: &str) -> ! {
+    fn fail(&self, index: u32, invariant: &str) -> ! {
         let mut steps = Vec::new();
-        let mut at = place as usize;
+        let mut at = index as usize;
         while let Some((before, step)) = self.from[at] {
             steps.push(step);
             at = before as usize;
         }
         steps.reverse();
-        panic!("{violated_invariant}, after {steps:#?}: {:#?}", self.worlds[place as usize]);
+        panic!("{invariant}, after {steps:#?}: {:#?}", self.worlds[index as usize]);
     }
 
     /// Follows every path from every state that `is_open`, to its end, where `is_right` must hold. No path
     /// may be circular.
     fn follow(
         &self,
-        ways: &[Vec<u32>],
+        transitions: &[Vec<u32>],
         is_open: impl Fn(&World) -> bool,
         is_right: impl Fn(&World) -> bool,
     ) {
         #[derive(Clone, Copy, PartialEq)]
         enum Mark {
             New,
-            OnTheWay,
+            OnPath,
             Done,
         }
-        let mut marks = vec![Mark::New; ways.len()];
-        for start in 0..ways.len() as u32 {
+        let mut marks = vec![Mark::New; transitions.len()];
+        for start in 0..transitions.len() as u32 {
             let mut path = vec![(start, 0)];
-            while let Some((place, taken)) = path.last_mut() {
-                let (place, at) = (*place, *place as usize);
+            while let Some((index, taken)) = path.last_mut() {
+                let (index, at) = (*index, *index as usize);
                 if *taken == 0 {
                     if marks[at] == Mark::Done || !is_open(&self.worlds[at]) {
                         path.pop();
                         continue;
                     }
-                    if marks[at] == Mark::OnTheWay {
-                        self.tell(place, "the path is circular");
+                    if marks[at] == Mark::OnPath {
+                        self.fail(index, "the path is circular");
                     }
-                    marks[at] = Mark::OnTheWay;
-                    if ways[at].is_empty() && !is_right(&self.worlds[at]) {
-                        self.tell(place, "the state is final, but not as expected");
+                    marks[at] = Mark::OnPath;
+                    if transitions[at].is_empty() && !is_right(&self.worlds[at]) {
+                        self.fail(index, "the state is final, but not as expected");
                     }
                 }
-                match ways[at].get(*taken) {
+                match transitions[at].get(*taken) {
                     Some(next) => {
                         *taken += 1;
                         path.push((*next, 0));

@@ -1,4 +1,4 @@
-//! One slot: its state, its process, and what is asked of it and for it.
+//! One slot: its state, its process, and the actions that an event on it requires.
 
 use std::time::{Duration, Instant};
 

@@ -7,7 +7,9 @@ use procpool::{Pool, WorkerState};
 use serde_json::json;
 
 use crate::machine::available_memory;
-use crate::measure::{Contender, Effort, Field, Outcome, median, median_call, seconds, take_turns};
+use crate::measure::{
+    Contender, Field, Outcome, SampleSize, median, median_call, seconds, take_turns,
+};
 use crate::peers::{Peers, start_copy};
 use crate::report::{Bound, Row, Unit};
 
@@ -38,8 +40,8 @@ fn median_of_starts(mut start: impl FnMut() -> Outcome<f64>) -> Outcome<f64> {
     Ok(median(&times?))
 }
 
-pub(crate) fn start(peers: &mut Peers, effort: &Effort) -> Outcome<Row> {
-    let mut field = starts(peers, effort.repetitions)?;
+pub(crate) fn start(peers: &mut Peers, size: &SampleSize) -> Outcome<Row> {
+    let mut field = starts(peers, size.repetitions)?;
     let ratio = field.ratio("procpool", "a copy of oneself");
     let (beside, note) = if available_memory() < ROOM_FOR_BALLAST {
         (Vec::new(), "Less than 6 GiB were available: not tried beside a parent of 4 GiB.")
@@ -47,7 +49,7 @@ pub(crate) fn start(peers: &mut Peers, effort: &Effort) -> Outcome<Row> {
         let mut ballast = vec![0u8; BALLAST];
         ballast.iter_mut().step_by(4096).for_each(|page| *page = 1);
         let large = take_turns(
-            effort.repetitions,
+            size.repetitions,
             vec![
                 Contender::new("procpool, parent of 4 GiB", || median_of_starts(first_answer)),
                 Contender::new("a copy of oneself, parent of 4 GiB", || {
@@ -114,7 +116,7 @@ fn clock() -> u64 {
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
-pub(crate) fn crash(_: &mut Peers, effort: &Effort) -> Outcome<Row> {
+pub(crate) fn crash(_: &mut Peers, size: &SampleSize) -> Outcome<Row> {
     let dir = tempfile::tempdir()?;
     let note = dir.path().join("death");
     let pool = Pool::new(1)?; // so that the next answer can only be the replacement's
@@ -138,7 +140,7 @@ pub(crate) fn crash(_: &mut Peers, effort: &Effort) -> Outcome<Row> {
         Contender::new("it dies in a task", || median_of_starts(busy)),
         Contender::new("it is killed while idle", || median_of_starts(idle)),
     ];
-    let field = take_turns(effort.repetitions, contenders)?;
+    let field = take_turns(size.repetitions, contenders)?;
     let busy = field.values("it dies in a task");
     Ok(Row::new("a crash: from the death to the next answer", Unit::Seconds, field)
         .goal("≤ 3 ms", Bound::AtMost(3e-3), Unit::Seconds, busy)
@@ -152,10 +154,10 @@ fn death(note: &Path) -> Outcome<u64> {
     Ok(std::fs::read_to_string(note)?.parse()?)
 }
 
-pub(crate) fn memory(_: &mut Peers, effort: &Effort) -> Outcome<Row> {
+pub(crate) fn memory(_: &mut Peers, size: &SampleSize) -> Outcome<Row> {
     let mut private = Vec::new();
     let mut resident = Vec::new();
-    for _ in 0..effort.repetitions {
+    for _ in 0..size.repetitions {
         let pool = Pool::new(2)?;
         pool.map(identity, 0..1_000)?;
         wait_until_idle(&pool)?;

@@ -23,7 +23,7 @@ const STEPS: u64 = 100_000;
 /// The result of a healthy task.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Answer {
-    pub(super) neighbour: usize,
+    pub(super) bystander: usize,
     pub(super) value: u64,
     /// Changes in its environment.
     pub(super) changed: Vec<String>,
@@ -31,26 +31,26 @@ pub(super) struct Answer {
 
 impl Answer {
     pub(super) fn is_right(&self) -> bool {
-        self.value == value(self.neighbour)
+        self.value == value(self.bystander)
     }
 }
 
 /// The healthy task.
-pub(super) fn healthy((rendezvous, neighbour): (Rendezvous, usize)) -> Answer {
+pub(super) fn healthy((rendezvous, bystander): (Rendezvous, usize)) -> Answer {
     let environment = Environment::observe();
-    let half = work(neighbour as u64 + 1);
-    rendezvous.set_ready(neighbour);
+    let half = work(bystander as u64 + 1);
+    rendezvous.set_ready(bystander);
     rendezvous.wait_over(TIMEOUT);
-    Answer { neighbour, value: work(half), changed: environment.changes() }
+    Answer { bystander, value: work(half), changed: environment.changes() }
 }
 
 /// Returns the correct result.
-fn value(neighbour: usize) -> u64 {
-    work(work(neighbour as u64 + 1))
+fn value(bystander: usize) -> u64 {
+    work(work(bystander as u64 + 1))
 }
 
 /// The failing task. If it returns, the result lists the changes that it made.
-pub(super) fn sick((rendezvous, case): (Rendezvous, Case)) -> Vec<String> {
+pub(super) fn failing((rendezvous, case): (Rendezvous, Case)) -> Vec<String> {
     let environment = Environment::observe();
     rendezvous.wait_ready(TIMEOUT);
     rendezvous.set_acting();
@@ -121,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn neighbours_have_answers_of_their_own() {
+    fn bystanders_have_answers_of_their_own() {
         let answers: std::collections::HashSet<u64> = (0..8).map(value).collect();
         assert_eq!(answers.len(), 8);
     }

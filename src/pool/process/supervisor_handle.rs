@@ -16,7 +16,7 @@ pub(crate) struct SupervisorHandle {
     pub(super) signaled: Condvar,
     pub(super) waker: Arc<Waker>,
     /// When the supervisor next checks the time limits, in nanoseconds of the monotonic clock.
-    pub(super) next_look: AtomicU64,
+    pub(super) next_check: AtomicU64,
 }
 
 impl SupervisorHandle {
@@ -26,7 +26,7 @@ impl SupervisorHandle {
             signals: Mutex::default(),
             signaled: Condvar::new(),
             waker,
-            next_look: AtomicU64::new(u64::MAX),
+            next_check: AtomicU64::new(u64::MAX),
         }
     }
 
@@ -34,8 +34,8 @@ impl SupervisorHandle {
     pub(crate) fn schedule_check(&self, at: Instant) {
         let left = at.saturating_duration_since(Instant::now());
         let at = now().saturating_add(u64::try_from(left.as_nanos()).unwrap_or(u64::MAX));
-        if self.next_look.fetch_min(at, Ordering::AcqRel) > at {
-            self.ring();
+        if self.next_check.fetch_min(at, Ordering::AcqRel) > at {
+            self.wake();
         }
     }
 
@@ -43,7 +43,7 @@ impl SupervisorHandle {
     pub(crate) fn signal(&self, signal: Signal) {
         let mut signals = self.signals.lock().unwrap_or_else(PoisonError::into_inner);
         signals.push(signal);
-        self.ring();
+        self.wake();
         // A pool that ends meanwhile sends nothing.
         let sent = |signals: &mut Vec<Signal>| !signals.is_empty();
         let limit = Duration::from_secs(1);
@@ -51,8 +51,8 @@ impl SupervisorHandle {
     }
 
     /// Wakes the supervisor.
-    pub(crate) fn ring(&self) {
-        self.waker.ring();
+    pub(crate) fn wake(&self) {
+        self.waker.wake();
     }
 }
 
@@ -65,7 +65,7 @@ impl Waker {
         Ok(Self(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
     }
 
-    pub(crate) fn ring(&self) {
+    pub(crate) fn wake(&self) {
         let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
     }
 

@@ -6,7 +6,7 @@ use procpool::Pool;
 use rayon::prelude::*;
 use serde_json::json;
 
-use crate::measure::{Contender, Effort, Field, Outcome, seconds, take_turns};
+use crate::measure::{Contender, Field, Outcome, SampleSize, seconds, take_turns};
 use crate::peers::Peers;
 use crate::random;
 use crate::report::{Bound, Row, Unit};
@@ -20,7 +20,7 @@ fn sleep(seconds: f64) {
     std::thread::sleep(Duration::from_secs_f64(seconds));
 }
 
-pub(crate) fn skewed(peers: &mut Peers, effort: &Effort) -> Outcome<Row> {
+pub(crate) fn skewed(peers: &mut Peers, size: &SampleSize) -> Outcome<Row> {
     let Peers { pool, mp_pool, cores, .. } = peers;
     let mut last = vec![FAST; ITEMS - SLOW_ITEMS];
     last.extend([SLOW; SLOW_ITEMS]);
@@ -40,7 +40,7 @@ pub(crate) fn skewed(peers: &mut Peers, effort: &Effort) -> Outcome<Row> {
         contenders
             .push(Contender::new("Pool, shuffled", move || python.seconds("sleep", order.clone())));
     }
-    let mut field = take_turns(effort.long_repetitions, contenders)?;
+    let mut field = take_turns(size.long_repetitions, contenders)?;
     let share = |field: &Field, who: &str| -> Vec<f64> {
         field.values(who).iter().map(|time| time / ideal).collect()
     };
@@ -89,9 +89,9 @@ fn window(number: u64) -> u64 {
     random::count_in_window(points, [0.0, 0.0], width)
 }
 
-pub(crate) fn efficiency(peers: &mut Peers, effort: &Effort) -> Outcome<Row> {
+pub(crate) fn efficiency(peers: &mut Peers, size: &SampleSize) -> Outcome<Row> {
     let Peers { pool, cores, .. } = peers;
-    let repetitions = effort.repetitions.min(7);
+    let repetitions = size.repetitions.min(7);
     let pi = pure_work(pool, repetitions, "pi", estimate, ESTIMATES)?;
     let parzen = pure_work(pool, repetitions, "Parzen", window, WINDOWS)?;
     let efficiency = |field: &Field, task: &str, who: &str| -> Vec<f64> {

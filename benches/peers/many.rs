@@ -2,11 +2,11 @@
 
 use procpool::Pool;
 
-use crate::lives::wait_until_idle;
 use crate::machine::cpu_seconds;
-use crate::measure::{Effort, Field, Outcome, median, seconds};
+use crate::measure::{Field, Outcome, SampleSize, median, seconds};
 use crate::peers::Peers;
 use crate::report::{Bound, Row, Unit};
+use crate::startup_and_death::wait_until_idle;
 
 /// How many items a pool of any size is given at once, and how many single calls.
 const ITEMS: u64 = 200_000;
@@ -19,13 +19,13 @@ fn identity(x: u64) -> u64 {
     x
 }
 
-pub(crate) fn stream(peers: &mut Peers, effort: &Effort) -> Outcome<Row> {
+pub(crate) fn stream(peers: &mut Peers, size: &SampleSize) -> Outcome<Row> {
     let lengths: Vec<u64> =
-        (4..=7).map(|power| 10u64.pow(power)).filter(|items| *items <= effort.items).collect();
+        (4..=7).map(|power| 10u64.pow(power)).filter(|items| *items <= size.items).collect();
     let mut costs = vec![Vec::new(); lengths.len()];
     let mut growths = Vec::new();
     run_through(&peers.pool, lengths[0])?;
-    for _ in 0..effort.long_repetitions {
+    for _ in 0..size.long_repetitions {
         for (items, costs) in lengths.iter().zip(&mut costs) {
             // A short stream is over so soon that one of them says little.
             let times = (1_000_000 / items).clamp(1, 30);
@@ -34,7 +34,7 @@ pub(crate) fn stream(peers: &mut Peers, effort: &Effort) -> Outcome<Row> {
             let streams = streams?;
             let each: Vec<f64> = streams.iter().map(|(cost, _)| *cost).collect();
             costs.push(median(&each));
-            if *items == effort.items {
+            if *items == size.items {
                 growths.extend(streams.iter().map(|(_, growth)| *growth));
             }
         }
@@ -50,7 +50,7 @@ pub(crate) fn stream(peers: &mut Peers, effort: &Effort) -> Outcome<Row> {
         .map(|(items, costs)| (format!("an item of 10^{}", items.ilog10()), costs));
     let field = Field::of(figures);
     Ok(Row::new(
-        format!("{} items through `imap_unordered`", power(effort.items)),
+        format!("{} items through `imap_unordered`", power(size.items)),
         Unit::Seconds,
         field,
     )
@@ -61,7 +61,7 @@ pub(crate) fn stream(peers: &mut Peers, effort: &Effort) -> Outcome<Row> {
         growths,
     )
     .goal(
-        format!("cost per item flat from 10^4 to {} (≤ {FLAT} ×)", power(effort.items)),
+        format!("cost per item flat from 10^4 to {} (≤ {FLAT} ×)", power(size.items)),
         Bound::AtMost(FLAT),
         Unit::Times,
         flat,
@@ -106,12 +106,12 @@ fn resident() -> u64 {
     pages * rustix::param::page_size() as u64
 }
 
-pub(crate) fn workers(_: &mut Peers, effort: &Effort) -> Outcome<Row> {
+pub(crate) fn workers(_: &mut Peers, size: &SampleSize) -> Outcome<Row> {
     let sizes: Vec<usize> =
-        (0..=8).map(|power| 1 << power).filter(|size| *size <= effort.workers).collect();
+        (0..=8).map(|power| 1 << power).filter(|count| *count <= size.workers).collect();
     let mut in_maps = vec![Vec::new(); sizes.len()];
     let mut in_calls = vec![Vec::new(); sizes.len()];
-    for _ in 0..effort.long_repetitions {
+    for _ in 0..size.long_repetitions {
         for (place, size) in sizes.iter().enumerate() {
             let pool = Pool::new(*size)?;
             wait_until_idle(&pool)?;
@@ -131,7 +131,7 @@ pub(crate) fn workers(_: &mut Peers, effort: &Effort) -> Outcome<Row> {
     let calls_figures =
         sizes.iter().zip(in_calls).map(|(size, costs)| (name("apply_async", size), costs));
     let field = Field::of(figures.chain(calls_figures));
-    let what = format!("1 to {} workers, empty tasks: parent's CPU per task", effort.workers);
+    let what = format!("1 to {} workers, empty tasks: parent's CPU per task", size.workers);
     Ok(Row::new(what, Unit::Seconds, field)
         .at_most(1.5, "its cost at 2 workers, the worst, in a `map`", maps)
         .at_most(1.5, "its cost at 2 workers, the worst, in single calls", calls)

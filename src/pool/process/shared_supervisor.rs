@@ -13,20 +13,20 @@ use crate::error::Error;
 use crate::os::process::PerProcess;
 use crate::os::signals;
 use crate::pool::config::STACK;
-use crate::pool::process::orders::{SupervisorHandle, Waker};
 use crate::pool::process::supervisor::{self, Supervisor};
+use crate::pool::process::supervisor_handle::{SupervisorHandle, Waker};
 use crate::pool::schedule::state::{self, PoolState};
 
 /// Descriptors of a supervisor thread.
 #[derive(Debug)]
-pub(crate) struct Wires {
+pub(crate) struct SupervisorFds {
     pub(crate) waker: Arc<Waker>,
     /// The workers' end of the liveness pipe.
     pub(crate) reader: Arc<OwnedFd>,
     pub(crate) writer: OwnedFd,
 }
 
-impl Wires {
+impl SupervisorFds {
     pub(crate) fn new() -> Result<Self, Error> {
         let waker = Waker::new().map_err(Error::system("eventfd2, to wake its supervisor"))?;
         let (reader, writer) =
@@ -38,33 +38,33 @@ impl Wires {
 
 /// The shared supervisor of all current processes.
 #[derive(Debug)]
-struct Common {
-    wires: Wires,
-    /// Pools that the thread has not adopted yet.
-    newcomers: Mutex<Vec<Arc<PoolState>>>,
+struct SharedSupervisor {
+    fds: SupervisorFds,
+    /// Pools that the thread does not supervise yet.
+    added: Mutex<Vec<Arc<PoolState>>>,
     /// Whether no other pool will be added.
     is_over: AtomicBool,
 }
 
-impl Common {
-    fn newcomers(&self) -> MutexGuard<'_, Vec<Arc<PoolState>>> {
-        self.newcomers.lock().unwrap_or_else(PoisonError::into_inner)
+impl SharedSupervisor {
+    fn added(&self) -> MutexGuard<'_, Vec<Arc<PoolState>>> {
+        self.added.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Runs the thread.
     fn run(&self) {
-        state::serve();
+        state::mark_pool_thread();
         let mut supervisors = Vec::new();
         loop {
-            self.wires.waker.drain_eventfd();
-            // Read before the newcomers: a pool added before the end must still be adopted.
+            self.fds.waker.drain_eventfd();
+            // Read before `added`: a pool added before the end must still be supervised.
             let is_over = self.is_over.load(Ordering::Acquire);
-            supervisors.extend(self.newcomers().drain(..).map(Supervisor::new));
+            supervisors.extend(self.added().drain(..).map(Supervisor::new));
             let wake = supervisor::work(&mut supervisors);
             if is_over && supervisors.is_empty() {
                 return;
             }
-            supervisor::sleep(&mut supervisors, &self.wires.waker, wake);
+            supervisor::sleep(&mut supervisors, &self.fds.waker, wake);
         }
     }
 }
@@ -74,7 +74,7 @@ static CURRENT: PerProcess<Mutex<Option<Current>>> = PerProcess::new();
 
 #[derive(Debug)]
 struct Current {
-    common: Arc<Common>,
+    supervisor: Arc<SharedSupervisor>,
     members: usize,
     thread: JoinHandle<()>,
 }
@@ -83,7 +83,7 @@ struct Current {
 #[derive(Debug)]
 pub(crate) struct Membership {
     of: &'static Mutex<Option<Current>>,
-    common: Arc<Common>,
+    supervisor: Arc<SharedSupervisor>,
 }
 
 impl Membership {
@@ -92,41 +92,41 @@ impl Membership {
     /// # Errors
     ///
     /// When the system refuses a thread or a descriptor.
-    pub(crate) fn enter() -> Result<Self, Error> {
+    pub(crate) fn join() -> Result<Self, Error> {
         let of = CURRENT.get();
         let mut current = of.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(current) = &mut *current {
             current.members += 1;
-            return Ok(Self { of, common: Arc::clone(&current.common) });
+            return Ok(Self { of, supervisor: Arc::clone(&current.supervisor) });
         }
-        let (newcomers, is_over) = (Mutex::default(), AtomicBool::new(false));
-        let common = Arc::new(Common { wires: Wires::new()?, newcomers, is_over });
+        let (added, is_over) = (Mutex::default(), AtomicBool::new(false));
+        let supervisor = Arc::new(SharedSupervisor { fds: SupervisorFds::new()?, added, is_over });
         let run = {
-            let common = Arc::clone(&common);
-            move || common.run()
+            let supervisor = Arc::clone(&supervisor);
+            move || supervisor.run()
         };
         let thread = std::thread::Builder::new().name("procpool-process".to_owned());
         let thread = signals::blocked(|| thread.stack_size(STACK).spawn(run))
             .map_err(Error::system("a thread (clone3)"))?;
-        *current = Some(Current { common: Arc::clone(&common), members: 1, thread });
-        Ok(Self { of, common })
+        *current = Some(Current { supervisor: Arc::clone(&supervisor), members: 1, thread });
+        Ok(Self { of, supervisor })
     }
 
     /// Returns the workers' end of the liveness pipe.
-    pub(crate) fn cord(&self) -> Arc<OwnedFd> {
-        Arc::clone(&self.common.wires.reader)
+    pub(crate) fn liveness_pipe(&self) -> Arc<OwnedFd> {
+        Arc::clone(&self.supervisor.fds.reader)
     }
 
     /// Returns a handle on the supervisor for a pool.
-    pub(crate) fn orders(&self) -> SupervisorHandle {
-        SupervisorHandle::new(Arc::clone(&self.common.wires.waker))
+    pub(crate) fn supervisor(&self) -> SupervisorHandle {
+        SupervisorHandle::new(Arc::clone(&self.supervisor.fds.waker))
     }
 
     /// Hands the pool's process to the supervisor, which starts and reaps it.
     pub(crate) fn supervise(&self, shared: &Arc<PoolState>) {
         shared.set_supervised(true);
-        self.common.newcomers().push(Arc::clone(shared));
-        self.common.wires.waker.ring();
+        self.supervisor.added().push(Arc::clone(shared));
+        self.supervisor.fds.waker.wake();
     }
 }
 
@@ -144,10 +144,10 @@ impl Drop for Membership {
             return;
         }
         drop(current);
-        last.common.is_over.store(true, Ordering::Release);
-        last.common.wires.waker.ring();
+        last.supervisor.is_over.store(true, Ordering::Release);
+        last.supervisor.fds.waker.wake();
         // A thread that pools need for shutdown must not wait. The supervisor exits by itself.
-        if !state::is_serving() {
+        if !state::is_pool_thread() {
             let _ = last.thread.join();
         }
     }

@@ -1,0 +1,657 @@
+//! The manager: the thread of host 0 that owns the engine. It knows who is there and who is lost, and serves
+//! every pool of the program.
+//!
+//! It runs from `init` to the end of the process, so that the agents always hear from it. It never waits for
+//! a peer, and runs no code of the program but wakers.
+
+use std::collections::HashMap;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use procpool_worker::sys;
+
+use super::engine::{Engine, EngineEvent};
+use super::link::{Link, Status, Waker};
+use super::remote::{RemoteHost, Run};
+use super::wire::{self, Hello, Settings, ToAgent, ToManager};
+use super::{BEAT, LOSS};
+use crate::error::Error;
+use crate::pool::observe::events::EventKind;
+use crate::pool::schedule::state::{self, PoolState};
+use crate::pool::types::{HostInfo, WorkerInfo, WorkerState};
+use crate::self_describing::SelfDescribing;
+use crate::worker_ref::HostName;
+
+/// How long the manager looks at its engine without a pause after something has happened. About the time of
+/// one message there and back: a single call is answered meanwhile.
+pub(super) const SPIN: Duration = Duration::from_micros(100);
+
+/// The pause between two looks while something is expected.
+pub(super) const PAUSE: Duration = Duration::from_micros(100);
+
+/// The pause while nothing is.
+pub(super) const IDLE_PAUSE: Duration = Duration::from_millis(20);
+
+/// How long the agents may take to say goodbye at the end of the program.
+const LEAVE_LIMIT: Duration = Duration::from_secs(3);
+
+static MANAGER: OnceLock<Handle> = OnceLock::new();
+
+/// How the program's threads reach the manager.
+#[derive(Debug)]
+pub(super) struct Handle {
+    requests: Mutex<Vec<Request>>,
+    waker: Waker,
+    /// The process whose thread it is: a copy made by `fork` has none.
+    owner: u32,
+}
+
+#[derive(Debug)]
+enum Request {
+    /// Open a pool on every host.
+    Open { plan: Box<Plan>, reply: SyncSender<Result<Opened, Error>> },
+    /// The pool is there, and gets its work.
+    Attach { link: Arc<Link>, shared: Arc<PoolState> },
+    /// The pool couldn't be built.
+    Abandon { run: u32 },
+    /// The program ends.
+    Leave { reply: SyncSender<()> },
+}
+
+/// The pool that is to be opened.
+#[derive(Debug, Clone)]
+pub(crate) struct Plan {
+    /// For each host, with its own name, slots and number of workers filled in.
+    pub(crate) settings: Settings,
+    /// The number of workers for each host; 0 for as many as it has CPUs.
+    pub(crate) workers: usize,
+    /// The number of workers for hosts with these names.
+    pub(crate) workers_on: Vec<(String, usize)>,
+}
+
+/// A pool that is open on other hosts.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    pub(crate) link: Arc<Link>,
+    pub(crate) own: HostName,
+    /// The number of workers on this host, and on all.
+    pub(crate) local: usize,
+    pub(crate) workers: usize,
+}
+
+impl Plan {
+    /// Returns how many workers a host gets.
+    fn workers_of(&self, name: &str, cpus: usize) -> usize {
+        let host = name.split('#').next().unwrap_or(name);
+        let is_it = |(of, _): &&(String, usize)| of == name || of == host;
+        match self.workers_on.iter().rev().find(is_it).map_or(self.workers, |(_, count)| *count) {
+            0 => cpus.max(1),
+            count => count,
+        }
+    }
+}
+
+/// Opens a pool on the other hosts. `None` if this program runs on one.
+pub(crate) fn open(plan: Plan) -> Result<Option<Opened>, Error> {
+    let Some(handle) = handle() else { return Ok(None) };
+    let (reply, opened) = sync_channel(1);
+    handle.request(Request::Open { plan: Box::new(plan), reply });
+    let gone = |_| Error::Hosts { reason: "the thread that reaches them has ended".to_owned() };
+    opened.recv().map_err(gone)?.map(Some)
+}
+
+/// Serves a pool that was opened.
+pub(crate) fn attach(link: &Arc<Link>, shared: &Arc<PoolState>) {
+    if let Some(handle) = handle() {
+        let (link, shared) = (Arc::clone(link), Arc::clone(shared));
+        handle.request(Request::Attach { link, shared });
+    }
+}
+
+/// Closes a pool that was opened and not attached.
+pub(crate) fn abandon(run: u32) {
+    if let Some(handle) = handle() {
+        handle.request(Request::Abandon { run });
+    }
+}
+
+/// Leaves the agents, at the end of the process. Does not wait long.
+pub(super) fn leave() {
+    if let Some(handle) = handle() {
+        let (reply, left) = sync_channel(1);
+        handle.request(Request::Leave { reply });
+        let _ = left.recv_timeout(2 * LEAVE_LIMIT);
+    }
+}
+
+fn handle() -> Option<&'static Handle> {
+    MANAGER.get().filter(|handle| handle.owner == sys::own_pid())
+}
+
+impl Handle {
+    fn request(&self, request: Request) {
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner).push(request);
+        self.waker.wake();
+    }
+
+    fn take(&self) -> Vec<Request> {
+        std::mem::take(&mut *self.requests.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn has_requests(&self) -> bool {
+        !self.requests.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+}
+
+/// Registers the current thread as the manager.
+pub(super) fn register() -> &'static Handle {
+    MANAGER.get_or_init(|| Handle {
+        requests: Mutex::default(),
+        waker: Waker::of_this_thread(),
+        owner: sys::own_pid(),
+    })
+}
+
+/// Answers every request in place of a manager whose engine didn't start.
+pub(super) fn reject_all(handle: &'static Handle, reason: &str) {
+    loop {
+        for request in handle.take() {
+            match request {
+                Request::Open { reply, .. } => {
+                    let _ = reply.send(Err(Error::Hosts { reason: reason.to_owned() }));
+                }
+                Request::Leave { reply } => {
+                    let _ = reply.send(());
+                    return;
+                }
+                // Nothing was opened.
+                Request::Attach { .. } | Request::Abandon { .. } => {}
+            }
+        }
+        handle.waker.sleep(IDLE_PAUSE, || handle.has_requests());
+    }
+}
+
+/// What the manager knows of a peer.
+#[derive(Debug)]
+struct Peer {
+    state: PeerState,
+    heard: Instant,
+}
+
+#[derive(Debug)]
+enum PeerState {
+    /// It has not said what it is.
+    Silent,
+    Ready(Agent),
+    /// It runs another build.
+    Rejected {
+        host: String,
+        theirs: String,
+    },
+    Lost(String),
+    /// It has left, as it was told.
+    Left,
+}
+
+#[derive(Debug, Clone)]
+struct Agent {
+    hello: Hello,
+    name: HostName,
+    /// The number of agents on its host.
+    share: usize,
+}
+
+/// A pool that is being opened.
+#[derive(Debug)]
+struct Opening {
+    link: Arc<Link>,
+    plan: Plan,
+    reply: Option<SyncSender<Result<Opened, Error>>>,
+    deadline: Instant,
+    /// What was sent to whom; empty until all have said what they are.
+    hosts: Vec<RemoteHost>,
+    /// Peers that have not opened it yet.
+    waiting: Vec<usize>,
+    own: Option<(HostName, usize)>,
+    /// Events from before the pool could take them.
+    events: Vec<(usize, Vec<EventKind>)>,
+}
+
+/// The manager's state.
+pub(super) struct Manager<E> {
+    engine: E,
+    handle: &'static Handle,
+    own: Hello,
+    peers: Vec<Peer>,
+    opening: HashMap<u32, Opening>,
+    runs: HashMap<u32, Run>,
+    next_run: u32,
+    /// Whether all peers have introduced themselves or are lost.
+    is_complete: bool,
+    leaving: Option<(Instant, SyncSender<()>)>,
+}
+
+impl<E: Engine> Manager<E> {
+    pub(super) fn new(engine: E, handle: &'static Handle, own: Hello) -> Self {
+        let peer = || Peer { state: PeerState::Silent, heard: Instant::now() };
+        let peers = (0..engine.size()).map(|_| peer()).collect();
+        Self {
+            engine,
+            handle,
+            own,
+            peers,
+            opening: HashMap::new(),
+            runs: HashMap::new(),
+            next_run: 0,
+            is_complete: false,
+            leaving: None,
+        }
+    }
+
+    /// Runs until the program ends.
+    pub(super) fn run(mut self) {
+        state::mark_pool_thread();
+        let mut events = Vec::new();
+        let (mut next_beat, mut moved) = (Instant::now(), Instant::now());
+        loop {
+            let mut has_moved = self.engine.poll(&mut events);
+            for event in events.drain(..) {
+                match event {
+                    EngineEvent::Frame(peer, frame) => self.receive(peer, &frame),
+                    EngineEvent::Lost(peer, reason) => self.lose(peer, reason),
+                }
+            }
+            for request in self.handle.take() {
+                self.obey(request);
+                has_moved = true;
+            }
+            self.open_pools();
+            for run in self.runs.values_mut() {
+                has_moved |= run.serve(&mut self.engine);
+            }
+            let ended: Vec<u32> = self
+                .runs
+                .extract_if(|_, run| run.has_ended())
+                .map(|(id, run)| {
+                    run.end();
+                    id
+                })
+                .collect();
+            has_moved |= !ended.is_empty();
+            let now = Instant::now();
+            if now >= next_beat {
+                next_beat = now + BEAT;
+                self.beat(now);
+            }
+            if self.has_left(now) {
+                return;
+            }
+            if has_moved {
+                moved = now;
+            } else {
+                self.pause(now, moved);
+            }
+        }
+    }
+
+    /// Waits a moment, shorter if something is expected.
+    fn pause(&self, now: Instant, moved: Instant) {
+        if now - moved < SPIN {
+            return std::thread::yield_now();
+        }
+        let is_busy = self.engine.is_sending()
+            || !self.opening.is_empty()
+            || self.leaving.is_some()
+            || self.runs.values().any(Run::is_busy);
+        let limit = if is_busy { PAUSE } else { IDLE_PAUSE };
+        let has_news = || self.handle.has_requests() || self.runs.values().any(Run::has_news);
+        self.handle.waker.sleep(limit, has_news);
+    }
+
+    fn send(&mut self, peer: usize, message: &ToAgent) {
+        if let Ok(frame) = wire::encode(message) {
+            self.engine.send(peer, frame);
+        }
+    }
+
+    fn receive(&mut self, peer: usize, frame: &[u8]) {
+        if matches!(self.peers[peer].state, PeerState::Lost(_)) {
+            return;
+        }
+        self.peers[peer].heard = Instant::now();
+        if matches!(self.peers[peer].state, PeerState::Silent) {
+            return self.introduce(peer, frame);
+        }
+        let Ok(message) = wire::decode::<ToManager>(frame) else {
+            return self.lose(peer, "it sent a message that can't be decoded".to_owned());
+        };
+        let outcome = match message {
+            ToManager::Beat => Ok(()),
+            ToManager::Bye => {
+                self.peers[peer].state = PeerState::Left;
+                Ok(())
+            }
+            ToManager::Opened { run, error } => {
+                self.opened(peer, run, error);
+                Ok(())
+            }
+            ToManager::Results { run, results } => self.of(run, |run| run.results(peer, results)),
+            ToManager::Stolen { run, items } => self.of(run, |run| run.stolen(peer, items)),
+            ToManager::Workers { run, workers } => self.of(run, |run| {
+                run.workers(peer, workers);
+                Ok(())
+            }),
+            ToManager::Closed { run } => self.of(run, |run| {
+                run.closed(peer);
+                Ok(())
+            }),
+            ToManager::Events { run, events } => {
+                let kinds: Vec<EventKind> =
+                    events.into_iter().map(|SelfDescribing(kind)| kind).collect();
+                match self.opening.get_mut(&run) {
+                    Some(opening) => {
+                        opening.events.push((peer, kinds));
+                        Ok(())
+                    }
+                    None => self.of(run, |run| run.events(peer, kinds)),
+                }
+            }
+        };
+        if let Err(super::remote::Nonsense(what)) = outcome {
+            self.lose(peer, what.to_owned());
+        }
+    }
+
+    /// Calls `f` with a pool, if it is still there.
+    fn of(
+        &mut self,
+        run: u32,
+        f: impl FnOnce(&mut Run) -> Result<(), super::remote::Nonsense>,
+    ) -> Result<(), super::remote::Nonsense> {
+        self.runs.get_mut(&run).map_or(Ok(()), f)
+    }
+
+    /// Takes or rejects an agent by its first message.
+    fn introduce(&mut self, peer: usize, frame: &[u8]) {
+        let (host, theirs, hello) = match Hello::decode(frame) {
+            Some(hello) if hello.image == self.own.image && hello.version == self.own.version => {
+                (hello.host.clone(), String::new(), Some(hello))
+            }
+            Some(hello) => (hello.host.clone(), hello.build(), None),
+            None => (format!("rank {peer}"), "a program that is no agent of it".to_owned(), None),
+        };
+        self.peers[peer].state = match hello {
+            Some(hello) => {
+                let name = HostName::new(&hello.host);
+                PeerState::Ready(Agent { hello, name, share: 1 })
+            }
+            None => {
+                let reason = format!(
+                    "this host has another build of the program ({theirs}) than the first one ({})",
+                    self.own.build()
+                );
+                self.send(peer, &ToAgent::Reject { reason });
+                PeerState::Rejected { host, theirs }
+            }
+        };
+        self.complete();
+    }
+
+    /// Once all have introduced themselves, names them and welcomes them.
+    fn complete(&mut self) {
+        let is_silent = |peer: &Peer| matches!(peer.state, PeerState::Silent);
+        if self.is_complete || self.peers[1..].iter().any(is_silent) {
+            return;
+        }
+        self.is_complete = true;
+        let own = (0, self.own.boot.clone(), self.own.host.clone());
+        let others = self.peers.iter().enumerate().filter_map(|(at, peer)| match &peer.state {
+            PeerState::Ready(agent) => {
+                Some((at, agent.hello.boot.clone(), agent.hello.host.clone()))
+            }
+            _ => None,
+        });
+        let all: Vec<_> = std::iter::once(own).chain(others).collect();
+        for (at, boot, host) in &all {
+            // One host by its name and its running system: containers share the latter.
+            let share = all.iter().filter(|other| other.1 == *boot && other.2 == *host).count();
+            let namesakes = all.iter().filter(|other| other.2 == *host).count();
+            let name = if namesakes > 1 { format!("{host}#{at}") } else { host.clone() };
+            if let PeerState::Ready(agent) = &mut self.peers[*at].state {
+                (agent.name, agent.share) = (HostName::new(&name), share);
+                self.send(*at, &ToAgent::Welcome);
+            } else if *at == 0 {
+                let hello = self.own.clone();
+                self.peers[0].state =
+                    PeerState::Ready(Agent { hello, name: HostName::new(&name), share });
+            }
+        }
+    }
+
+    /// Sends the settings of new pools to the agents, once all of these are known.
+    fn open_pools(&mut self) {
+        let late = Instant::now();
+        let due: Vec<u32> = self
+            .opening
+            .iter()
+            .filter(|(_, opening)| {
+                opening.reply.is_some()
+                    && (opening.hosts.is_empty() && self.is_complete || late >= opening.deadline)
+            })
+            .map(|(run, _)| *run)
+            .collect();
+        for run in due {
+            let Some(mut opening) = self.opening.remove(&run) else { continue };
+            match self.send_settings(run, &mut opening) {
+                Ok(()) => drop(self.opening.insert(run, opening)),
+                Err(error) => self.fail_opening(run, opening, error),
+            }
+        }
+        let ready = |opening: &Opening| {
+            opening.own.is_some() && opening.waiting.is_empty() && opening.reply.is_some()
+        };
+        for (_, opening) in self.opening.iter_mut().filter(|(_, opening)| ready(opening)) {
+            let (Some(reply), Some((own, local))) = (opening.reply.take(), opening.own) else {
+                continue;
+            };
+            let workers = opening.hosts.iter().map(|host| host.slots.end).max().unwrap_or(local);
+            let link = Arc::clone(&opening.link);
+            let _ = reply.send(Ok(Opened { link, own, local, workers }));
+        }
+    }
+
+    fn send_settings(&mut self, run: u32, opening: &mut Opening) -> Result<(), Error> {
+        if Instant::now() >= opening.deadline {
+            let silent: Vec<String> = match self.is_complete {
+                true => opening.waiting.iter().map(|peer| self.name_of(*peer)).collect(),
+                false => (1..self.peers.len())
+                    .filter(|at| matches!(self.peers[*at].state, PeerState::Silent))
+                    .map(|at| format!("rank {at}"))
+                    .collect(),
+            };
+            let reason = format!(
+                "no answer within the start timeout from {}: does the program call procpool::init() in its first line there?",
+                silent.join(", ")
+            );
+            return Err(Error::Hosts { reason });
+        }
+        let mut first = 0;
+        let mut infos = Vec::new();
+        for at in 0..self.peers.len() {
+            let agent = match &self.peers[at].state {
+                PeerState::Ready(agent) => agent.clone(),
+                PeerState::Rejected { host, theirs } => {
+                    return Err(Error::BuildMismatch {
+                        host: HostName::new(host),
+                        own: self.own.build(),
+                        theirs: theirs.clone(),
+                    });
+                }
+                _ => continue,
+            };
+            let cpus = agent.hello.cpus as usize;
+            let workers = opening.plan.workers_of(&agent.name, cpus / agent.share);
+            let slots = first..first + workers;
+            first = slots.end;
+            infos.push(HostInfo {
+                name: agent.name,
+                slots: slots.clone(),
+                cpus,
+                memory: agent.hello.memory,
+                lost: None,
+            });
+            if at == 0 {
+                opening.own = Some((agent.name, workers));
+                continue;
+            }
+            let settings = Settings {
+                host: agent.name.to_string(),
+                workers: workers as u32,
+                first_slot: slots.start as u32,
+                ..opening.plan.settings.clone()
+            };
+            self.send(at, &ToAgent::Open { run, settings: Box::new(settings) });
+            opening.hosts.push(RemoteHost::new(at, agent.name, slots));
+            opening.waiting.push(at);
+        }
+        let workers = infos[1..].iter().flat_map(|info| {
+            info.slots.clone().map(|slot| WorkerInfo {
+                slot,
+                host: Some(info.name),
+                pid: 0,
+                state: WorkerState::Idle,
+                tasks_done: 0,
+                restarts: 0,
+                memory: None,
+                cpu: None,
+            })
+        });
+        let workers = workers.collect();
+        opening.link.with_status(|status| *status = Status { hosts: infos, workers });
+        Ok(())
+    }
+
+    fn name_of(&self, peer: usize) -> String {
+        match &self.peers[peer].state {
+            PeerState::Ready(agent) => agent.name.to_string(),
+            _ => format!("rank {peer}"),
+        }
+    }
+
+    fn fail_opening(&mut self, run: u32, opening: Opening, error: Error) {
+        for host in &opening.hosts {
+            self.send(host.peer, &ToAgent::Close { run, kill: true });
+        }
+        if let Some(reply) = opening.reply {
+            let _ = reply.send(Err(error));
+        }
+    }
+
+    /// An agent has workers for a pool, or can't have any.
+    fn opened(&mut self, peer: usize, run: u32, error: Option<String>) {
+        let Some(opening) = self.opening.get_mut(&run) else { return };
+        opening.waiting.retain(|other| *other != peer);
+        if let Some(error) = error
+            && let Some(opening) = self.opening.remove(&run)
+        {
+            let reason = format!("{}: {error}", self.name_of(peer));
+            self.fail_opening(run, opening, Error::Hosts { reason });
+        }
+    }
+
+    fn obey(&mut self, request: Request) {
+        match request {
+            Request::Open { plan, reply } => {
+                let run = self.next_run;
+                self.next_run += 1;
+                let deadline = Instant::now() + plan.settings.start_timeout;
+                let opening = Opening {
+                    link: Arc::new(Link::new(run, self.handle.waker.clone())),
+                    plan: *plan,
+                    reply: Some(reply),
+                    deadline,
+                    hosts: Vec::new(),
+                    waiting: Vec::new(),
+                    own: None,
+                    events: Vec::new(),
+                };
+                self.opening.insert(run, opening);
+                self.complete();
+            }
+            Request::Attach { link, shared } => {
+                let Some(opening) = self.opening.remove(&link.run) else { return };
+                let id = link.run;
+                let mut run = Run::new(link, shared, opening.hosts);
+                for (peer, events) in opening.events {
+                    // An event of a wrong slot is the loss of its sender, like any other message.
+                    if let Err(super::remote::Nonsense(what)) = run.events(peer, events) {
+                        run.lose(peer, what);
+                    }
+                }
+                for (at, peer) in self.peers.iter().enumerate() {
+                    if let PeerState::Lost(reason) = &peer.state {
+                        run.lose(at, reason);
+                    }
+                }
+                self.runs.insert(id, run);
+            }
+            Request::Abandon { run } => {
+                if let Some(opening) = self.opening.remove(&run) {
+                    for host in &opening.hosts {
+                        self.send(host.peer, &ToAgent::Close { run, kill: true });
+                    }
+                }
+            }
+            Request::Leave { reply } => {
+                for peer in 1..self.peers.len() {
+                    self.send(peer, &ToAgent::Bye);
+                }
+                self.leaving = Some((Instant::now() + LEAVE_LIMIT, reply));
+            }
+        }
+    }
+
+    /// Tells the agents that the manager is there, and finds those who are not.
+    fn beat(&mut self, now: Instant) {
+        for peer in 1..self.peers.len() {
+            if !matches!(self.peers[peer].state, PeerState::Ready(_)) {
+                continue;
+            }
+            let silent = now.saturating_duration_since(self.peers[peer].heard);
+            if silent > LOSS {
+                self.lose(peer, format!("no sign of life for {} s", silent.as_secs()));
+            } else {
+                self.send(peer, &ToAgent::Beat);
+            }
+        }
+    }
+
+    fn lose(&mut self, peer: usize, reason: String) {
+        if matches!(self.peers[peer].state, PeerState::Lost(_) | PeerState::Left) {
+            return;
+        }
+        self.engine.forget(peer);
+        for run in self.runs.values_mut() {
+            run.lose(peer, &reason);
+        }
+        for opening in self.opening.values_mut() {
+            opening.waiting.retain(|other| *other != peer);
+        }
+        self.peers[peer].state = PeerState::Lost(reason);
+        self.complete();
+    }
+
+    /// Whether the program ends and the agents have said goodbye, or won't.
+    fn has_left(&mut self, now: Instant) -> bool {
+        let Some((limit, reply)) = &self.leaving else { return false };
+        let is_there = |peer: &Peer| matches!(peer.state, PeerState::Ready(_));
+        if now < *limit && self.peers[1..].iter().any(is_there) {
+            return false;
+        }
+        self.engine.leave();
+        let _ = reply.send(());
+        true
+    }
+}

@@ -1,0 +1,587 @@
+//! What one pool has sent to the other hosts and not got back.
+//!
+//! An item is in one place: in a [`Flight`] of one host, or nowhere here. Whatever a host says about an item
+//! that it doesn't have is the loss of the host.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use super::engine::Engine;
+use super::link::{Command, Link};
+use super::wire::{
+    self, Blob, Chunk, ItemRange, ItemResults, ResultContent, ToAgent, WorkerStatus,
+};
+use crate::error::{DidRun, TaskErrorKind};
+use crate::pool::call::context::Context;
+use crate::pool::call::outcome::{Content, Delivery, Failure, Provenance};
+use crate::pool::drive::parcel::{Files, Parcel};
+use crate::pool::drive::records::{self, Records};
+use crate::pool::observe::events::{Deferred, EventKind};
+use crate::pool::schedule::batch::Batch;
+use crate::pool::schedule::state::PoolState;
+use crate::pool::types::WorkerInfo;
+use crate::worker_ref::{HostName, WorkerRef};
+
+/// How long a host may keep items without a result before idle workers elsewhere ask for some of them.
+const STRAGGLER: Duration = Duration::from_millis(5);
+
+/// Maximum bytes that wait to be sent to a host before it gets more work.
+const MOST_BACKLOG: usize = 16 << 20;
+
+/// How long a host may take to close its pool, after its tasks have ended.
+const CLOSE_LIMIT: Duration = Duration::from_secs(30);
+
+/// Why a result of another host is missing.
+const NOT_SENT: &str =
+    "it holds a handle or a file, which exist on its host only, or there was no memory for it";
+
+/// What a peer has said makes no sense.
+#[derive(Debug)]
+pub(super) struct Nonsense(pub(super) &'static str);
+
+/// A pool, as the manager sees it.
+#[derive(Debug)]
+pub(super) struct Run {
+    pub(super) link: Arc<Link>,
+    shared: Arc<PoolState>,
+    hosts: Vec<RemoteHost>,
+    next_chunk: u64,
+    /// When the closing hosts are given up.
+    closing: Option<Instant>,
+}
+
+/// Another host, as one pool sees it.
+#[derive(Debug)]
+pub(super) struct RemoteHost {
+    pub(super) peer: usize,
+    pub(super) name: HostName,
+    pub(super) slots: Range<usize>,
+    pub(super) phase: Phase,
+    flights: BTreeMap<u64, Flight>,
+    /// Number of items that it has.
+    open: u64,
+    /// Contexts that it has, by their number.
+    contexts: HashMap<u64, Arc<Context>>,
+    /// Whether it was asked for items, and whether those are cancelled when they come.
+    stealing: Option<bool>,
+    /// When it last got or delivered something.
+    moved: Instant,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    Open,
+    Closing,
+    Closed,
+    Lost,
+}
+
+/// A chunk that a host has.
+#[derive(Debug)]
+struct Flight {
+    /// The items that it has not answered.
+    parts: Vec<Batch>,
+    /// The number of the first item of the chunk.
+    base: u64,
+    sent: Instant,
+}
+
+impl Flight {
+    /// Takes out items. `None` if one of them isn't here.
+    fn cut(&mut self, first: u64, items: u32) -> Option<Batch> {
+        let first = self.base.checked_add(first)?;
+        let end = first.checked_add(items.into())?;
+        let holds = |part: &Batch| part.first <= first && end <= part.first + u64::from(part.items);
+        let at = self.parts.iter().position(holds)?;
+        if items == 0 {
+            return None;
+        }
+        let mut part = self.parts.swap_remove(at);
+        if first > part.first {
+            let front = part.split_front((first - part.first) as u32);
+            self.parts.push(front);
+        }
+        if items < part.items {
+            let front = part.split_front(items);
+            self.parts.push(std::mem::replace(&mut part, front));
+        }
+        Some(part)
+    }
+}
+
+impl RemoteHost {
+    pub(super) fn new(peer: usize, name: HostName, slots: Range<usize>) -> Self {
+        Self {
+            peer,
+            name,
+            slots,
+            phase: Phase::Open,
+            flights: BTreeMap::new(),
+            open: 0,
+            contexts: HashMap::new(),
+            stealing: None,
+            moved: Instant::now(),
+        }
+    }
+
+    fn send(&self, engine: &mut impl Engine, message: &ToAgent) {
+        match wire::encode(message) {
+            Ok(frame) => engine.send(self.peer, frame),
+            // Unreachable, but for a lack of memory: messages are not nested.
+            Err(error) => eprintln!("procpool: a message to {} was lost: {error}", self.name),
+        }
+    }
+
+    fn is_open(&self) -> bool {
+        self.phase == Phase::Open
+    }
+}
+
+impl Run {
+    pub(super) fn new(link: Arc<Link>, shared: Arc<PoolState>, hosts: Vec<RemoteHost>) -> Self {
+        Self { link, shared, hosts, next_chunk: 0, closing: None }
+    }
+
+    fn id(&self) -> u32 {
+        self.link.run
+    }
+
+    fn host(&mut self, peer: usize) -> Option<&mut RemoteHost> {
+        self.hosts.iter_mut().find(|host| host.peer == peer && host.phase != Phase::Lost)
+    }
+
+    /// Sends what is due. Returns whether anything was sent.
+    pub(super) fn serve(&mut self, engine: &mut impl Engine) -> bool {
+        for command in self.link.commands() {
+            self.obey(engine, &command);
+        }
+        if let Some(kill) = self.shared.hosts_may_close() {
+            self.close(engine, kill);
+            return false;
+        }
+        let mut has_sent = false;
+        for at in 0..self.hosts.len() {
+            has_sent |= self.feed(engine, at);
+        }
+        if !has_sent {
+            self.steal_from_straggler(engine);
+        }
+        has_sent
+    }
+
+    fn obey(&mut self, engine: &mut impl Engine, command: &Command) {
+        let run = self.id();
+        for host in self.hosts.iter_mut().filter(|host| host.is_open()) {
+            match command {
+                Command::Cancel(job) => {
+                    let is_its = |part: &Batch| Arc::ptr_eq(&part.job, job);
+                    let flights = host.flights.iter();
+                    let of_job = flights.filter(|(_, flight)| flight.parts.iter().any(is_its));
+                    let chunks: Vec<u64> = of_job.map(|(id, _)| *id).collect();
+                    if !chunks.is_empty() {
+                        host.send(engine, &ToAgent::Cancel { run, chunks });
+                    }
+                }
+                Command::CancelQueued => {
+                    host.stealing = Some(true);
+                    host.send(engine, &ToAgent::Steal { run, items: u32::MAX });
+                }
+                Command::Suspend(stop) => {
+                    host.send(engine, &ToAgent::Suspend { run, stop: *stop });
+                }
+                Command::DropContexts => {
+                    let over = host.contexts.extract_if(|_, context| context.is_over());
+                    let contexts: Vec<u64> = over.map(|(id, _)| id).collect();
+                    if !contexts.is_empty() {
+                        host.send(engine, &ToAgent::DropContexts { run, contexts });
+                    }
+                }
+            }
+        }
+    }
+
+    /// Sends work to a host, as far as it needs any. Fails what is bound to a lost host.
+    fn feed(&mut self, engine: &mut impl Engine, at: usize) -> bool {
+        let (run, host) = (self.id(), &mut self.hosts[at]);
+        if !host.is_open() {
+            let (bound, name) = (self.shared.take_bound(host.slots.clone()), host.name);
+            // Bound items are never retried elsewhere.
+            self.lose_batches(bound, name, "it was lost before");
+            return false;
+        }
+        if engine.backlog(host.peer) > MOST_BACKLOG {
+            return false;
+        }
+        let batches = self.shared.take_for_host(host.slots.clone(), host.open);
+        if batches.is_empty() {
+            return false;
+        }
+        let now = Instant::now();
+        for batch in batches {
+            let Ok(call) = batch.job.call else { continue };
+            let context = batch.job.context.as_ref().map(|context| {
+                if !host.contexts.contains_key(&context.id) {
+                    host.contexts.insert(context.id, Arc::clone(context));
+                    let (is_elements, bytes) = context.copy();
+                    let (id, bytes) = (context.id, Blob(bytes));
+                    host.send(engine, &ToAgent::Context { run, id, is_elements, bytes });
+                }
+                context.id
+            });
+            let id = self.next_chunk;
+            self.next_chunk += 1;
+            let options = &batch.job.options;
+            let chunk = Chunk {
+                id,
+                call,
+                first_id: batch.job.offset + batch.first,
+                items: batch.items,
+                attempt: batch.attempt,
+                seed: batch.seed(),
+                context,
+                slot: batch.slot.map(|slot| slot as u32),
+                chunk_size: options.chunk_size,
+                timeout: options.timeout,
+                retries: options.retries,
+                label: options.label.as_deref().map(str::to_owned),
+                collects_all: batch.job.collects_all.load(Relaxed),
+                width: batch.width,
+                is_elements: batch.elements().is_some(),
+                arguments: Blob(batch.elements().unwrap_or(batch.arguments()).to_vec()),
+            };
+            host.send(engine, &ToAgent::Chunk { run, chunk });
+            host.open += u64::from(batch.items);
+            let base = batch.first;
+            host.flights.insert(id, Flight { parts: vec![batch], base, sent: now });
+        }
+        host.moved = now;
+        true
+    }
+
+    /// Asks the host with the most waiting items for half of them, if a worker elsewhere is idle.
+    fn steal_from_straggler(&mut self, engine: &mut impl Engine) {
+        let run = self.id();
+        let waiting = |host: &RemoteHost| host.open.saturating_sub(host.slots.len() as u64);
+        let is_slow = |host: &&mut RemoteHost| {
+            host.is_open()
+                && host.stealing.is_none()
+                && waiting(host) > 0
+                && host.moved.elapsed() > STRAGGLER
+        };
+        let has_idle_host =
+            self.hosts.iter().any(|host| host.is_open() && host.open < host.slots.len() as u64);
+        let slowest = self.hosts.iter_mut().filter(is_slow).max_by_key(|host| waiting(host));
+        let Some(host) = slowest else { return };
+        if has_idle_host || self.shared.has_idle_worker() {
+            let items = u32::try_from(waiting(host).div_ceil(2)).unwrap_or(u32::MAX);
+            host.stealing = Some(false);
+            // Asked again if it stays slow.
+            host.moved = Instant::now();
+            host.send(engine, &ToAgent::Steal { run, items });
+        }
+    }
+
+    /// Delivers results.
+    pub(super) fn results(&mut self, peer: usize, all: Vec<ItemResults>) -> Result<(), Nonsense> {
+        let shared = Arc::clone(&self.shared);
+        let Some(host) = self.host(peer) else { return Ok(()) };
+        host.moved = Instant::now();
+        let (mut settled, mut calls, mut outcome) = (0, Deferred::default(), Ok(()));
+        for results in all {
+            let items = u64::from(results.range.items);
+            outcome = host.deliver(&shared, results, &mut calls);
+            if outcome.is_err() {
+                break;
+            }
+            settled += items;
+        }
+        host.open -= settled;
+        // Callers first: what they submit next keeps the pool open.
+        shared.config.observers.fire(calls);
+        shared.settled_elsewhere(settled);
+        outcome
+    }
+
+    /// Takes back items that a host has given back.
+    pub(super) fn stolen(&mut self, peer: usize, items: Vec<ItemRange>) -> Result<(), Nonsense> {
+        let shared = Arc::clone(&self.shared);
+        let Some(host) = self.host(peer) else { return Ok(()) };
+        let is_cancelled = host.stealing.take() == Some(true);
+        let mut batches = Vec::new();
+        let mut outcome = Ok(());
+        for range in items {
+            match host.cut(range) {
+                Ok((batch, _)) => batches.push(batch),
+                Err(nonsense) => outcome = Err(nonsense),
+            }
+        }
+        host.open -= batches.iter().map(|batch| u64::from(batch.items)).sum::<u64>();
+        if !is_cancelled {
+            shared.requeue_from_host(batches);
+            return outcome;
+        }
+        let settled = batches.iter().map(|batch| u64::from(batch.items)).sum::<u64>();
+        for batch in batches {
+            let failure = Failure::unstarted(TaskErrorKind::Cancelled);
+            shared.fail(&batch, failure, Provenance::NONE);
+        }
+        shared.settled_elsewhere(settled);
+        outcome
+    }
+
+    /// Emits a host's events.
+    pub(super) fn events(&mut self, peer: usize, events: Vec<EventKind>) -> Result<(), Nonsense> {
+        let shared = Arc::clone(&self.shared);
+        let Some(host) = self.host(peer) else { return Ok(()) };
+        for mut kind in events {
+            if let Some(slot) = kind.slot_mut() {
+                if *slot >= host.slots.len() {
+                    return Err(Nonsense("an event of a slot that it doesn't have"));
+                }
+                *slot += host.slots.start;
+            }
+            // The end of one host's pool is not the end of the pool.
+            if kind != EventKind::Drained {
+                shared.config.observers.emit_of(Some(host.name), || kind);
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes the state of a host's workers.
+    pub(super) fn workers(&mut self, peer: usize, workers: Vec<WorkerStatus>) {
+        let Some(host) = self.host(peer) else { return };
+        let (slots, name) = (host.slots.clone(), host.name);
+        let told = slots.zip(workers).map(|(slot, status)| WorkerInfo {
+            slot,
+            host: Some(name),
+            pid: status.pid,
+            state: status.state,
+            // Counted here.
+            tasks_done: 0,
+            restarts: status.restarts,
+            memory: status.memory,
+            cpu: status.cpu,
+        });
+        self.link.with_status(|status| {
+            for worker in told {
+                let known = status.workers.iter_mut().find(|known| known.slot == worker.slot);
+                if let Some(known) = known {
+                    *known = worker;
+                }
+            }
+        });
+    }
+
+    /// A host has closed its pool.
+    pub(super) fn closed(&mut self, peer: usize) {
+        if let Some(host) = self.host(peer) {
+            host.phase = Phase::Closed;
+        }
+    }
+
+    /// A host is lost. What it had is retried or fails, each item for itself.
+    pub(super) fn lose(&mut self, peer: usize, reason: &str) {
+        let shared = Arc::clone(&self.shared);
+        let Some(host) = self.host(peer) else { return };
+        let (was_closed, name) = (host.phase == Phase::Closed, host.name);
+        host.phase = Phase::Lost;
+        host.open = 0;
+        host.contexts.clear();
+        let flights = std::mem::take(&mut host.flights);
+        self.link.with_status(|status| {
+            for known in status.hosts.iter_mut().filter(|known| known.name == name) {
+                known.lost = Some(reason.to_owned());
+            }
+        });
+        if was_closed {
+            return;
+        }
+        let reason = reason.to_owned();
+        shared
+            .config
+            .observers
+            .emit_of(Some(name), || EventKind::HostLost { reason: reason.clone() });
+        let parts: Vec<Batch> = flights.into_values().flat_map(|flight| flight.parts).collect();
+        let items: u64 = parts.iter().map(|part| u64::from(part.items)).sum();
+        let again = self.lose_batches(parts, name, &reason);
+        let requeued: u64 = again.iter().map(|batch| u64::from(batch.items)).sum();
+        shared.requeue_from_host(again);
+        shared.settled_elsewhere(items - requeued);
+    }
+
+    /// Fails what a lost host had, unless it may be retried: that is returned.
+    fn lose_batches(&self, parts: Vec<Batch>, host: HostName, reason: &str) -> Vec<Batch> {
+        let mut again = Vec::new();
+        for mut batch in parts {
+            let options = &batch.job.options;
+            let is_cancelled = batch.job.cancelled.load(Relaxed);
+            let may_retry = batch.slot.is_none()
+                && !is_cancelled
+                && batch.attempt <= options.retries.unwrap_or(0);
+            let kind = match is_cancelled {
+                true => TaskErrorKind::Cancelled,
+                false => TaskErrorKind::HostLost { host, reason: reason.to_owned() },
+            };
+            if may_retry {
+                self.shared.counters.retried.fetch_add(batch.items.into(), Relaxed);
+                batch.attempt += 1;
+                again.push(batch);
+                continue;
+            }
+            let failure = Failure {
+                kind,
+                did_it_run: DidRun::Maybe,
+                elapsed: Duration::ZERO,
+                output: Vec::new(),
+            };
+            let provenance = Provenance { attempt: batch.attempt, ..Provenance::NONE };
+            self.shared.fail(&batch, failure, provenance);
+        }
+        again
+    }
+
+    /// Closes the hosts' pools. A host that takes too long is left behind.
+    fn close(&mut self, engine: &mut impl Engine, kill: bool) {
+        let run = self.id();
+        if self.closing.is_none() {
+            self.closing = Instant::now().checked_add(CLOSE_LIMIT);
+        }
+        for host in &mut self.hosts {
+            if kill && matches!(host.phase, Phase::Open | Phase::Closing) {
+                let flights = std::mem::take(&mut host.flights);
+                let mut settled = 0;
+                for part in flights.into_values().flat_map(|flight| flight.parts) {
+                    settled += u64::from(part.items);
+                    let failure = Failure {
+                        did_it_run: DidRun::Maybe,
+                        ..Failure::unstarted(TaskErrorKind::Closed)
+                    };
+                    let provenance = Provenance { attempt: part.attempt, ..Provenance::NONE };
+                    self.shared.fail(&part, failure, provenance);
+                }
+                host.open = 0;
+                self.shared.settled_elsewhere(settled);
+            }
+            if host.is_open() {
+                host.phase = Phase::Closing;
+                host.send(engine, &ToAgent::Close { run, kill });
+            }
+        }
+    }
+
+    /// Whether a host has something to answer.
+    pub(super) fn is_busy(&self) -> bool {
+        let is_busy = |host: &RemoteHost| host.open > 0 || host.phase == Phase::Closing;
+        self.hosts.iter().any(is_busy)
+    }
+
+    /// Whether the pool has told something, or has work for a host.
+    pub(super) fn has_news(&self) -> bool {
+        // What is queued while a host is busy waits for its next answer.
+        let has_work = || self.closing.is_none() && self.shared.has_work_for_hosts(self.is_busy());
+        self.link.has_commands() || has_work()
+    }
+
+    /// Whether no host has anything of the pool left. Then the pool may end.
+    pub(super) fn has_ended(&self) -> bool {
+        let is_left = |host: &RemoteHost| matches!(host.phase, Phase::Open | Phase::Closing);
+        let is_late = self.closing.is_some_and(|limit| Instant::now() >= limit);
+        self.closing.is_some() && (is_late || !self.hosts.iter().any(is_left))
+    }
+
+    /// Tells the pool that its hosts have ended.
+    pub(super) fn end(self) {
+        self.shared.driver_ended();
+    }
+}
+
+impl RemoteHost {
+    fn cut(&mut self, range: ItemRange) -> Result<(Batch, Instant), Nonsense> {
+        const UNKNOWN: Nonsense = Nonsense("it answered items that it doesn't have");
+        let flight = self.flights.get_mut(&range.chunk).ok_or(UNKNOWN)?;
+        let (batch, sent) = (flight.cut(range.first, range.items).ok_or(UNKNOWN)?, flight.sent);
+        if flight.parts.is_empty() {
+            self.flights.remove(&range.chunk);
+        }
+        Ok((batch, sent))
+    }
+
+    /// Delivers outcomes to the caller.
+    fn deliver(
+        &mut self,
+        shared: &PoolState,
+        results: ItemResults,
+        calls: &mut Deferred,
+    ) -> Result<(), Nonsense> {
+        let ItemResults { range, worker, attempt, queued, content } = results;
+        let content = self.check(shared, range.items, content)?;
+        let slots = self.slots.clone();
+        let worker = worker.map(|(slot, pid)| {
+            let slot = slots.start + slot as usize;
+            WorkerRef { slot, pid, host: Some(self.name) }
+        });
+        if worker.is_some_and(|worker| !slots.contains(&worker.slot)) {
+            return Err(Nonsense("it answered for a slot that it doesn't have"));
+        }
+        let (batch, sent) = self.cut(range)?;
+        let queued = sent.saturating_duration_since(batch.queued).saturating_add(queued);
+        let provenance = Provenance { worker, attempt, queued };
+        let counters = &shared.counters;
+        if let Some(worker) = worker {
+            counters.slots[worker.slot].fetch_add(range.items.into(), Relaxed);
+        }
+        match content {
+            Checked::Failed(failure) => batch.fail(failure, provenance, counters, calls),
+            Checked::Records(records, summary) => {
+                counters.done.fetch_add(summary.answers.into(), Relaxed);
+                counters.failed.fetch_add((summary.items - summary.answers).into(), Relaxed);
+                batch.job.cost.observe(summary.timed.into(), summary.nanos);
+                let (first, items) = (batch.first, batch.items);
+                let content = Content::Records(records);
+                batch.job.deliver(Delivery { first, items, provenance, content }, calls);
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks outcomes before any of them is used.
+    fn check(
+        &self,
+        shared: &PoolState,
+        items: u32,
+        content: ResultContent,
+    ) -> Result<Checked, Nonsense> {
+        const INVALID: Nonsense = Nonsense("its results are invalid");
+        match content {
+            ResultContent::Failed { kind, did_it_run, elapsed, output } => {
+                Ok(Checked::Failed(Failure { kind, did_it_run, elapsed, output: output.0 }))
+            }
+            ResultContent::Records { bytes, regions, outputs } => {
+                let summary = records::validate(&bytes.0).ok_or(INVALID)?;
+                if summary.items != items || summary.passed as usize != regions.len() {
+                    return Err(INVALID);
+                }
+                let parcel = |region: Option<Blob>| {
+                    let lease = region.and_then(|blob| shared.regions.filled(&blob.0).ok());
+                    lease.map_or(Parcel::Lost(NOT_SENT), |region| Parcel::Arrived {
+                        region: Some(region),
+                        files: Files::default(),
+                    })
+                };
+                let parcels = regions.into_iter().map(parcel).collect();
+                let outputs = outputs.into_iter().map(|output| output.0).collect();
+                let records = Records::new(bytes.0.into(), parcels, outputs);
+                Ok(Checked::Records(records, summary))
+            }
+        }
+    }
+}
+
+enum Checked {
+    Failed(Failure),
+    Records(Records, records::Summary),
+}

@@ -1,0 +1,150 @@
+//! Scheduling for the other hosts of a pool: what they take from the queue, and what comes back from them.
+//!
+//! A host keeps little more work than its workers run. What it has when it is lost may have run, so it uses
+//! up an attempt; and an idle worker elsewhere can't take it without asking.
+
+use std::ops::Range;
+
+use super::batch::{Batch, split_back};
+use super::cost::CostEstimate;
+use super::slots::{Phase, Wake};
+use super::state::{PoolState, SchedulerState};
+
+/// How much work a host has waiting for each of its workers, in nanoseconds. A message and its answer take a
+/// tenth of a millisecond, and a host that is busy otherwise may answer some milliseconds late.
+const AHEAD: u64 = 5_000_000;
+
+/// Maximum number of items that wait for each worker of a host: about what takes the time above.
+const MOST_ITEMS: u64 = 1 << 16;
+
+/// Maximum bytes of arguments taken at once.
+const MOST_BYTES: usize = 4 << 20;
+
+impl PoolState {
+    /// Takes work for a host that has the workers of `slots`, and `open` items.
+    pub(crate) fn take_for_host(&self, slots: Range<usize>, open: u64) -> Vec<Batch> {
+        let mut central = self.central();
+        let mut taken = central.take_bound(slots.clone());
+        let workers = slots.len() as u64;
+        if !central.queue.is_empty() {
+            self.take_share(&mut central, workers, open, &mut taken);
+        } else if taken.is_empty() && open < workers {
+            let most = u32::try_from(workers - open).unwrap_or(u32::MAX);
+            taken = self.steal(&central, most);
+        }
+        central.remote += taken.iter().map(|batch| u64::from(batch.items)).sum::<u64>();
+        taken
+    }
+
+    /// Takes what is bound to the slots of a lost host.
+    pub(crate) fn take_bound(&self, slots: Range<usize>) -> Vec<Batch> {
+        self.central().take_bound(slots)
+    }
+
+    /// Takes a host's share of the queue, as far as its workers need it soon.
+    fn take_share(
+        &self,
+        central: &mut SchedulerState,
+        workers: u64,
+        open: u64,
+        taken: &mut Vec<Batch>,
+    ) {
+        let Some(first) = central.queue.front() else { return };
+        // Leaves an item for each driver that is waking up.
+        let unclaimed = central.queued.saturating_sub(central.slots.woken() as u64);
+        let cost = first.job.cost.nanos();
+        let is_done_soon =
+            cost > 0 && central.queued.saturating_mul(cost) < CostEstimate::MIN_WORTH_A_WAKE;
+        if is_done_soon && (central.slots.has_idle() || central.slots.woken() > 0) {
+            return;
+        }
+        let waiting = AHEAD.checked_div(cost).unwrap_or(0).min(MOST_ITEMS);
+        let each = (1 + waiting).max(first.job.options.chunk_size.unwrap_or(1).into());
+        let target = workers * each;
+        let fair = ((unclaimed + open) * workers).div_ceil(self.config.workers as u64);
+        // A quarter at once, so that messages are worth sending.
+        if open > target - target / 4 {
+            return;
+        }
+        let mut wanted = target.min(fair).saturating_sub(open).min(unclaimed);
+        let mut bytes = 0;
+        while wanted > 0 && bytes < MOST_BYTES {
+            let Some(mut batch) = central.queue.pop_front() else { break };
+            if u64::from(batch.items) > wanted {
+                let front = batch.split_front(wanted as u32);
+                central.queue.push_front(std::mem::replace(&mut batch, front));
+            }
+            central.queued -= u64::from(batch.items);
+            wanted -= u64::from(batch.items);
+            bytes += batch.arguments().len();
+            taken.push(batch);
+        }
+    }
+
+    /// Takes up to `most` items that have not started, for another host.
+    pub(crate) fn give_back(&self, most: u32) -> Vec<Batch> {
+        let mut central = self.central();
+        let mut queue = std::mem::take(&mut central.queue);
+        let mut taken = split_back(&mut queue, most);
+        central.queue = queue;
+        let count = |batches: &[Batch]| batches.iter().map(|batch| batch.items).sum::<u32>();
+        central.queued -= u64::from(count(&taken));
+        for slot in 0..self.slots.len() {
+            let left = most - count(&taken);
+            if left == 0 {
+                break;
+            }
+            let mut running = self.running(slot);
+            taken.extend(running.as_mut().into_iter().flat_map(|chunk| chunk.steal(left)));
+        }
+        taken
+    }
+
+    /// Items that a host had are settled.
+    pub(crate) fn settled_elsewhere(&self, items: u64) {
+        let mut central = self.central();
+        central.remote -= items;
+        if central.remote == 0 && central.is_over() {
+            self.wake(Wake::All);
+        }
+    }
+
+    /// Requeues items that a host had and won't run.
+    pub(crate) fn requeue_from_host(&self, batches: Vec<Batch>) {
+        let mut central = self.central();
+        central.remote -= batches.iter().map(|batch| u64::from(batch.items)).sum::<u64>();
+        let rejected = self.requeue(&mut central, batches);
+        drop(central);
+        rejected.iter().for_each(|batch| self.reject(batch));
+    }
+
+    /// Whether the manager of the other hosts has something to do for this pool.
+    pub(crate) fn has_work_for_hosts(&self, are_busy: bool) -> bool {
+        let central = self.central();
+        let is_bound =
+            || central.by_slot[self.slots.len()..].iter().any(|queue| !queue.own.is_empty());
+        central.is_over() || is_bound() || (!are_busy && !central.queue.is_empty())
+    }
+
+    /// Whether a worker of this host has nothing to do.
+    pub(crate) fn has_idle_worker(&self) -> bool {
+        let central = self.central();
+        !central.has_queued() && central.slots.has_idle()
+    }
+
+    /// Whether the other hosts may close their pools; and if so, whether they must kill what runs.
+    pub(crate) fn hosts_may_close(&self) -> Option<bool> {
+        let central = self.central();
+        let is_terminated = central.slots.phase() == Phase::Terminated;
+        central.is_over().then_some(is_terminated)
+    }
+}
+
+impl SchedulerState {
+    fn take_bound(&mut self, slots: Range<usize>) -> Vec<Batch> {
+        let taken: Vec<Batch> =
+            self.by_slot[slots].iter_mut().flat_map(|queue| queue.own.drain(..)).collect();
+        self.queued -= taken.iter().map(|batch| u64::from(batch.items)).sum::<u64>();
+        taken
+    }
+}
