@@ -71,6 +71,7 @@ def blur(lines, command):
     text = re.sub(rf"{NUMBER} (B|KiB|MiB|GiB)\b", "BYTES", text)
     text = re.sub(rf"{NUMBER} ?(×|%)", "RATIO", text)
     text = re.sub(r"\bPID \d+", "PID", text)
+    text = re.sub(r"\bGPU \d+ of \d+: .*$", "GPU", text, flags=re.M)
     text = re.sub(r"^( ?\d+) \d+ TIME", r"\1 PID TIME", text, flags=re.M)  # a row of the command
     text = re.sub(r"^ ?\d+ (\d+ \d+ TIME BYTES)$", r"PID \1", text, flags=re.M)  # a worker
     text = re.sub(r" \d+ (\d+) TIME$", r" PID \1 TIME", text, flags=re.M)  # a row of `pids`
