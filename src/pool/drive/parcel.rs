@@ -46,7 +46,7 @@ impl Files {
 
     /// Returns whether there are none.
     pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.received.is_empty()
     }
 
     /// Calls `decode`, which finds these files.
