@@ -14,6 +14,7 @@
 use std::collections::VecDeque;
 use std::mem::{ManuallyDrop, MaybeUninit};
 use std::os::raw::c_int;
+use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
 use mpi::environment::Universe;
@@ -63,8 +64,10 @@ pub(crate) fn enter() {
     if rank > 0 {
         serve();
     }
-    let start = || {
+    let (registered, is_registered) = sync_channel(1);
+    let start = move || {
         let handle = manager::register();
+        let _ = registered.send(());
         match Mpi::start() {
             Ok(engine) => Manager::new(engine, handle, hello()).run(),
             Err(error) => manager::reject_all(handle, &error),
@@ -72,7 +75,11 @@ pub(crate) fn enter() {
     };
     let thread = std::thread::Builder::new().name("procpool-hosts".to_owned());
     match thread.spawn(start) {
-        Ok(_) => at_exit(leave),
+        Ok(_) => {
+            // A pool that is built next must find the manager.
+            let _ = is_registered.recv();
+            at_exit(leave);
+        }
         Err(error) => eprintln!("procpool: no thread for the other hosts: {error}"),
     }
 }
