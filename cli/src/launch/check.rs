@@ -19,7 +19,7 @@ use crate::format;
 use crate::tasks::command::quote;
 
 /// How long a host may take to answer: a slow login, and reading this program's file.
-const ANSWER: Duration = Duration::from_secs(20);
+const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 
 /// What a host says of itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -80,9 +80,12 @@ pub(crate) fn run(args: &HostsArgs) -> Result<Exit> {
     let rsh = args.rsh.as_deref();
     let answers = remote::each(&hosts, |host| match command::is_here(&host.name) {
         true => Ok(own.clone()),
-        false => {
-            understood(&remote::ask(rsh, &host.name, false, &line, ANSWER), &program, rsh, host)
-        }
+        false => understood(
+            &remote::ask(rsh, &host.name, false, &line, ANSWER_LIMIT),
+            &program,
+            rsh,
+            host,
+        ),
     });
     let checked = judged(&hosts, answers, &own, &program);
     let is_fine = checked.iter().all(|host| host.problem.is_none());
@@ -166,7 +169,7 @@ fn understood(
     Err(match answer.code {
         _ if answer.is_late => format!(
             "did not answer within {} s: check its network and 'time {shell} {name} true'",
-            ANSWER.as_secs()
+            ANSWER_LIMIT.as_secs()
         ),
         // What ssh says of itself, and what it looks like if it is not there.
         Some(255) | None => format!(

@@ -34,7 +34,7 @@ const ALIVE: u8 = 1;
 const EXIT: u8 = 2;
 
 /// The longest orders: a list of hosts, and some paths.
-const LONGEST: u64 = 64 << 20;
+const MAX_ORDERS: u64 = 64 << 20;
 
 /// What a launched run is to do differently from one by itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -169,7 +169,7 @@ fn take(from: &UnixStream) -> io::Result<(Orders, [OwnedFd; 3])> {
     let invalid = || io::Error::from(ErrorKind::InvalidData);
     let streams = <[OwnedFd; 3]>::try_from(streams).map_err(|_| invalid())?;
     let length = u64::from_le_bytes(length);
-    if read.bytes != 8 || length > LONGEST {
+    if read.bytes != 8 || length > MAX_ORDERS {
         return Err(invalid());
     }
     let mut text = vec![0; length as usize];

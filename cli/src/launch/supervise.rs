@@ -33,13 +33,13 @@ use crate::interrupt;
 use crate::journal;
 
 /// How often the journal is read.
-const POLL: Duration = Duration::from_millis(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// How long the launcher may take until the run is there: each host is started through its shell.
-const START: Duration = Duration::from_secs(120);
+const START_LIMIT: Duration = Duration::from_secs(120);
 
 /// How long a run may be silent. It sends a beat every second, whatever its jobs do.
-const SILENCE: Duration = Duration::from_secs(30);
+const MAX_SILENCE: Duration = Duration::from_secs(30);
 
 /// How long the launcher may take to end after the run, before it is asked to.
 const LINGER: Duration = Duration::from_secs(2);
@@ -48,13 +48,13 @@ const LINGER: Duration = Duration::from_secs(2);
 const GRACE: Duration = Duration::from_secs(3);
 
 /// How long a run may take to end after the second signal: somewhat longer than it allows itself.
-const ENDING: Duration = Duration::from_secs(6);
+const END_LIMIT: Duration = Duration::from_secs(6);
 
 /// How long a host may take to answer before a new launch does without it.
-const ANSWER: Duration = Duration::from_secs(8);
+const ANSWER_LIMIT: Duration = Duration::from_secs(8);
 
 /// The most bytes of the launcher's messages that are kept.
-const MOST_NOISE: usize = 16 << 10;
+const MAX_NOISE: usize = 16 << 10;
 
 /// What is launched, and where.
 pub(super) struct Job<'a> {
@@ -194,7 +194,7 @@ fn lost_hosts(job: &Job<'_>, hosts: &[Host], follower: &Follower) -> Vec<Host> {
             return true;
         }
         matches!(job.launcher, Launcher::Mpirun { .. })
-            && remote::ask(rsh, &host.name, false, "true", ANSWER).code != Some(0)
+            && remote::ask(rsh, &host.name, false, "true", ANSWER_LIMIT).code != Some(0)
     };
     let lost = remote::each(hosts, is_lost);
     hosts.iter().zip(lost).filter(|(_, lost)| *lost).map(|(host, _)| host.clone()).collect()
@@ -330,7 +330,7 @@ impl Steering {
         if steered.signals == 2 {
             let steering = self.clone();
             let ender = thread::Builder::new().name("end".into()).spawn(move || {
-                thread::sleep(ENDING);
+                thread::sleep(END_LIMIT);
                 steering.lock().leave(exit);
             });
             if ender.is_err() {
@@ -479,8 +479,8 @@ impl Launch {
                             Some(_) => Ended::Signalled,
                             None => Ended::Lost { why, has_run: false },
                         });
-                    } else if started.elapsed() > START {
-                        let why = format!("it wasn't there after {} s", START.as_secs());
+                    } else if started.elapsed() > START_LIMIT {
+                        let why = format!("it wasn't there after {} s", START_LIMIT.as_secs());
                         return Ok(Ended::Lost { why, has_run: false });
                     }
                 }
@@ -498,8 +498,8 @@ impl Launch {
                         let why = "its process on this machine has ended".to_owned();
                         return Ok(Ended::Lost { why, has_run: true });
                     }
-                    Heard::Nothing if now.duration_since(heard) > SILENCE => {
-                        let why = format!("it was silent for {} s", SILENCE.as_secs());
+                    Heard::Nothing if now.duration_since(heard) > MAX_SILENCE => {
+                        let why = format!("it was silent for {} s", MAX_SILENCE.as_secs());
                         return Ok(Ended::Lost { why, has_run: true });
                     }
                     Heard::Nothing if launcher_ended.is_some_and(|it| it.elapsed() > LINGER) => {
@@ -509,7 +509,7 @@ impl Launch {
                     Heard::Nothing => {}
                 },
             }
-            thread::sleep(POLL);
+            thread::sleep(POLL_INTERVAL);
         }
     }
 
@@ -527,7 +527,7 @@ impl Launch {
             loop {
                 match child.try_wait() {
                     Ok(Some(status)) => return Some(status),
-                    Ok(None) if Instant::now() < deadline => thread::sleep(POLL),
+                    Ok(None) if Instant::now() < deadline => thread::sleep(POLL_INTERVAL),
                     Ok(None) | Err(_) => return None,
                 }
             }
@@ -555,7 +555,7 @@ impl Launch {
                 let _ = kill_process(run, Signal::KILL);
             }
             while test_kill_process(run).is_ok() && Instant::now() < deadline {
-                thread::sleep(POLL);
+                thread::sleep(POLL_INTERVAL);
             }
         }
         by_itself
@@ -578,7 +578,7 @@ fn hear_noise(from: impl Read, noise: &Mutex<Vec<u8>>, passes: bool) {
         if !is_usual(&line) {
             let mut noise = noise.lock().unwrap_or_else(PoisonError::into_inner);
             noise.extend_from_slice(&line);
-            let more = noise.len().saturating_sub(MOST_NOISE);
+            let more = noise.len().saturating_sub(MAX_NOISE);
             noise.drain(..more);
             drop(noise);
             if passes {
@@ -589,10 +589,11 @@ fn hear_noise(from: impl Read, noise: &Mutex<Vec<u8>>, passes: bool) {
     }
 }
 
-/// Whether Open MPI 4.1 says this in runs in which nothing is wrong.
+/// Whether Open MPI 4.1 says this in runs in which nothing is wrong, and after a loss that it has
+/// got over.
 fn is_usual(line: &[u8]) -> bool {
     let line = String::from_utf8_lossy(line);
-    line.contains("PMIX ERROR: BAD-PARAM in file")
+    line.contains("PMIX ERROR: ") && line.contains(" in file ")
 }
 
 fn described(status: ExitStatus) -> String {
