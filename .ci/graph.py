@@ -37,7 +37,7 @@ def modules(root):
 
 
 def expand(tree):
-    """The paths of `a::{b, c::d}`."""
+    """Yields the paths of `a::{b, c::d}`."""
     depth, start, parts = 0, 0, []
     for at, char in enumerate(tree):
         depth += (char == "{") - (char == "}")
@@ -84,7 +84,7 @@ def imports(names, file, found):
 
 
 def circles(graph):
-    """The strongly connected components of more than one file (Tarjan)."""
+    """Returns the strongly connected components of more than one file (Tarjan)."""
     index, low, stack, result = {}, {}, [], []
 
     def visit(node):

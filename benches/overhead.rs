@@ -1,4 +1,4 @@
-//! What a call costs: there and back, many at once, and many items in a `map`, beside threads.
+//! The cost of a call beside threads: a round trip, many calls at once, and many items in a `map`.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 

@@ -1,4 +1,4 @@
-//! What a payload costs there and back, by its size and its type, beside a copy of it in memory.
+//! The round trip of a payload by size and type, beside a copy of it in memory.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
@@ -11,7 +11,7 @@ fn identity<T>(x: T) -> T {
     x
 }
 
-/// `content` to a worker and back.
+/// Sends `content` to a worker and back.
 fn travel<T: Serialize + DeserializeOwned + Clone>(
     criterion: &mut Criterion,
     pool: &Pool,

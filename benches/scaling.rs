@@ -1,4 +1,4 @@
-//! Pure work by one, two and more processes, beside threads and a plain loop.
+//! Pure work on one, two and more processes, beside threads and a plain loop.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 

@@ -1,4 +1,4 @@
-//! How long a pool takes to be there, by its size, beside a copy of this program that does nothing.
+//! The start of a pool by its size, beside the start of an idle copy of this program.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
@@ -7,7 +7,7 @@ use std::process::Command;
 use criterion::{BatchSize, BenchmarkId, Criterion};
 use procpool::Pool;
 
-/// Set in a copy of this program that is to end at once.
+/// Set in a copy of this program that must exit at once.
 const COPY: &str = "PROCPOOL_BENCH_COPY";
 
 fn identity(x: u64) -> u64 {

@@ -16,40 +16,40 @@ from typing import Any, Callable, Dict, List, Optional
 
 import processes
 
-# A program that has told all may take so long to end.
+# How long a program may take to end after its last observation.
 TO_END = 5.0
-# What it leaves behind may take so long to go.
+# How long leftover processes may take to end.
 TO_VANISH = 0.5
-# So long is waited after each Ctrl-C, and this often is it pressed.
+# The wait after each Ctrl-C, and how often it is pressed.
 AFTER_CTRL_C = 3.0
 MOST_CTRL_C = 3
-# After the parent was killed; what is alive then is taken to live on.
+# After the parent was killed: what is still alive then counts as left behind.
 AFTER_KILL = 2.0
 
 
 @dataclass
 class Seen:
-    """What became of one case."""
+    """The outcome of one case."""
 
     facts: Dict[str, Any] = field(default_factory=dict)
-    # By itself, within its time.
+    # Whether it ended by itself in time.
     ended: bool = False
     status: Optional[int] = None
     seconds: float = 0.0
-    # Processes that a program which ended by itself left behind.
+    # Processes left behind by a program that ended by itself.
     left_behind: int = 0
-    # Processes that were there in spite of SIGKILL: never.
+    # Processes that survived SIGKILL: never any.
     survivors: int = 0
     stderr: List[str] = field(default_factory=list)
 
 
 class Running:
-    """A case's program while it runs."""
+    """The running program of a case."""
 
     def __init__(self, command: List[str], directory: Path) -> None:
         self.output = directory / "stdout"
         self.errors = directory / "stderr"
-        # Files, not pipes: something that lives on would keep a pipe open.
+        # Files, not pipes: a leftover process would keep a pipe open.
         with open(self.output, "wb") as output, open(self.errors, "wb") as errors:
             self.child = subprocess.Popen(
                 command,
@@ -64,13 +64,13 @@ class Running:
     def facts(self) -> Dict[str, Any]:
         facts: Dict[str, Any] = {}
         for line in self.output.read_text(errors="replace").splitlines(keepends=True):
-            # The last line may be half of one.
+            # The last line may be incomplete.
             if line.startswith("{") and line.endswith("}\n"):
                 facts.update(json.loads(line))
         return facts
 
     def wait(self, until: Callable[[], bool], limit: float) -> bool:
-        """Waits for a condition or the program's end; gives whether the condition holds."""
+        """Waits for a condition or the end of the program. Returns whether the condition holds."""
         deadline = time.monotonic() + limit
         while not until():
             if self.has_ended() or time.monotonic() > deadline:
@@ -86,9 +86,9 @@ class Running:
 
 
 def run(command: List[str], limit: float, act: Optional[str] = None) -> Seen:
-    """Runs the case; `act` is what is to be done to it once it says that it is ready."""
+    """Runs the case. Calls `act` once the program reports that it is ready."""
     with tempfile.TemporaryDirectory(prefix="matrix-") as directory:
-        # Resolved: the programs of a case find what they share by relative paths.
+        # Resolved, because the programs of a case use relative paths.
         running = Running(command, Path(directory).resolve())
         try:
             return watch(running, limit, act)
@@ -108,7 +108,7 @@ def watch(running: Running, limit: float, act: Optional[str]) -> Seen:
         seen.ended = running.has_ended()
         if seen.ended:
             left = processes.wait_gone(running.family(), TO_VANISH)
-            # Whoever was about to go may have started others meanwhile.
+            # A process that was ending may have started others.
             seen.left_behind = len(left and running.family())
     seen.seconds = time.monotonic() - start
     seen.facts = {**running.facts(), **seen.facts}
@@ -120,7 +120,7 @@ def watch(running: Running, limit: float, act: Optional[str]) -> Seen:
 
 
 def clean_up(running: Running) -> None:
-    """Kills whatever there is, several times over: it may start others while it dies."""
+    """Kills all processes, repeatedly, because a dying one may start others."""
     for _ in range(20):
         family = running.family()
         if not family:
@@ -132,7 +132,7 @@ def clean_up(running: Running) -> None:
 
 
 def kill_parent(running: Running) -> Dict[str, Any]:
-    """Kills the program alone, and sees how long its workers live."""
+    """Kills the program alone, and observes when its workers end."""
     family = [process for process in running.family() if process.pid != running.pid]
     os.kill(running.pid, signal.SIGKILL)
     start = time.monotonic()
@@ -147,8 +147,8 @@ def kill_parent(running: Running) -> Dict[str, Any]:
 
 
 def press_ctrl_c(running: Running) -> Dict[str, Any]:
-    """Does what a terminal does: signals the whole foreground process group."""
-    # Until the program is in its map, and the workers are in their tasks.
+    """Signals the whole foreground process group, as a terminal does."""
+    # Until the program is in its map and the workers are in their tasks.
     time.sleep(0.8)
     for presses in range(1, MOST_CTRL_C + 1):
         start = time.monotonic()

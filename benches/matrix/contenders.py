@@ -1,4 +1,4 @@
-"""Who takes part: procpool, and those of the other pools that can be imported."""
+"""The contenders: procpool, and the other pools that can be imported."""
 
 import json
 import os
@@ -26,12 +26,12 @@ BUILD = ["cargo", "build", "--release", "--example", "matrix", "--no-default-fea
 class Contender:
     name: str
     version: str
-    # To which the case's name is added.
+    # The command, to which the name of the case is appended.
     command: List[str]
 
 
 def install(directory: Path) -> str:
-    """Makes an environment with the peers that can be installed; gives its Python."""
+    """Creates an environment with the peers that can be installed. Returns its Python."""
     python = directory / "bin" / "python"
     if not python.exists():
         venv.create(directory, with_pip=True)
@@ -46,7 +46,7 @@ def default_environment() -> Path:
 
 
 def find_peers(python: str) -> List[Contender]:
-    """Those whose library this Python can import."""
+    """Returns the pools whose library this Python can import."""
     found = []
     for module, name in PEERS.items():
         command = [python, "-B", str(HERE / "peer.py"), module]
@@ -60,7 +60,7 @@ def find_peers(python: str) -> List[Contender]:
 
 
 def procpool(binary: Optional[str]) -> Contender:
-    """The program `procpool.rs`, built unless it is given."""
+    """Returns the program `procpool.rs`. Builds it unless a path is given."""
     path = str(Path(binary).resolve()) if binary else build()
     answer = subprocess.run([path, "version"], capture_output=True, text=True, check=True)
     return Contender(PROCPOOL, answer.stdout.strip(), [path])

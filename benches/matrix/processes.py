@@ -1,4 +1,4 @@
-"""Processes, as /proc shows them: who is in a session, who is still alive.
+"""Processes, read from /proc: which are in a session, and which are alive.
 
 Everything here concerns only what the harness has started: a case's session and, since
 the harness is a subreaper, whatever of it was orphaned.
@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Iterable, List, NamedTuple, Optional, Set
 
 PR_SET_CHILD_SUBREAPER = 36
-# Between two looks.
+# The poll interval.
 PAUSE = 0.001
 
 
 class Process(NamedTuple):
-    """A PID and, since PIDs are used again, the time at which the process began."""
+    """A PID and the start time of its process, because PIDs are reused."""
 
     pid: int
     start: int
@@ -31,7 +31,7 @@ class Stat(NamedTuple):
 
 
 def become_subreaper() -> None:
-    """Has orphans of this process's descendants become its children.
+    """Makes this process the subreaper of its descendants: orphans become its children.
 
     So nothing that a case has started can leave its family, not even with setsid.
     """
@@ -50,13 +50,13 @@ def stat(pid: int) -> Optional[Stat]:
 
 
 def is_alive(process: Process) -> bool:
-    """Whether it runs or is stopped; one that only has to be waited for does not count."""
+    """Whether it runs or is stopped. A zombie does not count."""
     now = stat(process.pid)
     return now is not None and now.process == process and now.state not in "ZX"
 
 
 def of_case(leader: int, others: Set[int]) -> List[Process]:
-    """What is alive of the session that `leader` began, and of its descendants.
+    """Returns the live processes of the session that `leader` started, and of its descendants.
 
     `others` are the harness's own children that have nothing to do with the case.
     """
@@ -78,7 +78,7 @@ def of_case(leader: int, others: Set[int]) -> List[Process]:
 
 
 def wait_gone(processes: Iterable[Process], limit: float) -> List[Process]:
-    """Waits until all are gone, for so long at most; gives those that are not."""
+    """Waits until all have ended, with a limit. Returns those that have not."""
     left = list(processes)
     deadline = time.monotonic() + limit
     while True:
@@ -98,7 +98,7 @@ def kill(processes: Iterable[Process]) -> None:
 
 
 def bury_orphans(others: Set[int]) -> None:
-    """Waits for orphans that have come to this process and have ended."""
+    """Reaps orphans that became children of this process and have ended."""
     for name in os.listdir("/proc"):
         now = stat(int(name)) if name.isdigit() else None
         if now is None or now.parent != os.getpid() or now.state != "Z":

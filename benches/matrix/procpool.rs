@@ -1,7 +1,7 @@
 //! The cases of the matrix with procpool: `matrix CASE`, or `matrix version`. `peers/cases.py` has
 //! the same for the Python pools, and `run.py` starts both.
 //!
-//! A case prints what it sees, one JSON object a line, and judges nothing.
+//! A case prints its observations, one JSON object per line, and judges nothing.
 
 #[path = "procpool/cases.rs"]
 mod cases;

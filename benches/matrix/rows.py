@@ -1,4 +1,4 @@
-"""The rows of the table: what each is called, what is right, and how it is put in words.
+"""The rows of the table: their names, their rules, and the text of their cells.
 
 A row gets the same facts from every pool and judges them by the same rule; nothing here
 knows which pool it looks at.
@@ -10,13 +10,13 @@ from typing import Any, Callable, Dict, List, Optional
 
 from case import Seen
 
-# An error that comes at once takes milliseconds; the rest is room for a busy machine.
+# An immediate error takes milliseconds. The rest is for a busy machine.
 AT_ONCE_MS = 1000
-# An initializer that fails is tried again with pauses; the error takes as long as they do.
+# A failing initializer is retried with pauses, and the error comes after them.
 INITIALIZER_MS = 8000
 # More starts than this for two workers are a storm.
 MOST_STARTS = 40
-# An orderly end with a worker that does not answer.
+# The limit of an orderly end with a worker that does not reply.
 BOUNDED_MS = 5000
 GRANDCHILD_MS = 1000
 PARENT_KILLED_MS = 100
@@ -36,12 +36,12 @@ class Verdict:
 class Row:
     case: str
     title: str
-    # What is right, in words.
+    # The rule in words.
     rule: str
     judge: Callable[[Seen], Verdict]
-    # What is done from outside; see case.py.
+    # The action from outside; see case.py.
     act: Optional[str] = None
-    # In seconds, for all that the program has to tell.
+    # The limit in seconds for all observations.
     limit: float = 12.0
 
 
@@ -76,7 +76,7 @@ def all_others(facts: Dict[str, Any]) -> bool:
 
 
 def one_bad(names: str, same_workers: bool = False) -> Callable[[Seen], Verdict]:
-    """One task has to fail, with an error that matches `names`, and nothing else."""
+    """Exactly one task must fail, with an error that matches `names`."""
 
     def judge(seen: Seen) -> Verdict:
         facts, bad = seen.facts, seen.facts.get("bad", {})
@@ -109,12 +109,12 @@ def idle_killed(seen: Seen) -> Verdict:
 
 
 def killed_while_sent(seen: Seen) -> Verdict:
-    """A task that was answered in spite of the kill was sent again: it had not begun."""
+    """A task that succeeded in spite of the kill was sent again: it had not started."""
     facts = seen.facts
     kills: List[Dict[str, Any]] = facts.get("kills", [])
     errors = [kill["ms"] for kill in kills if "error" in kill]
     answers = [kill["ms"] for kill in kills if kill.get("answer") == facts.get("whole")]
-    # Before the kill there was nothing: it hit.
+    # There was no result before the kill, so it hit.
     hit = all(ms >= 0 for ms in errors + answers)
     parts = [] if hit else ["killed too late"]
     if errors:
@@ -224,7 +224,7 @@ def lazy(seen: Seen) -> Verdict:
         return Verdict(f"none in {seen.seconds:.0f} s, {so_far:,} read by then", False)
     if read == of:
         return Verdict("all", False)
-    # That it is few may be due to a slow machine; that it goes on growing is not.
+    # A slow machine explains a small number, but not one that keeps growing.
     text = f"{read:,}, then " + ("no more" if end == read else f"{end:,} a second later")
     bounded = end == later and end <= MOST_READ
     return Verdict(text, bounded and facts.get("first") == 0)
@@ -257,7 +257,7 @@ def judge(row: Row, seen: Seen) -> Verdict:
     if row.act is None and seen.facts.get("done") and not seen.ended:
         verdict = Verdict(f"{verdict.text}, program never ends", False)
     if over and "kills" in seen.facts and seen.facts["kills"][-1]:
-        # It was slow, and is not known to hang.
+        # It was slow, and may not hang.
         verdict = Verdict(f"{verdict.text}, not finished in {row.limit:.0f} s", False)
     if seen.left_behind:
         noun = "process" if seen.left_behind == 1 else "processes"

@@ -74,16 +74,16 @@ def main() -> int:
         for row in rows.ROWS:
             print(f"{row.case:18} {row.title}: {row.rule}")
         return 0
-    # In the background of a shell SIGINT is ignored, which the cases would inherit.
+    # In the background of a shell, SIGINT is ignored, and the cases would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    # So that what runs is cleaned up.
+    # Cleans up running cases.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     processes.become_subreaper()
     before = os.getloadavg()[0]
     try:
         cells = run(args)
     except (subprocess.CalledProcessError, OSError) as error:
-        # Not a verdict on any row.
+        # This is not a verdict on a row.
         print(f"matrix: {error}", file=sys.stderr)
         return 2
     load = f"load average {before:.1f} before, {os.getloadavg()[0]:.1f} after"

@@ -1,4 +1,4 @@
-//! Calls by themselves: what one costs there and back, and how many can be made.
+//! Single calls: the round trip of one, and the rate of many.
 
 use serde_json::json;
 
@@ -6,14 +6,13 @@ use crate::measure::{Contender, Outcome, SampleSize, median_call, seconds, take_
 use crate::peers::Peers;
 use crate::report::{Bound, Row, Unit};
 
-/// As long as a small call is on the wire.
+/// A message of the size of a small call.
 const MESSAGE: [u8; 48] = [7; 48];
 
-/// How many single calls are made before the first result is asked for.
+/// Single calls made before the first result is taken.
 const CALLS: usize = 20_000;
 
-/// procspawn takes several file descriptors for each call that waits, so it is given this many at
-/// once.
+/// Calls to procspawn at a time: it uses several file descriptors per waiting call.
 const PROCSPAWN_WINDOW: usize = 1_000;
 
 fn identity(x: u64) -> u64 {
@@ -100,7 +99,7 @@ pub(crate) fn apply_async(peers: &mut Peers, size: &SampleSize) -> Outcome<Row> 
         .at_least(40.0, "Pool", pool)
         .at_least(40.0, "procspawn", procspawn)
         .note(format!(
-            "procspawn is given {PROCSPAWN_WINDOW} at a time: with all 20,000 waiting it has no \
+            "procspawn gets {PROCSPAWN_WINDOW} at a time: with all 20,000 waiting it has no \
              file descriptors left."
         )))
 }

@@ -1,4 +1,4 @@
-//! What it was measured on, and with which versions.
+//! The machine of the measurements, and the versions of the contenders.
 
 use std::fs;
 use std::process::Command;
@@ -17,7 +17,7 @@ pub(crate) struct Machine {
     pub(crate) memory_gib: f64,
     pub(crate) kernel: String,
     pub(crate) versions: Vec<(String, String)>,
-    /// How busy it was already when the run began: processes that ran or wanted to, over a minute.
+    /// The load average of the minute before the run.
     pub(crate) load: String,
 }
 
@@ -43,8 +43,8 @@ impl Machine {
     }
 }
 
-/// How much of the cores this process gets while it wants all of them: below 1, others work here
-/// too, and rows about pure work say little.
+/// Returns the share of the cores that this process gets if it wants all of them. Below 1, other programs run
+/// too, and rows about pure work mean little.
 pub(crate) fn share_of_cores(cores: usize) -> f64 {
     const LONG: Duration = Duration::from_millis(100);
     let before = cpu_seconds();
@@ -57,7 +57,7 @@ pub(crate) fn share_of_cores(cores: usize) -> f64 {
     (cpu_seconds() - before) / (start.elapsed().as_secs_f64() * cores as f64)
 }
 
-/// Seconds of CPU that this process has spent, in all its threads.
+/// Returns the CPU seconds of this process, over all threads.
 pub(crate) fn cpu_seconds() -> f64 {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `now` is a timespec that may be written.
@@ -65,12 +65,12 @@ pub(crate) fn cpu_seconds() -> f64 {
     now.tv_sec as f64 + now.tv_nsec as f64 / 1e9
 }
 
-/// How much memory can be had, in bytes.
+/// Returns the available memory in bytes.
 pub(crate) fn available_memory() -> u64 {
     meminfo("MemAvailable:") * 1024
 }
 
-/// A line of /proc/meminfo, in KiB.
+/// Returns a line of /proc/meminfo in KiB.
 fn meminfo(name: &str) -> u64 {
     let text = read("/proc/meminfo");
     let line = text.lines().find_map(|line| line.strip_prefix(name));
@@ -88,7 +88,7 @@ fn rustc() -> Option<String> {
     Some(String::from_utf8(output.stdout).ok()?.split(' ').nth(1)?.to_owned())
 }
 
-/// The version of a package, as it was built.
+/// Returns the version of a package in the lock file.
 fn locked(package: &str, starts: &str) -> Option<String> {
     let name = format!("name = \"{package}\"");
     let mut lines = LOCK.lines();

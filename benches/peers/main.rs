@@ -52,7 +52,7 @@ use measure::{Outcome, SampleSize};
 use peers::Peers;
 use report::{Format, Report, Row};
 
-/// The rows, in the order of the goals: what `--only` calls them, and what measures them.
+/// The rows in the order of the goals: the name for `--only`, and the function that measures.
 const ROWS: [(&str, Measure); 15] = [
     ("apply", calls::apply),
     ("apply_async", calls::apply_async),
@@ -74,7 +74,7 @@ const ROWS: [(&str, Measure); 15] = [
 type Measure = fn(&mut Peers, &SampleSize) -> Outcome<Row>;
 
 fn main() -> ExitCode {
-    // Copies of this program come back through here: workers of procpool, of procspawn, and our own.
+    // Copies of this program start here too: workers of procpool and of procspawn, and those of `peers`.
     procpool::init();
     procspawn::init();
     peers::serve_if_copy();
@@ -97,7 +97,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Whether every row could be measured; a goal that is not met is no failure of the bench.
+/// Returns whether every row could be measured. A missed goal is not a failure of the bench.
 fn run(options: &Options) -> Outcome<bool> {
     let size = if options.quick { SampleSize::quick() } else { SampleSize::full() };
     let mut peers = Peers::start()?;
@@ -106,12 +106,12 @@ fn run(options: &Options) -> Outcome<bool> {
     let mut all_measured = true;
     for (name, measure) in ROWS.iter().filter(|(name, _)| options.wants(name)) {
         let before = wait_for_quiet(peers.cores, options.wait);
-        eprintln!("measuring {name}; {:.0} % of the cores are to be had", before * 100.0);
+        eprintln!("measuring {name}; {:.0} % of the cores are free", before * 100.0);
         let watchdog = watchdog::guard(name, size.limit, {
             let (report, format) = (Arc::clone(&report), options.format);
             move || report.lock().unwrap().print(format)
         });
-        // Some peers panic where they fail.
+        // Some peers panic when they fail.
         let measured = panic::catch_unwind(AssertUnwindSafe(|| measure(&mut peers, &size)));
         match measured.unwrap_or_else(|_| Err("it panicked".into())) {
             Ok(mut row) => {
@@ -129,8 +129,8 @@ fn run(options: &Options) -> Outcome<bool> {
     Ok(all_measured)
 }
 
-/// Waits until nobody else works here, but no longer than so long. Gives the share of the cores
-/// that was to be had last.
+/// Waits until no other program runs, for at most this time. Returns the share of the cores that was free
+/// last.
 fn wait_for_quiet(cores: usize, longest: Duration) -> f64 {
     const QUIET: f64 = 0.97;
     let start = Instant::now();
@@ -144,7 +144,7 @@ fn wait_for_quiet(cores: usize, longest: Duration) -> f64 {
 }
 
 struct Options {
-    /// How long each row may wait for the machine to be quiet.
+    /// How long each row may wait for a quiet machine.
     wait: Duration,
     quick: bool,
     only: Vec<String>,
@@ -152,7 +152,7 @@ struct Options {
 }
 
 impl Options {
-    /// None: what was asked for has been printed.
+    /// Returns none if the request was to print something, which was done.
     fn parse(mut args: impl Iterator<Item = String>) -> Result<Option<Self>, String> {
         let mut options =
             Self { wait: Duration::ZERO, quick: false, only: Vec::new(), format: Format::Markdown };

@@ -8,11 +8,11 @@ use crate::peers::Peers;
 use crate::report::{Bound, Row, Unit};
 use crate::startup_and_death::wait_until_idle;
 
-/// How many items a pool of any size is given at once, and how many single calls.
+/// Items of a `map`, and single calls, for a pool of any size.
 const ITEMS: u64 = 200_000;
 const CALLS: u64 = 20_000;
 
-/// What counts as flat.
+/// The largest ratio that counts as flat.
 const FLAT: f64 = 1.25;
 
 fn identity(x: u64) -> u64 {
@@ -27,7 +27,7 @@ pub(crate) fn stream(peers: &mut Peers, size: &SampleSize) -> Outcome<Row> {
     run_through(&peers.pool, lengths[0])?;
     for _ in 0..size.long_repetitions {
         for (items, costs) in lengths.iter().zip(&mut costs) {
-            // A short stream is over so soon that one of them says little.
+            // A single short stream is over too soon to mean much.
             let times = (1_000_000 / items).clamp(1, 30);
             let streams: Outcome<Vec<_>> =
                 (0..times).map(|_| run_through(&peers.pool, *items)).collect();
@@ -76,7 +76,7 @@ fn power(items: u64) -> String {
     format!("10^{}", items.ilog10())
 }
 
-/// Seconds per item, and by how many bytes the parent grew on the way.
+/// Returns the seconds per item, and by how many bytes the parent grew.
 fn run_through(pool: &Pool, items: u64) -> Outcome<(f64, f64)> {
     let (mut early, mut most) = (0, 0);
     let (time, done) = seconds(|| -> Outcome<u64> {
@@ -99,7 +99,7 @@ fn run_through(pool: &Pool, items: u64) -> Outcome<(f64, f64)> {
     Ok((time / items as f64, most as f64 - early as f64))
 }
 
-/// Resident memory of this process, in bytes.
+/// Returns the resident memory of this process in bytes.
 fn resident() -> u64 {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
     let pages: u64 = statm.split(' ').nth(1).unwrap().parse().unwrap();
@@ -141,7 +141,7 @@ pub(crate) fn workers(_: &mut Peers, size: &SampleSize) -> Outcome<Row> {
         )))
 }
 
-/// By how much the cost at any size is above that at 2 workers, repetition by repetition.
+/// Divides the cost at each size by the cost at 2 workers, by repetition, and takes the worst.
 fn worst(sizes: &[usize], costs: &[Vec<f64>]) -> Vec<f64> {
     let two = sizes.iter().position(|size| *size == 2).unwrap();
     let most = |round: usize| costs.iter().map(|costs| costs[round]).fold(0.0, f64::max);
@@ -156,7 +156,7 @@ fn single_calls(pool: &Pool, calls: u64) -> Outcome<()> {
     Ok(())
 }
 
-/// Seconds of CPU that this process spends meanwhile, in all its threads.
+/// Returns the CPU seconds that this process spends in `work`, over all threads.
 fn cpu<R>(work: impl FnOnce() -> Outcome<R>) -> Outcome<f64> {
     let start = cpu_seconds();
     let result = work()?;

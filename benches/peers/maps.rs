@@ -1,4 +1,4 @@
-//! `map` over square roots: items that cost next to nothing by themselves.
+//! `map` over square roots: items that cost almost nothing.
 
 use std::ops::Range;
 
@@ -64,7 +64,7 @@ fn roots(peers: &mut Peers, repetitions: usize, range: Range<u64>) -> Outcome<Fi
     take_turns(repetitions, contenders)
 }
 
-/// A wrong answer has no speed.
+/// Checks the results: a wrong one has no speed.
 fn check(roots: &[f64], range: &Range<u64>) -> Outcome<()> {
     let right = roots.len() as u64 == range.end - range.start
         && roots.first() == Some(&root(range.start))

@@ -1,4 +1,4 @@
-"""A pool of Python's under the orders of the bench: `python3 -c … Pool|ProcessPoolExecutor WORKERS`.
+"""A pool of Python's, driven by the bench: `python3 -c … Pool|ProcessPoolExecutor WORKERS`.
 
 Each line on standard input is an order, each line on standard output its answer: seconds by this
 process's own clock. The pool is started once; only the order `start` times the start of another.
@@ -54,7 +54,7 @@ class Executor:
         return handle.result()
 
     def map(self, function, items):
-        # One item a message by default, which would take minutes: chunks as Pool makes them.
+        # By default it sends one item per message, which would take minutes. These are the chunks of Pool.
         chunk = max(1, -(-len(items) // (4 * self.workers)))
         return list(self.pool.map(function, items, chunksize=chunk))
 

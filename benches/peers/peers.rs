@@ -10,20 +10,20 @@ use procpool::Pool;
 use crate::measure::Outcome;
 use crate::python::Python;
 
-/// Makes a copy of this program end at once (`exit`) or send back what it is sent (`echo:SERVER`).
+/// Tells a copy of this program to exit at once (`exit`) or to echo messages (`echo:SERVER`).
 const COPY: &str = "PROCPOOL_BENCH_COPY";
 
-/// How long anything may take to end by itself.
+/// How long a process may take to end by itself.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// All of them.
+/// The contenders.
 pub(crate) struct Peers {
-    /// How many processes or threads each has.
+    /// Processes or threads of each.
     pub(crate) cores: usize,
     pub(crate) pool: Pool,
     pub(crate) procspawn: procspawn::Pool,
     pub(crate) echo: Echo,
-    /// None where there is no python3.
+    /// None without a python3.
     pub(crate) mp_pool: Option<Python>,
     pub(crate) executor: Option<Python>,
 }
@@ -31,7 +31,7 @@ pub(crate) struct Peers {
 impl Peers {
     pub(crate) fn start() -> Outcome<Self> {
         let cores = std::thread::available_parallelism()?.get();
-        // Before any thread of ours: Python forks.
+        // Before this process has threads: Python forks.
         let mp_pool = Python::start("Pool", cores);
         let executor = Python::start("ProcessPoolExecutor", cores);
         if mp_pool.is_none() {
@@ -48,8 +48,8 @@ impl Peers {
     }
 }
 
-/// Another process at the far end of two ipc-channels for bytes, which sends back what it gets: what
-/// a call costs where nothing is called. Or it sends as much as it can.
+/// A process that echoes messages over two ipc-channels for bytes: the cost of a call without a call. It can
+/// also send as many messages as possible.
 pub(crate) struct Echo {
     to: IpcBytesSender,
     from: IpcBytesReceiver,
@@ -69,14 +69,14 @@ impl Echo {
         Ok(Self { to, from, child })
     }
 
-    /// There and back.
+    /// Makes one round trip.
     pub(crate) fn round_trip(&self, message: &[u8]) -> Outcome<()> {
         self.to.send(message)?;
         std::hint::black_box(self.from.recv()?);
         Ok(())
     }
 
-    /// Has the other process send so many messages of eight bytes.
+    /// Makes the other process send this many messages of eight bytes.
     pub(crate) fn stream(&self, messages: u64) -> Outcome<()> {
         self.to.send(&messages.to_le_bytes())?;
         for _ in 0..messages {
@@ -85,7 +85,7 @@ impl Echo {
         Ok(())
     }
 
-    /// Sends back what comes, and as many messages as it says where it is a number.
+    /// Echoes messages. For a message that is a number, sends that many.
     fn serve(name: &str) -> Outcome<()> {
         let (introduction, ends) = ipc::channel::<Ends>()?;
         IpcSender::connect(name.to_owned())?.send(introduction)?;
@@ -122,16 +122,16 @@ fn copy(what: &str) -> Command {
     command
 }
 
-/// Does what a copy of this program was started for, and ends.
+/// In a copy of this program, does its work and exits.
 pub(crate) fn serve_if_copy() {
     let Ok(what) = std::env::var(COPY) else { return };
     if let Some(server) = what.strip_prefix("echo:") {
-        let _ = Echo::serve(server); // until the other end is closed
+        let _ = Echo::serve(server); // ends when the other end is closed
     }
     std::process::exit(0)
 }
 
-/// Waits for a child, but not for ever.
+/// Waits for a child, with a limit.
 pub(crate) fn reap(child: &mut Child) {
     let start = std::time::Instant::now();
     while start.elapsed() < GRACE {

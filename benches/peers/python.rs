@@ -1,5 +1,5 @@
-//! A pool of Python's, driven over pipes: the interpreter is started once, and times what it is told
-//! to do by its own clock.
+//! A pool of Python's, driven over pipes. The interpreter is started once, and times each order by its own
+//! clock.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
@@ -17,16 +17,16 @@ pub(crate) struct Python {
     child: Child,
     to: Option<ChildStdin>,
     from: BufReader<ChildStdout>,
-    /// Of Python itself.
+    /// The version of Python.
     pub(crate) version: String,
 }
 
 impl Python {
-    /// None where there is no python3.
+    /// Returns none without a python3.
     pub(crate) fn start(kind: &str, workers: usize) -> Option<Self> {
         let mut child = Command::new("python3")
             .args(["-c", SCRIPT, kind, &workers.to_string()])
-            // Its tracker of shared memory takes what tasks have attached to for lost.
+            // Its tracker of shared memory warns about memory that tasks have attached to.
             .env("PYTHONWARNINGS", "ignore")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -40,7 +40,7 @@ impl Python {
         Some(python)
     }
 
-    /// Seconds that it takes for `what`, with these arguments.
+    /// Returns the seconds that Python takes for `what` with these arguments.
     pub(crate) fn seconds(&mut self, what: &str, arguments: Value) -> Outcome<f64> {
         let mut order = json!({"do": what});
         if let (Value::Object(order), Value::Object(arguments)) = (&mut order, arguments) {
@@ -62,7 +62,7 @@ impl Python {
 
 impl Drop for Python {
     fn drop(&mut self) {
-        drop(self.to.take()); // it ends when there are no more orders
+        drop(self.to.take()); // Python exits at the end of its input
         let group = Pid::from_child(&self.child);
         peers::reap(&mut self.child);
         let _ = kill_process_group(group, Signal::KILL);

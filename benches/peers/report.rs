@@ -1,4 +1,4 @@
-//! The table: each goal with what was measured for it, and whether it is met.
+//! The table: each goal, the measurement, and whether the goal is met.
 
 use std::fmt::Write;
 
@@ -23,7 +23,7 @@ impl Format {
     }
 }
 
-/// What a number counts.
+/// The unit of a number.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Unit {
     Seconds,
@@ -63,7 +63,7 @@ impl Unit {
         if values.len() < 2 {
             return middle;
         }
-        // The unit of the middle one stands for all where it is the same.
+        // If all have the same unit, it is written once.
         let (least, greatest) = (self.show(least), self.show(greatest));
         let unit = |text: &str| text.split_once(' ').map(|(_, unit)| unit.to_owned());
         match (unit(&least), unit(&greatest)) {
@@ -91,7 +91,7 @@ pub(crate) struct Goal {
 }
 
 impl Goal {
-    /// None: whom it compares with did not take part.
+    /// Returns none if the other contender did not take part.
     fn is_met(&self) -> Option<bool> {
         let middle = median(&self.values);
         match self.bound {
@@ -116,7 +116,7 @@ pub(crate) struct Row {
     goals: Vec<Goal>,
     figures: Vec<Series>,
     notes: Vec<String>,
-    /// How much of the cores were to be had before it and after it.
+    /// The share of the cores that was free before and after the row.
     pub(crate) share: [f64; 2],
 }
 
@@ -157,7 +157,7 @@ impl Row {
     }
 }
 
-/// Everything that was measured.
+/// All measurements.
 pub(crate) struct Report {
     machine: Machine,
     size: &'static str,
@@ -190,7 +190,7 @@ impl Report {
             self.size,
             machine.load
         );
-        page += "| what | goal | measured, median (least–greatest) | | cores to be had |\n|---|---|---|---|---|\n";
+        page += "| what | goal | measured, median (least–greatest) | | free cores |\n|---|---|---|---|---|\n";
         for row in &self.rows {
             for (place, goal) in row.goals.iter().enumerate() {
                 let what = if place == 0 { row.what.as_str() } else { "" };

@@ -1,4 +1,4 @@
-//! What processes share: messages through a channel, and memory that isn't copied.
+//! Messages through a channel, and shared memory.
 
 use procpool::channel::Sender;
 use procpool::shared::SharedSlice;
@@ -8,13 +8,13 @@ use crate::measure::{Contender, Outcome, SampleSize, median_call, seconds, take_
 use crate::peers::Peers;
 use crate::report::{Row, Unit};
 
-/// How many messages one turn has.
+/// Messages per turn.
 const MESSAGES: u64 = 200_000;
 
-/// How many numbers are shared: 64 MiB.
+/// Shared numbers: 64 MiB.
 const NUMBERS: usize = 8 << 20;
 
-/// How many calls a turn takes the median of where each copies all of that.
+/// Calls per turn of the contenders that copy everything.
 const COPIES: usize = 5;
 
 pub(crate) fn channel(peers: &mut Peers, size: &SampleSize) -> Outcome<Row> {
@@ -87,6 +87,6 @@ pub(crate) fn memory(peers: &mut Peers, size: &SampleSize) -> Outcome<Row> {
         .at_least(100.0, "faster than copying", copying)
         .at_least(2.0, "faster than Python's shared_memory", python)
         .note(
-            "the memory is made once and given to each call; Python's tasks attach to it by its name.",
+            "the memory is created once and passed to each call; Python's tasks attach to it by name.",
         ))
 }

@@ -1,4 +1,4 @@
-//! Processes by themselves: their start, their end, and what one that does nothing takes.
+//! The start of processes, the replacement of dead ones, and the memory of idle ones.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -13,18 +13,18 @@ use crate::measure::{
 use crate::peers::{Peers, start_copy};
 use crate::report::{Bound, Row, Unit};
 
-/// How much a large parent holds, and how much must be free for it.
+/// Memory that a large parent holds, and that must be free for it.
 const BALLAST: usize = 4 << 30;
 const ROOM_FOR_BALLAST: u64 = 6 << 30;
 
-/// How many starts one turn takes the median of.
+/// Starts per turn, of which the median counts.
 const STARTS: usize = 7;
 
 fn identity(x: u64) -> u64 {
     x
 }
 
-/// A pool of 2 and its first answer; the end of the pool is not timed.
+/// Returns the seconds until a pool of 2 has its first result. The end of the pool is not timed.
 fn first_answer() -> Outcome<f64> {
     let (time, pool) = seconds(|| -> Outcome<Pool> {
         let pool = Pool::new(2)?;
@@ -100,7 +100,7 @@ fn starts(peers: &mut Peers, repetitions: usize) -> Outcome<Field> {
     take_turns(repetitions, contenders)
 }
 
-/// Writes down when it dies, on the clock that all processes share, and dies.
+/// Records the time, on the clock that all processes share, and dies.
 fn die(note: PathBuf) {
     if std::fs::write(note, clock().to_string()).is_ok() {
         rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL)
@@ -108,7 +108,7 @@ fn die(note: PathBuf) {
     }
 }
 
-/// Nanoseconds on CLOCK_MONOTONIC.
+/// Returns the nanoseconds of CLOCK_MONOTONIC.
 fn clock() -> u64 {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `now` is a timespec that may be written.
@@ -119,7 +119,7 @@ fn clock() -> u64 {
 pub(crate) fn crash(_: &mut Peers, size: &SampleSize) -> Outcome<Row> {
     let dir = tempfile::tempdir()?;
     let note = dir.path().join("death");
-    let pool = Pool::new(1)?; // so that the next answer can only be the replacement's
+    let pool = Pool::new(1)?; // only the replacement can return the next result
     let busy = || {
         if pool.apply(die, note.clone()).is_ok() {
             return Err("the task did not die".into());
@@ -175,7 +175,7 @@ pub(crate) fn memory(_: &mut Peers, size: &SampleSize) -> Outcome<Row> {
         ))
 }
 
-/// Until all workers are there and have nothing to do.
+/// Waits until all workers are idle.
 pub(crate) fn wait_until_idle(pool: &Pool) -> Outcome<()> {
     let start = Instant::now();
     while pool.workers().iter().any(|worker| worker.state != WorkerState::Idle) {
@@ -187,7 +187,7 @@ pub(crate) fn wait_until_idle(pool: &Pool) -> Outcome<()> {
     Ok(())
 }
 
-/// The sum of these lines of smaps_rollup, in bytes.
+/// Returns the sum of these lines of smaps_rollup in bytes.
 fn rollup(pid: u32, names: &[&str]) -> Outcome<f64> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
     let kib = |line: &str| -> Option<f64> {

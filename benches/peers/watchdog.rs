@@ -1,4 +1,4 @@
-//! No run hangs: a row that takes too long ends the program, after what was measured is printed.
+//! Ends the program if a row takes too long, after printing the measurements so far.
 
 use std::sync::Mutex;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
@@ -6,18 +6,18 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process_group};
 
-/// Groups of processes that would outlive us.
+/// Process groups that would outlive this program.
 static GROUPS: Mutex<Vec<u32>> = Mutex::new(Vec::new());
 
-/// Has this group ended when the watchdog ends the program.
+/// Kills this group when the watchdog ends the program.
 pub(crate) fn end_with_us(group: u32) {
     GROUPS.lock().unwrap().push(group);
 }
 
-/// While this lives, the row may take its time.
+/// Stops the watchdog of a row when it is dropped.
 pub(crate) struct Guard(#[expect(dead_code, reason = "to be dropped")] Sender<()>);
 
-/// Ends the program if the guard still lives after `limit`.
+/// Ends the program if the guard still exists after `limit`.
 pub(crate) fn guard(
     row: &str,
     limit: Duration,

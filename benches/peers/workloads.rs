@@ -1,4 +1,4 @@
-//! Whole loads: one whose items differ, and two that are pure work.
+//! Workloads: one with items of different cost, and two of pure work.
 
 use std::time::Duration;
 
@@ -58,12 +58,12 @@ pub(crate) fn skewed(peers: &mut Peers, size: &SampleSize) -> Outcome<Row> {
         ))
 }
 
-/// The same order on every machine: a linear congruence walks through all places.
+/// Shuffles in the same order on every machine, by a linear congruence.
 fn shuffled(load: &[f64]) -> Vec<f64> {
     (0..load.len()).map(|place| load[(place * 29 + 17) % load.len()]).collect()
 }
 
-/// The longest first, each to the worker that is free first.
+/// Returns the ideal time: the longest item first, each to the worker that is free first.
 fn ideal(load: &[f64], workers: usize) -> f64 {
     let mut ends = vec![0.0f64; workers];
     let mut longest_first = load.to_vec();
@@ -75,7 +75,7 @@ fn ideal(load: &[f64], workers: usize) -> f64 {
     ends.into_iter().fold(0.0, f64::max)
 }
 
-/// How many estimates of π, and how many windows, one turn has: about a second of work each.
+/// Estimates of π, and windows, per turn: about a second of work each.
 const ESTIMATES: u64 = 400;
 const WINDOWS: u64 = 6_000;
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What a job costs at the shell: `procpool run` beside xargs and GNU parallel, in one run.
+"""The cost of a job at the shell: `procpool run` beside xargs and GNU parallel, in one run.
 
 Each round runs them in turn, in another order each time, so that what else the machine does meets
 all of them. Ratios are of one round; the spread is from the smallest to the largest. CPU time is of
@@ -42,7 +42,7 @@ def arguments() -> argparse.Namespace:
 
 
 def measure(command: list[str], lines: Path) -> tuple[float, float]:
-    """Wall and CPU time in seconds of a command that reads these lines."""
+    """Returns the wall and CPU time in seconds of a command that reads these lines."""
     with lines.open() as stdin:
         start = time.perf_counter()
         child = subprocess.Popen(command, stdin=stdin, stdout=subprocess.DEVNULL)

@@ -1,4 +1,4 @@
-//! Programs for tests/entry.rs: what they do before they become able to have pools, and to themselves
+//! Programs for tests/it/api/entry.rs: what they do before they become able to have pools, and to themselves
 //! after. Which one it is stands in the environment, where the workers find it too. A failure is a
 //! panic, and an exit code that isn't zero.
 

@@ -1,4 +1,4 @@
-"""What every pool has to offer for the cases: `Adapter`.
+"""The interface of a pool for the cases: `Adapter`.
 
 An adapter maps these operations to the pool's own, and adds nothing to them: no
 time limit, no retry, no repair that the pool does not have itself.
@@ -9,7 +9,7 @@ from typing import Any, Callable, Iterable, Iterator, Optional
 
 
 class NoSuchFeature(Exception):
-    """The pool has nothing of the kind."""
+    """The pool does not support it."""
 
 
 class Adapter(ABC):
@@ -18,11 +18,11 @@ class Adapter(ABC):
     @staticmethod
     @abstractmethod
     def version() -> str:
-        """Of the pool's library."""
+        """Returns the version of the pool's library."""
 
     @abstractmethod
     def __init__(self, workers: int, initializer: Optional[Callable] = None) -> None:
-        """Starts it."""
+        """Starts the pool."""
 
     @abstractmethod
     def submit(
@@ -32,39 +32,39 @@ class Adapter(ABC):
 
     @abstractmethod
     def ready(self, handle: Any, seconds: float) -> bool:
-        """Waits for a result or an error, for so long at most."""
+        """Waits for a result or an error, with a limit."""
 
     @abstractmethod
     def result(self, handle: Any) -> Any:
-        """The result of what is ready, or raises its error."""
+        """Returns the result of a finished task, or raises its error."""
 
     @abstractmethod
     def lazy(self, f: Callable, items: Iterable) -> Iterator:
-        """Results as an iterator, in the way of the pool that reads the least input."""
+        """Returns an iterator over results, by the call of the pool that reads the least input."""
 
     def limited(self, f: Callable, argument: Any, seconds: float) -> Any:
-        """As `submit`, for a task that must not take longer."""
+        """Like `submit`, with a time limit."""
         raise NoSuchFeature
 
     @abstractmethod
     def shutdown(self) -> None:
-        """Ends the pool in order, and waits for it."""
+        """Shuts the pool down in order, and waits for its end."""
 
     @abstractmethod
     def terminate(self) -> None:
-        """Ends the pool at once, in the hardest way that it has."""
+        """Ends the pool at once, by its hardest call."""
 
     @classmethod
     @abstractmethod
     def idiom(cls, workers: int, f: Callable, items: Iterable) -> None:
-        """The program that the pool's documentation shows: a `with` and a map."""
+        """Runs the program of the pool's documentation: a `with` and a map."""
 
 
 class FutureAdapter(Adapter):
-    """The part that pools with `concurrent.futures.Future` have in common."""
+    """The common part of pools with `concurrent.futures.Future`."""
 
     def ready(self, handle: Any, seconds: float) -> bool:
-        # Not with `concurrent.futures.wait`, which sleeps through a cancellation.
+        # Not by `concurrent.futures.wait`, which is not woken by a cancellation.
         try:
             handle.result(seconds)
         except BaseException:

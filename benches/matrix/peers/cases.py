@@ -16,16 +16,16 @@ from .adapter import Adapter, NoSuchFeature
 
 WORKERS = 2
 HEALTHY = 8
-# The bad task is the third: some healthy ones are done by then, most are not.
+# The bad task is the third: by then some healthy tasks are done, and most are not.
 BAD_POSITION = 2
-# After this long without an answer or an error, a task counts as hanging.
+# A task without a result or an error after this time hangs.
 PATIENCE = 4.0
-# The same for the task that asks whether the pool goes on.
+# The same for the task that tests whether the pool continues.
 AFTERWARDS = 2.0
-# An initializer is tried again with pauses, and a busy machine starts workers slowly.
+# The same for initializers: they are retried with pauses, and a busy machine starts workers slowly.
 INITIALIZER_PATIENCE = 8.0
 HUGE = 400_000_000
-# Kills that come after the answer, before the case is given up.
+# How many kills may come after the result before the case ends.
 MOST_MISSES = 3
 LAZY_INPUTS = 300_000
 LIMIT = 0.1
@@ -39,13 +39,13 @@ def tell(**facts: Any) -> None:
 
 
 def finish(pool: Adapter) -> None:
-    """Everything is seen; what is left is to end, which is seen from outside."""
+    """Marks the end of the observations. The end of the process is observed from outside."""
     tell(done=True)
     pool.terminate()
 
 
 def submit(pool: Adapter, f: Callable, argument: Any, **options: Any) -> Any:
-    """A handle, or the error with which the pool refuses the task."""
+    """Returns a handle, or the error with which the pool refuses the task."""
     try:
         return pool.submit(f, argument, **options)
     except Exception as error:
@@ -53,7 +53,7 @@ def submit(pool: Adapter, f: Callable, argument: Any, **options: Any) -> Any:
 
 
 def outcome(pool: Adapter, handle: Any, since: float, deadline: float) -> Outcome:
-    """`answer`, `error` or nothing, and when."""
+    """Returns `answer`, `error` or nothing, and when."""
 
     def failed(error: BaseException) -> Outcome:
         elapsed = 1000 * (time.monotonic() - since)
@@ -76,7 +76,7 @@ def ask(pool: Adapter, f: Callable, argument: Any, seconds: float) -> Outcome:
 
 
 def goes_on(pool: Adapter) -> Dict[str, str]:
-    """What becomes of one more task."""
+    """Returns the outcome of one more task."""
     last = ask(pool, tasks.square, 11, AFTERWARDS)
     if last.get("answer") == 121:
         return {"after": "answer"}
@@ -84,7 +84,7 @@ def goes_on(pool: Adapter) -> Dict[str, str]:
 
 
 def worker_pids(pool: Adapter, workers: int = WORKERS) -> List[int]:
-    """Asks the workers; also starts those that are started on demand."""
+    """Returns the PIDs of the workers, and starts those that are started on demand."""
     pids = set()
     for _ in range(5):
         handles = [pool.submit(tasks.pid, 0) for _ in range(2 * workers)]
@@ -111,7 +111,7 @@ def one_bad(pool_type: Type[Adapter], f: Callable, argument: Any) -> None:
         handles.append(submit(pool, tasks.healthy, n))
     deadline = time.monotonic() + PATIENCE
     bad_outcome = outcome(pool, bad, since, deadline)
-    # The answer, if there is one, may be something that has no JSON.
+    # The result may have no JSON form.
     tell(bad={k: v if k != "answer" else str(v) for k, v in bad_outcome.items()})
     tell(answered=count_healthy(pool, handles, deadline + 1), of=HEALTHY)
     after = goes_on(pool)
@@ -149,7 +149,7 @@ def idle_killed(pool_type: Type[Adapter]) -> None:
 
 
 def resident(pid: int) -> int:
-    """A process's memory in bytes; 0 if it has none any more."""
+    """Returns a process's memory in bytes; 0 once it has ended."""
     try:
         with open(f"/proc/{pid}/statm") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -166,7 +166,7 @@ def wait_grown(pid: int, seconds: float) -> None:
 
 
 def killed_while_sent(pool_type: Type[Adapter]) -> None:
-    """One worker, so that it is known who is being sent the argument.
+    """Kills a worker while it receives an argument. The pool has one, so that it is known which.
 
     It is killed three times, if the pool lives on: as soon as it has part of the argument,
     and after half and three quarters of the time that an undisturbed call takes.
@@ -204,7 +204,7 @@ def killed_while_sent(pool_type: Type[Adapter]) -> None:
         if "ms" in ended:
             ended["ms"] -= 1000 * (killed_at[0] - start)
             if ended["ms"] < 0 and "answer" in ended and misses < MOST_MISSES:
-                # It was done before the kill, which hit nothing: once more, and earlier.
+                # The call was done before the kill: once more, and earlier.
                 misses += 1
                 parts.insert(0, 0.7 * (part or 1))
                 tell(misses=misses)
@@ -238,7 +238,7 @@ def initializer(pool_type: Type[Adapter]) -> None:
     errors = [o["error"] for o in outcomes if "error" in o]
     ms = max((o["ms"] for o in outcomes if "error" in o), default=None)
     tell(errors=len(errors), of=HEALTHY, text=errors[0] if errors else None, ms=ms)
-    # What was being started when the last error came may still count.
+    # Starts that were under way at the last error may still count.
     time.sleep(1)
     tell(starts=starts())
     time.sleep(1)
@@ -262,7 +262,7 @@ def callback(pool_type: Type[Adapter]) -> None:
     deadline = time.monotonic() + PATIENCE
     tell(bad=outcome(pool, bad, time.monotonic(), deadline))
     tell(answered=count_healthy(pool, handles, deadline), of=HEALTHY)
-    # A result may be there a moment before its callback has run.
+    # A result may be available a moment before its callback has run.
     while len(called) < HEALTHY and time.monotonic() < deadline:
         time.sleep(0.001)
     tell(called=len(called))
@@ -322,7 +322,7 @@ def grandchild(pool_type: Type[Adapter]) -> None:
 
 
 def parent_killed(pool_type: Type[Adapter]) -> None:
-    """One worker computes and one sleeps; then this process is killed from outside."""
+    """One worker computes and one sleeps. Then this process is killed from outside."""
     pool = pool_type(WORKERS)
     pids = worker_pids(pool)
     handles = [pool.submit(tasks.spin, 0), pool.submit(tasks.sleep, tasks.FOREVER)]
@@ -332,7 +332,7 @@ def parent_killed(pool_type: Type[Adapter]) -> None:
 
 
 def interrupted(pool_type: Type[Adapter]) -> None:
-    """An ordinary program, interrupted from outside."""
+    """A program that is interrupted from outside."""
     tell(ready=True)
     pool_type.idiom(WORKERS, tasks.sleep, [60.0] * 20)
 
@@ -346,7 +346,7 @@ def lazy(pool_type: Type[Adapter]) -> None:
         nonlocal read
         for n in range(LAZY_INPUTS):
             read += 1
-            # For pools that are not done with reading when the time is up.
+            # For pools that are still reading at the time limit.
             if read % 10_000 == 0:
                 tell(read_so_far=read)
             yield n
@@ -372,7 +372,7 @@ def limit(pool_type: Type[Adapter]) -> None:
             ended = outcome(pool, handle, start, start + AFTERWARDS)
             times.append(ended.get("ms"))
             tell(times=times, text=ended.get("error"))
-            # On to a worker that is ready, or its start would be measured, too.
+            # Waits for a ready worker: otherwise its start would be measured too.
             worker_pids(pool)
     except NoSuchFeature:
         tell(none=True)

@@ -30,7 +30,7 @@ class Pool(FutureAdapter):
         self.pool.shutdown()
 
     def terminate(self) -> None:
-        # Python 3.14 has a call for it; before, people do by hand what it does.
+        # Python 3.14 has a call for this. For older versions, this does the same by hand.
         if hasattr(self.pool, "kill_workers"):
             return self.pool.kill_workers()
         processes = list((self.pool._processes or {}).values())

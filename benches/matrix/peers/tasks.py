@@ -1,4 +1,4 @@
-"""What the workers of the Python pools are asked to do.
+"""The tasks of the Python pools.
 
 Nothing here knows of a pool. Paths are relative: a case runs in a directory of its own.
 """
@@ -14,7 +14,7 @@ FOREVER = 3600.0
 
 
 class Picky:
-    """Can be decoded nowhere but where it was made."""
+    """A value that only the process that created it can decode."""
 
     def __init__(self) -> None:
         self.home = os.getpid()

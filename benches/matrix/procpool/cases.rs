@@ -1,5 +1,4 @@
-//! The cases in which a task or a worker goes wrong, or an input is long. Those about ends are in
-//! `lives`.
+//! The cases in which a task or a worker fails, or an input is long. `lives` has the cases about ends.
 
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -23,16 +22,16 @@ pub(crate) type Done = Result<(), Box<dyn Error>>;
 
 pub(crate) const WORKERS: usize = 2;
 pub(crate) const HEALTHY: u64 = 8;
-/// The bad task is the third: some healthy ones are done by then, most are not.
+/// The bad task is the third: by then some healthy tasks are done, and most are not.
 const BAD_POSITION: u64 = 2;
-/// After this long without an answer or an error, a task counts as hanging.
+/// A task without a result or an error after this time hangs.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(4);
-/// The same for the task that asks whether the pool goes on.
+/// The same for the task that tests whether the pool continues.
 const AFTERWARDS: Duration = Duration::from_secs(2);
-/// An initializer is tried again with pauses, and a busy machine starts workers slowly.
+/// The same for initializers: they are retried with pauses, and a busy machine starts workers slowly.
 const INITIALIZER_PATIENCE: Duration = Duration::from_secs(8);
 const HUGE: usize = 400_000_000;
-/// Kills that come after the answer, before the case is given up.
+/// How many kills may come after the result before the case ends.
 const MAX_MISSES: u32 = 3;
 const LAZY_INPUTS: u64 = 300_000;
 const LIMIT: Duration = Duration::from_millis(100);
@@ -46,7 +45,7 @@ pub(crate) fn pids(pool: &Pool) -> Vec<u32> {
     pool.workers().iter().map(|worker| worker.pid).collect()
 }
 
-/// A pool whose workers have all answered: each of as many tasks at once as there are workers.
+/// Creates a pool all of whose workers have run a task.
 pub(crate) fn warm_pool(workers: usize) -> Result<Pool, Box<dyn Error>> {
     let pool = Pool::new(workers)?;
     warm_up(&pool, workers)?;
@@ -85,7 +84,7 @@ fn tell_healthy(healthy: Vec<Task<u64>>, deadline: Instant) {
     Facts::new().add("answered", answered).add("of", HEALTHY);
 }
 
-/// Tells what becomes of one more task; gives whether it has the right answer.
+/// Reports the outcome of one more task. Returns whether its result is right.
 fn goes_on(pool: &Pool) -> bool {
     let start = Instant::now();
     let last = outcome(pool.apply_async(tasks::square, 11), start, start + AFTERWARDS);
@@ -98,7 +97,7 @@ fn goes_on(pool: &Pool) -> bool {
     what == "answer"
 }
 
-/// Everything is seen; what is left is to end, which is seen from outside.
+/// Marks the end of the observations. The end of the process is observed from outside.
 fn finish(pool: &Pool) {
     Facts::new().add("done", true);
     pool.terminate();
@@ -138,7 +137,7 @@ pub(crate) fn idle_killed() -> Done {
     Ok(())
 }
 
-/// A process's memory in bytes; 0 if it has none any more.
+/// Returns a process's memory in bytes; 0 once it has ended.
 fn resident(pid: u32) -> usize {
     let statm = fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
     let pages: usize = statm.split(' ').nth(1).and_then(|pages| pages.parse().ok()).unwrap_or(0);
@@ -154,10 +153,10 @@ fn wait_grown(pid: u32, limit: Duration) {
     }
 }
 
-/// One worker, so that it is known who is being sent the argument.
+/// Kills a worker while it receives an argument. The pool has one worker, so that it is known which.
 ///
-/// It is killed three times, if the pool lives on: as soon as it has part of the argument, and
-/// after half and three quarters of the time that an undisturbed call takes.
+/// If the pool survives, the worker is killed three times: once it has a part of the argument, and after half
+/// and three quarters of the duration of an undisturbed call.
 pub(crate) fn killed_while_sent() -> Done {
     let pool = warm_pool(1)?;
     let huge = vec![0_u8; HUGE];
@@ -185,7 +184,7 @@ pub(crate) fn killed_while_sent() -> Done {
         let at = killer.join().map_err(|_| "the killer failed")?;
         let ended = ended.since(at);
         if matches!(ended, Outcome::Answer(_, ms) if ms < 0.0) && misses < MAX_MISSES {
-            // It was done before the kill, which hit nothing: once more, and earlier.
+            // The call was done before the kill: once more, and earlier.
             misses += 1;
             parts.push_front(Some(0.7 * part.unwrap_or(1.0)));
             Facts::new().add("misses", misses);
@@ -220,7 +219,7 @@ pub(crate) fn initializer() -> Done {
         let last = errors.iter().map(|(_, ms)| *ms).fold(0.0, f64::max);
         drop(facts.text("text", text).add("ms", last));
     }
-    // What was being started when the last error came may still count.
+    // Starts that were under way at the last error may still count.
     std::thread::sleep(Duration::from_secs(1));
     Facts::new().add("starts", starts());
     std::thread::sleep(Duration::from_secs(1));
@@ -281,7 +280,7 @@ pub(crate) fn limit() -> Done {
             };
         times.push(time);
         Facts::new().list("times", &times).text("text", &text);
-        // On to a worker that is ready, or its start would be measured, too.
+        // Waits for a ready worker: otherwise its start would be measured too.
         warm_up(&pool, WORKERS)?;
     }
     goes_on(&pool);

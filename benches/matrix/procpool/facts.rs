@@ -1,4 +1,4 @@
-//! What a case has seen, as JSON lines. `Facts` is one line; it is printed when it is dropped.
+//! The observations of a case, as lines of JSON. `Facts` is one line, printed when it is dropped.
 
 use std::fmt::{self, Display, Formatter};
 use std::io::Write;
@@ -7,7 +7,7 @@ use std::io::Write;
 #[derive(Debug, Default)]
 pub(crate) struct Facts(Vec<String>);
 
-/// What became of a task: its answer, if any, or its error; after so many milliseconds.
+/// The outcome of a task: its result or its error, and after how many milliseconds.
 #[derive(Debug)]
 pub(crate) enum Outcome<R> {
     Answer(R, f64),
@@ -20,7 +20,7 @@ impl Facts {
         Self::default()
     }
 
-    /// Adds a number, or anything else that is JSON as it is.
+    /// Adds a number, or any other text that is valid JSON.
     pub(crate) fn add(mut self, name: &str, value: impl Display) -> Self {
         self.0.push(format!("{}: {value}", quoted(name)));
         self
@@ -37,7 +37,7 @@ impl Facts {
 }
 
 impl<R> Outcome<R> {
-    /// As seen from something that happened so many milliseconds after the beginning.
+    /// Counts the time from an instant this many milliseconds after the start.
     pub(crate) fn since(self, millis: f64) -> Self {
         match self {
             Self::Answer(answer, ms) => Self::Answer(answer, ms - millis),
@@ -63,7 +63,7 @@ impl<R: Display> Display for Outcome<R> {
 impl Drop for Facts {
     fn drop(&mut self) {
         let mut out = std::io::stdout().lock();
-        // Who does not read them does not need them.
+        // A reader that is gone does not need them.
         let _ = writeln!(out, "{{{}}}", self.0.join(", ")).and_then(|()| out.flush());
     }
 }

@@ -1,4 +1,4 @@
-//! The cases about ends: of the pool, of the program, of what a task has started.
+//! The cases about ends: of the pool, of the program, and of processes that a task started.
 
 use std::fs;
 use std::sync::Arc;
@@ -92,7 +92,7 @@ pub(crate) fn grandchild() -> Done {
     Ok(())
 }
 
-/// One worker computes and one sleeps; then this process is killed from outside.
+/// One worker computes and one sleeps. Then this process is killed from outside.
 pub(crate) fn parent_killed() -> Done {
     let pool = warm_pool(WORKERS)?;
     let computes = pool.apply_async(tasks::spin, ());
@@ -104,7 +104,7 @@ pub(crate) fn parent_killed() -> Done {
     Ok(())
 }
 
-/// An ordinary program that does nothing about signals, interrupted from outside.
+/// A program that handles no signals is interrupted from outside.
 pub(crate) fn interrupted() -> Done {
     Facts::new().add("ready", true);
     let pool = Pool::new(WORKERS)?.with_options(TaskOptions::new().chunk_size(1));

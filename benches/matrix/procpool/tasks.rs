@@ -1,4 +1,4 @@
-//! What the workers are asked to do. Paths are relative: a case runs in a directory of its own.
+//! The tasks. Paths are relative: each case runs in a directory of its own.
 
 use std::fmt;
 use std::fs::{self, OpenOptions};
@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 const FOREVER: Duration = Duration::from_secs(3600);
 
-/// Can be decoded nowhere but where it was made.
+/// A value that only the process that created it can decode.
 #[derive(Debug)]
 pub(crate) struct Picky {
     home: u32,
@@ -87,7 +87,7 @@ pub(crate) fn spin((): ()) {
     while std::hint::black_box(true) {}
 }
 
-/// Starts a process, writes its PID to the file, and goes on for ever.
+/// Starts a process, writes its PID to the file, and never returns.
 pub(crate) fn start_grandchild(path: String) {
     let child = Command::new("sleep").arg(FOREVER.as_secs().to_string()).spawn();
     let pid = child.map_or(0, |child| child.id());

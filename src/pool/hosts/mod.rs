@@ -28,7 +28,7 @@
 //! rules for a worker that died. What a host that was taken for lost still sends is ignored.
 
 #![cfg_attr(
-    not(any(feature = "mpi", test)),
+    not(feature = "mpi"),
     allow(dead_code, reason = "without an engine, no pool spans hosts")
 )]
 

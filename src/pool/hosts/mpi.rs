@@ -63,8 +63,10 @@ pub(crate) fn enter() {
     if rank > 0 {
         serve();
     }
-    let start = || {
+    let (registered, is_registered) = std::sync::mpsc::channel();
+    let start = move || {
         let handle = manager::register();
+        let _ = registered.send(());
         match Mpi::start() {
             Ok(engine) => Manager::new(engine, handle, hello()).run(),
             Err(error) => manager::reject_all(handle, &error),
@@ -72,7 +74,11 @@ pub(crate) fn enter() {
     };
     let thread = std::thread::Builder::new().name("procpool-hosts".to_owned());
     match thread.spawn(start) {
-        Ok(_) => at_exit(leave),
+        Ok(_) => {
+            // A pool that was built before that would have this host alone.
+            let _ = is_registered.recv();
+            at_exit(leave);
+        }
         Err(error) => eprintln!("procpool: no thread for the other hosts: {error}"),
     }
 }

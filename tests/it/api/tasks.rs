@@ -1,14 +1,9 @@
 //! Tasks, results and processes in the hand of their caller: waited for, polled, cancelled, awaited.
-#![allow(clippy::unwrap_used)]
-
-mod support;
 
 use std::time::{Duration, Instant};
 
+use crate::support::{SOON, Secret, sleepy};
 use procpool::{Pool, TaskErrorKind, TaskOptions, Timeout, WaitFor};
-use support::{SOON, Secret, sleepy};
-
-procpool::test_support!();
 
 #[test]
 fn tasks_are_returned_in_the_order_in_which_they_complete() {

@@ -1,13 +1,10 @@
 //! What every pool must do: each answer once, in the right place, whatever the sizes.
-#![allow(clippy::unwrap_used)]
 
 use std::collections::{HashMap, HashSet};
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use procpool::{Pool, TaskErrorKind, TaskOptions, WorkerState};
-
-procpool::test_support!();
 
 const SOON: Duration = Duration::from_secs(20);
 

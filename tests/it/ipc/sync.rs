@@ -1,19 +1,14 @@
 //! Processes that wait for each other: nobody waits for the dead, and nobody is let in too soon.
-#![allow(clippy::unwrap_used)]
-
-mod support;
 
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
+use crate::support::{SOON, alone, kill, wait_until};
 use procpool::channel::{Receiver, Sender, bounded, unbounded};
 use procpool::shared::{SharedArray, SharedSlice, SharedValue};
 use procpool::sync::Event;
 use procpool::sync::{Barrier, BarrierError, Lock, Semaphore};
 use procpool::{Pool, TaskErrorKind};
-use support::{SOON, alone, kill, wait_until};
-
-procpool::test_support!();
 
 const NOW: Duration = Duration::ZERO;
 const A_MOMENT: Duration = Duration::from_millis(20);
@@ -58,7 +53,7 @@ fn a_lock_whose_owner_is_killed_a_thousand_times_is_had_by_the_next_who_is_told(
     fn die_with_it((value, told): (SharedValue<u64>, SharedValue<AtomicU64>)) {
         let mut guard = value.lock();
         if let Some(pid) = guard.abandoned_by() {
-            assert!(!support::is_alive(pid));
+            assert!(!crate::support::is_alive(pid));
             told.fetch_add(1, SeqCst);
         }
         *guard += 1;
@@ -297,7 +292,7 @@ fn a_process_whose_first_thread_has_ended_keeps_its_lock_as_long_as_another_runs
     let task = pool.apply_async(leave, (lock.clone(), is_had.clone()));
     assert!(is_had.wait_timeout(SOON));
     let pid = pool.workers()[0].pid;
-    wait_until("its first thread has ended", || !support::is_alive(pid));
+    wait_until("its first thread has ended", || !crate::support::is_alive(pid));
     assert!(lock.try_lock().is_none() && lock.lock_timeout(A_MOMENT).is_none());
     kill(pid, libc::SIGKILL);
     let guard = lock.lock_timeout(SOON).expect("its owner is dead");
@@ -403,7 +398,7 @@ fn what_is_shared_and_decoded_as_another_type_is_an_error() {
 
 #[test]
 fn objects_whose_memory_is_overwritten_are_errors_and_never_more() {
-    alone("overwritten_objects");
+    alone!("overwritten_objects");
 }
 
 #[test]

@@ -1,7 +1,4 @@
 //! What belongs to the user may ask the pool anything, and may panic, wherever it is called.
-#![allow(clippy::unwrap_used)]
-
-mod support;
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -12,12 +9,10 @@ use std::sync::mpsc::channel;
 use std::sync::{Arc, LazyLock, Mutex};
 use std::task::{Context, RawWaker, RawWakerVTable, Waker};
 
+use crate::support::{SOON, kill, sleepy, square, wait_until};
 use procpool::{EventKind, Pool, TaskErrorKind};
 use serde::de::Deserializer;
 use serde::{Deserialize, Serialize, Serializer};
-use support::{SOON, kill, sleepy, square, wait_until};
-
-procpool::test_support!();
 
 /// What user code may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,17 +1,12 @@
 //! Becoming a worker, or a program that has some: beside what the program has done before, and
 //! whatever it does to itself after.
-#![allow(clippy::unwrap_used)]
-
-mod support;
 
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
-use support::wait_until;
-
-procpool::test_support!();
+use crate::support::wait_until;
 
 /// The programs of tests/programs/entry.rs.
 fn executable() -> PathBuf {
@@ -151,11 +146,11 @@ fn a_task_that_forks_is_answered_once_by_the_worker_and_its_copy_ends() {
         for how in [0, 1, 2] {
             for copy in pool.imap(text, [(raw, how); 20]) {
                 let copy: u32 = copy.unwrap().parse().unwrap();
-                wait_until("the copy has ended", || !support::is_alive(copy));
+                wait_until("the copy has ended", || !crate::support::is_alive(copy));
             }
         }
     }
-    assert_eq!(pool.map(support::square, 0..1000).unwrap().len(), 1000);
+    assert_eq!(pool.map(crate::support::square, 0..1000).unwrap().len(), 1000);
     assert_eq!(pool.stats().restarts, 0);
 }
 

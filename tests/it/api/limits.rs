@@ -1,16 +1,11 @@
 //! Memory, recycling, what workers may use, what they print, and what is told of all that.
-#![allow(clippy::unwrap_used)]
-
-mod support;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::support::{SideEffects, is_alive, kill, sleepy, square, wait_until};
 use procpool::{DeathCause, EventKind, Limits, OutputMode, Pool, TaskErrorKind};
-use support::{SideEffects, is_alive, kill, sleepy, square, wait_until};
-
-procpool::test_support!();
 
 fn cause(error: &procpool::TaskError) -> DeathCause {
     match error.kind() {

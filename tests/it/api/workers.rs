@@ -1,16 +1,11 @@
 //! What each worker is told and asked by itself: calls on all of them, their environment, their
 //! random numbers.
-#![allow(clippy::unwrap_used)]
-
-mod support;
 
 use std::collections::HashSet;
 use std::time::Duration;
 
+use crate::support::{Secret, SideEffects, is_alive, kill, sleepy, wait_until};
 use procpool::{DeathCause, Pool, Process, TaskError, TaskErrorKind, ValueSide, WorkerState};
-use support::{Secret, SideEffects, is_alive, kill, sleepy, wait_until};
-
-procpool::test_support!();
 
 fn pid<A>(_: A) -> u32 {
     std::process::id()

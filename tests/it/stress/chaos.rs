@@ -1,16 +1,12 @@
 //! Workers killed at random while they work, and many ends in a row: nothing is lost, nothing runs
 //! twice that must not, nothing is left behind.
-#![allow(clippy::unwrap_used)]
-
-mod support;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::support::{SideEffects, alone, kill, left_behind, square, wait_until};
+use procpool::shared::{SharedSlice, SharedValue};
 use procpool::{DidRun, Pool, TaskErrorKind, TaskOptions, WorkerState};
-use support::{SideEffects, alone, kill, left_behind, square, wait_until};
-
-procpool::test_support!();
 
 /// Kills a random worker every 5 ms while `work` runs; gives how many that were.
 fn storm<T>(pool: &Pool, seed: u64, work: impl FnOnce() -> T) -> (T, u32) {
@@ -63,6 +59,31 @@ fn with_a_random_worker_killed_every_5_ms_all_answers_of_10_000_tasks_are_exact(
         kills += killed;
     }
     assert!(kills > 100, "{kills} kills");
+}
+
+#[test]
+fn with_a_random_worker_killed_every_5_ms_all_handles_in_results_are_whole() {
+    fn make(x: u64) -> (u64, SharedValue<u64>, SharedSlice<u64>, Vec<u8>) {
+        let large = if x.is_multiple_of(10) { 300_000 } else { 0 };
+        let slice = SharedSlice::new(vec![x; 100]).unwrap();
+        (x, SharedValue::new(work(x)).unwrap(), slice, vec![x as u8; large])
+    }
+    let pool = Pool::new(4).unwrap();
+    let patient = pool.with_options(TaskOptions::new().retries(1000));
+    let (results, kills) = storm(&pool, 7, || patient.imap(make, 0..500).collect::<Vec<_>>());
+    let (mut whole, count) = (0, results.len());
+    for (expected, result) in (0..).zip(results) {
+        match result {
+            Ok((x, value, slice, bytes)) => {
+                assert_eq!((x, value.get(), slice[99]), (expected, x * x, x));
+                assert!(bytes.iter().all(|byte| *byte == x as u8));
+                whole += 1;
+            }
+            // A task that many workers die before is given up.
+            Err(error) => assert!(matches!(error.kind(), TaskErrorKind::Died { .. }), "{error}"),
+        }
+    }
+    assert!(count == 500 && whole > 400 && kills > 20, "{whole} of {count}, {kills} kills");
 }
 
 #[test]
@@ -138,7 +159,7 @@ fn echo(bytes: Vec<u8>) -> Vec<u8> {
 
 #[test]
 fn in_chaos_each_item_has_exactly_one_outcome_and_nothing_is_left_behind() {
-    alone("chaos");
+    alone!("chaos");
 }
 
 /// Goes on for as many seconds as `CHAOS_SECONDS` says.
@@ -202,7 +223,7 @@ fn chaos() {
                     healthy.imap_unordered(square, 0..200).map(Result::unwrap).collect();
                 assert_eq!(lazily.len(), 200, "seed {seed}");
                 for mut task in wild {
-                    let outcome = task.get_timeout(support::SOON);
+                    let outcome = task.get_timeout(crate::support::SOON);
                     assert!(outcome.is_some(), "an outcome in time, seed {seed}");
                 }
                 drop(is_over);
@@ -243,9 +264,9 @@ fn leaves_nothing(rounds: usize, pool: Option<&Pool>, mut round: impl FnMut()) {
 
 #[test]
 fn pools_timeouts_and_crashes_by_the_hundred_leave_nothing_behind() {
-    alone("five_hundred_pools");
-    alone("five_hundred_timeouts");
-    alone("five_hundred_crashes");
+    alone!("five_hundred_pools");
+    alone!("five_hundred_timeouts");
+    alone!("five_hundred_crashes");
 }
 
 #[test]

@@ -1,20 +1,15 @@
 //! One task goes wrong, or one worker dies: nothing else may notice, and the error says what
 //! happened to which item.
-#![allow(clippy::unwrap_used)]
-
-mod support;
 
 use std::time::{Duration, Instant};
 
+use crate::support::{SideEffects, kill, square, wait_until};
 use procpool::channel::{Receiver, Sender, unbounded};
 use procpool::shared::{SharedFd, SharedValue};
 use procpool::{
     DeathCause, DidRun, Pool, StartError, TaskError, TaskErrorKind, TaskOptions, ValueSide,
 };
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use support::{SideEffects, kill, square, wait_until};
-
-procpool::test_support!();
 
 fn died(error: &TaskError) -> DeathCause {
     match error.kind() {
@@ -73,7 +68,7 @@ fn a_panic_comes_back_with_message_place_and_backtrace_and_the_worker_goes_on() 
         panic!("{error:?}")
     };
     assert_eq!(message, "three is 3");
-    assert!(location.as_ref().unwrap().contains("tests/faults.rs:"), "{location:?}");
+    assert!(location.as_ref().unwrap().contains("tests/it/failure/faults.rs:"), "{location:?}");
     assert!(backtrace.contains("faults::"), "{backtrace}");
     assert_eq!((error.id(), error.did_it_run()), (3, DidRun::Yes));
     assert_eq!(pool.apply(|()| std::process::id(), ()).unwrap(), before);

@@ -1,28 +1,27 @@
-//! Shared by several test files: side effects that outlive a worker, and bounded waits.
-#![allow(dead_code, unreachable_pub)]
+//! Shared by the tests: side effects that outlive a worker, bounded waits, and tests in a process of their own.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize, Serializer};
 
-pub const SOON: Duration = Duration::from_secs(30);
+pub(crate) const SOON: Duration = Duration::from_secs(30);
 
-pub fn square(x: u64) -> u64 {
+pub(crate) fn square(x: u64) -> u64 {
     x * x
 }
 
-pub fn sleepy(millis: u64) -> u64 {
+pub(crate) fn sleepy(millis: u64) -> u64 {
     std::thread::sleep(Duration::from_millis(millis));
     millis
 }
 
 /// A type whose encoding fails.
 #[derive(Debug, Deserialize)]
-pub struct Secret;
+pub(crate) struct Secret;
 
 impl Serialize for Secret {
     fn serialize<S: Serializer>(&self, _: S) -> Result<S::Ok, S::Error> {
@@ -32,7 +31,7 @@ impl Serialize for Secret {
 
 /// Waits until `condition` holds. Fails the test after [`SOON`].
 #[track_caller]
-pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + SOON;
     while !condition() {
         assert!(Instant::now() < deadline, "timed out: {what}");
@@ -40,34 +39,45 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-pub fn kill(pid: u32, signal: i32) {
+pub(crate) fn kill(pid: u32, signal: i32) {
     assert_ne!(pid, 0, "that would be this process's own group");
     // SAFETY: a plain system call.
     unsafe { libc::kill(pid.cast_signed(), signal) };
 }
 
 /// Returns whether a process exists and is not a zombie.
-pub fn is_alive(pid: u32) -> bool {
+pub(crate) fn is_alive(pid: u32) -> bool {
     let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
     let state = stat.rsplit(") ").next().and_then(|rest| rest.chars().next());
     !matches!(state, Some('Z' | 'X'))
 }
 
-/// Runs an ignored test of this file alone in a process, with a temporary directory of its own. For
+/// Runs an ignored test of the calling module alone in a process, with a temporary directory of its own. For
 /// measurements of a whole process, which other tests would affect.
-pub fn alone(test: &str) {
-    let dir = tempfile::tempdir().unwrap();
-    let status = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", test, "--ignored", "--test-threads=1"])
-        .env("TMPDIR", dir.path())
-        .status()
+macro_rules! alone {
+    ($test:literal) => {{
+        let dir = tempfile::tempdir().unwrap();
+        $crate::support::run_alone(module_path!(), $test, dir.path());
+    }};
+}
+pub(crate) use alone;
+
+/// Runs an ignored test alone in a process with this `TMPDIR`, and checks that it ran and passed.
+pub(crate) fn run_alone(module: &str, test: &str, tmpdir: &Path) {
+    let (_, module) = module.split_once("::").unwrap();
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", &format!("{module}::{test}"), "--ignored", "--test-threads=1"])
+        .env("TMPDIR", tmpdir)
+        .stderr(std::process::Stdio::inherit())
+        .output()
         .unwrap();
-    assert!(status.success());
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
 }
 
 /// Counts what a pool might leak: descriptors, threads, children, temporary files, and mappings of shared
 /// memory.
-pub fn left_behind() -> [usize; 5] {
+pub(crate) fn left_behind() -> [usize; 5] {
     let count = |dir: &str| fs::read_dir(dir).unwrap().count();
     let children = fs::read_dir("/proc/self/task").unwrap().map(|task| {
         let children = task.unwrap().path().join("children");
@@ -81,36 +91,36 @@ pub fn left_behind() -> [usize; 5] {
 
 /// Counts the side effects of tasks in files, which survive the death of a worker.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct SideEffects {
+pub(crate) struct SideEffects {
     path: PathBuf,
     #[serde(skip)]
     _dir: Option<Arc<tempfile::TempDir>>,
 }
 
 impl SideEffects {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         Self { path: dir.path().to_owned(), _dir: Some(Arc::new(dir)) }
     }
 
     /// Returns the file that counts the side effects of `x`.
-    pub fn file(&self, x: u64) -> PathBuf {
+    pub(crate) fn file(&self, x: u64) -> PathBuf {
         self.path.join(x.to_string())
     }
 
     /// Adds one side effect of `x`.
-    pub fn note(&self, x: u64) {
+    pub(crate) fn note(&self, x: u64) {
         let path = self.file(x);
         OpenOptions::new().create(true).append(true).open(path).unwrap().write_all(b".").unwrap();
     }
 
     /// Returns how many side effects `x` had.
-    pub fn count(&self, x: u64) -> usize {
+    pub(crate) fn count(&self, x: u64) -> usize {
         fs::metadata(self.file(x)).map_or(0, |file| file.len() as usize)
     }
 
     /// Returns all values that had side effects.
-    pub fn noted(&self) -> Vec<u64> {
+    pub(crate) fn noted(&self) -> Vec<u64> {
         let name = |entry: std::io::Result<fs::DirEntry>| {
             entry.unwrap().file_name().to_str().unwrap().parse().unwrap()
         };

@@ -1,22 +1,17 @@
 //! Messages between processes: each arrives once and whole, whoever is killed, and nobody waits for
 //! those who are gone.
-#![allow(clippy::unwrap_used)]
-
-mod support;
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
+use crate::support::{SOON, Secret, alone, kill, wait_until};
 use procpool::Pool;
 use procpool::channel::{
     Receiver, RecvError, SendError, SendErrorReason, Sender, bounded, unbounded,
 };
 use procpool::shared::{SharedArray, SharedFd, SharedSlice, SharedValue};
-use support::{SOON, Secret, alone, kill, wait_until};
-
-procpool::test_support!();
 
 const A_MOMENT: Duration = Duration::from_millis(20);
 
@@ -297,7 +292,7 @@ fn ends_can_be_kept_by_initializers_and_passed_on_to_workers_of_workers() {
 
 #[test]
 fn what_was_received_takes_no_memory_any_more() {
-    alone("six_thousand_messages");
+    alone!("six_thousand_messages");
 }
 
 #[test]
@@ -367,13 +362,13 @@ fn what_cannot_be_a_message_is_given_back() {
 fn an_end_that_comes_too_late_is_told_so() {
     let (sender, receiver) = unbounded::<u64>().unwrap();
     let pool = crew(1);
-    let holds = pool.apply_async(support::sleepy, 50);
+    let holds = pool.apply_async(crate::support::sleepy, 50);
     let late = pool.apply_async(|receiver: Receiver<u64>| receiver.iter().count(), receiver);
     sender.send(1).unwrap();
     drop(sender);
     assert_eq!((holds.get(), late.get()), (Ok(50), Ok(1)));
     let (sender, receiver) = unbounded::<u64>().unwrap();
-    let holds = pool.apply_async(support::sleepy, 50);
+    let holds = pool.apply_async(crate::support::sleepy, 50);
     let late = pool.apply_async(|sender: Sender<u64>| sender.send(1).is_err(), sender);
     drop(receiver);
     assert_eq!((holds.get(), late.get()), (Ok(50), Ok(true)));
@@ -503,6 +498,24 @@ fn messages_with_handles_wait_for_space_and_keep_their_order() {
     }
     assert_eq!(expected.start, 2000);
     task.get().unwrap();
+}
+
+#[test]
+fn a_task_that_writes_to_every_descriptor_it_has_costs_a_channel_no_message_with_handles() {
+    fn send((sender, _receiver): (Sender<SharedValue<u64>>, Receiver<SharedValue<u64>>)) {
+        for x in 0..5 {
+            for fd in 3..1200 {
+                // SAFETY: a plain system call on a constant.
+                unsafe { libc::send(fd, b"hello".as_ptr().cast(), 5, libc::MSG_DONTWAIT) };
+            }
+            sender.send(SharedValue::new(x).unwrap()).unwrap();
+        }
+    }
+    let pool = Pool::new(1).unwrap();
+    let (sender, receiver) = unbounded().unwrap();
+    pool.apply(send, (sender, receiver.clone())).unwrap();
+    let received: Vec<u64> = receiver.iter().map(|value| value.unwrap().get()).collect();
+    assert_eq!(received, [0, 1, 2, 3, 4]);
 }
 
 #[test]

@@ -1,7 +1,4 @@
 //! Beginnings and ends: of pools, of workers with their parent, of what they started.
-#![allow(clippy::unwrap_used)]
-
-mod support;
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -9,10 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
+use crate::support::{SideEffects, is_alive, kill, sleepy, square, wait_until};
 use procpool::{DeathCause, Error, Event, EventKind, Pool, StartError, TaskErrorKind, WorkerState};
-use support::{SideEffects, is_alive, kill, sleepy, square, wait_until};
-
-procpool::test_support!();
 
 /// How long a test waits for what has to happen within 100 ms, which it measures.
 const PROMPT: Duration = Duration::from_millis(100);

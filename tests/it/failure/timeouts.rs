@@ -1,14 +1,9 @@
 //! Limits of time, and what ends a task before its end.
-#![allow(clippy::unwrap_used)]
-
-mod support;
 
 use std::time::{Duration, Instant};
 
+use crate::support::{SOON, SideEffects, sleepy, square, wait_until};
 use procpool::{DidRun, Pool, TaskErrorKind, TaskOptions};
-use support::{SOON, SideEffects, sleepy, square, wait_until};
-
-procpool::test_support!();
 
 const LIMIT: Duration = Duration::from_millis(100);
 
@@ -131,7 +126,7 @@ fn a_queued_a_running_and_a_finished_task_can_be_cancelled() {
     let effects = SideEffects::new();
     let pool = Pool::new(1).unwrap();
     let mut finished = pool.apply_async(square, 3);
-    assert_eq!(finished.get_timeout(support::SOON), Some(Ok(9)));
+    assert_eq!(finished.get_timeout(crate::support::SOON), Some(Ok(9)));
     finished.cancel();
     let running = pool.apply_async(spin, effects.clone());
     let queued = pool.apply_async(spin, effects.clone());

@@ -1,7 +1,4 @@
 //! Inputs and results as streams: read lazily, bounded, and given up cleanly.
-#![allow(clippy::unwrap_used)]
-
-mod support;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -9,11 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use crate::support::{SideEffects, alone, sleepy, square, wait_until};
 use futures_util::StreamExt;
 use procpool::Pool;
-use support::{SideEffects, alone, sleepy, square, wait_until};
-
-procpool::test_support!();
 
 /// An endless input that counts how far it was read.
 fn counted() -> (Arc<AtomicU64>, impl Iterator<Item = u64>) {
@@ -89,7 +84,7 @@ fn when_the_consumer_stops_after_one_item_close_and_join_return() {
 
 #[test]
 fn a_slow_consumer_bounds_the_memory() {
-    alone("a_slow_consumer_bounds_the_memory_alone");
+    alone!("a_slow_consumer_bounds_the_memory_alone");
 }
 
 #[test]
@@ -120,7 +115,9 @@ fn dropping_an_iterator_frees_everything_and_cancels_the_rest() {
         scope.spawn(move || {
             wait_until("tasks are running", || effects.count(0) > 0);
             // Ends the wait below.
-            pool.workers().iter().for_each(|worker| support::kill(worker.pid, libc::SIGKILL));
+            pool.workers()
+                .iter()
+                .for_each(|worker| crate::support::kill(worker.pid, libc::SIGKILL));
         });
         assert!(results.next().unwrap().is_err());
     });
@@ -135,7 +132,7 @@ fn dropping_an_iterator_frees_everything_and_cancels_the_rest() {
 
 #[test]
 fn a_hundred_thousand_tiny_tasks_leave_memory_flat() {
-    alone("a_hundred_thousand_tiny_tasks_leave_memory_flat_alone");
+    alone!("a_hundred_thousand_tiny_tasks_leave_memory_flat_alone");
 }
 
 #[test]
@@ -235,7 +232,7 @@ fn block_on<F: Future>(future: F) -> F::Output {
             self.0.unpark();
         }
     }
-    let deadline = Instant::now() + support::SOON;
+    let deadline = Instant::now() + crate::support::SOON;
     let waker = Arc::new(Unpark(std::thread::current())).into();
     let mut future = std::pin::pin!(future);
     loop {

@@ -1,14 +1,9 @@
 //! `map_with` and `map_init`: what the items of one call share in a worker.
-#![allow(clippy::unwrap_used)]
 
-mod support;
-
+use crate::support::{Secret, SideEffects, is_alive, kill, wait_until};
 use procpool::shared::SharedSlice;
 use procpool::{Pool, Process, TaskErrorKind, TaskOptions, ValueSide};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use support::{Secret, SideEffects, is_alive, kill, wait_until};
-
-procpool::test_support!();
 
 /// What is encoded is noted as 0, what is decoded as the worker's PID, what is dropped there as its
 /// PID's double.

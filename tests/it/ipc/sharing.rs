@@ -1,19 +1,14 @@
 //! What processes share: memory that is in one place however many have it.
-#![allow(clippy::unwrap_used)]
-
-mod support;
 
 use std::fs;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
+use crate::support::{alone, kill, wait_until};
 use procpool::shared::{SharedArray, SharedFd, SharedSlice, SharedValue};
 use procpool::sync::Lock;
 use procpool::{Pool, TaskErrorKind, TaskOptions, ValueSide};
-use support::{alone, kill, wait_until};
-
-procpool::test_support!();
 
 /// The lines `field` (in KiB) of a process's mappings of shared memory of just this size.
 fn mappings(pid: u32, bytes: usize, field: &str) -> Vec<usize> {
@@ -120,8 +115,8 @@ fn a_shared_slice_costs_its_memory_once_however_many_workers_read_it() {
     let pool = Pool::new(4).unwrap();
     let total = |numbers: SharedSlice<u64>| numbers.iter().sum();
     // Each of the workers holds it until all four have read it.
-    let meet = support::SideEffects::new();
-    let read = |(numbers, meet, me): (SharedSlice<u64>, support::SideEffects, u64)| {
+    let meet = crate::support::SideEffects::new();
+    let read = |(numbers, meet, me): (SharedSlice<u64>, crate::support::SideEffects, u64)| {
         let total: u64 = numbers.iter().sum();
         meet.note(me);
         wait_until("the others have read", || meet.noted().len() >= 5);
@@ -175,7 +170,7 @@ fn a_shared_slice_cannot_be_written_by_anybody() {
 
 #[test]
 fn five_thousand_values_and_locks_need_few_descriptors() {
-    alone("five_thousand_of_each");
+    alone!("five_thousand_of_each");
 }
 
 #[test]
@@ -288,7 +283,7 @@ fn a_result_that_refers_to_too_many_files_is_refused_and_its_worker_goes_on() {
 
 #[test]
 fn results_that_nobody_takes_leave_half_of_the_descriptors_to_the_program() {
-    alone("results_that_nobody_takes_leave_half_of_the_descriptors_to_the_program_alone");
+    alone!("results_that_nobody_takes_leave_half_of_the_descriptors_to_the_program_alone");
 }
 
 #[test]
@@ -301,7 +296,7 @@ fn results_that_nobody_takes_leave_half_of_the_descriptors_to_the_program_alone(
     let tasks: Vec<_> = (0..100)
         .map(|x| pool.apply_async(|x: u8| [(); 3].map(|()| SharedSlice::new([x]).unwrap()), x))
         .collect();
-    assert!(procpool::wait(&tasks, procpool::WaitFor::All, Some(support::SOON)));
+    assert!(procpool::wait(&tasks, procpool::WaitFor::All, Some(crate::support::SOON)));
     let open = fs::read_dir("/proc/self/fd").unwrap().count();
     assert!(open < 160, "{open} are open");
     let results: Vec<_> = tasks.into_iter().map(procpool::Task::get).collect();

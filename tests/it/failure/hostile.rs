@@ -1,31 +1,16 @@
 //! What runs in a worker writes where it likes, stops, or hangs where no limit looks: its caller gets an
 //! answer or an error in time, and the parent is none the worse.
-#![allow(clippy::unwrap_used)]
 
-mod support;
-
-use std::process::Command;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
+use crate::support::{SOON, SideEffects, alone, kill, run_alone, square, wait_until};
 use procpool::shared::SharedSlice;
 use procpool::{OutputMode, Pool, Process, TaskOptions, WorkerState};
 use serde::{Deserialize, Serialize};
-use support::{SOON, SideEffects, kill, square, wait_until};
-
-procpool::test_support!();
 
 /// Above the worker's own descriptors.
 const LAST: i32 = 1100;
-
-/// Runs an ignored test of this file alone, in a process with this `TMPDIR`.
-fn alone_with(test: &str, tmpdir: &str) {
-    let status = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", test, "--ignored", "--test-threads=1"])
-        .env("TMPDIR", tmpdir)
-        .status()
-        .unwrap();
-    assert!(status.success());
-}
 
 /// Sends `bytes`, and with them a socket if `with_socket`, to every socket that this process has.
 fn send_to_all(bytes: &[u8], with_socket: bool) {
@@ -182,7 +167,7 @@ fn an_answer_is_delivered_although_its_worker_hangs_after_it() {
 
 #[test]
 fn results_that_nobody_has_taken_yet_need_no_descriptors() {
-    support::alone("untaken_results");
+    alone!("untaken_results");
 }
 
 #[test]
@@ -203,8 +188,8 @@ fn untaken_results() {
 
 #[test]
 fn no_temporary_directory_is_needed() {
-    alone_with("a_pool_at_work", "/nonexistent");
-    alone_with("a_pool_at_work", "/proc");
+    run_alone(module_path!(), "a_pool_at_work", Path::new("/nonexistent"));
+    run_alone(module_path!(), "a_pool_at_work", Path::new("/proc"));
 }
 
 #[test]
@@ -217,7 +202,7 @@ fn a_pool_at_work() {
 
 #[test]
 fn a_worker_takes_at_most_four_descriptors() {
-    support::alone("descriptors_of_workers");
+    alone!("descriptors_of_workers");
 }
 
 #[test]
@@ -225,7 +210,7 @@ fn a_worker_takes_at_most_four_descriptors() {
 fn descriptors_of_workers() {
     const WORKERS: usize = 16;
     for (output, most) in [(OutputMode::Inherit, 3), (OutputMode::Capture, 4)] {
-        let count = || support::left_behind()[0];
+        let count = || crate::support::left_behind()[0];
         let of = |workers| Pool::builder().workers(workers).output(output).build().unwrap();
         let before = count();
         let one = of(1);
@@ -245,7 +230,7 @@ fn a_handle_reaches_a_worker_of_a_process_that_has_changed_its_user() {
         eprintln!("left out: only root can change its user");
         return;
     }
-    support::alone("a_slice_after_setuid");
+    alone!("a_slice_after_setuid");
 }
 
 #[test]

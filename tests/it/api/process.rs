@@ -1,19 +1,16 @@
 //! `Process`: one call in a child of its own, from its start to its exit status.
-#![allow(clippy::unwrap_used)]
-
-mod support;
 
 use std::os::unix::process::ExitStatusExt;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::support::{
+    SOON, SideEffects, alone, is_alive, kill, left_behind, sleepy, square, wait_until,
+};
 use procpool::{
     DeathCause, DidRun, Error, EventKind, Limits, OutputMode, Pool, Process, StartError,
     TaskErrorKind, sync,
 };
-use support::{SOON, SideEffects, alone, is_alive, kill, left_behind, sleepy, square, wait_until};
-
-procpool::test_support!();
 
 /// Notes its PID, then never returns.
 fn forever(effects: SideEffects) {
@@ -236,7 +233,7 @@ fn one_that_cannot_start_is_an_error_of_spawn() {
 
 #[test]
 fn a_directory_is_looked_at_by_the_caller_before_the_thread_that_all_processes_share() {
-    alone("looks_at_a_directory_alone");
+    alone!("looks_at_a_directory_alone");
 }
 
 #[test]
@@ -262,7 +259,7 @@ fn looks_at_a_directory_alone() {
 
 #[test]
 fn a_hundred_processes_leave_nothing_behind() {
-    alone("many_processes_alone");
+    alone!("many_processes_alone");
 }
 
 #[test]
@@ -280,7 +277,7 @@ fn many_processes_alone() {
 
 #[test]
 fn many_at_once_share_one_thread_take_few_descriptors_and_none_holds_up_another() {
-    alone("many_at_once_alone");
+    alone!("many_at_once_alone");
 }
 
 #[test]

@@ -1,15 +1,10 @@
 //! Arguments and results of any size.
-#![allow(clippy::unwrap_used)]
-
-mod support;
 
 use std::collections::BTreeMap;
 
+use crate::support::{SideEffects, alone, kill, wait_until};
 use procpool::{Failure, Pool, SelfDescribing, TaskError, TaskErrorKind, ValueSide};
 use serde::{Deserialize, Serialize};
-use support::{SideEffects, alone, kill, wait_until};
-
-procpool::test_support!();
 
 fn echo(bytes: Vec<u8>) -> Vec<u8> {
     bytes
@@ -278,7 +273,7 @@ fn a_tasks_error_of_any_type_comes_back_with_its_causes() {
 
 #[test]
 fn shared_memory_is_freed_when_either_side_is_done_or_killed() {
-    alone("shared_memory_is_freed_when_either_side_is_done_or_killed_alone");
+    alone!("shared_memory_is_freed_when_either_side_is_done_or_killed_alone");
 }
 
 #[test]

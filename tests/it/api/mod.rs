@@ -1,0 +1,11 @@
+//! What calls, pools, workers and processes promise.
+
+mod basics;
+mod contexts;
+mod entry;
+mod lifecycle;
+mod limits;
+mod process;
+mod streams;
+mod tasks;
+mod workers;

@@ -1,0 +1,6 @@
+//! Faults of tasks, workers and user code: each costs its own task and no other.
+
+mod faults;
+mod hostile;
+mod timeouts;
+mod user_code;

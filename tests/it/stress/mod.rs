@@ -1,0 +1,3 @@
+//! Many faults at random, and many pools in a row.
+
+mod chaos;
