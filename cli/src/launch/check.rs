@@ -10,9 +10,10 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::command;
+use super::environment::{GET_MPI, HAS_MPI, allocation, is_here, own_name};
 use super::list::{self, Host};
 use super::remote::{self, Answer};
-use super::{GET_MPI, HAS_MPI, allocation, command};
 use crate::args::{HostsArgs, ReportFormat};
 use crate::exit::{Exit, Usage};
 use crate::format;
@@ -78,7 +79,7 @@ pub(crate) fn run(args: &HostsArgs) -> Result<Exit> {
         String::from_utf8_lossy(&quote(program.as_os_str().as_encoded_bytes())).into_owned();
     let line = format!("{program} hosts --describe");
     let rsh = args.rsh.as_deref();
-    let answers = remote::each(&hosts, |host| match command::is_here(&host.name) {
+    let answers = remote::each(&hosts, |host| match is_here(&host.name) {
         true => Ok(own.clone()),
         false => understood(
             &remote::ask(rsh, &host.name, false, &line, ANSWER_LIMIT),
@@ -100,7 +101,7 @@ pub(crate) fn run(args: &HostsArgs) -> Result<Exit> {
             page
         }
     })?;
-    if !hosts.iter().any(|host| command::is_here(&host.name)) {
+    if !hosts.iter().any(|host| is_here(&host.name)) {
         let _ = writeln!(
             io::stderr(),
             "note: this machine is none of the hosts; start a run on one of them"
@@ -125,7 +126,7 @@ fn describe() -> Result<Description> {
     let mpirun = Command::new("mpirun").arg("--version").stdin(Stdio::null()).output();
     let mpi = mpirun.ok().and_then(|it| command::version(&String::from_utf8_lossy(&it.stdout)));
     Ok(Description {
-        name: command::own_name(),
+        name: own_name(),
         boot: read("/proc/sys/kernel/random/boot_id").trim().to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         build: build().context("failed to read this program's file")?,

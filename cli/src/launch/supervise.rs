@@ -22,6 +22,7 @@ use signal_hook::iterator::Signals;
 use signal_hook::low_level;
 
 use super::command::{self, Launcher};
+use super::environment;
 use super::feeder::Feeder;
 use super::follow::Follower;
 use super::link::{BEAT, Heard, Link, Listener, Orders};
@@ -183,7 +184,7 @@ fn shows(follower: &mut Follower) -> bool {
 fn lost_hosts(job: &Job<'_>, hosts: &[Host], follower: &Follower) -> Vec<Host> {
     let rsh = job.args.hosts.rsh.as_deref();
     let is_lost = |host: &Host| {
-        if command::is_here(&host.name) {
+        if environment::is_here(&host.name) {
             return false;
         }
         let short = host.name.split('.').next().unwrap_or_default();
