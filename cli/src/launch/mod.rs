@@ -26,10 +26,10 @@
 
 mod check;
 mod command;
-mod environment;
+pub(super) mod environment;
 mod feeder;
 mod follow;
-mod link;
+pub(super) mod link;
 mod list;
 mod remote;
 mod supervise;

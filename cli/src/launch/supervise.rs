@@ -7,7 +7,7 @@
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, ErrorKind, IsTerminal, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -25,7 +25,7 @@ use super::command::{self, Launcher};
 use super::environment;
 use super::feeder::Feeder;
 use super::follow::Follower;
-use super::link::{BEAT, Heard, Link, Listener, Orders};
+use super::link::{BEAT, Heard, Link, Listener, Orders, Voice};
 use super::list::Host;
 use super::remote;
 use crate::args::{OutputChoice, RunArgs};
@@ -280,6 +280,8 @@ struct Steering(Arc<Mutex<Steered>>);
 struct Steered {
     /// The process of the run.
     run: Option<Pid>,
+    /// What it takes signals from that end it.
+    voice: Option<Voice>,
     /// The process group of the launcher.
     group: Option<Pid>,
     signals: u32,
@@ -319,9 +321,9 @@ impl Steering {
         steered.signals += 1;
         steered.exit = Some(exit);
         match (steered.run, steered.signals) {
-            (Some(run), 1 | 2) => {
-                if let Some(signal) = Signal::from_named_raw(signal) {
-                    let _ = kill_process(run, signal); // it may just have ended
+            (Some(_), 1 | 2) => {
+                if let Some(voice) = &steered.voice {
+                    voice.pass_on(signal);
                 }
             }
             // The main thread waits for the launcher.
@@ -386,7 +388,10 @@ impl Launch {
     ) -> Result<(Self, Listener)> {
         let listener = Listener::new()?;
         let is_root = rustix::process::geteuid().is_root();
+        let dir = steering.lock().dir.clone();
         let rsh = job.args.hosts.rsh.as_deref();
+        let shell = lasting_shell(&dir, rsh.unwrap_or("ssh"))?;
+        let rsh = shell.as_deref().or(rsh);
         let mut command = Command::new(job.launcher.name());
         command.args(job.launcher.arguments(hosts, without, rsh, is_root));
         let program = std::env::current_exe().context("failed to find this program's file")?;
@@ -401,7 +406,7 @@ impl Launch {
         let group = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
         {
             let mut steered = steering.lock();
-            (steered.group, steered.run) = (group, None);
+            (steered.group, steered.run, steered.voice) = (group, None, None);
             if steered.exit.is_some() {
                 steered.signal_group(Signal::TERM);
             }
@@ -438,6 +443,7 @@ impl Launch {
         // Results on a terminal wait until the live table has left it.
         let waits = args.output.top && io::stdout().is_terminal();
         let started = Instant::now();
+        let marker = self.steering.lock().dir.join(STARTED);
         let mut link: Option<Link> = None;
         let mut heard = Instant::now();
         let mut turned = Instant::now();
@@ -453,7 +459,9 @@ impl Launch {
             let has_read = follower.read(&orders.journal)?;
             if has_read && !waits && !self.is_closed && !shows(follower) {
                 self.is_closed = true;
-                self.tell_run(Signal::TERM);
+                if let Some(voice) = &self.steering.lock().voice {
+                    voice.pass_on(SIGTERM);
+                }
             }
             if let Some(end) = follower.end {
                 return Ok(Ended::Exit(end.exit));
@@ -469,8 +477,10 @@ impl Launch {
                     link = listener.accept(orders, streams)?;
                     if let Some(link) = &link {
                         heard = now;
+                        let _ = fs::write(&marker, ""); // without it, mpirun ends with one shell
                         let mut steered = self.steering.lock();
                         steered.run = Some(link.run);
+                        steered.voice = Some(link.voice()?);
                         if steered.exit.is_some() {
                             steered.signal_group(Signal::TERM);
                         }
@@ -514,12 +524,6 @@ impl Launch {
         }
     }
 
-    fn tell_run(&self, signal: Signal) {
-        if let Some(run) = self.steering.lock().run {
-            let _ = kill_process(run, signal); // it may just have ended
-        }
-    }
-
     /// Ends the launcher, and with it what it has started. Returns how it ended by itself, if it
     /// did.
     fn end(&mut self, in_order: bool) -> Option<ExitStatus> {
@@ -546,7 +550,7 @@ impl Launch {
         }
         let run = {
             let mut steered = self.steering.lock();
-            steered.group = None;
+            (steered.group, steered.voice) = (None, None);
             steered.run.take()
         };
         if let Some(run) = run {
@@ -569,6 +573,29 @@ impl Launch {
         let text = text.trim();
         if text.is_empty() { String::new() } else { format!("\n{text}") }
     }
+}
+
+/// The file that says that all hosts have started.
+const STARTED: &str = "started";
+
+/// Writes a remote shell that does not fail once all hosts have started. mpirun takes one that fails
+/// for a host that didn't start, and then ends all others: ssh fails when it misses its peer. None if
+/// its path has a character with a meaning to mpirun.
+fn lasting_shell(dir: &Path, rsh: &str) -> Result<Option<String>> {
+    let path = dir.join("rsh");
+    let started = dir.join(STARTED);
+    let _ = fs::remove_file(&started); // of the launch before
+    let Some(name) = path.to_str().filter(|path| !path.contains([' ', ':', '\'', '\t'])) else {
+        return Ok(None);
+    };
+    let script = format!(
+        "#!/bin/sh\n{rsh} \"$@\"\ncode=$?\n[ ! -e '{}' ] || exit 0\nexit $code\n",
+        started.display()
+    );
+    let written = File::options().write(true).create(true).truncate(true).mode(0o700).open(&path);
+    let written = written.and_then(|mut file| file.write_all(script.as_bytes()));
+    written.with_context(|| format!("failed to write {path:?}; check TMPDIR"))?;
+    Ok(Some(name.to_owned()))
 }
 
 /// Keeps the last messages of the launcher, and passes on those of jobs, which are among them.
