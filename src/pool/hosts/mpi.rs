@@ -14,6 +14,7 @@
 use std::collections::VecDeque;
 use std::mem::{ManuallyDrop, MaybeUninit};
 use std::os::raw::c_int;
+use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
 use mpi::environment::Universe;
@@ -63,7 +64,7 @@ pub(crate) fn enter() {
     if rank > 0 {
         serve();
     }
-    let (registered, is_registered) = std::sync::mpsc::channel();
+    let (registered, is_registered) = sync_channel(1);
     let start = move || {
         let handle = manager::register();
         let _ = registered.send(());
@@ -75,7 +76,7 @@ pub(crate) fn enter() {
     let thread = std::thread::Builder::new().name("procpool-hosts".to_owned());
     match thread.spawn(start) {
         Ok(_) => {
-            // A pool that was built before that would have this host alone.
+            // A pool that is built next must find the manager.
             let _ = is_registered.recv();
             at_exit(leave);
         }
