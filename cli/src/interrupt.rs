@@ -22,6 +22,7 @@ use signal_hook::low_level;
 
 use super::collect::{Event, Events};
 use super::exit::Exit;
+use super::launch::link::is_ordered;
 use super::top;
 use crate::os::program;
 use procpool::Pool;
@@ -61,6 +62,10 @@ pub(super) fn watch(
                 None if spans_hosts => pool.suspend(),
                 None => pause(&pool),
                 Some(exit) => {
+                    if !is_ordered() {
+                        // The launcher kills it within a second. The supervisor starts it again.
+                        leave(Exit::EngineLost);
+                    }
                     interrupted += 1;
                     if interrupted > 2 {
                         leave(exit);

@@ -18,6 +18,7 @@ use super::args::{
 };
 use super::exit::Usage;
 use super::inputs::{STANDARD_INPUT, Source};
+use super::launch::environment::is_launched;
 use super::render::{self, Form, PlainOptions};
 use super::units::TimeLimit;
 use crate::tasks::command::{self, CommandSpec, Completed, Template};
@@ -87,7 +88,8 @@ impl RunPlan {
             let spec = spec(words, &args.command_options, &args.limits, output.output)?;
             takes = if args.count.is_some() { Takes::Numbers } else { Takes::Files };
             refuse_two_sources(&args.inputs, args.input.as_deref(), args.count, args.null)?;
-            if args.count.is_some() {
+            // A launcher gives a pipe to every run.
+            if args.count.is_some() && !is_launched() {
                 refuse_unread_input()?;
             }
             let inputs = Inputs { given: args.inputs, file: args.input, count: args.count };

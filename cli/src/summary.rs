@@ -120,7 +120,8 @@ impl Tally {
     /// Formats a table of the workers.
     pub(super) fn workers(&self, workers: &[WorkerInfo]) -> String {
         let mut shares = self.by_process.clone();
-        for idle in workers {
+        // On other hosts, what has not started yet isn't known by anything.
+        for idle in workers.iter().filter(|idle| idle.pid != 0 || idle.host.is_none()) {
             let share = Share { worker: idle.slot, ..Share::default() };
             shares.entry((idle.host, idle.pid)).or_insert(share);
         }

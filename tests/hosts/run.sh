@@ -69,7 +69,7 @@ took() { echo "    $(((($(date +%s%N) - begun)) / 1000000)) ms"; }
 begin "all results are there, each once, from all hosts"
 run -p 2 -n 300 -- ./job {} > out 2> err || fail "exit code $?: $(cat err)"
 each_once out 300 plain
-[ "$(cut -d' ' -f1 ran | sort -u | tr '\n' ' ')" = "n1 n2 n3 " ] || fail "not on all hosts"
+[ "$(cut -d' ' -f1 ran | sort -u | tr '\n' ' ')" = "n1 n2 n3 " ] || fail "not on all hosts: $(cut -d' ' -f1 ran | sort | uniq -c) $(cat err)"
 took
 
 begin "hosts are checked"
@@ -165,7 +165,7 @@ wait $pid || code=$?
 [ $code = 130 ] || fail "exit code $code: $(cat err)"
 for host in n1 n2 n3; do
     for _ in $(seq 500); do
-        left=$(on $host pgrep -x "procpool|orted|mpirun" || true)
+        left=$(on $host sh -c 'pgrep -x procpool; pgrep -x orted; pgrep -x mpirun' || true)
         [ -n "$left" ] || break
         sleep 0.02
     done

@@ -10,16 +10,17 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::command;
+use super::environment::{GET_MPI, HAS_MPI, allocation, is_here, own_name};
 use super::list::{self, Host};
 use super::remote::{self, Answer};
-use super::{GET_MPI, HAS_MPI, allocation, command};
 use crate::args::{HostsArgs, ReportFormat};
 use crate::exit::{Exit, Usage};
 use crate::format;
 use crate::tasks::command::quote;
 
 /// How long a host may take to answer: a slow login, and reading this program's file.
-const ANSWER: Duration = Duration::from_secs(20);
+const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 
 /// What a host says of itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -78,11 +79,14 @@ pub(crate) fn run(args: &HostsArgs) -> Result<Exit> {
         String::from_utf8_lossy(&quote(program.as_os_str().as_encoded_bytes())).into_owned();
     let line = format!("{program} hosts --describe");
     let rsh = args.rsh.as_deref();
-    let answers = remote::each(&hosts, |host| match command::is_here(&host.name) {
+    let answers = remote::each(&hosts, |host| match is_here(&host.name) {
         true => Ok(own.clone()),
-        false => {
-            understood(&remote::ask(rsh, &host.name, false, &line, ANSWER), &program, rsh, host)
-        }
+        false => understood(
+            &remote::ask(rsh, &host.name, false, &line, ANSWER_LIMIT),
+            &program,
+            rsh,
+            host,
+        ),
     });
     let checked = judged(&hosts, answers, &own, &program);
     let is_fine = checked.iter().all(|host| host.problem.is_none());
@@ -97,7 +101,7 @@ pub(crate) fn run(args: &HostsArgs) -> Result<Exit> {
             page
         }
     })?;
-    if !hosts.iter().any(|host| command::is_here(&host.name)) {
+    if !hosts.iter().any(|host| is_here(&host.name)) {
         let _ = writeln!(
             io::stderr(),
             "note: this machine is none of the hosts; start a run on one of them"
@@ -122,7 +126,7 @@ fn describe() -> Result<Description> {
     let mpirun = Command::new("mpirun").arg("--version").stdin(Stdio::null()).output();
     let mpi = mpirun.ok().and_then(|it| command::version(&String::from_utf8_lossy(&it.stdout)));
     Ok(Description {
-        name: command::own_name(),
+        name: own_name(),
         boot: read("/proc/sys/kernel/random/boot_id").trim().to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         build: build().context("failed to read this program's file")?,
@@ -166,7 +170,7 @@ fn understood(
     Err(match answer.code {
         _ if answer.is_late => format!(
             "did not answer within {} s: check its network and 'time {shell} {name} true'",
-            ANSWER.as_secs()
+            ANSWER_LIMIT.as_secs()
         ),
         // What ssh says of itself, and what it looks like if it is not there.
         Some(255) | None => format!(

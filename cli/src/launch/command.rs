@@ -2,7 +2,6 @@
 
 use std::env;
 use std::ffi::{OsStr, OsString};
-use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::Result;
@@ -131,40 +130,6 @@ fn after_verb(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
     after
 }
 
-/// Whether MPI has started this process: the ranks are known by these variables.
-pub(crate) fn is_launched() -> bool {
-    ["OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"].iter().any(|name| env::var_os(name).is_some())
-}
-
-/// The number of processes that MPI has started with this one, as far as the environment says.
-pub(crate) fn launched_with() -> Option<u32> {
-    let sizes = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"];
-    let size = sizes.iter().find_map(|name| env::var(name).ok())?;
-    size.parse().ok()
-}
-
-/// Whether this name is that of the machine that this runs on.
-pub(crate) fn is_here(name: &str) -> bool {
-    let own = own_name();
-    let short = |name: &str| name.split('.').next().unwrap_or_default().to_owned();
-    if name == own || name == "localhost" {
-        return true;
-    }
-    let is_address = name.parse::<std::net::IpAddr>().is_ok();
-    if !is_address && short(name) == short(&own) {
-        return true;
-    }
-    // An address that can be bound to is one of this machine's.
-    let addresses = std::net::ToSocketAddrs::to_socket_addrs(&(name, 0));
-    addresses.is_ok_and(|mut all| all.any(|address| std::net::UdpSocket::bind(address).is_ok()))
-}
-
-/// The name of the machine that this runs on.
-pub(crate) fn own_name() -> String {
-    let name = std::fs::read_to_string(Path::new("/proc/sys/kernel/hostname"));
-    name.unwrap_or_default().trim().to_owned()
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -216,11 +181,5 @@ mod tests {
         };
         assert_eq!(after("procpool run -p 2 -- run x"), "-p 2 -- run x");
         assert_eq!(after("procpool --color never run 1 2"), "--color never 1 2");
-    }
-
-    #[test]
-    fn a_machine_knows_its_own_names() {
-        assert!(is_here(&own_name()) && is_here("localhost") && is_here("127.0.0.1"));
-        assert!(!is_here("240.0.0.1"), "a reserved address is nobody's");
     }
 }

@@ -10,7 +10,7 @@ use std::thread;
 use anyhow::{Context, Result};
 
 /// How far the reader may be ahead of the launch.
-const AHEAD: u64 = 1 << 20;
+const MAX_AHEAD: u64 = 1 << 20;
 
 /// The size of a read.
 const BLOCK: usize = 64 << 10;
@@ -51,7 +51,7 @@ impl Feeder {
         let mut block = vec![0; BLOCK];
         loop {
             let mut state = self.lock();
-            while state.length > state.given + AHEAD {
+            while state.length > state.given + MAX_AHEAD {
                 state = self.wait(state);
             }
             let at = state.length;
@@ -148,13 +148,13 @@ mod tests {
         let mut rest = Vec::new();
         first.read_to_end(&mut rest).unwrap();
         assert!(rest.is_empty(), "the first launch gets no more");
-        let long = b"two\n".repeat(AHEAD as usize);
+        let long = b"two\n".repeat(MAX_AHEAD as usize);
         let writer = thread::spawn(move || to.write_all(&long).unwrap());
         second.read_exact(&mut line).unwrap();
         assert_eq!(&line, b"one\n");
         second.read_to_end(&mut rest).unwrap();
         writer.join().unwrap();
-        assert_eq!(rest.len(), 4 * AHEAD as usize);
+        assert_eq!(rest.len(), 4 * MAX_AHEAD as usize);
         let mut third = Vec::new();
         feeder.pipe().unwrap().read_to_end(&mut third).unwrap();
         assert_eq!(third.len(), 4 + rest.len());

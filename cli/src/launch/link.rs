@@ -2,8 +2,9 @@
 //! machine.
 //!
 //! The supervisor sends its orders and its own standard streams, so that a terminal stays a
-//! terminal for the run. The run then sends a beat every second, and its exit code at last. For
-//! both, the end of the socket is the end of the other.
+//! terminal for the run. The run then sends a beat every second, and its exit code at last; the
+//! supervisor sends the signals that end the run. For both, the end of the socket is the end of the
+//! other.
 
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
@@ -11,6 +12,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -34,7 +36,7 @@ const ALIVE: u8 = 1;
 const EXIT: u8 = 2;
 
 /// The longest orders: a list of hosts, and some paths.
-const LONGEST: u64 = 64 << 20;
+const MAX_ORDERS: u64 = 64 << 20;
 
 /// What a launched run is to do differently from one by itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,6 +68,17 @@ pub(super) struct Link {
     socket: UnixStream,
     /// The process of the run.
     pub(super) run: Pid,
+}
+
+/// The supervisor's side, for signals.
+pub(super) struct Voice(UnixStream);
+
+impl Voice {
+    /// Lets the run take this signal as its supervisor's.
+    pub(super) fn pass_on(&self, signal: i32) {
+        // A run that is gone, or takes nothing, is ended otherwise.
+        let _ = (&self.0).write_all(&[signal as u8]);
+    }
 }
 
 /// What was heard of a run since the last time.
@@ -118,6 +131,10 @@ impl Listener {
 }
 
 impl Link {
+    pub(super) fn voice(&self) -> io::Result<Voice> {
+        self.socket.try_clone().map(Voice)
+    }
+
     /// Returns what the run has said, without waiting.
     pub(super) fn hear(&mut self) -> Heard {
         let mut bytes = [0; 64];
@@ -169,7 +186,7 @@ fn take(from: &UnixStream) -> io::Result<(Orders, [OwnedFd; 3])> {
     let invalid = || io::Error::from(ErrorKind::InvalidData);
     let streams = <[OwnedFd; 3]>::try_from(streams).map_err(|_| invalid())?;
     let length = u64::from_le_bytes(length);
-    if read.bytes != 8 || length > LONGEST {
+    if read.bytes != 8 || length > MAX_ORDERS {
         return Err(invalid());
     }
     let mut text = vec![0; length as usize];
@@ -210,7 +227,10 @@ pub(crate) fn attach(name: &str) -> Result<Orders> {
             match ears.read(&mut byte) {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Ok(0) | Err(_) => low_level::exit(Exit::Failure.code().into()),
-                Ok(_) => {}
+                Ok(_) => {
+                    SIGNALS.fetch_add(1, Ordering::SeqCst);
+                    let _ = low_level::raise(byte[0].into()); // handled on another thread
+                }
             }
         }
     };
@@ -221,6 +241,17 @@ pub(crate) fn attach(name: &str) -> Result<Orders> {
         thread.spawn(run).context("failed to start a thread")?;
     }
     Ok(orders)
+}
+
+/// The supervisor's signals that were not handled yet.
+static SIGNALS: AtomicU32 = AtomicU32::new(0);
+
+/// Whether a signal that asks the run to end comes from who may ask it: in a launched run, its
+/// supervisor alone. The launcher sends such signals too, when it gives up because of one host.
+pub(crate) fn is_ordered() -> bool {
+    let take = |signals: u32| signals.checked_sub(1);
+    SUPERVISOR.get().is_none()
+        || SIGNALS.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take).is_ok()
 }
 
 /// In a launched run: says its exit code, so that the supervisor knows it where the journal has no

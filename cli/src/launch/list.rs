@@ -23,7 +23,7 @@ impl Host {
 }
 
 /// The most hosts of a list: a typing error such as `n[1-1000000000]` must not fill memory.
-const MOST: usize = 100_000;
+const MAX_HOSTS: usize = 100_000;
 
 /// Parses `--hosts`.
 pub(crate) fn of_argument(list: &str) -> Result<Vec<Host>> {
@@ -116,14 +116,14 @@ fn expanded(list: &str) -> Option<Vec<String>> {
 fn expand(name: &str, before: &str, names: &mut Vec<String>) -> Option<()> {
     let Some((start, rest)) = name.split_once('[') else {
         names.push(format!("{before}{name}"));
-        return (names.len() <= MOST && !name.contains(']')).then_some(());
+        return (names.len() <= MAX_HOSTS && !name.contains(']')).then_some(());
     };
     let (ranges, rest) = rest.split_once(']')?;
     for range in ranges.split(',') {
         let (first, last) = range.split_once('-').unwrap_or((range, range));
         let width = first.len();
         let (first, last): (u64, u64) = (first.parse().ok()?, last.parse().ok()?);
-        if first > last || last - first >= MOST as u64 {
+        if first > last || last - first >= MAX_HOSTS as u64 {
             return None;
         }
         for number in first..=last {
@@ -141,7 +141,7 @@ fn checked(hosts: Vec<Host>, from: &str) -> Result<Vec<Host>> {
     if hosts.is_empty() {
         return Err(wrong(from, "there is no host in it"));
     }
-    if hosts.len() > MOST {
+    if hosts.len() > MAX_HOSTS {
         return Err(wrong(from, "there are too many hosts in it"));
     }
     Ok(hosts)

@@ -15,7 +15,8 @@
 //! | file | owns |
 //! |---|---|
 //! | `list` | lists of hosts |
-//! | `command` | the command line of the launcher, by its version; what the environment says |
+//! | `environment` | what this machine is called, and what a launcher or Slurm has started |
+//! | `command` | the command line of the launcher, by its version |
 //! | `supervise` | the launches of a run, and signals |
 //! | `link` | what supervisor and run say to each other |
 //! | `follow` | the journal as the supervisor reads it, and showing results |
@@ -25,18 +26,18 @@
 
 mod check;
 mod command;
+pub(super) mod environment;
 mod feeder;
 mod follow;
-mod link;
+pub(super) mod link;
 mod list;
 mod remote;
 mod supervise;
 
-use std::env;
-
 use anyhow::Result;
 
 use self::command::Launcher;
+use self::environment::{GET_MPI, HAS_MPI, allocation};
 use self::list::Host;
 use self::supervise::Job;
 use super::args::{Engine, RunArgs};
@@ -44,34 +45,18 @@ use super::exit::{Exit, Usage};
 use super::plan::RunPlan;
 
 pub(super) use self::check::run as check;
+pub(super) use self::environment::{is_here, own_name};
 pub(super) use self::link::{Orders, attach, say_exit};
 pub(super) use self::supervise::EngineLost;
 
-/// Whether this program can span hosts.
-const HAS_MPI: bool = cfg!(feature = "mpi");
-
-/// How to make it so.
-const GET_MPI: &str = "install procpool with 'cargo install --path cli --features mpi', which needs \
-                       Open MPI (Debian: apt-get install libopenmpi-dev openmpi-bin libclang-dev)";
-
 /// Whether the workers of this run are on the hosts that MPI has started this program on.
 pub(super) fn spans_hosts(args: &RunArgs) -> bool {
-    let is_launched = args.hosts.supervised.is_some() || command::is_launched();
+    let is_launched = args.hosts.supervised.is_some() || environment::is_launched();
     match args.hosts.engine {
         Engine::Local => false,
         Engine::Mpi => true,
         Engine::Auto => HAS_MPI && is_launched,
     }
-}
-
-/// The name of this machine, by which hosts are told apart.
-pub(super) fn own_name() -> String {
-    command::own_name()
-}
-
-/// Whether a host was named that is this machine.
-pub(super) fn is_here(name: &str) -> bool {
-    command::is_here(name)
 }
 
 /// Launches and supervises the run, if it spans hosts that were not started yet. Returns none if
@@ -85,7 +70,7 @@ pub(super) fn launch(args: &RunArgs) -> Result<Option<Exit>> {
     if args.hosts.supervised.is_some() {
         return Ok(None);
     }
-    let is_launched = command::is_launched();
+    let is_launched = environment::is_launched();
     match args.hosts.engine {
         Engine::Local if given.is_some() => {
             return Err(Usage::error(
@@ -109,7 +94,7 @@ pub(super) fn launch(args: &RunArgs) -> Result<Option<Exit>> {
             let message = format!("this procpool can't span hosts: {GET_MPI}");
             return Err(Usage::error(message));
         }
-        if command::launched_with().is_some_and(|size| size > 1) {
+        if environment::launched_with().is_some_and(|size| size > 1) {
             return Err(Usage::error(format!(
                 "MPI has started this program several times, and each would run all inputs: \
                  {GET_MPI}, or give --engine local"
@@ -134,14 +119,14 @@ pub(super) fn launch(args: &RunArgs) -> Result<Option<Exit>> {
             Usage::error(format!(
                 "this machine ({}) is none of the hosts: add it, since the run itself is here, or \
                  start procpool on one of them",
-                command::own_name()
+                environment::own_name()
             ))
         })?;
         return supervised(args, Launcher::mpirun()?, hosts).map(Some);
     }
     let Some(hosts) = allocation()? else { return Ok(None) };
     match hosts.first() {
-        Some(first) if command::is_here(&first.name) => {
+        Some(first) if environment::is_here(&first.name) => {
             supervised(args, Launcher::Srun, hosts).map(Some)
         }
         // Typed where the run will not be.
@@ -159,20 +144,9 @@ fn supervised(args: &RunArgs, launcher: Launcher, hosts: Vec<Host>) -> Result<Ex
 
 /// Puts this machine first: the first process is the run. None if it is not among the hosts.
 fn with_this_first(mut hosts: Vec<Host>) -> Option<Vec<Host>> {
-    let own = hosts.iter().position(|host| command::is_here(&host.name))?;
+    let own = hosts.iter().position(|host| environment::is_here(&host.name))?;
     hosts[..=own].rotate_right(1);
     Some(hosts)
-}
-
-/// Returns the nodes of the Slurm allocation that this process is in, if there are several and this
-/// is no step of it.
-fn allocation() -> Result<Option<Vec<Host>>> {
-    let is_step = ["SLURM_STEP_ID", "SLURM_STEPID"].iter().any(|name| env::var_os(name).is_some());
-    let Some(nodes) = env::var("SLURM_JOB_NODELIST").ok().filter(|_| !is_step) else {
-        return Ok(None);
-    };
-    let hosts = list::of_slurm(&nodes)?;
-    Ok((hosts.len() > 1).then_some(hosts))
 }
 
 #[cfg(test)]
@@ -182,7 +156,7 @@ mod tests {
 
     #[test]
     fn this_machine_is_the_first_host() {
-        let own = command::own_name();
+        let own = environment::own_name();
         let hosts = list::of_argument(&format!("n-1,n-2:3,{own}:4,n-5")).unwrap();
         let hosts = with_this_first(hosts).unwrap();
         let names: Vec<_> = hosts.iter().map(|host| host.name.as_str()).collect();

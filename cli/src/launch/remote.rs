@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 use super::list::Host;
 
 /// How many hosts are asked at once.
-const AT_ONCE: usize = 64;
+const MAX_AT_ONCE: usize = 64;
 
 /// The most bytes of an answer that are kept.
-const MOST: u64 = 64 << 10;
+const MAX_ANSWER: u64 = 64 << 10;
 
 /// How a command on a host ended.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -64,7 +64,7 @@ pub(super) fn ask(
         thread::spawn(move || {
             let mut bytes = Vec::new();
             if let Some(from) = from {
-                let _ = from.take(MOST).read_to_end(&mut bytes); // what was read is the answer
+                let _ = from.take(MAX_ANSWER).read_to_end(&mut bytes); // what was read is the answer
             }
             String::from_utf8_lossy(&bytes).into_owned()
         })
@@ -102,7 +102,7 @@ pub(super) fn each<T: Send>(hosts: &[Host], ask: impl Fn(&Host) -> T + Sync) -> 
     let next = AtomicUsize::new(0);
     let answers: Mutex<Vec<(usize, T)>> = Mutex::default();
     thread::scope(|scope| {
-        for _ in 0..hosts.len().min(AT_ONCE) {
+        for _ in 0..hosts.len().min(MAX_AT_ONCE) {
             scope.spawn(|| {
                 while let Some((index, host)) = Some(next.fetch_add(1, Ordering::Relaxed))
                     .and_then(|it| Some((it, hosts.get(it)?)))

@@ -7,7 +7,7 @@
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, ErrorKind, IsTerminal, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -22,9 +22,10 @@ use signal_hook::iterator::Signals;
 use signal_hook::low_level;
 
 use super::command::{self, Launcher};
+use super::environment;
 use super::feeder::Feeder;
 use super::follow::Follower;
-use super::link::{BEAT, Heard, Link, Listener, Orders};
+use super::link::{BEAT, Heard, Link, Listener, Orders, Voice};
 use super::list::Host;
 use super::remote;
 use crate::args::{OutputChoice, RunArgs};
@@ -33,13 +34,13 @@ use crate::interrupt;
 use crate::journal;
 
 /// How often the journal is read.
-const POLL: Duration = Duration::from_millis(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// How long the launcher may take until the run is there: each host is started through its shell.
-const START: Duration = Duration::from_secs(120);
+const START_LIMIT: Duration = Duration::from_secs(120);
 
 /// How long a run may be silent. It sends a beat every second, whatever its jobs do.
-const SILENCE: Duration = Duration::from_secs(30);
+const MAX_SILENCE: Duration = Duration::from_secs(30);
 
 /// How long the launcher may take to end after the run, before it is asked to.
 const LINGER: Duration = Duration::from_secs(2);
@@ -48,13 +49,13 @@ const LINGER: Duration = Duration::from_secs(2);
 const GRACE: Duration = Duration::from_secs(3);
 
 /// How long a run may take to end after the second signal: somewhat longer than it allows itself.
-const ENDING: Duration = Duration::from_secs(6);
+const END_LIMIT: Duration = Duration::from_secs(6);
 
 /// How long a host may take to answer before a new launch does without it.
-const ANSWER: Duration = Duration::from_secs(8);
+const ANSWER_LIMIT: Duration = Duration::from_secs(8);
 
 /// The most bytes of the launcher's messages that are kept.
-const MOST_NOISE: usize = 16 << 10;
+const MAX_NOISE: usize = 16 << 10;
 
 /// What is launched, and where.
 pub(super) struct Job<'a> {
@@ -183,7 +184,7 @@ fn shows(follower: &mut Follower) -> bool {
 fn lost_hosts(job: &Job<'_>, hosts: &[Host], follower: &Follower) -> Vec<Host> {
     let rsh = job.args.hosts.rsh.as_deref();
     let is_lost = |host: &Host| {
-        if command::is_here(&host.name) {
+        if environment::is_here(&host.name) {
             return false;
         }
         let short = host.name.split('.').next().unwrap_or_default();
@@ -194,7 +195,7 @@ fn lost_hosts(job: &Job<'_>, hosts: &[Host], follower: &Follower) -> Vec<Host> {
             return true;
         }
         matches!(job.launcher, Launcher::Mpirun { .. })
-            && remote::ask(rsh, &host.name, false, "true", ANSWER).code != Some(0)
+            && remote::ask(rsh, &host.name, false, "true", ANSWER_LIMIT).code != Some(0)
     };
     let lost = remote::each(hosts, is_lost);
     hosts.iter().zip(lost).filter(|(_, lost)| *lost).map(|(host, _)| host.clone()).collect()
@@ -279,6 +280,8 @@ struct Steering(Arc<Mutex<Steered>>);
 struct Steered {
     /// The process of the run.
     run: Option<Pid>,
+    /// What it takes signals from that end it.
+    voice: Option<Voice>,
     /// The process group of the launcher.
     group: Option<Pid>,
     signals: u32,
@@ -318,9 +321,9 @@ impl Steering {
         steered.signals += 1;
         steered.exit = Some(exit);
         match (steered.run, steered.signals) {
-            (Some(run), 1 | 2) => {
-                if let Some(signal) = Signal::from_named_raw(signal) {
-                    let _ = kill_process(run, signal); // it may just have ended
+            (Some(_), 1 | 2) => {
+                if let Some(voice) = &steered.voice {
+                    voice.pass_on(signal);
                 }
             }
             // The main thread waits for the launcher.
@@ -330,7 +333,7 @@ impl Steering {
         if steered.signals == 2 {
             let steering = self.clone();
             let ender = thread::Builder::new().name("end".into()).spawn(move || {
-                thread::sleep(ENDING);
+                thread::sleep(END_LIMIT);
                 steering.lock().leave(exit);
             });
             if ender.is_err() {
@@ -385,7 +388,10 @@ impl Launch {
     ) -> Result<(Self, Listener)> {
         let listener = Listener::new()?;
         let is_root = rustix::process::geteuid().is_root();
+        let dir = steering.lock().dir.clone();
         let rsh = job.args.hosts.rsh.as_deref();
+        let shell = lasting_shell(&dir, rsh.unwrap_or("ssh"))?;
+        let rsh = shell.as_deref().or(rsh);
         let mut command = Command::new(job.launcher.name());
         command.args(job.launcher.arguments(hosts, without, rsh, is_root));
         let program = std::env::current_exe().context("failed to find this program's file")?;
@@ -400,7 +406,7 @@ impl Launch {
         let group = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
         {
             let mut steered = steering.lock();
-            (steered.group, steered.run) = (group, None);
+            (steered.group, steered.run, steered.voice) = (group, None, None);
             if steered.exit.is_some() {
                 steered.signal_group(Signal::TERM);
             }
@@ -437,6 +443,7 @@ impl Launch {
         // Results on a terminal wait until the live table has left it.
         let waits = args.output.top && io::stdout().is_terminal();
         let started = Instant::now();
+        let marker = self.steering.lock().dir.join(STARTED);
         let mut link: Option<Link> = None;
         let mut heard = Instant::now();
         let mut turned = Instant::now();
@@ -452,7 +459,9 @@ impl Launch {
             let has_read = follower.read(&orders.journal)?;
             if has_read && !waits && !self.is_closed && !shows(follower) {
                 self.is_closed = true;
-                self.tell_run(Signal::TERM);
+                if let Some(voice) = &self.steering.lock().voice {
+                    voice.pass_on(SIGTERM);
+                }
             }
             if let Some(end) = follower.end {
                 return Ok(Ended::Exit(end.exit));
@@ -468,8 +477,10 @@ impl Launch {
                     link = listener.accept(orders, streams)?;
                     if let Some(link) = &link {
                         heard = now;
+                        let _ = fs::write(&marker, ""); // without it, mpirun ends with one shell
                         let mut steered = self.steering.lock();
                         steered.run = Some(link.run);
+                        steered.voice = Some(link.voice()?);
                         if steered.exit.is_some() {
                             steered.signal_group(Signal::TERM);
                         }
@@ -479,8 +490,8 @@ impl Launch {
                             Some(_) => Ended::Signalled,
                             None => Ended::Lost { why, has_run: false },
                         });
-                    } else if started.elapsed() > START {
-                        let why = format!("it wasn't there after {} s", START.as_secs());
+                    } else if started.elapsed() > START_LIMIT {
+                        let why = format!("it wasn't there after {} s", START_LIMIT.as_secs());
                         return Ok(Ended::Lost { why, has_run: false });
                     }
                 }
@@ -498,8 +509,8 @@ impl Launch {
                         let why = "its process on this machine has ended".to_owned();
                         return Ok(Ended::Lost { why, has_run: true });
                     }
-                    Heard::Nothing if now.duration_since(heard) > SILENCE => {
-                        let why = format!("it was silent for {} s", SILENCE.as_secs());
+                    Heard::Nothing if now.duration_since(heard) > MAX_SILENCE => {
+                        let why = format!("it was silent for {} s", MAX_SILENCE.as_secs());
                         return Ok(Ended::Lost { why, has_run: true });
                     }
                     Heard::Nothing if launcher_ended.is_some_and(|it| it.elapsed() > LINGER) => {
@@ -509,13 +520,7 @@ impl Launch {
                     Heard::Nothing => {}
                 },
             }
-            thread::sleep(POLL);
-        }
-    }
-
-    fn tell_run(&self, signal: Signal) {
-        if let Some(run) = self.steering.lock().run {
-            let _ = kill_process(run, signal); // it may just have ended
+            thread::sleep(POLL_INTERVAL);
         }
     }
 
@@ -527,7 +532,7 @@ impl Launch {
             loop {
                 match child.try_wait() {
                     Ok(Some(status)) => return Some(status),
-                    Ok(None) if Instant::now() < deadline => thread::sleep(POLL),
+                    Ok(None) if Instant::now() < deadline => thread::sleep(POLL_INTERVAL),
                     Ok(None) | Err(_) => return None,
                 }
             }
@@ -545,7 +550,7 @@ impl Launch {
         }
         let run = {
             let mut steered = self.steering.lock();
-            steered.group = None;
+            (steered.group, steered.voice) = (None, None);
             steered.run.take()
         };
         if let Some(run) = run {
@@ -555,7 +560,7 @@ impl Launch {
                 let _ = kill_process(run, Signal::KILL);
             }
             while test_kill_process(run).is_ok() && Instant::now() < deadline {
-                thread::sleep(POLL);
+                thread::sleep(POLL_INTERVAL);
             }
         }
         by_itself
@@ -570,6 +575,29 @@ impl Launch {
     }
 }
 
+/// The file that says that all hosts have started.
+const STARTED: &str = "started";
+
+/// Writes a remote shell that does not fail once all hosts have started. mpirun takes one that fails
+/// for a host that didn't start, and then ends all others: ssh fails when it misses its peer. None if
+/// its path has a character with a meaning to mpirun.
+fn lasting_shell(dir: &Path, rsh: &str) -> Result<Option<String>> {
+    let path = dir.join("rsh");
+    let started = dir.join(STARTED);
+    let _ = fs::remove_file(&started); // of the launch before
+    let Some(name) = path.to_str().filter(|path| !path.contains([' ', ':', '\'', '\t'])) else {
+        return Ok(None);
+    };
+    let script = format!(
+        "#!/bin/sh\n{rsh} \"$@\"\ncode=$?\n[ ! -e '{}' ] || exit 0\nexit $code\n",
+        started.display()
+    );
+    let written = File::options().write(true).create(true).truncate(true).mode(0o700).open(&path);
+    let written = written.and_then(|mut file| file.write_all(script.as_bytes()));
+    written.with_context(|| format!("failed to write {path:?}; check TMPDIR"))?;
+    Ok(Some(name.to_owned()))
+}
+
 /// Keeps the last messages of the launcher, and passes on those of jobs, which are among them.
 fn hear_noise(from: impl Read, noise: &Mutex<Vec<u8>>, passes: bool) {
     let mut from = BufReader::new(from);
@@ -578,7 +606,7 @@ fn hear_noise(from: impl Read, noise: &Mutex<Vec<u8>>, passes: bool) {
         if !is_usual(&line) {
             let mut noise = noise.lock().unwrap_or_else(PoisonError::into_inner);
             noise.extend_from_slice(&line);
-            let more = noise.len().saturating_sub(MOST_NOISE);
+            let more = noise.len().saturating_sub(MAX_NOISE);
             noise.drain(..more);
             drop(noise);
             if passes {
@@ -589,10 +617,11 @@ fn hear_noise(from: impl Read, noise: &Mutex<Vec<u8>>, passes: bool) {
     }
 }
 
-/// Whether Open MPI 4.1 says this in runs in which nothing is wrong.
+/// Whether Open MPI 4.1 says this in runs in which nothing is wrong, and after a loss that it has
+/// got over.
 fn is_usual(line: &[u8]) -> bool {
     let line = String::from_utf8_lossy(line);
-    line.contains("PMIX ERROR: BAD-PARAM in file")
+    line.contains("PMIX ERROR: ") && line.contains(" in file ")
 }
 
 fn described(status: ExitStatus) -> String {

@@ -6,7 +6,7 @@
 //! killed before the next program starts.
 
 use std::collections::HashSet;
-use std::ffi::{CString, OsStr, OsString};
+use std::ffi::{CStr, CString, OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read};
 use std::mem::MaybeUninit;
@@ -215,12 +215,34 @@ unsafe extern "C" {
     static environ: *const *mut libc::c_char;
 }
 
+/// Returns the environment with this variable in place of one with its name, and a null at its end.
+fn environment_with(variable: &CStr) -> Vec<*mut libc::c_char> {
+    let name = variable.to_bytes().split_inclusive(|byte| *byte == b'=').next().unwrap_or_default();
+    let mut environment = vec![variable.as_ptr().cast_mut()];
+    // SAFETY: a list of pointers to strings that ends with a null. Nothing in a worker changes the
+    // environment while a job is started.
+    unsafe {
+        let mut at = environ;
+        while !at.is_null() && !(*at).is_null() {
+            if !CStr::from_ptr(*at).to_bytes().starts_with(name) {
+                environment.push(*at);
+            }
+            at = at.add(1);
+        }
+    }
+    environment.push(std::ptr::null_mut());
+    environment
+}
+
 impl Program {
     /// Starts a file, or what `PATH` has under that name, with these arguments, the first of which
     /// is its name. Standard input is that of this process, and so are outputs that are not given.
+    /// `variable` is added to the environment, in the form `NAME=VALUE`, in place of one with its
+    /// name.
     pub(crate) fn start(
         file: &OsStr,
         words: &[OsString],
+        variable: &CStr,
         outputs: [Option<BorrowedFd<'_>>; 2],
     ) -> io::Result<Self> {
         // Not every descriptor of this process is close-on-exec by itself. A program that inherited
@@ -231,6 +253,7 @@ impl Program {
             words.iter().map(|word| CString::new(word.as_bytes())).collect::<Result<_, _>>()?;
         let mut pointers: Vec<_> = words.iter().map(|word| word.as_ptr().cast_mut()).collect();
         pointers.push(std::ptr::null_mut());
+        let environment = environment_with(variable);
         let spawn = Spawn::new(outputs)?;
         let mut pid = 0;
         // `posix_spawn`, whose cost does not grow with memory. Not the standard library, which
@@ -244,7 +267,7 @@ impl Program {
                 &spawn.actions,
                 &spawn.attributes,
                 pointers.as_ptr(),
-                environ,
+                environment.as_ptr(),
             )
         })?;
         let pid = Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidData)?;

@@ -267,16 +267,15 @@ fn build_pool(
     if let Some(tasks) = limits.max_tasks {
         builder = builder.max_tasks_per_worker(tasks.get());
     }
-    let gpus = plan.gpus.clone();
-    builder = builder.env_per_worker(move |slot| {
-        let mut env = vec![(command::SLOT.into(), (slot + 1).to_string().into())];
-        if !gpus.is_empty() {
+    if !plan.gpus.is_empty() {
+        let gpus = plan.gpus.clone();
+        // Slots of a host count from 0 here, so that each host uses all GPUs.
+        builder = builder.env_per_worker(move |slot| {
             let gpu = &gpus[slot % gpus.len()];
             let variables = ["CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"];
-            env.extend(variables.map(|name| (name.into(), gpu.into())));
-        }
-        env
-    });
+            variables.map(|name| (name.into(), gpu.into())).into()
+        });
+    }
     if let Some(log) = log {
         builder = builder.on_event(move |event| log.write(event));
     }

@@ -50,7 +50,9 @@ macro_rules! assert_page {
 
 #[test]
 fn help() {
-    for verb in ["", "run", "tasks", "compare", "isolate", "timeline", "completions", "man"] {
+    for verb in
+        ["", "run", "tasks", "compare", "isolate", "hosts", "timeline", "completions", "man"]
+    {
         let arguments: Vec<&str> =
             [verb, "--help"].into_iter().filter(|it| !it.is_empty()).collect();
         let name = format!("help {verb}").trim().replace(' ', "-");

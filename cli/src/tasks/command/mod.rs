@@ -23,7 +23,6 @@ mod template;
 
 pub(crate) use self::job::{CommandJob, Completed, FailedAttempt, Printed, Range, Status};
 pub(crate) use self::lines::{tag_of, tagged};
-pub(crate) use self::run::SLOT;
 pub(crate) use self::run::{prepare, run};
 pub(crate) use self::spec::{CommandSpec, OutputMode};
 pub(crate) use self::template::quote;

@@ -1,6 +1,6 @@
 //! One job in its worker: start, limits, end.
 
-use std::ffi::OsString;
+use std::ffi::{CString, OsString};
 use std::fs::File;
 use std::io::{self, ErrorKind, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -20,7 +20,7 @@ use crate::os::observe;
 use crate::os::program::{self, Program, TerminalWatch};
 
 /// The environment variable of a worker and its jobs with the worker's number, from 1.
-pub(crate) const SLOT: &str = "PROCPOOL_SLOT";
+const SLOT: &str = "PROCPOOL_SLOT";
 
 /// How often to sample the memory of a job.
 const MIN_CHECK_INTERVAL: Duration = Duration::from_millis(10);
@@ -36,6 +36,8 @@ const GRACE: Duration = Duration::from_millis(500);
 struct Runner {
     spec: CommandSpec,
     slot: String,
+    /// The variable that tells jobs the same.
+    variable: CString,
     spiller: Spiller,
     terminal: TerminalWatch,
 }
@@ -67,11 +69,14 @@ struct AttemptEnd {
 ///
 /// If the system refuses a resource. The pool then reports the message.
 pub(crate) fn prepare(spec: CommandSpec) -> impl Sized + 'static {
+    // As the run counts them, over all hosts.
+    let number = procpool::worker().map_or(0, |worker| worker.slot + 1);
     let ready = || -> io::Result<Runner> {
         program::adopt_orphans()?;
         program::default_child_signal();
         Ok(Runner {
-            slot: std::env::var(SLOT).unwrap_or_default(),
+            variable: CString::new(format!("{SLOT}={number}"))?,
+            slot: number.to_string(),
             spiller: Spiller::new(spec.spill.clone()),
             terminal: TerminalWatch::start()?,
             spec,
@@ -210,7 +215,10 @@ impl Runner {
         }
         let [out, err] = &given;
         let given = [out, err].map(|output| output.as_ref().map(AsFd::as_fd));
-        Ok(Running { program: Program::start(file.as_os_str(), words, given)?, outputs })
+        Ok(Running {
+            program: Program::start(file.as_os_str(), words, &self.variable, given)?,
+            outputs,
+        })
     }
 
     /// Returns the words to run if the file is not a program: as in a shell, a script of /bin/sh,

@@ -9,6 +9,9 @@
 //!
 //! The worker stands between the job and the file so that a full disk is a visible error, even if
 //! the job ignores what `write` returns.
+//!
+//! On another host than the parent's, there is nobody to pass a file to. There, output stays in
+//! memory up to [`MAX_FROM_AFAR`] bytes and travels with the result.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
@@ -30,6 +33,9 @@ use crate::tasks::Bytes;
 /// The most bytes of one stream that are kept in memory and returned with the result. A thousand
 /// results may wait to be shown.
 const IN_MEMORY: usize = 64 << 10;
+
+/// The most bytes of one stream that are returned from another host.
+const MAX_FROM_AFAR: usize = 64 << 20;
 
 /// The most bytes that are read from a pipe before the job's limits are checked again.
 pub(super) const MAX_PER_READ: usize = 1 << 20;
@@ -93,6 +99,8 @@ pub(super) struct Spiller {
     /// The abstract name of the parent's socket.
     socket: Vec<u8>,
     open: Option<Open>,
+    /// Whether the parent is on another host.
+    is_far: bool,
 }
 
 #[derive(Debug)]
@@ -106,7 +114,17 @@ struct Open {
 
 impl Spiller {
     pub(super) fn new(socket: Vec<u8>) -> Self {
-        Self { socket, open: None }
+        Self { socket, open: None, is_far: false }
+    }
+
+    /// Whether the output of a job has to be in memory, because the parent is on another host. A
+    /// parent on this host listens for as long as it lives.
+    fn is_far(&mut self) -> bool {
+        if self.open.is_none() && !self.is_far {
+            let opened = self.open().map(drop);
+            self.is_far = opened.is_err_and(|it| it.kind() == ErrorKind::ConnectionRefused);
+        }
+        self.is_far
     }
 
     /// Returns the files. Opens them and sends them to the parent on first use.
@@ -177,6 +195,13 @@ fn unnamed_file() -> io::Result<File> {
 
 /// Formats the error of output that cannot be stored.
 pub(super) fn storage_error(error: &io::Error) -> String {
+    if error.kind() == ErrorKind::FileTooLarge && error.raw_os_error().is_none() {
+        return format!(
+            "it printed more than {} MiB, the most from another host; redirect its output to a \
+             file",
+            MAX_FROM_AFAR >> 20
+        );
+    }
     let dir = std::env::temp_dir();
     format!(
         "failed to store its output in {dir:?}: {error}; set TMPDIR to a directory with free \
@@ -242,7 +267,11 @@ impl Capture {
         let read = from.read(&mut self.kept[before..]);
         self.kept.truncate(before + *read.as_ref().unwrap_or(&0));
         let length = read?;
-        if self.kept.len() > IN_MEMORY {
+        if self.kept.len() > IN_MEMORY && spiller.is_far() {
+            if self.kept.len() > MAX_FROM_AFAR {
+                return Err(ErrorKind::FileTooLarge.into());
+            }
+        } else if self.kept.len() > IN_MEMORY {
             let _ = fcntl_setpipe_size(&*from, MAX_PER_READ); // it's faster, and no more than that
             let open = spiller.open()?;
             let start = open.ends[self.which].next_multiple_of(PAGE);
