@@ -1,4 +1,4 @@
-//! What every pool must do: each answer once, in the right place, whatever the sizes.
+//! Basic calls: each result is returned once and in the right place, whatever the sizes.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::mpsc::channel;
@@ -49,7 +49,7 @@ fn a_function_of_unknown_speed_is_spread_over_idle_workers() {
     for turn in 0..50 {
         let pool = Pool::new(4).unwrap();
         wait_until_idle(&pool);
-        // In workers whose memory is warm, an item is done before another worker is woken.
+        // Warm workers finish an item before another worker is woken.
         pool.map(square, 0..1000).unwrap();
         wait_until_idle(&pool);
         let pids = match turn % 2 {
@@ -303,7 +303,7 @@ fn a_task_is_a_future() {
 fn the_initializer_of_a_worker_runs_in_that_worker_however_idle_the_others_are() {
     for _ in 0..30 {
         let pool = Pool::builder().workers(8).initializer(|x: u32| x, 7).build().unwrap();
-        // Those that are ready have nothing to do, while the others are still being made ready.
+        // Ready workers are idle while the others are starting.
         let deadline = Instant::now() + SOON;
         while pool.workers().iter().any(|worker| worker.state != WorkerState::Idle) {
             assert!(Instant::now() < deadline, "the workers are ready: {:?}", pool.workers());

@@ -1,4 +1,4 @@
-//! `Process`: one call in a child of its own, from its start to its exit status.
+//! `Process`: one call in its own child process, from the start to the exit status.
 
 use std::os::unix::process::ExitStatusExt;
 use std::sync::{Arc, Mutex};
@@ -12,13 +12,13 @@ use procpool::{
     TaskErrorKind, sync,
 };
 
-/// Notes its PID, then never returns.
+/// Notes its PID and never returns.
 fn forever(effects: SideEffects) {
     effects.note(u64::from(std::process::id()));
     std::thread::sleep(Duration::from_secs(3600));
 }
 
-/// One that runs already.
+/// Returns a process that is running its call.
 fn running_forever() -> Process<()> {
     let effects = SideEffects::new();
     let process = Process::spawn(forever, effects.clone()).unwrap();

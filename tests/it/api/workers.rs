@@ -1,5 +1,4 @@
-//! What each worker is told and asked by itself: calls on all of them, their environment, their
-//! random numbers.
+//! Per-worker features: broadcasts, environment, random numbers.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -159,12 +158,12 @@ fn a_broadcast_ends_with_its_pool() {
     drop(busy);
 }
 
-/// Three numbers of the task's stream.
+/// Returns three numbers of the task's stream.
 fn draw<A>(_: A) -> [u64; 3] {
     [(); 3].map(|()| procpool::random_u64())
 }
 
-/// What tasks of all kinds draw, in the order of the calls.
+/// Returns the numbers of tasks of all kinds, in the order of the calls.
 fn draws(pool: &Pool) -> Vec<[u64; 3]> {
     let mut draws = pool.map(draw::<u64>, 0..500).unwrap();
     draws.extend((0..10).map(|x| pool.apply(draw::<u64>, x).unwrap()));
@@ -241,8 +240,7 @@ fn inner_thread_pools_are_told_of_their_workers_share_unless_somebody_has_said_o
         }
         assert_eq!(pool.apply(var, "MKL_NUM_THREADS".to_owned()), Ok("13".to_owned()));
     }
-    // A pool leaves alone what its own environment says; a process has all there are, to be shared
-    // out by its own pools.
+    // A pool does not change variables that are set. A `Process` has all CPUs, which its own pools divide.
     fn inner(name: String) -> String {
         Pool::new(2).unwrap().apply(|name| std::env::var(name).unwrap(), name).unwrap()
     }

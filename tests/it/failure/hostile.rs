@@ -1,5 +1,5 @@
-//! What runs in a worker writes where it likes, stops, or hangs where no limit looks: its caller gets an
-//! answer or an error in time, and the parent is none the worse.
+//! A task overwrites memory, stops its worker, or hangs outside of any limit: the caller gets a result or an
+//! error in time, and the parent is not harmed.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use procpool::shared::SharedSlice;
 use procpool::{OutputMode, Pool, Process, TaskOptions, WorkerState};
 use serde::{Deserialize, Serialize};
 
-/// Above the worker's own descriptors.
+/// A number above the worker's own descriptors.
 const LAST: i32 = 1100;
 
 /// Sends `bytes`, and with them a socket if `with_socket`, to every socket that this process has.
@@ -50,7 +50,7 @@ fn a_task_that_writes_to_every_descriptor_it_has_is_answered_and_the_parent_unha
         send_to_all(b"hello, world\n", false);
         send_to_all(b"", false);
         send_to_all(&[0; 24], true);
-        // As ipc-channel's first packet: how long it is, and how long the message.
+        // Like the first packet of ipc-channel: its length, and that of the message.
         for total in [1u64 << 40, 1 << 20, u64::MAX] {
             send_to_all(&[24u64.to_ne_bytes(), total.to_ne_bytes(), [0; 8]].concat(), true);
         }
@@ -68,7 +68,7 @@ fn a_task_that_writes_to_every_descriptor_it_has_is_answered_and_the_parent_unha
 #[test]
 fn a_task_that_closes_all_low_descriptors_is_answered_and_so_is_the_next() {
     fn close_all(x: u64) -> u64 {
-        // SAFETY: what the worker needs to answer has higher numbers.
+        // SAFETY: the worker's own descriptors have higher numbers.
         unsafe { libc::close_range(3, 511, 0) };
         x
     }
@@ -102,7 +102,7 @@ fn whatever_a_stopped_worker_was_sent_each_task_has_its_outcome_in_time() {
     let len = |bytes: Vec<u8>| bytes.len();
     for _ in 0..3 {
         kill(pool.workers()[0].pid, libc::SIGSTOP);
-        // Each nearly fills a frame; together they go through shared memory.
+        // Each nearly fills a frame. Together they go through shared memory.
         let mut tasks: Vec<_> = (0..20).map(|_| pool.apply_async(len, vec![0; 30_000])).collect();
         for task in &mut tasks {
             assert_eq!(task.get_timeout(SOON).expect("an outcome in time"), Ok(30_000));
@@ -112,7 +112,7 @@ fn whatever_a_stopped_worker_was_sent_each_task_has_its_outcome_in_time() {
 
 #[test]
 fn an_idle_worker_that_is_stopped_keeps_no_call_with_a_context_from_its_end() {
-    /// More than the frames that fit into a socket's buffer.
+    /// More frames than fit into a socket's buffer.
     const CALLS: usize = 600;
     let pool = Pool::builder().workers(1).chunk_size(1).build().unwrap();
     let (release, effects) = (std::sync::Barrier::new(CALLS + 1), SideEffects::new());
@@ -121,7 +121,7 @@ fn an_idle_worker_that_is_stopped_keeps_no_call_with_a_context_from_its_end() {
         for call in 0..CALLS as u64 {
             let (pool, release, effects) = (&pool, &release, &effects);
             scope.spawn(move || {
-                // The call goes on until there is no other item.
+                // Blocks until there is no other item.
                 let items = [call]
                     .into_iter()
                     .chain(std::iter::once_with(|| release.wait()).filter_map(|_| None));
@@ -141,7 +141,7 @@ fn an_idle_worker_that_is_stopped_keeps_no_call_with_a_context_from_its_end() {
     assert_eq!(pool.apply(square, 3), Ok(9));
 }
 
-/// Never goes away in a worker.
+/// A value whose drop blocks forever in a worker.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 struct Stays(u64);
 
