@@ -5,11 +5,11 @@
 //! replacement of a lost worker gets its slot, and so its GPU. Setting `CUDA_VISIBLE_DEVICES` by
 //! `PoolBuilder::env_per_worker` does the same for a program that always uses device 0.
 //!
-//! On a machine without a GPU:
+//! On a machine without a GPU, the reason is on standard error:
 //!
 //! ```text
 //! $ cargo run --example gpu
-//! no worker has a GPU: the library libcuda.so.1 is not installed
+//! no worker has a GPU
 //! ```
 //!
 //! On a machine with two:
@@ -24,6 +24,9 @@ use std::ffi::{CStr, c_char, c_int, c_uint};
 
 use libloading::{Library, Symbol};
 use procpool::{Pool, with_state};
+
+/// `CUDA_ERROR_NO_DEVICE`.
+const NO_DEVICE: c_int = 100;
 
 /// What a worker keeps: its device, or why it has none.
 type Device = Result<Gpu, String>;
@@ -44,6 +47,7 @@ fn open((): ()) -> Device {
         .map_err(|_| "the library libcuda.so.1 is not installed")?;
     let check = |what: &str, code: c_int| match code {
         0 => Ok(()),
+        NO_DEVICE => Err("CUDA finds no device".to_owned()),
         code => Err(format!("{what} failed with CUDA's error {code}")),
     };
     // SAFETY: the signatures are those of CUDA's header, `cuda.h`. Each call comes after `cuInit`, and
@@ -60,7 +64,7 @@ fn open((): ()) -> Device {
         let (mut count, mut device, mut name) = (0, 0, [0; 100]);
         check("cuDeviceGetCount", get_count(&raw mut count))?;
         if count < 1 {
-            return Err("CUDA finds no device".to_owned());
+            check("cuDeviceGetCount", NO_DEVICE)?;
         }
         let number = (slot % count as usize) as c_int;
         check("cuDeviceGet", get(&raw mut device, number))?;
@@ -97,7 +101,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         found.push(described?);
     }
     if let [(_, Err(reason)), ..] = found.as_slice() {
-        println!("no worker has a GPU: {reason}");
+        eprintln!("{reason}");
+        println!("no worker has a GPU");
         return Ok(());
     }
     for (slot, device) in found {

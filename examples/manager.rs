@@ -1,5 +1,6 @@
 //! What `multiprocessing.Manager` does: a server process owns a dictionary, and other processes use it. The
-//! server is a `Process` that answers requests from a channel. Each client has a channel for its answers.
+//! server is a `Process` that answers requests from a channel. A request that wants an answer contains the
+//! sender for it.
 //!
 //! Requests and answers are types, so a wrong name or a wrong value does not compile. The server ends when
 //! the last client is gone. For numbers, `SharedValue` and `SharedArray` need no server.
@@ -13,7 +14,7 @@
 use std::collections::BTreeMap;
 
 use procpool::Process;
-use procpool::channel::{Receiver, Sender, unbounded};
+use procpool::channel::{Receiver, Sender, bounded, unbounded};
 use serde::{Deserialize, Serialize};
 
 const CLIENTS: usize = 4;
@@ -21,24 +22,24 @@ const TIMES: u64 = 1000;
 
 type Dictionary = BTreeMap<String, u64>;
 
-/// What a client, by its number, asks the server to do.
+/// What a client asks the server to do.
 #[derive(Serialize, Deserialize)]
 enum Request {
     /// Adds to the value of a key.
     Add(String, u64),
-    /// Sends the value of a key to the client with this number.
-    Get(String, usize),
+    /// Sends the value of a key.
+    Get(String, Sender<u64>),
 }
 
 /// The server. Returns the dictionary when all clients are gone.
-fn serve((requests, answers): (Receiver<Request>, Vec<Sender<u64>>)) -> Dictionary {
+fn serve(requests: Receiver<Request>) -> Dictionary {
     let mut dictionary = Dictionary::new();
     for request in requests.iter().flatten() {
         match request {
             Request::Add(key, number) => *dictionary.entry(key).or_default() += number,
-            Request::Get(key, client) => {
+            Request::Get(key, answer) => {
                 let value = dictionary.get(&key).copied().unwrap_or_default();
-                let _ = answers[client].send(value); // a client that has died needs no answer
+                let _ = answer.send(value); // a client that has died needs no answer
             }
         }
     }
@@ -46,26 +47,25 @@ fn serve((requests, answers): (Receiver<Request>, Vec<Sender<u64>>)) -> Dictiona
 }
 
 /// A client. Counts to a thousand in the server, and returns the count.
-fn count((number, server, answer): (usize, Sender<Request>, Receiver<u64>)) -> Result<u64, String> {
+fn count((number, server): (usize, Sender<Request>)) -> Result<u64, String> {
+    let send = |request| server.send(request).map_err(|error| error.to_string());
     let key = format!("client {number}");
     for _ in 0..TIMES {
-        for key in [key.clone(), "all".to_owned()] {
-            server.send(Request::Add(key, 1)).map_err(|error| error.to_string())?;
-        }
+        send(Request::Add(key.clone(), 1))?;
+        send(Request::Add("all".to_owned(), 1))?;
     }
-    server.send(Request::Get(key, number)).map_err(|error| error.to_string())?;
+    let (sender, answer) = bounded(1).map_err(|error| error.to_string())?;
+    send(Request::Get(key, sender))?;
     answer.recv().map_err(|error| error.to_string())
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     procpool::init();
     let (to_server, requests) = unbounded()?;
-    let (answers, from_server): (Vec<_>, Vec<_>) =
-        (0..CLIENTS).map(|_| unbounded()).collect::<Result<Vec<_>, _>>()?.into_iter().unzip();
-    let mut server = Process::spawn(serve, (requests, answers))?;
+    let mut server = Process::spawn(serve, requests)?;
     let mut clients = Vec::new();
-    for (number, answer) in from_server.into_iter().enumerate() {
-        clients.push(Process::spawn(count, (number, to_server.clone(), answer))?);
+    for number in 0..CLIENTS {
+        clients.push(Process::spawn(count, (number, to_server.clone()))?);
     }
     drop(to_server); // only the clients have senders now
     for client in &mut clients {

@@ -30,11 +30,11 @@
 //! width 1.1: density 0.1462
 //! width 1.2: density 0.1415
 //! truly:     density 0.1592
-//! serial      517.8 ms
-//! 2 processes 263.0 ms  1.97 ×
-//! 3 processes 274.8 ms  1.88 ×
-//! 4 processes 285.5 ms  1.81 ×
-//! 6 processes 266.6 ms  1.94 ×
+//! serial      530.1 ms
+//! 2 processes 276.6 ms  1.92 ×
+//! 3 processes 274.4 ms  1.93 ×
+//! 4 processes 287.3 ms  1.85 ×
+//! 6 processes 285.7 ms  1.86 ×
 //! drawn: target/parzen.pdf
 //! ```
 

@@ -6,9 +6,9 @@
 //! ```text
 //! $ cargo run --example pi -- target/pi.pdf
 //! 10000000 random points
-//! a single loop          π ≈ 3.14149  206.6ms
-//! 16 parts, serially     π ≈ 3.14083  202.8ms
-//! 16 parts, 4 processes  π ≈ 3.14083  113.7ms
+//! a single loop          π ≈ 3.14149  204.9ms
+//! 16 parts, serially     π ≈ 3.14083  204.1ms
+//! 16 parts, 4 processes  π ≈ 3.14083  119.4ms
 //! drawn: target/pi.pdf
 //! ```
 

@@ -5,7 +5,8 @@
 //! depend on the number of processes or their order. In Python, the workers of a pool inherit one state of
 //! numpy's generator, and the same program draws the same picture several times.
 //!
-//! The workers print "Making plot N", in any order. `--ending png` and `--ending svg` write other formats.
+//! The workers print "Making plot N", in any order. `--ending png` and `--ending svg` write other formats. Any
+//! other ending is refused before anything is made.
 //!
 //! ```text
 //! $ cargo run --example scatter -- -n 4 -o target/scatter
@@ -17,6 +18,8 @@
 //! Result: plot 2 written to target/scatter/plot_2.pdf
 //! Result: plot 3 written to target/scatter/plot_3.pdf
 //! Result: plot 4 written to target/scatter/plot_4.pdf
+//! $ cargo run --example scatter -- -n 4 -o target/scatter --ending gif || echo "exit code $?"
+//! exit code 1
 //! ```
 
 #[path = "support/picture.rs"]

@@ -7,14 +7,15 @@
 //! and the pool is faster by about the number of CPUs.
 //!
 //! `procpool compare --only break-even` finds the duration of an item from which processes are faster. On the
-//! machine of the output below, with two CPUs and in a debug build, that is BREAKEVEN per item.
+//! machine of the output below, with two CPUs and in a debug build, that is one to three
+//! microseconds per item.
 //!
 //! ```text
 //! $ cargo run --example square_roots
-//! roots of 10..10000: serial 64.4µs, pool 1.5ms
-//! roots of 10..5000000: serial 80.9ms, pool 183.9ms
-//! roots by 100 steps of 10..100000: serial 57.9ms, pool 43.1ms
-//! roots by 10000 steps of 10..5000: serial 57.9ms, pool 43.1ms
+//! roots of 10..10000: serial 190.9µs, pool 4.1ms
+//! roots of 10..5000000: serial 96.8ms, pool 464.5ms
+//! roots by 100 steps of 10..100000: serial 142.8ms, pool 185.7ms
+//! roots by 10000 steps of 10..5000: serial 703.8ms, pool 379.8ms
 //! ```
 
 use std::ops::Range;

@@ -6,28 +6,28 @@
 //! ```text
 //! $ cargo run --example squares
 //! serial
-//!   0 squared is 0, by PID 32033
-//!   1 squared is 1, by PID 32033
-//!   2 squared is 4, by PID 32033
-//!   3 squared is 9, by PID 32033
-//!   4 squared is 16, by PID 32033
-//!   5 squared is 25, by PID 32033
+//!   0 squared is 0, by PID 8692
+//!   1 squared is 1, by PID 8692
+//!   2 squared is 4, by PID 8692
+//!   3 squared is 9, by PID 8692
+//!   4 squared is 16, by PID 8692
+//!   5 squared is 25, by PID 8692
 //!   1 process, 1.1 s
 //! six workers, in input order
-//!   0 squared is 0, by PID 32034
-//!   1 squared is 1, by PID 32035
-//!   2 squared is 4, by PID 32036
-//!   3 squared is 9, by PID 32037
-//!   4 squared is 16, by PID 32038
-//!   5 squared is 25, by PID 32039
+//!   0 squared is 0, by PID 9040
+//!   1 squared is 1, by PID 9048
+//!   2 squared is 4, by PID 9050
+//!   3 squared is 9, by PID 9052
+//!   4 squared is 16, by PID 9053
+//!   5 squared is 25, by PID 9051
 //!   6 processes, 0.3 s
 //! six workers, in order of completion
-//!   5 squared is 25, by PID 32039
-//!   4 squared is 16, by PID 32038
-//!   3 squared is 9, by PID 32037
-//!   2 squared is 4, by PID 32036
-//!   1 squared is 1, by PID 32035
-//!   0 squared is 0, by PID 32034
+//!   5 squared is 25, by PID 9051
+//!   4 squared is 16, by PID 9053
+//!   3 squared is 9, by PID 9052
+//!   2 squared is 4, by PID 9050
+//!   1 squared is 1, by PID 9048
+//!   0 squared is 0, by PID 9040
 //!   6 processes, 0.3 s
 //! all at once: [0, 1, 4, 9, 16, 25]
 //! ```

@@ -174,8 +174,7 @@ impl<T: Serialize> Sender<T> {
     fn send_with(&self, value: T, policy: WaitPolicy) -> Result<(), SendError<T>> {
         let sent = with_buffer(|message| {
             let mut attachments = Attachments::default();
-            attachments
-                .collect(|| codec::encode(&value, message))
+            codec::encode_attached(&value, message, &mut attachments)
                 .map_err(|error| SendErrorReason::Encode(error.to_string()))?;
             check_files(&attachments)?;
             let often = self.end.sent.fetch_add(1, Relaxed);

@@ -10,6 +10,7 @@ use crate::pool::process::worker::{KillReason, Worker};
 use crate::pool::schedule::counters::Counters;
 use procpool_worker::error::TransportError;
 use procpool_worker::protocol::{Reply, Request};
+use std::io;
 use std::sync::PoisonError;
 use std::time::Duration;
 
@@ -124,7 +125,10 @@ fn try_send(
     let (mut rejected, mut is_out_of_step) = (None, false);
     if let Some(chunk) = lock().as_mut() {
         let mut may_have_sent = false;
-        let sent = chunk.body(worker, inline_limit).map_err(TransportError::from);
+        let sent = chunk.body(worker, inline_limit).map_err(|error| {
+            let text = format!("failed to place it in shared memory: {error}");
+            io::Error::new(error.kind(), text).into()
+        });
         let sent = sent.and_then(|region| {
             *body = region;
             may_have_sent = true;
@@ -143,7 +147,7 @@ fn try_send(
             Ok(()) => {}
             // This process is out of memory or descriptors.
             Err(TransportError::Io(error)) => {
-                let reason = format!("failed to place it in shared memory: {error}");
+                let reason = error.to_string();
                 let kind = TaskErrorKind::Encode { side: ValueSide::Argument, reason };
                 let calls = rejected.get_or_insert_default();
                 chunk.reject(&kind, reporter.counters, calls);

@@ -23,7 +23,11 @@ pub(crate) enum Parcel {
 
 /// Files of a result that was not decoded yet.
 #[derive(Debug, Default)]
-pub(crate) struct Files(Received);
+pub(crate) struct Files {
+    received: Received,
+    /// Counts them.
+    held: Option<&'static AtomicUsize>,
+}
 
 /// Number of descriptors in all [`Files`].
 static HELD: AtomicUsize = AtomicUsize::new(0);
@@ -31,27 +35,36 @@ static HELD: AtomicUsize = AtomicUsize::new(0);
 impl Files {
     /// Keeps what was received, or closes it if too many descriptors are kept.
     pub(crate) fn new(received: Received) -> Option<Self> {
-        let held = HELD.fetch_add(received.len(), Relaxed) + received.len();
-        let files = Self(received);
-        (held <= open_files_limit() / 2).then_some(files)
+        Self::within(received, &HELD, open_files_limit() / 2)
+    }
+
+    fn within(received: Received, held: &'static AtomicUsize, most: usize) -> Option<Self> {
+        let sum = held.fetch_add(received.len(), Relaxed) + received.len();
+        let files = Self { received, held: Some(held) };
+        (sum <= most).then_some(files)
     }
 
     /// Returns whether there are none.
     pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.received.is_empty()
     }
 
     /// Calls `decode`, which finds these files.
     pub(crate) fn decode<R>(mut self, decode: impl FnOnce() -> R) -> R {
-        let received = std::mem::take(&mut self.0);
-        HELD.fetch_sub(received.len(), Relaxed);
-        received.decode(decode)
+        self.release();
+        std::mem::take(&mut self.received).decode(decode)
+    }
+
+    fn release(&mut self) {
+        if let Some(held) = self.held.take() {
+            held.fetch_sub(self.received.len(), Relaxed);
+        }
     }
 }
 
 impl Drop for Files {
     fn drop(&mut self) {
-        HELD.fetch_sub(self.0.len(), Relaxed);
+        self.release();
     }
 }
 
@@ -63,18 +76,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn untaken_results_keep_at_most_half_of_the_descriptors_and_give_them_back() {
+    fn untaken_results_keep_a_limited_number_of_descriptors_and_give_them_back() {
+        static HELD: AtomicUsize = AtomicUsize::new(0);
         let (reader, _writer) = std::io::pipe().unwrap();
         let id = FileId::of(&reader).unwrap();
-        let file = || Received::new(vec![(id, reader.try_clone().unwrap().into())]);
-        let before = HELD.fetch_add(open_files_limit() / 2 - 2, Relaxed);
-        assert_eq!(before, 0, "no other test of this process has results with files");
-        let kept = [Files::new(file()).unwrap(), Files::new(file()).unwrap()];
-        assert!(Files::new(file()).is_none());
-        let [dropped, decoded] = kept;
+        let keep = || {
+            let file = (id, reader.try_clone().unwrap().into());
+            Files::within(Received::new(vec![file]), &HELD, 2)
+        };
+        let [dropped, decoded] = [keep(), keep()].map(Option::unwrap);
+        assert!(keep().is_none());
         drop(dropped);
+        assert!(keep().is_some());
         assert!(decoded.decode(|| was_received(id)));
-        assert!(Files::new(file()).is_some());
-        assert_eq!(HELD.fetch_sub(open_files_limit() / 2 - 2, Relaxed), open_files_limit() / 2 - 2);
+        assert_eq!(HELD.load(Relaxed), 0);
     }
 }

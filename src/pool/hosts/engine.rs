@@ -42,11 +42,14 @@ pub(crate) mod local {
     use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
     use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 
+    /// A frame and its sender.
+    type Sent = (usize, Vec<u8>);
+
     /// One process's end.
     pub(crate) struct Local {
         rank: usize,
-        to: Vec<Option<Sender<(usize, Vec<u8>)>>>,
-        from: Receiver<(usize, Vec<u8>)>,
+        to: Vec<Option<Sender<Sent>>>,
+        from: Receiver<Sent>,
         /// While it is set, nothing arrives and nothing is sent, as if the cable was pulled.
         pub(crate) is_cut: Arc<AtomicBool>,
     }

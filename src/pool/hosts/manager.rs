@@ -5,7 +5,8 @@
 //! a peer, and runs no code of the program but wakers.
 
 use std::collections::HashMap;
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -45,6 +46,7 @@ pub(super) struct Handle {
     waker: Waker,
     /// The process whose thread it is: a copy made by `fork` has none.
     owner: u32,
+    has_ended: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -97,8 +99,16 @@ pub(crate) fn open(plan: Plan) -> Result<Option<Opened>, Error> {
     let Some(handle) = handle() else { return Ok(None) };
     let (reply, opened) = sync_channel(1);
     handle.request(Request::Open { plan: Box::new(plan), reply });
-    let gone = |_| Error::Hosts { reason: "the thread that reaches them has ended".to_owned() };
-    opened.recv().map_err(gone)?.map(Some)
+    loop {
+        match opened.recv_timeout(BEAT) {
+            Ok(opened) => return opened.map(Some),
+            Err(RecvTimeoutError::Timeout) if !handle.has_ended.load(SeqCst) => {}
+            Err(_) => {
+                let reason = "the thread that reaches them has ended".to_owned();
+                return Err(Error::Hosts { reason });
+            }
+        }
+    }
 }
 
 /// Serves a pool that was opened.
@@ -106,6 +116,9 @@ pub(crate) fn attach(link: &Arc<Link>, shared: &Arc<PoolState>) {
     if let Some(handle) = handle() {
         let (link, shared) = (Arc::clone(link), Arc::clone(shared));
         handle.request(Request::Attach { link, shared });
+        if handle.has_ended.load(SeqCst) {
+            handle.release_pools();
+        }
     }
 }
 
@@ -117,7 +130,7 @@ pub(crate) fn abandon(run: u32) {
 }
 
 /// Leaves the agents, at the end of the process. Does not wait long.
-pub(super) fn leave() {
+pub(crate) fn leave() {
     if let Some(handle) = handle() {
         let (reply, left) = sync_channel(1);
         handle.request(Request::Leave { reply });
@@ -125,11 +138,27 @@ pub(super) fn leave() {
     }
 }
 
+#[cfg(test)]
+thread_local! {
+    /// The manager of the test on this thread.
+    pub(super) static OF_TEST: std::cell::Cell<Option<&'static Handle>> = const { std::cell::Cell::new(None) };
+}
+
 fn handle() -> Option<&'static Handle> {
+    #[cfg(test)]
+    if let Some(handle) = OF_TEST.get() {
+        return Some(handle);
+    }
     MANAGER.get().filter(|handle| handle.owner == sys::own_pid())
 }
 
 impl Handle {
+    pub(super) fn of_this_thread() -> Self {
+        let waker = Waker::of_this_thread();
+        let has_ended = AtomicBool::new(false);
+        Self { requests: Mutex::default(), waker, owner: sys::own_pid(), has_ended }
+    }
+
     fn request(&self, request: Request) {
         self.requests.lock().unwrap_or_else(PoisonError::into_inner).push(request);
         self.waker.wake();
@@ -139,6 +168,15 @@ impl Handle {
         std::mem::take(&mut *self.requests.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// Lets pools end that no manager will serve.
+    fn release_pools(&self) {
+        for request in self.take() {
+            if let Request::Attach { link, shared } = request {
+                drop(Run::new(link, shared, Vec::new()));
+            }
+        }
+    }
+
     fn has_requests(&self) -> bool {
         !self.requests.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
@@ -146,11 +184,7 @@ impl Handle {
 
 /// Registers the current thread as the manager.
 pub(super) fn register() -> &'static Handle {
-    MANAGER.get_or_init(|| Handle {
-        requests: Mutex::default(),
-        waker: Waker::of_this_thread(),
-        owner: sys::own_pid(),
-    })
+    MANAGER.get_or_init(Handle::of_this_thread)
 }
 
 /// Answers every request in place of a manager whose engine didn't start.
@@ -209,7 +243,8 @@ struct Opening {
     link: Arc<Link>,
     plan: Plan,
     reply: Option<SyncSender<Result<Opened, Error>>>,
-    deadline: Instant,
+    /// `None` for a limit that never ends.
+    deadline: Option<Instant>,
     /// What was sent to whom; empty until all have said what they are.
     hosts: Vec<RemoteHost>,
     /// Peers that have not opened it yet.
@@ -231,6 +266,13 @@ pub(super) struct Manager<E> {
     /// Whether all peers have introduced themselves or are lost.
     is_complete: bool,
     leaving: Option<(Instant, SyncSender<()>)>,
+}
+
+impl<E> Drop for Manager<E> {
+    fn drop(&mut self) {
+        self.handle.has_ended.store(true, SeqCst);
+        self.handle.release_pools();
+    }
 }
 
 impl<E: Engine> Manager<E> {
@@ -271,15 +313,7 @@ impl<E: Engine> Manager<E> {
             for run in self.runs.values_mut() {
                 has_moved |= run.serve(&mut self.engine);
             }
-            let ended: Vec<u32> = self
-                .runs
-                .extract_if(|_, run| run.has_ended())
-                .map(|(id, run)| {
-                    run.end();
-                    id
-                })
-                .collect();
-            has_moved |= !ended.is_empty();
+            has_moved |= self.runs.extract_if(|_, run| run.has_ended()).count() > 0;
             let now = Instant::now();
             if now >= next_beat {
                 next_beat = now + BEAT;
@@ -339,10 +373,15 @@ impl<E: Engine> Manager<E> {
             }
             ToManager::Results { run, results } => self.of(run, |run| run.results(peer, results)),
             ToManager::Stolen { run, items } => self.of(run, |run| run.stolen(peer, items)),
-            ToManager::Workers { run, workers } => self.of(run, |run| {
-                run.workers(peer, workers);
+            ToManager::Workers { run, workers } => {
+                if let Some(opening) = self.opening.get(&run) {
+                    let host = opening.hosts.iter().find(|host| host.peer == peer);
+                    host.iter().for_each(|host| host.note_workers(&opening.link, workers.clone()));
+                } else if let Some(run) = self.runs.get_mut(&run) {
+                    run.workers(peer, workers);
+                }
                 Ok(())
-            }),
+            }
             ToManager::Closed { run } => self.of(run, |run| {
                 run.closed(peer);
                 Ok(())
@@ -438,7 +477,8 @@ impl<E: Engine> Manager<E> {
             .iter()
             .filter(|(_, opening)| {
                 opening.reply.is_some()
-                    && (opening.hosts.is_empty() && self.is_complete || late >= opening.deadline)
+                    && (opening.hosts.is_empty() && self.is_complete
+                        || opening.deadline.is_some_and(|deadline| late >= deadline))
             })
             .map(|(run, _)| *run)
             .collect();
@@ -463,7 +503,7 @@ impl<E: Engine> Manager<E> {
     }
 
     fn send_settings(&mut self, run: u32, opening: &mut Opening) -> Result<(), Error> {
-        if Instant::now() >= opening.deadline {
+        if opening.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             let silent: Vec<String> = match self.is_complete {
                 true => opening.waiting.iter().map(|peer| self.name_of(*peer)).collect(),
                 false => (1..self.peers.len())
@@ -566,7 +606,7 @@ impl<E: Engine> Manager<E> {
             Request::Open { plan, reply } => {
                 let run = self.next_run;
                 self.next_run += 1;
-                let deadline = Instant::now() + plan.settings.start_timeout;
+                let deadline = Instant::now().checked_add(plan.settings.start_timeout);
                 let opening = Opening {
                     link: Arc::new(Link::new(run, self.handle.waker.clone())),
                     plan: *plan,

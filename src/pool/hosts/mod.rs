@@ -28,7 +28,7 @@
 //! rules for a worker that died. What a host that was taken for lost still sends is ignored.
 
 #![cfg_attr(
-    not(any(feature = "mpi", test)),
+    not(feature = "mpi"),
     allow(dead_code, reason = "without an engine, no pool spans hosts")
 )]
 
@@ -45,6 +45,8 @@ pub(crate) mod manager;
 #[allow(unsafe_code)] // Calls of the library, which has no other interface that returns errors.
 pub(crate) mod mpi;
 mod remote;
+#[cfg(test)]
+mod tests;
 pub(crate) mod wire;
 
 /// How often each side sends something, if only that it is there.

@@ -22,7 +22,6 @@ use crate::pool::drive::records::{self, Records};
 use crate::pool::observe::events::{Deferred, EventKind};
 use crate::pool::schedule::batch::Batch;
 use crate::pool::schedule::state::PoolState;
-use crate::pool::types::WorkerInfo;
 use crate::worker_ref::{HostName, WorkerRef};
 
 /// How long a host may keep items without a result before idle workers elsewhere ask for some of them.
@@ -127,6 +126,22 @@ impl RemoteHost {
         }
     }
 
+    /// Notes the state of the host's workers.
+    pub(super) fn note_workers(&self, link: &Link, workers: Vec<WorkerStatus>) {
+        link.with_status(|status| {
+            for (slot, told) in self.slots.clone().zip(workers) {
+                let known = status.workers.iter_mut().find(|known| known.slot == slot);
+                if let Some(known) = known {
+                    known.pid = told.pid;
+                    known.state = told.state;
+                    known.restarts = told.restarts;
+                    known.memory = told.memory;
+                    known.cpu = told.cpu;
+                }
+            }
+        });
+    }
+
     fn send(&self, engine: &mut impl Engine, message: &ToAgent) {
         match wire::encode(message) {
             Ok(frame) => engine.send(self.peer, frame),
@@ -223,8 +238,7 @@ impl Run {
         for batch in batches {
             let Ok(call) = batch.job.call else { continue };
             let context = batch.job.context.as_ref().map(|context| {
-                if !host.contexts.contains_key(&context.id) {
-                    host.contexts.insert(context.id, Arc::clone(context));
+                if host.contexts.insert(context.id, Arc::clone(context)).is_none() {
                     let (is_elements, bytes) = context.copy();
                     let (id, bytes) = (context.id, Blob(bytes));
                     host.send(engine, &ToAgent::Context { run, id, is_elements, bytes });
@@ -353,27 +367,9 @@ impl Run {
 
     /// Notes the state of a host's workers.
     pub(super) fn workers(&mut self, peer: usize, workers: Vec<WorkerStatus>) {
-        let Some(host) = self.host(peer) else { return };
-        let (slots, name) = (host.slots.clone(), host.name);
-        let told = slots.zip(workers).map(|(slot, status)| WorkerInfo {
-            slot,
-            host: Some(name),
-            pid: status.pid,
-            state: status.state,
-            // Counted here.
-            tasks_done: 0,
-            restarts: status.restarts,
-            memory: status.memory,
-            cpu: status.cpu,
-        });
-        self.link.with_status(|status| {
-            for worker in told {
-                let known = status.workers.iter_mut().find(|known| known.slot == worker.slot);
-                if let Some(known) = known {
-                    *known = worker;
-                }
-            }
-        });
+        if let Some(host) = self.hosts.iter().find(|host| host.peer == peer) {
+            host.note_workers(&self.link, workers);
+        }
     }
 
     /// A host has closed its pool.
@@ -492,9 +488,15 @@ impl Run {
         let is_late = self.closing.is_some_and(|limit| Instant::now() >= limit);
         self.closing.is_some() && (is_late || !self.hosts.iter().any(is_left))
     }
+}
 
-    /// Tells the pool that its hosts have ended.
-    pub(super) fn end(self) {
+impl Drop for Run {
+    /// Tells the pool that its hosts have ended. What they still have is lost.
+    fn drop(&mut self) {
+        let peers: Vec<usize> = self.hosts.iter().map(|host| host.peer).collect();
+        if self.closing.is_none() {
+            peers.into_iter().for_each(|peer| self.lose(peer, "the manager has ended"));
+        }
         self.shared.driver_ended();
     }
 }

@@ -2,6 +2,7 @@
 //! [`Process`] is shared state that any thread may use.
 
 use std::collections::VecDeque;
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -403,7 +404,13 @@ impl Worker {
     fn pass(&self, what: &Passed, descriptors: &[BorrowedFd<'_>]) -> Result<(), TransportError> {
         let packet = codec::encode_to_vec(what)
             .map_err(|error| TransportError::Malformed(error.to_string()))?;
-        self.process.control.send(&packet, descriptors)
+        self.process.control.send(&packet, descriptors).map_err(|error| match error {
+            TransportError::Io(error) => {
+                let text = format!("failed to pass its files or its memory: {error}");
+                io::Error::new(error.kind(), text).into()
+            }
+            error => error,
+        })
     }
 
     /// Makes the worker drop the contexts of finished calls. Skipped for a worker that may not be reading:

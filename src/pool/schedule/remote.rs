@@ -66,7 +66,11 @@ impl PoolState {
         if open > target - target / 4 {
             return;
         }
-        let mut wanted = target.min(fair).saturating_sub(open).min(unclaimed);
+        // An idle worker gets an item, whatever is fair.
+        let mut wanted = target.min(fair.max(workers)).saturating_sub(open).min(unclaimed);
+        if let Some(size) = first.job.options.chunk_size {
+            wanted = wanted.next_multiple_of(size.into());
+        }
         let mut bytes = 0;
         while wanted > 0 && bytes < MOST_BYTES {
             let Some(mut batch) = central.queue.pop_front() else { break };

@@ -501,6 +501,24 @@ fn messages_with_handles_wait_for_space_and_keep_their_order() {
 }
 
 #[test]
+fn a_task_that_writes_to_every_descriptor_it_has_costs_a_channel_no_message_with_handles() {
+    fn send((sender, _receiver): (Sender<SharedValue<u64>>, Receiver<SharedValue<u64>>)) {
+        for x in 0..5 {
+            for fd in 3..1200 {
+                // SAFETY: a plain system call on a constant.
+                unsafe { libc::send(fd, b"hello".as_ptr().cast(), 5, libc::MSG_DONTWAIT) };
+            }
+            sender.send(SharedValue::new(x).unwrap()).unwrap();
+        }
+    }
+    let pool = Pool::new(1).unwrap();
+    let (sender, receiver) = unbounded().unwrap();
+    pool.apply(send, (sender, receiver.clone())).unwrap();
+    let received: Vec<u64> = receiver.iter().map(|value| value.unwrap().get()).collect();
+    assert_eq!(received, [0, 1, 2, 3, 4]);
+}
+
+#[test]
 fn a_message_with_too_many_files_comes_back_with_the_remedy() {
     let (sender, receiver) = unbounded().unwrap();
     let slices = |count| (0..count).map(|_| SharedSlice::new([1u8]).unwrap()).collect::<Vec<_>>();

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::support::{SideEffects, alone, kill, left_behind, square, wait_until};
+use procpool::shared::{SharedSlice, SharedValue};
 use procpool::{DidRun, Pool, TaskErrorKind, TaskOptions, WorkerState};
 
 /// Kills a random worker every 5 ms while `work` runs. Returns the number of kills.
@@ -58,6 +59,31 @@ fn with_a_random_worker_killed_every_5_ms_all_answers_of_10_000_tasks_are_exact(
         kills += killed;
     }
     assert!(kills > 100, "{kills} kills");
+}
+
+#[test]
+fn with_a_random_worker_killed_every_5_ms_all_handles_in_results_are_whole() {
+    fn make(x: u64) -> (u64, SharedValue<u64>, SharedSlice<u64>, Vec<u8>) {
+        let large = if x.is_multiple_of(10) { 300_000 } else { 0 };
+        let slice = SharedSlice::new(vec![x; 100]).unwrap();
+        (x, SharedValue::new(work(x)).unwrap(), slice, vec![x as u8; large])
+    }
+    let pool = Pool::new(4).unwrap();
+    let patient = pool.with_options(TaskOptions::new().retries(1000));
+    let (results, kills) = storm(&pool, 7, || patient.imap(make, 0..500).collect::<Vec<_>>());
+    let (mut whole, count) = (0, results.len());
+    for (expected, result) in (0..).zip(results) {
+        match result {
+            Ok((x, value, slice, bytes)) => {
+                assert_eq!((x, value.get(), slice[99]), (expected, x * x, x));
+                assert!(bytes.iter().all(|byte| *byte == x as u8));
+                whole += 1;
+            }
+            // A task that many workers die before is given up.
+            Err(error) => assert!(matches!(error.kind(), TaskErrorKind::Died { .. }), "{error}"),
+        }
+    }
+    assert!(count == 500 && whole > 400 && kills > 20, "{whole} of {count}, {kills} kills");
 }
 
 #[test]

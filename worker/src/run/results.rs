@@ -42,7 +42,7 @@ impl ChunkRun<'_> {
         }
         let mut attachments = Attachments::default();
         let mut writer = self.lane.writer(at + RECORD_HEAD, TRAILER_RESERVE);
-        match attachments.collect(|| codec::encode(result, &mut writer)) {
+        match codec::encode_attached(result, &mut writer, &mut attachments) {
             Ok(()) if !attachments.is_empty() => {
                 let bytes = writer.into_bytes();
                 self.finish_attached(&bytes, &attachments);
@@ -99,10 +99,10 @@ impl ChunkRun<'_> {
 
     #[cold]
     fn finish_large<R: Serialize>(&mut self, result: &R) {
-        let mut attachments = Attachments::default();
-        match attachments.collect(|| codec::encode_to_vec(result)) {
-            Ok(bytes) if !attachments.is_empty() => self.finish_attached(&bytes, &attachments),
-            Ok(bytes) => self.finish_spilled(&bytes),
+        let (mut bytes, mut attachments) = (Vec::new(), Attachments::default());
+        match codec::encode_attached(result, &mut bytes, &mut attachments) {
+            Ok(()) if !attachments.is_empty() => self.finish_attached(&bytes, &attachments),
+            Ok(()) => self.finish_spilled(&bytes),
             Err(error) => self.finish_text(Record::Unencodable, &error.to_string()),
         }
     }

@@ -9,6 +9,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::shm::memcpy::{self, Sink};
+use crate::wire::attach::Attachments;
 use crate::wire::bulk;
 use crate::wire::error::CodecError;
 use crate::wire::format::{Decoder, Encoder};
@@ -25,6 +26,25 @@ pub fn encode<T: Serialize>(value: &T, sink: &mut impl Sink) -> Result<(), Codec
         return Ok(());
     }
     value.serialize(&mut Encoder::new(sink)).map_err(CodecError::new::<T>)
+}
+
+/// As [`encode`], and adds the files that the value refers to to `attachments`.
+///
+/// # Errors
+///
+/// As [`encode`].
+#[inline]
+pub fn encode_attached<T: Serialize>(
+    value: &T,
+    sink: &mut impl Sink,
+    attachments: &mut Attachments,
+) -> Result<(), CodecError> {
+    // Numbers and texts refer to none, and opening a collection costs some nanoseconds.
+    if bulk::encode(value, sink) {
+        return Ok(());
+    }
+    let encode = || value.serialize(&mut Encoder::new(sink)).map_err(CodecError::new::<T>);
+    attachments.collect(encode)
 }
 
 /// Returns the encoding of `value` in a new vector.

@@ -287,7 +287,7 @@ pub fn encode_item<A: Serialize>(
     }
     let start = arguments.len();
     arguments.extend_from_slice(&[0; ITEM_HEAD]);
-    let outcome = attachments.collect(|| codec::encode(argument, arguments)).and_then(|()| {
+    let outcome = codec::encode_attached(argument, arguments, attachments).and_then(|()| {
         let len = arguments.len() - start - ITEM_HEAD;
         u32::try_from(len).map_err(|_| CodecError {
             type_name: std::any::type_name::<A>(),
