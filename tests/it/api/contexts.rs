@@ -173,7 +173,7 @@ fn shared_handles_may_be_inside_of_a_context_a_broadcast_and_a_processes_argumen
 }
 
 #[test]
-fn a_worker_that_takes_the_place_of_another_has_the_context_too() {
+fn a_replacement_worker_has_the_context_too() {
     let pool = Pool::builder().workers(2).chunk_size(3).retries(1).build().unwrap();
     let call = |(effects, factor): &(SideEffects, u64), x: u64| {
         if x % 10 == 5 && effects.count(x) == 0 {
@@ -262,7 +262,7 @@ fn turn(state: &mut u64, _: u64) -> (u32, u64) {
 }
 
 #[test]
-fn a_state_is_made_once_in_each_worker_and_kept_for_the_call() {
+fn a_state_is_created_once_in_each_worker_and_kept_for_the_call() {
     let pool = Pool::builder().workers(2).chunk_size(3).build().unwrap();
     for _ in 0..2 {
         let turns = pool.map_init(|| 0, turn, 0..100).unwrap();
@@ -277,7 +277,7 @@ fn a_state_is_made_once_in_each_worker_and_kept_for_the_call() {
 }
 
 #[test]
-fn a_state_that_a_panic_has_left_behind_is_made_anew() {
+fn after_a_panic_a_new_state_is_created() {
     let call = |state: &mut u64, x: u64| {
         *state += 1;
         assert_ne!(x, 4, "four");

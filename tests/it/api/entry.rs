@@ -41,7 +41,7 @@ fn finished(mut child: Child, well: bool) -> String {
 }
 
 #[test]
-fn what_was_opened_before_init_stays_open_and_its_own() {
+fn files_opened_before_init_stay_open() {
     for _ in 0..5 {
         let (command, _dir) = program("files");
         succeeds(command);
@@ -55,7 +55,7 @@ fn init_may_be_the_first_line_of_an_async_main() {
 }
 
 #[test]
-fn a_worker_in_which_init_is_called_on_a_thread_does_not_go_on_with_main() {
+fn a_worker_that_calls_init_on_a_thread_does_not_continue_with_main() {
     let (command, _dir) = program("thread");
     let text = succeeds(command);
     assert!(text.contains("a thread other than the main thread"), "{text}");
@@ -155,15 +155,14 @@ fn a_task_that_forks_is_answered_once_by_the_worker_and_its_copy_ends() {
 }
 
 #[test]
-fn a_worker_that_is_let_go_while_it_starts_ends_in_silence() {
+fn a_worker_that_is_retired_while_it_starts_prints_nothing() {
     let (command, _dir) = program("drops");
     let text = succeeds(command);
     assert_eq!(text, "");
 }
 
 #[test]
-fn a_process_has_its_own_exit_code_where_its_parent_has_left_the_session_or_is_in_a_pid_namespace()
-{
+fn a_process_has_its_own_exit_code_in_another_session_and_in_a_pid_namespace() {
     let (command, _dir) = program("session");
     succeeds(command);
     let (inner, _dir) = program("namespace");
@@ -205,7 +204,7 @@ fn a_pool_in_a_library_that_is_loaded_while_a_program_runs_names_both_files() {
 }
 
 #[test]
-fn a_pool_in_a_program_that_the_loader_was_asked_to_run_names_both_files() {
+fn a_pool_in_a_program_started_by_the_loader_names_both_files() {
     let (inner, _dir) = program("loader");
     // The first interpreter in the file is that of its program header.
     let image = std::fs::read(executable()).unwrap();
@@ -222,7 +221,7 @@ fn a_pool_in_a_program_that_the_loader_was_asked_to_run_names_both_files() {
 }
 
 #[test]
-fn a_directory_that_is_not_there_is_named() {
+fn a_missing_directory_is_named() {
     let (command, _dir) = program("gone");
     succeeds(command);
 }
@@ -245,7 +244,7 @@ fn without(name: &str, number: libc::c_long, errno: i32) -> Result<(), String> {
 }
 
 #[test]
-fn a_refused_system_call_is_done_without_or_named() {
+fn a_refused_system_call_is_replaced_or_named() {
     // Without `poll`, any Rust program aborts before `main`.
     let calls = [
         ("pidfd_open", libc::SYS_pidfd_open),

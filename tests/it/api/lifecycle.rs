@@ -105,7 +105,7 @@ fn join_waits_for_all_that_was_submitted() {
 }
 
 #[test]
-fn the_thread_that_built_the_pool_ends_and_the_pool_lives_on() {
+fn a_pool_outlives_the_thread_that_built_it() {
     let pool = std::thread::spawn(|| Pool::new(2).unwrap()).join().unwrap();
     let pids: Vec<u32> = pool.workers().iter().map(|worker| worker.pid).collect();
     assert_eq!(pool.map(square, 0..100).unwrap().len(), 100);
@@ -180,7 +180,7 @@ fn when_the_parent_is_killed_workers_and_what_they_started_are_gone_within_100_m
 
 #[test]
 #[allow(clippy::zombie_processes, reason = "that nobody waits for it is the point")]
-fn what_a_task_started_ends_with_its_worker() {
+fn processes_that_a_task_started_end_with_its_worker() {
     let start = |()| {
         let child = Command::new("sleep").arg("3600").spawn().unwrap();
         child.id()
@@ -298,7 +298,7 @@ fn a_forgotten_init_is_an_error_and_never_a_fork_bomb() {
 }
 
 #[test]
-fn a_worker_that_does_not_report_is_given_up_after_the_start_timeout() {
+fn a_worker_without_a_handshake_is_killed_after_the_start_timeout() {
     let hangs = |()| -> () { std::thread::sleep(Duration::from_secs(3600)) };
     let limit = Duration::from_millis(50);
     let pool =
@@ -322,7 +322,7 @@ fn a_panic_costs_one_task_also_where_it_aborts() {
 }
 
 #[test]
-fn options_that_cannot_be_are_refused_with_the_remedy() {
+fn invalid_options_are_refused_with_the_remedy() {
     let error = Pool::builder().window(0).build().unwrap_err();
     assert!(matches!(error, Error::Option { option: "window", .. }), "{error}");
     let error = Pool::builder().task_timeout(Duration::ZERO).build().unwrap_err();

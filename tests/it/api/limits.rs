@@ -35,7 +35,7 @@ fn a_worker_over_its_memory_is_killed_and_its_task_is_out_of_memory() {
 }
 
 #[test]
-fn an_allocation_that_fails_under_a_limit_is_told_apart_from_other_aborts() {
+fn a_failed_allocation_is_distinguished_from_other_aborts() {
     let limits = Limits::new().address_space(1 << 30);
     let pool = Pool::builder().workers(1).limits(limits).output(OutputMode::Null).build().unwrap();
     assert_eq!(cause(&pool.apply(leak, 0).unwrap_err()), DeathCause::OutOfMemory);
@@ -115,7 +115,7 @@ fn a_worker_retires_after_its_tasks_and_never_runs_more() {
 }
 
 #[test]
-fn idle_workers_go_and_come_back_when_there_is_work() {
+fn idle_workers_end_and_start_again_when_there_is_work() {
     let pool = Pool::builder()
         .workers(4)
         .idle_timeout(Duration::from_millis(20))
@@ -168,7 +168,7 @@ fn a_worker_over_its_cpu_time_is_ended_by_the_kernel() {
 }
 
 #[test]
-fn what_a_task_prints_in_any_language_comes_back_in_its_report() {
+fn the_output_of_a_task_in_any_language_is_in_its_report() {
     fn print(x: u64) -> u64 {
         println!("rust {x}");
         // SAFETY: the format matches its argument, and null stands for all streams.
@@ -218,7 +218,7 @@ fn the_last_lines_of_a_worker_that_dies_come_with_the_error() {
 }
 
 #[test]
-fn events_tell_what_happens_to_workers_and_tasks() {
+fn events_report_what_happens_to_workers_and_tasks() {
     let told = Arc::new(Mutex::new(Vec::new()));
     let teller = Arc::clone(&told);
     let pool = Pool::builder()
@@ -269,7 +269,7 @@ fn events_tell_what_happens_to_workers_and_tasks() {
 }
 
 #[test]
-fn a_pool_in_which_nothing_is_wrong_leaves_no_trace_of_a_task_in_the_next() {
+fn without_failures_the_output_of_a_task_is_not_in_the_next_report() {
     let pool = Pool::new(1).unwrap();
     static CHANGED: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
     let change = |()| CHANGED.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
@@ -279,7 +279,7 @@ fn a_pool_in_which_nothing_is_wrong_leaves_no_trace_of_a_task_in_the_next() {
 }
 
 #[test]
-fn of_what_happens_too_fast_for_a_listener_it_learns_how_much_it_has_missed() {
+fn a_slow_callback_learns_how_many_events_it_missed() {
     const TASKS: u64 = 100_000;
     let (sender, released) = std::sync::mpsc::channel::<()>();
     let released = Mutex::new(released);

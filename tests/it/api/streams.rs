@@ -27,7 +27,7 @@ fn resident() -> u64 {
 }
 
 #[test]
-fn of_an_infinite_input_the_first_answers_arrive_and_a_bounded_window_is_read() {
+fn an_infinite_input_is_read_a_bounded_window_ahead() {
     let pool = Pool::new(2).unwrap();
     let (read, input) = counted();
     assert_eq!(read.load(Ordering::SeqCst), 0, "nothing is read before it is asked for");
@@ -41,7 +41,7 @@ fn of_an_infinite_input_the_first_answers_arrive_and_a_bounded_window_is_read() 
 }
 
 #[test]
-fn a_window_that_was_asked_for_is_kept() {
+fn a_window_that_is_set_is_kept() {
     for size in [1, 5] {
         let pool = Pool::builder().workers(2).window(size).build().unwrap();
         let (read, input) = counted();
@@ -54,7 +54,7 @@ fn a_window_that_was_asked_for_is_kept() {
 }
 
 #[test]
-fn an_input_that_panics_half_way_gives_its_earlier_answers_and_the_pool_stays_usable() {
+fn an_input_that_panics_yields_the_earlier_results_and_the_pool_stays_usable() {
     let pool = Pool::new(2).unwrap();
     let input = || (0..100u64).inspect(|x| assert!(*x < 50, "no more"));
     let mut results = pool.imap(square, input());
@@ -152,7 +152,7 @@ fn a_hundred_thousand_tiny_tasks_leave_memory_flat_alone() {
 }
 
 #[test]
-fn a_slow_item_holds_nobody_back() {
+fn a_slow_item_delays_no_other() {
     let pool = Pool::builder().workers(2).chunk_size(100).build().unwrap();
     let start = Instant::now();
     // One chunk starts with the slow items. The other worker steals the items behind them.
@@ -163,7 +163,7 @@ fn a_slow_item_holds_nobody_back() {
 }
 
 #[test]
-fn what_is_behind_a_slow_item_among_tiny_ones_is_done_by_others() {
+fn items_behind_a_slow_one_are_stolen_by_other_workers() {
     const TINY: u64 = 5000;
     fn task(x: u64) -> u64 {
         if x >= TINY {
@@ -182,7 +182,7 @@ fn what_is_behind_a_slow_item_among_tiny_ones_is_done_by_others() {
 }
 
 #[test]
-fn a_map_that_was_to_be_short_and_is_not_is_shared_out_all_the_same() {
+fn a_map_that_takes_longer_than_measured_before_is_spread_over_workers() {
     fn nap(millis: u64) -> u32 {
         std::thread::sleep(Duration::from_millis(millis));
         std::process::id()
@@ -198,7 +198,7 @@ fn a_map_that_was_to_be_short_and_is_not_is_shared_out_all_the_same() {
 }
 
 #[test]
-fn a_panic_among_plain_numbers_costs_its_item_alone() {
+fn a_panic_among_plain_numbers_costs_one_item() {
     fn task(x: u32) -> u16 {
         assert!(!x.is_multiple_of(97), "{x}");
         x as u16

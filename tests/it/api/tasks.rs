@@ -19,7 +19,7 @@ fn tasks_are_returned_in_the_order_in_which_they_complete() {
 }
 
 #[test]
-fn a_wait_for_tasks_ends_with_the_first_with_all_or_with_its_time() {
+fn a_wait_for_tasks_ends_with_the_first_with_all_or_at_its_limit() {
     let pool = Pool::new(2).unwrap();
     let tasks = vec![pool.apply_async(sleepy, 30_000), pool.apply_async(sleepy, 1)];
     assert!(procpool::wait(&tasks, WaitFor::First, Some(SOON)));

@@ -55,7 +55,7 @@ fn a_crash_in_the_middle_of_a_chunk_costs_exactly_the_item_that_was_running() {
 }
 
 #[test]
-fn a_panic_comes_back_with_message_place_and_backtrace_and_the_worker_goes_on() {
+fn a_panic_is_reported_with_message_location_and_backtrace_and_the_worker_continues() {
     fn task(x: u32) -> u32 {
         assert!(x != 3, "three is {x}");
         x
@@ -146,7 +146,7 @@ fn a_stack_overflow_costs_one_task() {
 }
 
 #[test]
-fn an_idle_worker_that_is_killed_is_replaced_in_silence() {
+fn an_idle_worker_that_is_killed_is_replaced_without_an_error() {
     let pool = Pool::new(2).unwrap();
     assert_eq!(pool.map(square, 0..10).unwrap().len(), 10);
     let before: Vec<u32> = pool.workers().iter().map(|worker| worker.pid).collect();
@@ -185,7 +185,7 @@ fn a_worker_killed_while_it_is_sent_a_huge_argument_costs_that_task_only() {
 }
 
 #[test]
-fn what_is_committed_is_delivered_though_the_worker_dies_after_it() {
+fn committed_results_are_delivered_although_the_worker_dies() {
     fn task(x: u64) -> u64 {
         if x == 2 {
             // The first two are committed, and this one never ends.
@@ -260,7 +260,7 @@ impl<'de> Deserialize<'de> for Awkward {
 }
 
 #[test]
-fn what_cannot_be_encoded_or_decoded_is_that_tasks_error_and_the_stream_stays_in_step() {
+fn a_value_that_cannot_be_encoded_or_decoded_fails_its_task_and_the_stream_stays_in_step() {
     let pool = Pool::builder().workers(1).chunk_size(8).build().unwrap();
     let pid = pool.workers()[0].pid;
     let fails = [
@@ -413,7 +413,7 @@ fn a_pool_whose_initializer_fails_one_time_in_three_heals() {
 }
 
 #[test]
-fn a_task_that_kills_every_worker_it_meets_is_given_up_after_its_retries() {
+fn a_task_that_kills_every_worker_fails_after_its_retries() {
     fn task((effects, x): (SideEffects, u64)) -> u64 {
         if x == 13 {
             effects.note(x);

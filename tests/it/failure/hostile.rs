@@ -45,7 +45,7 @@ fn send_to_all(bytes: &[u8], with_socket: bool) {
 }
 
 #[test]
-fn a_task_that_writes_to_every_descriptor_it_has_is_answered_and_the_parent_unharmed() {
+fn a_task_that_writes_to_all_its_descriptors_has_an_outcome_and_harms_no_parent() {
     fn scribble(x: u64) -> u64 {
         send_to_all(b"hello, world\n", false);
         send_to_all(b"", false);
@@ -79,7 +79,7 @@ fn a_task_that_closes_all_low_descriptors_is_answered_and_so_is_the_next() {
 }
 
 #[test]
-fn an_idle_worker_that_is_stopped_keeps_no_task_from_being_done() {
+fn a_stopped_idle_worker_blocks_no_task() {
     for workers in [1, 2] {
         let pool = Pool::new(workers).unwrap();
         let options = TaskOptions::default().timeout(Duration::from_millis(300));
@@ -97,7 +97,7 @@ fn an_idle_worker_that_is_stopped_keeps_no_task_from_being_done() {
 }
 
 #[test]
-fn whatever_a_stopped_worker_was_sent_each_task_has_its_outcome_in_time() {
+fn each_task_sent_to_a_stopped_worker_has_its_outcome_in_time() {
     let pool = Pool::new(1).unwrap();
     let len = |bytes: Vec<u8>| bytes.len();
     for _ in 0..3 {
@@ -111,7 +111,7 @@ fn whatever_a_stopped_worker_was_sent_each_task_has_its_outcome_in_time() {
 }
 
 #[test]
-fn an_idle_worker_that_is_stopped_keeps_no_call_with_a_context_from_its_end() {
+fn a_stopped_idle_worker_blocks_no_call_with_a_context() {
     /// More frames than fit into a socket's buffer.
     const CALLS: usize = 600;
     let pool = Pool::builder().workers(1).chunk_size(1).build().unwrap();
@@ -155,7 +155,7 @@ impl Drop for Stays {
 }
 
 #[test]
-fn an_answer_is_delivered_although_its_worker_hangs_after_it() {
+fn a_result_is_delivered_although_its_worker_hangs_after_it() {
     let pool = Pool::new(1).unwrap();
     let mut task = pool.apply_async(Stays, 7);
     assert_eq!(task.get_timeout(SOON).expect("an outcome in time"), Ok(Stays(7)));
@@ -166,7 +166,7 @@ fn an_answer_is_delivered_although_its_worker_hangs_after_it() {
 }
 
 #[test]
-fn results_that_nobody_has_taken_yet_need_no_descriptors() {
+fn results_that_are_not_taken_yet_use_no_descriptors() {
     alone!("untaken_results");
 }
 
@@ -252,7 +252,7 @@ fn a_slice_after_setuid() {
 }
 
 #[test]
-fn a_wait_for_a_stopped_worker_is_over_when_the_pool_is() {
+fn a_wait_for_a_stopped_worker_ends_with_the_pool() {
     let pool = Pool::new(1).unwrap();
     let pid = pool.apply(|()| std::process::id(), ()).unwrap();
     kill(pid, libc::SIGSTOP);

@@ -64,7 +64,7 @@ fn a_loop_that_ignores_sigterm_dies() {
 }
 
 #[test]
-fn with_a_grace_the_task_is_asked_to_end_before_it_is_made_to() {
+fn with_a_grace_the_task_gets_sigterm_before_sigkill() {
     fn asked(effects: SideEffects) {
         // SAFETY: only one worker uses it, and the handler only writes to an open file.
         static FD: std::sync::atomic::AtomicI32 = std::sync::atomic::AtomicI32::new(-1);
@@ -95,7 +95,7 @@ fn with_a_grace_the_task_is_asked_to_end_before_it_is_made_to() {
 }
 
 #[test]
-fn a_timeout_is_retried_where_that_is_asked_for() {
+fn a_timeout_is_retried_if_retries_are_set() {
     let effects = SideEffects::new();
     let pool = Pool::new(1).unwrap().with_options(TaskOptions::new().timeout(LIMIT).retries(2));
     let report = pool.apply_async(spin, effects.clone()).report();
@@ -104,7 +104,7 @@ fn a_timeout_is_retried_where_that_is_asked_for() {
 }
 
 #[test]
-fn an_answer_that_races_its_timeout_has_exactly_one_outcome() {
+fn a_result_that_races_its_timeout_has_exactly_one_outcome() {
     let limit = Duration::from_millis(20);
     let pool = Pool::builder().workers(4).task_timeout(limit).build().unwrap();
     let reports: Vec<_> = pool.imap_unordered(sleepy, [20; 200]).reports().collect();
@@ -173,7 +173,7 @@ fn while_a_pool_is_suspended_its_limits_do_not_run() {
 }
 
 #[test]
-fn a_task_that_takes_long_for_once_keeps_no_other_waiting() {
+fn a_usually_short_task_that_takes_long_delays_no_other() {
     const CROWD: u64 = 16;
     /// Returns when all participants have arrived, or at once without any.
     fn meet((effects, crowd, x): (SideEffects, u64, u64)) -> bool {

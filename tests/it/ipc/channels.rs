@@ -94,7 +94,7 @@ fn a_full_channel_makes_senders_wait() {
 }
 
 #[test]
-fn who_waits_is_told_when_the_last_other_end_is_gone() {
+fn waiters_are_woken_when_the_last_peer_is_dropped() {
     let (sender, receiver) = unbounded::<u64>().unwrap();
     let other = sender.clone();
     assert_eq!(receiver.try_recv(), Err(RecvError::Empty));
@@ -129,7 +129,7 @@ fn who_waits_is_told_when_the_last_other_end_is_gone() {
 }
 
 #[test]
-fn who_waits_is_told_when_the_last_other_end_is_killed() {
+fn waiters_are_woken_when_the_last_peer_is_killed() {
     let pool = crew(1);
     let pids = Pids::atomic([0; 3]).unwrap();
     let hold = |(pids, index, _sender): (Pids, usize, Sender<u64>)| {
@@ -291,12 +291,12 @@ fn ends_can_be_kept_by_initializers_and_passed_on_to_workers_of_workers() {
 }
 
 #[test]
-fn what_was_received_takes_no_memory_any_more() {
+fn received_messages_use_no_memory() {
     alone!("six_thousand_messages");
 }
 
 #[test]
-#[ignore = "run by `what_was_received_takes_no_memory_any_more`, alone"]
+#[ignore = "run by `received_messages_use_no_memory`, alone"]
 fn six_thousand_messages() {
     let (sender, receiver) = unbounded::<Vec<u8>>().unwrap();
     // Only the log has this length.
@@ -315,7 +315,7 @@ fn six_thousand_messages() {
 }
 
 #[test]
-fn an_end_of_a_task_that_is_done_does_not_count_in_whatever_company_it_was_sent() {
+fn an_end_of_a_finished_task_does_not_keep_the_channel_open_whatever_shared_its_chunk() {
     let pool = Pool::new(1).unwrap();
     let produce = |sender: Sender<u64>| sender.send(1).unwrap();
     let consume = |receiver: Receiver<u64>| receiver.iter().count();
@@ -347,7 +347,7 @@ fn an_end_of_a_task_that_is_done_does_not_count_in_whatever_company_it_was_sent(
 }
 
 #[test]
-fn what_cannot_be_a_message_is_given_back() {
+fn a_value_that_cannot_be_a_message_is_returned() {
     let (sender, receiver) = unbounded().unwrap();
     let shared = SharedSlice::new([1u8]).unwrap();
     let SendError { value, reason } = sender.send((shared, Some(Secret))).unwrap_err();
@@ -359,7 +359,7 @@ fn what_cannot_be_a_message_is_given_back() {
 }
 
 #[test]
-fn an_end_that_comes_too_late_is_told_so() {
+fn an_end_that_arrives_too_late_is_disconnected() {
     let (sender, receiver) = unbounded::<u64>().unwrap();
     let pool = crew(1);
     let holds = pool.apply_async(crate::support::sleepy, 50);
@@ -375,7 +375,7 @@ fn an_end_that_comes_too_late_is_told_so() {
 }
 
 #[test]
-fn iterating_goes_on_after_a_message_that_cannot_be_decoded() {
+fn iterating_continues_after_a_message_that_cannot_be_decoded() {
     /// Any number can be encoded, and only numbers below ten can be decoded.
     #[derive(Debug, PartialEq, serde::Serialize)]
     struct Digit(u64);
@@ -519,7 +519,7 @@ fn a_task_that_writes_to_every_descriptor_it_has_costs_a_channel_no_message_with
 }
 
 #[test]
-fn a_message_with_too_many_files_comes_back_with_the_remedy() {
+fn a_message_with_too_many_files_is_refused_with_the_remedy() {
     let (sender, receiver) = unbounded().unwrap();
     let slices = |count| (0..count).map(|_| SharedSlice::new([1u8]).unwrap()).collect::<Vec<_>>();
     let error = sender.send(slices(201)).unwrap_err();
@@ -530,7 +530,7 @@ fn a_message_with_too_many_files_comes_back_with_the_remedy() {
 }
 
 #[test]
-fn who_is_killed_while_messages_with_handles_are_on_their_way_costs_nobody_else_any() {
+fn a_process_killed_while_messages_with_handles_are_under_way_costs_no_other_any() {
     type Message = (u64, SharedValue<u64>);
     fn send((sender, pids, index): (Sender<Message>, Pids, usize)) {
         report_at(&pids, index);

@@ -75,7 +75,7 @@ fn large_arguments_and_results_at_once_do_not_deadlock() {
 }
 
 #[test]
-fn memory_that_is_used_again_carries_each_value_and_no_other() {
+fn reused_memory_carries_each_value_and_no_other() {
     let pool = Pool::builder().workers(2).retries(1).build().unwrap();
     let input = |round: usize| pattern((1 << 20) - 50_000 * (round % 5) + round);
     for round in 0..8 {
@@ -205,7 +205,7 @@ fn a_value_nested_too_deeply_is_its_tasks_error_on_both_ways_and_on_a_small_stac
 }
 
 #[test]
-fn a_length_that_is_claimed_and_takes_no_bytes_is_an_error_and_a_million_units_pass() {
+fn a_claimed_length_without_bytes_is_an_error_and_a_million_units_pass() {
     let pool = Pool::new(1).unwrap();
     let reason = decode_error(pool.apply(|()| Claims(Vec::new()), ()), ValueSide::Result);
     assert!(reason.contains("take no bytes"), "{reason}");
@@ -215,7 +215,7 @@ fn a_length_that_is_claimed_and_takes_no_bytes_is_an_error_and_a_million_units_p
 }
 
 #[test]
-fn what_the_format_cannot_carry_is_refused_with_the_remedy_and_passes_in_the_wrapper() {
+fn types_that_the_format_cannot_carry_are_refused_with_the_remedy_and_pass_in_the_wrapper() {
     #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
     #[serde(untagged)]
     enum Value {
@@ -254,7 +254,7 @@ fn what_the_format_cannot_carry_is_refused_with_the_remedy_and_passes_in_the_wra
 }
 
 #[test]
-fn a_tasks_error_of_any_type_comes_back_with_its_causes() {
+fn a_tasks_error_of_any_type_is_returned_with_its_causes() {
     fn task(text: String) -> Result<u64, Failure> {
         let number: u64 = text.parse()?;
         if number == 0 {

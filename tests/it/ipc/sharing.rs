@@ -92,7 +92,7 @@ fn a_worker_passes_a_shared_slice_on_to_workers_of_its_own() {
 }
 
 #[test]
-fn a_task_that_is_run_again_finds_what_it_was_given() {
+fn a_retried_task_gets_the_same_argument() {
     let marker = tempfile::NamedTempFile::new().unwrap();
     fn die_once((numbers, marker): (SharedSlice<u64>, std::path::PathBuf)) -> u64 {
         if fs::remove_file(marker).is_ok() {
@@ -140,7 +140,7 @@ fn a_shared_slice_costs_its_memory_once_however_many_workers_read_it() {
 }
 
 #[test]
-fn a_shared_slice_that_nobody_uses_any_more_is_freed() {
+fn an_unused_shared_slice_is_freed() {
     const BYTES: usize = 3 << 20;
     let pool = Pool::new(2).unwrap();
     let numbers = SharedSlice::new(vec![1u64; BYTES / 8]).unwrap();
@@ -156,7 +156,7 @@ fn a_shared_slice_that_nobody_uses_any_more_is_freed() {
 }
 
 #[test]
-fn a_shared_slice_cannot_be_written_by_anybody() {
+fn no_process_can_write_a_shared_slice() {
     let numbers = SharedSlice::new([1u64; 512]).unwrap();
     let pool = Pool::new(1).unwrap();
     let overwrite = |numbers: SharedSlice<u64>| {
@@ -264,7 +264,7 @@ fn handles_come_back_from_every_kind_of_call_and_with_results_of_every_size() {
 }
 
 #[test]
-fn a_result_that_refers_to_too_many_files_is_refused_and_its_worker_goes_on() {
+fn a_result_with_too_many_files_is_refused_and_its_worker_continues() {
     let pool = Pool::new(1).unwrap();
     let large = |count: usize| -> Vec<SharedSlice<u8>> {
         (0..count).map(|_| SharedSlice::new([1]).unwrap()).collect()
@@ -282,13 +282,13 @@ fn a_result_that_refers_to_too_many_files_is_refused_and_its_worker_goes_on() {
 }
 
 #[test]
-fn results_that_nobody_takes_leave_half_of_the_descriptors_to_the_program() {
-    alone!("results_that_nobody_takes_leave_half_of_the_descriptors_to_the_program_alone");
+fn results_that_are_not_taken_leave_half_of_the_descriptors_to_the_program() {
+    alone!("results_that_are_not_taken_leave_half_of_the_descriptors_to_the_program_alone");
 }
 
 #[test]
 #[ignore = "run by the one before, alone"]
-fn results_that_nobody_takes_leave_half_of_the_descriptors_to_the_program_alone() {
+fn results_that_are_not_taken_leave_half_of_the_descriptors_to_the_program_alone() {
     let pool = Pool::new(1).unwrap();
     let limit = libc::rlimit { rlim_cur: 200, rlim_max: 200 };
     // SAFETY: a plain system call.

@@ -20,7 +20,7 @@ fn die<T>() -> T {
 }
 
 #[test]
-fn what_is_counted_under_a_lock_or_by_atomics_is_exact() {
+fn counts_under_a_lock_or_by_atomics_are_exact() {
     type Counters =
         (SharedValue<u64>, SharedArray<[u8; 24]>, SharedValue<AtomicU64>, SharedArray<AtomicI64>);
     fn count((value, array, atomic, atomics): Counters) {
@@ -49,7 +49,7 @@ fn what_is_counted_under_a_lock_or_by_atomics_is_exact() {
 }
 
 #[test]
-fn a_lock_whose_owner_is_killed_a_thousand_times_is_had_by_the_next_who_is_told() {
+fn a_lock_passes_from_a_killed_owner_to_the_next_which_learns_of_it_a_thousand_times() {
     fn die_with_it((value, told): (SharedValue<u64>, SharedValue<AtomicU64>)) {
         let mut guard = value.lock();
         if let Some(pid) = guard.abandoned_by() {
@@ -101,7 +101,7 @@ fn a_lock_excludes_other_processes_and_other_threads() {
 }
 
 #[test]
-fn no_more_processes_have_a_permit_than_there_are_and_the_dead_have_none() {
+fn no_more_processes_than_permits_hold_one_and_dead_processes_hold_none() {
     type Gauge = SharedArray<AtomicU64>;
     fn work((semaphore, gauge, x): (Semaphore, Gauge, u64)) {
         let _permit = semaphore.acquire();
@@ -129,7 +129,7 @@ fn no_more_processes_have_a_permit_than_there_are_and_the_dead_have_none() {
 }
 
 #[test]
-fn an_event_lets_all_go_that_wait_for_it() {
+fn an_event_wakes_all_waiters() {
     let (event, arrived) = (Event::new().unwrap(), SharedValue::<AtomicU64>::atomic(0).unwrap());
     let pool = Pool::builder().workers(4).chunk_size(1).build().unwrap();
     let wait = |(event, arrived): (Event, SharedValue<AtomicU64>)| {
@@ -169,7 +169,7 @@ fn a_barrier_of_eight_is_passed_a_thousand_times_by_all_together() {
 }
 
 #[test]
-fn a_barrier_breaks_when_a_participant_dies_or_gives_up_and_can_be_made_whole() {
+fn a_barrier_breaks_when_a_participant_dies_or_times_out_and_can_be_reset() {
     let pool = Pool::builder().workers(2).chunk_size(1).build().unwrap();
     let wait = |barrier: Barrier| {
         let outcome = barrier.wait();
@@ -378,7 +378,7 @@ disguises! {
 }
 
 #[test]
-fn what_is_shared_and_decoded_as_another_type_is_an_error() {
+fn decoding_a_shared_object_as_another_type_is_an_error() {
     let pool = Pool::new(1).unwrap();
     for from in 0..KINDS {
         for to in 0..KINDS {
