@@ -223,8 +223,8 @@ fn a_barrier_breaks_when_a_participant_dies_or_gives_up_and_can_be_made_whole() 
 }
 
 #[test]
-fn what_is_shared_is_of_one_kind_and_goes_through_arguments_alone() {
-    #[derive(serde::Deserialize)]
+fn what_is_shared_is_of_one_kind_whichever_way_it_goes() {
+    #[derive(Debug, serde::Deserialize)]
     struct Confused(#[allow(dead_code)] Semaphore);
     impl serde::Serialize for Confused {
         fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -235,8 +235,33 @@ fn what_is_shared_is_of_one_kind_and_goes_through_arguments_alone() {
     let confused = Confused(Semaphore::new(1).unwrap());
     let error = pool.apply(|_: Confused| (), confused).unwrap_err();
     assert!(error.to_string().contains("another type"), "{error}");
-    let error = pool.apply(|()| Event::new().unwrap(), ()).unwrap_err();
-    assert!(error.to_string().contains("only be sent in an argument"), "{error}");
+    let error = pool.apply(|()| Confused(Semaphore::new(1).unwrap()), ()).unwrap_err();
+    assert!(error.to_string().contains("another type"), "{error}");
+    let (sender, receiver) = procpool::channel::unbounded().unwrap();
+    sender.send(Confused(Semaphore::new(1).unwrap())).unwrap();
+    let error = receiver.recv().unwrap_err();
+    assert!(error.to_string().contains("another type"), "{error}");
+}
+
+#[test]
+fn what_a_task_makes_to_wait_for_is_waited_for_by_its_caller_and_by_other_tasks() {
+    type Made = (Event, Semaphore, Barrier);
+    fn make((): ()) -> Made {
+        (Event::new().unwrap(), Semaphore::new(1).unwrap(), Barrier::new(2).unwrap())
+    }
+    fn meet((event, permits, barrier): Made) -> bool {
+        let _permit = permits.acquire();
+        event.set();
+        barrier.wait_timeout(SOON).is_ok()
+    }
+    let pool = Pool::builder().workers(2).chunk_size(1).build().unwrap();
+    let (event, permits, barrier) = pool.apply(make, ()).unwrap();
+    let task = pool.apply_async(meet, (event.clone(), permits.clone(), barrier.clone()));
+    assert!(event.wait_timeout(SOON));
+    assert!(permits.try_acquire().is_none());
+    assert!(barrier.wait_timeout(SOON).is_ok());
+    assert_eq!(task.get(), Ok(true));
+    assert!(permits.acquire_timeout(SOON).is_some());
 }
 
 #[test]
