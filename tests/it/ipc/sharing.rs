@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 
 use crate::support::{alone, kill, wait_until};
 use procpool::shared::{SharedArray, SharedFd, SharedSlice, SharedValue};
@@ -379,6 +380,34 @@ fn a_listening_socket_is_accepted_from_in_workers_and_a_connection_is_served_the
     client.read_to_string(&mut text).unwrap();
     let pids: Vec<_> = pool.workers().iter().map(|worker| format!("{}!", worker.pid)).collect();
     assert!(pids.contains(&text), "{text} of {pids:?}");
+}
+
+#[test]
+fn in_a_call_with_a_context_each_items_descriptor_is_closed_with_its_item() {
+    let pool = Pool::builder().workers(1).build().unwrap();
+    let context = (SharedFd::from(tempfile::tempfile().unwrap()), SharedValue::new(7).unwrap());
+    let (ours, theirs): (Vec<_>, Vec<_>) = (0..50)
+        .map(|_| {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            ours.set_read_timeout(Some(support::SOON)).unwrap();
+            (ours, SharedFd::from(theirs))
+        })
+        .unzip();
+    type Context = (SharedFd, SharedValue<u64>);
+    fn write((_, value): &Context, stream: SharedFd) -> usize {
+        let mut stream = UnixStream::from(stream.into_owned().unwrap());
+        stream.write_all(format!("{}", value.get()).as_bytes()).unwrap();
+        fs::read_dir("/proc/self/fd").unwrap().count()
+    }
+    let mut open = Vec::new();
+    let mut results = pool.imap_with(context, write, theirs).unwrap();
+    for mut ours in ours {
+        open.push(results.next().unwrap().unwrap());
+        let mut text = String::new();
+        ours.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "7", "the worker has closed it");
+    }
+    assert_eq!(open.iter().min(), open.iter().max(), "{open:?}");
 }
 
 #[test]

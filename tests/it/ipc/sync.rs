@@ -218,8 +218,8 @@ fn a_barrier_breaks_when_a_participant_dies_or_times_out_and_can_be_reset() {
 }
 
 #[test]
-fn a_shared_object_is_of_one_kind_in_arguments_and_in_results() {
-    #[derive(serde::Deserialize)]
+fn a_shared_object_is_of_one_kind_in_arguments_results_and_messages() {
+    #[derive(Debug, serde::Deserialize)]
     struct Confused(#[allow(dead_code)] Semaphore);
     impl serde::Serialize for Confused {
         fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -230,9 +230,33 @@ fn a_shared_object_is_of_one_kind_in_arguments_and_in_results() {
     let confused = Confused(Semaphore::new(1).unwrap());
     let error = pool.apply(|_: Confused| (), confused).unwrap_err();
     assert!(error.to_string().contains("another type"), "{error}");
-    let confused = |()| Confused(Semaphore::new(1).unwrap());
-    let error = pool.apply(confused, ()).map(drop).unwrap_err();
+    let error = pool.apply(|()| Confused(Semaphore::new(1).unwrap()), ()).unwrap_err();
     assert!(error.to_string().contains("another type"), "{error}");
+    let (sender, receiver) = procpool::channel::unbounded().unwrap();
+    sender.send(Confused(Semaphore::new(1).unwrap())).unwrap();
+    let error = receiver.recv().unwrap_err();
+    assert!(error.to_string().contains("another type"), "{error}");
+}
+
+#[test]
+fn what_a_task_makes_to_wait_for_is_waited_for_by_its_caller_and_by_other_tasks() {
+    type Made = (Event, Semaphore, Barrier);
+    fn make((): ()) -> Made {
+        (Event::new().unwrap(), Semaphore::new(1).unwrap(), Barrier::new(2).unwrap())
+    }
+    fn meet((event, permits, barrier): Made) -> bool {
+        let _permit = permits.acquire();
+        event.set();
+        barrier.wait_timeout(SOON).is_ok()
+    }
+    let pool = Pool::builder().workers(2).chunk_size(1).build().unwrap();
+    let (event, permits, barrier) = pool.apply(make, ()).unwrap();
+    let task = pool.apply_async(meet, (event.clone(), permits.clone(), barrier.clone()));
+    assert!(event.wait_timeout(SOON));
+    assert!(permits.try_acquire().is_none());
+    assert!(barrier.wait_timeout(SOON).is_ok());
+    assert_eq!(task.get(), Ok(true));
+    assert!(permits.acquire_timeout(SOON).is_some());
 }
 
 #[test]
