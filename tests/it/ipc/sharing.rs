@@ -389,7 +389,7 @@ fn in_a_call_with_a_context_each_items_descriptor_is_closed_with_its_item() {
     let (ours, theirs): (Vec<_>, Vec<_>) = (0..50)
         .map(|_| {
             let (ours, theirs) = UnixStream::pair().unwrap();
-            ours.set_read_timeout(Some(support::SOON)).unwrap();
+            ours.set_read_timeout(Some(crate::support::SOON)).unwrap();
             (ours, SharedFd::from(theirs))
         })
         .unzip();
