@@ -159,7 +159,15 @@ impl Run {
     /// Reports a lost host.
     fn lose(&mut self, lost: &LostHost) -> Result<()> {
         let LostHost { host, reason } = lost;
-        self.screen.progress().suspend(|| say(format_args!("lost the host {host}: {reason}")));
+        let what = format!("lost the host {host}: {reason}");
+        if self.top.is_some() {
+            // The live table has the terminal, and shows it.
+            let errors = self.screen.error_lines();
+            errors.extend_from_slice(what.as_bytes());
+            errors.push(b'\n');
+        } else {
+            self.screen.progress().suspend(|| say(format_args!("{what}")));
+        }
         match &mut self.journal {
             Some(journal) => journal.note_lost(lost),
             None => Ok(()),
