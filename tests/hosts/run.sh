@@ -45,7 +45,8 @@ until_lines() {
         [ "$(cat "$1" 2> /dev/null | wc -l)" -lt "$2" ] || return 0
         sleep 0.01
     done
-    fail "$1 didn't get $2 lines"
+    fail "$1 has $(cat "$1" | wc -l) lines and not $2: $(cat err; tail -n 2 journal; for host in n1 n2 n3; do
+        on $host ps ax -o pid,args 2>&1 | grep -v " ps ax"; done | cut -c1-150)"
 }
 
 # All of `0..N` are in the output, each once.

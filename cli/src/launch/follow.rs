@@ -15,7 +15,7 @@ use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
-use crate::journal::{End, Known};
+use crate::record::{End, Known};
 use crate::spill;
 
 /// The size of a read.
