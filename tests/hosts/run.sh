@@ -86,6 +86,7 @@ lose() {
     for time in $(seq "$times"); do
         begin "$what ($time of $times)"
         "$here/rig" up "$rig" 3
+        "$here/rig" mend "$rig" n3
         run -p 2 -n 400 --retries 3 --journal journal -- ./job {} > out 2> err &
         pid=$!
         until_lines ran 100
@@ -108,7 +109,6 @@ partition() { "$here/rig" cut "$rig" n3; }
 lose "a rank is killed" agent_killed
 lose "a host's power is cut" power_cut
 lose "a host is cut off" partition
-"$here/rig" mend "$rig" n3
 lose "the run itself is killed, and launched again" run_killed
 lose "the launcher is killed, and with it all hosts" launcher_killed
 
