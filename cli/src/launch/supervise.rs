@@ -104,7 +104,7 @@ pub(super) fn supervise(job: &Job<'_>) -> Result<Exit> {
         let (mut launch, listener) = launched;
         let ended = launch.follow(&listener, &orders, given.as_fd(), &mut follower, args);
         drop(given);
-        let status = launch.end(matches!(ended, Ok(Ended::Exit(_))));
+        let status = launch.end(matches!(ended, Ok(Ended::Exit(_))), !follower.lost.is_empty());
         let (why, has_run) = match ended? {
             Ended::Exit(code) => {
                 // Nobody is there who could read the rest: a clean end.
@@ -432,7 +432,7 @@ impl Launch {
 
     /// Ends the launcher, and with it what it has started. Returns how it ended by itself, if it
     /// did.
-    fn end(&mut self, in_order: bool) -> Option<ExitStatus> {
+    fn end(&mut self, in_order: bool, has_lost: bool) -> Option<ExitStatus> {
         let wait = |limit: Duration| {
             let deadline = Instant::now() + limit;
             while !self.is_over() && Instant::now() < deadline {
@@ -440,10 +440,11 @@ impl Launch {
             }
             self.is_over()
         };
-        let by_itself = wait(if in_order { LINGER } else { Duration::ZERO });
+        // After a loss, mpirun 4.1 never ends by itself, and not always when it is asked to.
+        let by_itself = wait(if in_order && !has_lost { LINGER } else { Duration::ZERO });
         if !by_itself {
             self.steering.lock().signal_group(Signal::TERM);
-            wait(GRACE);
+            wait(if has_lost { GRACE / 2 } else { GRACE });
         }
         let run = {
             // Also what was left of the group.
