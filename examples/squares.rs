@@ -12,7 +12,7 @@
 //!   3 squared is 9, by PID 8692
 //!   4 squared is 16, by PID 8692
 //!   5 squared is 25, by PID 8692
-//!   1 process, 1.1 s
+//!   1 process, 1.7 s
 //! six workers, in input order
 //!   0 squared is 0, by PID 9040
 //!   1 squared is 1, by PID 9048
@@ -20,7 +20,7 @@
 //!   3 squared is 9, by PID 9052
 //!   4 squared is 16, by PID 9053
 //!   5 squared is 25, by PID 9051
-//!   6 processes, 0.3 s
+//!   6 processes, 0.4 s
 //! six workers, in order of completion
 //!   5 squared is 25, by PID 9051
 //!   4 squared is 16, by PID 9053
@@ -28,7 +28,7 @@
 //!   2 squared is 4, by PID 9050
 //!   1 squared is 1, by PID 9048
 //!   0 squared is 0, by PID 9040
-//!   6 processes, 0.3 s
+//!   6 processes, 0.4 s
 //! all at once: [0, 1, 4, 9, 16, 25]
 //! ```
 
@@ -37,10 +37,10 @@ use std::time::{Duration, Instant};
 
 use procpool::{Pool, TaskError};
 
-/// Returns `x`, its square, and the PID of the process that computed it. Takes 50 ms for 5, and 50 ms more
-/// for each number below.
+/// Returns `x`, its square, and the PID of the process that computed it. Takes 150 ms for 5, and 50 ms
+/// more for each number below.
 fn square(x: u64) -> (u64, u64, u32) {
-    std::thread::sleep(Duration::from_millis(50) * (6 - x) as u32);
+    std::thread::sleep(Duration::from_millis(50) * (8 - x) as u32);
     (x, x * x, std::process::id())
 }
 

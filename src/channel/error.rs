@@ -61,7 +61,8 @@ pub enum RecvError {
     /// A process has overwritten the messages in the channel. They are lost.
     #[error("the channel's memory was overwritten")]
     Corrupt,
-    /// The operating system failed to read the channel's memory.
+    /// The operating system failed to read the channel's memory, or this process has no file descriptors left
+    /// for a message with handles. The message stays in the channel.
     #[error("the channel could not be read: {0}")]
     System(String),
 }

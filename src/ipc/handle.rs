@@ -128,9 +128,9 @@ mod tests {
         let mut attachments = Attachments::default();
         let named = attachments.collect(|| file.handle(&file).unwrap());
         assert!(matches!(named.open(OFlags::RDWR), Err(OpenError::NotSent)));
-        for (id, fd) in attachments.files() {
-            attach::register_received(id, fd.try_clone_to_owned().unwrap());
-        }
+        let files = attachments.files().into_iter();
+        let files = files.map(|(id, fd)| (id, fd.try_clone_to_owned().unwrap()));
+        attach::Received::new(files.collect()).register();
         for access in [OFlags::RDWR, OFlags::RDONLY] {
             let opened = named.open(access).unwrap();
             assert_eq!(opened.identity, file.identity);

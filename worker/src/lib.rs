@@ -28,7 +28,7 @@
 //! | `format` | the encoding itself (with the tests of `codec`, the only file that knows bincode) |
 //! | [`depth`] | the stack budget of nested values |
 //! | [`bulk`] | the types that are copied instead of encoded |
-//! | [`attach`] | the files that encoded arguments refer to |
+//! | [`attach`] | the files that encoded values refer to |
 //! | [`protocol`] | the frames, and the token that makes a process a worker |
 //! | [`transport`] | sending frames to the worker (the only file that knows ipc-channel) |
 //! | [`control`] | the worker's replies, and passing descriptors |

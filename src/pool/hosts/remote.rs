@@ -168,6 +168,11 @@ impl Run {
         self.hosts.iter_mut().find(|host| host.peer == peer && host.phase != Phase::Lost)
     }
 
+    /// Returns a host that items are expected from. What the others had is settled.
+    fn open_host(&mut self, peer: usize) -> Option<&mut RemoteHost> {
+        self.host(peer).filter(|host| host.is_open())
+    }
+
     /// Sends what is due. Returns whether anything was sent.
     pub(super) fn serve(&mut self, engine: &mut impl Engine) -> bool {
         for command in self.link.commands() {
@@ -301,7 +306,7 @@ impl Run {
     /// Delivers results.
     pub(super) fn results(&mut self, peer: usize, all: Vec<ItemResults>) -> Result<(), Nonsense> {
         let shared = Arc::clone(&self.shared);
-        let Some(host) = self.host(peer) else { return Ok(()) };
+        let Some(host) = self.open_host(peer) else { return Ok(()) };
         host.moved = Instant::now();
         let (mut settled, mut calls, mut outcome) = (0, Deferred::default(), Ok(()));
         for results in all {
@@ -322,7 +327,7 @@ impl Run {
     /// Takes back items that a host has given back.
     pub(super) fn stolen(&mut self, peer: usize, items: Vec<ItemRange>) -> Result<(), Nonsense> {
         let shared = Arc::clone(&self.shared);
-        let Some(host) = self.host(peer) else { return Ok(()) };
+        let Some(host) = self.open_host(peer) else { return Ok(()) };
         let is_cancelled = host.stealing.take() == Some(true);
         let mut batches = Vec::new();
         let mut outcome = Ok(());

@@ -276,6 +276,21 @@ fn a_cancelled_call_ends_on_every_host() {
 }
 
 #[test]
+fn a_host_that_answers_after_the_end_of_its_pool_is_not_lost() {
+    let _cluster = Cluster::new(2);
+    let lasting = builder().build().unwrap();
+    for _ in 0..10 {
+        let pool = builder().build().unwrap();
+        let mut results = pool.imap_unordered(nap, 0..);
+        assert!(results.by_ref().take(20).all(|result| result.is_ok()));
+        drop(results);
+        pool.terminate();
+    }
+    assert!(lasting.hosts().iter().all(|host| host.lost.is_none()));
+    assert_eq!(lasting.map(nap, 0..100).unwrap().len(), 100);
+}
+
+#[test]
 fn join_waits_for_all_hosts_and_events_name_them() {
     let _cluster = Cluster::new(3);
     let events = Arc::new(Mutex::new(Vec::new()));

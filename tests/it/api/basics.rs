@@ -1,4 +1,4 @@
-//! What every pool must do: each answer once, in the right place, whatever the sizes.
+//! Basic calls: each result is returned once and in the right place, whatever the sizes.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::mpsc::channel;
@@ -49,7 +49,7 @@ fn a_function_of_unknown_speed_is_spread_over_idle_workers() {
     for turn in 0..50 {
         let pool = Pool::new(4).unwrap();
         wait_until_idle(&pool);
-        // In workers whose memory is warm, an item is done before another worker is woken.
+        // Warm workers finish an item before another worker is woken.
         pool.map(square, 0..1000).unwrap();
         wait_until_idle(&pool);
         let pids = match turn % 2 {
@@ -85,7 +85,7 @@ fn imap_keeps_input_order_and_imap_unordered_yields_each_exactly_once() {
 }
 
 #[test]
-fn empty_input_gives_an_empty_answer_at_once_in_every_form() {
+fn empty_input_returns_at_once_from_every_call() {
     let pool = Pool::new(2).unwrap();
     let none = || std::iter::empty::<u64>();
     assert!(pool.map(square, none()).unwrap().is_empty());
@@ -95,7 +95,7 @@ fn empty_input_gives_an_empty_answer_at_once_in_every_form() {
 }
 
 #[test]
-fn any_chunk_size_gives_the_same_answer() {
+fn any_chunk_size_returns_the_same_results() {
     let pool = Pool::new(3).unwrap();
     let expected: Vec<u64> = (0..100).map(square).collect();
     for size in [1, 7, 100, 1000, usize::MAX] {
@@ -116,7 +116,7 @@ fn sixty_four_workers_on_few_cpus_work() {
 }
 
 #[test]
-fn a_timed_out_wait_leaves_the_task_going() {
+fn a_timed_out_wait_does_not_stop_the_task() {
     let pool = Pool::new(1).unwrap();
     let mut task = pool.apply_async(sleepy, 200);
     assert_eq!(task.get_timeout(Duration::from_millis(1)), None);
@@ -126,7 +126,7 @@ fn a_timed_out_wait_leaves_the_task_going() {
 }
 
 #[test]
-fn a_result_is_given_once_and_asking_again_says_so() {
+fn a_result_is_returned_once_and_then_an_error_says_so() {
     let pool = Pool::new(1).unwrap();
     let mut one = pool.apply_async(square, 3);
     assert_eq!(one.get_timeout(SOON), Some(Ok(9)));
@@ -138,7 +138,7 @@ fn a_result_is_given_once_and_asking_again_says_so() {
 }
 
 #[test]
-fn limits_of_time_may_be_as_long_as_can_be() {
+fn time_limits_may_have_any_length() {
     let long = Duration::MAX;
     let pool = Pool::builder()
         .workers(2)
@@ -153,7 +153,7 @@ fn limits_of_time_may_be_as_long_as_can_be() {
 }
 
 #[test]
-fn a_chunk_size_that_was_asked_for_is_kept() {
+fn a_chunk_size_that_is_set_is_kept() {
     let sizes = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
     let seen = std::sync::Arc::clone(&sizes);
     let listen = move |event: &procpool::Event| {
@@ -198,7 +198,7 @@ fn a_callback_may_use_the_pool() {
 }
 
 #[test]
-fn submitting_after_close_or_terminate_is_refused_with_its_own_error() {
+fn submitting_after_close_or_terminate_is_refused() {
     for terminate in [false, true] {
         let pool = Pool::new(1).unwrap();
         if terminate {
@@ -240,7 +240,7 @@ fn many_threads_submit_at_once_and_all_is_delivered() {
 }
 
 #[test]
-fn results_that_are_results_are_answers() {
+fn an_err_of_a_task_is_a_result() {
     let pool = Pool::new(1).unwrap();
     let parse = |text: String| text.parse::<i32>().map_err(|error| error.to_string());
     assert_eq!(pool.apply(parse, "12".to_owned()), Ok(Ok(12)));
@@ -259,7 +259,7 @@ fn generic_functions_and_those_of_other_crates_can_be_sent() {
 }
 
 #[test]
-fn a_report_says_who_when_and_which() {
+fn a_report_has_the_worker_the_times_and_the_id() {
     let pool = Pool::new(2).unwrap();
     let reports: Vec<_> = pool.imap(sleepy, [15, 0, 15]).reports().collect();
     let pids: HashMap<usize, u32> =
@@ -300,10 +300,10 @@ fn a_task_is_a_future() {
 }
 
 #[test]
-fn the_initializer_of_a_worker_runs_in_that_worker_however_idle_the_others_are() {
+fn the_initializer_of_a_worker_runs_in_that_worker_even_if_others_are_idle() {
     for _ in 0..30 {
         let pool = Pool::builder().workers(8).initializer(|x: u32| x, 7).build().unwrap();
-        // Those that are ready have nothing to do, while the others are still being made ready.
+        // Ready workers are idle while the others are starting.
         let deadline = Instant::now() + SOON;
         while pool.workers().iter().any(|worker| worker.state != WorkerState::Idle) {
             assert!(Instant::now() < deadline, "the workers are ready: {:?}", pool.workers());
@@ -328,7 +328,7 @@ fn the_initializer_runs_in_each_worker_before_its_first_task() {
 }
 
 #[test]
-fn environment_and_directory_are_as_asked_for() {
+fn environment_and_directory_are_as_set() {
     let dir = tempfile::tempdir().unwrap();
     let pool = Pool::builder()
         .workers(2)

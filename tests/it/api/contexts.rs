@@ -1,12 +1,12 @@
-//! `map_with` and `map_init`: what the items of one call share in a worker.
+//! `map_with` and `map_init`: contexts and states that the items of one call share in a worker.
 
 use crate::support::{Secret, SideEffects, is_alive, kill, wait_until};
 use procpool::shared::SharedSlice;
 use procpool::{Pool, Process, TaskErrorKind, TaskOptions, ValueSide};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// What is encoded is noted as 0, what is decoded as the worker's PID, what is dropped there as its
-/// PID's double.
+/// A value that notes 0 when it is encoded, the worker's PID when it is decoded, and twice the PID when it is
+/// dropped there.
 #[derive(Debug)]
 struct Watched(SideEffects);
 
@@ -72,8 +72,8 @@ fn a_large_context_arrives_whole() {
     assert_eq!(pool.map_with(context, at, places), Ok(places.map(|i| i as u64).to_vec()));
 }
 
-/// In the first process that decodes it, tries everything that could change the memory that the context
-/// lies in; every other process waits until that is done.
+/// In the first process that decodes it, tries to change the memory of the context in every way. All other
+/// processes wait until that is done.
 #[derive(Debug, Serialize)]
 struct Vandal(SideEffects);
 
@@ -93,8 +93,8 @@ impl<'de> Deserialize<'de> for Vandal {
     }
 }
 
-/// Writes, where the kernel lets it, into all memory files of the context's size that this process has
-/// mapped or open.
+/// Writes into all memory files of the context's size that this process has mapped or open, if the kernel
+/// allows it.
 fn scribble_over_memory_files() {
     let is_it = |len: u64| (8 * NUMBERS..8 * NUMBERS + 8192).contains(&len);
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
@@ -111,8 +111,7 @@ fn scribble_over_memory_files() {
         found += 1;
         paths.push(format!("/proc/self/map_files/{range}"));
         let access = libc::PROT_READ | libc::PROT_WRITE;
-        // SAFETY: the mapping is there as long as the context is being decoded, and its bytes may be
-        // anything.
+        // SAFETY: the mapping exists while the context is decoded, and all of its bytes are valid.
         unsafe {
             let start = start as *mut u8;
             if libc::mprotect(start.cast(), len, access) == 0 {
@@ -131,7 +130,7 @@ fn scribble_over_memory_files() {
         let _ = std::os::unix::fs::FileExt::write_all_at(&file, &junk, 4096);
         let (access, fd) =
             (libc::PROT_READ | libc::PROT_WRITE, std::os::fd::AsRawFd::as_raw_fd(&file));
-        // SAFETY: a new mapping, of a file of that length.
+        // SAFETY: it creates a mapping of a file of that length.
         unsafe {
             let start =
                 libc::mmap(std::ptr::null_mut(), len as usize, access, libc::MAP_SHARED, fd, 0);
@@ -174,7 +173,7 @@ fn shared_handles_may_be_inside_of_a_context_a_broadcast_and_a_processes_argumen
 }
 
 #[test]
-fn a_worker_that_takes_the_place_of_another_has_the_context_too() {
+fn a_replacement_worker_has_the_context_too() {
     let pool = Pool::builder().workers(2).chunk_size(3).retries(1).build().unwrap();
     let call = |(effects, factor): &(SideEffects, u64), x: u64| {
         if x % 10 == 5 && effects.count(x) == 0 {
@@ -216,7 +215,7 @@ fn calls_at_the_same_time_have_their_own_contexts() {
     });
 }
 
-/// Can be sent, but not understood.
+/// Can be encoded, but not decoded.
 #[derive(Debug, Serialize)]
 struct Garbled(u8);
 
@@ -256,14 +255,14 @@ fn a_context_that_cannot_be_encoded_is_the_calls_error() {
     assert_eq!(pool.apply(|x: u64| x, 1), Ok(1));
 }
 
-/// How many items have been before it in its worker, and in which.
+/// Returns the worker, and how many items it has run before.
 fn turn(state: &mut u64, _: u64) -> (u32, u64) {
     *state += 1;
     (std::process::id(), *state)
 }
 
 #[test]
-fn a_state_is_made_once_in_each_worker_and_kept_for_the_call() {
+fn a_state_is_created_once_in_each_worker_and_kept_for_the_call() {
     let pool = Pool::builder().workers(2).chunk_size(3).build().unwrap();
     for _ in 0..2 {
         let turns = pool.map_init(|| 0, turn, 0..100).unwrap();
@@ -278,7 +277,7 @@ fn a_state_is_made_once_in_each_worker_and_kept_for_the_call() {
 }
 
 #[test]
-fn a_state_that_a_panic_has_left_behind_is_made_anew() {
+fn after_a_panic_a_new_state_is_created() {
     let call = |state: &mut u64, x: u64| {
         *state += 1;
         assert_ne!(x, 4, "four");
@@ -295,7 +294,7 @@ fn a_state_that_a_panic_has_left_behind_is_made_anew() {
     let effects = SideEffects::new();
     let items = (0..3).map(|x| (1, if x == 0 { effects.clone() } else { SideEffects::new() }, x));
     assert!(pool.map_init(|| None, note, items).is_err());
-    // The third has not found what the first had put there.
+    // The third item does not see the state of the first.
     assert_eq!([0, 1, 2].map(|x| effects.count(x)), [1, 1, 0]);
 }
 

@@ -1,5 +1,5 @@
-//! Becoming a worker, or a program that has some: beside what the program has done before, and
-//! whatever it does to itself after.
+//! `init` and the start of workers: in programs that did other things before, and that change themselves
+//! afterwards.
 
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
@@ -14,7 +14,7 @@ fn executable() -> PathBuf {
     tests.parent().unwrap().with_file_name("examples").join("procpool-test-entry")
 }
 
-/// One of them, in a directory of its own.
+/// Returns the command of one of them, and its directory.
 fn program(name: &str) -> (Command, tempfile::TempDir) {
     let dir = tempfile::tempdir().unwrap();
     let mut command = Command::new(executable());
@@ -23,7 +23,7 @@ fn program(name: &str) -> (Command, tempfile::TempDir) {
     (command, dir)
 }
 
-/// Waits for its end, which must come and be a success; returns what it printed.
+/// Waits for the end of a program, which must succeed. Returns what it printed.
 #[track_caller]
 fn succeeds(mut command: Command) -> String {
     let child = command.spawn().unwrap();
@@ -41,7 +41,7 @@ fn finished(mut child: Child, well: bool) -> String {
 }
 
 #[test]
-fn what_was_opened_before_init_stays_open_and_its_own() {
+fn files_opened_before_init_stay_open() {
     for _ in 0..5 {
         let (command, _dir) = program("files");
         succeeds(command);
@@ -55,7 +55,7 @@ fn init_may_be_the_first_line_of_an_async_main() {
 }
 
 #[test]
-fn a_worker_in_which_init_is_called_on_a_thread_does_not_go_on_with_main() {
+fn a_worker_that_calls_init_on_a_thread_does_not_continue_with_main() {
     let (command, _dir) = program("thread");
     let text = succeeds(command);
     assert!(text.contains("a thread other than the main thread"), "{text}");
@@ -79,14 +79,14 @@ fn a_program_with_more_privileges_than_its_user_has_no_workers() {
     privileged.env("PROGRAM", "privileged");
     let text = succeeds(privileged);
     assert!(!text.contains("worker"), "{text}");
-    // The same program, without them, has workers.
+    // Without the privileges, the same program has workers.
     std::fs::set_permissions(&copy, PermissionsExt::from_mode(0o755)).unwrap();
     command.env("PROGRAM", "limits");
     limited(&mut command);
     succeeds(command);
 }
 
-/// Has a program start with a soft limit of 100 open files and a hard one of 1,000.
+/// Makes a program start with a soft limit of 100 open files and a hard limit of 1,000.
 fn limited(command: &mut Command) {
     let limit = || {
         let limit = libc::rlimit { rlim_cur: 100, rlim_max: 1000 };
@@ -113,9 +113,9 @@ fn in_a_copy_made_by_fork_every_call_is_an_error_and_the_original_goes_on() {
     succeeds(command);
 }
 
-/// Forks in one of two ways; zero in the copy.
+/// Forks in one of two ways. Returns zero in the copy.
 fn fork(raw: bool) -> libc::c_int {
-    // SAFETY: the copy returns from the task, which is what the test is about.
+    // SAFETY: the copy returns from the task, which the test is about.
     unsafe {
         match raw {
             false => libc::fork(),
@@ -155,15 +155,14 @@ fn a_task_that_forks_is_answered_once_by_the_worker_and_its_copy_ends() {
 }
 
 #[test]
-fn a_worker_that_is_let_go_while_it_starts_ends_in_silence() {
+fn a_worker_that_is_retired_while_it_starts_prints_nothing() {
     let (command, _dir) = program("drops");
     let text = succeeds(command);
     assert_eq!(text, "");
 }
 
 #[test]
-fn a_process_has_its_own_exit_code_where_its_parent_has_left_the_session_or_is_in_a_pid_namespace()
-{
+fn a_process_has_its_own_exit_code_in_another_session_and_in_a_pid_namespace() {
     let (command, _dir) = program("session");
     succeeds(command);
     let (inner, _dir) = program("namespace");
@@ -183,7 +182,7 @@ fn a_pool_in_a_library_that_is_loaded_while_a_program_runs_names_both_files() {
     let library = executable().with_file_name("libprocpool_test_library.so");
     let path = std::ffi::CString::new(library.as_os_str().as_encoded_bytes()).unwrap();
     let mut text = [0u8; 4096];
-    // SAFETY: the library is the one of tests/programs/library.rs, whose function has this type.
+    // SAFETY: the library is built from tests/programs/library.rs, and its function has this type.
     let len = unsafe {
         let handle = libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL);
         assert!(!handle.is_null(), "{path:?} can't be loaded");
@@ -205,9 +204,9 @@ fn a_pool_in_a_library_that_is_loaded_while_a_program_runs_names_both_files() {
 }
 
 #[test]
-fn a_pool_in_a_program_that_the_loader_was_asked_to_run_names_both_files() {
+fn a_pool_in_a_program_started_by_the_loader_names_both_files() {
     let (inner, _dir) = program("loader");
-    // The first interpreter in the file is its program header's.
+    // The first interpreter in the file is that of its program header.
     let image = std::fs::read(executable()).unwrap();
     let text = String::from_utf8_lossy(&image[..4096.min(image.len())]).into_owned();
     let interpreter = text.split('\0').find(|part| part.starts_with("/lib"));
@@ -222,17 +221,17 @@ fn a_pool_in_a_program_that_the_loader_was_asked_to_run_names_both_files() {
 }
 
 #[test]
-fn a_directory_that_is_not_there_is_named() {
+fn a_missing_directory_is_named() {
     let (command, _dir) = program("gone");
     succeeds(command);
 }
 
-/// What a program does without one system call, which it must be able to name.
+/// Runs a program to which one system call is refused. It must work, or name the call.
 #[track_caller]
 fn without(name: &str, number: libc::c_long, errno: i32) -> Result<(), String> {
     let (mut command, _dir) = program("refused");
     command.env("CALL", number.to_string()).env("ERRNO", errno.to_string()).env("NAME", name);
-    // Should all its waits fail, it would be busy for ever.
+    // If all of its waits fail, it runs forever.
     let text = finished(command.spawn().unwrap(), false);
     let mut lines = text.lines();
     let error = lines.find(|line| line.starts_with(&format!("{name}: ")));
@@ -245,7 +244,7 @@ fn without(name: &str, number: libc::c_long, errno: i32) -> Result<(), String> {
 }
 
 #[test]
-fn a_refused_system_call_is_done_without_or_named() {
+fn a_refused_system_call_is_replaced_or_named() {
     // Without `poll`, any Rust program aborts before `main`.
     let calls = [
         ("pidfd_open", libc::SYS_pidfd_open),

@@ -1,4 +1,4 @@
-//! Beginnings and ends: of pools, of workers with their parent, of what they started.
+//! Starts and ends of pools, of workers with their parent, and of processes that tasks started.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 use crate::support::{SideEffects, is_alive, kill, sleepy, square, wait_until};
 use procpool::{DeathCause, Error, Event, EventKind, Pool, StartError, TaskErrorKind, WorkerState};
 
-/// How long a test waits for what has to happen within 100 ms, which it measures.
+/// How long a test waits for an event that must happen within 100 ms. It measures the time.
 const PROMPT: Duration = Duration::from_millis(100);
 
-/// A process that has this in its environment stops itself before anything else.
+/// A process with this in its environment stops itself at its start.
 const STOPS: &str = "PROCPOOL_TEST_STOPS";
 
 #[used]
@@ -105,7 +105,7 @@ fn join_waits_for_all_that_was_submitted() {
 }
 
 #[test]
-fn the_thread_that_built_the_pool_ends_and_the_pool_lives_on() {
+fn a_pool_outlives_the_thread_that_built_it() {
     let pool = std::thread::spawn(|| Pool::new(2).unwrap()).join().unwrap();
     let pids: Vec<u32> = pool.workers().iter().map(|worker| worker.pid).collect();
     assert_eq!(pool.map(square, 0..100).unwrap().len(), 100);
@@ -153,9 +153,9 @@ fn the_host_programs_own_children_are_left_alone() {
     assert!(!child.wait().unwrap().success());
 }
 
-/// Starts the helper program, a parent with a pool; gives it and the PIDs that it prints.
+/// Starts the helper program, a parent with a pool. Returns it and the PIDs that it prints.
 fn parent(args: &[&str]) -> (Child, Vec<u32>) {
-    // Examples are built with the tests, and lie beside the directory that those are in.
+    // Examples are built with the tests, into a directory beside theirs.
     let tests = std::env::current_exe().unwrap();
     let program = tests.parent().unwrap().with_file_name("examples").join("procpool-test-parent");
     let mut child = Command::new(program).args(args).stdout(Stdio::piped()).spawn().unwrap();
@@ -180,7 +180,7 @@ fn when_the_parent_is_killed_workers_and_what_they_started_are_gone_within_100_m
 
 #[test]
 #[allow(clippy::zombie_processes, reason = "that nobody waits for it is the point")]
-fn what_a_task_started_ends_with_its_worker() {
+fn processes_that_a_task_started_end_with_its_worker() {
     let start = |()| {
         let child = Command::new("sleep").arg("3600").spawn().unwrap();
         child.id()
@@ -198,7 +198,7 @@ fn what_a_task_started_ends_with_its_worker() {
 #[test]
 fn a_child_that_keeps_the_channel_open_does_not_hide_its_workers_death() {
     let fork = |()| {
-        // SAFETY: the child only sleeps, then ends without running anything of Rust's.
+        // SAFETY: the child only sleeps and exits, without running Rust code.
         unsafe {
             if libc::fork() == 0 {
                 libc::sleep(3600);
@@ -275,7 +275,7 @@ fn workers_that_are_killed_while_they_start_do_not_keep_a_pool_from_being_built(
     let pool = Pool::builder().workers(1).on_event(murder).build().unwrap();
     assert_eq!(pool.apply(square, 3), Ok(9));
 
-    // Where all of them are, that is said in the end.
+    // If all of them are, the error says so in the end.
     let murder = move |event: &Event| {
         if let EventKind::Spawned { pid, .. } = event.kind {
             kill(pid, libc::SIGKILL);
@@ -283,7 +283,7 @@ fn workers_that_are_killed_while_they_start_do_not_keep_a_pool_from_being_built(
     };
     match Pool::builder().workers(1).on_event(murder).build() {
         Err(Error::Start(StartError::Died(DeathCause::Signaled(libc::SIGKILL, _)))) => {}
-        // One was faster than its murderer.
+        // One finished before it was killed.
         Ok(_) => {}
         other => panic!("{other:?}"),
     }
@@ -298,7 +298,7 @@ fn a_forgotten_init_is_an_error_and_never_a_fork_bomb() {
 }
 
 #[test]
-fn a_worker_that_does_not_report_is_given_up_after_the_start_timeout() {
+fn a_worker_without_a_handshake_is_killed_after_the_start_timeout() {
     let hangs = |()| -> () { std::thread::sleep(Duration::from_secs(3600)) };
     let limit = Duration::from_millis(50);
     let pool =
@@ -318,11 +318,11 @@ fn a_low_limit_of_open_files_is_an_error_that_names_it() {
 fn a_panic_costs_one_task_also_where_it_aborts() {
     let (mut child, _) = parent(&["panics"]);
     assert!(child.wait().unwrap().success());
-    // The same program, built so that a panic is the end of the process, is run by `.ci/run`.
+    // `.ci/run` runs the same program built with `panic = "abort"`.
 }
 
 #[test]
-fn options_that_cannot_be_are_refused_with_the_remedy() {
+fn invalid_options_are_refused_with_the_remedy() {
     let error = Pool::builder().window(0).build().unwrap_err();
     assert!(matches!(error, Error::Option { option: "window", .. }), "{error}");
     let error = Pool::builder().task_timeout(Duration::ZERO).build().unwrap_err();

@@ -1,4 +1,4 @@
-//! Memory, recycling, what workers may use, what they print, and what is told of all that.
+//! Resource limits, replacement and output of workers, and the events about them.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
@@ -14,7 +14,7 @@ fn cause(error: &procpool::TaskError) -> DeathCause {
     }
 }
 
-/// Takes memory without end, in steps of 1 MiB.
+/// Allocates memory without end, in steps of 1 MiB.
 fn leak(_: u64) -> u64 {
     let mut kept = Vec::new();
     loop {
@@ -35,7 +35,7 @@ fn a_worker_over_its_memory_is_killed_and_its_task_is_out_of_memory() {
 }
 
 #[test]
-fn an_allocation_that_fails_under_a_limit_is_told_apart_from_other_aborts() {
+fn a_failed_allocation_is_distinguished_from_other_aborts() {
     let limits = Limits::new().address_space(1 << 30);
     let pool = Pool::builder().workers(1).limits(limits).output(OutputMode::Null).build().unwrap();
     assert_eq!(cause(&pool.apply(leak, 0).unwrap_err()), DeathCause::OutOfMemory);
@@ -44,17 +44,17 @@ fn an_allocation_that_fails_under_a_limit_is_told_apart_from_other_aborts() {
     let on_a_thread = |()| std::thread::spawn(|| vec![1u8; 1 << 40].len()).join().map_err(drop);
     assert_eq!(cause(&pool.apply(on_a_thread, ()).unwrap_err()), DeathCause::OutOfMemory);
     let abort = |()| -> () { std::process::abort() };
-    // It has got over a refusal before, of which errno still tells.
+    // It has survived a refused allocation, and errno still says so.
     let later = |()| -> () {
         let refused = Vec::<u8>::new().try_reserve(1 << 40);
-        // SAFETY: errno is the thread's own.
+        // SAFETY: errno belongs to the thread.
         unsafe { *libc::__errno_location() = libc::ENOMEM };
         assert!(refused.is_err());
         std::process::abort()
     };
-    // Sent from outside, while errno tells of a refusal.
+    // Sent from outside, while errno says that memory was refused.
     let killed = |()| -> () {
-        // SAFETY: errno is the thread's own, and plain system calls.
+        // SAFETY: errno belongs to the thread, and the rest are plain system calls.
         unsafe {
             *libc::__errno_location() = libc::ENOMEM;
             libc::raise(libc::SIGABRT);
@@ -70,11 +70,11 @@ fn an_allocation_that_fails_under_a_limit_is_told_apart_from_other_aborts() {
 
 #[test]
 fn a_cpp_bad_alloc_is_out_of_memory() {
-    /// Runs C++'s `operator new` as a thread, whose exception nobody catches; false without C++.
+    /// Runs C++'s `operator new` as a thread, in which its exception is not caught. Returns false without C++.
     fn new(bytes: usize) -> bool {
         type Start = extern "C" fn(*mut libc::c_void) -> *mut libc::c_void;
-        // SAFETY: `operator new` takes a size and returns a pointer, each in the register in which a
-        // thread's function has its argument and result.
+        // SAFETY: `operator new` takes a size and returns a pointer, in the registers of the argument and the
+        // result of a thread's function.
         unsafe {
             let library =
                 libc::dlopen(c"libstdc++.so.6".as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL);
@@ -115,7 +115,7 @@ fn a_worker_retires_after_its_tasks_and_never_runs_more() {
 }
 
 #[test]
-fn idle_workers_go_and_come_back_when_there_is_work() {
+fn idle_workers_end_and_start_again_when_there_is_work() {
     let pool = Pool::builder()
         .workers(4)
         .idle_timeout(Duration::from_millis(20))
@@ -168,10 +168,10 @@ fn a_worker_over_its_cpu_time_is_ended_by_the_kernel() {
 }
 
 #[test]
-fn what_a_task_prints_in_any_language_comes_back_in_its_report() {
+fn the_output_of_a_task_in_any_language_is_in_its_report() {
     fn print(x: u64) -> u64 {
         println!("rust {x}");
-        // SAFETY: a format with its argument; all of C's streams.
+        // SAFETY: the format matches its argument, and null stands for all streams.
         unsafe {
             libc::printf(c"c %d\n".as_ptr(), x as libc::c_int);
             libc::fflush(std::ptr::null_mut());
@@ -218,7 +218,7 @@ fn the_last_lines_of_a_worker_that_dies_come_with_the_error() {
 }
 
 #[test]
-fn events_tell_what_happens_to_workers_and_tasks() {
+fn events_report_what_happens_to_workers_and_tasks() {
     let told = Arc::new(Mutex::new(Vec::new()));
     let teller = Arc::clone(&told);
     let pool = Pool::builder()
@@ -269,7 +269,7 @@ fn events_tell_what_happens_to_workers_and_tasks() {
 }
 
 #[test]
-fn a_pool_in_which_nothing_is_wrong_leaves_no_trace_of_a_task_in_the_next() {
+fn without_failures_the_output_of_a_task_is_not_in_the_next_report() {
     let pool = Pool::new(1).unwrap();
     static CHANGED: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
     let change = |()| CHANGED.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
@@ -279,14 +279,14 @@ fn a_pool_in_which_nothing_is_wrong_leaves_no_trace_of_a_task_in_the_next() {
 }
 
 #[test]
-fn of_what_happens_too_fast_for_a_listener_it_learns_how_much_it_has_missed() {
+fn a_slow_callback_learns_how_many_events_it_missed() {
     const TASKS: u64 = 100_000;
     let (sender, released) = std::sync::mpsc::channel::<()>();
     let released = Mutex::new(released);
     let seen: Arc<Mutex<Vec<EventKind>>> = Arc::default();
     let notes = Arc::clone(&seen);
     let listen = move |event: &procpool::Event| {
-        // Held up until all is done.
+        // Blocks the callback until all tasks are done.
         let _ = released.lock().unwrap().recv();
         notes.lock().unwrap().push(event.kind.clone());
     };

@@ -1,4 +1,4 @@
-//! `Process`: one call in a child of its own, from its start to its exit status.
+//! `Process`: one call in its own child process, from the start to the exit status.
 
 use std::os::unix::process::ExitStatusExt;
 use std::sync::{Arc, Mutex};
@@ -12,13 +12,13 @@ use procpool::{
     TaskErrorKind, sync,
 };
 
-/// Notes its PID, then never returns.
+/// Notes its PID and never returns.
 fn forever(effects: SideEffects) {
     effects.note(u64::from(std::process::id()));
     std::thread::sleep(Duration::from_secs(3600));
 }
 
-/// One that runs already.
+/// Returns a process that is running its call.
 fn running_forever() -> Process<()> {
     let effects = SideEffects::new();
     let process = Process::spawn(forever, effects.clone()).unwrap();
@@ -35,7 +35,7 @@ fn signal<R>(process: &Process<R>) -> Option<i32> {
 }
 
 #[test]
-fn a_process_answers_from_a_pid_of_its_own_and_ends_with_code_0() {
+fn a_process_has_its_own_pid_and_exits_with_code_0() {
     let mut process = Process::spawn(|x: u64| (square(x), std::process::id()), 7).unwrap();
     let pid = process.pid();
     assert_eq!(process.join(), Ok((49, pid)));
@@ -92,7 +92,7 @@ fn terminate_and_kill_end_it_by_their_signals_also_twice_and_when_it_has_ended()
 }
 
 #[test]
-fn killed_before_it_has_begun_it_is_not_started_again() {
+fn a_process_killed_before_its_call_is_not_started_again() {
     for _ in 0..20 {
         let effects = SideEffects::new();
         let mut process = Process::spawn(forever, effects.clone()).unwrap();
@@ -105,7 +105,7 @@ fn killed_before_it_has_begun_it_is_not_started_again() {
 }
 
 #[test]
-fn killed_from_outside_or_stopped_and_killed_it_ends_all_the_same() {
+fn a_process_that_is_killed_or_stopped_and_killed_ends() {
     let mut process = running_forever();
     kill(process.pid(), libc::SIGSEGV);
     assert!(process.join().is_err());
@@ -117,7 +117,7 @@ fn killed_from_outside_or_stopped_and_killed_it_ends_all_the_same() {
 }
 
 #[test]
-fn one_that_ignores_sigterm_is_ended_by_kill() {
+fn a_process_that_ignores_sigterm_is_ended_by_kill() {
     let deaf = |effects: SideEffects| {
         // SAFETY: a plain system call.
         unsafe { libc::signal(libc::SIGTERM, libc::SIG_IGN) };
@@ -160,7 +160,7 @@ fn dropped_it_is_killed() {
 
 #[test]
 #[allow(clippy::zombie_processes, reason = "that nobody waits for it is the point")]
-fn what_it_started_ends_with_it_and_its_exit_code_is_its_own() {
+fn processes_that_a_process_started_end_with_it_and_its_exit_code_is_its_own() {
     let start = |()| std::process::Command::new("sleep").arg("3600").spawn().unwrap().id();
     let mut process = Process::spawn(start, ()).unwrap();
     let grandchild = process.join().unwrap();
@@ -191,7 +191,7 @@ fn a_process_has_processes_and_pools_and_they_all_end_with_the_outermost() {
 }
 
 #[test]
-fn it_has_the_name_environment_directory_and_limits_that_were_asked_for() {
+fn a_process_has_the_name_environment_directory_and_limits_that_are_set() {
     let look = |()| {
         let name = std::fs::read_to_string("/proc/self/comm").unwrap();
         let dir = std::env::current_dir().unwrap();
@@ -226,19 +226,19 @@ fn a_time_limit_ends_it() {
 }
 
 #[test]
-fn one_that_cannot_start_is_an_error_of_spawn() {
+fn a_process_that_cannot_start_is_an_error_of_spawn() {
     let error = Process::builder().current_dir("/does/not/exist").spawn(square, 1).unwrap_err();
     assert!(matches!(error, Error::Start(StartError::Spawn(_))), "{error}");
 }
 
 #[test]
-fn a_directory_is_looked_at_by_the_caller_before_the_thread_that_all_processes_share() {
-    alone!("looks_at_a_directory_alone");
+fn the_callers_thread_checks_the_directory_of_a_process() {
+    alone!("checks_a_directory_alone");
 }
 
 #[test]
 #[ignore = "looks at the whole process, so it is run by itself"]
-fn looks_at_a_directory_alone() {
+fn checks_a_directory_alone() {
     let has_supervisor = || {
         std::fs::read_dir("/proc/self/task").unwrap().any(|task| {
             let name = std::fs::read_to_string(task.unwrap().path().join("comm"));
@@ -276,7 +276,7 @@ fn many_processes_alone() {
 }
 
 #[test]
-fn many_at_once_share_one_thread_take_few_descriptors_and_none_holds_up_another() {
+fn many_processes_share_one_thread_use_few_descriptors_and_do_not_delay_each_other() {
     alone!("many_at_once_alone");
 }
 

@@ -1,4 +1,4 @@
-//! Inputs and results as streams: read lazily, bounded, and given up cleanly.
+//! Inputs and results as iterators and streams: lazy, bounded, and cancelled when dropped.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -20,20 +20,20 @@ fn counted() -> (Arc<AtomicU64>, impl Iterator<Item = u64>) {
     (read, (0..).inspect(count))
 }
 
-/// Resident memory of this process in bytes.
+/// Returns the resident memory of this process in bytes.
 fn resident() -> u64 {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
     statm.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
 }
 
 #[test]
-fn of_an_infinite_input_the_first_answers_arrive_and_a_bounded_window_is_read() {
+fn an_infinite_input_is_read_a_bounded_window_ahead() {
     let pool = Pool::new(2).unwrap();
     let (read, input) = counted();
     assert_eq!(read.load(Ordering::SeqCst), 0, "nothing is read before it is asked for");
     let first: Vec<u64> = pool.imap(square, input).take(3).map(Result::unwrap).collect();
     assert_eq!(first, [0, 1, 4]);
-    // A window is four chunks for each worker, and a chunk 65,536 items, as long as those are quick.
+    // A window is four chunks per worker, and a chunk of fast items has up to 65,536.
     assert!(read.load(Ordering::SeqCst) <= 2 * 4 * 65_536, "{read:?}");
     let (read, input) = counted();
     assert_eq!(pool.imap_unordered(sleepy, input.map(|_| 1)).take(10).count(), 10);
@@ -41,7 +41,7 @@ fn of_an_infinite_input_the_first_answers_arrive_and_a_bounded_window_is_read() 
 }
 
 #[test]
-fn a_window_that_was_asked_for_is_kept() {
+fn a_window_that_is_set_is_kept() {
     for size in [1, 5] {
         let pool = Pool::builder().workers(2).window(size).build().unwrap();
         let (read, input) = counted();
@@ -54,7 +54,7 @@ fn a_window_that_was_asked_for_is_kept() {
 }
 
 #[test]
-fn an_input_that_panics_half_way_gives_its_earlier_answers_and_the_pool_stays_usable() {
+fn an_input_that_panics_yields_the_earlier_results_and_the_pool_stays_usable() {
     let pool = Pool::new(2).unwrap();
     let input = || (0..100u64).inspect(|x| assert!(*x < 50, "no more"));
     let mut results = pool.imap(square, input());
@@ -75,7 +75,7 @@ fn when_the_consumer_stops_after_one_item_close_and_join_return() {
     assert_eq!(results.next(), Some(Ok(0)));
     pool.close();
     pool.join();
-    // What had been accepted is answered, what had not is refused, and then it ends.
+    // Submitted items return results, the others fail, and then the iterator ends.
     let rest: Vec<_> = results.collect();
     let answered = rest.iter().take_while(|result| result.is_ok()).count();
     assert!(rest[answered..].iter().all(Result::is_err));
@@ -152,10 +152,10 @@ fn a_hundred_thousand_tiny_tasks_leave_memory_flat_alone() {
 }
 
 #[test]
-fn a_slow_item_holds_nobody_back() {
+fn a_slow_item_delays_no_other() {
     let pool = Pool::builder().workers(2).chunk_size(100).build().unwrap();
     let start = Instant::now();
-    // One chunk has the slow items at its front; the other worker takes over what is behind them.
+    // One chunk starts with the slow items. The other worker steals the items behind them.
     let results = pool.map(sleepy, [vec![1500], vec![0; 99], vec![30; 30]].concat()).unwrap();
     assert_eq!(results.len(), 130);
     let elapsed = start.elapsed();
@@ -163,7 +163,7 @@ fn a_slow_item_holds_nobody_back() {
 }
 
 #[test]
-fn what_is_behind_a_slow_item_among_tiny_ones_is_done_by_others() {
+fn items_behind_a_slow_one_are_stolen_by_other_workers() {
     const TINY: u64 = 5000;
     fn task(x: u64) -> u64 {
         if x >= TINY {
@@ -172,7 +172,7 @@ fn what_is_behind_a_slow_item_among_tiny_ones_is_done_by_others() {
         x
     }
     let pool = Pool::builder().workers(2).chunk_size(6000).build().unwrap();
-    // The workers have found that many can be claimed at once.
+    // The workers have learned to claim many items at once.
     pool.map(task, 0..TINY).unwrap();
     let reports: Vec<_> = pool.imap(task, 0..TINY + 100).reports().collect();
     assert!(reports.iter().map(|report| report.result.clone().unwrap()).eq(0..TINY + 100));
@@ -182,14 +182,14 @@ fn what_is_behind_a_slow_item_among_tiny_ones_is_done_by_others() {
 }
 
 #[test]
-fn a_map_that_was_to_be_short_and_is_not_is_shared_out_all_the_same() {
+fn a_map_that_takes_longer_than_measured_before_is_spread_over_workers() {
     fn nap(millis: u64) -> u32 {
         std::thread::sleep(Duration::from_millis(millis));
         std::process::id()
     }
     let pool = Pool::new(2).unwrap();
-    // By all that is known, six take a microsecond: their caller gives all of them to one worker, and
-    // stays awake for them.
+    // By the measured cost, six items take a microsecond: the caller sends all of them to one worker and spins
+    // for the reply.
     for _ in 0..3 {
         pool.map(nap, vec![0; 1000]).unwrap();
     }
@@ -198,7 +198,7 @@ fn a_map_that_was_to_be_short_and_is_not_is_shared_out_all_the_same() {
 }
 
 #[test]
-fn a_panic_among_plain_numbers_costs_its_item_alone() {
+fn a_panic_among_plain_numbers_costs_one_item() {
     fn task(x: u32) -> u16 {
         assert!(!x.is_multiple_of(97), "{x}");
         x as u16
@@ -224,7 +224,7 @@ fn results_arrive_while_their_chunk_still_runs() {
     assert!(elapsed < Duration::from_secs(2), "{elapsed:?}");
 }
 
-/// Polls a future on this thread, which sleeps until it is woken. What a runtime is without its reactor.
+/// Polls a future on this thread, which sleeps until it is woken: a runtime without a reactor.
 fn block_on<F: Future>(future: F) -> F::Output {
     struct Unpark(std::thread::Thread);
     impl std::task::Wake for Unpark {
@@ -255,7 +255,7 @@ fn a_stream_yields_what_the_iterator_does_under_any_executor() {
             pool.imap_unordered(square, 0..500).into_stream().map(Result::unwrap).collect().await;
         any_order.sort_unstable();
         assert!(any_order.into_iter().eq((0..500).map(square)));
-        // Of an infinite input, and with errors among the results.
+        // The input is infinite, and there are errors among the results.
         let odd = |x: u64| {
             assert!(!x.is_multiple_of(2));
             x
@@ -270,7 +270,7 @@ fn a_stream_yields_what_the_iterator_does_under_any_executor() {
     assert_eq!(block_on(count), 0);
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let results = pool.imap(sleepy, [3, 2, 1]).into_stream();
-    // On a thread of the runtime, and moved between polls.
+    // Polled on a thread of the runtime, and moved between polls.
     let task = runtime.spawn(async move { results.map(Result::unwrap).collect::<Vec<_>>().await });
     assert_eq!(runtime.block_on(task).unwrap(), [3, 2, 1]);
 }
@@ -304,7 +304,7 @@ fn a_stream_that_is_dropped_cancels_the_rest() {
     let mut results = pool.imap_unordered(task, input).into_stream();
     assert_eq!(block_on(results.next()), Some(Ok(())));
     wait_until("one of the others runs", || effects.noted().len() > 1);
-    // It is being waited for when it is dropped, as in a `select!`.
+    // Dropped while it is awaited, as in a `select!`.
     let mut next = results.next();
     let is_pending = std::future::poll_fn(|context| {
         Poll::Ready(std::pin::Pin::new(&mut next).poll(context).is_pending())

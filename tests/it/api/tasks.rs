@@ -1,4 +1,4 @@
-//! Tasks, results and processes in the hand of their caller: waited for, polled, cancelled, awaited.
+//! Handles on tasks, results and processes: waiting, polling, cancelling, awaiting.
 
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,7 @@ fn tasks_are_returned_in_the_order_in_which_they_complete() {
 }
 
 #[test]
-fn a_wait_for_tasks_ends_with_the_first_with_all_or_with_its_time() {
+fn a_wait_for_tasks_ends_with_the_first_with_all_or_at_its_limit() {
     let pool = Pool::new(2).unwrap();
     let tasks = vec![pool.apply_async(sleepy, 30_000), pool.apply_async(sleepy, 1)];
     assert!(procpool::wait(&tasks, WaitFor::First, Some(SOON)));
@@ -41,7 +41,7 @@ fn a_task_is_cancelled_from_elsewhere_or_with_its_handle() {
     let begun = Instant::now();
     assert_eq!(pool.apply(sleepy, 1), Ok(1));
     assert!(begun.elapsed() < Duration::from_secs(20), "it waited for what nobody has");
-    // One that has a callback has it for its handle.
+    // A task with a callback has no other handle.
     let (send, recv) = std::sync::mpsc::channel();
     pool.apply_async(sleepy, 20).cancel_on_drop().on_done(move |result| send.send(result).unwrap());
     assert_eq!(recv.recv_timeout(SOON), Ok(Ok(20)));
@@ -86,7 +86,7 @@ fn a_task_knows_its_worker() {
 fn a_task_knows_which_attempt_it_is() {
     fn third(x: u64) -> (u64, u32) {
         let attempt = procpool::worker().unwrap().attempt;
-        // On another thread, too.
+        // Also on another thread.
         let other = std::thread::spawn(|| procpool::worker().unwrap().attempt);
         assert_eq!(other.join().unwrap(), attempt);
         if x.is_multiple_of(10) && attempt < 3 {

@@ -1,5 +1,4 @@
-//! What each worker is told and asked by itself: calls on all of them, their environment, their
-//! random numbers.
+//! Per-worker features: broadcasts, environment, random numbers.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -42,7 +41,7 @@ fn a_large_argument_of_a_broadcast_reaches_every_worker() {
 }
 
 #[test]
-fn broadcast_waits_for_busy_workers_and_nobody_else_does_their_part() {
+fn broadcast_waits_for_busy_workers_and_no_other_runs_their_part() {
     fn wait(effects: SideEffects) {
         effects.note(std::process::id().into());
         while effects.count(0) == 0 {
@@ -84,7 +83,7 @@ fn a_worker_that_dies_in_a_broadcast_is_one_error_and_is_replaced() {
 }
 
 #[test]
-fn in_the_place_of_idle_workers_that_were_killed_their_successors_answer() {
+fn replacements_of_killed_idle_workers_run_the_next_tasks() {
     let pool = Pool::new(3).unwrap();
     for _ in 0..10 {
         let before = pids(&pool);
@@ -95,7 +94,7 @@ fn in_the_place_of_idle_workers_that_were_killed_their_successors_answer() {
 }
 
 #[test]
-fn workers_that_were_let_go_are_started_for_a_broadcast() {
+fn retired_workers_are_started_for_a_broadcast() {
     let idle = Duration::from_millis(5);
     let pool = Pool::builder().workers(3).idle_timeout(idle).min_workers(1).build().unwrap();
     for _ in 0..5 {
@@ -112,7 +111,7 @@ fn workers_that_were_let_go_are_started_for_a_broadcast() {
 }
 
 #[test]
-fn what_cannot_be_sent_or_comes_too_late_is_each_workers_error() {
+fn a_broadcast_that_cannot_be_sent_or_is_too_late_is_each_workers_error() {
     let pool = Pool::new(3).unwrap();
     let results = pool.broadcast(pid::<Secret>, Secret);
     assert_eq!(results.len(), 3);
@@ -130,7 +129,7 @@ fn what_cannot_be_sent_or_comes_too_late_is_each_workers_error() {
 }
 
 #[test]
-fn a_worker_that_cannot_be_made_ready_is_told_apart_from_the_others() {
+fn a_worker_that_does_not_become_ready_fails_its_own_part_of_a_broadcast() {
     let init = |()| assert_ne!(std::env::var("SLOT").unwrap(), "1", "never ready");
     let pool = Pool::builder()
         .workers(2)
@@ -159,12 +158,12 @@ fn a_broadcast_ends_with_its_pool() {
     drop(busy);
 }
 
-/// Three numbers of the task's stream.
+/// Returns three numbers of the task's stream.
 fn draw<A>(_: A) -> [u64; 3] {
     [(); 3].map(|()| procpool::random_u64())
 }
 
-/// What tasks of all kinds draw, in the order of the calls.
+/// Returns the numbers of tasks of all kinds, in the order of the calls.
 fn draws(pool: &Pool) -> Vec<[u64; 3]> {
     let mut draws = pool.map(draw::<u64>, 0..500).unwrap();
     draws.extend((0..10).map(|x| pool.apply(draw::<u64>, x).unwrap()));
@@ -177,7 +176,7 @@ fn draws(pool: &Pool) -> Vec<[u64; 3]> {
 }
 
 #[test]
-fn each_task_draws_other_numbers_and_the_same_for_the_same_seed_whoever_runs_it() {
+fn each_task_has_its_own_random_numbers_and_a_seed_repeats_them_in_any_worker() {
     let pool = |workers, chunk_size| {
         Pool::builder().workers(workers).chunk_size(chunk_size).seed(7).build().unwrap()
     };
@@ -194,7 +193,7 @@ fn each_task_draws_other_numbers_and_the_same_for_the_same_seed_whoever_runs_it(
 }
 
 #[test]
-fn a_task_that_is_run_again_draws_what_it_drew_before() {
+fn a_retried_task_draws_the_same_numbers() {
     let once = |(effects, x): (SideEffects, u64)| {
         if x == 5 && effects.count(x) == 0 {
             effects.note(x);
@@ -212,7 +211,7 @@ fn a_task_that_is_run_again_draws_what_it_drew_before() {
 }
 
 #[test]
-fn initializers_and_processes_draw_from_the_seed_too_and_others_what_nobody_drew() {
+fn initializers_and_processes_draw_from_the_seed_and_never_the_same_numbers() {
     let builder = || Pool::builder().workers(2).seed(7).initializer(draw::<()>, ());
     let look = |()| procpool::with_state(|numbers: &mut [u64; 3]| *numbers).unwrap();
     let drawn = builder().build().unwrap().broadcast(look, ());
@@ -229,7 +228,7 @@ fn initializers_and_processes_draw_from_the_seed_too_and_others_what_nobody_drew
 }
 
 #[test]
-fn inner_thread_pools_are_told_of_their_workers_share_unless_somebody_has_said_otherwise() {
+fn inner_thread_pools_get_their_workers_share_unless_it_is_set() {
     let var = |name: String| std::env::var(name).unwrap_or_default();
     let cpus = std::thread::available_parallelism().unwrap().get();
     for workers in [2, 2 * cpus] {
@@ -241,8 +240,7 @@ fn inner_thread_pools_are_told_of_their_workers_share_unless_somebody_has_said_o
         }
         assert_eq!(pool.apply(var, "MKL_NUM_THREADS".to_owned()), Ok("13".to_owned()));
     }
-    // A pool leaves alone what its own environment says; a process has all there are, to be shared
-    // out by its own pools.
+    // A pool does not change variables that are set. A `Process` has all CPUs, which its own pools divide.
     fn inner(name: String) -> String {
         Pool::new(2).unwrap().apply(|name| std::env::var(name).unwrap(), name).unwrap()
     }

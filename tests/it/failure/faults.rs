@@ -1,5 +1,4 @@
-//! One task goes wrong, or one worker dies: nothing else may notice, and the error says what
-//! happened to which item.
+//! A task fails, or a worker dies: no other task is affected, and the error says what happened to which item.
 
 use std::time::{Duration, Instant};
 
@@ -56,7 +55,7 @@ fn a_crash_in_the_middle_of_a_chunk_costs_exactly_the_item_that_was_running() {
 }
 
 #[test]
-fn a_panic_comes_back_with_message_place_and_backtrace_and_the_worker_goes_on() {
+fn a_panic_is_reported_with_message_location_and_backtrace_and_the_worker_continues() {
     fn task(x: u32) -> u32 {
         assert!(x != 3, "three is {x}");
         x
@@ -121,7 +120,7 @@ fn a_signal_costs_one_task_and_is_named() {
         assert_eq!(signaled(&error), signal);
     }
     let segfault = |address: usize| {
-        // SAFETY: none: it is to crash.
+        // SAFETY: none. It is meant to crash.
         unsafe { std::ptr::write_volatile(address as *mut u8, 1) }
     };
     assert_eq!(signaled(&pool.apply(segfault, 8).unwrap_err()), libc::SIGSEGV);
@@ -141,13 +140,13 @@ fn a_stack_overflow_costs_one_task() {
     }
     let pool = Pool::new(1).unwrap();
     let signal = signaled(&pool.apply(deep, 0).unwrap_err());
-    // Before main, where a test's worker is entered, Rust's own guard is not there yet.
+    // A test's worker starts before `main`, where Rust's handler of stack overflows is not installed yet.
     assert!([libc::SIGABRT, libc::SIGSEGV].contains(&signal), "signal {signal}");
     assert_eq!(pool.apply(square, 3), Ok(9));
 }
 
 #[test]
-fn an_idle_worker_that_is_killed_is_replaced_in_silence() {
+fn an_idle_worker_that_is_killed_is_replaced_without_an_error() {
     let pool = Pool::new(2).unwrap();
     assert_eq!(pool.map(square, 0..10).unwrap().len(), 10);
     let before: Vec<u32> = pool.workers().iter().map(|worker| worker.pid).collect();
@@ -186,10 +185,10 @@ fn a_worker_killed_while_it_is_sent_a_huge_argument_costs_that_task_only() {
 }
 
 #[test]
-fn what_is_committed_is_delivered_though_the_worker_dies_after_it() {
+fn committed_results_are_delivered_although_the_worker_dies() {
     fn task(x: u64) -> u64 {
         if x == 2 {
-            // The first two are committed; this one never ends.
+            // The first two are committed, and this one never ends.
             std::thread::sleep(Duration::from_secs(3600));
         }
         x
@@ -200,7 +199,7 @@ fn what_is_committed_is_delivered_though_the_worker_dies_after_it() {
         std::thread::spawn(move || {
             wait_until("the first two are delivered", || {
                 pool.stats().done >= 2 || {
-                    // Nothing tells the parent of them while the third runs, but the death does.
+                    // The parent learns of them only when the worker dies.
                     std::thread::sleep(Duration::from_millis(300));
                     true
                 }
@@ -214,7 +213,7 @@ fn what_is_committed_is_delivered_though_the_worker_dies_after_it() {
     assert_eq!(signaled(results[2].as_ref().unwrap_err()), libc::SIGKILL);
 }
 
-/// Fails in `Serialize` or `Deserialize`, in the parent or in a worker, as told.
+/// Fails in `Serialize` or `Deserialize`, in the parent or in a worker, as configured.
 #[derive(Debug, Clone, PartialEq)]
 struct Awkward {
     fail: Fail,
@@ -231,7 +230,7 @@ enum Fail {
 }
 
 impl Awkward {
-    /// Fails where this process is not.
+    /// Fails in every process but this one.
     fn elsewhere(fail: Fail) -> Self {
         Self { fail, at_home: std::process::id() }
     }
@@ -261,7 +260,7 @@ impl<'de> Deserialize<'de> for Awkward {
 }
 
 #[test]
-fn what_cannot_be_encoded_or_decoded_is_that_tasks_error_and_the_stream_stays_in_step() {
+fn a_value_that_cannot_be_encoded_or_decoded_fails_its_task_and_the_stream_stays_in_step() {
     let pool = Pool::builder().workers(1).chunk_size(8).build().unwrap();
     let pid = pool.workers()[0].pid;
     let fails = [
@@ -312,7 +311,7 @@ fn what_cannot_be_encoded_or_decoded_is_that_tasks_error_and_the_stream_stays_in
 #[test]
 fn a_task_may_close_all_low_file_descriptors() {
     let close = |()| {
-        // SAFETY: plain system calls; what used the descriptors finds them closed.
+        // SAFETY: plain system calls. The owners of the descriptors find them closed.
         (0..256).filter(|fd| unsafe { libc::close(*fd) } <= 0).count()
     };
     let pool = Pool::new(2).unwrap();
@@ -332,7 +331,7 @@ fn a_program_that_a_task_starts_inherits_none_of_its_descriptors() {
     let (sender, receiver) = unbounded().unwrap();
     let file = SharedFd::from(std::fs::File::open("/dev/null").unwrap());
     let handles = (SharedValue::new(1).unwrap(), sender, receiver, file);
-    // The fourth is that of the directory which it lists.
+    // The fourth descriptor is that of the listed directory.
     assert_eq!(Pool::new(1).unwrap().apply(list, handles).unwrap(), [0, 1, 2, 3]);
 }
 
@@ -414,7 +413,7 @@ fn a_pool_whose_initializer_fails_one_time_in_three_heals() {
 }
 
 #[test]
-fn a_task_that_kills_every_worker_it_meets_is_given_up_after_its_retries() {
+fn a_task_that_kills_every_worker_fails_after_its_retries() {
     fn task((effects, x): (SideEffects, u64)) -> u64 {
         if x == 13 {
             effects.note(x);
@@ -439,7 +438,7 @@ fn a_task_that_kills_every_worker_it_meets_is_given_up_after_its_retries() {
 
 #[test]
 fn a_function_of_another_shared_object_is_refused_before_anything_is_sent() {
-    // SAFETY: never called here, and in a worker only if the refusal failed.
+    // SAFETY: it is never called here, and in a worker only if the check fails.
     let foreign: fn(i32) -> i32 = unsafe {
         std::mem::transmute::<unsafe extern "C" fn(i32) -> i32, fn(i32) -> i32>(libc::abs)
     };

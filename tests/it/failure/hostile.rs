@@ -1,5 +1,5 @@
-//! What runs in a worker writes where it likes, stops, or hangs where no limit looks: its caller gets an
-//! answer or an error in time, and the parent is none the worse.
+//! A task overwrites memory, stops its worker, or hangs outside of any limit: the caller gets a result or an
+//! error in time, and the parent is not harmed.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use procpool::shared::SharedSlice;
 use procpool::{OutputMode, Pool, Process, TaskOptions, WorkerState};
 use serde::{Deserialize, Serialize};
 
-/// Above the worker's own descriptors.
+/// A number above the worker's own descriptors.
 const LAST: i32 = 1100;
 
 /// Sends `bytes`, and with them a socket if `with_socket`, to every socket that this process has.
@@ -45,12 +45,12 @@ fn send_to_all(bytes: &[u8], with_socket: bool) {
 }
 
 #[test]
-fn a_task_that_writes_to_every_descriptor_it_has_is_answered_and_the_parent_unharmed() {
+fn a_task_that_writes_to_all_its_descriptors_has_an_outcome_and_harms_no_parent() {
     fn scribble(x: u64) -> u64 {
         send_to_all(b"hello, world\n", false);
         send_to_all(b"", false);
         send_to_all(&[0; 24], true);
-        // As ipc-channel's first packet: how long it is, and how long the message.
+        // Like the first packet of ipc-channel: its length, and that of the message.
         for total in [1u64 << 40, 1 << 20, u64::MAX] {
             send_to_all(&[24u64.to_ne_bytes(), total.to_ne_bytes(), [0; 8]].concat(), true);
         }
@@ -68,7 +68,7 @@ fn a_task_that_writes_to_every_descriptor_it_has_is_answered_and_the_parent_unha
 #[test]
 fn a_task_that_closes_all_low_descriptors_is_answered_and_so_is_the_next() {
     fn close_all(x: u64) -> u64 {
-        // SAFETY: what the worker needs to answer has higher numbers.
+        // SAFETY: the worker's own descriptors have higher numbers.
         unsafe { libc::close_range(3, 511, 0) };
         x
     }
@@ -79,7 +79,7 @@ fn a_task_that_closes_all_low_descriptors_is_answered_and_so_is_the_next() {
 }
 
 #[test]
-fn an_idle_worker_that_is_stopped_keeps_no_task_from_being_done() {
+fn a_stopped_idle_worker_blocks_no_task() {
     for workers in [1, 2] {
         let pool = Pool::new(workers).unwrap();
         let options = TaskOptions::default().timeout(Duration::from_millis(300));
@@ -97,12 +97,12 @@ fn an_idle_worker_that_is_stopped_keeps_no_task_from_being_done() {
 }
 
 #[test]
-fn whatever_a_stopped_worker_was_sent_each_task_has_its_outcome_in_time() {
+fn each_task_sent_to_a_stopped_worker_has_its_outcome_in_time() {
     let pool = Pool::new(1).unwrap();
     let len = |bytes: Vec<u8>| bytes.len();
     for _ in 0..3 {
         kill(pool.workers()[0].pid, libc::SIGSTOP);
-        // Each nearly fills a frame; together they go through shared memory.
+        // Each nearly fills a frame. Together they go through shared memory.
         let mut tasks: Vec<_> = (0..20).map(|_| pool.apply_async(len, vec![0; 30_000])).collect();
         for task in &mut tasks {
             assert_eq!(task.get_timeout(SOON).expect("an outcome in time"), Ok(30_000));
@@ -111,8 +111,8 @@ fn whatever_a_stopped_worker_was_sent_each_task_has_its_outcome_in_time() {
 }
 
 #[test]
-fn an_idle_worker_that_is_stopped_keeps_no_call_with_a_context_from_its_end() {
-    /// More than the frames that fit into a socket's buffer.
+fn a_stopped_idle_worker_blocks_no_call_with_a_context() {
+    /// More frames than fit into a socket's buffer.
     const CALLS: usize = 600;
     let pool = Pool::builder().workers(1).chunk_size(1).build().unwrap();
     let (release, effects) = (std::sync::Barrier::new(CALLS + 1), SideEffects::new());
@@ -121,7 +121,7 @@ fn an_idle_worker_that_is_stopped_keeps_no_call_with_a_context_from_its_end() {
         for call in 0..CALLS as u64 {
             let (pool, release, effects) = (&pool, &release, &effects);
             scope.spawn(move || {
-                // The call goes on until there is no other item.
+                // Blocks until there is no other item.
                 let items = [call]
                     .into_iter()
                     .chain(std::iter::once_with(|| release.wait()).filter_map(|_| None));
@@ -141,7 +141,7 @@ fn an_idle_worker_that_is_stopped_keeps_no_call_with_a_context_from_its_end() {
     assert_eq!(pool.apply(square, 3), Ok(9));
 }
 
-/// Never goes away in a worker.
+/// A value whose drop blocks forever in a worker.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 struct Stays(u64);
 
@@ -155,7 +155,7 @@ impl Drop for Stays {
 }
 
 #[test]
-fn an_answer_is_delivered_although_its_worker_hangs_after_it() {
+fn a_result_is_delivered_although_its_worker_hangs_after_it() {
     let pool = Pool::new(1).unwrap();
     let mut task = pool.apply_async(Stays, 7);
     assert_eq!(task.get_timeout(SOON).expect("an outcome in time"), Ok(Stays(7)));
@@ -166,7 +166,7 @@ fn an_answer_is_delivered_although_its_worker_hangs_after_it() {
 }
 
 #[test]
-fn results_that_nobody_has_taken_yet_need_no_descriptors() {
+fn results_that_are_not_taken_yet_use_no_descriptors() {
     alone!("untaken_results");
 }
 
@@ -252,7 +252,7 @@ fn a_slice_after_setuid() {
 }
 
 #[test]
-fn a_wait_for_a_stopped_worker_is_over_when_the_pool_is() {
+fn a_wait_for_a_stopped_worker_ends_with_the_pool() {
     let pool = Pool::new(1).unwrap();
     let pid = pool.apply(|()| std::process::id(), ()).unwrap();
     kill(pid, libc::SIGSTOP);

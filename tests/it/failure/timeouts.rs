@@ -1,4 +1,4 @@
-//! Limits of time, and what ends a task before its end.
+//! Time limits and cancellation.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ fn spin(effects: SideEffects) {
 #[test]
 fn a_time_limit_holds_for_each_item_even_inside_a_chunk() {
     let pool = Pool::builder().workers(2).chunk_size(20).task_timeout(LIMIT).build().unwrap();
-    // Each chunk takes longer than the limit; only one item does.
+    // Each chunk takes longer than the limit, but only one item does.
     let input: Vec<u64> = (0..40).map(|x| if x == 5 { 60_000 } else { 10 }).collect();
     let reports: Vec<_> = pool.imap(sleepy, input.clone()).reports().collect();
     for (x, report) in reports.iter().enumerate() {
@@ -34,7 +34,7 @@ fn a_time_limit_holds_for_each_item_even_inside_a_chunk() {
 #[test]
 fn the_worker_is_killed_soon_after_the_limit() {
     let pool = Pool::builder().workers(1).task_timeout(LIMIT).build().unwrap();
-    // The best of several, since the machine may be busy with something else.
+    // The best of several, because the machine may be busy.
     let overrun = |_| {
         let report =
             pool.apply_async(|()| std::thread::sleep(Duration::from_secs(60)), ()).report();
@@ -64,13 +64,13 @@ fn a_loop_that_ignores_sigterm_dies() {
 }
 
 #[test]
-fn with_a_grace_the_task_is_asked_to_end_before_it_is_made_to() {
+fn with_a_grace_the_task_gets_sigterm_before_sigkill() {
     fn asked(effects: SideEffects) {
         // SAFETY: only one worker uses it, and the handler only writes to an open file.
         static FD: std::sync::atomic::AtomicI32 = std::sync::atomic::AtomicI32::new(-1);
         extern "C" fn handler(_: i32) {
             let fd = FD.load(std::sync::atomic::Ordering::SeqCst);
-            // SAFETY: allowed in a handler.
+            // SAFETY: it is async-signal-safe.
             unsafe {
                 libc::write(fd, c"x".as_ptr().cast(), 1);
                 libc::_exit(0);
@@ -78,7 +78,7 @@ fn with_a_grace_the_task_is_asked_to_end_before_it_is_made_to() {
         }
         let file = std::fs::File::create(effects.file(7)).unwrap();
         FD.store(std::os::fd::AsRawFd::as_raw_fd(&file), std::sync::atomic::Ordering::SeqCst);
-        // SAFETY: the handler does only what is allowed in one.
+        // SAFETY: the handler is async-signal-safe.
         unsafe { libc::signal(libc::SIGTERM, handler as extern "C" fn(i32) as libc::sighandler_t) };
         std::thread::sleep(Duration::from_secs(60));
     }
@@ -95,7 +95,7 @@ fn with_a_grace_the_task_is_asked_to_end_before_it_is_made_to() {
 }
 
 #[test]
-fn a_timeout_is_retried_where_that_is_asked_for() {
+fn a_timeout_is_retried_if_retries_are_set() {
     let effects = SideEffects::new();
     let pool = Pool::new(1).unwrap().with_options(TaskOptions::new().timeout(LIMIT).retries(2));
     let report = pool.apply_async(spin, effects.clone()).report();
@@ -104,7 +104,7 @@ fn a_timeout_is_retried_where_that_is_asked_for() {
 }
 
 #[test]
-fn an_answer_that_races_its_timeout_has_exactly_one_outcome() {
+fn a_result_that_races_its_timeout_has_exactly_one_outcome() {
     let limit = Duration::from_millis(20);
     let pool = Pool::builder().workers(4).task_timeout(limit).build().unwrap();
     let reports: Vec<_> = pool.imap_unordered(sleepy, [20; 200]).reports().collect();
@@ -165,7 +165,7 @@ fn while_a_pool_is_suspended_its_limits_do_not_run() {
     let task = pool.apply_async(task, effects.clone());
     wait_until("it runs", || effects.count(0) == 1);
     pool.suspend();
-    // The time that passes is what is tested here.
+    // The passing of time is tested here.
     std::thread::sleep(Duration::from_millis(600));
     assert!(!task.is_ready());
     pool.resume();
@@ -173,9 +173,9 @@ fn while_a_pool_is_suspended_its_limits_do_not_run() {
 }
 
 #[test]
-fn a_task_that_takes_long_for_once_keeps_no_other_waiting() {
+fn a_usually_short_task_that_takes_long_delays_no_other() {
     const CROWD: u64 = 16;
-    /// Comes back when all of the crowd have come, or at once if there is none.
+    /// Returns when all participants have arrived, or at once without any.
     fn meet((effects, crowd, x): (SideEffects, u64, u64)) -> bool {
         if crowd == 0 {
             return true;
@@ -185,14 +185,14 @@ fn a_task_that_takes_long_for_once_keeps_no_other_waiting() {
         true
     }
     let effects = SideEffects::new();
-    // With a limit, items are begun one by one, so that none is claimed ahead.
+    // With a limit, items are claimed one by one.
     let pool = Pool::builder().workers(CROWD as usize).task_timeout(SOON).build().unwrap();
-    // So that it is known as a function whose calls aren't worth a worker each,
+    // Makes the function known as one whose calls are not worth a worker each.
     for _ in 0..2 {
         let calls = (0..5000).map(|x| (effects.clone(), 0, x));
         assert!(pool.imap_unordered(meet, calls).all(|met| met.unwrap()));
     }
-    // which these are: they only end if all of them are run at once.
+    // These calls are: they only end if all of them run at the same time.
     let calls = (0..CROWD).map(|x| pool.apply_async(meet, (effects.clone(), CROWD, x)));
     let calls: Vec<_> = calls.collect();
     assert!(calls.into_iter().all(|call| call.get().unwrap()));

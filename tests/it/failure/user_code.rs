@@ -1,4 +1,4 @@
-//! What belongs to the user may ask the pool anything, and may panic, wherever it is called.
+//! User code may call the pool and may panic, wherever it is called.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -77,7 +77,7 @@ impl Drop for Bomb {
     }
 }
 
-/// Does its deed the first time that it is called, as soon as there is a pool.
+/// Acts on its first call, as soon as there is a pool.
 struct Hook {
     place: Place,
     deed: Deed,
@@ -104,7 +104,7 @@ impl Hook {
     }
 }
 
-/// The hooks of this process by their numbers; a worker has none.
+/// The hooks of this process by number. A worker has none.
 static HOOKS: LazyLock<Mutex<HashMap<u64, Arc<Hook>>>> = LazyLock::new(Mutex::default);
 
 fn call(hook: u64, place: Place) {
@@ -142,7 +142,7 @@ impl Drop for Probe {
     }
 }
 
-/// A waker that calls its hook at every turn; its data is the hook's number.
+/// A waker that calls its hook in each of its functions. Its data is the hook's number.
 fn waker(hook: u64) -> Waker {
     fn raw(data: *const ()) -> RawWaker {
         const VTABLE: RawWakerVTable = RawWakerVTable::new(
@@ -159,7 +159,7 @@ fn waker(hook: u64) -> Waker {
         );
         RawWaker::new(data, &VTABLE)
     }
-    // SAFETY: the data is a number that nothing is behind.
+    // SAFETY: the data is a number and not a pointer.
     unsafe { Waker::from_raw(raw(std::ptr::without_provenance(hook as usize))) }
 }
 
@@ -167,12 +167,12 @@ fn echo(probe: Probe) -> Probe {
     probe
 }
 
-/// Has the hook called at its place, and returns when it was.
+/// Makes the pool call the hook at its place, and returns once it was called.
 fn provoke(number: u64, hook: &Arc<Hook>, pool: &Pool) {
     let probe = || Probe { hook: number, is_result: false };
     match hook.place {
         Place::Wake | Place::CloneWaker | Place::DropWaker => {
-            // One that was ready before it was polled wakes nobody.
+            // A task that was ready before it was polled wakes no waker.
             while !hook.is_done.load(SeqCst) {
                 let mut task = pin!(pool.apply_async(sleepy, 20));
                 let (first, other) = (waker(number), waker(number + (1 << 32)));
@@ -220,11 +220,11 @@ fn check(place: Place, deed: Deed) {
         })
         .build()
         .unwrap();
-    // So that the first worker's events are over.
+    // Waits for the end of the first worker's events.
     pool.apply(square, 1).unwrap();
     *hook.pool.lock().unwrap() = Some(pool.clone());
 
-    // Where it is called on this thread, a panic is this thread's.
+    // If it is called on this thread, its panic is this thread's.
     if let Err(payload) = catch_unwind(AssertUnwindSafe(|| provoke(number, &hook, &pool))) {
         std::mem::forget(payload);
     }

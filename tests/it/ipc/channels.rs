@@ -1,5 +1,5 @@
-//! Messages between processes: each arrives once and whole, whoever is killed, and nobody waits for
-//! those who are gone.
+//! Messages between processes: each arrives once and whole, whichever process is killed, and no process waits
+//! for a dead one.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -15,12 +15,12 @@ use procpool::shared::{SharedArray, SharedFd, SharedSlice, SharedValue};
 
 const A_MOMENT: Duration = Duration::from_millis(20);
 
-/// A pool in which as many tasks as there are workers run at the same time.
+/// Creates a pool in which one task per worker runs at the same time.
 fn crew(workers: usize) -> Pool {
     Pool::builder().workers(workers).chunk_size(1).build().unwrap()
 }
 
-/// Where the processes that are to be killed say who they are.
+/// Where processes that will be killed store their PIDs.
 type Pids = SharedArray<AtomicU64>;
 
 fn kill_at(pids: &Pids, index: usize) {
@@ -48,7 +48,7 @@ fn messages_arrive_in_the_order_in_which_they_were_sent() {
 
 #[test]
 fn messages_of_all_sizes_arrive_whole() {
-    // Around the sizes of windows and of what goes around them, and the smallest.
+    // The smallest sizes, and those around a window and around large messages.
     let sizes = [0, 1, 7, 8, 9, 4096, 65_520, 65_528, 65_529, 65_537, 262_136, 262_144, 5_000_000];
     let messages: Vec<Vec<u8>> =
         (0..260).map(|i| vec![i as u8; sizes[i % sizes.len()] / (1 + i / 60)]).collect();
@@ -94,7 +94,7 @@ fn a_full_channel_makes_senders_wait() {
 }
 
 #[test]
-fn who_waits_is_told_when_the_last_other_end_is_gone() {
+fn waiters_are_woken_when_the_last_peer_is_dropped() {
     let (sender, receiver) = unbounded::<u64>().unwrap();
     let other = sender.clone();
     assert_eq!(receiver.try_recv(), Err(RecvError::Empty));
@@ -109,7 +109,7 @@ fn who_waits_is_told_when_the_last_other_end_is_gone() {
     let error = sender.send(2).unwrap_err();
     assert_eq!((error.value, error.reason), (2, SendErrorReason::Disconnected));
 
-    // In other processes, and of those who wait already.
+    // In other processes, and for processes that are already waiting.
     let pool = crew(2);
     let receive = |receiver: Receiver<u64>| receiver.recv() == Err(RecvError::Disconnected);
     let send = |sender: Sender<u64>| {
@@ -129,7 +129,7 @@ fn who_waits_is_told_when_the_last_other_end_is_gone() {
 }
 
 #[test]
-fn who_waits_is_told_when_the_last_other_end_is_killed() {
+fn waiters_are_woken_when_the_last_peer_is_killed() {
     let pool = crew(1);
     let pids = Pids::atomic([0; 3]).unwrap();
     let hold = |(pids, index, _sender): (Pids, usize, Sender<u64>)| {
@@ -161,10 +161,10 @@ fn who_waits_is_told_when_the_last_other_end_is_killed() {
     assert!(task.get().is_err());
 }
 
-/// What the processes of the large exchange share.
+/// The shared state of the large exchange.
 type Exchange = (SharedArray<AtomicU8>, SharedValue<AtomicU64>, Pids);
 
-/// Four producers and four consumers exchange a million messages; of each kind one is killed.
+/// Four producers and four consumers exchange a million messages. One of each is killed.
 #[test]
 fn a_million_messages_arrive_once_while_a_producer_and_a_consumer_are_killed() {
     const EACH: u64 = 250_000;
@@ -205,8 +205,8 @@ fn a_million_messages_arrive_once_while_a_producer_and_a_consumer_are_killed() {
     assert_eq!(produced, [true, false, true, true]);
     let consumed: Vec<_> = consumers.into_iter().map(|task| task.get().is_ok()).collect();
     assert_eq!(consumed, [true, true, false, true]);
-    // Each came once; but for what the killed consumer had just taken, and what the killed producer
-    // has not sent any more.
+    // Each arrived once, except for the message that the killed consumer had just taken and those that the
+    // killed producer has not sent.
     let counts: Vec<u8> = seen.iter().map(|count| count.load(SeqCst)).collect();
     assert!(counts.iter().all(|count| *count <= 1));
     let (killed, lived): (Vec<_>, Vec<_>) =
@@ -291,15 +291,15 @@ fn ends_can_be_kept_by_initializers_and_passed_on_to_workers_of_workers() {
 }
 
 #[test]
-fn what_was_received_takes_no_memory_any_more() {
+fn received_messages_use_no_memory() {
     alone!("six_thousand_messages");
 }
 
 #[test]
-#[ignore = "run by `what_was_received_takes_no_memory_any_more`, alone"]
+#[ignore = "run by `received_messages_use_no_memory`, alone"]
 fn six_thousand_messages() {
     let (sender, receiver) = unbounded::<Vec<u8>>().unwrap();
-    // The log is the only file of such a length.
+    // Only the log has this length.
     let used = || {
         let files = fs::read_dir("/proc/self/fd").unwrap();
         let files = files.filter_map(|fd| fs::metadata(fd.unwrap().path()).ok());
@@ -315,11 +315,11 @@ fn six_thousand_messages() {
 }
 
 #[test]
-fn an_end_of_a_task_that_is_done_does_not_count_in_whatever_company_it_was_sent() {
+fn an_end_of_a_finished_task_does_not_keep_the_channel_open_whatever_shared_its_chunk() {
     let pool = Pool::new(1).unwrap();
     let produce = |sender: Sender<u64>| sender.send(1).unwrap();
     let consume = |receiver: Receiver<u64>| receiver.iter().count();
-    // Tasks that are this short are soon sent many at a time.
+    // Tasks this short are soon sent in large chunks.
     for _ in 0..50 {
         let tasks: Vec<_> = (0..20)
             .map(|_| {
@@ -347,19 +347,19 @@ fn an_end_of_a_task_that_is_done_does_not_count_in_whatever_company_it_was_sent(
 }
 
 #[test]
-fn what_cannot_be_a_message_is_given_back() {
+fn a_value_that_cannot_be_a_message_is_returned() {
     let (sender, receiver) = unbounded().unwrap();
     let shared = SharedSlice::new([1u8]).unwrap();
     let SendError { value, reason } = sender.send((shared, Some(Secret))).unwrap_err();
     assert_eq!(*value.0, [1]);
     assert!(matches!(&reason, SendErrorReason::Encode(reason) if reason.contains("a secret")));
-    // Nothing of it is left in the channel.
+    // It is no longer in the channel.
     sender.send((value.0, None)).unwrap();
     assert_eq!(*receiver.recv().unwrap().0, [1]);
 }
 
 #[test]
-fn an_end_that_comes_too_late_is_told_so() {
+fn an_end_that_arrives_too_late_is_disconnected() {
     let (sender, receiver) = unbounded::<u64>().unwrap();
     let pool = crew(1);
     let holds = pool.apply_async(crate::support::sleepy, 50);
@@ -375,8 +375,8 @@ fn an_end_that_comes_too_late_is_told_so() {
 }
 
 #[test]
-fn iterating_goes_on_after_a_message_that_cannot_be_decoded() {
-    /// Is encoded as any number, and decoded if it is less than ten.
+fn iterating_continues_after_a_message_that_cannot_be_decoded() {
+    /// Any number can be encoded, and only numbers below ten can be decoded.
     #[derive(Debug, PartialEq, serde::Serialize)]
     struct Digit(u64);
     impl<'de> serde::Deserialize<'de> for Digit {
@@ -417,7 +417,7 @@ fn an_end_in_a_result_is_open_in_the_caller() {
         assert!(receiver.iter().map(Result::unwrap).eq(0..count));
         assert_eq!(receiver.recv(), Err(RecvError::Disconnected));
     }
-    // The other end stays with the worker, and both go on.
+    // The worker keeps the other end, and both continue.
     let stay = |()| {
         let (sender, receiver) = bounded::<u64>(1).unwrap();
         std::thread::spawn(move || (0..100).for_each(|x| sender.send(x).unwrap()));
@@ -430,7 +430,7 @@ fn an_end_in_a_result_is_open_in_the_caller() {
 #[test]
 fn messages_carry_ends_and_handles_between_any_processes() {
     type Call = (u64, Sender<(u64, SharedValue<u64>)>);
-    /// Answers each call on the channel that came with it.
+    /// Replies to each call on the channel that came with it.
     fn serve(calls: Receiver<Call>) -> u64 {
         let mut served = 0;
         for call in calls {
@@ -460,7 +460,7 @@ fn an_end_in_a_message_keeps_its_channel_open_until_the_message_is_gone() {
     let (outer, inner) = unbounded::<Receiver<u64>>().unwrap();
     let (sender, receiver) = unbounded().unwrap();
     outer.send(receiver).unwrap();
-    // The only receiver is on its way.
+    // The only receiver is in a message.
     sender.send(7).unwrap();
     let received = inner.recv().unwrap();
     assert_eq!(received.recv(), Ok(7));
@@ -519,7 +519,7 @@ fn a_task_that_writes_to_every_descriptor_it_has_costs_a_channel_no_message_with
 }
 
 #[test]
-fn a_message_with_too_many_files_comes_back_with_the_remedy() {
+fn a_message_with_too_many_files_is_refused_with_the_remedy() {
     let (sender, receiver) = unbounded().unwrap();
     let slices = |count| (0..count).map(|_| SharedSlice::new([1u8]).unwrap()).collect::<Vec<_>>();
     let error = sender.send(slices(201)).unwrap_err();
@@ -530,7 +530,7 @@ fn a_message_with_too_many_files_comes_back_with_the_remedy() {
 }
 
 #[test]
-fn who_is_killed_while_messages_with_handles_are_on_their_way_costs_nobody_else_any() {
+fn a_process_killed_while_messages_with_handles_are_under_way_costs_no_other_any() {
     type Message = (u64, SharedValue<u64>);
     fn send((sender, pids, index): (Sender<Message>, Pids, usize)) {
         report_at(&pids, index);
@@ -555,7 +555,7 @@ fn who_is_killed_while_messages_with_handles_are_on_their_way_costs_nobody_else_
             .map(|i| pool.apply_async(receive, (receiver.clone(), pids.clone(), index + i)))
             .collect();
         for _ in 0..20 {
-            // What arrives is whole: the number and the value belong together.
+            // Each message is whole: the number and the value belong together.
             let (x, value) = receiver.recv_timeout(SOON).unwrap();
             assert_eq!(value.get(), x);
         }
@@ -563,7 +563,7 @@ fn who_is_killed_while_messages_with_handles_are_on_their_way_costs_nobody_else_
         killed.extend(tasks.into_iter().chain(others).map(|task| task.get().is_err()));
     }
     assert!(killed.into_iter().all(|is_killed| is_killed));
-    // None of those who are gone has left anything that is in the way.
+    // The dead processes left nothing that blocks the others.
     while receiver.recv_timeout(A_MOMENT).is_ok() {}
     let task = pool.apply_async(
         |sender: Sender<Message>| sender.send((1, SharedValue::new(1).unwrap())).unwrap(),

@@ -14,7 +14,7 @@ fn pattern(len: usize) -> Vec<u8> {
     (0..len).map(|i| (i ^ i >> 8 ^ i >> 16) as u8).collect()
 }
 
-/// Bytes of shared memory that this process has mapped.
+/// Returns how many bytes of shared memory this process has mapped.
 fn mapped_shared() -> u64 {
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
     let size = |line: &str| {
@@ -26,7 +26,7 @@ fn mapped_shared() -> u64 {
 
 #[test]
 fn any_size_passes_both_ways() {
-    // The sizes around which the way of travelling changes: the frame's, the lane's, one fragment's.
+    // The sizes at which the transport changes: those of a frame, a lane and a fragment.
     let edges = [192 << 10, 212_960, 252 << 10, 256 << 10].into_iter();
     let around = edges.flat_map(|edge: usize| (edge - 130)..(edge + 10)).step_by(7);
     let sizes: Vec<usize> = [0, 1, 2, 4095, 4096, 16 << 20].into_iter().chain(around).collect();
@@ -75,7 +75,7 @@ fn large_arguments_and_results_at_once_do_not_deadlock() {
 }
 
 #[test]
-fn memory_that_is_used_again_carries_each_value_and_no_other() {
+fn reused_memory_carries_each_value_and_no_other() {
     let pool = Pool::builder().workers(2).retries(1).build().unwrap();
     let input = |round: usize| pattern((1 << 20) - 50_000 * (round % 5) + round);
     for round in 0..8 {
@@ -133,7 +133,7 @@ fn nested(levels: usize) -> Json {
     (0..levels).fold(Json::Null, |inner, _| Json::Arr(vec![inner]))
 }
 
-/// Is written as it pleases: claims so many elements of which there are none.
+/// Its encoding claims this many elements and has none.
 #[derive(Debug, Deserialize)]
 struct Claims(#[allow(dead_code)] Vec<()>);
 
@@ -159,7 +159,7 @@ fn decode_error<R: std::fmt::Debug>(result: Result<R, TaskError>, at: ValueSide)
 
 #[test]
 fn a_value_nested_too_deeply_is_its_tasks_error_on_both_ways_and_on_a_small_stack() {
-    /// As deep as it says when it is written; the writer does not recurse, so nothing stops it.
+    /// Its encoding is nested this deeply. The encoder does not recurse, so it is not stopped.
     #[derive(Debug)]
     struct Written(usize);
     impl Serialize for Written {
@@ -205,7 +205,7 @@ fn a_value_nested_too_deeply_is_its_tasks_error_on_both_ways_and_on_a_small_stac
 }
 
 #[test]
-fn a_length_that_is_claimed_and_takes_no_bytes_is_an_error_and_a_million_units_pass() {
+fn a_claimed_length_without_bytes_is_an_error_and_a_million_units_pass() {
     let pool = Pool::new(1).unwrap();
     let reason = decode_error(pool.apply(|()| Claims(Vec::new()), ()), ValueSide::Result);
     assert!(reason.contains("take no bytes"), "{reason}");
@@ -215,7 +215,7 @@ fn a_length_that_is_claimed_and_takes_no_bytes_is_an_error_and_a_million_units_p
 }
 
 #[test]
-fn what_the_format_cannot_carry_is_refused_with_the_remedy_and_passes_in_the_wrapper() {
+fn types_that_the_format_cannot_carry_are_refused_with_the_remedy_and_pass_in_the_wrapper() {
     #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
     #[serde(untagged)]
     enum Value {
@@ -254,7 +254,7 @@ fn what_the_format_cannot_carry_is_refused_with_the_remedy_and_passes_in_the_wra
 }
 
 #[test]
-fn a_tasks_error_of_any_type_comes_back_with_its_causes() {
+fn a_tasks_error_of_any_type_is_returned_with_its_causes() {
     fn task(text: String) -> Result<u64, Failure> {
         let number: u64 = text.parse()?;
         if number == 0 {
@@ -299,7 +299,7 @@ fn shared_memory_is_freed_when_either_side_is_done_or_killed_alone() {
     kill(pool.workers()[0].pid, libc::SIGKILL);
     assert!(task.get().is_err());
     pool.apply(echo, pattern(1000)).unwrap();
-    // What is kept for the next large value is bounded, and does not grow.
+    // The memory kept for the next large value is bounded and does not grow.
     wait_until("it is freed", || mapped_shared() <= before);
     pool.terminate();
     drop(pool);

@@ -1,16 +1,17 @@
-//! What processes share: memory that is in one place however many have it.
+//! Shared memory and open files in arguments, results and messages: one copy, whatever the number of processes.
 
 use std::fs;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 
 use crate::support::{alone, kill, wait_until};
 use procpool::shared::{SharedArray, SharedFd, SharedSlice, SharedValue};
 use procpool::sync::Lock;
 use procpool::{Pool, TaskErrorKind, TaskOptions, ValueSide};
 
-/// The lines `field` (in KiB) of a process's mappings of shared memory of just this size.
+/// Returns `field` (in KiB) of each of a process's mappings of shared memory of exactly this size.
 fn mappings(pid: u32, bytes: usize, field: &str) -> Vec<usize> {
     let maps = fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap_or_default();
     let mut found = Vec::new();
@@ -92,7 +93,7 @@ fn a_worker_passes_a_shared_slice_on_to_workers_of_its_own() {
 }
 
 #[test]
-fn a_task_that_is_run_again_finds_what_it_was_given() {
+fn a_retried_task_gets_the_same_argument() {
     let marker = tempfile::NamedTempFile::new().unwrap();
     fn die_once((numbers, marker): (SharedSlice<u64>, std::path::PathBuf)) -> u64 {
         if fs::remove_file(marker).is_ok() {
@@ -114,7 +115,7 @@ fn a_shared_slice_costs_its_memory_once_however_many_workers_read_it() {
     let numbers = SharedSlice::build(BYTES / 8, |numbers: &mut [u64]| numbers.fill(1)).unwrap();
     let pool = Pool::new(4).unwrap();
     let total = |numbers: SharedSlice<u64>| numbers.iter().sum();
-    // Each of the workers holds it until all four have read it.
+    // Each worker holds it until all four have read it.
     let meet = crate::support::SideEffects::new();
     let read = |(numbers, meet, me): (SharedSlice<u64>, crate::support::SideEffects, u64)| {
         let total: u64 = numbers.iter().sum();
@@ -140,7 +141,7 @@ fn a_shared_slice_costs_its_memory_once_however_many_workers_read_it() {
 }
 
 #[test]
-fn a_shared_slice_that_nobody_uses_any_more_is_freed() {
+fn an_unused_shared_slice_is_freed() {
     const BYTES: usize = 3 << 20;
     let pool = Pool::new(2).unwrap();
     let numbers = SharedSlice::new(vec![1u64; BYTES / 8]).unwrap();
@@ -156,11 +157,11 @@ fn a_shared_slice_that_nobody_uses_any_more_is_freed() {
 }
 
 #[test]
-fn a_shared_slice_cannot_be_written_by_anybody() {
+fn no_process_can_write_a_shared_slice() {
     let numbers = SharedSlice::new([1u64; 512]).unwrap();
     let pool = Pool::new(1).unwrap();
     let overwrite = |numbers: SharedSlice<u64>| {
-        // SAFETY: none; that is the point.
+        // SAFETY: none. The test is about that.
         unsafe { numbers.as_ptr().cast_mut().write_volatile(2) }
     };
     let error = pool.apply(overwrite, numbers.clone()).unwrap_err();
@@ -185,7 +186,7 @@ fn five_thousand_of_each() {
     let add = |(value, lock): (SharedValue<u64>, Lock)| {
         let _guard = lock.lock();
         *value.lock() += 1;
-        // Made in a worker, and of no concern to others.
+        // Created in a worker, and not shared with others.
         *SharedValue::new(7u64).unwrap().lock()
     };
     let made = pool.map(add, both.iter().step_by(10).cloned()).unwrap();
@@ -195,7 +196,7 @@ fn five_thousand_of_each() {
     }
 }
 
-/// What a task makes and hands back, inside of other types.
+/// Handles that a task creates and returns, inside of other types.
 type Made = (Vec<SharedValue<u64>>, Option<SharedSlice<u32>>, SharedArray<u8>, Lock);
 
 fn make(x: u64) -> Made {
@@ -213,7 +214,7 @@ fn a_handle_in_a_result_is_the_same_memory_in_the_caller_and_outlives_its_worker
     for worker in pool.workers() {
         kill(worker.pid, libc::SIGKILL);
     }
-    // Other workers change what this process sees, and the other way round.
+    // This process sees changes of other workers, and they see its changes.
     let change = |(value, lock): (SharedValue<u64>, Lock)| {
         let _held = lock.lock();
         value.set(value.get() + 100);
@@ -240,7 +241,7 @@ fn handles_come_back_from_every_kind_of_call_and_with_results_of_every_size() {
     check(1, pool.apply_async(make, 1).get().unwrap());
     check(1, procpool::Process::spawn(make, 1).unwrap().join().unwrap());
     pool.broadcast(make, 1).into_iter().for_each(|made| check(1, made.unwrap()));
-    // Beside others in one chunk, in a lane and in a region.
+    // Beside other results of one chunk, in a lane and in a region.
     let sized = |len: usize| {
         let value = (len % 3 == 1).then(|| SharedValue::new(len as u64).unwrap());
         (vec![1u8; len], value, "x".repeat(len))
@@ -254,7 +255,7 @@ fn handles_come_back_from_every_kind_of_call_and_with_results_of_every_size() {
             assert_eq!(value, (len % 3 == 1).then_some(len as u64));
         }
     }
-    // Of a pool inside of a worker, whose own arguments have handles too.
+    // In a pool inside of a worker, whose own arguments have handles too.
     let nested = |given: SharedValue<u64>| {
         let (values, ..) = Pool::new(1).unwrap().apply(make, given.get()).unwrap();
         (values, given)
@@ -264,7 +265,7 @@ fn handles_come_back_from_every_kind_of_call_and_with_results_of_every_size() {
 }
 
 #[test]
-fn a_result_that_refers_to_too_many_files_is_refused_and_its_worker_goes_on() {
+fn a_result_with_too_many_files_is_refused_and_its_worker_continues() {
     let pool = Pool::new(1).unwrap();
     let large = |count: usize| -> Vec<SharedSlice<u8>> {
         (0..count).map(|_| SharedSlice::new([1]).unwrap()).collect()
@@ -273,7 +274,7 @@ fn a_result_that_refers_to_too_many_files_is_refused_and_its_worker_goes_on() {
     let error = pool.apply(large, 201).unwrap_err();
     assert!(matches!(error.kind(), TaskErrorKind::Encode { side: ValueSide::Result, .. }));
     assert!(error.to_string().contains("a result may have 200"), "{error}");
-    // Of values that share their files, there may be thousands.
+    // There may be thousands of values that share their files.
     let small =
         |count: u64| -> Vec<_> { (0..count).map(|x| SharedValue::new(x).unwrap()).collect() };
     let values = pool.apply(small, 5000).unwrap();
@@ -282,13 +283,13 @@ fn a_result_that_refers_to_too_many_files_is_refused_and_its_worker_goes_on() {
 }
 
 #[test]
-fn results_that_nobody_takes_leave_half_of_the_descriptors_to_the_program() {
-    alone!("results_that_nobody_takes_leave_half_of_the_descriptors_to_the_program_alone");
+fn results_that_are_not_taken_leave_half_of_the_descriptors_to_the_program() {
+    alone!("results_that_are_not_taken_leave_half_of_the_descriptors_to_the_program_alone");
 }
 
 #[test]
 #[ignore = "run by the one before, alone"]
-fn results_that_nobody_takes_leave_half_of_the_descriptors_to_the_program_alone() {
+fn results_that_are_not_taken_leave_half_of_the_descriptors_to_the_program_alone() {
     let pool = Pool::new(1).unwrap();
     let limit = libc::rlimit { rlim_cur: 200, rlim_max: 200 };
     // SAFETY: a plain system call.
@@ -307,11 +308,11 @@ fn results_that_nobody_takes_leave_half_of_the_descriptors_to_the_program_alone(
         assert!(error.contains("take results sooner"), "{error}");
     }
     drop(results);
-    // What was refused has closed its descriptors, and what was taken is no longer counted.
+    // Refused results have closed their descriptors, and taken ones are no longer counted.
     assert!(pool.apply(|x: u8| SharedSlice::new([x]).unwrap(), 1).is_ok());
 }
 
-/// Reads what the file still has.
+/// Reads the rest of a file.
 fn read_rest(file: SharedFd) -> String {
     let mut text = String::new();
     fs::File::from(file.into_owned().unwrap()).read_to_string(&mut text).unwrap();
@@ -333,7 +334,7 @@ fn an_open_file_arrives_open_at_its_position_and_closed_on_exec() {
     assert_eq!(pool.apply(flags, shared.clone()), Ok(libc::FD_CLOEXEC));
     assert_eq!(pool.apply(read_rest, shared.clone()).unwrap(), "second");
     assert_eq!(file.stream_position().unwrap(), 12, "they share the position");
-    // As many as there are, told apart although they are one file.
+    // Each descriptor arrives, although all are of one file.
     let path = tempfile::NamedTempFile::new().unwrap();
     fs::write(&path, "0123456789").unwrap();
     let at = |position: u64| {
@@ -347,7 +348,7 @@ fn an_open_file_arrives_open_at_its_position_and_closed_on_exec() {
     for (position, rest) in (0..).zip(pool.map(read_rest, files).unwrap()) {
         assert_eq!(rest, "0123456789"[position..]);
     }
-    // In an initializer, in a context, and back in a result.
+    // In an initializer, in a context, and in a result.
     let initialized = Pool::builder().workers(1).initializer(|file: SharedFd| file, at(3));
     let initialized = initialized.build().unwrap();
     let state = |()| procpool::with_state(|file: &mut SharedFd| read_rest(file.clone())).unwrap();
@@ -371,7 +372,7 @@ fn a_listening_socket_is_accepted_from_in_workers_and_a_connection_is_served_the
     };
     let task = pool.apply_async(serve, SharedFd::from(listener));
     let mut client = TcpStream::connect(address).unwrap();
-    // The connection comes back in the result; here it is ended.
+    // The connection returns in the result and is closed here.
     let mut server = TcpStream::from(task.get().unwrap().into_owned().unwrap());
     server.write_all(b"!").unwrap();
     drop(server);
@@ -379,6 +380,34 @@ fn a_listening_socket_is_accepted_from_in_workers_and_a_connection_is_served_the
     client.read_to_string(&mut text).unwrap();
     let pids: Vec<_> = pool.workers().iter().map(|worker| format!("{}!", worker.pid)).collect();
     assert!(pids.contains(&text), "{text} of {pids:?}");
+}
+
+#[test]
+fn in_a_call_with_a_context_each_items_descriptor_is_closed_with_its_item() {
+    let pool = Pool::builder().workers(1).build().unwrap();
+    let context = (SharedFd::from(tempfile::tempfile().unwrap()), SharedValue::new(7).unwrap());
+    let (ours, theirs): (Vec<_>, Vec<_>) = (0..50)
+        .map(|_| {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            ours.set_read_timeout(Some(crate::support::SOON)).unwrap();
+            (ours, SharedFd::from(theirs))
+        })
+        .unzip();
+    type Context = (SharedFd, SharedValue<u64>);
+    fn write((_, value): &Context, stream: SharedFd) -> usize {
+        let mut stream = UnixStream::from(stream.into_owned().unwrap());
+        stream.write_all(format!("{}", value.get()).as_bytes()).unwrap();
+        fs::read_dir("/proc/self/fd").unwrap().count()
+    }
+    let mut open = Vec::new();
+    let mut results = pool.imap_with(context, write, theirs).unwrap();
+    for mut ours in ours {
+        open.push(results.next().unwrap().unwrap());
+        let mut text = String::new();
+        ours.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "7", "the worker has closed it");
+    }
+    assert_eq!(open.iter().min(), open.iter().max(), "{open:?}");
 }
 
 #[test]
@@ -400,7 +429,7 @@ fn an_eventfd_and_a_pipe_wake_the_other_side() {
         event.write_all(&count.to_ne_bytes()).unwrap();
     }
     assert_eq!(tasks.map(|task| task.get().unwrap()), [3, 5]);
-    // A reader sees the end when the task that has the writer is done, not when its worker is.
+    // A reader sees the end when the task with the writer is done, not when its worker ends.
     let (mut reader, writer) = std::io::pipe().unwrap();
     let write = |writer: SharedFd| {
         fs::File::from(writer.into_owned().unwrap()).write_all(b"all of it").unwrap();
@@ -418,7 +447,7 @@ fn a_handle_outside_of_a_call_is_an_error_that_names_the_remedy() {
     assert!(error.contains("in an argument, a result or a channel's message"), "{error}");
     let slice = SharedSlice::new([1u8]).unwrap();
     assert_eq!(serde_json::to_string(&slice).unwrap_err().to_string(), error);
-    // What is encoded in a task, but not for its result, neither.
+    // Neither can a value that a task encodes by itself.
     let hidden = |file: SharedFd| serde_json::to_string(&file).unwrap_err().to_string();
     assert_eq!(Pool::new(1).unwrap().apply(hidden, file).unwrap(), error);
 }

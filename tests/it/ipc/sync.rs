@@ -1,4 +1,4 @@
-//! Processes that wait for each other: nobody waits for the dead, and nobody is let in too soon.
+//! Locks, semaphores, events and barriers: no process waits for a dead one, and none continues too early.
 
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
@@ -20,7 +20,7 @@ fn die<T>() -> T {
 }
 
 #[test]
-fn what_is_counted_under_a_lock_or_by_atomics_is_exact() {
+fn counts_under_a_lock_or_by_atomics_are_exact() {
     type Counters =
         (SharedValue<u64>, SharedArray<[u8; 24]>, SharedValue<AtomicU64>, SharedArray<AtomicI64>);
     fn count((value, array, atomic, atomics): Counters) {
@@ -49,7 +49,7 @@ fn what_is_counted_under_a_lock_or_by_atomics_is_exact() {
 }
 
 #[test]
-fn a_lock_whose_owner_is_killed_a_thousand_times_is_had_by_the_next_who_is_told() {
+fn a_lock_passes_from_a_killed_owner_to_the_next_which_learns_of_it_a_thousand_times() {
     fn die_with_it((value, told): (SharedValue<u64>, SharedValue<AtomicU64>)) {
         let mut guard = value.lock();
         if let Some(pid) = guard.abandoned_by() {
@@ -101,14 +101,14 @@ fn a_lock_excludes_other_processes_and_other_threads() {
 }
 
 #[test]
-fn no_more_processes_have_a_permit_than_there_are_and_the_dead_have_none() {
+fn no_more_processes_than_permits_hold_one_and_dead_processes_hold_none() {
     type Gauge = SharedArray<AtomicU64>;
     fn work((semaphore, gauge, x): (Semaphore, Gauge, u64)) {
         let _permit = semaphore.acquire();
         let now = gauge[0].fetch_add(1, SeqCst) + 1;
         gauge[1].fetch_max(now, SeqCst);
         std::thread::sleep(Duration::from_micros(100));
-        // Counted down first: a permit is taken over after its owner's death, never before.
+        // Counted down first: a permit is taken over only after its owner has died.
         gauge[0].fetch_sub(1, SeqCst);
         if x.is_multiple_of(20) {
             die()
@@ -129,7 +129,7 @@ fn no_more_processes_have_a_permit_than_there_are_and_the_dead_have_none() {
 }
 
 #[test]
-fn an_event_lets_all_go_that_wait_for_it() {
+fn an_event_wakes_all_waiters() {
     let (event, arrived) = (Event::new().unwrap(), SharedValue::<AtomicU64>::atomic(0).unwrap());
     let pool = Pool::builder().workers(4).chunk_size(1).build().unwrap();
     let wait = |(event, arrived): (Event, SharedValue<AtomicU64>)| {
@@ -164,12 +164,12 @@ fn a_barrier_of_eight_is_passed_a_thousand_times_by_all_together() {
     let walkers = (0..8).map(|me| (barrier.clone(), rounds.clone(), me));
     let led = pool.map(walk, walkers).unwrap();
     assert_eq!(led.iter().sum::<u64>(), ROUNDS);
-    // Who has come to the end has left: nobody is missed.
+    // A participant that has finished has left and is not missed.
     assert_eq!(barrier.wait_timeout(A_MOMENT), Err(BarrierError::TimedOut));
 }
 
 #[test]
-fn a_barrier_breaks_when_a_participant_dies_or_gives_up_and_can_be_made_whole() {
+fn a_barrier_breaks_when_a_participant_dies_or_times_out_and_can_be_reset() {
     let pool = Pool::builder().workers(2).chunk_size(1).build().unwrap();
     let wait = |barrier: Barrier| {
         let outcome = barrier.wait();
@@ -177,7 +177,7 @@ fn a_barrier_breaks_when_a_participant_dies_or_gives_up_and_can_be_made_whole() 
     };
     let (broken, passed) = (Ok((false, true)), Ok((true, false)));
 
-    // Killed while it waits; before it waits; after it has.
+    // Killed during, before and after its wait.
     let barrier = Barrier::new(3).unwrap();
     let come = SharedValue::<AtomicU64>::atomic(0).unwrap();
     let come_and_wait = |(barrier, come): (Barrier, SharedValue<AtomicU64>)| {
@@ -218,8 +218,8 @@ fn a_barrier_breaks_when_a_participant_dies_or_gives_up_and_can_be_made_whole() 
 }
 
 #[test]
-fn what_is_shared_is_of_one_kind_and_goes_through_arguments_alone() {
-    #[derive(serde::Deserialize)]
+fn a_shared_object_is_of_one_kind_in_arguments_results_and_messages() {
+    #[derive(Debug, serde::Deserialize)]
     struct Confused(#[allow(dead_code)] Semaphore);
     impl serde::Serialize for Confused {
         fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -230,8 +230,33 @@ fn what_is_shared_is_of_one_kind_and_goes_through_arguments_alone() {
     let confused = Confused(Semaphore::new(1).unwrap());
     let error = pool.apply(|_: Confused| (), confused).unwrap_err();
     assert!(error.to_string().contains("another type"), "{error}");
-    let error = pool.apply(|()| Event::new().unwrap(), ()).unwrap_err();
-    assert!(error.to_string().contains("only be sent in an argument"), "{error}");
+    let error = pool.apply(|()| Confused(Semaphore::new(1).unwrap()), ()).unwrap_err();
+    assert!(error.to_string().contains("another type"), "{error}");
+    let (sender, receiver) = procpool::channel::unbounded().unwrap();
+    sender.send(Confused(Semaphore::new(1).unwrap())).unwrap();
+    let error = receiver.recv().unwrap_err();
+    assert!(error.to_string().contains("another type"), "{error}");
+}
+
+#[test]
+fn what_a_task_makes_to_wait_for_is_waited_for_by_its_caller_and_by_other_tasks() {
+    type Made = (Event, Semaphore, Barrier);
+    fn make((): ()) -> Made {
+        (Event::new().unwrap(), Semaphore::new(1).unwrap(), Barrier::new(2).unwrap())
+    }
+    fn meet((event, permits, barrier): Made) -> bool {
+        let _permit = permits.acquire();
+        event.set();
+        barrier.wait_timeout(SOON).is_ok()
+    }
+    let pool = Pool::builder().workers(2).chunk_size(1).build().unwrap();
+    let (event, permits, barrier) = pool.apply(make, ()).unwrap();
+    let task = pool.apply_async(meet, (event.clone(), permits.clone(), barrier.clone()));
+    assert!(event.wait_timeout(SOON));
+    assert!(permits.try_acquire().is_none());
+    assert!(barrier.wait_timeout(SOON).is_ok());
+    assert_eq!(task.get(), Ok(true));
+    assert!(permits.acquire_timeout(SOON).is_some());
 }
 
 #[test]
@@ -284,7 +309,7 @@ fn a_process_whose_first_thread_has_ended_keeps_its_lock_as_long_as_another_runs
             std::thread::sleep(SOON);
         });
         std::thread::sleep(A_MOMENT);
-        // SAFETY: ends this thread alone, and what it has borrowed is never used again.
+        // SAFETY: it ends this thread only, and its borrows are never used again.
         unsafe { libc::syscall(libc::SYS_exit, 0) };
     }
     let (lock, is_had) = (Lock::new().unwrap(), Event::new().unwrap());
@@ -300,10 +325,10 @@ fn a_process_whose_first_thread_has_ended_keeps_its_lock_as_long_as_another_runs
     assert!(task.get().is_err());
 }
 
-/// Everything that can be shared, of each kind one or more.
+/// One or more shared objects of each kind.
 macro_rules! disguises {
     ($($index:literal: $kind:ty = $make:expr),* $(,)?) => {
-        /// Is encoded as one kind, and decoded as another.
+        /// Encoded as one kind, and decoded as another.
         struct Disguised {
             from: u8,
             to: u8,
@@ -352,7 +377,7 @@ macro_rules! disguises {
     };
 }
 thread_local! {
-    /// The same objects each time, so that a worker has them mapped as what they are.
+    /// The same objects each time, so that a worker has mapped them as their own kind.
     static ARRAY: SharedArray<u64> = SharedArray::new([1; 8]).unwrap();
     static SLICE: SharedSlice<u64> = SharedSlice::new([1; 8]).unwrap();
     static LOCK: Lock = Lock::new().unwrap();
@@ -377,11 +402,11 @@ disguises! {
 }
 
 #[test]
-fn what_is_shared_and_decoded_as_another_type_is_an_error() {
+fn decoding_a_shared_object_as_another_type_is_an_error() {
     let pool = Pool::new(1).unwrap();
     for from in 0..KINDS {
         for to in 0..KINDS {
-            // As itself first, so that the worker has it mapped.
+            // As its own kind first, so that the worker maps it.
             let both = vec![Disguised { from, to: from }, Disguised { from, to }];
             let outcome = pool.apply(|both: Vec<Disguised>| both.len(), both);
             match outcome {
@@ -436,14 +461,14 @@ fn overwritten_objects() {
                     6 => ((random() % 1_000_000) << 2) | (random() % 4),
                     _ => random(),
                 };
-                // The beginning of a log, or of a region's directory; and the first objects after that.
+                // The start of a log or of a region's directory, and the first objects after it.
                 let (from, len) = if random() % 4 == 0 { (0, 1024) } else { (9_984, 4096) };
                 let len = len.min((end - start).saturating_sub(from));
                 if len == 0 {
                     continue;
                 }
                 let at = start + from + random() as usize % len / 8 * 8;
-                // SAFETY: it is mapped, and what other processes may write at any time.
+                // SAFETY: it is mapped, and other processes may write it at any time.
                 unsafe { (at as *mut u64).write_volatile(word) };
             }
         }
@@ -515,6 +540,6 @@ fn a_wait_for_a_condition_ends_with_its_limit_and_learns_of_an_owner_that_died()
     let guard = value.lock().wait_while_timeout(SOON, |value| *value > 0).unwrap();
     drop(guard);
     assert!(died.get().is_err());
-    // The one that died may have had the lock again by then.
+    // The process that died may have acquired the lock again by then.
     assert!(value.lock_timeout(SOON).is_some());
 }

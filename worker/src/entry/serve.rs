@@ -131,7 +131,7 @@ impl Worker {
                 Ok(())
             }
             Request::Context { id, attached, body: location } => {
-                self.channels.recv_attached(attached)?;
+                let files = self.channels.recv_attached(attached)?;
                 let source = match location {
                     Body::Frame => Source::Bytes(body.to_vec()),
                     Body::Region(slice) => Source::Region(self.channels.recv_frozen(slice.len)?),
@@ -139,7 +139,7 @@ impl Worker {
                         Source::RawBytes(self.channels.recv_frozen(slice.len)?)
                     }
                 };
-                self.contexts.insert(id, Context::new(source));
+                self.contexts.insert(id, Context::new(source, files));
                 Ok(())
             }
             Request::DropContexts { contexts } => {
@@ -150,7 +150,7 @@ impl Worker {
                 Ok(())
             }
             Request::Chunk { attached, body: location, options } => {
-                self.channels.recv_attached(attached)?;
+                self.channels.recv_attached(attached)?.register();
                 match location {
                     Body::Frame => self.run_chunk(options, body, None)?,
                     Body::Region(slice) | Body::RawBytes(slice) => {
@@ -172,10 +172,8 @@ impl Worker {
                         }
                     }
                 }
-                // A context is decoded at its first item, which may be in a later chunk.
-                if self.contexts.is_empty() {
-                    attach::clear_received();
-                }
+                // Before the reply: peers may wait for the descriptors to be closed.
+                attach::clear_received();
                 self.channels.reply(&Reply::Done { sequence: options.sequence })
             }
             Request::Regions { gone, results_gone, results_free } => {

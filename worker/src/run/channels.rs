@@ -7,12 +7,12 @@ use crate::shm::doorbell::SpinWaiter;
 use crate::shm::lane::Words;
 use crate::shm::region::{Frozen, Region};
 use crate::shm::sys;
-use crate::wire::attach::Attachments;
+use crate::wire::attach::{Attachments, Received};
+use crate::wire::codec;
 use crate::wire::control::Control;
 use crate::wire::error::TransportError;
 use crate::wire::protocol::{MAX_FILES, Passed, Reply};
 use crate::wire::transport::FrameReceiver;
-use crate::wire::{attach, codec};
 
 /// The worker's ends of its channels.
 #[derive(Debug)]
@@ -104,18 +104,17 @@ impl Channels {
         Ok(Frozen::open(self.recv_region_file()?, len)?)
     }
 
-    /// Receives the files that the current frame's arguments refer to, in `packets` packets.
-    pub(crate) fn recv_attached(&self, packets: u32) -> Result<(), TransportError> {
+    /// Receives the files that the values in the current frame refer to, in `packets` packets.
+    pub(crate) fn recv_attached(&self, packets: u32) -> Result<Received, TransportError> {
+        let mut received = Vec::new();
         for _ in 0..packets {
             match self.recv_passed()? {
                 (Passed::Attached(files), descriptors) if files.len() == descriptors.len() => {
-                    files.into_iter().zip(descriptors).for_each(|(file, descriptor)| {
-                        attach::register_received(file, descriptor);
-                    });
+                    received.extend(files.into_iter().zip(descriptors));
                 }
                 _ => return Err(TransportError::Malformed("nothing was attached".to_owned())),
             }
         }
-        Ok(())
+        Ok(Received::new(received))
     }
 }

@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 
 use super::panics;
 use crate::shm::region::Frozen;
+use crate::wire::attach::Received;
 use crate::wire::error::CodecError;
 use crate::wire::function::FnRef;
 use crate::wire::{bulk, codec};
@@ -29,8 +30,9 @@ pub(crate) enum Source {
 
 /// One call's context.
 pub(crate) struct Context {
-    /// Set until the value is decoded.
-    source: Cell<Option<Source>>,
+    /// The encoded value and the files that it refers to, until it is decoded: at the first item, which may be
+    /// in a later chunk.
+    source: Cell<Option<(Source, Received)>>,
     value: OnceCell<Result<Box<dyn Any>, CodecError>>,
 }
 
@@ -41,8 +43,8 @@ impl std::fmt::Debug for Context {
 }
 
 impl Context {
-    pub(crate) fn new(source: Source) -> Self {
-        Self { source: Cell::new(Some(source)), value: OnceCell::new() }
+    pub(crate) fn new(source: Source, files: Received) -> Self {
+        Self { source: Cell::new(Some((source, files))), value: OnceCell::new() }
     }
 
     /// Returns the value. Decodes it on the first call.
@@ -70,9 +72,9 @@ impl Context {
         make: impl FnOnce(Source) -> Result<T, CodecError>,
     ) -> Result<&T, CodecError> {
         let value = self.value.get_or_init(|| {
-            let source =
+            let (source, files) =
                 self.source.take().ok_or_else(|| CodecError::new::<T>("it was decoded before"))?;
-            Ok(Box::new(make(source)?))
+            Ok(Box::new(files.decode(|| make(source))?))
         });
         let value = value.as_ref().map_err(CodecError::clone)?;
         value.downcast_ref().ok_or_else(|| CodecError::new::<T>("it has another type"))

@@ -7,8 +7,8 @@
 //! is an error.
 //!
 //! The descriptors are sent along with the bytes ([`Attachments::files`]). Decoding finds them by
-//! [`FileId`] ([`open_received`]). A worker [registers](register_received) those of its arguments until
-//! [`clear_received`]. Those of one value, such as a result, are found only inside
+//! [`FileId`] ([`open_received`]). A worker [registers](Received::register) those of a chunk's arguments
+//! until [`clear_received`]. Those of a context, a result or a message are found only inside
 //! [`Received::decode`], on the thread that decodes it.
 
 use std::cell::RefCell;
@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
-use crate::shm::sys::{HIGH_FD, move_high};
+use crate::shm::sys::HIGH_FD;
 
 /// Identifies a file among all that exist at the same time. Both ends of a pipe are one file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -189,14 +189,7 @@ fn access(fd: impl AsFd) -> u32 {
     rustix::fs::fcntl_getfl(fd).map_or(u32::MAX, |flags| (flags & OFlags::ACCMODE).bits())
 }
 
-/// Registers a received descriptor for decoding. Moves it above the numbers that tasks may close.
-pub fn register_received(id: FileId, fd: OwnedFd) {
-    let fd = move_high(fd);
-    let access = access(&fd);
-    all_received().insert((id, access), fd);
-}
-
-/// The descriptors that came with one value.
+/// The descriptors that came with values.
 #[derive(Debug, Default)]
 pub struct Received(Vec<(FileId, OwnedFd)>);
 
@@ -214,6 +207,15 @@ impl Received {
     /// Returns whether there are none.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// Registers the descriptors: decoding finds them until [`clear_received`]. They come from the parent,
+    /// which has named them by their files.
+    pub fn register(self) {
+        let mut all = all_received();
+        for (id, fd) in self.0 {
+            all.insert((id, access(&fd)), fd);
+        }
     }
 
     /// Calls `decode`, which finds these descriptors and no others, and closes them. A descriptor of
@@ -298,9 +300,8 @@ mod tests {
         let files = attachments.files();
         assert_eq!(files.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [pipe; 2]);
         assert!(open_received(pipe, OFlags::RDONLY).is_none());
-        for (id, fd) in files {
-            register_received(id, fd.try_clone_to_owned().unwrap());
-        }
+        let files = files.into_iter().map(|(id, fd)| (id, fd.try_clone_to_owned().unwrap()));
+        Received::new(files.collect()).register();
         for wanted in [OFlags::RDONLY, OFlags::WRONLY] {
             let fd = open_received(pipe, wanted).unwrap().unwrap();
             assert_eq!((FileId::of(&fd).unwrap(), access(&fd)), (pipe, wanted.bits()));
