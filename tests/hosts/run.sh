@@ -86,7 +86,6 @@ lose() {
     for time in $(seq "$times"); do
         begin "$what ($time of $times)"
         "$here/rig" up "$rig" 3
-        "$here/rig" mend "$rig" n3
         run -p 2 -n 400 --retries 3 --journal journal -- ./job {} > out 2> err &
         pid=$!
         until_lines ran 100

@@ -50,6 +50,10 @@ const GRACE: Duration = Duration::from_secs(3);
 /// How long a host may take to answer before a new launch does without it.
 const ANSWER_LIMIT: Duration = Duration::from_secs(8);
 
+/// Hosts that are lost within this time before the engine is lost with it: nothing is wrong with
+/// them.
+const WITH_ENGINE: Duration = Duration::from_secs(3);
+
 /// The most bytes of the launcher's messages that are kept.
 const MAX_NOISE: usize = 16 << 10;
 
@@ -103,6 +107,7 @@ pub(super) fn supervise(job: &Job<'_>) -> Result<Exit> {
         let launched = Launch::start(job, &hosts, &without, &steering)?;
         let (mut launch, listener) = launched;
         let ended = launch.follow(&listener, &orders, given.as_fd(), &mut follower, args);
+        let end = Instant::now();
         drop(given);
         let status = launch.end(matches!(ended, Ok(Ended::Exit(_))), !follower.lost.is_empty());
         let (why, has_run) = match ended? {
@@ -129,7 +134,7 @@ pub(super) fn supervise(job: &Job<'_>) -> Result<Exit> {
             ))
             .into());
         }
-        let gone = lost_hosts(job, &hosts, &follower);
+        let gone = lost_hosts(job, &hosts, &follower, end);
         hosts.retain(|host| !gone.iter().any(|lost| lost.name == host.name));
         let names: Vec<_> = gone.iter().map(|host| host.name.clone()).collect();
         without.extend(gone);
@@ -175,23 +180,25 @@ fn shows(follower: &mut Follower) -> bool {
     }
 }
 
-/// Returns the hosts that a new launch must do without: those that the run has lost, and those that
-/// don't answer.
-fn lost_hosts(job: &Job<'_>, hosts: &[Host], follower: &Follower) -> Vec<Host> {
+/// Returns the hosts that a new launch must do without: those that the run had lost when it lost its
+/// engine, and those that don't answer.
+fn lost_hosts(job: &Job<'_>, hosts: &[Host], follower: &Follower, end: Instant) -> Vec<Host> {
     let rsh = job.args.hosts.rsh.as_deref();
+    // Nodes of an allocation can't be asked.
+    let is_srun = job.launcher == Launcher::Srun;
     let is_lost = |host: &Host| {
         if environment::is_here(&host.name) {
             return false;
         }
         let short = host.name.split('.').next().unwrap_or_default();
-        let is_it = |lost: &String| {
-            *lost == host.name || lost.split('.').next().unwrap_or_default() == short
+        let is_it = |(lost, at): (&String, &Instant)| {
+            let is_name = *lost == host.name || lost.split('.').next().unwrap_or_default() == short;
+            is_name && (is_srun || end.saturating_duration_since(*at) > WITH_ENGINE)
         };
-        if follower.lost.keys().any(is_it) {
+        if follower.lost.iter().any(is_it) {
             return true;
         }
-        matches!(job.launcher, Launcher::Mpirun { .. })
-            && remote::ask(rsh, &host.name, false, "true", ANSWER_LIMIT).code != Some(0)
+        !is_srun && remote::ask(rsh, &host.name, false, "true", ANSWER_LIMIT).code != Some(0)
     };
     let lost = remote::each(hosts, is_lost);
     hosts.iter().zip(lost).filter(|(_, lost)| *lost).map(|(host, _)| host.clone()).collect()
