@@ -24,11 +24,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use rustix::fs::{FlockOperation, flock};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::args::JournalArgs;
 use super::exit::Usage;
 use super::key::JobKey;
+use super::record::{End, Known, LostHost, Note, Shown};
 use super::render::Answer;
 use super::row::Row;
 use crate::tasks::Column;
@@ -53,59 +54,6 @@ pub(super) struct JournalManner {
     pub(super) since: Option<u64>,
     /// Whether the file need not survive a power cut: it ends with the run anyway.
     pub(super) is_private: bool,
-}
-
-/// A line as it is read back: the fields of one kind of line are there.
-#[derive(Debug, Default, Deserialize)]
-pub(super) struct Known {
-    key: Option<String>,
-    #[serde(default)]
-    ok: bool,
-    #[serde(default)]
-    pending: bool,
-    pub(super) shown: Option<Shown>,
-    pub(super) lost: Option<LostHost>,
-    pub(super) end: Option<End>,
-}
-
-/// How far the results are written when the jobs before this line are.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
-pub(super) struct Shown {
-    /// The length of the file of the results.
-    pub(super) out: u64,
-    /// The length of the file for standard error, if there is one.
-    #[serde(default)]
-    pub(super) err: u64,
-    /// The file of the results, unless it ends with the run.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) file: Option<String>,
-}
-
-/// A host that the run has lost.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
-pub(super) struct LostHost {
-    pub(super) host: String,
-    pub(super) reason: String,
-}
-
-/// The end of a run that spans hosts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
-pub(super) struct End {
-    /// The exit code of the run.
-    pub(super) exit: u8,
-    /// Jobs that succeeded, failed, and were not started as far as known.
-    pub(super) succeeded: u64,
-    pub(super) failed: u64,
-    pub(super) not_started: u64,
-}
-
-/// A line that is no job's.
-#[derive(Serialize)]
-#[serde(rename_all = "snake_case")]
-enum Note<'a> {
-    Shown(&'a Shown),
-    Lost(&'a LostHost),
-    End(End),
 }
 
 /// A line of the journal.

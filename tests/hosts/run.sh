@@ -45,7 +45,8 @@ until_lines() {
         [ "$(cat "$1" 2> /dev/null | wc -l)" -lt "$2" ] || return 0
         sleep 0.01
     done
-    fail "$1 didn't get $2 lines"
+    fail "$1 has $(cat "$1" | wc -l) lines and not $2: $(cat err; tail -n 2 journal; for host in n1 n2 n3; do
+        on $host ps ax -o pid,args 2>&1 | grep -v " ps ax"; done | cut -c1-150)"
 }
 
 # All of `0..N` are in the output, each once.
@@ -107,7 +108,6 @@ partition() { "$here/rig" cut "$rig" n3; }
 lose "a rank is killed" agent_killed
 lose "a host's power is cut" power_cut
 lose "a host is cut off" partition
-"$here/rig" mend "$rig" n3
 lose "the run itself is killed, and launched again" run_killed
 lose "the launcher is killed, and with it all hosts" launcher_killed
 

@@ -7,8 +7,8 @@ use serde::Serialize;
 
 use super::cases::Case;
 use super::{processes, threads};
-use crate::args::ReportFormat;
 use crate::exit::Exit;
+use crate::report_format::ReportFormat;
 
 /// Widths of the first two columns. With the third, a line has at most 100 characters.
 const CASE: usize = 14;

@@ -10,13 +10,14 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::args::HostsArgs;
 use super::command;
 use super::environment::{GET_MPI, HAS_MPI, allocation, is_here, own_name};
 use super::list::{self, Host};
 use super::remote::{self, Answer};
-use crate::args::{HostsArgs, ReportFormat};
 use crate::exit::{Exit, Usage};
 use crate::format;
+use crate::report_format::ReportFormat;
 use crate::tasks::command::quote;
 
 /// How long a host may take to answer: a slow login, and reading this program's file.

@@ -10,12 +10,13 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
-use crate::journal::{End, Known};
+use crate::record::{End, Known};
 use crate::spill;
 
 /// The size of a read.
@@ -35,8 +36,8 @@ pub(super) struct Follower {
     counted: u64,
     out: Copied,
     err: Copied,
-    /// Why each lost host is lost.
-    pub(super) lost: BTreeMap<String, String>,
+    /// When each host was found to be lost.
+    pub(super) lost: BTreeMap<String, Instant>,
     pub(super) end: Option<End>,
 }
 
@@ -68,6 +69,8 @@ impl Follower {
 
     /// Prepares for the next launch, which cuts the journal where its lines no longer count.
     pub(super) fn start_again(&mut self) {
+        self.lost.clear();
+        self.end = None;
         self.at = self.counted;
         self.rest.clear();
         self.journal = None;
@@ -108,7 +111,7 @@ impl Follower {
                 self.counted = read;
             }
             if let Some(lost) = known.lost {
-                self.lost.insert(lost.host, lost.reason);
+                self.lost.entry(lost.host).or_insert_with(Instant::now);
             }
             self.end = known.end.or(self.end);
         }
@@ -200,7 +203,8 @@ mod tests {
         let cut = &first[..first.len() - job.len()];
         fs::write(&journal, [cut, lost, &job, &shown(14), end].concat()).unwrap();
         assert!(follower.read(&journal).unwrap());
-        assert_eq!((follower.out.until, follower.lost["n2"].as_str()), (14, "silent"));
+        assert_eq!(follower.out.until, 14);
+        assert!(follower.lost.contains_key("n2"));
         assert_eq!(follower.end.map(|end| (end.exit, end.failed)), Some((1, 1)));
     }
 }

@@ -13,7 +13,7 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
-use rustix::process::Pid;
+use rustix::process::{PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
 use signal_hook::low_level;
 
@@ -66,8 +66,9 @@ pub(super) struct Listener {
 /// The supervisor's side.
 pub(super) struct Link {
     socket: UnixStream,
-    /// The process of the run.
-    pub(super) run: Pid,
+    /// The process of the run, which is no child of the supervisor: its PID may be another's once it
+    /// has ended.
+    pub(super) run: Arc<OwnedFd>,
 }
 
 /// The supervisor's side, for signals.
@@ -126,7 +127,9 @@ impl Listener {
         socket.set_write_timeout(Some(Duration::from_secs(10)))?;
         give(&socket, orders, &streams).context("failed to give the launched run its orders")?;
         socket.set_nonblocking(true)?;
-        Ok(Some(Link { socket, run: peer.pid }))
+        let run = pidfd_open(peer.pid, PidfdFlags::empty());
+        let run = run.context("failed to watch the launched run")?;
+        Ok(Some(Link { socket, run: Arc::new(run) }))
     }
 }
 
@@ -295,7 +298,8 @@ mod tests {
     fn a_run_is_heard_without_waiting_and_its_end_too() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
-        let mut link = Link { socket: ours, run: rustix::process::getpid() };
+        let own = pidfd_open(rustix::process::getpid(), PidfdFlags::empty()).unwrap();
+        let mut link = Link { socket: ours, run: Arc::new(own) };
         assert_eq!(link.hear(), Heard::Nothing);
         theirs.write_all(&[ALIVE, ALIVE]).unwrap();
         assert_eq!(link.hear(), Heard::Alive);

@@ -14,16 +14,19 @@
 //!
 //! | file | owns |
 //! |---|---|
+//! | `args` | the arguments, as typed |
 //! | `list` | lists of hosts |
 //! | `environment` | what this machine is called, and what a launcher or Slurm has started |
 //! | `command` | the command line of the launcher, by its version |
-//! | `supervise` | the launches of a run, and signals |
+//! | `supervise` | the launches of a run |
+//! | `steering` | signals |
 //! | `link` | what supervisor and run say to each other |
 //! | `follow` | the journal as the supervisor reads it, and showing results |
 //! | `feeder` | standard input for each launch |
 //! | `remote` | commands on other hosts |
 //! | `check` | `procpool hosts` |
 
+pub(super) mod args;
 mod check;
 mod command;
 pub(super) mod environment;
@@ -32,15 +35,17 @@ mod follow;
 pub(super) mod link;
 mod list;
 mod remote;
+mod steering;
 mod supervise;
 
 use anyhow::Result;
 
+use self::args::Engine;
 use self::command::Launcher;
 use self::environment::{GET_MPI, HAS_MPI, allocation};
 use self::list::Host;
 use self::supervise::Job;
-use super::args::{Engine, RunArgs};
+use super::args::RunArgs;
 use super::exit::{Exit, Usage};
 use super::plan::RunPlan;
 

@@ -11,26 +11,25 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use rustix::process::{Pid, Signal, kill_process, kill_process_group, test_kill_process};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGSTOP, SIGTERM, SIGTSTP};
-use signal_hook::iterator::Signals;
-use signal_hook::low_level;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
+use signal_hook::consts::SIGTERM;
 
 use super::command::{self, Launcher};
 use super::environment;
 use super::feeder::Feeder;
 use super::follow::Follower;
-use super::link::{BEAT, Heard, Link, Listener, Orders, Voice};
+use super::link::{BEAT, Heard, Link, Listener, Orders};
 use super::list::Host;
 use super::remote;
+use super::steering::Steering;
 use crate::args::{OutputChoice, RunArgs};
 use crate::exit::Exit;
-use crate::interrupt;
 use crate::journal;
 
 /// How often the journal is read.
@@ -48,11 +47,12 @@ const LINGER: Duration = Duration::from_secs(2);
 /// How long it may take after it was asked.
 const GRACE: Duration = Duration::from_secs(3);
 
-/// How long a run may take to end after the second signal: somewhat longer than it allows itself.
-const END_LIMIT: Duration = Duration::from_secs(6);
-
 /// How long a host may take to answer before a new launch does without it.
 const ANSWER_LIMIT: Duration = Duration::from_secs(8);
+
+/// Hosts that are lost within this time before the engine is lost with it: nothing is wrong with
+/// them.
+const WITH_ENGINE: Duration = Duration::from_secs(3);
 
 /// The most bytes of the launcher's messages that are kept.
 const MAX_NOISE: usize = 16 << 10;
@@ -107,8 +107,9 @@ pub(super) fn supervise(job: &Job<'_>) -> Result<Exit> {
         let launched = Launch::start(job, &hosts, &without, &steering)?;
         let (mut launch, listener) = launched;
         let ended = launch.follow(&listener, &orders, given.as_fd(), &mut follower, args);
+        let end = Instant::now();
         drop(given);
-        let status = launch.end(matches!(ended, Ok(Ended::Exit(_))));
+        let status = launch.end(matches!(ended, Ok(Ended::Exit(_))), !follower.lost.is_empty());
         let (why, has_run) = match ended? {
             Ended::Exit(code) => {
                 // Nobody is there who could read the rest: a clean end.
@@ -133,7 +134,7 @@ pub(super) fn supervise(job: &Job<'_>) -> Result<Exit> {
             ))
             .into());
         }
-        let gone = lost_hosts(job, &hosts, &follower);
+        let gone = lost_hosts(job, &hosts, &follower, end);
         hosts.retain(|host| !gone.iter().any(|lost| lost.name == host.name));
         let names: Vec<_> = gone.iter().map(|host| host.name.clone()).collect();
         without.extend(gone);
@@ -179,23 +180,25 @@ fn shows(follower: &mut Follower) -> bool {
     }
 }
 
-/// Returns the hosts that a new launch must do without: those that the run has lost, and those that
-/// don't answer.
-fn lost_hosts(job: &Job<'_>, hosts: &[Host], follower: &Follower) -> Vec<Host> {
+/// Returns the hosts that a new launch must do without: those that the run had lost when it lost its
+/// engine, and those that don't answer.
+fn lost_hosts(job: &Job<'_>, hosts: &[Host], follower: &Follower, end: Instant) -> Vec<Host> {
     let rsh = job.args.hosts.rsh.as_deref();
+    // Nodes of an allocation can't be asked.
+    let is_srun = job.launcher == Launcher::Srun;
     let is_lost = |host: &Host| {
         if environment::is_here(&host.name) {
             return false;
         }
         let short = host.name.split('.').next().unwrap_or_default();
-        let is_it = |lost: &String| {
-            *lost == host.name || lost.split('.').next().unwrap_or_default() == short
+        let is_it = |(lost, at): (&String, &Instant)| {
+            let is_name = *lost == host.name || lost.split('.').next().unwrap_or_default() == short;
+            is_name && (is_srun || end.saturating_duration_since(*at) > WITH_ENGINE)
         };
-        if follower.lost.keys().any(is_it) {
+        if follower.lost.iter().any(is_it) {
             return true;
         }
-        matches!(job.launcher, Launcher::Mpirun { .. })
-            && remote::ask(rsh, &host.name, false, "true", ANSWER_LIMIT).code != Some(0)
+        !is_srun && remote::ask(rsh, &host.name, false, "true", ANSWER_LIMIT).code != Some(0)
     };
     let lost = remote::each(hosts, is_lost);
     hosts.iter().zip(lost).filter(|(_, lost)| *lost).map(|(host, _)| host.clone()).collect()
@@ -269,104 +272,6 @@ impl Given {
             Self::Own => rustix::stdio::stdin(),
             Self::Pipe(pipe) => pipe.as_fd(),
         }
-    }
-}
-
-/// What signals are passed on to.
-#[derive(Clone)]
-struct Steering(Arc<Mutex<Steered>>);
-
-#[derive(Default)]
-struct Steered {
-    /// The process of the run.
-    run: Option<Pid>,
-    /// What it takes signals from that end it.
-    voice: Option<Voice>,
-    /// The process group of the launcher.
-    group: Option<Pid>,
-    signals: u32,
-    /// How the last signal ends the run.
-    exit: Option<Exit>,
-    dir: PathBuf,
-}
-
-impl Steering {
-    /// Passes signals on to the run, on a thread of its own.
-    fn watch(dir: PathBuf) -> Result<Self> {
-        let steering = Self(Arc::new(Mutex::new(Steered { dir, ..Steered::default() })));
-        let ignored = interrupt::ignored();
-        let wanted = [SIGINT, SIGTERM, SIGHUP, SIGTSTP];
-        let wanted = wanted.into_iter().filter(|signal| ignored & (1 << (signal - 1)) == 0);
-        let mut signals = Signals::new(wanted).context("failed to catch signals")?;
-        let watched = steering.clone();
-        let watch = move || {
-            for signal in signals.forever() {
-                match interrupt::ending(signal) {
-                    Some(exit) => watched.end(signal, exit),
-                    None => watched.pause(),
-                }
-            }
-        };
-        let thread = thread::Builder::new().name("signals".into());
-        thread.spawn(watch).context("failed to start a thread")?;
-        Ok(steering)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Steered> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn end(&self, signal: i32, exit: Exit) {
-        let mut steered = self.lock();
-        steered.signals += 1;
-        steered.exit = Some(exit);
-        match (steered.run, steered.signals) {
-            (Some(_), 1 | 2) => {
-                if let Some(voice) = &steered.voice {
-                    voice.pass_on(signal);
-                }
-            }
-            // The main thread waits for the launcher.
-            (None, 1) => steered.signal_group(Signal::TERM),
-            _ => steered.leave(exit),
-        }
-        if steered.signals == 2 {
-            let steering = self.clone();
-            let ender = thread::Builder::new().name("end".into()).spawn(move || {
-                thread::sleep(END_LIMIT);
-                steering.lock().leave(exit);
-            });
-            if ender.is_err() {
-                steered.leave(exit);
-            }
-        }
-    }
-
-    /// Stops the workers and this process. The run itself goes on: silent hosts are lost hosts.
-    fn pause(&self) {
-        let run = self.lock().run;
-        let tell = |signal| run.map(|run| kill_process(run, signal));
-        let _ = tell(Signal::TSTP); // it may just have ended
-        let _ = low_level::raise(SIGSTOP); // has returned when the process goes on
-        let _ = tell(Signal::CONT);
-    }
-}
-
-impl Steered {
-    fn signal_group(&self, signal: Signal) {
-        if let Some(group) = self.group {
-            let _ = kill_process_group(group, signal); // it may have ended
-        }
-    }
-
-    /// Ends everything at once.
-    fn leave(&self, exit: Exit) -> ! {
-        self.signal_group(Signal::KILL);
-        if let Some(run) = self.run {
-            let _ = kill_process(run, Signal::KILL);
-        }
-        let _ = fs::remove_dir_all(&self.dir);
-        low_level::exit(exit.code().into())
     }
 }
 
@@ -469,7 +374,7 @@ impl Launch {
             if let Some(code) = code {
                 return Ok(Ended::Exit(code));
             }
-            if launcher_ended.is_none() && self.child.try_wait()?.is_some() {
+            if launcher_ended.is_none() && self.is_over() {
                 launcher_ended = Some(now);
             }
             match &mut link {
@@ -479,7 +384,7 @@ impl Launch {
                         heard = now;
                         let _ = fs::write(&marker, ""); // without it, mpirun ends with one shell
                         let mut steered = self.steering.lock();
-                        steered.run = Some(link.run);
+                        steered.run = Some(Arc::clone(&link.run));
                         steered.voice = Some(link.voice()?);
                         if steered.exit.is_some() {
                             steered.signal_group(Signal::TERM);
@@ -524,46 +429,47 @@ impl Launch {
         }
     }
 
+    /// Whether the launcher has ended. It stays a zombie, so that its process group is nobody
+    /// else's.
+    fn is_over(&self) -> bool {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
+        pid.is_none_or(|pid| !matches!(waitid(WaitId::Pid(pid), options), Ok(None)))
+    }
+
     /// Ends the launcher, and with it what it has started. Returns how it ended by itself, if it
     /// did.
-    fn end(&mut self, in_order: bool) -> Option<ExitStatus> {
-        let wait = |child: &mut Child, limit: Duration| {
+    fn end(&mut self, in_order: bool, has_lost: bool) -> Option<ExitStatus> {
+        let wait = |limit: Duration| {
             let deadline = Instant::now() + limit;
-            loop {
-                match child.try_wait() {
-                    Ok(Some(status)) => return Some(status),
-                    Ok(None) if Instant::now() < deadline => thread::sleep(POLL_INTERVAL),
-                    Ok(None) | Err(_) => return None,
-                }
+            while !self.is_over() && Instant::now() < deadline {
+                thread::sleep(POLL_INTERVAL);
             }
+            self.is_over()
         };
-        let mut status = wait(&mut self.child, if in_order { LINGER } else { Duration::ZERO });
-        let by_itself = status;
-        if status.is_none() {
+        // After a loss, mpirun 4.1 never ends by itself, and not always when it is asked to.
+        let by_itself = wait(if in_order && !has_lost { LINGER } else { Duration::ZERO });
+        if !by_itself {
             self.steering.lock().signal_group(Signal::TERM);
-            status = wait(&mut self.child, GRACE);
-        }
-        // Also what was left of the group.
-        self.steering.lock().signal_group(Signal::KILL);
-        if status.is_none() {
-            let _ = self.child.wait();
+            wait(if has_lost { GRACE / 2 } else { GRACE });
         }
         let run = {
+            // Also what was left of the group.
             let mut steered = self.steering.lock();
+            steered.signal_group(Signal::KILL);
             (steered.group, steered.voice) = (None, None);
             steered.run.take()
         };
+        let status = self.child.wait().ok();
         if let Some(run) = run {
-            // It holds the journal's lock. It is no child of this process.
-            let deadline = Instant::now() + GRACE;
+            // It holds the journal's lock.
             if !in_order {
-                let _ = kill_process(run, Signal::KILL);
+                let _ = pidfd_send_signal(&run, Signal::KILL); // it may have ended
             }
-            while test_kill_process(run).is_ok() && Instant::now() < deadline {
-                thread::sleep(POLL_INTERVAL);
-            }
+            let limit = Timespec { tv_sec: GRACE.as_secs() as i64, tv_nsec: 0 };
+            let _ = poll(&mut [PollFd::new(&run, PollFlags::IN)], Some(&limit));
         }
-        by_itself
+        status.filter(|_| by_itself)
     }
 
     /// Returns what the launcher has said, for an error.

@@ -106,6 +106,40 @@ mod tests {
         assert!(lines[3].ends_with("1.50 ms  c  error: the worker died"), "{table}");
     }
 
+    fn form_of(task: &str) -> Form {
+        let task = find(task).unwrap();
+        let prints = OutputFields::None;
+        Form { input: task.input, columns: task.columns, prints, hosts: true }
+    }
+
+    #[test]
+    fn rows_name_the_host_where_there_are_several() {
+        let mut rows = squares();
+        rows[0].host = Some(serde_json::from_str("\"n2\"").unwrap());
+        let rendered = |format| {
+            let mut page = Page::default();
+            let form = form_of("square");
+            let mut renderer = renderer(format, &form, PlainOptions::default());
+            renderer.header(&mut page);
+            rows.iter().for_each(|row| renderer.row(row, &mut page));
+            text(page.clone())
+        };
+        let table = rendered(Format::Table);
+        let lines: Vec<_> = table.lines().collect();
+        assert!(lines[0].starts_with("     id      pid  host             time"), "{table}");
+        assert!(lines[1].starts_with("      1     4711  n2            1.50 ms"), "{table}");
+        assert!(lines[2].starts_with("      2     4711                1.50 ms"), "{table}");
+        let csv = rendered(Format::Csv);
+        assert!(csv.starts_with("id,pid,worker,host,attempt,"), "{csv}");
+        assert!(csv.contains("\n1,4711,2,n2,1,") && csv.contains("\n2,4711,2,,1,"), "{csv}");
+        assert!(rendered(Format::Json).contains("\"worker\":2,\"host\":\"n2\",\"attempt\":1"));
+        let mut errors = Page::default();
+        rows[1].host = rows[0].host;
+        let mut plain = renderer(Format::Plain, &form_of("square"), PlainOptions::default());
+        plain.row_errors(&rows[1], &mut errors);
+        assert!(text(errors.clone()).ends_with("(after 1.50 ms, on n2)\n"));
+    }
+
     #[test]
     fn json_is_one_object_a_line() {
         let json = text(rendered(Format::Json, "square", &squares()));

@@ -14,9 +14,10 @@ use crate::batch_queue::RecvOutcome;
 use crate::collect::{Event, Events, Threads};
 use crate::exit::Exit;
 use crate::inputs::Feed;
-use crate::journal::{End, Journal, LostHost, Shown};
+use crate::journal::Journal;
 use crate::median::Median;
 use crate::order::Order;
+use crate::record::{End, LostHost, Shown};
 use crate::render::Render;
 use crate::row::{Abort, Row};
 use crate::screen::{OutputClosed, Screen};
@@ -159,7 +160,15 @@ impl Run {
     /// Reports a lost host.
     fn lose(&mut self, lost: &LostHost) -> Result<()> {
         let LostHost { host, reason } = lost;
-        self.screen.progress().suspend(|| say(format_args!("lost the host {host}: {reason}")));
+        let what = format!("lost the host {host}: {reason}");
+        if self.top.is_some() {
+            // The live table has the terminal, and shows it.
+            let errors = self.screen.error_lines();
+            errors.extend_from_slice(what.as_bytes());
+            errors.push(b'\n');
+        } else {
+            self.screen.progress().suspend(|| say(format_args!("{what}")));
+        }
         match &mut self.journal {
             Some(journal) => journal.note_lost(lost),
             None => Ok(()),

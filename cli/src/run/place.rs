@@ -10,9 +10,10 @@ use anyhow::{Context, Result};
 use crate::args::RunArgs;
 use crate::collect::{Event, Events};
 use crate::exit::Usage;
-use crate::journal::{History, JournalManner, LostHost, Shown};
+use crate::journal::{History, JournalManner};
 use crate::launch::{self, Orders};
 use crate::plan::RunPlan;
+use crate::record::{LostHost, Shown};
 use procpool::{EventKind, Pool, PoolBuilder};
 
 /// Where a run is.

@@ -221,7 +221,9 @@ impl View {
         let host_width = host_width.map(|width| width.clamp(4, 24) as u16);
         let rows = picture.workers.iter().map(|shown| {
             let worker = &shown.worker;
+            let is_lost = |host: &HostInfo| Some(host.name) == worker.host && host.lost.is_some();
             let (state, color) = match worker.state {
+                _ if picture.hosts.iter().any(is_lost) => ("lost", Color::Red),
                 WorkerState::Busy => ("busy", Color::Green),
                 WorkerState::Idle => ("idle", Color::Blue),
                 WorkerState::Starting => ("starting", Color::Yellow),

@@ -11,7 +11,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::support::{Ended, children, lines_of, procpool, run, signal, wait, wait_until};
+use crate::support::{Ended, children, lines_of, procpool, run, signal, state, wait, wait_until};
 
 /// What stands for mpirun: `script` with the number of the launch in `$n`, and the run as `"$@"`.
 struct Fake {
@@ -310,6 +310,36 @@ fn a_signal_ends_the_run_in_order_and_a_third_at_once() {
             assert!(end["not_started"].as_u64().unwrap() > 900, "{end}");
         }
     }
+}
+
+#[test]
+fn a_launcher_that_gives_up_is_a_loss_and_not_the_end() {
+    let script = r#"[ $n -lt 2 ] || { "$@"; exit; }
+        "$@" & while [ ! -s ran ]; do sleep 0.01; done; kill -TERM $!; wait; exit 1"#;
+    let fake = Fake::new(script);
+    let ended = fake.run(&[&["-p", "2", "-n", "100"], &JOB[..]].concat());
+    assert_eq!((ended.code, fake.launches()), (Some(0), 2), "{ended:?}");
+    assert_eq!(sorted(ended.text()), expected("out ", 100));
+    assert!(!ended.stderr.contains("interrupted"), "{ended:?}");
+}
+
+#[test]
+fn a_stopped_run_stops_its_workers_and_goes_on_as_it_was() {
+    let fake = Fake::new(r#""$@""#);
+    let job = ["--", "sh", "-c", "echo $0 >> ran; sleep 0.05; echo out $0", "{}"];
+    let child = fake.command(&[&["-p", "2", "-n", "60"], &job[..]].concat()).spawn().unwrap();
+    wait_until("jobs run", || fake.ran() >= 2);
+    let run = children(children(child.id())[0])[0];
+    signal(child.id(), Signal::TSTP);
+    let is_stopped = |pid: u32| state(pid) == Some('T');
+    wait_until("all is stopped", || {
+        is_stopped(child.id()) && children(run).into_iter().all(is_stopped)
+    });
+    assert!(!is_stopped(run), "it tells the other hosts that it is there");
+    signal(child.id(), Signal::CONT);
+    let ended = wait(child);
+    assert_eq!((ended.code, fake.launches()), (Some(0), 1), "{ended:?}");
+    assert_eq!(sorted(ended.text()), expected("out ", 60));
 }
 
 #[test]

@@ -192,3 +192,66 @@ fn what_a_journal_leaves_out_is_said_and_a_dry_run_shows_the_rest() {
     assert_eq!(retried.code, Some(1), "{retried:?}");
     assert!(retried.stderr.contains("--resume"), "{retried:?}");
 }
+
+#[test]
+fn the_results_of_a_run_that_was_killed_and_resumed_are_those_of_an_unbroken_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let [journal, results, whole] =
+        ["journal", "results", "whole"].map(|name| dir.path().join(name));
+    let task = ["-q", "-p", "2", "-n", "3000", "--chunk-size", "1", "--format", "csv"];
+    let unbroken = run(&[&["run", "--results", whole.to_str().unwrap()], &task[..]].concat());
+    assert_eq!((unbroken.code, unbroken.text()), (Some(0), ""), "{unbroken:?}");
+    let to_file = [
+        "--journal",
+        journal.to_str().unwrap(),
+        "--resume",
+        "--results",
+        results.to_str().unwrap(),
+    ];
+    let arguments = [&["run"], &to_file[..], &task[..]].concat();
+    for part in [1, 1000] {
+        let child = procpool(&arguments).spawn().unwrap();
+        let done = || fs::read(&journal).unwrap_or_default().split(|it| *it == b'\n').count();
+        wait_until("some are done", || done() > part);
+        signal(child.id(), Signal::KILL);
+        wait(child);
+        // What was written after the journal's last line was not synced, and may be anything.
+        let mut file = File::options().append(true).open(&results).unwrap();
+        file.write_all(b"torn\0\0\0").unwrap();
+    }
+    let ended = run(&arguments);
+    assert_eq!((ended.code, ended.text()), (Some(0), ""), "{ended:?}");
+    let rows = |path: &Path| {
+        let text = fs::read_to_string(path).unwrap();
+        let columns = |line: &str| {
+            let fields: Vec<_> = line.split(',').map(str::to_owned).collect();
+            (fields[0].clone(), fields[5..].to_vec())
+        };
+        text.lines().map(columns).collect::<Vec<_>>()
+    };
+    assert_eq!(rows(&results), rows(&whole));
+}
+
+#[test]
+fn results_that_the_journal_does_not_know_are_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let [journal, results, other] =
+        ["journal", "results", "other"].map(|name| dir.path().join(name));
+    let [results, other] = [&results, &other].map(|path| path.to_str().unwrap());
+    assert_eq!(with_journal(&journal, &["-q", "--results", results, "1", "2"]).code, Some(0));
+    fs::write(other, "mine\n").unwrap();
+    let refused = with_journal(&journal, &["--resume", "--results", other, "1", "2", "3"]);
+    assert!(refused.code == Some(2) && refused.stderr.contains("--results"), "{refused:?}");
+    assert_eq!(fs::read_to_string(other).unwrap(), "mine\n");
+    let before = fs::read_to_string(results).unwrap();
+    fs::write(results, &before[..10]).unwrap();
+    let refused = with_journal(&journal, &["--resume", "--results", results, "1", "2", "3"]);
+    assert!(refused.code == Some(2) && refused.stderr.contains("10 bytes"), "{refused:?}");
+    fs::write(results, &before).unwrap();
+    let resumed = with_journal(&journal, &["-q", "--resume", "--results", results, "1", "2", "3"]);
+    assert_eq!(resumed.code, Some(0), "{resumed:?}");
+    let after = fs::read_to_string(results).unwrap();
+    assert!(after.starts_with(&before) && after.lines().count() == before.lines().count() + 1);
+    let same = run(&["run", "--results", results, "--trace", results, "1"]);
+    assert!(same.code == Some(2) && same.stderr.contains("same file"), "{same:?}");
+}
