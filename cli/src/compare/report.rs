@@ -455,6 +455,16 @@ mod tests {
     }
 
     #[test]
+    fn a_table_says_why_there_is_no_fit() {
+        let mut report = report();
+        let scaling = report.scaling.as_mut().unwrap();
+        (scaling.fit, scaling.unfit) = (None, Some("too few numbers"));
+        let page = String::from_utf8(report.table()).unwrap();
+        assert!(page.contains("Amdahl: too few numbers."), "{page}");
+        assert!(!page.contains("serial share"), "{page}");
+    }
+
+    #[test]
     fn every_form_has_every_figure() {
         let report = report();
         let json: serde_json::Value = serde_json::from_slice(&report.json().unwrap()).unwrap();

@@ -98,7 +98,7 @@ pub(crate) fn finish(
     drop(body);
     let chunk = running.lock().unwrap_or_else(PoisonError::into_inner).take();
     worker.tasks += chunk.as_ref().map_or(0, |chunk| u64::from(chunk.delivered));
-    match chunk {
+    let outcome = match chunk {
         Some(mut chunk) if is_lost => {
             let mut calls = Deferred::default();
             let is_sane = chunk.collect_results(worker, &reporter, true, &mut calls).is_ok();
@@ -106,7 +106,9 @@ pub(crate) fn finish(
             Err(Box::new(chunk.into_loss(is_sane)))
         }
         _ => Ok(()),
-    }
+    };
+    worker.mapped.end_chunk();
+    outcome
 }
 
 /// Sends the chunk and returns whether a reply is expected. If this process fails to send it, its items fail.
@@ -119,7 +121,7 @@ fn try_send(
 ) -> Result<bool, TransportError> {
     let lock = || running.lock().unwrap_or_else(PoisonError::into_inner);
     worker.sequence = worker.sequence.wrapping_add(1);
-    if let Some(updates) = worker.mapped.pending_updates() {
+    if let Some(updates) = worker.mapped.begin_chunk() {
         worker.send(&updates)?;
     }
     let (mut rejected, mut is_out_of_step) = (None, false);

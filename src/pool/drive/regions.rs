@@ -5,7 +5,8 @@
 //! only the worker that has it [`Mapped`] may use it again, so no worker ever sees another's data. Regions of
 //! a dead worker are discarded on return, and so are those beyond [`MAX_FREE`] and those idle for [`IDLE`].
 //!
-//! A worker unmaps a discarded region at its next request. The memory returns to the system at once, even
+//! A region that a worker knows to be free is not discarded while it runs a chunk: it may be writing a result
+//! there. A worker unmaps a discarded region at its next request. The memory returns to the system at once, even
 //! while others still map it.
 //!
 //! The parent creates regions for arguments; a worker creates a region for results when it first has a large
@@ -48,6 +49,8 @@ struct Inner {
     free: Vec<Entry>,
     /// Regions that may be kept when they return.
     live: HashSet<Key>,
+    /// Workers that run a chunk and have been told of free regions. They may write to these at any time.
+    busy: HashSet<u64>,
     /// The last number assigned.
     number: u32,
     workers: u64,
@@ -148,8 +151,18 @@ impl Regions {
     pub(crate) fn trim(&self) -> Option<Instant> {
         let now = Instant::now();
         let mut inner = self.inner();
-        let is_idle = |entry: &mut Entry| now.saturating_duration_since(entry.since) >= IDLE;
-        let idle: Vec<Entry> = inner.free.extract_if(.., is_idle).collect();
+        let Inner { free, busy, .. } = &mut *inner;
+        let is_idle = |entry: &mut Entry| {
+            if now.saturating_duration_since(entry.since) < IDLE {
+                return false;
+            }
+            let is_in_use = entry.is_known && busy.contains(&entry.key.0);
+            if is_in_use {
+                entry.since = now;
+            }
+            !is_in_use
+        };
+        let idle: Vec<Entry> = free.extract_if(.., is_idle).collect();
         inner.live.retain(|key| !idle.iter().any(|entry| entry.key == *key));
         let next = inner.free.iter().map(|entry| entry.since).min();
         drop(inner);
@@ -220,6 +233,8 @@ pub(crate) struct Mapped {
     home: Arc<Regions>,
     worker: u64,
     keys: Vec<Key>,
+    /// Whether it is among the busy ones.
+    is_busy: bool,
 }
 
 impl Mapped {
@@ -227,7 +242,7 @@ impl Mapped {
     pub(crate) fn new(home: &Arc<Regions>) -> Self {
         let mut inner = home.inner();
         inner.workers += 1;
-        Self { home: Arc::clone(home), worker: inner.workers, keys: Vec::new() }
+        Self { home: Arc::clone(home), worker: inner.workers, keys: Vec::new(), is_busy: false }
     }
 
     /// Returns a region with capacity for `bytes`, for this worker.
@@ -268,12 +283,15 @@ impl Mapped {
         (entry.region.len() >= len).then(|| self.home.take(entry, len))
     }
 
-    /// Returns pending updates that the worker must receive before its next chunk, if any.
-    pub(crate) fn pending_updates(&mut self) -> Option<Request> {
+    /// Returns pending updates that the worker must receive before its next chunk, if any. From here on, no
+    /// region is discarded that the worker knows to be free.
+    pub(crate) fn begin_chunk(&mut self) -> Option<Request> {
         if self.keys.is_empty() {
             return None;
         }
         let mut inner = self.home.inner();
+        inner.busy.insert(self.worker);
+        self.is_busy = true;
         let (mut gone, mut results_gone) = (Vec::new(), Vec::new());
         self.keys.retain(|key| {
             let is_live = inner.live.contains(key);
@@ -293,9 +311,19 @@ impl Mapped {
     }
 }
 
+impl Mapped {
+    /// Ends the worker's chunk.
+    pub(crate) fn end_chunk(&mut self) {
+        if std::mem::take(&mut self.is_busy) {
+            self.home.inner().busy.remove(&self.worker);
+        }
+    }
+}
+
 impl Drop for Mapped {
     fn drop(&mut self) {
         let mut inner = self.home.inner();
+        inner.busy.remove(&self.worker);
         inner.live.retain(|key| !self.keys.contains(key));
         let is_ours = |entry: &mut Entry| entry.owner == self.worker;
         let ours: Vec<Entry> = inner.free.extract_if(.., is_ours).collect();
@@ -331,7 +359,7 @@ mod tests {
         let second = leased(&mapped, &[2; 4000]);
         assert_eq!(content(&second), [2; 4000]);
         assert_eq!(mapped.reference(&second), RegionSlice { len: 4000, is_new: false, ..slice });
-        assert_eq!(mapped.pending_updates(), None);
+        assert_eq!(mapped.begin_chunk(), None);
     }
 
     #[test]
@@ -374,11 +402,33 @@ mod tests {
         assert!(mapped.result(slice(2, 100), new()).is_none(), "the number is in use");
         assert!(mapped.result(slice(2, 100), None).is_none(), "the region was not returned");
         drop(lease);
-        let updates = mapped.pending_updates();
+        let updates = mapped.begin_chunk();
         assert!(
             matches!(updates, Some(Request::Regions { results_free, .. }) if results_free == [2])
         );
         assert!(mapped.result(slice(2, 50), None).is_some());
+    }
+
+    #[test]
+    fn a_region_that_a_running_worker_knows_to_be_free_stays_until_its_chunk_has_ended() {
+        let regions = Arc::new(Regions::default());
+        let mut mapped = Mapped::new(&regions);
+        let new = RegionSlice { number: 1, len: 100, is_new: true, is_cached: true };
+        let old = RegionSlice { is_new: false, ..new };
+        let age = || regions.inner().free[0].since -= IDLE;
+        drop(mapped.result(new, Some(Region::copy_of(&[7; 100]).unwrap())).unwrap());
+        assert!(mapped.begin_chunk().is_some());
+        age();
+        let now = Instant::now();
+        assert!(regions.trim().is_some_and(|next| next > now), "it is looked at again, but later");
+        let lease = mapped.result(old, None).unwrap();
+        assert_eq!(content(&lease), [7; 100]);
+        drop(lease);
+        mapped.end_chunk();
+        age();
+        assert_eq!(regions.trim(), None);
+        let news = mapped.begin_chunk();
+        assert!(matches!(news, Some(Request::Regions { results_gone, .. }) if results_gone == [1]));
     }
 
     #[test]
@@ -393,6 +443,6 @@ mod tests {
         regions.inner().free[0].since -= IDLE;
         assert_eq!(regions.trim(), None);
         assert!(regions.inner().free.is_empty());
-        assert!(mapped.pending_updates().is_some());
+        assert!(mapped.begin_chunk().is_some());
     }
 }
