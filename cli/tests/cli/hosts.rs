@@ -287,6 +287,42 @@ fn a_new_launch_does_without_the_hosts_that_do_not_answer() {
 }
 
 #[test]
+fn the_nodes_of_a_slurm_allocation_are_used_without_being_named() {
+    let own = fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
+    let own = own.trim();
+    let fake = Fake::new(r#""$@""#);
+    fs::copy(fake.path("mpirun"), fake.path("srun")).unwrap();
+    let run = |nodes: &str, more: &[(&str, &str)], words: &[&str]| {
+        let mut command = procpool(&[&["run"], words, &JOB[..]].concat());
+        let path = std::env::var("PATH").unwrap();
+        command.env("PATH", format!("{}:{path}", fake.dir.path().display()));
+        command.env("TMPDIR", fake.path("tmp")).current_dir(&fake.dir);
+        command.env("SLURM_JOB_NODELIST", nodes).envs(more.iter().copied());
+        wait(command.spawn().unwrap())
+    };
+    let here = format!("{own},n[2-3]");
+    let ended = run(&here, &[], &["-n", "20"]);
+    assert_eq!((ended.code, fake.launches()), (Some(0), 1), "{ended:?}");
+    assert_eq!(sorted(ended.text()), expected("out ", 20));
+    let arguments = fake.arguments();
+    assert!(arguments[0].contains("--mpi=pmix --nodes 3 --ntasks 3"), "{arguments:?}");
+    // In a step, on one node, and where it is not wanted, nothing is launched.
+    for (nodes, more, words) in [
+        (&*here, &[("SLURM_STEP_ID", "0")][..], &["-n", "3"][..]),
+        (own, &[], &["-n", "3"]),
+        (&*here, &[], &["-n", "3", "--engine", "local"]),
+    ] {
+        let ended = run(nodes, more, words);
+        assert_eq!((ended.code, fake.launches()), (Some(0), 1), "{ended:?}");
+    }
+    // Where the run will be on another machine, srun takes the place of the command.
+    fs::write(fake.path("srun"), "#!/bin/sh\necho \"$@\"; exit 5\n").unwrap();
+    let ended = run("n[2-3]", &[], &["-n", "3"]);
+    assert_eq!(ended.code, Some(5), "{ended:?}");
+    assert!(ended.text().contains("run --engine mpi -n 3 -- sh -c"), "{ended:?}");
+}
+
+#[test]
 fn a_signal_ends_the_run_in_order_and_a_third_at_once() {
     let fake = Fake::new(r#""$@""#);
     let job = ["--", "sh", "-c", "echo $0 >> ran; exec sleep 1", "{}"];
