@@ -295,7 +295,8 @@ impl Launch {
         let is_root = rustix::process::geteuid().is_root();
         let dir = steering.lock().dir.clone();
         let rsh = job.args.hosts.rsh.as_deref();
-        let shell = lasting_shell(&dir, rsh.unwrap_or("ssh"))?;
+        // A question of ssh would wait for an answer that nobody gives.
+        let shell = lasting_shell(&dir, rsh.unwrap_or("ssh -o BatchMode=yes"))?;
         let rsh = shell.as_deref().or(rsh);
         let mut command = Command::new(job.launcher.name());
         command.args(job.launcher.arguments(hosts, without, rsh, is_root));
