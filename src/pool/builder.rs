@@ -10,21 +10,18 @@ use std::time::Duration;
 use procpool_worker::attach::Attachments;
 use procpool_worker::function::FnRef;
 use procpool_worker::protocol;
-use procpool_worker::{seed, sys, transport};
+use procpool_worker::sys;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::entry;
 use crate::error::{Error, StartError};
 use crate::os::process::{Launch, OutputMode, check_directory};
 use crate::os::signals;
 use crate::pool::config::{Config, EnvPerWorker, Initializer, STACK};
-use crate::pool::drive::chunk::inline_limit;
 use crate::pool::drive::driver;
 use crate::pool::handle::{LivenessGuard, Pool};
 use crate::pool::hosts::link::Link;
-use crate::pool::hosts::manager::{self, Plan};
-use crate::pool::hosts::wire::{Blob, InitializerCall, Settings};
+use crate::pool::hosts::requests::{self, Plan};
 use crate::pool::hosts::{self, Hosts};
 use crate::pool::limits::Limits;
 use crate::pool::observe::events::{Event, Observer, Observers};
@@ -33,13 +30,11 @@ use crate::pool::process::shared_supervisor::{Membership, SupervisorFds};
 use crate::pool::process::supervisor;
 use crate::pool::process::supervisor_handle::SupervisorHandle;
 use crate::pool::schedule::state::{self, PoolState};
+use crate::pool::system::{allowed_cpus, check_program, check_system, share_of_cpus};
 use crate::worker_ref::HostName;
 
 /// Minimum memory of a worker in bytes, shared memory included.
 const MIN_MEMORY: u64 = 8 << 20;
-
-/// File descriptors that a pool needs for itself, or temporarily while a worker starts.
-const SPARE_FDS: u64 = 12;
 
 /// Builder of a [`Pool`], from [`Pool::builder`].
 ///
@@ -59,39 +54,39 @@ const SPARE_FDS: u64 = 12;
 #[must_use = "a builder does nothing until `build` is called"]
 pub struct PoolBuilder {
     /// 0: the number of CPUs available to this process.
-    workers: usize,
+    pub(super) workers: usize,
     /// Default: "procpool".
-    name: String,
-    initializer: Option<InitializerSetup>,
-    options: TaskOptions,
+    pub(super) name: String,
+    pub(super) initializer: Option<InitializerSetup>,
+    pub(super) options: TaskOptions,
     /// `None`: adapts to the tasks.
-    window: Option<u64>,
+    pub(super) window: Option<u64>,
     /// Default: 30 s.
-    start_timeout: Duration,
-    env: Vec<(OsString, OsString)>,
-    env_per_worker: Vec<EnvPerWorker>,
-    current_dir: Option<PathBuf>,
-    output: OutputMode,
+    pub(super) start_timeout: Duration,
+    pub(super) env: Vec<(OsString, OsString)>,
+    pub(super) env_per_worker: Vec<EnvPerWorker>,
+    pub(super) current_dir: Option<PathBuf>,
+    pub(super) output: OutputMode,
     /// Zero: kills immediately.
-    kill_grace: Duration,
-    max_tasks: Option<u64>,
-    max_memory: Option<u64>,
-    idle_timeout: Option<Duration>,
+    pub(super) kill_grace: Duration,
+    pub(super) max_tasks: Option<u64>,
+    pub(super) max_memory: Option<u64>,
+    pub(super) idle_timeout: Option<Duration>,
     /// Default: 1.
-    min_workers: usize,
-    limits: Limits,
-    nice: i32,
-    pin_cpus: bool,
+    pub(super) min_workers: usize,
+    pub(super) limits: Limits,
+    pub(super) nice: i32,
+    pub(super) pin_cpus: bool,
     /// Whether a lost worker is replaced.
-    replaces: bool,
+    pub(super) replaces: bool,
     /// `None`: random.
-    seed: Option<u64>,
-    observers: Vec<Observer>,
-    hosts: Hosts,
+    pub(super) seed: Option<u64>,
+    pub(super) observers: Vec<Observer>,
+    pub(super) hosts: Hosts,
     /// Numbers of workers for hosts by name.
-    workers_on: Vec<(String, usize)>,
+    pub(super) workers_on: Vec<(String, usize)>,
     /// Set on a host that serves the pool of another: its name, and the slot of its first worker.
-    agent: Option<(HostName, usize)>,
+    pub(super) agent: Option<(HostName, usize)>,
 }
 
 type InitializerSetup = Result<Initializer, Error>;
@@ -455,11 +450,11 @@ impl PoolBuilder {
         };
         let slots = config.local;
         let inline_limit = check_system(slots).inspect_err(|_| {
-            link.iter().for_each(|link| manager::abandon(link.run));
+            link.iter().for_each(|link| requests::abandon(link.run));
         })?;
         let supervisor = SupervisorHandle::new(fds.waker);
         let shared = Arc::new(PoolState::new(config, supervisor, inline_limit, link.clone()));
-        link.iter().for_each(|link| manager::attach(link, &shared));
+        link.iter().for_each(|link| requests::attach(link, &shared));
         let pool = Pool::of(Arc::clone(&shared), options, LivenessGuard::Own(fds.writer));
         // Starts the supervisor, or the driver of a slot.
         let start = |name: String, slot: Option<usize>| {
@@ -578,171 +573,11 @@ impl PoolBuilder {
     }
 }
 
-impl PoolBuilder {
-    /// Returns what the other hosts must know.
-    ///
-    /// # Errors
-    ///
-    /// The initializer's, and that of an argument that can't leave this host.
-    fn plan(&mut self) -> Result<Plan, Error> {
-        let initializer = match self.initializer.take().transpose()? {
-            Some(initializer) if !initializer.attachments.is_empty() => {
-                let value = "one that holds a handle of this host".to_owned();
-                let remedy = "a pool that spans hosts needs an argument without handles";
-                return Err(Error::Option { option: "initializer", value, remedy });
-            }
-            initializer => initializer,
-        };
-        let call = initializer.as_ref().map(|initializer| InitializerCall {
-            call: initializer.call,
-            argument: Blob(initializer.argument.clone()),
-            width: initializer.width,
-        });
-        self.initializer = initializer.map(Ok);
-        let pairs = |env: &[(OsString, OsString)]| -> Vec<(Blob, Blob)> {
-            env.iter().map(|(name, value)| (Blob::of(name), Blob::of(value))).collect()
-        };
-        let env_of = |slot| self.env_per_worker.iter().flat_map(|env| pairs(&env(slot))).collect();
-        // A host has no more workers than this, unless it was asked for.
-        const MAX_ENVS: usize = 256;
-        let workers_on = self.workers_on.iter().map(|(_, workers)| *workers);
-        let most = workers_on.chain([self.workers, MAX_ENVS]).max().unwrap_or(0);
-        let envs = if self.env_per_worker.is_empty() { 0 } else { most };
-        let settings = Settings {
-            name: self.name.clone(),
-            host: String::new(),
-            workers: 0,
-            first_slot: 0,
-            seed: *self.seed.get_or_insert_with(sys::entropy),
-            initializer: call,
-            start_timeout: self.start_timeout,
-            env: pairs(&self.env),
-            env_per_worker: (0..envs).map(env_of).collect(),
-            current_dir: self.current_dir.as_ref().map(Blob::of),
-            output: self.output,
-            kill_grace: self.kill_grace,
-            max_tasks: self.max_tasks,
-            max_memory: self.max_memory,
-            idle_timeout: self.idle_timeout,
-            min_workers: u32::try_from(self.min_workers).unwrap_or(u32::MAX),
-            limits: self.limits.resources(),
-            nice: self.nice,
-            pin_cpus: self.pin_cpus,
-            is_observed: !self.observers.is_empty(),
-        };
-        Ok(Plan { settings, workers: self.workers, workers_on: self.workers_on.clone() })
-    }
-
-    /// Returns the builder of a pool that serves one of another host.
-    pub(super) fn of_settings(settings: Settings) -> Self {
-        let pairs = |env: Vec<(Blob, Blob)>| -> Vec<(OsString, OsString)> {
-            env.into_iter().map(|(name, value)| (name.into_os(), value.into_os())).collect()
-        };
-        let envs: Vec<_> = settings.env_per_worker.into_iter().map(pairs).collect();
-        let env: EnvPerWorker = Arc::new(move |slot| envs.get(slot).cloned().unwrap_or_default());
-        let first_slot = settings.first_slot as usize;
-        Self {
-            workers: settings.workers as usize,
-            name: settings.name,
-            initializer: settings.initializer.map(|call| {
-                Ok(Initializer {
-                    call: call.call,
-                    argument: call.argument.0,
-                    attachments: Attachments::default(),
-                    width: call.width,
-                })
-            }),
-            start_timeout: settings.start_timeout,
-            env: pairs(settings.env),
-            env_per_worker: vec![env],
-            current_dir: settings.current_dir.map(|dir| dir.into_os().into()),
-            output: settings.output,
-            kill_grace: settings.kill_grace,
-            max_tasks: settings.max_tasks,
-            max_memory: settings.max_memory,
-            idle_timeout: settings.idle_timeout,
-            min_workers: settings.min_workers as usize,
-            limits: Limits::of_resources(settings.limits),
-            nice: settings.nice,
-            pin_cpus: settings.pin_cpus,
-            // An initializer's random numbers depend on the slot.
-            seed: Some(seed::advance(settings.seed, first_slot as u64)),
-            hosts: Hosts::Local,
-            agent: Some((HostName::new(&settings.host), first_slot)),
-            ..Self::new()
-        }
-    }
-}
-
 /// Opens the pool on the other hosts. Returns the connection to them, if there are any.
 fn open_on_hosts(plan: Plan, config: &mut Config) -> Result<Option<Arc<Link>>, Error> {
-    let Some(opened) = manager::open(plan)? else { return Ok(None) };
+    let Some(opened) = requests::open(plan)? else { return Ok(None) };
     config.local = opened.local;
     config.workers = opened.workers;
     config.observers.host = Some(opened.own);
     Ok(Some(opened.link))
-}
-
-/// Checks that this program can have workers.
-fn check_program() -> Result<(), Error> {
-    if entry::is_privileged() {
-        return Err(Error::Privileged);
-    }
-    if let Some((library, executable)) = entry::foreign_image() {
-        return Err(Error::Library { library, executable });
-    }
-    match entry::is_initialized() {
-        true => Ok(()),
-        false => Err(Error::NotInitialized),
-    }
-}
-
-/// Checks that the system allows `workers` workers. Returns the largest payload sent inline in a frame.
-fn check_system(workers: usize) -> Result<usize, Error> {
-    check_open_files(workers)?;
-    let frame = transport::max_frame().map_err(|error| Error::System {
-        what: "a socket",
-        source: std::io::Error::other(error.to_string()),
-    })?;
-    Ok(inline_limit(frame))
-}
-
-/// Checks the file descriptor limit up front. Otherwise it would be hit in the middle of a handshake.
-fn check_open_files(workers: usize) -> Result<(), Error> {
-    let limit = entry::open_files().map(|(soft, _)| soft);
-    let open = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count) as u64;
-    let needed = open + supervisor::FDS_PER_WORKER * workers as u64 + SPARE_FDS;
-    match limit {
-        Some(limit) if needed > limit => Err(Error::OpenFiles { workers, needed, limit }),
-        _ => Ok(()),
-    }
-}
-
-/// Environment variables that limit libraries' thread pools to a worker's share of the CPUs, except those
-/// that are already set.
-fn share_of_cpus(workers: usize) -> Vec<(OsString, OsString)> {
-    const VARIABLES: [&str; 7] = [
-        "RAYON_NUM_THREADS",
-        "OMP_NUM_THREADS",
-        "OPENBLAS_NUM_THREADS",
-        "MKL_NUM_THREADS",
-        "BLIS_NUM_THREADS",
-        "NUMEXPR_NUM_THREADS",
-        "NUMBA_NUM_THREADS",
-    ];
-    let cpus = std::thread::available_parallelism().map_or(1, NonZero::get);
-    let share = (cpus / workers).max(1).to_string();
-    // A single worker has all CPUs and needs no limit.
-    let is_open = |name: &&str| workers > 1 && std::env::var_os(name).is_none();
-    VARIABLES.into_iter().filter(is_open).map(|name| (name.into(), share.clone().into())).collect()
-}
-
-/// Returns the CPUs that this process may run on.
-fn allowed_cpus() -> Vec<u32> {
-    let allowed = rustix::thread::sched_getaffinity(None);
-    let cpus = 0..rustix::thread::CpuSet::MAX_CPU;
-    allowed.map_or_else(
-        |_| Vec::new(),
-        |allowed| cpus.filter(|cpu| allowed.is_set(*cpu)).map(|cpu| cpu as u32).collect(),
-    )
 }

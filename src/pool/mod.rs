@@ -17,11 +17,12 @@
 //!
 //! | module | owns |
 //! |---|---|
-//! | `handle`, `builder`, `options`, `limits`, `types` | the public API: calls, options and reports |
+//! | `handle`, `builder`, `options`, `limits`, `types` | the public API: calls, options and reports; `system` checks what the system allows |
 //! | `call` | the callers' side: `encode`, `feed` (input into batches), `job` with its `ledger` (collects each item's outcome once), `outcome` (decoding), `collect`, `results`, `task` |
 //! | `schedule` | scheduling: the queue (`state`, `submit`, `dispatch`), the state machine of the `slots`, the lifecycle of `workers`, chunk sizes (`cost`) and wake-ups (`limiter`) |
 //! | `drive` | communication: one `driver` per slot sends a `chunk`, reads its `records`, and accounts for each item |
 //! | `process` | processes: the `supervisor` starts, monitors and reaps; each `worker`'s handle; `one_shot` processes and the supervisor that they share (`shared_supervisor`) |
+//! | `hosts` | pools that span hosts: the manager here, an agent on each other host |
 //! | `observe` | observation: `events`, and the thread that runs `callbacks` |
 //!
 //! The path of one `map`: `handle::Pool::map` creates a `job::Job`. `collect` uses `feed::Feed` to encode the
@@ -47,6 +48,7 @@ mod observe;
 mod options;
 mod process;
 mod schedule;
+mod system;
 mod types;
 
 pub use self::builder::PoolBuilder;

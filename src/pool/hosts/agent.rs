@@ -15,12 +15,11 @@ use procpool_worker::bulk::RawBytes;
 
 use super::engine::{Engine, EngineEvent};
 use super::link::Waker;
-use super::manager::{IDLE_PAUSE, PAUSE, SPIN};
 use super::wire::{
     self, Blob, Chunk, Hello, ItemRange, ItemResults, ResultContent, Settings, ToAgent, ToManager,
     WorkerStatus,
 };
-use super::{BEAT, LOSS};
+use super::{BEAT, IDLE_PAUSE, LOSS, PAUSE, SPIN};
 use crate::error::{TaskErrorKind, ValueSide};
 use crate::pool::builder::PoolBuilder;
 use crate::pool::call::context::Context;

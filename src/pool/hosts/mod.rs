@@ -16,9 +16,11 @@
 //! | module | owns |
 //! |---|---|
 //! | `link` | what the pool's threads tell the manager, and how they wake it |
+//! | `settings` | what each host is told of a pool |
 //! | `wire` | the messages between manager and agents |
 //! | `engine` | what a messaging library must do; and one inside of a process, for tests |
 //! | `mpi` | the engine on MPI; the only file that names the crate |
+//! | `requests` | how the program's threads reach the manager |
 //! | `manager` | the thread of host 0 that owns the engine: who is there, and who is lost |
 //! | `remote` | what one pool has sent to the other hosts and not got back |
 //! | `agent` | what the other hosts do |
@@ -40,11 +42,13 @@ use std::time::Duration;
 mod agent;
 mod engine;
 pub(crate) mod link;
-pub(crate) mod manager;
+mod manager;
 #[cfg(feature = "mpi")]
 #[allow(unsafe_code)] // Calls of the library, which has no other interface that returns errors.
 pub(crate) mod mpi;
 mod remote;
+pub(crate) mod requests;
+mod settings;
 #[cfg(test)]
 mod tests;
 pub(crate) mod wire;
@@ -54,6 +58,16 @@ const BEAT: Duration = Duration::from_millis(500);
 
 /// How long a peer may be silent: ten beats.
 const LOSS: Duration = Duration::from_secs(5);
+
+/// How long a side looks at its engine without a pause after something has happened. About the time of
+/// one message there and back: a single call is answered meanwhile.
+const SPIN: Duration = Duration::from_micros(100);
+
+/// The pause between two looks while something is expected.
+const PAUSE: Duration = Duration::from_micros(100);
+
+/// The pause while nothing is.
+const IDLE_PAUSE: Duration = Duration::from_millis(20);
 
 /// The hosts of a pool, for [`PoolBuilder::hosts`](crate::PoolBuilder::hosts).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]

@@ -25,7 +25,8 @@ use procpool_worker::function::ImageId;
 
 use super::agent::{Agent, Ending};
 use super::engine::{Engine, EngineEvent};
-use super::manager::{self, Manager};
+use super::manager::Manager;
+use super::requests;
 use super::wire::Hello;
 use super::{HOSTS, IS_IN_RUN};
 use crate::os::host;
@@ -66,11 +67,11 @@ pub(crate) fn enter() {
     }
     let (registered, is_registered) = sync_channel(1);
     let start = move || {
-        let handle = manager::register();
+        let handle = requests::register();
         let _ = registered.send(());
         match Mpi::start() {
             Ok(engine) => Manager::new(engine, handle, hello()).run(),
-            Err(error) => manager::reject_all(handle, &error),
+            Err(error) => requests::reject_all(handle, &error),
         }
     };
     let thread = std::thread::Builder::new().name("procpool-hosts".to_owned());
@@ -85,7 +86,7 @@ pub(crate) fn enter() {
 }
 
 extern "C" fn leave() {
-    manager::leave();
+    requests::leave();
 }
 
 /// Serves rank 0, and ends the process.

@@ -13,7 +13,8 @@ use procpool_worker::function::ImageId;
 
 use super::agent::{Agent, Ending};
 use super::engine::local::ends;
-use super::manager::{self, Handle, Manager, OF_TEST};
+use super::manager::Manager;
+use super::requests::{self, Handle, OF_TEST};
 use super::wire::Hello;
 use super::{Hosts, LOSS};
 use crate::error::{DidRun, Error, TaskErrorKind};
@@ -73,7 +74,7 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         OF_TEST.set(Some(self.handle));
-        manager::leave();
+        requests::leave();
         OF_TEST.set(None);
     }
 }

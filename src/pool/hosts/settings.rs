@@ -1,0 +1,112 @@
+//! What each host is told of a pool: the settings that a builder makes, and the builder that they make there.
+
+use std::ffi::OsString;
+use std::sync::Arc;
+
+use procpool_worker::attach::Attachments;
+use procpool_worker::{seed, sys};
+
+use super::Hosts;
+use super::requests::Plan;
+use super::wire::{Blob, InitializerCall, Settings};
+use crate::error::Error;
+use crate::pool::builder::PoolBuilder;
+use crate::pool::config::{EnvPerWorker, Initializer};
+use crate::pool::limits::Limits;
+use crate::worker_ref::HostName;
+
+impl PoolBuilder {
+    /// Returns what the other hosts must know.
+    ///
+    /// # Errors
+    ///
+    /// The initializer's, and that of an argument that can't leave this host.
+    pub(in crate::pool) fn plan(&mut self) -> Result<Plan, Error> {
+        let initializer = match self.initializer.take().transpose()? {
+            Some(initializer) if !initializer.attachments.is_empty() => {
+                let value = "one that holds a handle of this host".to_owned();
+                let remedy = "a pool that spans hosts needs an argument without handles";
+                return Err(Error::Option { option: "initializer", value, remedy });
+            }
+            initializer => initializer,
+        };
+        let call = initializer.as_ref().map(|initializer| InitializerCall {
+            call: initializer.call,
+            argument: Blob(initializer.argument.clone()),
+            width: initializer.width,
+        });
+        self.initializer = initializer.map(Ok);
+        let pairs = |env: &[(OsString, OsString)]| -> Vec<(Blob, Blob)> {
+            env.iter().map(|(name, value)| (Blob::of(name), Blob::of(value))).collect()
+        };
+        let env_of = |slot| self.env_per_worker.iter().flat_map(|env| pairs(&env(slot))).collect();
+        // A host has no more workers than this, unless it was asked for.
+        const MAX_ENVS: usize = 256;
+        let workers_on = self.workers_on.iter().map(|(_, workers)| *workers);
+        let most = workers_on.chain([self.workers, MAX_ENVS]).max().unwrap_or(0);
+        let envs = if self.env_per_worker.is_empty() { 0 } else { most };
+        let settings = Settings {
+            name: self.name.clone(),
+            host: String::new(),
+            workers: 0,
+            first_slot: 0,
+            seed: *self.seed.get_or_insert_with(sys::entropy),
+            initializer: call,
+            start_timeout: self.start_timeout,
+            env: pairs(&self.env),
+            env_per_worker: (0..envs).map(env_of).collect(),
+            current_dir: self.current_dir.as_ref().map(Blob::of),
+            output: self.output,
+            kill_grace: self.kill_grace,
+            max_tasks: self.max_tasks,
+            max_memory: self.max_memory,
+            idle_timeout: self.idle_timeout,
+            min_workers: u32::try_from(self.min_workers).unwrap_or(u32::MAX),
+            limits: self.limits.resources(),
+            nice: self.nice,
+            pin_cpus: self.pin_cpus,
+            is_observed: !self.observers.is_empty(),
+        };
+        Ok(Plan { settings, workers: self.workers, workers_on: self.workers_on.clone() })
+    }
+
+    /// Returns the builder of a pool that serves one of another host.
+    pub(in crate::pool) fn of_settings(settings: Settings) -> Self {
+        let pairs = |env: Vec<(Blob, Blob)>| -> Vec<(OsString, OsString)> {
+            env.into_iter().map(|(name, value)| (name.into_os(), value.into_os())).collect()
+        };
+        let envs: Vec<_> = settings.env_per_worker.into_iter().map(pairs).collect();
+        let env: EnvPerWorker = Arc::new(move |slot| envs.get(slot).cloned().unwrap_or_default());
+        let first_slot = settings.first_slot as usize;
+        Self {
+            workers: settings.workers as usize,
+            name: settings.name,
+            initializer: settings.initializer.map(|call| {
+                Ok(Initializer {
+                    call: call.call,
+                    argument: call.argument.0,
+                    attachments: Attachments::default(),
+                    width: call.width,
+                })
+            }),
+            start_timeout: settings.start_timeout,
+            env: pairs(settings.env),
+            env_per_worker: vec![env],
+            current_dir: settings.current_dir.map(|dir| dir.into_os().into()),
+            output: settings.output,
+            kill_grace: settings.kill_grace,
+            max_tasks: settings.max_tasks,
+            max_memory: settings.max_memory,
+            idle_timeout: settings.idle_timeout,
+            min_workers: settings.min_workers as usize,
+            limits: Limits::of_resources(settings.limits),
+            nice: settings.nice,
+            pin_cpus: settings.pin_cpus,
+            // An initializer's random numbers depend on the slot.
+            seed: Some(seed::advance(settings.seed, first_slot as u64)),
+            hosts: Hosts::Local,
+            agent: Some((HostName::new(&settings.host), first_slot)),
+            ..Self::new()
+        }
+    }
+}
