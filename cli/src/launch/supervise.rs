@@ -282,6 +282,9 @@ struct Launch {
     noise: Arc<Mutex<Vec<u8>>>,
     /// Whether standard output is gone.
     is_closed: bool,
+    /// Kept until the launcher has ended: without it, the run ends at once, and leaves its hosts
+    /// without a word.
+    link: Option<Link>,
 }
 
 impl Launch {
@@ -333,7 +336,7 @@ impl Launch {
             spawn("stderr", move || hear_noise(stderr, &noise, prints))?;
         }
         let steering = steering.clone();
-        Ok((Self { child, steering, noise, is_closed: false }, listener))
+        Ok((Self { child, steering, noise, is_closed: false, link: None }, listener))
     }
 
     /// Waits for the end of the run.
@@ -345,12 +348,26 @@ impl Launch {
         follower: &mut Follower,
         args: &RunArgs,
     ) -> Result<Ended> {
+        let mut link = None;
+        let ended = self.follow_over(&mut link, listener, orders, stdin, follower, args);
+        self.link = link;
+        ended
+    }
+
+    fn follow_over(
+        &mut self,
+        link: &mut Option<Link>,
+        listener: &Listener,
+        orders: &Orders,
+        stdin: BorrowedFd<'_>,
+        follower: &mut Follower,
+        args: &RunArgs,
+    ) -> Result<Ended> {
         let streams = [stdin, rustix::stdio::stdout(), rustix::stdio::stderr()];
         // Results on a terminal wait until the live table has left it.
         let waits = args.output.top && io::stdout().is_terminal();
         let started = Instant::now();
         let marker = self.steering.lock().dir.join(STARTED);
-        let mut link: Option<Link> = None;
         let mut heard = Instant::now();
         let mut turned = Instant::now();
         let mut code = None;
@@ -378,10 +395,10 @@ impl Launch {
             if launcher_ended.is_none() && self.is_over() {
                 launcher_ended = Some(now);
             }
-            match &mut link {
+            match link {
                 None => {
-                    link = listener.accept(orders, streams)?;
-                    if let Some(link) = &link {
+                    *link = listener.accept(orders, streams)?;
+                    if let Some(link) = &*link {
                         heard = now;
                         let _ = fs::write(&marker, ""); // without it, mpirun ends with one shell
                         let mut steered = self.steering.lock();
