@@ -33,11 +33,10 @@ use crate::pool::schedule::batch::Batch;
 use crate::pool::types::WorkerInfo;
 use crate::self_describing::SelfDescribing;
 
-/// How long an agent that has heard something lately sleeps between two looks.
-const RESTING: Duration = Duration::from_millis(1);
-
-/// How long after the last message that is.
-const LATELY: Duration = Duration::from_secs(10);
+/// How long an agent sleeps between two looks, by the time since it has last had work: a look costs about
+/// 5 µs, and a call waits for the next.
+const RESTS: [(Duration, Duration); 2] =
+    [(Duration::from_secs(1), PAUSE), (Duration::from_secs(10), Duration::from_millis(1))];
 
 /// Why an agent ends.
 #[derive(Debug, PartialEq, Eq)]
@@ -58,6 +57,8 @@ pub(super) struct Agent<E> {
     waker: Arc<Waker>,
     /// When the manager was last heard.
     heard: Instant,
+    /// When there was last anything to do but to say that this host is there.
+    worked: Instant,
     ending: Option<Ending>,
 }
 
@@ -133,6 +134,7 @@ impl<E: Engine> Agent<E> {
             inbox: Arc::new(inbox),
             waker,
             heard: Instant::now(),
+            worked: Instant::now(),
             ending: None,
         }
     }
@@ -143,7 +145,7 @@ impl<E: Engine> Agent<E> {
             Ok(frame) => self.engine.send(0, frame),
             Err(error) => return (Ending::Lost(error.to_string()), self.engine),
         }
-        let (mut next_beat, mut moved) = (Instant::now() + BEAT, Instant::now());
+        let mut next_beat = Instant::now() + BEAT;
         let mut events = Vec::new();
         loop {
             let mut has_moved = self.engine.poll(&mut events);
@@ -155,7 +157,9 @@ impl<E: Engine> Agent<E> {
                 }
             }
             let news = self.inbox.take();
-            has_moved |= !news.is_empty();
+            if !news.is_empty() {
+                (self.worked, has_moved) = (Instant::now(), true);
+            }
             self.deliver(news);
             let now = Instant::now();
             if now >= next_beat {
@@ -170,21 +174,26 @@ impl<E: Engine> Agent<E> {
             if let Some(ending) = self.ending.take() {
                 return self.end(ending);
             }
-            if has_moved {
-                moved = now;
-            } else if now - moved < SPIN {
-                std::thread::yield_now();
-            } else {
-                let is_busy = self.engine.is_sending()
-                    || self.runs.values().any(|run| !run.chunks.is_empty());
-                let limit = match now - moved < LATELY {
-                    _ if is_busy => PAUSE,
-                    true => RESTING,
-                    false => IDLE_PAUSE,
-                };
-                self.waker.sleep(limit, || !self.inbox.is_empty());
+            if !has_moved {
+                self.pause(now.saturating_duration_since(self.worked));
             }
         }
+    }
+
+    /// Waits a moment, longer if there has been no work for long.
+    fn pause(&self, since: Duration) {
+        if since < SPIN {
+            return std::thread::yield_now();
+        }
+        let is_busy =
+            self.engine.is_sending() || self.runs.values().any(|run| !run.chunks.is_empty());
+        let rest = RESTS.iter().find(|(limit, _)| since < *limit);
+        let limit = match rest {
+            _ if is_busy => PAUSE,
+            Some((_, rest)) => *rest,
+            None => IDLE_PAUSE,
+        };
+        self.waker.sleep(limit, || !self.inbox.is_empty());
     }
 
     /// Kills the workers, and says goodbye where that is still heard.
@@ -221,6 +230,9 @@ impl<E: Engine> Agent<E> {
                 return;
             }
         };
+        if !matches!(message, ToAgent::Beat) {
+            self.worked = self.heard;
+        }
         match message {
             ToAgent::Beat | ToAgent::Welcome => {}
             ToAgent::Reject { reason } => self.ending = Some(Ending::Rejected(reason)),

@@ -61,7 +61,7 @@ const LOSS: Duration = Duration::from_secs(5);
 
 /// How long a side looks at its engine without a pause after something has happened. About the time of
 /// one message there and back: a single call is answered meanwhile.
-const SPIN: Duration = Duration::from_micros(100);
+const SPIN: Duration = Duration::from_micros(200);
 
 /// The pause between two looks while something is expected.
 const PAUSE: Duration = Duration::from_micros(100);
