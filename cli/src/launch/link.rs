@@ -126,10 +126,12 @@ impl Listener {
         };
         socket.set_nonblocking(false)?;
         socket.set_write_timeout(Some(Duration::from_secs(10)))?;
-        give(&socket, orders, &streams).context("failed to give the launched run its orders")?;
+        // A run that was killed meanwhile is one that has never been there.
+        let Ok(run) = pidfd_open(peer.pid, PidfdFlags::empty()) else { return Ok(None) };
+        if give(&socket, orders, &streams).is_err() {
+            return Ok(None);
+        }
         socket.set_nonblocking(true)?;
-        let run = pidfd_open(peer.pid, PidfdFlags::empty());
-        let run = run.context("failed to watch the launched run")?;
         Ok(Some(Link { socket, run: Arc::new(run) }))
     }
 }
