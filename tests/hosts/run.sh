@@ -103,10 +103,12 @@ agent_killed() { on n2 kill -KILL "$(ranks n2 | head -n 1)"; }
 run_killed() { on n1 kill -KILL "$(ranks n1 | head -n 1)"; }
 launcher_killed() { on n1 sh -c 'kill -KILL $(pgrep -o -x mpirun)'; }
 power_cut() { "$here/rig" kill "$rig" n3; }
+crash() { "$here/rig" crash "$rig" n3; }
 partition() { "$here/rig" cut "$rig" n3; }
 
 lose "a rank is killed" agent_killed
 lose "a host's power is cut" power_cut
+lose "a host crashes" crash
 lose "a host is cut off" partition
 lose "the run itself is killed, and launched again" run_killed
 lose "the launcher is killed, and with it all hosts" launcher_killed

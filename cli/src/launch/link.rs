@@ -6,12 +6,13 @@
 //! supervisor sends the signals that end the run. For both, the end of the socket is the end of the
 //! other.
 
+use std::fs;
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
@@ -125,10 +126,12 @@ impl Listener {
         };
         socket.set_nonblocking(false)?;
         socket.set_write_timeout(Some(Duration::from_secs(10)))?;
-        give(&socket, orders, &streams).context("failed to give the launched run its orders")?;
+        // A run that was killed meanwhile is one that has never been there.
+        let Ok(run) = pidfd_open(peer.pid, PidfdFlags::empty()) else { return Ok(None) };
+        if give(&socket, orders, &streams).is_err() {
+            return Ok(None);
+        }
         socket.set_nonblocking(true)?;
-        let run = pidfd_open(peer.pid, PidfdFlags::empty());
-        let run = run.context("failed to watch the launched run")?;
         Ok(Some(Link { socket, run: Arc::new(run) }))
     }
 }
@@ -214,6 +217,8 @@ pub(crate) fn attach(name: &str) -> Result<Orders> {
         .and_then(|()| rustix::stdio::dup2_stdout(stdout))
         .and_then(|()| rustix::stdio::dup2_stderr(stderr));
     moved.context("failed to take the standard streams of the supervisor")?;
+    // The supervisor's files, which nobody else removes if it was killed.
+    let dir = orders.err.parent().map(Path::to_owned);
     let ears = socket.try_clone()?;
     let mouth = socket.try_clone()?;
     let _ = SUPERVISOR.set(Mutex::new(socket)); // once per process
@@ -229,7 +234,10 @@ pub(crate) fn attach(name: &str) -> Result<Orders> {
         loop {
             match ears.read(&mut byte) {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Ok(0) | Err(_) => low_level::exit(Exit::Failure.code().into()),
+                Ok(0) | Err(_) => {
+                    let _ = dir.map(fs::remove_dir_all); // nothing more can be done about it
+                    low_level::exit(Exit::Failure.code().into())
+                }
                 Ok(_) => {
                     SIGNALS.fetch_add(1, Ordering::SeqCst);
                     let _ = low_level::raise(byte[0].into()); // handled on another thread

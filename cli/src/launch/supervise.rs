@@ -12,7 +12,7 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -120,6 +120,12 @@ pub(super) fn supervise(job: &Job<'_>) -> Result<Exit> {
             Ended::Signalled => return Ok(steering.lock().exit.unwrap_or(Exit::Terminated)),
             Ended::Lost { why, has_run } => (why, has_run),
         };
+        // The last that it has written counts too, also if nothing follows.
+        follower.read(&orders.journal)?;
+        if !launch.is_closed {
+            // With a live table, too: the process that drew it has ended.
+            launch.is_closed = !shows(&mut follower);
+        }
         if let Some(exit) = steering.lock().exit {
             return Ok(exit);
         }
@@ -167,6 +173,11 @@ pub(super) fn supervise(job: &Job<'_>) -> Result<Exit> {
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct EngineLost(String);
+
+/// Whether the results wait for the end of the run: on a terminal, until the live table has left it.
+fn waits_for_end(args: &RunArgs) -> bool {
+    args.output.top && io::stdout().is_terminal()
+}
 
 /// Shows what is left. Returns whether standard output took it.
 fn shows(follower: &mut Follower) -> bool {
@@ -280,8 +291,13 @@ struct Launch {
     child: Child,
     steering: Steering,
     noise: Arc<Mutex<Vec<u8>>>,
+    /// The thread that reads it.
+    listener: Option<JoinHandle<()>>,
     /// Whether standard output is gone.
     is_closed: bool,
+    /// Kept until the launcher has ended: without it, the run ends at once, and leaves its hosts
+    /// without a word.
+    link: Option<Link>,
 }
 
 impl Launch {
@@ -295,7 +311,8 @@ impl Launch {
         let is_root = rustix::process::geteuid().is_root();
         let dir = steering.lock().dir.clone();
         let rsh = job.args.hosts.rsh.as_deref();
-        let shell = lasting_shell(&dir, rsh.unwrap_or("ssh"))?;
+        // A question of ssh would wait for an answer that nobody gives.
+        let shell = lasting_shell(&dir, rsh.unwrap_or("ssh -o BatchMode=yes"))?;
         let rsh = shell.as_deref().or(rsh);
         let mut command = Command::new(job.launcher.name());
         command.args(job.launcher.arguments(hosts, without, rsh, is_root));
@@ -327,12 +344,16 @@ impl Launch {
                 let _ = io::copy(&mut { stdout }, &mut io::stdout()); // until one of both is gone
             })?;
         }
+        let mut reader = None;
         if let Some(stderr) = child.stderr.take() {
             let noise = Arc::clone(&noise);
-            spawn("stderr", move || hear_noise(stderr, &noise, prints))?;
+            reader = Some(spawn("stderr", move || hear_noise(stderr, &noise, prints))?);
         }
         let steering = steering.clone();
-        Ok((Self { child, steering, noise, is_closed: false }, listener))
+        Ok((
+            Self { child, steering, noise, listener: reader, is_closed: false, link: None },
+            listener,
+        ))
     }
 
     /// Waits for the end of the run.
@@ -344,12 +365,25 @@ impl Launch {
         follower: &mut Follower,
         args: &RunArgs,
     ) -> Result<Ended> {
+        let mut link = None;
+        let ended = self.follow_over(&mut link, listener, orders, stdin, follower, args);
+        self.link = link;
+        ended
+    }
+
+    fn follow_over(
+        &mut self,
+        link: &mut Option<Link>,
+        listener: &Listener,
+        orders: &Orders,
+        stdin: BorrowedFd<'_>,
+        follower: &mut Follower,
+        args: &RunArgs,
+    ) -> Result<Ended> {
         let streams = [stdin, rustix::stdio::stdout(), rustix::stdio::stderr()];
-        // Results on a terminal wait until the live table has left it.
-        let waits = args.output.top && io::stdout().is_terminal();
+        let waits = waits_for_end(args);
         let started = Instant::now();
         let marker = self.steering.lock().dir.join(STARTED);
-        let mut link: Option<Link> = None;
         let mut heard = Instant::now();
         let mut turned = Instant::now();
         let mut code = None;
@@ -377,10 +411,10 @@ impl Launch {
             if launcher_ended.is_none() && self.is_over() {
                 launcher_ended = Some(now);
             }
-            match &mut link {
+            match link {
                 None => {
-                    link = listener.accept(orders, streams)?;
-                    if let Some(link) = &link {
+                    *link = listener.accept(orders, streams)?;
+                    if let Some(link) = &*link {
                         heard = now;
                         let _ = fs::write(&marker, ""); // without it, mpirun ends with one shell
                         let mut steered = self.steering.lock();
@@ -474,6 +508,13 @@ impl Launch {
 
     /// Returns what the launcher has said, for an error.
     fn noise(&self) -> String {
+        // All of it was written, and is read in a moment. A process that is left may hold the pipe.
+        let deadline = Instant::now() + LINGER;
+        while self.listener.as_ref().is_some_and(|it| !it.is_finished())
+            && Instant::now() < deadline
+        {
+            thread::sleep(POLL_INTERVAL);
+        }
         let noise = self.noise.lock().unwrap_or_else(PoisonError::into_inner);
         let text = String::from_utf8_lossy(&noise);
         let text = text.trim();
@@ -538,9 +579,9 @@ fn described(status: ExitStatus) -> String {
     }
 }
 
-fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<()> {
+fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
     let thread = thread::Builder::new().name(name.into()).spawn(run);
-    thread.map(drop).context("failed to start a thread")
+    thread.context("failed to start a thread")
 }
 
 fn say(what: std::fmt::Arguments<'_>) {

@@ -439,6 +439,20 @@ fn a_run_whose_supervisor_is_killed_ends_and_is_resumed_to_the_same_results() {
 }
 
 #[test]
+fn a_supervisor_that_is_killed_takes_the_run_with_it_and_leaves_no_file() {
+    let fake = Fake::new(r#""$@""#);
+    let job = ["--", "sh", "-c", "echo $0 >> ran; exec sleep 60", "{}"];
+    let child = fake.command(&[&["-p", "2", "-n", "9"], &job[..]].concat()).spawn().unwrap();
+    wait_until("jobs run", || fake.ran() >= 2);
+    signal(child.id(), Signal::KILL);
+    let is_empty = || fs::read_dir(fake.path("tmp")).unwrap().next().is_none();
+    wait_until("its files are gone", is_empty);
+    let ended = wait(child);
+    assert_eq!(ended.code, None, "{ended:?}");
+    fake.has_left_nothing();
+}
+
+#[test]
 fn a_silent_run_is_lost_and_launched_again() {
     let script = r#"[ $n -lt 2 ] || { "$@"; exit; }
         "$@" & while [ ! -s ran ]; do sleep 0.01; done; kill -STOP $!; wait"#;
