@@ -41,3 +41,10 @@ pub(crate) fn signal_name(signal: i32) -> Option<&'static str> {
         _ => return None,
     })
 }
+
+/// Ignores SIGPIPE, as Rust does before `main`: writing to a socket without a reader is an error.
+#[cfg(feature = "mpi")]
+pub(crate) fn ignore_broken_pipes() {
+    // SAFETY: a plain system call.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+}

@@ -509,6 +509,10 @@ impl PoolBuilder {
         /// More slots are surely a mistake: each costs a process and a thread.
         const MAX_WORKERS: usize = 4096;
         let refuse = |option, value: String, remedy| Err(Error::Option { option, value, remedy });
+        let most_on = self.workers_on.iter().map(|(_, workers)| *workers).max().unwrap_or(0);
+        if most_on > MAX_WORKERS {
+            return refuse("workers_on", most_on.to_string(), "use at most 4096");
+        }
         if self.workers > MAX_WORKERS {
             return refuse("workers", self.workers.to_string(), "use at most 4096");
         }

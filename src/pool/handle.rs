@@ -337,6 +337,9 @@ impl Pool {
 
     /// Returns the hosts that the pool spans, lost ones included; nothing if it has this host alone.
     pub fn hosts(&self) -> Vec<HostInfo> {
+        if self.shared().forked().is_some() {
+            return Vec::new();
+        }
         let link = self.shared().link.as_ref();
         link.map_or_else(Vec::new, |link| link.with_status(|status| status.hosts.clone()))
     }

@@ -118,7 +118,7 @@ pub(crate) fn validate(mut bytes: &[u8]) -> Option<Summary> {
         let (kind, payload, rest) = split(bytes)?;
         bytes = rest;
         let items = outcomes(kind, payload)?;
-        summary.items += items;
+        summary.items = summary.items.checked_add(items)?;
         match kind {
             Record::Time => {
                 summary.timed = summary.items;

@@ -183,14 +183,13 @@ impl Lease {
         self.len
     }
 
-    /// Copies the content. Returns nothing if there is no memory for it.
-    pub(crate) fn copy(&self) -> Vec<u8> {
+    /// Copies the content. Returns `None` if there is no memory for it.
+    pub(crate) fn copy(&self) -> Option<Vec<u8>> {
         let mut bytes = Vec::new();
-        if bytes.try_reserve_exact(self.len).is_ok() {
-            // SAFETY: the region is mapped for its length for as long as it lives.
-            unsafe { memcpy::append_from(&mut bytes, self.as_ptr(), self.len) };
-        }
-        bytes
+        bytes.try_reserve_exact(self.len).ok()?;
+        // SAFETY: the region is mapped for its length for as long as it lives.
+        unsafe { memcpy::append_from(&mut bytes, self.as_ptr(), self.len) };
+        Some(bytes)
     }
 
     /// Returns the region, to send it to a worker that hasn't mapped it.

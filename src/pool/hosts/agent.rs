@@ -6,6 +6,7 @@
 //! ends the process.
 
 use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -19,7 +20,7 @@ use super::wire::{
     self, Blob, Chunk, Hello, ItemRange, ItemResults, ResultContent, Settings, ToAgent, ToManager,
     WorkerStatus,
 };
-use super::{BEAT, IDLE_PAUSE, LOSS, PAUSE, SPIN};
+use super::{BEAT, IDLE_PAUSE, LOSS, PAUSE, SPIN, pause_of};
 use crate::error::{TaskErrorKind, ValueSide};
 use crate::pool::builder::PoolBuilder;
 use crate::pool::call::context::Context;
@@ -42,7 +43,7 @@ const RESTS: [(Duration, Duration); 2] =
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Ending {
     /// The manager has said goodbye.
-    Bye,
+    Bye { finalize: bool },
     /// The manager doesn't want it.
     Rejected(String),
     /// The manager is lost.
@@ -123,6 +124,14 @@ impl std::task::Wake for Notify {
     }
 }
 
+impl Run {
+    /// Returns the slots of its workers in the pool of all hosts.
+    fn slots(&self) -> Range<usize> {
+        let workers = self.pool.as_ref().map_or(0, |pool| pool.shared().config.workers);
+        self.first_slot..self.first_slot + workers
+    }
+}
+
 impl<E: Engine> Agent<E> {
     /// Creates an agent, which runs on the current thread.
     pub(super) fn new(engine: E) -> Self {
@@ -145,14 +154,15 @@ impl<E: Engine> Agent<E> {
             Ok(frame) => self.engine.send(0, frame),
             Err(error) => return (Ending::Lost(error.to_string()), self.engine),
         }
-        let mut next_beat = Instant::now() + BEAT;
+        let (mut next_beat, mut last) = (Instant::now() + BEAT, Instant::now());
         let mut events = Vec::new();
         loop {
             let mut has_moved = self.engine.poll(&mut events);
             for event in events.drain(..) {
                 match event {
                     EngineEvent::Frame(0, frame) => self.receive(&frame),
-                    EngineEvent::Frame(..) | EngineEvent::Lost(1.., _) => {}
+                    EngineEvent::Alive(0) => self.heard = Instant::now(),
+                    EngineEvent::Frame(..) | EngineEvent::Alive(_) | EngineEvent::Lost(1.., _) => {}
                     EngineEvent::Lost(0, reason) => self.ending = Some(Ending::Lost(reason)),
                 }
             }
@@ -166,6 +176,7 @@ impl<E: Engine> Agent<E> {
                 next_beat = now + BEAT;
                 self.beat();
             }
+            self.heard += pause_of(&mut last, now);
             let silent = now.saturating_duration_since(self.heard);
             if silent > LOSS && self.ending.is_none() {
                 let reason = format!("no sign of life from the first host for {silent:.0?}");
@@ -204,7 +215,7 @@ impl<E: Engine> Agent<E> {
             }
         }
         self.runs.clear();
-        if ending == Ending::Bye {
+        if matches!(ending, Ending::Bye { .. }) {
             self.send(&ToManager::Bye);
             let limit = Instant::now() + BEAT;
             while self.engine.is_sending() && Instant::now() < limit {
@@ -236,7 +247,7 @@ impl<E: Engine> Agent<E> {
         match message {
             ToAgent::Beat | ToAgent::Welcome => {}
             ToAgent::Reject { reason } => self.ending = Some(Ending::Rejected(reason)),
-            ToAgent::Bye => self.ending = Some(Ending::Bye),
+            ToAgent::Bye { finalize } => self.ending = Some(Ending::Bye { finalize }),
             ToAgent::Open { run, settings } => self.open(run, *settings),
             ToAgent::Close { run, kill } => self.close(run, kill),
             ToAgent::Chunk { run, chunk } => self.start(run, chunk),
@@ -342,6 +353,10 @@ impl<E: Engine> Agent<E> {
     /// Queues a chunk.
     fn start(&mut self, id: u32, chunk: Chunk) {
         let Some(run) = self.runs.get_mut(&id) else { return };
+        if !chunk.is_sound(run.slots()) {
+            self.ending = Some(Ending::Lost("it sent a chunk that makes no sense".to_owned()));
+            return;
+        }
         let range = ItemRange { chunk: chunk.id, first: 0, items: chunk.items };
         let context = chunk.context.map(|id| run.contexts.get(&id).cloned());
         let (Some(pool), false) = (&run.pool, matches!(context, Some(None))) else {
@@ -401,7 +416,8 @@ impl<E: Engine> Agent<E> {
             let is_its = |(_, job): &(&u64, &Arc<Job>)| Arc::ptr_eq(job, &batch.job);
             let Some((chunk, job)) = run.chunks.iter().find(is_its) else { continue };
             let chunk = *chunk;
-            items.push(ItemRange { chunk, first: batch.first, items: batch.items });
+            let range = ItemRange { chunk, first: batch.first, items: batch.items };
+            items.push((range, batch.attempt));
             if job.withdraw(batch.first, batch.items) && !job.has_deliveries() {
                 run.chunks.remove(&chunk);
             }
@@ -508,7 +524,7 @@ fn tell(chunk: u64, delivery: Delivery) -> ItemResults {
             // Files stay on their host.
             let copy = |parcel| match parcel {
                 Parcel::Arrived { region: Some(region), files } if files.is_empty() => {
-                    Some(Blob(region.copy()))
+                    region.copy().map(Blob)
                 }
                 Parcel::Arrived { .. } | Parcel::Lost(_) => None,
             };

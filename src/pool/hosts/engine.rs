@@ -30,6 +30,8 @@ pub(crate) trait Engine {
 pub(crate) enum EngineEvent {
     /// A frame has arrived.
     Frame(usize, Vec<u8>),
+    /// A part of a large frame has arrived.
+    Alive(usize),
     /// A peer is lost, for this reason.
     Lost(usize, String),
 }

@@ -14,13 +14,16 @@ use super::link::{Link, Status};
 use super::remote::{Nonsense, RemoteHost, Run};
 use super::requests::{Handle, LEAVE_LIMIT, Opened, Plan, Request};
 use super::wire::{self, Hello, Settings, ToAgent, ToManager};
-use super::{BEAT, IDLE_PAUSE, LOSS, PAUSE, SPIN};
+use super::{BEAT, IDLE_PAUSE, LOSS, PAUSE, SPIN, pause_of};
 use crate::error::Error;
 use crate::pool::observe::events::EventKind;
 use crate::pool::schedule::state;
 use crate::pool::types::{HostInfo, WorkerInfo, WorkerState};
 use crate::self_describing::SelfDescribing;
 use crate::worker_ref::HostName;
+
+/// Maximum number of workers of a host, whatever it says of its CPUs.
+const MAX_WORKERS: usize = 4096;
 
 /// What the manager knows of a peer.
 #[derive(Debug)]
@@ -110,12 +113,13 @@ impl<E: Engine> Manager<E> {
     pub(super) fn run(mut self) {
         state::mark_pool_thread();
         let mut events = Vec::new();
-        let (mut next_beat, mut moved) = (Instant::now(), Instant::now());
+        let (mut next_beat, mut moved, mut last) = (Instant::now(), Instant::now(), Instant::now());
         loop {
             let mut has_moved = self.engine.poll(&mut events);
             for event in events.drain(..) {
                 match event {
                     EngineEvent::Frame(peer, frame) => self.receive(peer, &frame),
+                    EngineEvent::Alive(peer) => self.peers[peer].heard = Instant::now(),
                     EngineEvent::Lost(peer, reason) => self.lose(peer, reason),
                 }
             }
@@ -129,6 +133,8 @@ impl<E: Engine> Manager<E> {
             }
             has_moved |= self.runs.extract_if(|_, run| run.has_ended()).count() > 0;
             let now = Instant::now();
+            let stopped = pause_of(&mut last, now);
+            self.peers.iter_mut().for_each(|peer| peer.heard += stopped);
             if now >= next_beat {
                 next_beat = now + BEAT;
                 self.beat(now);
@@ -165,7 +171,7 @@ impl<E: Engine> Manager<E> {
     }
 
     fn receive(&mut self, peer: usize, frame: &[u8]) {
-        if matches!(self.peers[peer].state, PeerState::Lost(_)) {
+        if matches!(self.peers[peer].state, PeerState::Lost(_) | PeerState::Rejected { .. }) {
             return;
         }
         self.peers[peer].heard = Instant::now();
@@ -177,6 +183,7 @@ impl<E: Engine> Manager<E> {
         };
         let outcome = match message {
             ToManager::Beat => Ok(()),
+            ToManager::Bye if self.leaving.is_none() => Err(Nonsense("it left unasked")),
             ToManager::Bye => {
                 self.peers[peer].state = PeerState::Left;
                 Ok(())
@@ -196,10 +203,7 @@ impl<E: Engine> Manager<E> {
                 }
                 Ok(())
             }
-            ToManager::Closed { run } => self.of(run, |run| {
-                run.closed(peer);
-                Ok(())
-            }),
+            ToManager::Closed { run } => self.of(run, |run| run.closed(peer)),
             ToManager::Events { run, events } => {
                 let kinds: Vec<EventKind> =
                     events.into_iter().map(|SelfDescribing(kind)| kind).collect();
@@ -345,7 +349,7 @@ impl<E: Engine> Manager<E> {
                 }
                 _ => continue,
             };
-            let cpus = agent.hello.cpus as usize;
+            let cpus = (agent.hello.cpus as usize).min(MAX_WORKERS);
             let workers = opening.plan.workers_of(&agent.name, cpus / agent.share);
             let slots = first..first + workers;
             first = slots.end;
@@ -406,6 +410,9 @@ impl<E: Engine> Manager<E> {
     /// An agent has workers for a pool, or can't have any.
     fn opened(&mut self, peer: usize, run: u32, error: Option<String>) {
         let Some(opening) = self.opening.get_mut(&run) else { return };
+        if !opening.waiting.contains(&peer) {
+            return;
+        }
         opening.waiting.retain(|other| *other != peer);
         if let Some(error) = error
             && let Some(opening) = self.opening.remove(&run)
@@ -435,7 +442,10 @@ impl<E: Engine> Manager<E> {
                 self.complete();
             }
             Request::Attach { link, shared } => {
-                let Some(opening) = self.opening.remove(&link.run) else { return };
+                let Some(opening) = self.opening.remove(&link.run) else {
+                    // Unreachable: then it has no hosts.
+                    return drop(Run::new(link, shared, Vec::new()));
+                };
                 let id = link.run;
                 let mut run = Run::new(link, shared, opening.hosts);
                 for (peer, events) in opening.events {
@@ -459,8 +469,10 @@ impl<E: Engine> Manager<E> {
                 }
             }
             Request::Leave { reply } => {
+                let is_lost = |peer: &Peer| !matches!(peer.state, PeerState::Ready(_));
+                let finalize = !self.peers[1..].iter().any(is_lost);
                 for peer in 1..self.peers.len() {
-                    self.send(peer, &ToAgent::Bye);
+                    self.send(peer, &ToAgent::Bye { finalize });
                 }
                 self.leaving = Some((Instant::now() + LEAVE_LIMIT, reply));
             }
@@ -487,6 +499,9 @@ impl<E: Engine> Manager<E> {
             return;
         }
         self.engine.forget(peer);
+        if matches!(self.peers[peer].state, PeerState::Rejected { .. }) {
+            return;
+        }
         for run in self.runs.values_mut() {
             run.lose(peer, &reason);
         }
@@ -504,6 +519,11 @@ impl<E: Engine> Manager<E> {
         if now < *limit && self.peers[1..].iter().any(is_there) {
             return false;
         }
+        let is_left = |peer: &Peer| matches!(peer.state, PeerState::Left);
+        let remaining: Vec<usize> =
+            (1..self.peers.len()).filter(|at| !is_left(&self.peers[*at])).collect();
+        // Without all peers, the engine leaves without waiting for any.
+        remaining.into_iter().for_each(|peer| self.engine.forget(peer));
         self.engine.leave();
         let _ = reply.send(());
         true

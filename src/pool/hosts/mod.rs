@@ -37,7 +37,7 @@
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 mod agent;
 mod engine;
@@ -68,6 +68,13 @@ const PAUSE: Duration = Duration::from_micros(100);
 
 /// The pause while nothing is.
 const IDLE_PAUSE: Duration = Duration::from_millis(20);
+
+/// Returns how long this process was stopped since the last look at its clock, if it was: a peer's silence
+/// meanwhile is no sign of its loss.
+fn pause_of(last: &mut Instant, now: Instant) -> Duration {
+    let passed = now.saturating_duration_since(std::mem::replace(last, now));
+    if passed > 2 * BEAT { passed } else { Duration::ZERO }
+}
 
 /// The hosts of a pool, for [`PoolBuilder::hosts`](crate::PoolBuilder::hosts).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]

@@ -26,14 +26,14 @@ use procpool_worker::function::ImageId;
 use super::agent::{Agent, Ending};
 use super::engine::{Engine, EngineEvent};
 use super::manager::Manager;
-use super::requests;
+use super::requests::{self, Handle, LEAVE_LIMIT};
 use super::wire::Hello;
 use super::{HOSTS, IS_IN_RUN};
-use crate::os::host;
 use crate::os::process::{at_exit, exit_now};
+use crate::os::{host, signals};
 
-/// Largest message: MPI counts in `int`.
-const MOST_PIECE: usize = 256 << 20;
+/// Largest message. A piece of a large frame is a sign of life, and beats wait behind it.
+const MOST_PIECE: usize = 8 << 20;
 
 /// Tags: more of the frame follows, or this is its end.
 const MORE: c_int = 1;
@@ -68,9 +68,18 @@ pub(crate) fn enter() {
     let (registered, is_registered) = sync_channel(1);
     let start = move || {
         let handle = requests::register();
+        let _ends = EndsHandle(handle);
         let _ = registered.send(());
+        if !ImageId::own().has_build_id() {
+            let reason = "this program has no build id, so that other builds could not be told apart: link it with `-Wl,--build-id`";
+            return requests::reject_all(handle, reason);
+        }
         match Mpi::start() {
-            Ok(engine) => Manager::new(engine, handle, hello()).run(),
+            Ok(engine) => {
+                // Once more: before the handlers of MPI's own libraries.
+                at_exit(leave);
+                Manager::new(engine, handle, hello()).run();
+            }
             Err(error) => requests::reject_all(handle, &error),
         }
     };
@@ -85,12 +94,23 @@ pub(crate) fn enter() {
     }
 }
 
+/// Lets nobody wait for a manager that has ended, however it has.
+struct EndsHandle(&'static Handle);
+
+impl Drop for EndsHandle {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
+
 extern "C" fn leave() {
     requests::leave();
 }
 
 /// Serves rank 0, and ends the process.
 fn serve() -> ! {
+    // Before `main`, Rust has not done it. A worker that dies would take the agent along.
+    signals::ignore_broken_pipes();
     let engine = match Mpi::start() {
         Ok(engine) => engine,
         Err(error) => {
@@ -100,8 +120,15 @@ fn serve() -> ! {
     };
     let (ending, mut engine) = Agent::new(engine).run(&hello());
     match ending {
-        Ending::Bye => {
-            engine.leave();
+        Ending::Bye { finalize } => {
+            // Finalizing waits for all ranks, and one may be lost by now.
+            let limit = || {
+                std::thread::sleep(LEAVE_LIMIT);
+                exit_now(0)
+            };
+            if finalize && std::thread::Builder::new().spawn(limit).is_ok() {
+                engine.leave();
+            }
             exit_now(0)
         }
         Ending::Rejected(reason) => {
@@ -247,6 +274,7 @@ impl Mpi {
                     let piece = request.into_buffer();
                     has_moved = true;
                     if tag == MORE {
+                        events.push(EngineEvent::Alive(at));
                         peer.partial.try_reserve(piece.len()).map_err(|error| error.to_string())?;
                         peer.partial.extend_from_slice(&piece);
                     } else if peer.partial.is_empty() {
@@ -269,7 +297,7 @@ impl Mpi {
     /// Starts receiving a peer's next message, if there is one.
     fn probe(&self, at: usize) -> Result<Option<(c_int, Request)>, String> {
         let (mut is_there, mut count) = (0, 0);
-        let (mut message, mut status) = (MaybeUninit::uninit(), MaybeUninit::uninit());
+        let (mut message, mut status) = (MaybeUninit::uninit(), MaybeUninit::zeroed());
         // SAFETY: MPI writes to locals. There is one peer and any tag, so no other thread or call can take the
         // message in between.
         let code = unsafe {
@@ -319,13 +347,16 @@ impl Engine for Mpi {
         self.peers.len()
     }
 
-    fn send(&mut self, peer: usize, mut frame: Vec<u8>) {
+    fn send(&mut self, peer: usize, frame: Vec<u8>) {
         let Some(to) = self.peers.get_mut(peer).filter(|to| !to.is_lost) else { return };
-        while frame.len() > MOST_PIECE {
-            let rest = frame.split_off(MOST_PIECE);
-            to.waiting.push_back((MORE, std::mem::replace(&mut frame, rest)));
+        if frame.len() <= MOST_PIECE {
+            return to.waiting.push_back((END, frame));
         }
-        to.waiting.push_back((END, frame));
+        let pieces = frame.len().div_ceil(MOST_PIECE);
+        for (at, piece) in (1..).zip(frame.chunks(MOST_PIECE)) {
+            let tag = if at == pieces { END } else { MORE };
+            to.waiting.push_back((tag, piece.to_vec()));
+        }
     }
 
     fn poll(&mut self, events: &mut Vec<EngineEvent>) -> bool {

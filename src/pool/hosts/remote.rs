@@ -3,7 +3,7 @@
 //! An item is in one place: in a [`Flight`] of one host, or nowhere here. Whatever a host says about an item
 //! that it doesn't have is the loss of the host.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -64,8 +64,8 @@ pub(super) struct RemoteHost {
     open: u64,
     /// Contexts that it has, by their number.
     contexts: HashMap<u64, Arc<Context>>,
-    /// Whether it was asked for items, and whether those are cancelled when they come.
-    stealing: Option<bool>,
+    /// For each time that it was asked for items and has not answered: whether those are cancelled.
+    stealing: VecDeque<bool>,
     /// When it last got or delivered something.
     moved: Instant,
 }
@@ -121,7 +121,7 @@ impl RemoteHost {
             flights: BTreeMap::new(),
             open: 0,
             contexts: HashMap::new(),
-            stealing: None,
+            stealing: VecDeque::new(),
             moved: Instant::now(),
         }
     }
@@ -206,7 +206,7 @@ impl Run {
                     }
                 }
                 Command::CancelQueued => {
-                    host.stealing = Some(true);
+                    host.stealing.push_back(true);
                     host.send(engine, &ToAgent::Steal { run, items: u32::MAX });
                 }
                 Command::Suspend(stop) => {
@@ -286,7 +286,7 @@ impl Run {
         let waiting = |host: &RemoteHost| host.open.saturating_sub(host.slots.len() as u64);
         let is_slow = |host: &&mut RemoteHost| {
             host.is_open()
-                && host.stealing.is_none()
+                && host.stealing.is_empty()
                 && waiting(host) > 0
                 && host.moved.elapsed() > STRAGGLER
         };
@@ -296,7 +296,7 @@ impl Run {
         let Some(host) = slowest else { return };
         if has_idle_host || self.shared.has_idle_worker() {
             let items = u32::try_from(waiting(host).div_ceil(2)).unwrap_or(u32::MAX);
-            host.stealing = Some(false);
+            host.stealing.push_back(false);
             // Asked again if it stays slow.
             host.moved = Instant::now();
             host.send(engine, &ToAgent::Steal { run, items });
@@ -325,15 +325,22 @@ impl Run {
     }
 
     /// Takes back items that a host has given back.
-    pub(super) fn stolen(&mut self, peer: usize, items: Vec<ItemRange>) -> Result<(), Nonsense> {
+    pub(super) fn stolen(
+        &mut self,
+        peer: usize,
+        items: Vec<(ItemRange, u32)>,
+    ) -> Result<(), Nonsense> {
         let shared = Arc::clone(&self.shared);
         let Some(host) = self.open_host(peer) else { return Ok(()) };
-        let is_cancelled = host.stealing.take() == Some(true);
+        let is_cancelled = host.stealing.pop_front() == Some(true);
         let mut batches = Vec::new();
         let mut outcome = Ok(());
-        for range in items {
+        for (range, attempt) in items {
             match host.cut(range) {
-                Ok((batch, _)) => batches.push(batch),
+                Ok((mut batch, _)) => {
+                    batch.attempt = batch.attempt.max(attempt);
+                    batches.push(batch);
+                }
                 Err(nonsense) => outcome = Err(nonsense),
             }
         }
@@ -378,10 +385,13 @@ impl Run {
     }
 
     /// A host has closed its pool.
-    pub(super) fn closed(&mut self, peer: usize) {
-        if let Some(host) = self.host(peer) {
-            host.phase = Phase::Closed;
+    pub(super) fn closed(&mut self, peer: usize) -> Result<(), Nonsense> {
+        let Some(host) = self.host(peer) else { return Ok(()) };
+        if host.is_open() {
+            return Err(Nonsense("it closed a pool unasked"));
         }
+        host.phase = Phase::Closed;
+        Ok(())
     }
 
     /// A host is lost. What it had is retried or fails, each item for itself.
@@ -483,7 +493,8 @@ impl Run {
     /// Whether the pool has told something, or has work for a host.
     pub(super) fn has_news(&self) -> bool {
         // What is queued while a host is busy waits for its next answer.
-        let has_work = || self.closing.is_none() && self.shared.has_work_for_hosts(self.is_busy());
+        let is_full = self.is_busy() || !self.hosts.iter().any(RemoteHost::is_open);
+        let has_work = || self.closing.is_none() && self.shared.has_work_for_hosts(is_full);
         self.link.has_commands() || has_work()
     }
 
@@ -502,6 +513,7 @@ impl Drop for Run {
         if self.closing.is_none() {
             peers.into_iter().for_each(|peer| self.lose(peer, "the manager has ended"));
         }
+        self.shared.hosts_ended();
         self.shared.driver_ended();
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use procpool_worker::sys;
 
@@ -78,12 +78,22 @@ impl Plan {
 
 /// Opens a pool on the other hosts. `None` if this program runs on one.
 pub(crate) fn open(plan: Plan) -> Result<Option<Opened>, Error> {
+    /// How much longer than its own limit the manager may take.
+    const SLACK: Duration = Duration::from_secs(10);
     let Some(handle) = handle() else { return Ok(None) };
+    let limit = plan.settings.start_timeout.saturating_add(SLACK);
+    let deadline = Instant::now().checked_add(limit);
     let (reply, opened) = sync_channel(1);
     handle.request(Request::Open { plan: Box::new(plan), reply });
     loop {
         match opened.recv_timeout(BEAT) {
             Ok(opened) => return opened.map(Some),
+            Err(RecvTimeoutError::Timeout)
+                if deadline.is_some_and(|deadline| Instant::now() >= deadline) =>
+            {
+                let reason = "MPI did not start within the start timeout: is there a firewall between the hosts?";
+                return Err(Error::Hosts { reason: reason.to_owned() });
+            }
             Err(RecvTimeoutError::Timeout) if !handle.has_ended.load(SeqCst) => {}
             Err(_) => {
                 let reason = "the thread that reaches them has ended".to_owned();
@@ -113,7 +123,7 @@ pub(crate) fn abandon(run: u32) {
 
 /// Leaves the agents, at the end of the process. Does not wait long.
 pub(crate) fn leave() {
-    if let Some(handle) = handle() {
+    if let Some(handle) = handle().filter(|handle| !handle.has_ended.load(SeqCst)) {
         let (reply, left) = sync_channel(1);
         handle.request(Request::Leave { reply });
         let _ = left.recv_timeout(2 * LEAVE_LIMIT);

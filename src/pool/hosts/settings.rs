@@ -13,6 +13,7 @@ use crate::error::Error;
 use crate::pool::builder::PoolBuilder;
 use crate::pool::config::{EnvPerWorker, Initializer};
 use crate::pool::limits::Limits;
+use crate::pool::observe::callbacks::contain;
 use crate::worker_ref::HostName;
 
 impl PoolBuilder {
@@ -40,11 +41,13 @@ impl PoolBuilder {
             env.iter().map(|(name, value)| (Blob::of(name), Blob::of(value))).collect()
         };
         let env_of = |slot| self.env_per_worker.iter().flat_map(|env| pairs(&env(slot))).collect();
-        // A host has no more workers than this, unless it was asked for.
-        const MAX_ENVS: usize = 256;
+        // As many as a host may have workers. A closure that panics has no more.
+        const MAX_ENVS: usize = 1024;
         let workers_on = self.workers_on.iter().map(|(_, workers)| *workers);
-        let most = workers_on.chain([self.workers, MAX_ENVS]).max().unwrap_or(0);
+        let asked_for = workers_on.chain([self.workers]).max().unwrap_or(0);
+        let most = if self.workers > 0 { asked_for } else { asked_for.max(MAX_ENVS) };
         let envs = if self.env_per_worker.is_empty() { 0 } else { most };
+        let env_of = |slot| contain(|| env_of(slot)).ok();
         let settings = Settings {
             name: self.name.clone(),
             host: String::new(),
@@ -54,7 +57,7 @@ impl PoolBuilder {
             initializer: call,
             start_timeout: self.start_timeout,
             env: pairs(&self.env),
-            env_per_worker: (0..envs).map(env_of).collect(),
+            env_per_worker: (0..envs).map_while(env_of).collect(),
             current_dir: self.current_dir.as_ref().map(Blob::of),
             output: self.output,
             kill_grace: self.kill_grace,

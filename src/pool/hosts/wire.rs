@@ -5,12 +5,14 @@
 //! same: a message that makes no sense is the loss of its sender, never a panic.
 
 use std::ffi::{OsStr, OsString};
+use std::ops::Range;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::time::Duration;
 
 use procpool_worker::codec;
 use procpool_worker::error::CodecError;
 use procpool_worker::function::{FnRef, ImageId};
+use procpool_worker::protocol::split_item;
 use serde::de::{DeserializeOwned, Error as _, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -82,8 +84,8 @@ pub(crate) enum ToAgent {
     Suspend { run: u32, stop: bool },
     /// No more items follow; `kill` those that run.
     Close { run: u32, kill: bool },
-    /// The program ends.
-    Bye,
+    /// The program ends. `finalize` unless a host was lost.
+    Bye { finalize: bool },
 }
 
 /// A message of an agent.
@@ -95,8 +97,8 @@ pub(crate) enum ToManager {
     Opened { run: u32, error: Option<String> },
     /// Items have outcomes.
     Results { run: u32, results: Vec<ItemResults> },
-    /// These items were given back.
-    Stolen { run: u32, items: Vec<ItemRange> },
+    /// These items were given back, each with its next attempt.
+    Stolen { run: u32, items: Vec<(ItemRange, u32)> },
     /// Events of the pool.
     Events { run: u32, events: Vec<SelfDescribing<EventKind>> },
     /// The workers of a pool.
@@ -167,6 +169,30 @@ pub(crate) struct Chunk {
     /// Whether the arguments are the elements of one vector.
     pub(crate) is_elements: bool,
     pub(crate) arguments: Blob,
+}
+
+impl Chunk {
+    /// Returns whether it is what it says, for a pool with these slots.
+    pub(crate) fn is_sound(&self, slots: Range<usize>) -> bool {
+        let is_bound_here = self.slot.is_none_or(|slot| slots.contains(&(slot as usize)));
+        let (arguments, items) = (&self.arguments.0[..], self.items as usize);
+        let has_arguments = match self.width as usize {
+            _ if self.is_elements => items == 1,
+            0 => {
+                let mut rest = arguments;
+                let mut has_next = || match split_item(rest, 0) {
+                    Some((_, next)) => {
+                        rest = next;
+                        true
+                    }
+                    None => false,
+                };
+                (0..items).all(|_| has_next()) && rest.is_empty()
+            }
+            width => width.checked_mul(items) == Some(arguments.len()),
+        };
+        is_bound_here && items > 0 && has_arguments
+    }
 }
 
 /// Some of a chunk's items.

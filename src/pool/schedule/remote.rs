@@ -4,11 +4,14 @@
 //! up an attempt; and an idle worker elsewhere can't take it without asking.
 
 use std::ops::Range;
+use std::sync::atomic::Ordering::Relaxed;
 
 use super::batch::{Batch, split_back};
 use super::cost::CostEstimate;
 use super::slots::{Phase, Wake};
 use super::state::{PoolState, SchedulerState};
+use crate::error::TaskErrorKind;
+use crate::pool::call::outcome::{Failure, Provenance};
 
 /// How much work a host has waiting for each of its workers, in nanoseconds. A message and its answer take a
 /// tenth of a millisecond, and a host that is busy otherwise may answer some milliseconds late.
@@ -38,7 +41,21 @@ impl PoolState {
 
     /// Takes what is bound to the slots of a lost host.
     pub(crate) fn take_bound(&self, slots: Range<usize>) -> Vec<Batch> {
-        self.central().take_bound(slots)
+        let mut central = self.central();
+        let taken = central.take_bound(slots);
+        if !taken.is_empty() && central.is_over() {
+            self.wake(Wake::All);
+        }
+        taken
+    }
+
+    /// No manager serves the other hosts any more: what is bound to them, now or later, fails.
+    pub(crate) fn hosts_ended(&self) {
+        let mut central = self.central();
+        central.has_hosts = false;
+        let bound = central.take_bound(self.slots.len()..self.config.workers);
+        drop(central);
+        bound.iter().for_each(|batch| self.reject(batch));
     }
 
     /// Takes a host's share of the queue, as far as its workers need it soon.
@@ -117,9 +134,19 @@ impl PoolState {
     pub(crate) fn requeue_from_host(&self, batches: Vec<Batch>) {
         let mut central = self.central();
         central.remote -= batches.iter().map(|batch| u64::from(batch.items)).sum::<u64>();
+        // A call that was cancelled since has not found them in the queue.
+        let (cancelled, batches): (Vec<_>, Vec<_>) =
+            batches.into_iter().partition(|batch| batch.job.cancelled.load(Relaxed));
         let rejected = self.requeue(&mut central, batches);
+        if central.is_over() {
+            self.wake(Wake::All);
+        }
         drop(central);
         rejected.iter().for_each(|batch| self.reject(batch));
+        for batch in cancelled {
+            let failure = Failure::unstarted(TaskErrorKind::Cancelled);
+            self.fail(&batch, failure, Provenance::NONE);
+        }
     }
 
     /// Whether the manager of the other hosts has something to do for this pool.

@@ -108,6 +108,8 @@ pub(super) struct SchedulerState {
     pub(super) queued: u64,
     pub(super) slots: SlotTable<PendingWorker, Worker>,
     pub(super) by_slot: Box<[SlotQueue]>,
+    /// Whether a manager serves the other hosts of the pool.
+    pub(super) has_hosts: bool,
     /// Number of items that other hosts have.
     pub(super) remote: u64,
     /// Number of running drivers.
@@ -173,6 +175,7 @@ impl PoolState {
                 true => SlotTable::new(slots, START_ATTEMPTS, Instant::now()),
                 false => SlotTable::for_one_process(slots, Instant::now()),
             },
+            has_hosts: link.is_some(),
             remote: 0,
             by_slot: (0..config.workers).map(|_| SlotQueue::default()).collect(),
             drivers: slots + usize::from(link.is_some()),

@@ -46,7 +46,8 @@ impl PoolState {
             return self.reject(&batch);
         }
         let mut central = self.central();
-        if central.slots.phase() != Phase::Open || batch.job.call.is_err() {
+        let is_served = central.has_hosts || batch.slot.is_none_or(|slot| slot < self.slots.len());
+        if central.slots.phase() != Phase::Open || batch.job.call.is_err() || !is_served {
             drop(central);
             return self.reject(&batch);
         }
@@ -144,6 +145,9 @@ impl PoolState {
             let (ours, others): (Vec<_>, Vec<_>) = taken.into_iter().partition(&is_target);
             cancelled.extend(ours);
             rejected.extend(self.requeue(&mut central, others));
+        }
+        if central.is_over() {
+            self.wake(Wake::All);
         }
         self.cancel_needless_starts(&central);
         drop(central);

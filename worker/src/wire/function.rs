@@ -111,6 +111,12 @@ impl std::fmt::Display for ImageId {
 }
 
 impl ImageId {
+    /// Returns whether it tells all builds apart. Without the linker's build id, two builds of equal size may
+    /// have equal ids.
+    pub fn has_build_id(&self) -> bool {
+        !self.build_id.is_empty()
+    }
+
     /// Returns the id of this process's image.
     pub fn own() -> Self {
         let image = Image::own();
