@@ -13,7 +13,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 /// Far more than anything here takes on a slow machine, and the end of a hang.
-pub(crate) const LIMIT: Duration = Duration::from_secs(120);
+pub(crate) const LIMIT: Duration = Duration::from_secs(50);
 
 /// The command with these arguments and an empty standard input.
 pub(crate) fn procpool<S: AsRef<OsStr>>(arguments: &[S]) -> Command {

@@ -20,7 +20,7 @@ use super::wire::{
     self, Blob, Chunk, Hello, ItemRange, ItemResults, ResultContent, Settings, ToAgent, ToManager,
     WorkerStatus,
 };
-use super::{BEAT, IDLE_PAUSE, LOSS, PAUSE, SPIN, pause_of};
+use super::{BEAT, IDLE_PAUSE, LOSS, PAUSE, next_look, pause_of};
 use crate::error::{TaskErrorKind, ValueSide};
 use crate::pool::builder::PoolBuilder;
 use crate::pool::call::context::Context;
@@ -193,14 +193,15 @@ impl<E: Engine> Agent<E> {
 
     /// Waits a moment, longer if there has been no work for long.
     fn pause(&self, since: Duration) {
-        if since < SPIN {
-            return std::thread::yield_now();
-        }
-        let is_busy =
-            self.engine.is_sending() || self.runs.values().any(|run| !run.chunks.is_empty());
+        // They are much alike, and this is asked often.
+        const FEW: usize = 4;
+        let jobs = self.runs.values().flat_map(|run| run.chunks.values().take(FEW));
+        let expected = jobs.map(|job| job.cost.least()).min();
+        let Some(pause) = next_look(expected, since) else { return std::thread::yield_now() };
+        let is_busy = self.engine.is_sending() || expected.is_some();
         let rest = RESTS.iter().find(|(limit, _)| since < *limit);
         let limit = match rest {
-            _ if is_busy => PAUSE,
+            _ if is_busy => pause,
             Some((_, rest)) => *rest,
             None => IDLE_PAUSE,
         };

@@ -14,7 +14,7 @@ use super::link::{Link, Status};
 use super::remote::{Nonsense, RemoteHost, Run};
 use super::requests::{Handle, LEAVE_LIMIT, Opened, Plan, Request};
 use super::wire::{self, Hello, Settings, ToAgent, ToManager};
-use super::{BEAT, IDLE_PAUSE, LOSS, PAUSE, SPIN, pause_of};
+use super::{BEAT, IDLE_PAUSE, LOSS, next_look, pause_of};
 use crate::error::Error;
 use crate::pool::observe::events::EventKind;
 use crate::pool::schedule::state;
@@ -152,14 +152,15 @@ impl<E: Engine> Manager<E> {
 
     /// Waits a moment, shorter if something is expected.
     fn pause(&self, now: Instant, moved: Instant) {
-        if now - moved < SPIN {
+        let expected = self.runs.values().filter_map(Run::expected).min();
+        let Some(pause) = next_look(expected, now.saturating_duration_since(moved)) else {
             return std::thread::yield_now();
-        }
+        };
         let is_busy = self.engine.is_sending()
             || !self.opening.is_empty()
             || self.leaving.is_some()
             || self.runs.values().any(Run::is_busy);
-        let limit = if is_busy { PAUSE } else { IDLE_PAUSE };
+        let limit = if is_busy { pause } else { IDLE_PAUSE };
         let has_news = || self.handle.has_requests() || self.runs.values().any(Run::has_news);
         self.handle.waker.sleep(limit, has_news);
     }

@@ -39,6 +39,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use crate::pool::schedule::cost::CostEstimate;
+
 mod agent;
 mod engine;
 pub(crate) mod link;
@@ -59,15 +61,28 @@ const BEAT: Duration = Duration::from_millis(500);
 /// How long a peer may be silent: ten beats.
 const LOSS: Duration = Duration::from_secs(5);
 
-/// How long a side looks at its engine without a pause after something has happened. About the time of
-/// one message there and back: a single call is answered meanwhile.
-const SPIN: Duration = Duration::from_micros(200);
+/// How long a side looks at its engine without a pause after something has happened. A single call is answered
+/// meanwhile. With a shorter time than the slowest call takes, slow calls stayed slow: each side was found
+/// asleep by the other.
+const SPIN: Duration = Duration::from_millis(1);
 
 /// The pause between two looks while something is expected.
 const PAUSE: Duration = Duration::from_micros(100);
 
 /// The pause while nothing is.
 const IDLE_PAUSE: Duration = Duration::from_millis(20);
+
+/// Returns whether to look again at once for what is expected after `expected` nanoseconds, `since` the last
+/// event; and if not, how long to pause. A look costs CPU time that the workers want, so it is repeated without
+/// a pause for short items only, and seldom for long ones.
+fn next_look(expected: Option<u64>, since: Duration) -> Option<Duration> {
+    const LONG_PAUSE: Duration = Duration::from_millis(1);
+    let nanos = expected.unwrap_or(0);
+    if nanos <= CostEstimate::MIN_WORTH_A_WAKE && since < SPIN {
+        return None;
+    }
+    Some(Duration::from_nanos(nanos / 20).clamp(PAUSE, LONG_PAUSE))
+}
 
 /// Returns how long this process was stopped since the last look at its clock, if it was: a peer's silence
 /// meanwhile is no sign of its loss.
