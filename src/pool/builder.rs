@@ -290,7 +290,7 @@ impl PoolBuilder {
     }
 
     /// Sets environment variables for each worker: `env` returns them for a slot number. Can be called
-    /// several times.
+    /// several times. In a pool that spans [hosts](Self::hosts), slots count from 0 on each host.
     ///
     /// # Devices
     ///
