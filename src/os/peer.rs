@@ -100,6 +100,10 @@ pub(crate) fn peek(end: &File, number: u64) -> io::Result<Received> {
             .flatten()
             .collect();
         let packet = codec::decode::<(u64, Vec<FileId>)>(&buffer[..received.bytes]);
+        // Numbers rise: a later packet belongs to a later message.
+        if matches!(&packet, Ok((known, _)) if *known > number) {
+            break;
+        }
         if let Ok((known, ids)) = packet
             && known == number
         {

@@ -66,6 +66,8 @@ pub(super) struct RemoteHost {
     contexts: HashMap<u64, Arc<Context>>,
     /// For each time that it was asked for items and has not answered: whether those are cancelled.
     stealing: VecDeque<bool>,
+    /// Whether its workers can't start: then it gets no more items.
+    is_unfit: bool,
     /// When it last got or delivered something.
     moved: Instant,
 }
@@ -122,6 +124,7 @@ impl RemoteHost {
             open: 0,
             contexts: HashMap::new(),
             stealing: VecDeque::new(),
+            is_unfit: false,
             moved: Instant::now(),
         }
     }
@@ -148,6 +151,26 @@ impl RemoteHost {
             // Unreachable, but for a lack of memory: messages are not nested.
             Err(error) => eprintln!("procpool: a message to {} was lost: {error}", self.name),
         }
+    }
+
+    /// Whether items failed because the host has no workers, and may run elsewhere. Then it gets no more.
+    fn has_failed_to_start(&mut self, results: &ItemResults) -> bool {
+        let has_failed = matches!(
+            &results.content,
+            ResultContent::Failed {
+                kind: TaskErrorKind::Initializer { .. },
+                did_it_run: DidRun::No,
+                ..
+            }
+        );
+        let is_bound = || {
+            let flight = self.flights.get(&results.range.chunk);
+            let part = flight.and_then(|flight| flight.parts.first());
+            part.is_some_and(|part| part.slot.is_some())
+        };
+        let moves = has_failed && !is_bound();
+        self.is_unfit |= moves;
+        moves
     }
 
     fn is_open(&self) -> bool {
@@ -232,6 +255,11 @@ impl Run {
             self.lose_batches(bound, name, "it was lost before");
             return false;
         }
+        if host.is_unfit {
+            let (bound, name) = (self.shared.take_bound(host.slots.clone()), host.name);
+            self.lose_batches(bound, name, "its workers can't start");
+            return false;
+        }
         if engine.backlog(host.peer) > MOST_BACKLOG {
             return false;
         }
@@ -290,8 +318,10 @@ impl Run {
                 && waiting(host) > 0
                 && host.moved.elapsed() > STRAGGLER
         };
-        let has_idle_host =
-            self.hosts.iter().any(|host| host.is_open() && host.open < host.slots.len() as u64);
+        let has_idle_host = self
+            .hosts
+            .iter()
+            .any(|host| host.is_open() && !host.is_unfit && host.open < host.slots.len() as u64);
         let slowest = self.hosts.iter_mut().filter(is_slow).max_by_key(|host| waiting(host));
         let Some(host) = slowest else { return };
         if has_idle_host || self.shared.has_idle_worker() {
@@ -309,18 +339,29 @@ impl Run {
         let Some(host) = self.open_host(peer) else { return Ok(()) };
         host.moved = Instant::now();
         let (mut settled, mut calls, mut outcome) = (0, Deferred::default(), Ok(()));
+        let mut again = Vec::new();
         for results in all {
             let items = u64::from(results.range.items);
-            outcome = host.deliver(&shared, results, &mut calls);
+            if host.has_failed_to_start(&results) {
+                // Other hosts, or this one, may have workers.
+                match host.cut(results.range) {
+                    Ok((batch, _)) => again.push(batch),
+                    Err(nonsense) => outcome = Err(nonsense),
+                }
+            } else {
+                outcome = host.deliver(&shared, results, &mut calls);
+            }
             if outcome.is_err() {
                 break;
             }
+            host.open -= items;
             settled += items;
         }
-        host.open -= settled;
+        let requeued: u64 = again.iter().map(|batch| u64::from(batch.items)).sum();
         // Callers first: what they submit next keeps the pool open.
         shared.config.observers.fire(calls);
-        shared.settled_elsewhere(settled);
+        shared.requeue_from_host(again);
+        shared.settled_elsewhere(settled - requeued);
         outcome
     }
 
@@ -502,7 +543,8 @@ impl Run {
     /// Whether the pool has told something, or has work for a host.
     pub(super) fn has_news(&self) -> bool {
         // What is queued while a host is busy waits for its next answer.
-        let is_full = self.is_busy() || !self.hosts.iter().any(RemoteHost::is_open);
+        let is_fed = |host: &RemoteHost| host.is_open() && !host.is_unfit;
+        let is_full = self.is_busy() || !self.hosts.iter().any(is_fed);
         let has_work = || self.closing.is_none() && self.shared.has_work_for_hosts(is_full);
         self.link.has_commands() || has_work()
     }
