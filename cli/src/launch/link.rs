@@ -1,5 +1,4 @@
-//! What a supervisor and the run that it has launched say to each other, over a socket on one
-//! machine.
+//! The protocol between a supervisor and the run that it launched, over a socket on one machine.
 //!
 //! The supervisor sends its orders and its own standard streams, so that a terminal stays a
 //! terminal for the run. The run then sends a beat every second, and its exit code at last; the
@@ -29,7 +28,7 @@ use signal_hook::low_level;
 
 use crate::exit::Exit;
 
-/// How often a run says that it is alive.
+/// The interval of a run's heartbeats.
 pub(super) const BEAT: Duration = Duration::from_secs(1);
 
 /// A message of a run: alive, or its exit code follows.
@@ -83,7 +82,7 @@ impl Voice {
     }
 }
 
-/// What was heard of a run since the last time.
+/// The news of a run since the last poll.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Heard {
     Nothing,
@@ -141,7 +140,7 @@ impl Link {
         self.socket.try_clone().map(Voice)
     }
 
-    /// Returns what the run has said, without waiting.
+    /// Returns the run's message, without waiting.
     pub(super) fn hear(&mut self) -> Heard {
         let mut bytes = [0; 64];
         match (&self.socket).read(&mut bytes) {
@@ -217,7 +216,7 @@ pub(crate) fn attach(name: &str) -> Result<Orders> {
         .and_then(|()| rustix::stdio::dup2_stdout(stdout))
         .and_then(|()| rustix::stdio::dup2_stderr(stderr));
     moved.context("failed to take the standard streams of the supervisor")?;
-    // The supervisor's files, which nobody else removes if it was killed.
+    // Removes the supervisor's files. A killed supervisor can't.
     let dir = orders.err.parent().map(Path::to_owned);
     let ears = socket.try_clone()?;
     let mouth = socket.try_clone()?;

@@ -57,7 +57,7 @@ const WITH_ENGINE: Duration = Duration::from_secs(3);
 /// The most bytes of the launcher's messages that are kept.
 const MAX_NOISE: usize = 16 << 10;
 
-/// What is launched, and where.
+/// The launched run, and its hosts.
 pub(super) struct Job<'a> {
     pub(super) args: &'a RunArgs,
     pub(super) launcher: Launcher,
@@ -179,7 +179,7 @@ fn waits_for_end(args: &RunArgs) -> bool {
     args.output.top && io::stdout().is_terminal()
 }
 
-/// Shows what is left. Returns whether standard output took it.
+/// Shows the remaining results. Returns whether standard output accepted them.
 fn shows(follower: &mut Follower) -> bool {
     match follower.show() {
         Ok(()) => true,
@@ -506,7 +506,7 @@ impl Launch {
         status.filter(|_| by_itself)
     }
 
-    /// Returns what the launcher has said, for an error.
+    /// Returns the launcher's last messages, for an error.
     fn noise(&self) -> String {
         // All of it was written, and is read in a moment. A process that is left may hold the pipe.
         let deadline = Instant::now() + LINGER;
