@@ -38,7 +38,7 @@ const EXIT: u8 = 2;
 /// The longest orders: a list of hosts, and some paths.
 const MAX_ORDERS: u64 = 64 << 20;
 
-/// What a launched run is to do differently from one by itself.
+/// The settings that distinguish a launched run from an unsupervised one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Orders {
     /// The journal that the supervisor follows.
@@ -82,7 +82,7 @@ impl Voice {
     }
 }
 
-/// The news of a run since the last poll.
+/// The message of a run since the last poll.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Heard {
     Nothing,
@@ -118,7 +118,7 @@ impl Listener {
             }
             Err(error) => return Err(error).context("failed to accept the launched run"),
         };
-        // Anybody on this machine may connect to it.
+        // Any process on this machine may connect to it.
         let peer = rustix::net::sockopt::socket_peercred(&socket);
         let Some(peer) = peer.ok().filter(|peer| peer.uid == rustix::process::geteuid()) else {
             return Ok(None);
@@ -234,7 +234,7 @@ pub(crate) fn attach(name: &str) -> Result<Orders> {
             match ears.read(&mut byte) {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Ok(0) | Err(_) => {
-                    let _ = dir.map(fs::remove_dir_all); // nothing more can be done about it
+                    let _ = dir.map(fs::remove_dir_all); // the process ends either way
                     low_level::exit(Exit::Failure.code().into())
                 }
                 Ok(_) => {

@@ -25,7 +25,7 @@ pub(crate) enum Parcel {
 #[derive(Debug, Default)]
 pub(crate) struct Files {
     received: Received,
-    /// The number of files.
+    /// The counter that includes them.
     held: Option<&'static AtomicUsize>,
 }
 

@@ -61,7 +61,7 @@ struct Opening {
     link: Arc<Link>,
     plan: Plan,
     reply: Option<SyncSender<Result<Opened, Error>>>,
-    /// `None` for a limit that never ends.
+    /// `None` without a limit.
     deadline: Option<Instant>,
     /// The settings sent to each host; empty until all peers have introduced themselves.
     hosts: Vec<RemoteHost>,

@@ -1,7 +1,7 @@
-//! What one pool has sent to the other hosts and not got back.
+//! The items of one pool that other hosts have and have not answered.
 //!
-//! An item is in one place: in a [`Flight`] of one host, or nowhere here. Whatever a host says about an item
-//! that it doesn't have is the loss of the host.
+//! An item is in the [`Flight`] of at most one host. A host is lost if it sends a message about an item that it
+//! doesn't have.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Range;
@@ -37,22 +37,22 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(30);
 const NOT_SENT: &str =
     "it holds a handle or a file, which exist on its host only, or there was no memory for it";
 
-/// What a peer has said makes no sense.
+/// A peer sent an invalid message.
 #[derive(Debug)]
 pub(super) struct Nonsense(pub(super) &'static str);
 
-/// A pool, as the manager sees it.
+/// The manager's view of a pool.
 #[derive(Debug)]
 pub(super) struct Run {
     pub(super) link: Arc<Link>,
     shared: Arc<PoolState>,
     hosts: Vec<RemoteHost>,
     next_chunk: u64,
-    /// When the closing hosts are given up.
+    /// The time at which closing hosts count as lost.
     closing: Option<Instant>,
 }
 
-/// Another host, as one pool sees it.
+/// One pool's view of another host.
 #[derive(Debug)]
 pub(super) struct RemoteHost {
     pub(super) peer: usize,
@@ -64,9 +64,9 @@ pub(super) struct RemoteHost {
     open: u64,
     /// Contexts that it has, by their number.
     contexts: HashMap<u64, Arc<Context>>,
-    /// For each time that it was asked for items and has not answered: whether those are cancelled.
+    /// One entry per unanswered request to return items: whether those items are cancelled.
     stealing: VecDeque<bool>,
-    /// When it last got or delivered something.
+    /// The time of the last chunk to it or delivery from it.
     moved: Instant,
 }
 
@@ -89,7 +89,7 @@ struct Flight {
 }
 
 impl Flight {
-    /// Takes out items. `None` if one of them isn't here.
+    /// Removes items. Returns `None` if one of them isn't here.
     fn cut(&mut self, first: u64, items: u32) -> Option<Batch> {
         let first = self.base.checked_add(first)?;
         let end = first.checked_add(items.into())?;
@@ -145,7 +145,7 @@ impl RemoteHost {
     fn send(&self, engine: &mut impl Engine, message: &ToAgent) {
         match wire::encode(message) {
             Ok(frame) => engine.send(self.peer, frame),
-            // Unreachable, but for a lack of memory: messages are not nested.
+            // Reached only when memory is short: messages are not nested.
             Err(error) => eprintln!("procpool: a message to {} was lost: {error}", self.name),
         }
     }
@@ -168,12 +168,12 @@ impl Run {
         self.hosts.iter_mut().find(|host| host.peer == peer && host.phase != Phase::Lost)
     }
 
-    /// Returns a host that items are expected from. What the others had is settled.
+    /// Returns a host with unanswered items. The items of all others are settled.
     fn open_host(&mut self, peer: usize) -> Option<&mut RemoteHost> {
         self.host(peer).filter(|host| host.is_open())
     }
 
-    /// Sends what is due. Returns whether anything was sent.
+    /// Sends the messages that are due. Returns whether any was sent.
     pub(super) fn serve(&mut self, engine: &mut impl Engine) -> bool {
         for command in self.link.commands() {
             self.obey(engine, &command);
@@ -223,7 +223,7 @@ impl Run {
         }
     }
 
-    /// Sends work to a host, as far as it needs any. Fails what is bound to a lost host.
+    /// Sends work to a host that needs it. Fails items that are bound to a lost host.
     fn feed(&mut self, engine: &mut impl Engine, at: usize) -> bool {
         let (run, host) = (self.id(), &mut self.hosts[at]);
         if !host.is_open() {
@@ -324,7 +324,7 @@ impl Run {
         outcome
     }
 
-    /// Takes back items that a host has given back.
+    /// Accepts items that a host returned.
     pub(super) fn stolen(
         &mut self,
         peer: usize,
@@ -394,7 +394,7 @@ impl Run {
         Ok(())
     }
 
-    /// A host is lost. What it had is retried or fails, each item for itself.
+    /// Handles the loss of a host. Each of its items is retried or fails by itself.
     pub(super) fn lose(&mut self, peer: usize, reason: &str) {
         let shared = Arc::clone(&self.shared);
         let Some(host) = self.host(peer) else { return };
@@ -424,7 +424,7 @@ impl Run {
         shared.settled_elsewhere(items - requeued);
     }
 
-    /// Fails what a lost host had, unless it may be retried: that is returned.
+    /// Fails a lost host's items that have no attempts left. Returns those that can be retried.
     fn lose_batches(&self, parts: Vec<Batch>, host: HostName, reason: &str) -> Vec<Batch> {
         let mut again = Vec::new();
         for mut batch in parts {
@@ -455,7 +455,7 @@ impl Run {
         again
     }
 
-    /// Closes the hosts' pools. A host that takes too long is left behind.
+    /// Closes the hosts' pools. A host that exceeds the limit counts as lost.
     fn close(&mut self, engine: &mut impl Engine, kill: bool) {
         let run = self.id();
         if self.closing.is_none() {
@@ -493,13 +493,13 @@ impl Run {
         parts.map(|part| part.job.cost.least()).min()
     }
 
-    /// Whether a host has something to answer.
+    /// Returns whether a host has unanswered messages.
     pub(super) fn is_busy(&self) -> bool {
         let is_busy = |host: &RemoteHost| host.open > 0 || host.phase == Phase::Closing;
         self.hosts.iter().any(is_busy)
     }
 
-    /// Whether the pool has told something, or has work for a host.
+    /// Returns whether the pool has requests, or work for a host.
     pub(super) fn has_news(&self) -> bool {
         // What is queued while a host is busy waits for its next answer.
         let is_full = self.is_busy() || !self.hosts.iter().any(RemoteHost::is_open);
@@ -507,7 +507,7 @@ impl Run {
         self.link.has_commands() || has_work()
     }
 
-    /// Whether no host has anything of the pool left. Then the pool may end.
+    /// Returns whether no host has items or state of the pool. Then the pool may end.
     pub(super) fn has_ended(&self) -> bool {
         let is_left = |host: &RemoteHost| matches!(host.phase, Phase::Open | Phase::Closing);
         let is_late = self.closing.is_some_and(|limit| Instant::now() >= limit);
@@ -516,7 +516,7 @@ impl Run {
 }
 
 impl Drop for Run {
-    /// Tells the pool that its hosts have ended. What they still have is lost.
+    /// Marks the pool's hosts as ended. Items that they still have are lost.
     fn drop(&mut self) {
         let peers: Vec<usize> = self.hosts.iter().map(|host| host.peer).collect();
         if self.closing.is_none() {
