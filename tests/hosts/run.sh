@@ -2,8 +2,8 @@
 # Runs procpool on three hosts of a rig, with failures: tests/hosts/run.sh [PROGRAM].
 #
 # PROGRAM is built with the feature `mpi`; without it, this builds one. Needs root, network namespaces
-# and Open MPI: where one is missing, it says so and exits with 0. TIMES=10 repeats the failure of
-# each run ten times.
+# and Open MPI: where one is missing, it says so and exits with 0. TIMES=10 repeats each run with a
+# failure ten times.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 times=${TIMES:-1}

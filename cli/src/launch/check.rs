@@ -173,7 +173,7 @@ fn understood(
             "did not answer within {} s: check its network and 'time {shell} {name} true'",
             ANSWER_LIMIT.as_secs()
         ),
-        // Messages of ssh itself, and of a shell that finds no ssh.
+        // 255 is ssh's own failure. There is no code if ssh could not be started.
         Some(255) | None => format!(
             "can't be reached: {said}; '{shell} {name} true' must work without a password: check \
              the name, its network, and that your public key is in its ~/.ssh/authorized_keys"

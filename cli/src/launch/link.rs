@@ -82,7 +82,7 @@ impl Voice {
     }
 }
 
-/// The message of a run since the last poll.
+/// The result of polling a run.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Heard {
     Nothing,

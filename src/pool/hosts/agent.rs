@@ -110,7 +110,7 @@ impl Inbox {
     }
 }
 
-/// Receives a chunk's deliveries.
+/// The waker of a chunk: reports its next delivery to the agent.
 struct Notify {
     inbox: Arc<Inbox>,
     run: u32,

@@ -22,7 +22,7 @@
 //! | `mpi` | the engine on MPI; the only file that names the crate |
 //! | `requests` | requests of the program's threads to the manager |
 //! | `manager` | the thread of host 0 that owns the engine and tracks which hosts are connected or lost |
-//! | `remote` | the items of one pool that other hosts have and not yet answered |
+//! | `remote` | the items of one pool that other hosts have and have not answered |
 //! | `agent` | the service on the other hosts |
 //!
 //! One thread on each side sends and receives all messages. It never blocks on one peer. A host is lost when

@@ -48,7 +48,7 @@ pub(super) struct Run {
     shared: Arc<PoolState>,
     hosts: Vec<RemoteHost>,
     next_chunk: u64,
-    /// The time at which closing hosts count as lost.
+    /// The time at which the pool ends without the hosts that are still closing.
     closing: Option<Instant>,
 }
 
@@ -168,7 +168,7 @@ impl Run {
         self.hosts.iter_mut().find(|host| host.peer == peer && host.phase != Phase::Lost)
     }
 
-    /// Returns a host with unanswered items. The items of all others are settled.
+    /// Returns a host if it is open. The items of any other host are already settled.
     fn open_host(&mut self, peer: usize) -> Option<&mut RemoteHost> {
         self.host(peer).filter(|host| host.is_open())
     }
@@ -424,7 +424,7 @@ impl Run {
         shared.settled_elsewhere(items - requeued);
     }
 
-    /// Fails a lost host's items that have no attempts left. Returns those that can be retried.
+    /// Fails a lost host's items, except those that may be retried, which it returns.
     fn lose_batches(&self, parts: Vec<Batch>, host: HostName, reason: &str) -> Vec<Batch> {
         let mut again = Vec::new();
         for mut batch in parts {
@@ -455,7 +455,7 @@ impl Run {
         again
     }
 
-    /// Closes the hosts' pools. A host that exceeds the limit counts as lost.
+    /// Closes the hosts' pools. The pool ends without a host that exceeds the limit.
     fn close(&mut self, engine: &mut impl Engine, kill: bool) {
         let run = self.id();
         if self.closing.is_none() {
@@ -493,7 +493,7 @@ impl Run {
         parts.map(|part| part.job.cost.least()).min()
     }
 
-    /// Returns whether a host has unanswered messages.
+    /// Returns whether a host has unsettled items, or is closing.
     pub(super) fn is_busy(&self) -> bool {
         let is_busy = |host: &RemoteHost| host.open > 0 || host.phase == Phase::Closing;
         self.hosts.iter().any(is_busy)
@@ -507,7 +507,7 @@ impl Run {
         self.link.has_commands() || has_work()
     }
 
-    /// Returns whether no host has items or state of the pool. Then the pool may end.
+    /// Returns whether the pool may end: all hosts have closed it, or exceeded the limit.
     pub(super) fn has_ended(&self) -> bool {
         let is_left = |host: &RemoteHost| matches!(host.phase, Phase::Open | Phase::Closing);
         let is_late = self.closing.is_some_and(|limit| Instant::now() >= limit);
@@ -516,7 +516,7 @@ impl Run {
 }
 
 impl Drop for Run {
-    /// Marks the pool's hosts as ended. Items that they still have are lost.
+    /// Fails or retries the hosts' remaining items, and marks the hosts as ended.
     fn drop(&mut self) {
         let peers: Vec<usize> = self.hosts.iter().map(|host| host.peer).collect();
         if self.closing.is_none() {
