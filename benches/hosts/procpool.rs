@@ -1,4 +1,4 @@
-//! procpool's side of benches/hosts/run.sh: what pools that span hosts cost. Prints one JSON object.
+//! procpool's side of benches/hosts/run.sh: the cost of pools that span hosts. Prints one JSON object.
 //!
 //! `rate`: empty tasks in a chunked map, items per second. `single`: the time of a call to a worker of
 //! another host, one in flight, while this host's worker is busy; and of a call to one of this host.

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# What pools that span hosts cost, beside mpi4py, on a rig of hosts on this machine: benches/hosts/run.sh PYTHON.
+# Measures the cost of pools that span hosts, beside mpi4py, on a rig of hosts on this machine: benches/hosts/run.sh PYTHON.
 #
-# PYTHON has mpi4py. Needs what tests/hosts/rig needs. Prints one line for each measurement.
+# PYTHON has mpi4py. It has the requirements of tests/hosts/rig. Prints one line for each measurement.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 python=${1:-python3}

@@ -1,4 +1,4 @@
-//! What a host is: its name, its CPUs and its memory.
+//! Reads a host's name, CPUs and memory.
 
 use std::num::NonZero;
 

@@ -159,7 +159,7 @@ impl PoolBuilder {
         self
     }
 
-    /// Sets the hosts that the pool spans. Default: what the environment variable `PROCPOOL_HOSTS` says
+    /// Sets the hosts that the pool spans. Default: the environment variable `PROCPOOL_HOSTS`
     /// (`mpi` or `local`), else this host alone.
     ///
     /// With [`Hosts::Mpi`], `mpirun` or `srun` starts the program once on each host. [`init`](crate::init)

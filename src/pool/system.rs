@@ -1,4 +1,4 @@
-//! What this program and its system allow a pool, checked before it starts anything.
+//! Checks, before a pool starts, that the program and the system allow it.
 
 use std::ffi::OsString;
 use std::num::NonZero;

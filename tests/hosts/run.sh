@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Runs of procpool on three hosts of a rig, and what happens to them: tests/hosts/run.sh [PROGRAM].
+# Runs procpool on three hosts of a rig, with failures: tests/hosts/run.sh [PROGRAM].
 #
 # PROGRAM is built with the feature `mpi`; without it, this builds one. Needs root, network namespaces
-# and Open MPI: where one is missing, it says so and exits with 0. TIMES=10 does to each run what is
-# done to it ten times.
+# and Open MPI: where one is missing, it says so and exits with 0. TIMES=10 repeats each run with a
+# failure ten times.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 times=${TIMES:-1}
@@ -79,7 +79,7 @@ on n1 "$program" hosts --hosts n1,n2:4,n3 --rsh "$rig/rsh" > out 2> err || fail 
 grep -q "nowhere.*can't be reached" out || fail "$(cat out)"
 took
 
-# Does something to a run in its middle: lose WHAT COMMAND...
+# Runs a command in the middle of a run: lose WHAT COMMAND...
 lose() {
     local what=$1 pid code=0
     shift

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Runs the library's tests on pools that span three agents of this host: tests/hosts/suite.sh.
 #
-# `PROCPOOL_HOSTS=mpi` makes every pool of the test program span the ranks that mpirun starts. Left out are
-# tests of what such a pool does otherwise; each says why.
+# `PROCPOOL_HOSTS=mpi` makes every pool of the test program span the ranks that mpirun starts. This script
+# skips tests of behaviour that differs in such a pool. Each skip has its reason.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 

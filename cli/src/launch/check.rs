@@ -23,11 +23,11 @@ use crate::tasks::command::quote;
 /// How long a host may take to answer: a slow login, and reading this program's file.
 const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 
-/// What a host says of itself.
+/// A host's description of itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 struct Description {
     name: String,
-    /// Identifies the running system, whatever it is called.
+    /// Identifies the running system, independent of its name.
     boot: String,
     version: String,
     /// A hash of the program's file.
@@ -55,7 +55,7 @@ struct Checked {
     mpi: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     build: Option<String>,
-    /// What is wrong, with the remedy.
+    /// The problem, with the remedy.
     #[serde(skip_serializing_if = "Option::is_none")]
     problem: Option<String>,
 }
@@ -153,7 +153,7 @@ fn build() -> io::Result<String> {
     Ok(state.finalize()[..6].iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// Reads what a host has answered, or says what is wrong and the remedy.
+/// Reads a host's answer. The error states the problem and the remedy.
 fn understood(
     answer: &Answer,
     program: &str,
@@ -173,7 +173,7 @@ fn understood(
             "did not answer within {} s: check its network and 'time {shell} {name} true'",
             ANSWER_LIMIT.as_secs()
         ),
-        // What ssh says of itself, and what it looks like if it is not there.
+        // 255 is ssh's own failure. There is no code if ssh could not be started.
         Some(255) | None => format!(
             "can't be reached: {said}; '{shell} {name} true' must work without a password: check \
              the name, its network, and that your public key is in its ~/.ssh/authorized_keys"
@@ -226,7 +226,7 @@ fn judged(
     all
 }
 
-/// Says what is wrong with a host that has answered, and the remedy.
+/// Returns the problem of a host that has answered, and the remedy.
 fn wrong_with(host: &Description, own: &Description, program: &str) -> Option<String> {
     if host.build != own.build {
         return Some(format!(

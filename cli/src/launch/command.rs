@@ -9,7 +9,7 @@ use anyhow::Result;
 use super::list::Host;
 use crate::exit::Usage;
 
-/// What starts a run's processes on their hosts.
+/// The program that starts a run's processes on their hosts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Launcher {
     /// Open MPI's, with this major version.
@@ -49,7 +49,7 @@ impl Launcher {
         }
     }
 
-    /// Returns the launcher's command line without what it starts: one process on each host.
+    /// Returns the launcher's command line up to the command that it starts, once on each host.
     ///
     /// `without` are the hosts that are left out of an allocation.
     pub(crate) fn arguments(
@@ -73,7 +73,7 @@ impl Launcher {
                 add(&["--host", &names(hosts)]);
                 // One process per host. Bound to a core, all workers of its host would share it.
                 add(&["--map-by", "ppr:1:node", "--bind-to", "none"]);
-                // The simplest transports: fast to start, and nothing in them minds children.
+                // The simplest transports: they start fast and tolerate child processes.
                 let btl = if is_4 { "self,vader,tcp" } else { "self,sm,tcp" };
                 add(&["--mca", "pml", "ob1", "--mca", "btl", btl]);
                 // The loss of a process isn't the end of the others.

@@ -1,4 +1,4 @@
-//! What this machine is called, and what a launcher or Slurm has started.
+//! This machine's name, and the processes that a launcher or Slurm has started.
 
 use std::env;
 use std::fs;
@@ -11,7 +11,7 @@ use super::list::{self, Host};
 /// Whether this program can span hosts.
 pub(super) const HAS_MPI: bool = cfg!(feature = "mpi");
 
-/// How to make it so.
+/// The remedy where it can't.
 pub(super) const GET_MPI: &str = "install procpool with 'cargo install --path cli --features mpi', which needs \
                        Open MPI (Debian: apt-get install libopenmpi-dev openmpi-bin libclang-dev)";
 
@@ -20,7 +20,7 @@ pub(crate) fn is_launched() -> bool {
     ["OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"].iter().any(|name| env::var_os(name).is_some())
 }
 
-/// The number of processes that MPI has started with this one, as far as the environment says.
+/// The number of processes that MPI has started with this one, according to the environment.
 pub(crate) fn launched_with() -> Option<u32> {
     let sizes = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"];
     let size = sizes.iter().find_map(|name| env::var(name).ok())?;

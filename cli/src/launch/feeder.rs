@@ -1,5 +1,5 @@
-//! Standard input of a run that may be launched again: what was read of a pipe is kept, so that the
-//! next launch reads it from its start.
+//! Standard input of a run that may be launched again. Keeps the bytes read from a pipe, so that the
+//! next launch reads them from the start.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, PipeWriter, Read, Write};
@@ -15,7 +15,7 @@ const MAX_AHEAD: u64 = 1 << 20;
 /// The size of a read.
 const BLOCK: usize = 64 << 10;
 
-/// What was read of standard input so far.
+/// The bytes read from standard input so far.
 #[derive(Clone)]
 pub(super) struct Feeder(Arc<Shared>);
 
@@ -29,7 +29,7 @@ struct Shared {
 struct State {
     /// The bytes in the file.
     length: u64,
-    /// Whether there will be no more.
+    /// Whether the input has ended.
     ended: bool,
     /// How far the current launch was given them, and its number.
     given: u64,

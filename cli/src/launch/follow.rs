@@ -1,8 +1,8 @@
 //! Follows the journal of a launched run: its end, its lost hosts, and how far its results are
 //! written. Shows the results up to there.
 //!
-//! What the run has written beyond that belongs to jobs that don't count yet. If the run loses its
-//! engine, they are run again, and the next launch writes over it. So each row is shown once.
+//! Results beyond that position belong to jobs that don't count yet. If the run loses its engine,
+//! those jobs run again, and the next launch overwrites their results. So each row is shown once.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -28,7 +28,7 @@ const FREED: u64 = 16 << 20;
 /// The state of a followed journal.
 pub(super) struct Follower {
     journal: Option<File>,
-    /// What was read.
+    /// The bytes that were read.
     at: u64,
     /// The last lines that were read, of which the last isn't complete.
     rest: Vec<u8>,
@@ -36,7 +36,7 @@ pub(super) struct Follower {
     counted: u64,
     out: Copied,
     err: Copied,
-    /// When each host was found to be lost.
+    /// The time at which each host's loss was detected.
     pub(super) lost: BTreeMap<String, Instant>,
     pub(super) end: Option<End>,
 }
@@ -121,7 +121,7 @@ impl Follower {
     /// Shows the results that count and were not shown. Fails if standard output is gone.
     pub(super) fn show(&mut self) -> io::Result<()> {
         self.out.copy(rustix::stdio::stdout())?;
-        let _ = self.err.copy(rustix::stdio::stderr()); // if nobody sees it, nobody misses it
+        let _ = self.err.copy(rustix::stdio::stderr()); // a closed standard error is no failure
         Ok(())
     }
 }

@@ -1,5 +1,4 @@
-//! What a supervisor and the run that it has launched say to each other, over a socket on one
-//! machine.
+//! The protocol between a supervisor and the run that it launched, over a socket on one machine.
 //!
 //! The supervisor sends its orders and its own standard streams, so that a terminal stays a
 //! terminal for the run. The run then sends a beat every second, and its exit code at last; the
@@ -29,7 +28,7 @@ use signal_hook::low_level;
 
 use crate::exit::Exit;
 
-/// How often a run says that it is alive.
+/// The interval of a run's heartbeats.
 pub(super) const BEAT: Duration = Duration::from_secs(1);
 
 /// A message of a run: alive, or its exit code follows.
@@ -39,7 +38,7 @@ const EXIT: u8 = 2;
 /// The longest orders: a list of hosts, and some paths.
 const MAX_ORDERS: u64 = 64 << 20;
 
-/// What a launched run is to do differently from one by itself.
+/// The settings that distinguish a launched run from an unsupervised one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Orders {
     /// The journal that the supervisor follows.
@@ -83,7 +82,7 @@ impl Voice {
     }
 }
 
-/// What was heard of a run since the last time.
+/// The result of polling a run.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Heard {
     Nothing,
@@ -119,7 +118,7 @@ impl Listener {
             }
             Err(error) => return Err(error).context("failed to accept the launched run"),
         };
-        // Anybody on this machine may connect to it.
+        // Any process on this machine may connect to it.
         let peer = rustix::net::sockopt::socket_peercred(&socket);
         let Some(peer) = peer.ok().filter(|peer| peer.uid == rustix::process::geteuid()) else {
             return Ok(None);
@@ -141,7 +140,7 @@ impl Link {
         self.socket.try_clone().map(Voice)
     }
 
-    /// Returns what the run has said, without waiting.
+    /// Returns the run's message, without waiting.
     pub(super) fn hear(&mut self) -> Heard {
         let mut bytes = [0; 64];
         match (&self.socket).read(&mut bytes) {
@@ -217,7 +216,7 @@ pub(crate) fn attach(name: &str) -> Result<Orders> {
         .and_then(|()| rustix::stdio::dup2_stdout(stdout))
         .and_then(|()| rustix::stdio::dup2_stderr(stderr));
     moved.context("failed to take the standard streams of the supervisor")?;
-    // The supervisor's files, which nobody else removes if it was killed.
+    // Removes the supervisor's files. A killed supervisor can't.
     let dir = orders.err.parent().map(Path::to_owned);
     let ears = socket.try_clone()?;
     let mouth = socket.try_clone()?;
@@ -235,7 +234,7 @@ pub(crate) fn attach(name: &str) -> Result<Orders> {
             match ears.read(&mut byte) {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Ok(0) | Err(_) => {
-                    let _ = dir.map(fs::remove_dir_all); // nothing more can be done about it
+                    let _ = dir.map(fs::remove_dir_all); // the process ends either way
                     low_level::exit(Exit::Failure.code().into())
                 }
                 Ok(_) => {

@@ -16,11 +16,11 @@
 //! |---|---|
 //! | `args` | the arguments, as typed |
 //! | `list` | lists of hosts |
-//! | `environment` | what this machine is called, and what a launcher or Slurm has started |
+//! | `environment` | the machine's name, and the variables of a launcher or Slurm |
 //! | `command` | the command line of the launcher, by its version |
 //! | `supervise` | the launches of a run |
 //! | `steering` | signals |
-//! | `link` | what supervisor and run say to each other |
+//! | `link` | the protocol between supervisor and run |
 //! | `follow` | the journal as the supervisor reads it, and showing results |
 //! | `feeder` | standard input for each launch |
 //! | `remote` | commands on other hosts |
@@ -140,7 +140,7 @@ pub(super) fn launch(args: &RunArgs) -> Result<Option<Exit>> {
 }
 
 fn supervised(args: &RunArgs, launcher: Launcher, hosts: Vec<Host>) -> Result<Exit> {
-    // What is wrong with the arguments is said before anything starts.
+    // Reports wrong arguments before any process starts.
     let plan = RunPlan::resolve(args.clone())?;
     let reads_stdin = plan.source.is_standard_input();
     drop(plan);

@@ -32,7 +32,7 @@ fn shell(rsh: Option<&str>, host: &str) -> Command {
     let mut command = Command::new(words.next().unwrap_or("ssh"));
     command.args(words);
     if rsh.is_none() {
-        // A question of ssh would wait for an answer that nobody gives.
+        // A question of ssh would wait forever for an answer.
         command.args(["-o", "BatchMode=yes", "-o", "ConnectTimeout=5"]);
     }
     command.arg(host);
@@ -118,7 +118,7 @@ pub(super) fn each<T: Send>(hosts: &[Host], ask: impl Fn(&Host) -> T + Sync) -> 
     answers.into_iter().map(|(_, answer)| answer).collect()
 }
 
-/// Returns the last line that says something.
+/// Returns the last line that is not empty.
 pub(super) fn last_line(text: &str) -> Option<&str> {
     text.lines().map(str::trim).rfind(|line| !line.is_empty())
 }

@@ -20,7 +20,7 @@ use crate::interrupt;
 /// How long a run may take to end after the second signal: somewhat longer than it allows itself.
 const END_LIMIT: Duration = Duration::from_secs(6);
 
-/// What signals are passed on to.
+/// The recipients of signals.
 #[derive(Clone)]
 pub(super) struct Steering(Arc<Mutex<Steered>>);
 

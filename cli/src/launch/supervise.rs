@@ -57,7 +57,7 @@ const WITH_ENGINE: Duration = Duration::from_secs(3);
 /// The most bytes of the launcher's messages that are kept.
 const MAX_NOISE: usize = 16 << 10;
 
-/// What is launched, and where.
+/// The launched run, and its hosts.
 pub(super) struct Job<'a> {
     pub(super) args: &'a RunArgs,
     pub(super) launcher: Launcher,
@@ -112,7 +112,7 @@ pub(super) fn supervise(job: &Job<'_>) -> Result<Exit> {
         let status = launch.end(matches!(ended, Ok(Ended::Exit(_))), !follower.lost.is_empty());
         let (why, has_run) = match ended? {
             Ended::Exit(code) => {
-                // Nobody is there who could read the rest: a clean end.
+                // No reader is left for the rest: a clean end.
                 let is_shown = !launch.is_closed && shows(&mut follower);
                 let is_closed = !is_shown && steering.lock().exit.is_none();
                 return Ok(if is_closed { Exit::Success } else { Exit::Code(code) });
@@ -179,7 +179,7 @@ fn waits_for_end(args: &RunArgs) -> bool {
     args.output.top && io::stdout().is_terminal()
 }
 
-/// Shows what is left. Returns whether standard output took it.
+/// Shows the remaining results. Returns whether standard output accepted them.
 fn shows(follower: &mut Follower) -> bool {
     match follower.show() {
         Ok(()) => true,
@@ -311,7 +311,7 @@ impl Launch {
         let is_root = rustix::process::geteuid().is_root();
         let dir = steering.lock().dir.clone();
         let rsh = job.args.hosts.rsh.as_deref();
-        // A question of ssh would wait for an answer that nobody gives.
+        // A question of ssh would wait forever for an answer.
         let shell = lasting_shell(&dir, rsh.unwrap_or("ssh -o BatchMode=yes"))?;
         let rsh = shell.as_deref().or(rsh);
         let mut command = Command::new(job.launcher.name());
@@ -320,7 +320,7 @@ impl Launch {
         command.arg(program).args(["run", "--supervised", &listener.name]);
         command.args(command::arguments_of_run());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        // Ctrl-C is for the run alone: to the launcher, it would be the end of all hosts.
+        // Ctrl-C must reach the run only: the launcher would end all hosts.
         command.process_group(0);
         let mut child = command.spawn().with_context(|| {
             format!("failed to run {}, which starts the hosts", job.launcher.name())
@@ -463,8 +463,8 @@ impl Launch {
         }
     }
 
-    /// Whether the launcher has ended. It stays a zombie, so that its process group is nobody
-    /// else's.
+    /// Whether the launcher has ended. It stays a zombie, so that its process
+    /// group id is not reused.
     fn is_over(&self) -> bool {
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
         let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
@@ -506,7 +506,7 @@ impl Launch {
         status.filter(|_| by_itself)
     }
 
-    /// Returns what the launcher has said, for an error.
+    /// Returns the launcher's last messages, for an error.
     fn noise(&self) -> String {
         // All of it was written, and is read in a moment. A process that is left may hold the pipe.
         let deadline = Instant::now() + LINGER;
@@ -557,15 +557,15 @@ fn hear_noise(from: impl Read, noise: &Mutex<Vec<u8>>, passes: bool) {
             noise.drain(..more);
             drop(noise);
             if passes {
-                let _ = io::stderr().write_all(&line); // if nobody sees it, nobody misses it
+                let _ = io::stderr().write_all(&line); // a closed standard error is no failure
             }
         }
         line.clear();
     }
 }
 
-/// Whether Open MPI 4.1 says this in runs in which nothing is wrong, and after a loss that it has
-/// got over.
+/// Returns whether Open MPI 4.1 prints this line in healthy runs, and after a loss from which it
+/// has recovered.
 fn is_usual(line: &[u8]) -> bool {
     let line = String::from_utf8_lossy(line);
     line.contains("PMIX ERROR: ") && line.contains(" in file ")

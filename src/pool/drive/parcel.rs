@@ -1,4 +1,4 @@
-//! What a worker passes with a result: the region that holds it, and the files that it refers to.
+//! The attachments of a result: the region that holds it, and the files that it refers to.
 //!
 //! A result that no caller has taken yet keeps its files open in this process. They may take up half of its
 //! limit of open files ([`Files::new`]), so that tasks can't use up the descriptors of the program.
@@ -10,7 +10,7 @@ use procpool_worker::attach::Received;
 use crate::os::process::open_files_limit;
 use crate::pool::drive::regions::Lease;
 
-/// What was passed with one result.
+/// The attachments of one result.
 #[derive(Debug)]
 pub(crate) enum Parcel {
     Arrived {
@@ -25,7 +25,7 @@ pub(crate) enum Parcel {
 #[derive(Debug, Default)]
 pub(crate) struct Files {
     received: Received,
-    /// Counts them.
+    /// The counter that includes them.
     held: Option<&'static AtomicUsize>,
 }
 
@@ -33,7 +33,7 @@ pub(crate) struct Files {
 static HELD: AtomicUsize = AtomicUsize::new(0);
 
 impl Files {
-    /// Keeps what was received, or closes it if too many descriptors are kept.
+    /// Keeps the received files, or closes them if too many descriptors are kept.
     pub(crate) fn new(received: Received) -> Option<Self> {
         Self::within(received, &HELD, open_files_limit() / 2)
     }

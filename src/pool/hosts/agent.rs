@@ -1,8 +1,7 @@
-//! What a host does for a pool of another: it runs the items in a local pool of its own, and sends back what
-//! becomes of them.
+//! The agent: runs the items of another host's pool in a local pool, and sends back their outcomes.
 //!
 //! One thread owns the engine. It waits for no worker: pools are built and closed on threads of their own,
-//! and every delivery wakes it. If it doesn't hear from the manager for [`LOSS`], it kills the workers and
+//! and every delivery wakes it. After [`LOSS`] without a message from the manager, it kills the workers and
 //! ends the process.
 
 use std::collections::{HashMap, VecDeque};
@@ -34,17 +33,17 @@ use crate::pool::schedule::batch::Batch;
 use crate::pool::types::WorkerInfo;
 use crate::self_describing::SelfDescribing;
 
-/// How long an agent sleeps between two looks, by the time since it has last had work: a look costs about
-/// 5 µs, and a call waits for the next.
+/// How long an agent sleeps between two polls, by the time since its last work. A poll costs about 5 µs,
+/// and a call waits for the next poll.
 const RESTS: [(Duration, Duration); 2] =
     [(Duration::from_secs(1), PAUSE), (Duration::from_secs(10), Duration::from_millis(1))];
 
 /// Why an agent ends.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Ending {
-    /// The manager has said goodbye.
+    /// The manager sent a goodbye.
     Bye { finalize: bool },
-    /// The manager doesn't want it.
+    /// The manager rejected it.
     Rejected(String),
     /// The manager is lost.
     Lost(String),
@@ -56,9 +55,9 @@ pub(super) struct Agent<E> {
     runs: HashMap<u32, Run>,
     inbox: Arc<Inbox>,
     waker: Arc<Waker>,
-    /// When the manager was last heard.
+    /// The time of the manager's last message.
     heard: Instant,
-    /// When there was last anything to do but to say that this host is there.
+    /// The time of the last work other than heartbeats.
     worked: Instant,
     ending: Option<Ending>,
 }
@@ -68,14 +67,14 @@ struct Run {
     first_slot: usize,
     /// `None` while it is being built or closed.
     pool: Option<Pool>,
-    /// Whether it was closed before it was built; and whether by a kill.
+    /// Whether it was closed before it was built, and whether the close kills.
     is_closed: Option<bool>,
     chunks: HashMap<u64, Arc<Job>>,
     contexts: HashMap<u64, Arc<Context>>,
     events: Arc<Mutex<Vec<EventKind>>>,
 }
 
-/// What other threads tell the agent.
+/// A message from another thread to the agent.
 struct Inbox {
     news: Mutex<VecDeque<News>>,
     waker: Arc<Waker>,
@@ -111,7 +110,7 @@ impl Inbox {
     }
 }
 
-/// Told of a chunk's next delivery.
+/// The waker of a chunk: reports its next delivery to the agent.
 struct Notify {
     inbox: Arc<Inbox>,
     run: u32,
@@ -191,7 +190,7 @@ impl<E: Engine> Agent<E> {
         }
     }
 
-    /// Waits a moment, longer if there has been no work for long.
+    /// Sleeps until the next poll. The sleep grows with the time without work.
     fn pause(&self, since: Duration) {
         // They are much alike, and this is asked often.
         const FEW: usize = 4;
@@ -208,7 +207,7 @@ impl<E: Engine> Agent<E> {
         self.waker.sleep(limit, || !self.inbox.is_empty());
     }
 
-    /// Kills the workers, and says goodbye where that is still heard.
+    /// Kills the workers, and sends a goodbye if the manager is still connected.
     fn end(mut self, ending: Ending) -> (Ending, E) {
         for run in self.runs.values() {
             if let Some(pool) = &run.pool {
@@ -408,7 +407,7 @@ impl<E: Engine> Agent<E> {
         self.send(&ToManager::Results { run, results });
     }
 
-    /// Gives back items that have not started.
+    /// Returns unstarted items to the manager.
     fn give_back(&mut self, id: u32, most: u32) {
         let Some(run) = self.runs.get_mut(&id) else { return };
         let batches = run.pool.as_ref().map_or_else(Vec::new, |pool| pool.shared().give_back(most));
@@ -426,7 +425,7 @@ impl<E: Engine> Agent<E> {
         self.send(&ToManager::Stolen { run: id, items });
     }
 
-    /// Sends what other threads have told.
+    /// Sends the messages of other threads.
     fn deliver(&mut self, news: VecDeque<News>) {
         let mut results: HashMap<u32, Vec<ItemResults>> = HashMap::new();
         for news in news {
@@ -493,7 +492,7 @@ impl<E: Engine> Agent<E> {
         }
     }
 
-    /// Tells the manager that this host is there, and how its workers are.
+    /// Sends a heartbeat and the states of the workers.
     fn beat(&mut self) {
         self.send(&ToManager::Beat);
         let runs: Vec<u32> = self.runs.keys().copied().collect();

@@ -1,4 +1,4 @@
-//! What a messaging library must do for a pool that spans hosts.
+//! The interface of a messaging library for a pool that spans hosts.
 
 /// Frames between this process and its peers: each arrives whole and in the order of sending, or its peer
 /// is lost. No method waits for a peer.
@@ -6,10 +6,10 @@ pub(crate) trait Engine {
     /// Returns the number of processes. The manager is 0.
     fn size(&self) -> usize;
 
-    /// Takes over a frame, to be sent while [`poll`](Self::poll) is called.
+    /// Queues a frame. Calls of [`poll`](Self::poll) send it.
     fn send(&mut self, peer: usize, frame: Vec<u8>);
 
-    /// Goes on sending and receiving. Adds what has happened to `events`, and returns whether anything has.
+    /// Continues sending and receiving. Appends to `events`, and returns whether there was progress.
     fn poll(&mut self, events: &mut Vec<EngineEvent>) -> bool;
 
     /// Returns whether frames wait to be sent to a peer that is not lost.
@@ -25,7 +25,7 @@ pub(crate) trait Engine {
     fn leave(&mut self);
 }
 
-/// What an [`Engine`] tells.
+/// An event of an [`Engine`].
 #[derive(Debug)]
 pub(crate) enum EngineEvent {
     /// A frame has arrived.
@@ -52,7 +52,7 @@ pub(crate) mod local {
         rank: usize,
         to: Vec<Option<Sender<Sent>>>,
         from: Receiver<Sent>,
-        /// While it is set, nothing arrives and nothing is sent, as if the cable was pulled.
+        /// While set, no frame arrives or is sent, as after a cable was unplugged.
         pub(crate) is_cut: Arc<AtomicBool>,
     }
 

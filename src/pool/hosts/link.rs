@@ -1,4 +1,4 @@
-//! What a pool's threads tell the manager of its hosts, and how they wake it.
+//! Requests and wake-ups from a pool's threads to the manager of its hosts.
 
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -28,11 +28,11 @@ pub(crate) struct Link {
     pub(crate) run: u32,
     commands: Mutex<Vec<Command>>,
     waker: Waker,
-    /// What the other hosts have last told of themselves.
+    /// The last reported state of the other hosts.
     status: Mutex<Status>,
 }
 
-/// The other hosts and their workers, as last heard.
+/// The other hosts and their workers, as last reported.
 #[derive(Debug, Default)]
 pub(crate) struct Status {
     pub(crate) hosts: Vec<HostInfo>,
@@ -44,7 +44,7 @@ impl Link {
         Self { run, commands: Mutex::default(), waker, status: Mutex::default() }
     }
 
-    /// Tells the manager something.
+    /// Sends a request to the manager.
     pub(crate) fn tell(&self, command: Command) {
         self.commands.lock().unwrap_or_else(PoisonError::into_inner).push(command);
         self.waker.wake();
@@ -55,23 +55,23 @@ impl Link {
         self.waker.wake();
     }
 
-    /// Takes what the pool has told.
+    /// Takes the pool's requests.
     pub(crate) fn commands(&self) -> Vec<Command> {
         std::mem::take(&mut *self.commands.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Whether the pool has told something.
+    /// Returns whether there are requests.
     pub(crate) fn has_commands(&self) -> bool {
         !self.commands.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
-    /// Calls `f` with what the other hosts have last told.
+    /// Calls `f` with the last reported state of the other hosts.
     pub(crate) fn with_status<R>(&self, f: impl FnOnce(&mut Status) -> R) -> R {
         f(&mut self.status.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
-/// Wakes a thread that sleeps between two looks at its engine, which has no descriptor to wait for.
+/// Wakes a thread that sleeps between two polls of its engine. The engine has no descriptor to wait for.
 #[derive(Debug, Clone)]
 pub(crate) struct Waker {
     thread: Thread,

@@ -1,5 +1,5 @@
-//! The manager: the thread of host 0 that owns the engine. It knows who is there and who is lost, and serves
-//! every pool of the program.
+//! The manager: the thread of host 0 that owns the engine. It tracks which hosts are connected or lost, and
+//! serves every pool of the program.
 //!
 //! It runs from `init` to the end of the process, so that the agents always hear from it. It never waits for
 //! a peer, and runs no code of the program but wakers.
@@ -25,7 +25,7 @@ use crate::worker_ref::HostName;
 /// Maximum number of workers of a host, whatever it says of its CPUs.
 const MAX_WORKERS: usize = 4096;
 
-/// What the manager knows of a peer.
+/// The state of a peer.
 #[derive(Debug)]
 struct Peer {
     state: PeerState,
@@ -34,7 +34,7 @@ struct Peer {
 
 #[derive(Debug)]
 enum PeerState {
-    /// It has not said what it is.
+    /// Its first message has not arrived.
     Silent,
     Ready(Agent),
     /// It runs another build.
@@ -43,7 +43,7 @@ enum PeerState {
         theirs: String,
     },
     Lost(String),
-    /// It has left, as it was told.
+    /// It left on request.
     Left,
 }
 
@@ -61,9 +61,9 @@ struct Opening {
     link: Arc<Link>,
     plan: Plan,
     reply: Option<SyncSender<Result<Opened, Error>>>,
-    /// `None` for a limit that never ends.
+    /// `None` without a limit.
     deadline: Option<Instant>,
-    /// What was sent to whom; empty until all have said what they are.
+    /// The settings sent to each host; empty until all peers have introduced themselves.
     hosts: Vec<RemoteHost>,
     /// Peers that have not opened it yet.
     waiting: Vec<usize>,
@@ -150,7 +150,7 @@ impl<E: Engine> Manager<E> {
         }
     }
 
-    /// Waits a moment, shorter if something is expected.
+    /// Sleeps until the next poll, for less time if a message is expected.
     fn pause(&self, now: Instant, moved: Instant) {
         let expected = self.runs.values().filter_map(Run::expected).min();
         let Some(pause) = next_look(expected, now.saturating_duration_since(moved)) else {
@@ -222,7 +222,7 @@ impl<E: Engine> Manager<E> {
         }
     }
 
-    /// Calls `f` with a pool, if it is still there.
+    /// Calls `f` with a pool, if it is still open.
     fn of(
         &mut self,
         run: u32,
@@ -480,7 +480,7 @@ impl<E: Engine> Manager<E> {
         }
     }
 
-    /// Tells the agents that the manager is there, and finds those who are not.
+    /// Sends heartbeats to the agents, and detects lost ones.
     fn beat(&mut self, now: Instant) {
         for peer in 1..self.peers.len() {
             if !matches!(self.peers[peer].state, PeerState::Ready(_)) {

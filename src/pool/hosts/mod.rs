@@ -10,24 +10,24 @@
 //!
 //! The program runs once on every host. On the first, [`init`](crate::init) returns, and the program's pool
 //! spans the hosts. On the others it becomes an agent: it builds a pool of its own for each pool of the
-//! program, and never returns. So a task that crashes never touches the messaging library, and all that a
-//! worker may do to its pool is dealt with on its own host, by the code that deals with it everywhere.
+//! program, and never returns. A task that crashes never touches the messaging library. The local pool of each
+//! host handles the failures of its workers, with the code of every other pool.
 //!
 //! | module | owns |
 //! |---|---|
-//! | `link` | what the pool's threads tell the manager, and how they wake it |
-//! | `settings` | what each host is told of a pool |
+//! | `link` | requests and wake-ups from the pool's threads to the manager |
+//! | `settings` | the settings of a pool, as sent to each host |
 //! | `wire` | the messages between manager and agents |
-//! | `engine` | what a messaging library must do; and one inside of a process, for tests |
+//! | `engine` | the interface of a messaging library, and an implementation inside one process for tests |
 //! | `mpi` | the engine on MPI; the only file that names the crate |
-//! | `requests` | how the program's threads reach the manager |
-//! | `manager` | the thread of host 0 that owns the engine: who is there, and who is lost |
-//! | `remote` | what one pool has sent to the other hosts and not got back |
-//! | `agent` | what the other hosts do |
+//! | `requests` | requests of the program's threads to the manager |
+//! | `manager` | the thread of host 0 that owns the engine and tracks which hosts are connected or lost |
+//! | `remote` | the items of one pool that other hosts have and have not answered |
+//! | `agent` | the service on the other hosts |
 //!
-//! A message goes through one thread on each side, which never waits for one peer. A host is lost when the
-//! engine says so, or after [`LOSS`] without a message. Then what it had is retried or fails, under the
-//! rules for a worker that died. What a host that was taken for lost still sends is ignored.
+//! One thread on each side sends and receives all messages. It never blocks on one peer. A host is lost when
+//! the engine reports it, or after [`LOSS`] without a message. Its items are then retried or fail, under the
+//! rules for a worker that died. Later messages of a lost host are ignored.
 
 #![cfg_attr(
     not(feature = "mpi"),
@@ -55,26 +55,26 @@ mod settings;
 mod tests;
 pub(crate) mod wire;
 
-/// How often each side sends something, if only that it is there.
+/// The longest interval between two messages of one side. An idle side sends a heartbeat.
 const BEAT: Duration = Duration::from_millis(500);
 
 /// How long a peer may be silent: ten beats.
 const LOSS: Duration = Duration::from_secs(5);
 
-/// How long a side looks at its engine without a pause after something has happened. A single call is answered
-/// meanwhile. With a shorter time than the slowest call takes, slow calls stayed slow: each side was found
-/// asleep by the other.
+/// How long a side polls its engine without a pause after an event. A single call is answered within this
+/// time. With a limit below the duration of the slowest call, slow calls stayed slow: each message found
+/// its receiver asleep.
 const SPIN: Duration = Duration::from_millis(1);
 
-/// The pause between two looks while something is expected.
+/// The pause between two polls while a message is expected.
 const PAUSE: Duration = Duration::from_micros(100);
 
-/// The pause while nothing is.
+/// The pause between two polls while no message is expected.
 const IDLE_PAUSE: Duration = Duration::from_millis(20);
 
-/// Returns whether to look again at once for what is expected after `expected` nanoseconds, `since` the last
-/// event; and if not, how long to pause. A look costs CPU time that the workers want, so it is repeated without
-/// a pause for short items only, and seldom for long ones.
+/// Returns the pause before the next poll of the engine, or `None` to poll at once. The next message is expected
+/// after `expected` nanoseconds; `since` is the time since the last event. A poll takes CPU time from the
+/// workers. Only short items are polled for without a pause.
 fn next_look(expected: Option<u64>, since: Duration) -> Option<Duration> {
     const LONG_PAUSE: Duration = Duration::from_millis(1);
     let nanos = expected.unwrap_or(0);
@@ -84,8 +84,8 @@ fn next_look(expected: Option<u64>, since: Duration) -> Option<Duration> {
     Some(Duration::from_nanos(nanos / 20).clamp(PAUSE, LONG_PAUSE))
 }
 
-/// Returns how long this process was stopped since the last look at its clock, if it was: a peer's silence
-/// meanwhile is no sign of its loss.
+/// Returns how long this process was stopped since `last`, or zero. A peer's silence during that time is no
+/// sign of its loss.
 fn pause_of(last: &mut Instant, now: Instant) -> Duration {
     let passed = now.saturating_duration_since(std::mem::replace(last, now));
     if passed > 2 * BEAT { passed } else { Duration::ZERO }
@@ -108,7 +108,7 @@ pub enum Hosts {
 const HOSTS: &str = "PROCPOOL_HOSTS";
 
 impl Hosts {
-    /// Returns the default: what the environment says, or this host alone.
+    /// Returns the default: the value of the environment variable, or this host alone.
     pub(crate) fn from_env() -> Self {
         match std::env::var_os(HOSTS) {
             Some(value) if value == "mpi" => Self::Mpi,
@@ -121,7 +121,7 @@ impl Hosts {
 static IS_IN_RUN: AtomicBool = AtomicBool::new(false);
 
 /// Returns the variables that workers don't inherit, because they would make an MPI program that a task
-/// starts take itself for a part of the run.
+/// starts join the run.
 pub(crate) fn launcher_variables() -> Vec<OsString> {
     if !IS_IN_RUN.load(Relaxed) {
         return Vec::new();

@@ -5,11 +5,11 @@
 //! errors are returned.
 //!
 //! - One thread owns MPI, from [`enter`] to the end of the process.
-//! - Nothing waits for a peer: a send to a peer that is gone never returns. Large messages both ways with
+//! - No call waits for a peer: a send to a lost peer never returns. Large messages both ways with
 //!   blocking calls would deadlock.
 //! - Each peer has one receive under way, started by a matched probe of that peer alone.
 //! - Buffers of requests to a lost peer are leaked: MPI may still use them.
-//! - A process leaves without `MPI_Finalize` once a peer is lost, because that waits for all.
+//! - A process leaves without `MPI_Finalize` once a peer is lost, because finalizing waits for all peers.
 
 use std::collections::VecDeque;
 use std::mem::{ManuallyDrop, MaybeUninit};
@@ -32,7 +32,7 @@ use super::{HOSTS, IS_IN_RUN};
 use crate::os::process::{at_exit, exit_now};
 use crate::os::{host, signals};
 
-/// Largest message. A piece of a large frame is a sign of life, and beats wait behind it.
+/// Largest message. Each piece of a large frame counts as a heartbeat: heartbeats queue behind it.
 const MOST_PIECE: usize = 8 << 20;
 
 /// Tags: more of the frame follows, or this is its end.
@@ -45,7 +45,7 @@ const MOST_SENDING: usize = 16;
 /// The variables in which launchers tell a process its rank.
 const RANKS: [&str; 3] = ["OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"];
 
-/// The exit codes of an agent that the manager doesn't want, and of one that has lost it.
+/// The exit codes of an agent that the manager rejected, and of one that lost the manager.
 const EXIT_REJECTED: i32 = 4;
 const EXIT_LOST: i32 = 3;
 
@@ -59,7 +59,7 @@ pub(crate) fn enter() {
     let Some(rank) = rank.and_then(|rank| rank.parse::<u32>().ok()) else { return };
     IS_IN_RUN.store(true, std::sync::atomic::Ordering::Relaxed);
     if std::env::var_os("OMPI_COMM_WORLD_RANK").is_some() {
-        // mpirun binds a rank to one core, and workers would inherit that.
+        // mpirun binds a rank to one core. Workers would inherit the binding.
         host::use_all_cpus();
     }
     if rank > 0 {
@@ -86,7 +86,7 @@ pub(crate) fn enter() {
     let thread = std::thread::Builder::new().name("procpool-hosts".to_owned());
     match thread.spawn(start) {
         Ok(_) => {
-            // A pool that is built next must find the manager.
+            // The next pool to be built must find the manager.
             let _ = is_registered.recv();
             at_exit(leave);
         }
@@ -94,7 +94,7 @@ pub(crate) fn enter() {
     }
 }
 
-/// Lets nobody wait for a manager that has ended, however it has.
+/// Releases all threads that wait for the manager when it ends, also by a panic.
 struct EndsHandle(&'static Handle);
 
 impl Drop for EndsHandle {
@@ -109,7 +109,7 @@ extern "C" fn leave() {
 
 /// Serves rank 0, and ends the process.
 fn serve() -> ! {
-    // Before `main`, Rust has not done it. A worker that dies would take the agent along.
+    // Before `main`, Rust has not ignored SIGPIPE. A dead worker would otherwise kill the agent.
     signals::ignore_broken_pipes();
     let engine = match Mpi::start() {
         Ok(engine) => engine,
@@ -156,7 +156,7 @@ fn hello() -> Hello {
 
 /// MPI, owned by one thread.
 struct Mpi {
-    /// Finalizes when it is dropped, which waits for all peers.
+    /// Its drop finalizes MPI, and waits for all peers.
     universe: ManuallyDrop<Universe>,
     comm: ffi::MPI_Comm,
     rank: usize,
@@ -164,10 +164,10 @@ struct Mpi {
     has_lost: bool,
 }
 
-/// What is under way to and from a peer.
+/// The transfers to and from a peer.
 #[derive(Default)]
 struct Peer {
-    /// Pieces that MPI doesn't have yet, with their tags.
+    /// Pieces not yet passed to MPI, with their tags.
     waiting: VecDeque<(c_int, Vec<u8>)>,
     sending: Vec<Request>,
     receiving: Option<(c_int, Request)>,
@@ -260,7 +260,7 @@ impl Mpi {
         Ok(has_moved)
     }
 
-    /// Receives what a peer has sent.
+    /// Receives a peer's messages.
     fn receive_from(&mut self, at: usize, events: &mut Vec<EngineEvent>) -> Result<bool, String> {
         let mut has_moved = false;
         loop {
@@ -363,7 +363,7 @@ impl Engine for Mpi {
         let mut has_moved = false;
         let rank = self.rank;
         for peer in (0..self.peers.len()).filter(|peer| *peer != rank) {
-            // Agents talk to the manager alone.
+            // Agents exchange messages with the manager only.
             if self.peers[peer].is_lost || (rank > 0 && peer > 0) {
                 continue;
             }

@@ -1,7 +1,7 @@
-//! What one pool has sent to the other hosts and not got back.
+//! The items of one pool that other hosts have and have not answered.
 //!
-//! An item is in one place: in a [`Flight`] of one host, or nowhere here. Whatever a host says about an item
-//! that it doesn't have is the loss of the host.
+//! An item is in the [`Flight`] of at most one host. A host is lost if it sends a message about an item that it
+//! doesn't have.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Range;
@@ -37,22 +37,22 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(30);
 const NOT_SENT: &str =
     "it holds a handle or a file, which exist on its host only, or there was no memory for it";
 
-/// What a peer has said makes no sense.
+/// A peer sent an invalid message.
 #[derive(Debug)]
 pub(super) struct Nonsense(pub(super) &'static str);
 
-/// A pool, as the manager sees it.
+/// The manager's view of a pool.
 #[derive(Debug)]
 pub(super) struct Run {
     pub(super) link: Arc<Link>,
     shared: Arc<PoolState>,
     hosts: Vec<RemoteHost>,
     next_chunk: u64,
-    /// When the closing hosts are given up.
+    /// The time at which the pool ends without the hosts that are still closing.
     closing: Option<Instant>,
 }
 
-/// Another host, as one pool sees it.
+/// One pool's view of another host.
 #[derive(Debug)]
 pub(super) struct RemoteHost {
     pub(super) peer: usize,
@@ -64,11 +64,11 @@ pub(super) struct RemoteHost {
     open: u64,
     /// Contexts that it has, by their number.
     contexts: HashMap<u64, Arc<Context>>,
-    /// For each time that it was asked for items and has not answered: whether those are cancelled.
+    /// One entry per unanswered request to return items: whether those items are cancelled.
     stealing: VecDeque<bool>,
-    /// Whether its workers can't start: then it gets no more items.
+    /// Whether its workers fail to start. Then it gets no more items.
     is_unfit: bool,
-    /// When it last got or delivered something.
+    /// The time of the last chunk to it or delivery from it.
     moved: Instant,
 }
 
@@ -91,7 +91,7 @@ struct Flight {
 }
 
 impl Flight {
-    /// Takes out items. `None` if one of them isn't here.
+    /// Removes items. Returns `None` if one of them isn't here.
     fn cut(&mut self, first: u64, items: u32) -> Option<Batch> {
         let first = self.base.checked_add(first)?;
         let end = first.checked_add(items.into())?;
@@ -148,7 +148,7 @@ impl RemoteHost {
     fn send(&self, engine: &mut impl Engine, message: &ToAgent) {
         match wire::encode(message) {
             Ok(frame) => engine.send(self.peer, frame),
-            // Unreachable, but for a lack of memory: messages are not nested.
+            // Reached only when memory is short: messages are not nested.
             Err(error) => eprintln!("procpool: a message to {} was lost: {error}", self.name),
         }
     }
@@ -191,12 +191,12 @@ impl Run {
         self.hosts.iter_mut().find(|host| host.peer == peer && host.phase != Phase::Lost)
     }
 
-    /// Returns a host that items are expected from. What the others had is settled.
+    /// Returns a host if it is open. The items of any other host are already settled.
     fn open_host(&mut self, peer: usize) -> Option<&mut RemoteHost> {
         self.host(peer).filter(|host| host.is_open())
     }
 
-    /// Sends what is due. Returns whether anything was sent.
+    /// Sends the messages that are due. Returns whether any was sent.
     pub(super) fn serve(&mut self, engine: &mut impl Engine) -> bool {
         for command in self.link.commands() {
             self.obey(engine, &command);
@@ -246,7 +246,7 @@ impl Run {
         }
     }
 
-    /// Sends work to a host, as far as it needs any. Fails what is bound to a lost host.
+    /// Sends work to a host that needs it. Fails items that are bound to a lost host.
     fn feed(&mut self, engine: &mut impl Engine, at: usize) -> bool {
         let (run, host) = (self.id(), &mut self.hosts[at]);
         if !host.is_open() {
@@ -365,7 +365,7 @@ impl Run {
         outcome
     }
 
-    /// Takes back items that a host has given back.
+    /// Accepts items that a host returned.
     pub(super) fn stolen(
         &mut self,
         peer: usize,
@@ -435,7 +435,7 @@ impl Run {
         Ok(())
     }
 
-    /// A host is lost. What it had is retried or fails, each item for itself.
+    /// Handles the loss of a host. Each of its items is retried or fails by itself.
     pub(super) fn lose(&mut self, peer: usize, reason: &str) {
         let shared = Arc::clone(&self.shared);
         let Some(host) = self.host(peer) else { return };
@@ -465,7 +465,7 @@ impl Run {
         shared.settled_elsewhere(items - requeued);
     }
 
-    /// Fails what a lost host had, unless it may be retried: that is returned.
+    /// Fails a lost host's items, except those that may be retried, which it returns.
     fn lose_batches(&self, parts: Vec<Batch>, host: HostName, reason: &str) -> Vec<Batch> {
         let mut again = Vec::new();
         for mut batch in parts {
@@ -496,7 +496,7 @@ impl Run {
         again
     }
 
-    /// Closes the hosts' pools. A host that takes too long is left behind.
+    /// Closes the hosts' pools. The pool ends without a host that exceeds the limit.
     fn close(&mut self, engine: &mut impl Engine, kill: bool) {
         let run = self.id();
         if self.closing.is_none() {
@@ -534,13 +534,13 @@ impl Run {
         parts.map(|part| part.job.cost.least()).min()
     }
 
-    /// Whether a host has something to answer.
+    /// Returns whether a host has unsettled items, or is closing.
     pub(super) fn is_busy(&self) -> bool {
         let is_busy = |host: &RemoteHost| host.open > 0 || host.phase == Phase::Closing;
         self.hosts.iter().any(is_busy)
     }
 
-    /// Whether the pool has told something, or has work for a host.
+    /// Returns whether the pool has requests, or work for a host.
     pub(super) fn has_news(&self) -> bool {
         // What is queued while a host is busy waits for its next answer.
         let is_fed = |host: &RemoteHost| host.is_open() && !host.is_unfit;
@@ -549,7 +549,7 @@ impl Run {
         self.link.has_commands() || has_work()
     }
 
-    /// Whether no host has anything of the pool left. Then the pool may end.
+    /// Returns whether the pool may end: all hosts have closed it, or exceeded the limit.
     pub(super) fn has_ended(&self) -> bool {
         let is_left = |host: &RemoteHost| matches!(host.phase, Phase::Open | Phase::Closing);
         let is_late = self.closing.is_some_and(|limit| Instant::now() >= limit);
@@ -558,7 +558,7 @@ impl Run {
 }
 
 impl Drop for Run {
-    /// Tells the pool that its hosts have ended. What they still have is lost.
+    /// Fails or retries the hosts' remaining items, and marks the hosts as ended.
     fn drop(&mut self) {
         let peers: Vec<usize> = self.hosts.iter().map(|host| host.peer).collect();
         if self.closing.is_none() {

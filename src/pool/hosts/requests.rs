@@ -1,4 +1,4 @@
-//! How the program's threads reach the manager: what they ask for, and what they get.
+//! Requests of the program's threads to the manager, and its answers.
 
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
@@ -15,7 +15,7 @@ use crate::error::Error;
 use crate::pool::schedule::state::PoolState;
 use crate::worker_ref::HostName;
 
-/// How long the agents may take to say goodbye at the end of the program.
+/// How long the agents may take to send their goodbyes at the end of the program.
 pub(super) const LEAVE_LIMIT: Duration = Duration::from_secs(3);
 
 static MANAGER: OnceLock<Handle> = OnceLock::new();
@@ -35,7 +35,7 @@ pub(super) struct Handle {
 pub(super) enum Request {
     /// Open a pool on every host.
     Open { plan: Box<Plan>, reply: SyncSender<Result<Opened, Error>> },
-    /// The pool is there, and gets its work.
+    /// The pool is built, and the manager serves it.
     Attach { link: Arc<Link>, shared: Arc<PoolState> },
     /// The pool couldn't be built.
     Abandon { run: u32 },

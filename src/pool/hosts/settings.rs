@@ -1,4 +1,4 @@
-//! What each host is told of a pool: the settings that a builder makes, and the builder that they make there.
+//! The settings of a pool, as sent to each host: encoded from a builder here, decoded into a builder there.
 
 use std::ffi::OsString;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::pool::observe::callbacks::contain;
 use crate::worker_ref::HostName;
 
 impl PoolBuilder {
-    /// Returns what the other hosts must know.
+    /// Returns the settings for the other hosts.
     ///
     /// # Errors
     ///

@@ -35,7 +35,7 @@ pub(crate) struct Hello {
     pub(crate) target: String,
     pub(crate) image: ImageId,
     pub(crate) host: String,
-    /// Identifies the host's running system, whatever it is called.
+    /// Identifies the host's running system, independent of its name.
     pub(crate) boot: String,
     pub(crate) cpus: u32,
     pub(crate) memory: u64,
@@ -64,15 +64,15 @@ impl Hello {
 pub(crate) enum ToAgent {
     /// The agent belongs to the run.
     Welcome,
-    /// The agent doesn't.
+    /// The agent does not belong to the run.
     Reject { reason: String },
-    /// The manager is there.
+    /// A heartbeat.
     Beat,
     /// A pool begins.
     Open { run: u32, settings: Box<Settings> },
     /// Run items.
     Chunk { run: u32, chunk: Chunk },
-    /// Give back items that have not started.
+    /// Return items that have not started.
     Steal { run: u32, items: u32 },
     /// Stop items.
     Cancel { run: u32, chunks: Vec<u64> },
@@ -91,7 +91,7 @@ pub(crate) enum ToAgent {
 /// A message of an agent.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum ToManager {
-    /// The agent is there.
+    /// A heartbeat.
     Beat,
     /// A pool has workers, or can't have any.
     Opened { run: u32, error: Option<String> },
@@ -105,7 +105,7 @@ pub(crate) enum ToManager {
     Workers { run: u32, workers: Vec<WorkerStatus> },
     /// A pool has ended.
     Closed { run: u32 },
-    /// The agent leaves, as it was told.
+    /// The agent leaves on request.
     Bye,
 }
 
@@ -211,7 +211,7 @@ pub(crate) struct ItemResults {
     /// Slot and PID of the worker.
     pub(crate) worker: Option<(u32, u32)>,
     pub(crate) attempt: u32,
-    /// How long they have waited on the host.
+    /// How long they waited on the host.
     pub(crate) queued: Duration,
     pub(crate) content: ResultContent,
 }
@@ -253,7 +253,7 @@ pub(crate) fn encode<M: Serialize>(message: &M) -> Result<Vec<u8>, CodecError> {
 ///
 /// # Errors
 ///
-/// When it is not one.
+/// If the bytes are no valid message.
 pub(crate) fn decode<M: DeserializeOwned>(frame: &[u8]) -> Result<M, CodecError> {
     codec::decode(frame)
 }

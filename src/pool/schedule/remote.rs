@@ -1,4 +1,4 @@
-//! Scheduling for the other hosts of a pool: what they take from the queue, and what comes back from them.
+//! Scheduling for the other hosts of a pool: items that they take from the queue, and items that they return.
 //!
 //! A host keeps little more work than its workers run. What it has when it is lost may have run, so it uses
 //! up an attempt; and an idle worker elsewhere can't take it without asking.
@@ -149,7 +149,7 @@ impl PoolState {
         }
     }
 
-    /// Whether the manager of the other hosts has something to do for this pool.
+    /// Returns whether the manager of the other hosts has work for this pool.
     pub(crate) fn has_work_for_hosts(&self, are_busy: bool) -> bool {
         let central = self.central();
         let is_bound =
@@ -157,7 +157,7 @@ impl PoolState {
         central.is_over() || is_bound() || (!are_busy && !central.queue.is_empty())
     }
 
-    /// Whether a worker of this host has nothing to do.
+    /// Returns whether a worker of this host is idle.
     pub(crate) fn has_idle_worker(&self) -> bool {
         let central = self.central();
         !central.has_queued() && central.slots.has_idle()
