@@ -11,7 +11,8 @@ use std::time::Instant;
 
 use super::engine::{Engine, EngineEvent};
 use super::link::{Link, Status};
-use super::remote::{Nonsense, RemoteHost, Run};
+use super::remote::Run;
+use super::remote_host::{Nonsense, RemoteHost};
 use super::requests::{Handle, LEAVE_LIMIT, Opened, Plan, Request};
 use super::wire::{self, Hello, Settings, ToAgent, ToManager};
 use super::{BEAT, IDLE_PAUSE, LOSS, next_look, pause_of};

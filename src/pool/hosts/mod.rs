@@ -23,6 +23,7 @@
 //! | `requests` | requests of the program's threads to the manager |
 //! | `manager` | the thread of host 0 that owns the engine and tracks which hosts are connected or lost |
 //! | `remote` | the items of one pool that other hosts have and have not answered |
+//! | `remote_host` | the same for one host; what it may say about it |
 //! | `agent` | the service on the other hosts |
 //!
 //! One thread on each side sends and receives all messages. It never blocks on one peer. A host is lost when
@@ -49,6 +50,7 @@ mod manager;
 #[allow(unsafe_code)] // Calls of the library, which has no other interface that returns errors.
 pub(crate) mod mpi;
 mod remote;
+mod remote_host;
 pub(crate) mod requests;
 mod settings;
 #[cfg(test)]
