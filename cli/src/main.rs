@@ -27,10 +27,13 @@ mod args;
 mod batch_queue;
 mod collect;
 mod color;
+mod combine;
 mod compare;
 mod drawing;
 mod exit;
 mod format;
+mod hints;
+mod input_args;
 mod inputs;
 mod interrupt;
 mod isolate;
@@ -53,6 +56,7 @@ mod render;
 mod row;
 mod run;
 mod screen;
+mod sources;
 mod spill;
 mod summary;
 mod tasks;
@@ -96,6 +100,9 @@ fn main() -> ExitCode {
         }
         Err(help_or_error) => {
             let _ = help_or_error.print(); // to a terminal that is gone, perhaps
+            if let Some(hint) = hints::of(&help_or_error) {
+                let _ = writeln!(io::stderr(), "\nhint: {hint}");
+            }
             let exit = if help_or_error.use_stderr() { Exit::WrongUsage } else { Exit::Success };
             // The arguments could not be parsed, so this looks at them as typed.
             let mut typed = std::env::args_os().take_while(|argument| argument != "--");

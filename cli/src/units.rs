@@ -60,6 +60,26 @@ pub(super) fn memory(text: &str) -> Result<u64, String> {
     Ok(bytes)
 }
 
+/// Parses a character of one byte, or one of the escapes `\n`, `\t`, `\0`, `\\` and `\x2c`.
+pub(super) fn delimiter(text: &str) -> Result<u8, String> {
+    match text.as_bytes() {
+        [byte] => Ok(*byte),
+        [b'\\', escaped] => match escaped {
+            b'n' => Ok(b'\n'),
+            b't' => Ok(b'\t'),
+            b'r' => Ok(b'\r'),
+            b'0' => Ok(0),
+            b'\\' => Ok(b'\\'),
+            _ => Err("use one of \\n \\t \\r \\0 \\\\, or \\x and two digits".to_owned()),
+        },
+        [b'\\', b'x', digits @ ..] if digits.len() == 2 => {
+            let digits = std::str::from_utf8(digits).unwrap_or_default();
+            u8::from_str_radix(digits, 16).map_err(|error| error.to_string())
+        }
+        _ => Err("use a single character of ASCII: ',' or '\\t' or '\\0'".to_owned()),
+    }
+}
+
 /// Splits a non-negative number from its unit.
 fn split(text: &str) -> Option<(f64, &str)> {
     let text = text.trim();

@@ -67,7 +67,7 @@ begin() { rm -f ran out err journal results; echo "--- $*"; begun=$(date +%s%N);
 took() { echo "    $(((($(date +%s%N) - begun)) / 1000000)) ms"; }
 
 begin "all results are there, each once, from all hosts"
-run -p 2 -n 300 -- ./job {} > out 2> err || fail "exit code $?: $(cat err)"
+run -p 2 --count 300 -- ./job {} > out 2> err || fail "exit code $?: $(cat err)"
 each_once out 300 plain
 [ "$(cut -d' ' -f1 ran | sort -u | tr '\n' ' ')" = "n1 n2 n3 " ] || fail "not on all hosts: $(cut -d' ' -f1 ran | sort | uniq -c) $(cat err)"
 took
@@ -85,7 +85,7 @@ lose() {
     for time in $(seq "$times"); do
         begin "$what ($time of $times)"
         "$here/rig" up "$rig" 3
-        run -p 2 -n 400 --retries 3 --journal journal -- ./job {} > out 2> err &
+        run -p 2 --count 400 --retries 3 --journal journal -- ./job {} > out 2> err &
         pid=$!
         until_lines ran 100
         "$@"
@@ -146,7 +146,7 @@ END
 chmod +x other
 on n3 mount --bind "$work/other" "$program"
 code=0
-run -n 3 -- ./job {} > out 2> err || code=$?
+run --count 3 -- ./job {} > out 2> err || code=$?
 [ $code = 4 ] || fail "exit code $code: $(cat err)"
 grep -q n3 err || fail "the host isn't named: $(cat err)"
 sed 's/^/    /' err
@@ -156,7 +156,7 @@ on n3 umount "$program"
 took
 
 begin "an interrupted run ends in order everywhere"
-run -p 2 -n 4000 --journal journal -- ./job {} > out 2> err &
+run -p 2 --count 4000 --journal journal -- ./job {} > out 2> err &
 pid=$!
 until_lines ran 50
 on n1 sh -c 'kill -INT $(pgrep -o -x procpool)'

@@ -26,4 +26,4 @@ pub(crate) use self::lines::{tag_of, tagged};
 pub(crate) use self::run::{prepare, run};
 pub(crate) use self::spec::{CommandSpec, OutputMode};
 pub(crate) use self::template::quote;
-pub(crate) use self::template::{NoProgram, Template};
+pub(crate) use self::template::{NoProgram, Replacements, Template};
