@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use super::compare::args::CompareArgs;
 use super::input_args::InputArgs;
 use super::isolate::cases::Case;
+use super::start_args::StartArgs;
 use super::units::{self, TimeLimit};
 use crate::tasks::{self, FileFormat};
 
@@ -248,6 +249,9 @@ pub(super) struct RunArgs {
     pub(super) limits: LimitArgs,
 
     #[command(flatten)]
+    pub(super) start: StartArgs,
+
+    #[command(flatten)]
     pub(super) hosts: HostArgs,
 
     #[command(flatten)]
@@ -390,7 +394,7 @@ pub(super) struct TaskOptions {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Limits")]
 pub(super) struct LimitArgs {
-    /// Time limit per input: 10, 1.5, 500ms, 2s, 1m; for commands also a percentage of the median
+    /// Time limit per input: 10, 1.5, 500ms, 1m30s, 2h, 1d; for commands also a percentage of the median
     /// so far, such as 300%. A worker over the limit is killed; a command gets SIGTERM half a
     /// second before SIGKILL
     #[arg(long, value_name = "DURATION", value_hint = ValueHint::Other, value_parser = units::time_limit)]

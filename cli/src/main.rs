@@ -58,6 +58,7 @@ mod run;
 mod screen;
 mod sources;
 mod spill;
+mod start_args;
 mod summary;
 mod tasks;
 mod timeline;

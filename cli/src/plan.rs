@@ -7,6 +7,7 @@ use std::ffi::OsString;
 use std::io::{self, IsTerminal};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Result;
 
@@ -18,7 +19,7 @@ use super::inputs::Source;
 use super::render::{self, Form, PlainOptions};
 use super::sources::{self, Given};
 use super::units::TimeLimit;
-use crate::tasks::command::{self, CommandSpec, Completed, Replacements, Template};
+use crate::tasks::command::{self, CommandSpec, Completed, Replacements, StartRules, Template};
 use crate::tasks::{self, Column, Params, Takes, Task};
 
 /// A resolved run.
@@ -32,6 +33,8 @@ pub(super) struct RunPlan {
     pub(super) gpus: Vec<String>,
     pub(super) chunk_size: Option<usize>,
     pub(super) limits: LimitArgs,
+    /// When the run ends at the latest, from its start.
+    pub(super) deadline: Option<Duration>,
     pub(super) journal: JournalArgs,
     pub(super) dry_run: bool,
     /// Where the pool's workers print.
@@ -91,8 +94,10 @@ impl RunPlan {
             let over = sources::of_command(args.command, given, &args.input_args)?;
             (source, takes) = (over.source, over.takes);
             let options = &args.command_options;
+            let start = args.start.rules(args.limits.retries)?;
             let mut spec =
                 spec(over.words, options, &over.replacements, &args.limits, output.output)?;
+            spec.start = start;
             if args.input_args.max_args.is_some() {
                 spec.template = spec.template.repeating_words();
             }
@@ -126,6 +131,7 @@ impl RunPlan {
                 return Err(Usage::error("--format plain is for commands: use table, json or csv"));
             }
             args.input_args.refuse_for_tasks()?;
+            args.start.refuse_for_tasks()?;
             if args.task.is_none() {
                 refuse_command(&given.inputs)?;
             }
@@ -189,6 +195,7 @@ impl RunPlan {
             summary: !output.quiet,
             exit_count: output.exit_count,
             limits: args.limits,
+            deadline: args.start.deadline,
             journal: args.journal,
             output: output_to,
             trace: output.trace,
@@ -275,7 +282,15 @@ fn spec(
         Some(OutputChoice::Null) => command::OutputMode::Null,
     };
     let LimitArgs { retries, memory, .. } = *limits;
-    Ok(CommandSpec { template, program, prints, retries, memory, spill: Vec::new() })
+    Ok(CommandSpec {
+        template,
+        program,
+        prints,
+        retries,
+        memory,
+        start: StartRules::default(),
+        spill: Vec::new(),
+    })
 }
 
 /// Refuses options of built-in tasks.
