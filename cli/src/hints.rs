@@ -24,7 +24,7 @@ const OTHERS: [(&[&str], &str); 20] = [
     (&["--gnu", "--compress", "--tmpdir", "--files"], "leave it out; large output goes to TMPDIR"),
     (&["--wd", "--workdir"], "cd there first; jobs run in the directory of procpool"),
     (&["--env", "--record-env"], "jobs have the environment of procpool: leave it out"),
-    (&["-s", "--max-chars"], "-n N limits the inputs of a command by their number"),
+    (&["--xargs"], "-m passes as many inputs to each command as fit"),
 ];
 
 /// Returns what to type instead of what clap refused, if that is known.

@@ -9,7 +9,9 @@ use clap::builder::NonEmptyStringValueParser;
 
 use super::exit::Usage;
 use super::inputs::Split;
+use super::pack::PackRule;
 use super::units;
+use crate::tasks::command::ValueCost;
 
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Inputs of commands")]
@@ -19,6 +21,19 @@ pub(super) struct InputArgs {
     #[arg(short = 'n', long, value_name = "N", visible_short_aliases = ['N', 'L'])]
     #[arg(aliases = ["max-replace-args", "max-lines"])]
     pub(super) max_args: Option<NonZeroUsize>,
+
+    /// Pass as many inputs to each command as fit, or N with -n N, spread evenly over the workers.
+    /// The word around {} is repeated for each
+    #[arg(short = 'X', long)]
+    pub(super) pack: bool,
+
+    /// As -X, and what stands around {} stands once: before the first input and after the last
+    #[arg(short = 'm', long, conflicts_with = "pack")]
+    pub(super) pack_once: bool,
+
+    /// Bytes of a command with -X or -m [default: 131072]
+    #[arg(short = 's', long, value_name = "BYTES")]
+    pub(super) max_chars: Option<NonZeroUsize>,
 
     /// Use R for the input, in place of {}
     #[arg(short = 'I', long, value_name = "R")]
@@ -44,6 +59,26 @@ pub(super) struct InputArgs {
 }
 
 impl InputArgs {
+    /// Whether a command gets as many inputs as fit.
+    pub(super) fn packs(&self) -> bool {
+        self.pack || self.pack_once
+    }
+
+    /// Returns how many inputs a command gets, if it gets several.
+    pub(super) fn pack_rule(&self, cost: ValueCost, workers: usize) -> Result<Option<PackRule>> {
+        let most = self.max_args.map(NonZeroUsize::get);
+        if self.packs() {
+            let length = self.max_chars.map(NonZeroUsize::get);
+            return Ok(Some(PackRule::fitting(most, length, cost, workers)));
+        }
+        if self.max_chars.is_some() {
+            return Err(Usage::error(
+                "--max-chars (-s) is for commands that are filled: add -X or -m",
+            ));
+        }
+        Ok(most.map(PackRule::of))
+    }
+
     /// Returns how inputs have several values, if they have.
     pub(super) fn split(&self) -> Result<Option<Split>> {
         let single = self.colsep.as_deref().map(units::delimiter);
@@ -63,6 +98,8 @@ impl InputArgs {
     pub(super) fn refuse_for_tasks(&self) -> Result<()> {
         let given = [
             (self.max_args.is_some(), "--max-args (-n)"),
+            (self.packs(), "--pack (-X, -m)"),
+            (self.max_chars.is_some(), "--max-chars (-s)"),
             (self.replace.is_some(), "--replace (-I)"),
             (self.link, "--link"),
             (self.colsep.is_some(), "--colsep"),

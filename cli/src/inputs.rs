@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use super::combine::Combination;
 use super::exit::Usage;
+use super::pack::{PackRule, Packer};
 use crate::tasks::{Bytes, Input, Takes};
 
 /// Where inputs come from.
@@ -29,7 +30,7 @@ pub(super) struct Source {
     /// How a line has several values.
     split: Option<Split>,
     /// How many inputs make one.
-    pack: Option<usize>,
+    pack: Option<PackRule>,
     /// Whether some of standard input was read before the run.
     took_stdin: bool,
 }
@@ -160,9 +161,9 @@ impl Source {
         Self { split: Some(split), ..self }
     }
 
-    /// Makes one input of so many, for one command.
-    pub(super) fn packing(self, most: usize) -> Self {
-        Self { pack: Some(most), ..self }
+    /// Makes one input of several, for one command.
+    pub(super) fn packing(self, rule: PackRule) -> Self {
+        Self { pack: Some(rule), ..self }
     }
 
     /// Reads the first line, which names the values.
@@ -209,8 +210,12 @@ impl Source {
     /// Returns the number of inputs, where it is known beforehand. Reads at most `most` inputs of a
     /// file.
     pub(super) fn count_to(&self, takes: Takes, most: u64) -> Option<u64> {
-        let count = self.count_singly(takes, most.saturating_mul(self.pack.unwrap_or(1) as u64))?;
-        Some(count.div_ceil(self.pack.unwrap_or(1) as u64))
+        let per_pack = match &self.pack {
+            None => 1,
+            Some(rule) => rule.exact()? as u64,
+        };
+        let count = self.count_singly(takes, most.saturating_mul(per_pack))?;
+        Some(count.div_ceil(per_pack))
     }
 
     fn count_singly(&self, takes: Takes, most: u64) -> Option<u64> {
@@ -238,6 +243,7 @@ impl Source {
     pub(super) fn stream(self, takes: Takes) -> (Inputs, Feed) {
         let feed = Feed::default();
         let Self { texts, end, live, split, pack, .. } = self;
+        let pack = pack.map(Packer::new);
         (Inputs { texts, end, takes, live, split, pack, range: None, feed: feed.clone() }, feed)
     }
 }
@@ -255,7 +261,7 @@ pub(super) struct Inputs {
     takes: Takes,
     live: bool,
     split: Option<Split>,
-    pack: Option<usize>,
+    pack: Option<Packer>,
     /// The rest of a range.
     range: Option<RangeInclusive<i64>>,
     feed: Feed,
@@ -265,15 +271,14 @@ impl Iterator for Inputs {
     type Item = Input;
 
     fn next(&mut self) -> Option<Input> {
-        let Some(most) = self.pack else { return self.next_single() };
-        let first = self.next_single()?.to_bytes().into_owned().into();
-        let mut pack = vec![first];
-        while pack.len() < most
-            && let Some(input) = self.next_single()
-        {
-            pack.push(input.to_bytes().into_owned().into());
+        let Some(mut packer) = self.pack.take() else { return self.next_single() };
+        let read = || self.next_single().map(|input| input.to_bytes().into_owned().into());
+        let pack = packer.next(read);
+        self.pack = Some(packer);
+        if self.feed.stopped() && self.feed.error().is_none() {
+            return None;
         }
-        Some(Input::Several(pack))
+        pack.map(Input::Several)
     }
 }
 
@@ -341,6 +346,7 @@ impl Drop for Inputs {
         }
         let deadline = Instant::now() + COUNTING;
         let mut left = self.range.as_ref().map_or(0, |range| Expanded::Range(range.clone()).len());
+        left = left.saturating_add(self.pack.as_ref().map_or(0, Packer::waiting));
         while let Some(text) = self.next_text() {
             left = left.saturating_add(match text {
                 Read::Text(text) if self.split.is_none() => Expanded::of(text, self.takes).len(),

@@ -49,6 +49,7 @@ mod numbers;
 mod order;
 #[allow(unsafe_code)] // System calls that no crate wraps.
 mod os;
+mod pack;
 mod pending;
 mod plan;
 mod progress;

@@ -92,15 +92,24 @@ impl RunPlan {
         if is_command {
             refuse_task_options(&args.task_options)?;
             let over = sources::of_command(args.command, given, &args.input_args)?;
-            (source, takes) = (over.source, over.takes);
             let options = &args.command_options;
             let start = args.start.rules(args.limits.retries)?;
             let mut spec =
                 spec(over.words, options, &over.replacements, &args.limits, output.output)?;
             spec.start = start;
-            if args.input_args.max_args.is_some() {
+            let packs = args.input_args.max_args.is_some() || args.input_args.pack;
+            if packs && !args.input_args.pack_once {
                 spec.template = spec.template.repeating_words();
             }
+            let cpus = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+            let workers = [args.procs, args.gpus.len()].into_iter().find(|it| *it > 0);
+            let workers = workers.unwrap_or_else(cpus);
+            let rule = args.input_args.pack_rule(spec.template.value_cost(), workers)?;
+            source = match rule {
+                Some(rule) => over.source.packing(rule),
+                None => over.source,
+            };
+            takes = over.takes;
             let prints = match spec.prints {
                 command::OutputMode::Grouped => render::OutputFields::Both,
                 _ => render::OutputFields::None,

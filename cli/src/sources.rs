@@ -135,14 +135,13 @@ pub(super) fn of_command(
         if args.header.is_some() {
             replacements.names = Some(source.take_names()?);
         }
-        if let Some(most) = args.max_args {
+        if args.max_args.is_some() || args.packs() {
             if has_columns {
                 return Err(Usage::error(
-                    "-n (--max-args) cannot be used with --colsep or --csv: each line is the input \
-                     of one command",
+                    "-n, -X and -m cannot be used with --colsep or --csv: each line is the input of \
+                     one command",
                 ));
             }
-            source = source.packing(most.get());
         } else if !has_columns {
             replacements.values = Some(1);
         }
@@ -154,9 +153,9 @@ pub(super) fn of_command(
              --count",
         ));
     }
-    if args.max_args.is_some() {
+    if args.max_args.is_some() || args.packs() {
         return Err(Usage::error(
-            "-n (--max-args) cannot be used with several sources: each combination is the input of \
+            "-n, -X and -m cannot be used with several sources: each combination is the input of \
              one command",
         ));
     }

@@ -621,3 +621,24 @@ fn inputs_of_several_sources_and_columns_have_places_of_their_own() {
     let shown: Vec<_> = rows.iter().map(|row| (&row["stdout"], &row["input"])).collect();
     assert_eq!(shown, [(&json!("a\nb"), &json!("a\nb 1")), (&json!("c"), &json!("c 2"))]);
 }
+
+#[test]
+fn as_many_inputs_as_fit_go_to_each_command_and_none_is_lost() {
+    let run = |arguments: &[&str]| run(&[&["run", "-qk"], arguments].concat());
+    let packed = run(&["-p2", "-X", "--", "echo", "<{}>", ":::", "a", "b", "c", "d", "e"]);
+    assert_eq!(packed.text(), "<a> <b> <c>\n<d> <e>\n", "{packed:?}");
+    let once = run(&["-p1", "-m", "--", "echo", "<{}>", ":::", "a", "b", "c"]);
+    assert_eq!(once.text(), "<a b c>\n", "{once:?}");
+    let limited = run(&["-p1", "-X", "-n2", "--", "echo", ":::", "a", "b", "c"]);
+    assert_eq!(limited.text(), "a b\nc\n", "{limited:?}");
+    let numbers: String = (0..200_000).map(|number| format!("{number}\n")).collect();
+    let sent = numbers.replace('\n', " ");
+    for more in [&["-X"][..], &["-X", "-s", "2000000"], &["-m", "--shell"]] {
+        let arguments = [&["run", "-qk", "-p2"], more, &["--", "echo"]].concat();
+        let ended = run_with_input(&arguments, numbers.as_bytes());
+        assert_eq!(ended.code, Some(0), "{more:?}: {}", ended.stderr);
+        assert!(ended.text().replace('\n', " ") == sent, "{more:?}");
+    }
+    let alone = run(&["-s", "100", "--", "echo", ":::", "a"]);
+    assert!(alone.code == Some(2) && alone.stderr.contains("add -X"), "{alone:?}");
+}

@@ -29,4 +29,4 @@ pub(crate) use self::run::{prepare, run};
 pub(crate) use self::spec::{CommandSpec, OutputMode};
 pub(crate) use self::start::{SharedStart, StartRules};
 pub(crate) use self::template::quote;
-pub(crate) use self::template::{NoProgram, Replacements, Template};
+pub(crate) use self::template::{NoProgram, Replacements, Template, ValueCost};

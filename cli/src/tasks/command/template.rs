@@ -34,6 +34,18 @@ enum Piece {
     Place(Place),
 }
 
+/// What a value of an input costs of the length of a command.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ValueCost {
+    /// How often it stands there.
+    pub(crate) places: usize,
+    /// The length of what is repeated with it.
+    pub(crate) around: usize,
+    /// The length of all else.
+    pub(crate) rest: usize,
+    pub(crate) in_shell: bool,
+}
+
 /// Why a program cannot be run, for any input.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum NoProgram {
@@ -91,6 +103,26 @@ impl Template {
     /// Repeats the word around `{}` for each value of an input with several.
     pub(crate) fn repeating_words(self) -> Self {
         Self { repeats: true, ..self }
+    }
+
+    /// Returns what a value costs of the length of a command.
+    pub(crate) fn value_cost(&self) -> ValueCost {
+        let is_of_all = |piece: &Piece| matches!(piece, Piece::Place(place) if place.is_of_all());
+        let mut cost = ValueCost { in_shell: self.shell, ..ValueCost::default() };
+        for word in &self.words {
+            let texts = word.iter().map(|piece| match piece {
+                Piece::Text(text) => text.as_slice().len(),
+                Piece::Place(_) => 0,
+            });
+            let length: usize = texts.sum();
+            cost.places += word.iter().filter(|piece| is_of_all(piece)).count();
+            if self.repeats && word.iter().any(is_of_all) {
+                cost.around += length;
+            }
+            // The other places are short.
+            cost.rest += length + 64;
+        }
+        cost
     }
 
     /// Returns the program's file, looked up once for all inputs; none if it depends on the input.
@@ -184,19 +216,17 @@ impl Template {
     fn filled(&self, word: &[Piece], job: &CommandJob, slot: &str) -> Vec<Vec<u8>> {
         let is_of_all = |piece: &Piece| matches!(piece, Piece::Place(place) if place.is_of_all());
         let count = if self.repeats && word.iter().any(is_of_all) { job.input.count() } else { 1 };
+        // Once for all repetitions: there may be thousands of values.
+        let values = word.iter().map(|piece| match piece {
+            Piece::Text(text) => (false, vec![text.as_slice().to_vec()]),
+            Piece::Place(place) => (place.is_of_all(), place.values(job, slot)),
+        });
+        let values: Vec<_> = values.collect();
         let mut filled = Vec::new();
         for index in 0..count {
             let mut current = Vec::new();
-            for piece in word {
-                let place = match piece {
-                    Piece::Text(text) => {
-                        current.extend_from_slice(text.as_slice());
-                        continue;
-                    }
-                    Piece::Place(place) => place,
-                };
-                let values = place.values(job, slot);
-                if count > 1 && place.is_of_all() {
+            for (is_of_all, values) in &values {
+                if count > 1 && *is_of_all {
                     current.extend_from_slice(values.get(index).map_or(b"", Vec::as_slice));
                     continue;
                 }
