@@ -8,9 +8,11 @@ use clap::builder::{NonEmptyStringValueParser, PossibleValuesParser, TypedValueP
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
 use super::compare::args::CompareArgs;
+use super::input_args::InputArgs;
 use super::isolate::cases::Case;
 use super::launch::args::{HostArgs, HostsArgs};
 use super::report_format::ReportFormat;
+use super::start_args::StartArgs;
 use super::units::{self, TimeLimit};
 use crate::tasks::{self, FileFormat};
 
@@ -38,6 +40,12 @@ Commands:
   spaces, quotes or newlines it contains. In the command,
     {}  is the input              {/}   its base name       {#}  the job's number, from 1
     {.} without its extension     {//}  its directory       {%}  the worker's number, from 1
+    {..} without two extensions   {/.}  its base name without its extension
+    {+.} its extension            {+/}  its directory, or nothing
+    {%.gz} without the suffix .gz       {#lib} without the prefix lib
+    {1} {2} {-1}  its first, second, last value, also as {1/.} or {2%.gz}
+    {04#} {03%}   the numbers with zeros up to a width
+    {{}}          is the text {}, and so for all others
   and without any of these, the input is appended. The standard input of a job is empty, and its
   leftover child processes are killed. A job fails if it exits with a code other than 0 or asks
   for the terminal. With --shell, {} and the others stand outside of quotes, and each is one
@@ -185,9 +193,11 @@ pub(super) struct RunArgs {
     #[arg(value_name = "COMMAND", last = true)]
     pub(super) command: Vec<OsString>,
 
-    /// Number of worker processes; 0 means one per available CPU
+    /// Number of worker processes: 4; 50% of the CPUs, or +1 or -1 for one more or less than there
+    /// are; 0 means one per available CPU
     #[arg(short, long, value_name = "N", env = "PROCPOOL_PROCS", default_value_t = 0)]
-    #[arg(value_parser = procs)]
+    #[arg(visible_short_aliases = ['j', 'P'], visible_alias = "jobs", alias = "max-procs")]
+    #[arg(value_parser = procs, allow_hyphen_values = true)]
     pub(super) procs: usize,
 
     /// GPUs to assign to the workers in turn, one per worker, by CUDA_VISIBLE_DEVICES and
@@ -203,14 +213,20 @@ pub(super) struct RunArgs {
 
     /// Read inputs from FILE, one per line; '-' means standard input
     #[arg(short, long, value_name = "FILE", conflicts_with = "count")]
+    #[arg(visible_short_alias = 'a', visible_alias = "arg-file")]
     pub(super) input: Option<PathBuf>,
 
     /// Read inputs that end with NUL instead of a line feed, as find -print0 writes them
     #[arg(short = '0', long, conflicts_with = "count")]
     pub(super) null: bool,
 
+    /// Read inputs that end with this character instead of a line feed: ',' or '\t' or '\0'
+    #[arg(short, long, value_name = "C", conflicts_with_all = ["count", "null"])]
+    #[arg(value_hint = ValueHint::Other, value_parser = units::delimiter)]
+    pub(super) delimiter: Option<u8>,
+
     /// Use the inputs 0..N, for commands and tasks over numbers
-    #[arg(short = 'n', long, value_name = "N")]
+    #[arg(long, value_name = "N")]
     #[arg(value_parser = clap::value_parser!(i64).range(0..))]
     pub(super) count: Option<i64>,
 
@@ -219,8 +235,11 @@ pub(super) struct RunArgs {
     pub(super) chunk_size: Option<NonZeroUsize>,
 
     /// Print the commands that would run, one per line, and run nothing
-    #[arg(long)]
+    #[arg(long, alias = "dryrun")]
     pub(super) dry_run: bool,
+
+    #[command(flatten)]
+    pub(super) input_args: InputArgs,
 
     #[command(flatten)]
     pub(super) command_options: CommandOptions,
@@ -230,6 +249,9 @@ pub(super) struct RunArgs {
 
     #[command(flatten)]
     pub(super) limits: LimitArgs,
+
+    #[command(flatten)]
+    pub(super) start: StartArgs,
 
     #[command(flatten)]
     pub(super) hosts: HostArgs,
@@ -255,6 +277,7 @@ pub(super) struct CommandOptions {
 
     /// Print output line by line as jobs produce it, instead of job by job
     #[arg(long, requires = "command", conflicts_with_all = ["keep_order", "output", "format"])]
+    #[arg(aliases = ["linebuffer", "lb"])]
     pub(super) line_buffer: bool,
 }
 
@@ -299,7 +322,7 @@ pub(super) struct TaskOptions {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Limits")]
 pub(super) struct LimitArgs {
-    /// Time limit per input: 10, 1.5, 500ms, 2s, 1m; for commands also a percentage of the median
+    /// Time limit per input: 10, 1.5, 500ms, 1m30s, 2h, 1d; for commands also a percentage of the median
     /// so far, such as 300%. A worker over the limit is killed; a command gets SIGTERM half a
     /// second before SIGKILL
     #[arg(long, value_name = "DURATION", value_hint = ValueHint::Other, value_parser = units::time_limit)]
@@ -507,14 +530,21 @@ fn procs(text: &str) -> Result<usize, String> {
     if text.is_empty() {
         return Ok(0);
     }
-    // GNU parallel reads these relative to the number of CPUs.
-    if text.starts_with(['+', '-']) || text.ends_with('%') {
-        return Err(
-            "relative numbers are not supported: use 4, or 0 for one per CPU, or \"$(($(nproc) + 1))\""
-                .to_owned(),
-        );
+    // Relative to the number of CPUs, as GNU parallel reads them.
+    let cpus = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let number = |digits: &str| {
+        digits.parse::<usize>().map_err(|_| "use a number such as 4, 50%, +1 or -1".to_owned())
+    };
+    if let Some(percent) = text.strip_suffix('%') {
+        return Ok((cpus.saturating_mul(number(percent)?) / 100).max(1));
     }
-    text.parse().map_err(|error: std::num::ParseIntError| error.to_string())
+    if let Some(more) = text.strip_prefix('+') {
+        return Ok(cpus.saturating_add(number(more)?));
+    }
+    if let Some(less) = text.strip_prefix('-') {
+        return Ok(cpus.saturating_sub(number(less)?).max(1));
+    }
+    number(text)
 }
 
 fn format_parser() -> impl TypedValueParser {

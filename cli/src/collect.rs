@@ -35,6 +35,8 @@ pub(super) enum Event {
     Live(LiveOutput),
     /// A signal asks the run to end with this exit code.
     Interrupted(Exit),
+    /// The time of the run is over.
+    DeadlinePassed,
     /// A host is lost.
     HostLost(LostHost),
 }

@@ -13,6 +13,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use super::combine::Combination;
+use super::exit::Usage;
+use super::pack::{PackRule, Packer};
 use crate::tasks::{Bytes, Input, Takes};
 
 /// Where inputs come from.
@@ -24,6 +27,59 @@ pub(super) struct Source {
     live: bool,
     /// The byte that ends a line: a line feed or NUL.
     end: u8,
+    /// How a line has several values.
+    split: Option<Split>,
+    /// How many inputs make one.
+    pack: Option<PackRule>,
+    /// Whether some of standard input was read before the run.
+    took_stdin: bool,
+}
+
+/// How a line has several values.
+#[derive(Clone, Debug)]
+pub(super) enum Split {
+    /// Between them stands this.
+    Columns(Vec<u8>),
+    /// It is a record of CSV, with this between its fields.
+    Csv(u8),
+}
+
+impl Split {
+    fn values(&self, line: &Bytes) -> Result<Vec<Bytes>, csv::Error> {
+        let line = line.as_slice();
+        Ok(match self {
+            Self::Columns(separator) => {
+                let (mut values, mut rest) = (Vec::new(), line);
+                while let Some(at) = find(rest, separator) {
+                    values.push(rest[..at].to_vec().into());
+                    rest = &rest[at + separator.len()..];
+                }
+                values.push(rest.to_vec().into());
+                values
+            }
+            Self::Csv(separator) => {
+                let record = csv_reader(line, *separator).into_byte_records().next();
+                record.transpose()?.map_or_else(|| vec![Bytes::default()], |record| fields(&record))
+            }
+        })
+    }
+}
+
+/// Where this first is; nothing is nowhere.
+fn find(text: &[u8], wanted: &[u8]) -> Option<usize> {
+    if wanted.is_empty() {
+        return None;
+    }
+    text.windows(wanted.len()).position(|window| window == wanted)
+}
+
+fn csv_reader<R: io::Read>(reader: R, separator: u8) -> csv::Reader<R> {
+    let mut builder = csv::ReaderBuilder::new();
+    builder.has_headers(false).flexible(true).delimiter(separator).from_reader(reader)
+}
+
+fn fields(record: &csv::ByteRecord) -> Vec<Bytes> {
+    record.iter().map(|field| field.to_vec().into()).collect()
 }
 
 /// The name of standard input, in errors.
@@ -34,18 +90,44 @@ enum Texts {
     Given(std::vec::IntoIter<Bytes>),
     /// Lines of a reader, read on demand.
     Lines { name: String, reader: Box<dyn BufRead + Send> },
+    /// Records of CSV.
+    Records { name: String, records: csv::ByteRecordsIntoIter<Box<dyn BufRead + Send>> },
+    /// Combinations of several sources.
+    Combined(Combination),
+}
+
+/// What was read of a source.
+enum Read {
+    Text(Bytes),
+    Several(Vec<Bytes>),
 }
 
 impl Source {
     pub(super) fn given(texts: impl IntoIterator<Item = Bytes>) -> Self {
         let texts: Vec<_> = texts.into_iter().collect();
-        Self { texts: Texts::Given(texts.into_iter()), again: None, live: false, end: b'\n' }
+        Self::of(Texts::Given(texts.into_iter()))
+    }
+
+    fn of(texts: Texts) -> Self {
+        Self {
+            texts,
+            again: None,
+            live: false,
+            end: b'\n',
+            split: None,
+            pack: None,
+            took_stdin: false,
+        }
+    }
+
+    /// All combinations of several sources, of which one may have been standard input.
+    pub(super) fn combined(combination: Combination, took_stdin: bool) -> Self {
+        Self { took_stdin, ..Self::of(Texts::Combined(combination)) }
     }
 
     /// Lines of a file. Reading them never blocks for long.
     pub(super) fn file(name: impl Into<String>, reader: impl BufRead + Send + 'static) -> Self {
-        let texts = Texts::Lines { name: name.into(), reader: Box::new(reader) };
-        Self { texts, again: None, live: false, end: b'\n' }
+        Self::of(Texts::Lines { name: name.into(), reader: Box::new(reader) })
     }
 
     /// Lines of a pipe or a terminal. Reading them may block.
@@ -55,7 +137,54 @@ impl Source {
 
     /// Whether the inputs come from standard input.
     pub(super) fn is_standard_input(&self) -> bool {
-        matches!(&self.texts, Texts::Lines { name, .. } if name == STANDARD_INPUT)
+        match &self.texts {
+            Texts::Lines { name, .. } | Texts::Records { name, .. } => name == STANDARD_INPUT,
+            Texts::Given(_) | Texts::Combined(_) => false,
+        }
+    }
+
+    /// Whether some of standard input was read before the run.
+    pub(super) fn took_standard_input(&self) -> bool {
+        self.took_stdin
+    }
+
+    /// Splits each line into values.
+    pub(super) fn splitting(mut self, split: Split) -> Self {
+        if let Split::Csv(separator) = split
+            && let Texts::Lines { name, reader } = self.texts
+        {
+            // A record may have several lines.
+            let records = csv_reader(reader, separator).into_byte_records();
+            self.texts = Texts::Records { name, records };
+            self.again = None;
+        }
+        Self { split: Some(split), ..self }
+    }
+
+    /// Makes one input of several, for one command.
+    pub(super) fn packing(self, rule: PackRule) -> Self {
+        Self { pack: Some(rule), ..self }
+    }
+
+    /// Reads the first line, which names the values.
+    ///
+    /// # Errors
+    ///
+    /// If there is none.
+    pub(super) fn take_names(&mut self) -> anyhow::Result<Vec<Bytes>> {
+        self.took_stdin |= self.is_standard_input();
+        self.again = None;
+        let read = self.texts.next(self.end, Takes::Files).map_err(|error| {
+            Usage::error(format!("failed to read the header of the inputs: {error}"))
+        })?;
+        match (read, &self.split) {
+            (None, _) => Err(Usage::error("--header needs a first line with names: it is missing")),
+            (Some(Read::Text(line)), Some(split)) => {
+                split.values(&line).map_err(|error| Usage::error(error.to_string()))
+            }
+            (Some(Read::Text(name)), None) => Ok(vec![name]),
+            (Some(Read::Several(names)), _) => Ok(names),
+        }
     }
 
     /// Allows the lines to be counted in the file at this path.
@@ -81,6 +210,15 @@ impl Source {
     /// Returns the number of inputs, where it is known beforehand. Reads at most `most` inputs of a
     /// file.
     pub(super) fn count_to(&self, takes: Takes, most: u64) -> Option<u64> {
+        let per_pack = match &self.pack {
+            None => 1,
+            Some(rule) => rule.exact()? as u64,
+        };
+        let count = self.count_singly(takes, most.saturating_mul(per_pack))?;
+        Some(count.div_ceil(per_pack))
+    }
+
+    fn count_singly(&self, takes: Takes, most: u64) -> Option<u64> {
         match (&self.texts, &self.again) {
             (Texts::Given(texts), _) => Some(
                 texts.as_slice().iter().map(|text| Expanded::of(text.clone(), takes).len()).sum(),
@@ -96,15 +234,17 @@ impl Source {
                 }
                 Some(count)
             }
-            (Texts::Lines { .. }, None) => None,
+            (Texts::Combined(combination), _) => Some(combination.total()),
+            (Texts::Lines { .. } | Texts::Records { .. }, _) => None,
         }
     }
 
     /// Returns the inputs in order, and a handle to stop them and to ask for errors.
     pub(super) fn stream(self, takes: Takes) -> (Inputs, Feed) {
         let feed = Feed::default();
-        let Self { texts, end, live, .. } = self;
-        (Inputs { texts, end, takes, live, range: None, feed: feed.clone() }, feed)
+        let Self { texts, end, live, split, pack, .. } = self;
+        let pack = pack.map(Packer::new);
+        (Inputs { texts, end, takes, live, split, pack, range: None, feed: feed.clone() }, feed)
     }
 }
 
@@ -120,6 +260,8 @@ pub(super) struct Inputs {
     end: u8,
     takes: Takes,
     live: bool,
+    split: Option<Split>,
+    pack: Option<Packer>,
     /// The rest of a range.
     range: Option<RangeInclusive<i64>>,
     feed: Feed,
@@ -129,6 +271,19 @@ impl Iterator for Inputs {
     type Item = Input;
 
     fn next(&mut self) -> Option<Input> {
+        let Some(mut packer) = self.pack.take() else { return self.next_single() };
+        let read = || self.next_single().map(|input| input.to_bytes().into_owned().into());
+        let pack = packer.next(read);
+        self.pack = Some(packer);
+        if self.feed.stopped() && self.feed.error().is_none() {
+            return None;
+        }
+        pack.map(Input::Several)
+    }
+}
+
+impl Inputs {
+    fn next_single(&mut self) -> Option<Input> {
         loop {
             if self.feed.stopped() {
                 return None;
@@ -136,23 +291,46 @@ impl Iterator for Inputs {
             if let Some(number) = self.range.as_mut().and_then(Iterator::next) {
                 return Some(Input::Number(number));
             }
-            match Expanded::of(self.next_text()?, self.takes) {
+            let text = match (self.next_text()?, &self.split) {
+                (Read::Several(values), _) => return Some(Input::Several(values)),
+                (Read::Text(text), None) => text,
+                (Read::Text(text), Some(split)) => match split.values(&text) {
+                    Ok(values) => return Some(Input::Several(values)),
+                    Err(error) => {
+                        self.feed.break_off(format!("failed to read an input: {error}"));
+                        return None;
+                    }
+                },
+            };
+            match Expanded::of(text, self.takes) {
                 Expanded::One(input) => return Some(input),
                 Expanded::Range(range) => self.range = Some(range),
             }
         }
     }
+
+    fn next_text(&mut self) -> Option<Read> {
+        self.texts.next(self.end, self.takes).unwrap_or_else(|error| {
+            let name = match &self.texts {
+                Texts::Lines { name, .. } | Texts::Records { name, .. } => name,
+                Texts::Given(_) | Texts::Combined(_) => "the inputs",
+            };
+            self.feed.break_off(format!("failed to read {name}: {error}"));
+            None
+        })
+    }
 }
 
-impl Inputs {
-    fn next_text(&mut self) -> Option<Bytes> {
-        match &mut self.texts {
-            Texts::Given(texts) => texts.next(),
-            Texts::Lines { name, reader } => read_input(reader, self.end, self.takes)
-                .unwrap_or_else(|error| {
-                    self.feed.break_off(format!("failed to read {name}: {error}"));
-                    None
-                }),
+impl Texts {
+    fn next(&mut self, end: u8, takes: Takes) -> io::Result<Option<Read>> {
+        match self {
+            Self::Given(texts) => Ok(texts.next().map(Read::Text)),
+            Self::Lines { reader, .. } => Ok(read_input(reader, end, takes)?.map(Read::Text)),
+            Self::Records { records, .. } => {
+                let record = records.next().transpose()?;
+                Ok(record.map(|record| Read::Several(fields(&record))))
+            }
+            Self::Combined(combination) => Ok(combination.next().map(Read::Several)),
         }
     }
 }
@@ -168,8 +346,12 @@ impl Drop for Inputs {
         }
         let deadline = Instant::now() + COUNTING;
         let mut left = self.range.as_ref().map_or(0, |range| Expanded::Range(range.clone()).len());
+        left = left.saturating_add(self.pack.as_ref().map_or(0, Packer::waiting));
         while let Some(text) = self.next_text() {
-            left = left.saturating_add(Expanded::of(text, self.takes).len());
+            left = left.saturating_add(match text {
+                Read::Text(text) if self.split.is_none() => Expanded::of(text, self.takes).len(),
+                Read::Text(_) | Read::Several(_) => 1,
+            });
             if Instant::now() > deadline {
                 self.feed.0.rest_unknown.store(true, Ordering::Relaxed);
                 break;

@@ -144,6 +144,9 @@ impl Work for Commands {
         let Some(ended) = ended else { return row };
         row.values = ended.values();
         row.error = (!ended.status.is_success()).then(|| ended.status.to_string());
+        if ended.status == Status::Held {
+            row.cancelled = true;
+        }
         if let Status::NotStarted(code, _) = ended.status {
             row.unstarted = Some(code);
         }

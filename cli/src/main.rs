@@ -27,10 +27,13 @@ mod args;
 mod batch_queue;
 mod collect;
 mod color;
+mod combine;
 mod compare;
 mod drawing;
 mod exit;
 mod format;
+mod hints;
+mod input_args;
 mod inputs;
 mod interrupt;
 mod isolate;
@@ -46,6 +49,7 @@ mod numbers;
 mod order;
 #[allow(unsafe_code)] // System calls that no crate wraps.
 mod os;
+mod pack;
 mod pending;
 mod plan;
 mod progress;
@@ -55,7 +59,9 @@ mod report_format;
 mod row;
 mod run;
 mod screen;
+mod sources;
 mod spill;
+mod start_args;
 mod summary;
 mod tasks;
 mod timeline;
@@ -98,6 +104,9 @@ fn main() -> ExitCode {
         }
         Err(help_or_error) => {
             let _ = help_or_error.print(); // to a terminal that is gone, perhaps
+            if let Some(hint) = hints::of(&help_or_error) {
+                let _ = writeln!(io::stderr(), "\nhint: {hint}");
+            }
             let exit = if help_or_error.use_stderr() { Exit::WrongUsage } else { Exit::Success };
             // The arguments could not be parsed, so this looks at them as typed.
             let mut typed = std::env::args_os().take_while(|argument| argument != "--");

@@ -4,12 +4,10 @@
 //! task can detect become rows.
 
 use std::ffi::OsString;
-use std::fs::File;
-use std::io::{self, BufReader, IsTerminal};
-use std::os::fd::AsFd;
-use std::os::unix::ffi::OsStringExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::io::{self, IsTerminal};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Result;
 
@@ -17,12 +15,12 @@ use super::args::{
     CommandOptions, Format, JournalArgs, LimitArgs, OutputChoice, Progress, RunArgs, TaskOptions,
 };
 use super::exit::Usage;
-use super::inputs::{STANDARD_INPUT, Source};
-use super::launch::environment::is_launched;
+use super::inputs::Source;
 use super::render::{self, Form, PlainOptions};
+use super::sources::{self, Given};
 use super::units::TimeLimit;
-use crate::tasks::command::{self, CommandSpec, Completed, Template};
-use crate::tasks::{self, Bytes, Column, Params, Takes, Task};
+use crate::tasks::command::{self, CommandSpec, Completed, Replacements, StartRules, Template};
+use crate::tasks::{self, Column, Params, Takes, Task};
 
 /// A resolved run.
 pub(super) struct RunPlan {
@@ -35,6 +33,8 @@ pub(super) struct RunPlan {
     pub(super) gpus: Vec<String>,
     pub(super) chunk_size: Option<usize>,
     pub(super) limits: LimitArgs,
+    /// When the run ends at the latest, from its start.
+    pub(super) deadline: Option<Duration>,
     pub(super) journal: JournalArgs,
     pub(super) dry_run: bool,
     /// Where the pool's workers print.
@@ -72,9 +72,16 @@ impl RunPlan {
         refuse_same_file(&args)?;
         let is_command = !args.command.is_empty();
         // clap reads -0 as an input where negative numbers are allowed.
-        let given = args.inputs.len();
+        let inputs = args.inputs.len();
         args.inputs.retain(|input| input != "-0");
-        args.null |= args.inputs.len() < given;
+        args.null |= args.inputs.len() < inputs;
+        let given = Given {
+            inputs: args.inputs,
+            file: args.input,
+            count: args.count,
+            null: args.null,
+            delimiter: args.delimiter,
+        };
         let output = args.output;
         let log = match output.log {
             None => LogTo::Nowhere,
@@ -84,16 +91,25 @@ impl RunPlan {
         let (work, source, takes, output_to, form);
         if is_command {
             refuse_task_options(&args.task_options)?;
-            let words = split_command(args.command, &mut args.inputs)?;
-            let spec = spec(words, &args.command_options, &args.limits, output.output)?;
-            takes = if args.count.is_some() { Takes::Numbers } else { Takes::Files };
-            refuse_two_sources(&args.inputs, args.input.as_deref(), args.count, args.null)?;
-            // A launcher gives a pipe to every run.
-            if args.count.is_some() && !is_launched() {
-                refuse_unread_input()?;
+            let over = sources::of_command(args.command, given, &args.input_args)?;
+            let options = &args.command_options;
+            let start = args.start.rules(args.limits.retries)?;
+            let mut spec =
+                spec(over.words, options, &over.replacements, &args.limits, output.output)?;
+            spec.start = start;
+            let packs = args.input_args.max_args.is_some() || args.input_args.pack;
+            if packs && !args.input_args.pack_once {
+                spec.template = spec.template.repeating_words();
             }
-            let inputs = Inputs { given: args.inputs, file: args.input, count: args.count };
-            source = command_source(inputs, args.null)?;
+            let cpus = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+            let workers = [args.procs, args.gpus.len()].into_iter().find(|it| *it > 0);
+            let workers = workers.unwrap_or_else(cpus);
+            let rule = args.input_args.pack_rule(spec.template.value_cost(), workers)?;
+            source = match rule {
+                Some(rule) => over.source.packing(rule),
+                None => over.source,
+            };
+            takes = over.takes;
             let prints = match spec.prints {
                 command::OutputMode::Grouped => render::OutputFields::Both,
                 _ => render::OutputFields::None,
@@ -111,7 +127,7 @@ impl RunPlan {
             let name = args.task.as_deref().unwrap_or(tasks::ALL[0].name);
             let task = tasks::find(name)
                 .ok_or_else(|| Usage::error(format!("there is no task '{name}'")))?;
-            let has_inputs = !args.inputs.is_empty() || args.input.is_some();
+            let has_inputs = !given.inputs.is_empty() || given.file.is_some();
             let shows = args.task.is_none() && !has_inputs && args.count.is_none();
             let task = if shows { &tasks::square::DEMONSTRATION } else { task };
             if let Some(TimeLimit::OfMedian(_)) = args.limits.timeout {
@@ -123,16 +139,19 @@ impl RunPlan {
             if output.format == Some(Format::Plain) {
                 return Err(Usage::error("--format plain is for commands: use table, json or csv"));
             }
-            if args.inputs.iter().any(|input| input == ":::") {
+            args.input_args.refuse_for_tasks()?;
+            args.start.refuse_for_tasks()?;
+            if args.task.is_none() {
+                refuse_command(&given.inputs)?;
+            }
+            if given.inputs.iter().any(|input| input == ":::") {
                 return Err(Usage::error(
                     "::: belongs after a command, and a command after --: procpool run -- COMMAND \
                      ::: INPUT...; the inputs of a task need none",
                 ));
             }
-            refuse_two_sources(&args.inputs, args.input.as_deref(), args.count, args.null)?;
             let params = params(task, args.task_options)?;
-            let inputs = Inputs { given: args.inputs, file: args.input, count: args.count };
-            source = task_source(task, inputs, args.null)?;
+            source = sources::of_task(task, given)?;
             takes = task.takes;
             output_to = match output.output {
                 None | Some(OutputChoice::Inherit) => procpool::OutputMode::Inherit,
@@ -185,6 +204,7 @@ impl RunPlan {
             summary: !output.quiet,
             exit_count: output.exit_count,
             limits: args.limits,
+            deadline: args.start.deadline,
             journal: args.journal,
             output: output_to,
             trace: output.trace,
@@ -193,45 +213,6 @@ impl RunPlan {
             work,
             log,
         })
-    }
-}
-
-/// Refuses inputs from two sources: those of the second must not be ignored silently.
-fn refuse_two_sources(
-    given: &[OsString],
-    file: Option<&Path>,
-    count: Option<i64>,
-    null: bool,
-) -> Result<()> {
-    let read = match (file, count) {
-        (Some(_), _) => "--input",
-        (None, Some(_)) => "--count",
-        (None, None) if null => "--null (-0)",
-        (None, None) => return Ok(()),
-    };
-    if given.is_empty() {
-        return Ok(());
-    }
-    Err(Usage::error(format!(
-        "{read} cannot be used with inputs that are arguments: leave out one of them, or put all of \
-         them into one list"
-    )))
-}
-
-/// Refuses `-n` if standard input is a pipe or a file. In xargs, `-n` means inputs per call; here
-/// it would ignore them and use 0, 1, 2….
-fn refuse_unread_input() -> Result<()> {
-    let kind = io::stdin()
-        .as_fd()
-        .try_clone_to_owned()
-        .and_then(|stdin| File::from(stdin).metadata())
-        .map(|metadata| metadata.file_type());
-    match kind {
-        Ok(kind) if kind.is_fifo() || kind.is_file() => Err(Usage::error(
-            "-n (--count) uses the inputs 0..N and ignores standard input: leave it out to read \
-             standard input (-p sets the number of workers), or add '< /dev/null'",
-        )),
-        _ => Ok(()),
     }
 }
 
@@ -270,40 +251,32 @@ fn is_same_file(one: &Path, other: &Path) -> bool {
     }
 }
 
-/// Splits a command into its words and the inputs after `:::`.
-fn split_command(words: Vec<OsString>, inputs: &mut Vec<OsString>) -> Result<Vec<OsString>> {
-    if let Some(word) =
-        words.iter().find(|word| [":::+", "::::", "::::+"].iter().any(|it| *word == *it))
-    {
-        return Err(Usage::error(format!(
-            "{word:?} is not supported: pass inputs after one :::, or one per line in a file \
-             with --input"
-        )));
-    }
-    let mut parts = words.split(|word| word == ":::");
-    let command = parts.next().unwrap_or_default().to_vec();
-    if command.is_empty() {
-        return Err(Usage::error("there is no command between -- and ::: (add one)"));
-    }
-    if let Some(given) = parts.next() {
-        inputs.extend_from_slice(given);
-        if inputs.is_empty() {
-            return Err(Usage::error("there are no inputs after ::: (add some, or leave it out)"));
-        }
-    }
-    if parts.next().is_some() {
-        return Err(Usage::error("::: is allowed once: pass all inputs after the first"));
-    }
-    Ok(command)
+/// Refuses a command without its --, which would be inputs of the default task.
+fn refuse_command(inputs: &[OsString]) -> Result<()> {
+    let is_number = |text: &str| {
+        let start = text.split_once("..").map_or(text, |(start, _)| start);
+        start.trim().parse::<f64>().is_ok()
+    };
+    let Some(first) = inputs.first().filter(|it| !it.to_str().is_some_and(is_number)) else {
+        return Ok(());
+    };
+    let words: Vec<_> = inputs.iter().map(|it| command::quote(it.as_encoded_bytes())).collect();
+    let words = String::from_utf8_lossy(&words.join(&b' ')).into_owned();
+    Err(Usage::error(format!(
+        "{first:?} is no number, as the default task takes; a command follows --: procpool run -- \
+         {words}"
+    )))
 }
 
 fn spec(
     words: Vec<OsString>,
     options: &CommandOptions,
+    replacements: &Replacements,
     limits: &LimitArgs,
     output: Option<OutputChoice>,
 ) -> Result<CommandSpec> {
-    let template = Template::new(words, options.shell);
+    let template = Template::new(words, options.shell, replacements)
+        .map_err(|error| Usage::error(error.to_string()))?;
     template.check().map_err(|error| Usage::error(error.to_string()))?;
     let program = template.program()?;
     let prints = match output {
@@ -318,7 +291,15 @@ fn spec(
         Some(OutputChoice::Null) => command::OutputMode::Null,
     };
     let LimitArgs { retries, memory, .. } = *limits;
-    Ok(CommandSpec { template, program, prints, retries, memory, spill: Vec::new() })
+    Ok(CommandSpec {
+        template,
+        program,
+        prints,
+        retries,
+        memory,
+        start: StartRules::default(),
+        spill: Vec::new(),
+    })
 }
 
 /// Refuses options of built-in tasks.
@@ -369,102 +350,6 @@ fn params(task: &Task, given: TaskOptions) -> Result<Params> {
         to: given.to,
         points: given.points,
         seed: given.seed,
-    })
-}
-
-/// Where the arguments say that inputs come from.
-struct Inputs {
-    given: Vec<OsString>,
-    file: Option<PathBuf>,
-    count: Option<i64>,
-}
-
-impl Inputs {
-    /// Returns the source that was asked for, if any.
-    fn source(self, null: bool) -> Result<Option<Source>> {
-        let end = if null { b'\0' } else { b'\n' };
-        if !self.given.is_empty() {
-            return Ok(Some(Source::given(self.given.into_iter().map(|it| it.into_vec().into()))));
-        }
-        if let Some(count) = self.count {
-            return Ok(Some(Source::given([Bytes::from(format!("0..{count}").as_str())])));
-        }
-        Ok(match self.file {
-            Some(file) if file == Path::new("-") => Some(standard_input(end)),
-            Some(file) => Some(open(file, end)?),
-            None if null => Some(standard_input(end)),
-            None => None,
-        })
-    }
-}
-
-/// Where a task's inputs come from.
-///
-/// A task with default inputs reads standard input only when it is told to. Programs are started
-/// with all kinds of standard inputs, among them pipes that nobody writes to or closes: reading
-/// unasked would hang there.
-fn task_source(task: &Task, inputs: Inputs, null: bool) -> Result<Source> {
-    if inputs.count.is_some() && task.takes != Takes::Numbers {
-        let message = format!("the task '{}' takes files, not --count", task.name);
-        return Err(Usage::error(message));
-    }
-    if let Some(source) = inputs.source(null)? {
-        return Ok(source);
-    }
-    if !task.default_inputs.is_empty() {
-        return Ok(Source::given(task.default_inputs.iter().copied().map(Bytes::from)));
-    }
-    if io::stdin().is_terminal() {
-        return Err(Usage::error(format!(
-            "the task '{}' needs inputs: pass files, or --input LIST, or pipe names in, as from: \
-             find DIR -type f",
-            task.name
-        )));
-    }
-    Ok(standard_input(b'\n'))
-}
-
-/// Where a command's inputs come from.
-fn command_source(inputs: Inputs, null: bool) -> Result<Source> {
-    if let Some(source) = inputs.source(null)? {
-        return Ok(source);
-    }
-    if io::stdin().is_terminal() {
-        return Err(Usage::error(
-            "a command needs inputs: add some after :::, or --input LIST, or pipe them in, as \
-             from: find DIR -type f",
-        ));
-    }
-    Ok(standard_input(b'\n'))
-}
-
-fn standard_input(end: u8) -> Source {
-    let stdin = io::stdin();
-    let is_file = stdin
-        .as_fd()
-        .try_clone_to_owned()
-        .and_then(|stdin| File::from(stdin).metadata())
-        .is_ok_and(|metadata| metadata.is_file());
-    let (name, reader) = (STANDARD_INPUT, BufReader::new(stdin));
-    let source = if is_file { Source::file(name, reader) } else { Source::live(name, reader) };
-    source.ending_with(end)
-}
-
-fn open(path: PathBuf, end: u8) -> Result<Source> {
-    let failed = |error: &dyn std::fmt::Display| {
-        Usage::error(format!("failed to read the inputs from {path:?}: {error}; check --input"))
-    };
-    let file = File::open(&path).map_err(|error| failed(&error))?;
-    let kind = file.metadata().map_err(|error| failed(&error))?.file_type();
-    if kind.is_dir() {
-        return Err(failed(&"it's a directory, not a list of inputs"));
-    }
-    let (name, reader) = (format!("{path:?}"), BufReader::new(file));
-    Ok(if kind.is_file() {
-        // It can be read twice: once to count what's in it, once to work on it.
-        Source::file(name, reader).readable_again_at(path).ending_with(end)
-    } else {
-        Source::live(name, reader).ending_with(end)
     })
 }
 

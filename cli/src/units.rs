@@ -16,17 +16,32 @@ const LONGEST: f64 = 1e9;
 /// The least memory limit that makes sense: a worker needs part of it for itself.
 const MIN_MEMORY: u64 = 16 << 20;
 
-/// Parses `10`, `1.5`, `500ms`, `2s`, `1m`, `2h`. The default unit is the second.
+/// Parses `10`, `1.5`, `500ms`, `2s`, `1m30s`, `2h`, `1d`. The default unit is the second.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
-    const FORM: &str = "use seconds, or a number with a unit: 10, 1.5, 500ms, 2s, 1m, 2h";
-    let (number, unit) = split(text).ok_or(FORM)?;
-    let seconds = match unit {
-        "ms" => number / 1e3,
-        "" | "s" => number,
-        "m" | "min" => number * 60.0,
-        "h" => number * 3600.0,
-        _ => return Err(FORM.to_owned()),
-    };
+    const FORM: &str = "use seconds, or numbers with units: 10, 1.5, 500ms, 2s, 1m30s, 2h, 1d";
+    let (mut seconds, mut rest, mut last) = (0.0, text.trim(), f64::INFINITY);
+    loop {
+        let (number, unit_and_more) = split(rest).ok_or(FORM)?;
+        let end = unit_and_more.find(|it: char| !it.is_ascii_alphabetic());
+        let (unit, more) = unit_and_more.split_at(end.unwrap_or(unit_and_more.len()));
+        let unit = match unit {
+            "ms" => 1e-3,
+            "" | "s" => 1.0,
+            "m" | "min" => 60.0,
+            "h" => 3600.0,
+            "d" => 86400.0,
+            _ => return Err(FORM.to_owned()),
+        };
+        // Each unit once, the largest first.
+        if unit >= last {
+            return Err(FORM.to_owned());
+        }
+        seconds += number * unit;
+        (rest, last) = (more.trim_start(), unit);
+        if rest.is_empty() {
+            break;
+        }
+    }
     if seconds < 1e-3 {
         return Err("the minimum is 1ms; leave it out for no limit".to_owned());
     }
@@ -60,6 +75,40 @@ pub(super) fn memory(text: &str) -> Result<u64, String> {
     Ok(bytes)
 }
 
+/// Parses a number of processes such as `4`, or of the CPUs such as `80%`.
+pub(super) fn load(text: &str) -> Result<f64, String> {
+    let (number, is_percent) =
+        text.strip_suffix('%').map_or((text, false), |number| (number, true));
+    let number =
+        number.trim().parse::<f64>().ok().filter(|number| *number > 0.0 && number.is_finite());
+    let number = number.ok_or("use a number of processes such as 4, or of the CPUs such as 80%")?;
+    if !is_percent {
+        return Ok(number);
+    }
+    let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    Ok(number / 100.0 * cpus as f64)
+}
+
+/// Parses a character of one byte, or one of the escapes `\n`, `\t`, `\0`, `\\` and `\x2c`.
+pub(super) fn delimiter(text: &str) -> Result<u8, String> {
+    match text.as_bytes() {
+        [byte] => Ok(*byte),
+        [b'\\', escaped] => match escaped {
+            b'n' => Ok(b'\n'),
+            b't' => Ok(b'\t'),
+            b'r' => Ok(b'\r'),
+            b'0' => Ok(0),
+            b'\\' => Ok(b'\\'),
+            _ => Err("use one of \\n \\t \\r \\0 \\\\, or \\x and two digits".to_owned()),
+        },
+        [b'\\', b'x', digits @ ..] if digits.len() == 2 => {
+            let digits = std::str::from_utf8(digits).unwrap_or_default();
+            u8::from_str_radix(digits, 16).map_err(|error| error.to_string())
+        }
+        _ => Err("use a single character of ASCII: ',' or '\\t' or '\\0'".to_owned()),
+    }
+}
+
 /// Splits a non-negative number from its unit.
 fn split(text: &str) -> Option<(f64, &str)> {
     let text = text.trim();
@@ -80,8 +129,10 @@ mod tests {
             ["10", "1.5", "500ms", "2s", "1m", "1 h"].map(millis),
             [10_000, 1_500, 500, 2_000, 60_000, 3_600_000]
         );
+        assert_eq!(["1m30s", "1d", "1h 2m3"].map(millis), [90_000, 86_400_000, 3_723_000]);
+        assert!(load("50%").unwrap() >= 0.5 && load("1.5") == Ok(1.5) && load("0").is_err());
         assert!(duration("99999999999999999999h").is_ok(), "as good as none");
-        for text in ["", "s", "-1", "1d", "1.2.3", "ten", "nan", "inf"] {
+        for text in ["", "s", "-1", "30s1m", "1s1s", "1.2.3", "ten", "nan", "inf"] {
             assert!(duration(text).unwrap_err().contains("500ms"), "{text}");
         }
         assert!(duration("0").unwrap_err().contains("leave it out"));

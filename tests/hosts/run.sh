@@ -68,7 +68,7 @@ begin() { rm -f ran out err journal results; echo "--- $*"; begun=$(date +%s%N);
 took() { echo "    $(((($(date +%s%N) - begun)) / 1000000)) ms"; }
 
 begin "all results are there, each once, from all hosts"
-run -p 2 -n 300 -- ./job {} > out 2> err || fail "exit code $?: $(cat err)"
+run -p 2 --count 300 -- ./job {} > out 2> err || fail "exit code $?: $(cat err)"
 each_once out 300 plain
 [ "$(cut -d' ' -f1 ran | sort -u | tr '\n' ' ')" = "n1 n2 n3 " ] || fail "not on all hosts: $(cut -d' ' -f1 ran | sort | uniq -c) $(cat err)"
 took
@@ -86,7 +86,7 @@ lose() {
     for time in $(seq "$times"); do
         begin "$what ($time of $times)"
         "$here/rig" up "$rig" 3
-        run -p 2 -n 400 --retries 3 --journal journal -- ./job {} > out 2> err &
+        run -p 2 --count 400 --retries 3 --journal journal -- ./job {} > out 2> err &
         pid=$!
         until_lines ran 100
         "$@"
@@ -119,7 +119,7 @@ for row in csv.reader(open(sys.argv[1])): print(row[0], row[6], row[7], row[-1])
 for time in $(seq "$times"); do
     begin "the machine of the run loses its power, and the run is resumed ($time of $times)"
     "$here/rig" up "$rig" 3
-    options=(-p 2 -n 300 --keep-order --retries 1 --format csv --results results)
+    options=(-p 2 --count 300 --keep-order --retries 1 --format csv --results results)
     run "${options[@]}" -- ./job {} > /dev/null 2> err || fail "unbroken: exit code $?: $(cat err)"
     columns results > unbroken
     rm results ran
@@ -148,7 +148,7 @@ END
 chmod +x other
 on n3 mount --bind "$work/other" "$program"
 code=0
-run -n 3 -- ./job {} > out 2> err || code=$?
+run --count 3 -- ./job {} > out 2> err || code=$?
 [ $code = 4 ] || fail "exit code $code: $(cat err)"
 grep -q n3 err || fail "the host isn't named: $(cat err)"
 sed 's/^/    /' err
@@ -158,7 +158,7 @@ on n3 umount "$program"
 took
 
 begin "an interrupted run ends in order everywhere"
-run -p 2 -n 4000 --journal journal -- ./job {} > out 2> err &
+run -p 2 --count 4000 --journal journal -- ./job {} > out 2> err &
 pid=$!
 until_lines ran 50
 on n1 sh -c 'kill -INT $(pgrep -o -x procpool)'

@@ -142,6 +142,12 @@ pub(super) fn launch(args: &RunArgs) -> Result<Option<Exit>> {
 fn supervised(args: &RunArgs, launcher: Launcher, hosts: Vec<Host>) -> Result<Exit> {
     // Reports wrong arguments before any process starts.
     let plan = RunPlan::resolve(args.clone())?;
+    if plan.source.took_standard_input() {
+        return Err(Usage::error(
+            "with --header or several sources, a run over several hosts reads files, not standard \
+             input: put the inputs into a file, and name it after ::::",
+        ));
+    }
     let reads_stdin = plan.source.is_standard_input();
     drop(plan);
     supervise::supervise(&Job { args, launcher, hosts, reads_stdin })

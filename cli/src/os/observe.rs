@@ -25,6 +25,23 @@ pub(crate) fn proportional(pid: u32) -> Option<u64> {
     Some(kibibytes * 1024)
 }
 
+/// Returns how many processes of this machine run, could run, or wait for a disk.
+pub(crate) fn runnable() -> Option<u64> {
+    let stat = std::fs::read_to_string("/proc/stat").ok()?;
+    let count = |name: &str| -> Option<u64> {
+        stat.lines().find_map(|line| line.strip_prefix(name))?.trim().parse().ok()
+    };
+    Some(count("procs_running ")? + count("procs_blocked ").unwrap_or(0))
+}
+
+/// Returns the memory of this machine in bytes that programs can get without swapping.
+pub(crate) fn available() -> Option<u64> {
+    let meminfo = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kibibytes * 1024)
+}
+
 /// Returns the PIDs of a process's children.
 pub(crate) fn children(pid: u32) -> Vec<u32> {
     let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };

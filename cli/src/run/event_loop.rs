@@ -23,6 +23,7 @@ use crate::row::{Abort, Row};
 use crate::screen::{OutputClosed, Screen};
 use crate::spill::{LiveOutput, Spills};
 use crate::summary::Tally;
+use crate::tasks::command::SharedStart;
 use crate::top::{Board, Top};
 use crate::trace::Trace;
 use crate::{format, interrupt};
@@ -45,6 +46,8 @@ pub(super) struct Run {
     pub(super) halt: Option<Halt>,
     /// Output of jobs that exceeds memory.
     pub(super) spills: Option<Spills>,
+    /// Where jobs wait for their start, if they may have to.
+    pub(super) starts: Option<SharedStart>,
     /// The job whose output is shown while it runs. It has standard output to itself.
     pub(super) live: Option<LiveOutput>,
     /// Whether output may be shown live.
@@ -107,6 +110,8 @@ pub(super) enum Ending {
     Killed(Exit),
     /// By too many failures; `now` kills running jobs.
     Halted { now: bool },
+    /// By its deadline: running jobs are killed.
+    Late,
 }
 
 impl Run {
@@ -150,6 +155,7 @@ impl Run {
                     }
                     Event::Live(_) => {}
                     Event::Interrupted(exit) => self.interrupt(exit, pool)?,
+                    Event::DeadlinePassed => self.end_late(pool)?,
                     Event::HostLost(lost) => self.lose(&lost)?,
                 }
             }
@@ -280,6 +286,7 @@ impl Run {
     fn start_no_more(&mut self, ending: Ending, pool: &Pool) -> Result<()> {
         self.ending = Some(ending);
         self.feed.stop();
+        self.starts.iter().for_each(SharedStart::stop);
         self.threads.end_wait();
         pool.cancel_queued();
         let Self { order, waiting, .. } = self;
@@ -309,6 +316,25 @@ impl Run {
                 "interrupted: {running} running inputs will finish; interrupt again to kill them"
             ));
         }
+        Ok(())
+    }
+
+    /// Ends the run at its deadline.
+    fn end_late(&mut self, pool: &Pool) -> Result<()> {
+        if matches!(self.ending, Some(Ending::Killed(_) | Ending::Halted { now: true })) {
+            return Ok(());
+        }
+        // The exit of an interruption stays.
+        match self.ending {
+            Some(Ending::Interrupted(exit)) => self.ending = Some(Ending::Killed(exit)),
+            _ => self.start_no_more(Ending::Late, pool)?,
+        }
+        self.leave_top()?;
+        let running = format::grouped(pool.stats().running);
+        interrupt::end_jobs(pool, self.is_command).context("failed to start a thread")?;
+        self.screen.progress().suspend(|| {
+            say(format_args!("the deadline has passed: {running} running jobs will be killed"));
+        });
         Ok(())
     }
 
@@ -367,8 +393,10 @@ impl Run {
         if !failed {
             self.median.note(row.elapsed);
         }
-        let is_ended =
-            matches!(self.ending, Some(Ending::Killed(_) | Ending::Halted { now: true }));
+        let is_ended = matches!(
+            self.ending,
+            Some(Ending::Killed(_) | Ending::Halted { now: true } | Ending::Late)
+        );
         row.killed |= failed && is_ended;
         self.present(row)?;
         if failed {
@@ -407,7 +435,10 @@ impl Run {
             }
             (Ok(()), Some(Ending::Interrupted(exit) | Ending::Killed(exit))) => Ok(exit),
             (Err(error), _) => Err(error),
-            (Ok(()), _) if self.failed == 0 && self.feed.error().is_some() => {
+            (Ok(()), ending)
+                if self.failed == 0
+                    && (self.feed.error().is_some() || matches!(ending, Some(Ending::Late))) =>
+            {
                 Ok(if count { Exit::Uncounted } else { Exit::Failure })
             }
             (Ok(()), _) => Ok(Exit::of_failed(self.failed, count, self.unstarted.code())),
@@ -434,7 +465,7 @@ impl Run {
         self.screen.flush()?;
         let Some(format) = summary else {
             // An interruption has already reported the early end.
-            let halted = matches!(self.ending, Some(Ending::Halted { .. }));
+            let halted = matches!(self.ending, Some(Ending::Halted { .. } | Ending::Late));
             if let Some(not_started) = not_started.filter(|_| halted) {
                 say(format_args!("{not_started} inputs were not started"));
             }

@@ -24,7 +24,7 @@ use self::messages::{report_skipped, say};
 use self::place::{Place, Results};
 use super::args::{Format, RunArgs};
 use super::collect::{Collector, Event, Events, WAITING};
-use super::exit::Exit;
+use super::exit::{Exit, Usage};
 use super::interrupt;
 use super::jobs::{BuiltIn, Commands, JobMaker, Work};
 use super::journal::{History, Journal};
@@ -42,7 +42,7 @@ use super::summary::Tally;
 use super::top::{Board, Top};
 use super::trace::Trace;
 use super::units::TimeLimit;
-use crate::tasks::command;
+use crate::tasks::command::{self, SharedStart};
 use procpool::{Pool, PoolBuilder, WorkerInfo, WorkerState};
 
 /// A task with fewer inputs per worker than this waits until all workers are ready. Otherwise the
@@ -66,6 +66,7 @@ pub(super) fn run(mut args: RunArgs) -> Result<Exit> {
     let median = Arc::new(Median::default());
     let events = Arc::new(Events::new(WAITING));
     let mut spills = None;
+    let mut starts = None;
     let limits = &plan.limits;
     match plan.work {
         WorkPlan::Task(task, ref mut params) => {
@@ -77,10 +78,24 @@ pub(super) fn run(mut args: RunArgs) -> Result<Exit> {
             if let Some(bytes) = limits.memory {
                 builder = builder.max_memory_per_worker(bytes);
             }
-            run_work(plan, place, work, builder, median, started, events, None)
+            run_work(plan, place, work, builder, median, started, events, None, None)
         }
         WorkPlan::Command(ref mut spec) => {
             let template = spec.template.clone();
+            if spec.start.hold() && place.spans_hosts() {
+                return Err(Usage::error(
+                    "--delay, --load and --memfree are for runs on one machine: leave them out",
+                ));
+            }
+            if (spec.start.hold() || spec.start.retry_delay.is_some()) && !place.spans_hosts() {
+                spec.start.shared = Some(SharedStart::new()?);
+                starts = spec.start.shared.clone();
+            }
+            if spec.start.hold() && plan.chunk_size.is_none() {
+                // A job that waits must not hold those behind it.
+                plan.chunk_size = Some(1);
+            }
+            let waits = spec.start.hold() || spec.start.retry_delay.is_some();
             if spec.prints == command::OutputMode::Grouped {
                 let (listening, name) = Spills::listen({
                     let events = Arc::clone(&events);
@@ -94,8 +109,8 @@ pub(super) fn run(mut args: RunArgs) -> Result<Exit> {
             let mut builder = Pool::builder().initializer(command::prepare, spec.clone());
             match limits.timeout {
                 // The worker enforces the limits of its jobs. This limit is for a worker that is
-                // stopped.
-                Some(TimeLimit::Fixed(limit)) => {
+                // stopped, and would end the waiting for a start.
+                Some(TimeLimit::Fixed(limit)) if !waits => {
                     let attempts = limits.retries.saturating_add(1);
                     builder = builder
                         .task_timeout((limit + Duration::from_secs(5)).saturating_mul(attempts));
@@ -108,10 +123,10 @@ pub(super) fn run(mut args: RunArgs) -> Result<Exit> {
                     };
                     builder = builder.window(2 * workers * place.hosts());
                 }
-                None => {}
+                Some(TimeLimit::Fixed(_)) | None => {}
             }
             let work = Commands::new(template, limits.timeout, Arc::clone(&median));
-            run_work(plan, place, work, builder, median, started, events, spills)
+            run_work(plan, place, work, builder, median, started, events, spills, starts)
         }
     }
 }
@@ -126,6 +141,7 @@ fn run_work<W: Work>(
     started: Instant,
     events: Arc<Events>,
     spills: Option<Spills>,
+    starts: Option<SharedStart>,
 ) -> Result<Exit> {
     let is_command = matches!(plan.work, WorkPlan::Command(_));
     let numbers = Numbers::default();
@@ -169,6 +185,9 @@ fn run_work<W: Work>(
             Some(Top::start(Arc::clone(board), pool.clone(), total)?)
         }
     };
+    if let Some(deadline) = plan.deadline {
+        end_at(started + deadline, &events)?;
+    }
     let is_live = plan.source.is_live();
     let few = FEW_PER_WORKER * pool.workers().len() as u64;
     if !is_command && !is_live && plan.source.count_to(plan.takes, few).is_some_and(|it| it < few) {
@@ -194,6 +213,7 @@ fn run_work<W: Work>(
         median,
         halt: plan.limits.halt,
         spills,
+        starts,
         live: None,
         // Only where a row is nothing but the job's output.
         shows_live: plan.format == Format::Plain
@@ -240,6 +260,23 @@ fn run_work<W: Work>(
     let exit = if is_new { Exit::Failure } else { exit };
     run.note_end(exit, place.spans_hosts())?;
     Ok(exit)
+}
+
+/// Ends the run at this time, if it has not ended.
+fn end_at(deadline: Instant, events: &Arc<Events>) -> Result<()> {
+    let events = Arc::downgrade(events);
+    let wait = move || {
+        thread::sleep(deadline.saturating_duration_since(Instant::now()));
+        if let Some(events) = events.upgrade() {
+            events.send_over_capacity(Event::DeadlinePassed);
+        }
+    };
+    // Not waited for: it ends with the process.
+    thread::Builder::new()
+        .name("deadline".into())
+        .spawn(wait)
+        .context("failed to start a thread")?;
+    Ok(())
 }
 
 /// Blocks until no worker is starting.

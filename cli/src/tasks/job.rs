@@ -1,8 +1,10 @@
 //! What a worker receives for one input: the input and the options of the run.
 
 use std::borrow::Cow;
+use std::ffi::OsString;
 use std::fmt;
-use std::path::Path;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -59,6 +61,9 @@ pub(crate) enum Input {
     Number(i64),
     /// An argument, or a line of a list.
     Text(Bytes),
+    /// Several values: of several sources, or the columns of a line, or several inputs for one
+    /// command.
+    Several(Vec<Bytes>),
 }
 
 impl Input {
@@ -67,7 +72,23 @@ impl Input {
         match self {
             Self::Number(number) => Cow::Owned(number.to_string().into_bytes()),
             Self::Text(text) => Cow::Borrowed(text.as_slice()),
+            Self::Several(values) => Cow::Owned(joined(values)),
         }
+    }
+
+    /// Returns the values, byte for byte.
+    pub(crate) fn values(&self) -> Vec<Cow<'_, [u8]>> {
+        match self {
+            Self::Several(values) => {
+                values.iter().map(|value| Cow::Borrowed(value.as_slice())).collect()
+            }
+            one => vec![one.to_bytes()],
+        }
+    }
+
+    /// Returns the number of values.
+    pub(crate) fn count(&self) -> usize {
+        if let Self::Several(values) = self { values.len() } else { 1 }
     }
 
     /// Returns the input as text; what is not UTF-8 becomes U+FFFD.
@@ -75,6 +96,9 @@ impl Input {
         match self {
             Self::Number(number) => Cow::Owned(number.to_string()),
             Self::Text(text) => text.to_text(),
+            Self::Several(values) => {
+                Cow::Owned(String::from_utf8_lossy(&joined(values)).into_owned())
+            }
         }
     }
 
@@ -83,6 +107,7 @@ impl Input {
         match self {
             Self::Number(number) => Cow::Owned(number.to_string().into()),
             Self::Text(text) => Cow::Borrowed(text.as_path()),
+            Self::Several(values) => Cow::Owned(PathBuf::from(OsString::from_vec(joined(values)))),
         }
     }
 
@@ -91,6 +116,7 @@ impl Input {
         match self {
             Self::Number(number) => N::try_from(*number).ok(),
             Self::Text(text) => text.to_text().trim().parse().ok(),
+            Self::Several(_) => None,
         }
         .ok_or_else(|| self.refused(wanted))
     }
@@ -101,6 +127,7 @@ impl Input {
             // Beyond 2^53 this is the nearest f64, as in any f64 arithmetic.
             Self::Number(number) => *number as f64,
             Self::Text(text) => text.to_text().trim().parse().map_err(|_| self.refused(wanted))?,
+            Self::Several(_) => return Err(self.refused(wanted)),
         };
         if number.is_finite() { Ok(number) } else { Err(self.refused(wanted)) }
     }
@@ -109,6 +136,10 @@ impl Input {
     pub(super) fn refused(&self, wanted: &str) -> String {
         format!("invalid input {:?}: use {wanted}", self.to_text())
     }
+}
+
+fn joined(values: &[Bytes]) -> Vec<u8> {
+    values.iter().map(Bytes::as_slice).collect::<Vec<_>>().join(&b' ')
 }
 
 impl From<i64> for Input {

@@ -44,9 +44,12 @@ fn inputs_come_from_arguments_files_pipes_and_ranges() {
         assert_eq!(run(arguments).text(), "x\ny z\n", "{arguments:?}");
     }
     assert_eq!(run_with_input(&["run", "-k", "--", "echo"], b"x\ny z\n").text(), "x\ny z\n");
-    assert_eq!(run(&["run", "-k", "-n", "3", "--", "echo", "{#}:{}"]).text(), "1:0\n2:1\n3:2\n");
+    assert_eq!(
+        run(&["run", "-k", "--count", "3", "--", "echo", "{#}:{}"]).text(),
+        "1:0\n2:1\n3:2\n"
+    );
     let script = "echo {%} $PROCPOOL_SLOT";
-    let slots = run(&["run", "-p", "2", "--gpus", "7", "-n", "20", "--", "sh", "-c", script]);
+    let slots = run(&["run", "-p", "2", "--gpus", "7", "--count", "20", "--", "sh", "-c", script]);
     assert!(slots.text().lines().all(|line| ["1 1", "2 2"].contains(&line)), "{slots:?}");
 }
 
@@ -222,7 +225,7 @@ fn when_the_command_is_killed_its_jobs_are_gone() {
 #[test]
 fn too_many_failures_end_the_run() {
     let arguments = |halt, script| {
-        ["run", "-p", "2", "--halt", halt, "-n", "1000", "--", "sh", "-c", script]
+        ["run", "-p", "2", "--halt", halt, "--count", "1000", "--", "sh", "-c", script]
             .map(str::to_owned)
     };
     // Jobs that take a while, so that few more begin before the failures are noticed.
@@ -246,7 +249,7 @@ fn jobs_that_are_ended_with_the_run_can_clear_up_and_are_counted() {
         dir.path().display()
     );
     let there = |name: &str| dir.path().join(name).exists();
-    let arguments = ["run", "-p", "2", "-n", "50", "--", "sh", "-c", &script];
+    let arguments = ["run", "-p", "2", "--count", "50", "--", "sh", "-c", &script];
     let mut child = procpool(&arguments).spawn().unwrap();
     wait_until("two jobs run", || there("begun0") && there("begun1"));
     let said = lines_of(child.stderr.take().unwrap());
@@ -258,7 +261,8 @@ fn jobs_that_are_ended_with_the_run_can_clear_up_and_are_counted() {
     let said: Vec<_> = said.iter().collect();
     assert!(said.iter().any(|line| line.contains("2 killed, 48 not started")), "{said:?}");
 
-    let arguments = ["run", "-q", "-p", "2", "--halt", "now,fail=1", "-n", "9", "--", "sh", "-c"];
+    let arguments =
+        ["run", "-q", "-p", "2", "--halt", "now,fail=1", "--count", "9", "--", "sh", "-c"];
     let script = format!(
         "test $0 != 1 || {{ while ! test -e {0}/begun0; do sleep 0.01; done; exit 1; }}; {script}",
         dir.path().display()
@@ -275,10 +279,20 @@ fn jobs_that_are_ended_with_the_run_can_clear_up_and_are_counted() {
 fn a_second_signal_ends_jobs_that_do_not_heed_it_and_a_third_ends_at_once() {
     for third in [false, true] {
         let script = "trap '' TERM; echo begun; while :; do sleep 0.01; done";
-        let mut child =
-            procpool(&["run", "-p", "1", "--line-buffer", "-n", "1", "--", "sh", "-c", script])
-                .spawn()
-                .unwrap();
+        let mut child = procpool(&[
+            "run",
+            "-p",
+            "1",
+            "--line-buffer",
+            "--count",
+            "1",
+            "--",
+            "sh",
+            "-c",
+            script,
+        ])
+        .spawn()
+        .unwrap();
         let lines = lines_of(child.stdout.take().unwrap());
         assert_eq!(lines.recv_timeout(LIMIT).unwrap(), "begun");
         let said = lines_of(child.stderr.take().unwrap());
@@ -311,7 +325,7 @@ fn a_share_of_the_median_allows_a_second_more() {
 
 #[test]
 fn the_exit_code_may_count_what_failed() {
-    let failed = |count| run(&["run", "-q", "--exit-count", "-n", count, "--", "false"]).code;
+    let failed = |count| run(&["run", "-q", "--exit-count", "--count", count, "--", "false"]).code;
     assert_eq!(["0", "3", "100", "150"].map(failed), [0, 3, 100, 101].map(Some));
 }
 
@@ -335,7 +349,7 @@ fn a_dry_run_prints_what_can_be_typed_and_runs_nothing() {
 fn a_reader_that_is_gone_is_a_clean_end_line_by_line_too() {
     for more in [&[][..], &["--line-buffer"], &["--output", "inherit"]] {
         let arguments =
-            [&["run", "-q", "-n", "100000000"], more, &["--", "seq", "{%}", "99999"]].concat();
+            [&["run", "-q", "--count", "100000000"], more, &["--", "seq", "{%}", "99999"]].concat();
         let mut child = procpool(&arguments).stdin(Stdio::null()).spawn().unwrap();
         let lines = lines_of(child.stdout.take().unwrap());
         lines.recv_timeout(LIMIT).unwrap();
@@ -367,10 +381,9 @@ fn ctrl_c_finishes_what_was_begun() {
 
 #[test]
 fn options_that_make_no_sense_are_exit_code_2_with_the_remedy() {
-    let cases: [(&[&str], &str); 12] = [
+    let cases: [(&[&str], &str); 11] = [
         (&["--", ":::", "x"], "no command"),
         (&["--", "echo", ":::"], "no inputs after :::"),
-        (&["--", "echo", ":::", "x", ":::", "y"], "allowed once"),
         (&["--task", "pi", "--", "echo"], "cannot be used with"),
         (&["--seed", "3", "--", "echo", ":::", "x"], "--seed is for tasks"),
         (&["--format", "plain"], "use table, json or csv"),
@@ -463,17 +476,25 @@ fn what_was_given_is_used_or_refused_and_never_passed_over_in_silence() {
     let list = dir.path().join("list");
     fs::write(&list, "a\0b\0").unwrap();
     let list = list.to_str().unwrap();
-    let cases: [(&[&str], &str); 12] = [
+    let cases: [(&[&str], &str); 20] = [
         (&["-i", list, "--", "echo", ":::", "X"], "--input cannot be used with"),
-        (&["-n", "2", "--", "echo", ":::", "X"], "--count cannot be used with"),
+        (&["--count", "2", "--", "echo", ":::", "X"], "--count cannot be used with"),
         (&["-0", "--", "echo", ":::", "X"], "--null (-0) cannot be used with"),
-        (&["--", "echo", ":::", "a", ":::+", "b"], ":::+"),
-        (&["--", "echo", "::::", list], "--input"),
-        (&["--", "echo", "{1}", ":::", "a"], "{//}"),
-        (&["--", "echo", "x{..}", ":::", "a"], "{//}"),
+        (&["--", "echo", ":::+", "a", ":::", "b"], "use ::: for the first"),
+        (&["--", "echo", ":::", "a", "::::", "/nowhere/list"], "/nowhere/list"),
+        (&["-i", list, "--", "echo", "::::", list], "two lists"),
+        (&["--", "echo", ":::", "a", "::::", "-", "-"], "not two"),
+        (&["--", "echo", "{2}", ":::", "a"], "several sources"),
+        (&["--", "echo", "{3}", ":::", "a", ":::", "b"], "each input has 2"),
+        (&["--header", ":", "--", "echo", "{y}", ":::", "x", "1"], "{x}"),
+        (&["-n", "2", "--", "echo", ":::", "a", ":::", "b"], "cannot be used with several sources"),
+        (&["-n", "2", "--colsep", ",", "--", "echo", ":::", "a"], "--colsep"),
+        (&["-n", "2", "-t", "pi"], "--count N"),
         (&["--", "echo", "{= s/a/b/ =}", ":::", "a"], "{//}"),
-        (&["-p", "+1", "--", "echo", ":::", "a"], "nproc"),
-        (&["-p", "200%", "--", "echo", ":::", "a"], "nproc"),
+        (&["-p", "+x", "--", "echo", ":::", "a"], "+1"),
+        (&["-d", "ab", "--", "echo"], "single character"),
+        (&["echo", "A b"], "procpool run -- echo 'A b'"),
+        (&["-j", "2", "gzip", ":::", "a"], "procpool run -- gzip ::: a"),
         (&["-t", "sha256", ":::", list], "after --"),
         (&["-i", list, "5"], "--input cannot be used with"),
     ];
@@ -482,7 +503,7 @@ fn what_was_given_is_used_or_refused_and_never_passed_over_in_silence() {
         assert_eq!((ended.code, ended.text()), (Some(2), ""), "{arguments:?}: {ended:?}");
         assert!(ended.stderr.contains(remedy), "{arguments:?}: {ended:?}");
     }
-    let ended = run_with_input(&["run", "-n", "2", "--", "echo"], b"file\n");
+    let ended = run_with_input(&["run", "--count", "2", "--", "echo"], b"file\n");
     assert_eq!((ended.code, ended.text()), (Some(2), ""), "{ended:?}");
     assert!(ended.stderr.contains("-p sets the number of workers"), "{ended:?}");
     let nul = run(&["run", "-k", "-0", "-i", list, "--", "echo"]);
@@ -539,4 +560,85 @@ fn no_more_workers_are_started_than_there_are_inputs() {
     assert_eq!(ended.code, Some(0), "{ended:?}");
     let log = fs::read_to_string(log).unwrap();
     assert_eq!(log.matches("\"spawned\"").count().max(log.matches("Spawned").count()), 2, "{log}");
+}
+
+#[test]
+fn spellings_of_xargs_and_parallel_mean_the_same_here() {
+    let dir = tempfile::tempdir().unwrap();
+    let list = dir.path().join("list");
+    fs::write(&list, "a\nb\nc\n").unwrap();
+    let list = list.to_str().unwrap();
+    let cases: [(&[&str], &str); 9] = [
+        (&["-j", "1", "-a", list, "--", "echo"], "a\nb\nc\n"),
+        (&["-P1", "-a", list, "-n2", "--", "echo"], "a b\nc\n"),
+        (&["--jobs", "50%", "-ka", list, "-N", "2", "--", "echo", "{2}-{1}"], "b-a\n-c\n"),
+        (&["-j-100", "-a", list, "-L3", "--", "echo", "<{}>"], "<a> <b> <c>\n"),
+        (&["-j+0", "-k", "-a", list, "-I", "%", "--", "echo", "{}%{.}"], "{}aa\n{}bb\n{}cc\n"),
+        (&["-p1", "-a", list, "-n", "2", "--shell", "--", "echo {} | rev"], "b a\nc\n"),
+        (&["-p1", "--", "echo", "::::", list], "a\nb\nc\n"),
+        (&["-p1", "-n2", "--dry-run", "--", "echo", "{}", ":::", "a b", "c"], "echo 'a b' c\n"),
+        (&["-p1", "--count", "3", "-n2", "--", "echo"], "0 1\n2\n"),
+    ];
+    for (arguments, printed) in cases {
+        let ended = run(&[&["run", "-q"], arguments].concat());
+        assert_eq!((ended.code, ended.text()), (Some(0), printed), "{arguments:?}: {ended:?}");
+    }
+    let ended = run_with_input(&["run", "-qk", "-d,", "--", "printf", "[%s]"], b"a,,b\n");
+    assert_eq!(ended.text(), "[a][][b\n]", "{ended:?}");
+    let ended = run_with_input(&["run", "-qk", "-d", "\\t", "--", "printf", "[%s]"], b"a\tb c");
+    assert_eq!(ended.text(), "[a][b c]", "{ended:?}");
+    let ended = run(&["run", "--joblog", "x", "--", "echo", ":::", "a"]);
+    assert!(ended.stderr.contains("hint: in place of --joblog: --journal FILE"), "{ended:?}");
+}
+
+#[test]
+fn inputs_of_several_sources_and_columns_have_places_of_their_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let list = dir.path().join("list");
+    fs::write(&list, "x,y\n1,\"2, 3\"\n4,5\n").unwrap();
+    let list = list.to_str().unwrap();
+    let cases: [(&[&str], &str); 10] = [
+        (&["--", "echo", ":::", "a", "b", ":::", "c", "d"], "a c\na d\nb c\nb d\n"),
+        (&["--", "echo", "{2}-{1/.}", ":::", "p/a.b", ":::", "c"], "c-a\n"),
+        (&["--", "echo", ":::", "a", "b", "c", ":::+", "1", "2"], "a 1\nb 2\n"),
+        (&["--link", "--", "echo", ":::", "a", "b", "c", ":::", "1", "2"], "a 1\nb 2\nc 1\n"),
+        (&["--", "echo", "::::", list, ":::", "z"], "x,y z\n1,\"2, 3\" z\n4,5 z\n"),
+        (&["--csv", "--header", ":", "--", "echo", "{y}/{x}", "::::", list], "2, 3/1\n5/4\n"),
+        (&["--colsep", ",", "--", "echo", "{2}.{1}.{3}", ":::", "1,2"], "2.1.\n"),
+        (&["--header", ":", "--", "echo", "{b}{a.}", ":::", "a", "1.x", ":::", "b", "2"], "21\n"),
+        (&["--header", ":", "--", "echo", "{a}", ":::", "a", "1", "2"], "1\n2\n"),
+        (&["--csv", "--", "echo", "{2}-{1}", ":::", "\"a, b\",c"], "c-a, b\n"),
+    ];
+    for (arguments, printed) in cases {
+        let ended = run(&[&["run", "-qk"], arguments].concat());
+        assert_eq!((ended.code, ended.text()), (Some(0), printed), "{arguments:?}: {ended:?}");
+    }
+    // A record of CSV may have several lines; the rest of a run has its values in each row.
+    let input = b"n,m\n\"a\nb\",1\nc,2\n";
+    let csv =
+        ["run", "-k", "--csv", "--header", ":", "--format", "json", "--", "printf", "%s", "{n}"];
+    let rows = run_with_input(&csv, input).json();
+    let shown: Vec<_> = rows.iter().map(|row| (&row["stdout"], &row["input"])).collect();
+    assert_eq!(shown, [(&json!("a\nb"), &json!("a\nb 1")), (&json!("c"), &json!("c 2"))]);
+}
+
+#[test]
+fn as_many_inputs_as_fit_go_to_each_command_and_none_is_lost() {
+    let run = |arguments: &[&str]| run(&[&["run", "-qk"], arguments].concat());
+    let packed = run(&["-p2", "-X", "--", "echo", "<{}>", ":::", "a", "b", "c", "d", "e"]);
+    assert_eq!(packed.text(), "<a> <b> <c>\n<d> <e>\n", "{packed:?}");
+    let once = run(&["-p1", "-m", "--", "echo", "<{}>", ":::", "a", "b", "c"]);
+    assert_eq!(once.text(), "<a b c>\n", "{once:?}");
+    let limited = run(&["-p1", "-X", "-n2", "--", "echo", ":::", "a", "b", "c"]);
+    assert_eq!(limited.text(), "a b\nc\n", "{limited:?}");
+    let numbers: String = (0..200_000).map(|number| format!("{number}\n")).collect();
+    let sent = numbers.replace('\n', " ");
+    for more in [&["-X"][..], &["-X", "-s", "2000000"], &["-m", "--shell"]] {
+        let arguments = [&["run", "-qk", "-p2"], more, &["--", "echo"]].concat();
+        let ended = run_with_input(&arguments, numbers.as_bytes());
+        assert_eq!(ended.code, Some(0), "{more:?}: {}", ended.stderr);
+        assert!(ended.text().replace('\n', " ") == sent, "{more:?}");
+    }
+    let alone = run(&["-s", "100", "--", "echo", ":::", "a"]);
+    assert!(alone.code == Some(2) && alone.stderr.contains("add -X"), "{alone:?}");
 }

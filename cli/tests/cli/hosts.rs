@@ -133,7 +133,7 @@ fn a_run_is_judged_by_its_end_and_not_by_the_launchers() {
     for script in [r#""$@"; exit 7"#, r#""$@"; exit 0"#, r#""$@"; exec sleep 600"#] {
         let fake = Fake::new(script);
         let begun = Instant::now();
-        let ended = fake.run(&[&["-n", "20", "--journal", "journal"], &JOB[..]].concat());
+        let ended = fake.run(&[&["--count", "20", "--journal", "journal"], &JOB[..]].concat());
         assert_eq!(ended.code, Some(0), "{ended:?}");
         assert!(begun.elapsed() < Duration::from_secs(60), "the launcher was not waited for");
         assert_eq!(sorted(ended.text()), expected("out ", 20));
@@ -155,7 +155,7 @@ fn a_run_that_has_lost_its_engine_goes_on_and_shows_each_result_once() {
     let script = format!("enough=$((n * 30)); [ $n -lt 3 ] || {{ \"$@\"; exit; }}; {KILL}");
     for more in [&["--journal", "journal"][..], &[], &["--keep-order"], &["--results", "results"]] {
         let fake = Fake::new(&script);
-        let words = [&["-p", "2", "-n", "200"], more, &JOB[..]].concat();
+        let words = [&["-p", "2", "--count", "200"], more, &JOB[..]].concat();
         let ended = fake.run(&words);
         assert_eq!((ended.code, fake.launches()), (Some(0), 3), "{ended:?}");
         let results = match more {
@@ -180,7 +180,7 @@ fn rows_have_one_header_and_failed_jobs_one_row_over_a_loss() {
     let script = format!("enough=30; [ $n -lt 2 ] || {{ \"$@\"; exit; }}; {KILL}");
     let fake = Fake::new(&script);
     let job = ["--", "sh", "-c", "echo $0 >> ran; exit $(($0 % 2))", "{}"];
-    let ended = fake.run(&[&["-p", "2", "-n", "100", "--format", "csv"], &job[..]].concat());
+    let ended = fake.run(&[&["-p", "2", "--count", "100", "--format", "csv"], &job[..]].concat());
     assert_eq!((ended.code, fake.launches()), (Some(1), 2), "{ended:?}");
     let rows = ended.csv();
     let mut inputs: Vec<u32> =
@@ -222,7 +222,7 @@ fn inputs_of_a_pipe_are_there_again_after_a_loss() {
 #[test]
 fn a_run_that_loses_its_engine_again_and_again_ends_and_says_how_to_go_on() {
     let fake = Fake::new(&format!("enough=$((n * 10)); {KILL}"));
-    let words = ["-p", "2", "-n", "1000", "--journal", "journal", "--max-restarts", "1"];
+    let words = ["-p", "2", "--count", "1000", "--journal", "journal", "--max-restarts", "1"];
     let ended = fake.run(&[&words, &JOB[..]].concat());
     assert_eq!((ended.code, fake.launches()), (Some(3), 2), "{ended:?}");
     assert!(ended.stderr.contains("--journal \"journal\" --resume"), "{ended:?}");
@@ -243,12 +243,12 @@ fn a_run_that_loses_its_engine_again_and_again_ends_and_says_how_to_go_on() {
 #[test]
 fn a_run_that_does_not_start_says_what_the_launcher_said() {
     let fake = Fake::new("echo 'ssh: no route to host n9' >&2; exit 1");
-    let ended = fake.run(&[&["-n", "3"], &JOB[..]].concat());
+    let ended = fake.run(&[&["--count", "3"], &JOB[..]].concat());
     assert_eq!((ended.code, fake.launches(), fake.ran()), (Some(3), 1, 0), "{ended:?}");
     for part in ["no route to host n9", "exit code 1", "procpool hosts"] {
         assert!(ended.stderr.contains(part), "{part}: {ended:?}");
     }
-    let counted = fake.run(&[&["-n", "3", "--exit-count"], &JOB[..]].concat());
+    let counted = fake.run(&[&["--count", "3", "--exit-count"], &JOB[..]].concat());
     assert_eq!(counted.code, Some(255), "{counted:?}");
 }
 
@@ -259,7 +259,7 @@ fn a_new_launch_does_without_the_hosts_that_do_not_answer() {
     fs::write(&rsh, "#!/bin/sh\n[ $1 != gone ]\n").unwrap();
     fs::set_permissions(&rsh, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let rsh = rsh.to_str().unwrap();
-    let words = ["-n", "100", "-p", "2", "--rsh", rsh, "--hostfile", "hosts"];
+    let words = ["--count", "100", "-p", "2", "--rsh", rsh, "--hostfile", "hosts"];
     fs::write(fake.path("hosts"), "there\ngone slots=3\nlocalhost slots=2\n").unwrap();
     let mut command = fake.command(&[]);
     command = {
@@ -301,23 +301,23 @@ fn the_nodes_of_a_slurm_allocation_are_used_without_being_named() {
         wait(command.spawn().unwrap())
     };
     let here = format!("{own},n[2-3]");
-    let ended = run(&here, &[], &["-n", "20"]);
+    let ended = run(&here, &[], &["--count", "20"]);
     assert_eq!((ended.code, fake.launches()), (Some(0), 1), "{ended:?}");
     assert_eq!(sorted(ended.text()), expected("out ", 20));
     let arguments = fake.arguments();
     assert!(arguments[0].contains("--mpi=pmix --nodes 3 --ntasks 3"), "{arguments:?}");
     // In a step, on one node, and where it is not wanted, nothing is launched.
     for (nodes, more, words) in [
-        (&*here, &[("SLURM_STEP_ID", "0")][..], &["-n", "3"][..]),
-        (own, &[], &["-n", "3"]),
-        (&*here, &[], &["-n", "3", "--engine", "local"]),
+        (&*here, &[("SLURM_STEP_ID", "0")][..], &["--count", "3"][..]),
+        (own, &[], &["--count", "3"]),
+        (&*here, &[], &["--count", "3", "--engine", "local"]),
     ] {
         let ended = run(nodes, more, words);
         assert_eq!((ended.code, fake.launches()), (Some(0), 1), "{ended:?}");
     }
     // Where the run will be on another machine, srun takes the place of the command.
     fs::write(fake.path("srun"), "#!/bin/sh\necho \"$@\"; exit 5\n").unwrap();
-    let ended = run("n[2-3]", &[], &["-n", "3"]);
+    let ended = run("n[2-3]", &[], &["--count", "3"]);
     assert_eq!(ended.code, Some(5), "{ended:?}");
     assert!(ended.text().contains("run --engine mpi -n 3 -- sh -c"), "{ended:?}");
 }
@@ -326,7 +326,7 @@ fn the_nodes_of_a_slurm_allocation_are_used_without_being_named() {
 fn a_signal_ends_the_run_in_order_and_a_third_at_once() {
     let fake = Fake::new(r#""$@""#);
     let job = ["--", "sh", "-c", "echo $0 >> ran; exec sleep 1", "{}"];
-    let words = [&["-p", "2", "-n", "1000", "--journal", "journal"], &job[..]].concat();
+    let words = [&["-p", "2", "--count", "1000", "--journal", "journal"], &job[..]].concat();
     for (signals, expected) in [(1, Signal::INT), (1, Signal::TERM), (3, Signal::INT)] {
         let _ = fs::remove_file(fake.path("ran"));
         let _ = fs::remove_file(fake.path("journal"));
@@ -353,7 +353,7 @@ fn a_launcher_that_gives_up_is_a_loss_and_not_the_end() {
     let script = r#"[ $n -lt 2 ] || { "$@"; exit; }
         "$@" & while [ ! -s ran ]; do sleep 0.01; done; kill -TERM $!; wait; exit 1"#;
     let fake = Fake::new(script);
-    let ended = fake.run(&[&["-p", "2", "-n", "100"], &JOB[..]].concat());
+    let ended = fake.run(&[&["-p", "2", "--count", "100"], &JOB[..]].concat());
     assert_eq!((ended.code, fake.launches()), (Some(0), 2), "{ended:?}");
     assert_eq!(sorted(ended.text()), expected("out ", 100));
     assert!(!ended.stderr.contains("interrupted"), "{ended:?}");
@@ -363,7 +363,7 @@ fn a_launcher_that_gives_up_is_a_loss_and_not_the_end() {
 fn a_stopped_run_stops_its_workers_and_goes_on_as_it_was() {
     let fake = Fake::new(r#""$@""#);
     let job = ["--", "sh", "-c", "echo $0 >> ran; sleep 0.05; echo out $0", "{}"];
-    let child = fake.command(&[&["-p", "2", "-n", "60"], &job[..]].concat()).spawn().unwrap();
+    let child = fake.command(&[&["-p", "2", "--count", "60"], &job[..]].concat()).spawn().unwrap();
     wait_until("jobs run", || fake.ran() >= 2);
     let run = children(children(child.id())[0])[0];
     signal(child.id(), Signal::TSTP);
@@ -397,7 +397,7 @@ fn a_reader_that_goes_away_is_a_clean_end() {
 #[test]
 fn a_run_whose_supervisor_is_killed_ends_and_is_resumed_to_the_same_results() {
     let fake = Fake::new(r#""$@""#);
-    let words = ["-p", "2", "-n", "2000", "--task", "square", "--format", "csv"];
+    let words = ["-p", "2", "--count", "2000", "--task", "square", "--format", "csv"];
     let rows = |text: &str| {
         let columns = |line: &str| {
             let fields: Vec<_> = line.split(',').collect();
@@ -442,7 +442,7 @@ fn a_run_whose_supervisor_is_killed_ends_and_is_resumed_to_the_same_results() {
 fn a_supervisor_that_is_killed_takes_the_run_with_it_and_leaves_no_file() {
     let fake = Fake::new(r#""$@""#);
     let job = ["--", "sh", "-c", "echo $0 >> ran; exec sleep 60", "{}"];
-    let child = fake.command(&[&["-p", "2", "-n", "9"], &job[..]].concat()).spawn().unwrap();
+    let child = fake.command(&[&["-p", "2", "--count", "9"], &job[..]].concat()).spawn().unwrap();
     wait_until("jobs run", || fake.ran() >= 2);
     signal(child.id(), Signal::KILL);
     let is_empty = || fs::read_dir(fake.path("tmp")).unwrap().next().is_none();
@@ -457,7 +457,7 @@ fn a_silent_run_is_lost_and_launched_again() {
     let script = r#"[ $n -lt 2 ] || { "$@"; exit; }
         "$@" & while [ ! -s ran ]; do sleep 0.01; done; kill -STOP $!; wait"#;
     let fake = Fake::new(script);
-    let ended = fake.run(&[&["-n", "20"], &JOB[..]].concat());
+    let ended = fake.run(&[&["--count", "20"], &JOB[..]].concat());
     assert_eq!((ended.code, fake.launches()), (Some(0), 2), "{ended:?}");
     assert!(ended.stderr.contains("silent"), "{ended:?}");
     assert_eq!(sorted(ended.text()), expected("out ", 20));

@@ -32,8 +32,10 @@ fn with_journal(journal: &Path, more: &[&str]) -> Ended {
 fn killed_in_the_middle_and_resumed_each_job_succeeds_exactly_once() {
     let dir = tempfile::tempdir().unwrap();
     let journal = dir.path().join("journal");
-    for task in [&["-p", "2", "-n", "600", "--", "true"][..], &["-p", "2", "-t", "pi", "-n", "600"]]
-    {
+    for task in [
+        &["-p", "2", "--count", "600", "--", "true"][..],
+        &["-p", "2", "-t", "pi", "--count", "600"],
+    ] {
         let _ = fs::remove_file(&journal);
         let arguments =
             [&["run", "--journal", journal.to_str().unwrap(), "--resume"], task].concat();

@@ -10,6 +10,7 @@
 //! - `limits`: limits of an input, output modes of tasks, and the log.
 //! - `output`: large output of jobs, and outputs that cannot be written.
 //! - `snapshots`: help, errors, tables and exit codes, verbatim.
+//! - `starts`: when jobs start, and the deadline of a run.
 //! - `signals`: signals that end, stop or continue a run.
 //! - `hosts`: launching and supervising runs that span hosts (with the feature `mpi`).
 //! - `isolate`: the cases of `procpool isolate`.
@@ -32,6 +33,7 @@ mod output;
 mod rows;
 mod signals;
 mod snapshots;
+mod starts;
 mod support;
 mod tasks;
 mod terminal;

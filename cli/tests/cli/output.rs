@@ -178,7 +178,7 @@ fn a_job_whose_output_cannot_be_kept_fails_alone_and_says_why() {
 fn a_full_disk_ends_the_run_with_a_message_and_a_closed_pipe_without() {
     for more in [&[][..], &["--line-buffer"], &["--format", "json"], &["--tag"]] {
         let full = File::options().write(true).open("/dev/full").unwrap();
-        let arguments = [&["run", "-n", "1000"], more, &["--", "echo"]].concat();
+        let arguments = [&["run", "--count", "1000"], more, &["--", "echo"]].concat();
         let ended = wait(procpool(&arguments).stdout(full).spawn().unwrap());
         assert_eq!(ended.code, Some(1), "{more:?}: {ended:?}");
         assert!(ended.stderr.contains("No space left on device"), "{more:?}: {ended:?}");
@@ -190,7 +190,7 @@ fn an_error_output_that_cannot_be_written_ends_nothing() {
     for more in [&[][..], &["--line-buffer"]] {
         let full = File::options().write(true).open("/dev/full").unwrap();
         let arguments =
-            [&["run", "-n", "20"], more, &["--", "sh", "-c", "echo $0; echo $0 >&2"]].concat();
+            [&["run", "--count", "20"], more, &["--", "sh", "-c", "echo $0; echo $0 >&2"]].concat();
         let ended = wait(procpool(&arguments).stderr(full).spawn().unwrap());
         assert_eq!(
             (ended.code, ended.text().lines().count()),

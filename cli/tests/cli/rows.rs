@@ -62,7 +62,7 @@ fn columns_stand_under_their_headings() {
 
 #[test]
 fn each_row_has_the_pid_of_one_of_the_workers() {
-    let ended = run(&["run", "--procs", "4", "--task", "pi", "-n", "64", "--format", "json"]);
+    let ended = run(&["run", "--procs", "4", "--task", "pi", "--count", "64", "--format", "json"]);
     assert_eq!(ended.code, Some(0), "{ended:?}");
     let rows = ended.json();
     let pids: HashSet<u64> = rows.iter().map(|row| row["pid"].as_u64().unwrap()).collect();

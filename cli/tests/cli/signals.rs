@@ -10,8 +10,16 @@ use rustix::process::Signal;
 use crate::support::{LIMIT, children, lines_of, procpool, signal, state, wait, wait_until};
 
 /// A long run of short tasks.
-const LONG: [&str; 8] =
-    ["run", "--procs=2", "--task=pi", "--points=20000", "--format=csv", "--quiet", "-n", "9999999"];
+const LONG: [&str; 8] = [
+    "run",
+    "--procs=2",
+    "--task=pi",
+    "--points=20000",
+    "--format=csv",
+    "--quiet",
+    "--count",
+    "9999999",
+];
 
 /// A run whose only task never ends.
 const ENDLESS: [&str; 6] =
@@ -123,7 +131,7 @@ fn ctrl_z_stops_the_workers_too_and_fg_lets_all_go_on() {
         "--points=200000",
         "--format=csv",
         "--quiet",
-        "-n",
+        "--count",
         "300",
     ];
     let mut child = procpool(&arguments).spawn().unwrap();

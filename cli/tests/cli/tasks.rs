@@ -107,7 +107,7 @@ fn plots_are_written_one_per_seed_and_turned_pictures_beside_them() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name).into_os_string().into_string().unwrap();
     let (plots, turned, back) = (path("plots"), path("turned"), path("back"));
-    let made = run(&["run", "-n", "3", "--task", "plot", "--out", &plots, "--to", "png"]);
+    let made = run(&["run", "--count", "3", "--task", "plot", "--out", &plots, "--to", "png"]);
     assert_eq!(made.code, Some(0), "{made:?}");
 
     let images = |from: &str, to: &str, format: &str| {

@@ -66,8 +66,17 @@ fn a_trace_is_whole_whatever_ends_the_run() {
     let dir = tempfile::tempdir().unwrap();
     for ending in [Signal::KILL, Signal::INT] {
         let trace = dir.path().join(format!("{ending:?}.json"));
-        let arguments =
-            ["run", "-p", "2", "--trace", trace.to_str().unwrap(), "-n", "1000000", "--", "echo"];
+        let arguments = [
+            "run",
+            "-p",
+            "2",
+            "--trace",
+            trace.to_str().unwrap(),
+            "--count",
+            "1000000",
+            "--",
+            "echo",
+        ];
         let mut child = procpool(&arguments).spawn().unwrap();
         let lines = lines_of(child.stdout.take().unwrap());
         lines.recv_timeout(LIMIT).unwrap();

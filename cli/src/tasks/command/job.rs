@@ -116,6 +116,8 @@ pub(crate) enum Status {
     OutOfMemory(u64),
     /// Could not be started: the shell's exit code for that, and the reason.
     NotStarted(i32, String),
+    /// Was held until the run ended, and never started.
+    Held,
     /// Asked for the terminal, which jobs do not have.
     NeedsTerminal,
     /// The reader of its output is gone.
@@ -134,8 +136,10 @@ impl Status {
 
     /// Whether a retry may succeed.
     pub(crate) fn may_be_retried(&self) -> bool {
-        let is_final =
-            matches!(self, Self::NeedsTerminal | Self::OutputClosed | Self::OutputFailed(_));
+        let is_final = matches!(
+            self,
+            Self::Held | Self::NeedsTerminal | Self::OutputClosed | Self::OutputFailed(_)
+        );
         !self.is_success() && !is_final
     }
 
@@ -167,6 +171,7 @@ impl fmt::Display for Status {
                 write!(f, "exceeded its memory limit of {} MiB and was killed", bytes >> 20)
             }
             Self::NotStarted(_, reason) => f.write_str(reason),
+            Self::Held => f.write_str("was not started, since the run ended"),
             Self::NeedsTerminal => f.write_str(
                 "was killed because it asked for the terminal: jobs run in the background, with \
                  empty standard input; use the command's option for unattended use, such as \

@@ -5,6 +5,7 @@
 //! | `spec` | what holds for every job of a run |
 //! | `job` | one job, and its result |
 //! | `template` | the command line, and its replacement strings |
+//! | `start` | when a job may start |
 //! | `run` | one job in its worker: start, limits, end |
 //! | `lines` | output that is forwarded line by line |
 //! | `spill` | output that is captured |
@@ -19,11 +20,13 @@ mod lines;
 mod run;
 mod spec;
 pub(crate) mod spill;
+mod start;
 mod template;
 
 pub(crate) use self::job::{CommandJob, Completed, FailedAttempt, Printed, Range, Status};
 pub(crate) use self::lines::{tag_of, tagged};
 pub(crate) use self::run::{prepare, run};
 pub(crate) use self::spec::{CommandSpec, OutputMode};
+pub(crate) use self::start::{SharedStart, StartRules};
 pub(crate) use self::template::quote;
-pub(crate) use self::template::{NoProgram, Template};
+pub(crate) use self::template::{NoProgram, Replacements, Template, ValueCost};

@@ -90,9 +90,18 @@ pub(crate) fn run(job: CommandJob) -> Completed {
     let ended = procpool::with_state(|runner: &mut Runner| {
         let mut attempts = 1;
         let mut earlier = Vec::new();
+        if !runner.spec.start.wait() {
+            let held = Completed::not_started(1, 0, String::new());
+            return Completed { status: Status::Held, ..held };
+        }
         loop {
             let ended = runner.attempt(&job, attempts);
-            if !ended.status.may_be_retried() || attempts > runner.spec.retries {
+            let start = &runner.spec.start;
+            let is_retried = ended.status.may_be_retried()
+                && attempts <= runner.spec.retries
+                && start.wait_to_retry(attempts)
+                && start.wait();
+            if !is_retried {
                 runner.spiller.announce([&ended.stdout, &ended.stderr]);
                 return Completed { earlier, ..ended };
             }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::start::StartRules;
 use super::template::Template;
 
 /// What holds for every job of a run.
@@ -19,6 +20,8 @@ pub(crate) struct CommandSpec {
     pub(crate) retries: u32,
     /// The limit of resident memory in bytes, for all processes of a job together.
     pub(crate) memory: Option<u64>,
+    /// When jobs may start.
+    pub(crate) start: StartRules,
     /// The abstract name of the parent's socket for output in files.
     pub(crate) spill: Vec<u8>,
 }

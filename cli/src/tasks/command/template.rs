@@ -9,8 +9,14 @@ use std::path::{Path, PathBuf};
 use rustix::fs::Access;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::place::TemplateError;
+use self::place::{AtBrace, Place, at_brace};
 use super::job::CommandJob;
 use crate::tasks::Bytes;
+
+mod place;
+
+pub(crate) use self::place::Replacements;
 
 /// The words of a command line.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -18,35 +24,28 @@ pub(crate) struct Template {
     words: Vec<Vec<Piece>>,
     /// Whether the words form one line for a shell.
     shell: bool,
+    /// Whether a word is repeated for each value of an input with several.
+    repeats: bool,
 }
 
 /// A part of a word.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 enum Piece {
     Text(Bytes),
-    Placeholder(Placeholder),
+    Place(Place),
 }
 
-/// A placeholder for a property of the job.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-enum Placeholder {
-    Input,
-    WithoutExtension,
-    BaseName,
-    Directory,
-    Number,
-    Slot,
+/// What a value of an input costs of the length of a command.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ValueCost {
+    /// How often it stands there.
+    pub(crate) places: usize,
+    /// The length of what is repeated with it.
+    pub(crate) around: usize,
+    /// The length of all else.
+    pub(crate) rest: usize,
+    pub(crate) in_shell: bool,
 }
-
-/// The replacement strings.
-const PLACES: [(&[u8], Placeholder); 6] = [
-    (b"{}", Placeholder::Input),
-    (b"{.}", Placeholder::WithoutExtension),
-    (b"{/}", Placeholder::BaseName),
-    (b"{//}", Placeholder::Directory),
-    (b"{#}", Placeholder::Number),
-    (b"{%}", Placeholder::Slot),
-];
 
 /// Why a program cannot be run, for any input.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -59,32 +58,49 @@ pub(crate) enum NoProgram {
     NotExecutable(OsString),
 }
 
-/// What is wrong with a command line, for any input.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum TemplateError {
-    /// A replacement string of another program.
-    #[error(
-        "'{0}' is not a replacement string; supported are {{}} {{.}} {{/}} {{//}} {{#}} {{%}} (see \
-         --help); for a literal, use --shell and split it by quotes: {{''1}}"
-    )]
-    Unknown(String),
-    /// A placeholder where a shell would not read it as one word.
-    #[error(
-        "'{0}' stands {1}: move it out, since with --shell it is always one word, as in: echo \"got \"{{}}"
-    )]
-    NotAWord(&'static str, &'static str),
-}
-
 impl Template {
     /// Parses words as typed. Without a placeholder, the input is appended. With `shell`, the words
     /// are joined by spaces and read by `/bin/sh`; an input is still always one word.
-    pub(crate) fn new(words: impl IntoIterator<Item = OsString>, shell: bool) -> Self {
-        let mut words: Vec<Vec<Piece>> =
-            words.into_iter().map(|word| pieces(word.as_bytes())).collect();
-        if !words.iter().flatten().any(|piece| matches!(piece, Piece::Placeholder(_))) {
-            words.push(vec![Piece::Placeholder(Placeholder::Input)]);
+    ///
+    /// # Errors
+    ///
+    /// If something looks like a replacement string and is none.
+    pub(crate) fn new(
+        words: impl IntoIterator<Item = OsString>,
+        shell: bool,
+        given: &Replacements,
+    ) -> Result<Self, TemplateError> {
+        let words = words.into_iter().map(|word| pieces(word.as_bytes(), given));
+        let mut words = words.collect::<Result<Vec<_>, _>>()?;
+        if !words.iter().flatten().any(|piece| matches!(piece, Piece::Place(_))) {
+            words.push(vec![Piece::Place(Place::input(b"{}"))]);
         }
-        Self { words, shell }
+        Ok(Self { words, shell, repeats: false })
+    }
+
+    /// Repeats the word around `{}` for each value of an input with several.
+    pub(crate) fn repeating_words(self) -> Self {
+        Self { repeats: true, ..self }
+    }
+
+    /// Returns what a value costs of the length of a command.
+    pub(crate) fn value_cost(&self) -> ValueCost {
+        let is_of_all = |piece: &Piece| matches!(piece, Piece::Place(place) if place.is_of_all());
+        let mut cost = ValueCost { in_shell: self.shell, ..ValueCost::default() };
+        for word in &self.words {
+            let texts = word.iter().map(|piece| match piece {
+                Piece::Text(text) => text.as_slice().len(),
+                Piece::Place(_) => 0,
+            });
+            let length: usize = texts.sum();
+            cost.places += word.iter().filter(|piece| is_of_all(piece)).count();
+            if self.repeats && word.iter().any(is_of_all) {
+                cost.around += length;
+            }
+            // The other places are short.
+            cost.rest += length + 64;
+        }
+        cost
     }
 
     /// Returns the program's file, looked up once for all inputs; none if it depends on the input.
@@ -107,16 +123,8 @@ impl Template {
     ///
     /// # Errors
     ///
-    /// If something looks like a replacement string of another program, or a placeholder is within
-    /// quotes of a line for a shell.
+    /// If a placeholder is within quotes of a line for a shell.
     pub(crate) fn check(&self) -> Result<(), TemplateError> {
-        for piece in self.words.iter().flatten() {
-            if let Piece::Text(text) = piece
-                && let Some(unknown) = unknown_place(text.as_slice())
-            {
-                return Err(TemplateError::Unknown(String::from_utf8_lossy(unknown).into_owned()));
-            }
-        }
         if !self.shell {
             return Ok(());
         }
@@ -129,10 +137,11 @@ impl Template {
                 match piece {
                     Piece::Text(text) => scan.pass(text.as_slice()),
                     // Digits mean the same everywhere.
-                    Piece::Placeholder(Placeholder::Number | Placeholder::Slot) => scan.pass(b"1"),
-                    Piece::Placeholder(place) => match scan.obstacle() {
+                    Piece::Place(place) if place.is_number() => scan.pass(b"1"),
+                    Piece::Place(place) => match scan.obstacle() {
                         Some(obstacle) => {
-                            return Err(TemplateError::NotAWord(place.written(), obstacle));
+                            let written = place.written.to_text().into_owned();
+                            return Err(TemplateError::NotAWord(written, obstacle));
                         }
                         None => scan.pass(b"x"),
                     },
@@ -148,27 +157,27 @@ impl Template {
     /// the line contains only their names.
     pub(crate) fn words(&self, job: &CommandJob, slot: &str) -> Vec<OsString> {
         if !self.shell {
-            let fill = |word: &Vec<Piece>| {
-                let filled = word.iter().flat_map(|piece| match piece {
-                    Piece::Text(text) => text.as_slice().to_vec(),
-                    Piece::Placeholder(place) => place.value(job, slot).into_owned(),
-                });
-                OsString::from_vec(filled.collect())
-            };
-            return self.words.iter().map(fill).collect();
+            let words = self.words.iter().flat_map(|word| self.filled(word, job, slot));
+            return words.map(OsString::from_vec).collect();
         }
-        let mut values: Vec<(Placeholder, Cow<'_, [u8]>)> = Vec::new();
+        let mut known: Vec<(&Place, Vec<u8>)> = Vec::new();
+        let mut values: Vec<Vec<u8>> = Vec::new();
         let line = self.shell_line(|place| {
-            let value = place.value(job, slot);
-            if matches!(place, Placeholder::Number | Placeholder::Slot) {
-                return value.into_owned();
+            let new = place.values(job, slot);
+            if place.is_number() {
+                return new.concat();
             }
-            let known = values.iter().position(|(known, _)| *known == place);
-            let index = known.unwrap_or_else(|| {
-                values.push((place, value));
-                values.len() - 1
-            });
-            format!("\"${{procpool_{}}}\"", index + 1).into_bytes()
+            if let Some((_, names)) =
+                known.iter().find(|(known, _)| known.stands_for == place.stands_for)
+            {
+                return names.clone();
+            }
+            let numbers = values.len() + 1..=values.len() + new.len();
+            let names: Vec<_> = numbers.map(|it| format!("\"${{procpool_{it}}}\"")).collect();
+            values.extend(new);
+            let names = names.join(" ").into_bytes();
+            known.push((place, names.clone()));
+            names
         });
         // Not in the environment, where programs of the line would inherit them.
         let mut script = String::new();
@@ -176,16 +185,47 @@ impl Template {
             script += &format!("procpool_{index}=$1; shift; ");
         }
         let script = OsString::from_vec([script.as_bytes(), &line].concat());
-        let values = values.into_iter().map(|(_, value)| OsString::from_vec(value.into_owned()));
+        let values = values.into_iter().map(OsString::from_vec);
         ["sh".into(), "-c".into(), script, "sh".into()].into_iter().chain(values).collect()
     }
 
+    /// Returns the words that a word becomes. A placeholder for several values ends a word after each
+    /// but the last, or repeats the whole word for each.
+    fn filled(&self, word: &[Piece], job: &CommandJob, slot: &str) -> Vec<Vec<u8>> {
+        let is_of_all = |piece: &Piece| matches!(piece, Piece::Place(place) if place.is_of_all());
+        let count = if self.repeats && word.iter().any(is_of_all) { job.input.count() } else { 1 };
+        // Once for all repetitions: there may be thousands of values.
+        let values = word.iter().map(|piece| match piece {
+            Piece::Text(text) => (false, vec![text.as_slice().to_vec()]),
+            Piece::Place(place) => (place.is_of_all(), place.values(job, slot)),
+        });
+        let values: Vec<_> = values.collect();
+        let mut filled = Vec::new();
+        for index in 0..count {
+            let mut current = Vec::new();
+            for (is_of_all, values) in &values {
+                if count > 1 && *is_of_all {
+                    current.extend_from_slice(values.get(index).map_or(b"", Vec::as_slice));
+                    continue;
+                }
+                for (index, value) in values.iter().enumerate() {
+                    if index > 0 {
+                        filled.push(std::mem::take(&mut current));
+                    }
+                    current.extend_from_slice(value);
+                }
+            }
+            filled.push(current);
+        }
+        filled
+    }
+
     /// Returns the line for a shell.
-    fn shell_line(&self, mut fill: impl FnMut(Placeholder) -> Vec<u8>) -> Vec<u8> {
+    fn shell_line<'a>(&'a self, mut fill: impl FnMut(&'a Place) -> Vec<u8>) -> Vec<u8> {
         let words = self.words.iter().map(|word| {
             let filled = word.iter().flat_map(|piece| match piece {
                 Piece::Text(text) => text.as_slice().to_vec(),
-                Piece::Placeholder(place) => fill(*place),
+                Piece::Place(place) => fill(place),
             });
             filled.collect::<Vec<u8>>()
         });
@@ -194,103 +234,53 @@ impl Template {
 
     /// Returns the command line of a job, as it could be typed into a shell.
     pub(crate) fn line(&self, job: &CommandJob, slot: &str) -> Vec<u8> {
+        let quoted = |words: Vec<Vec<u8>>| {
+            let words: Vec<_> = words.iter().map(|word| quote(word)).collect();
+            words.join(&b' ')
+        };
         if self.shell {
-            return self.shell_line(|place| quote(&place.value(job, slot)).into_owned());
+            return self.shell_line(|place| quoted(place.values(job, slot)));
         }
-        let words = self.words(job, slot);
-        let words: Vec<_> = words.iter().map(|word| quote(word.as_bytes())).collect();
-        words.join(&b' ')
+        quoted(self.words(job, slot).into_iter().map(OsString::into_vec).collect())
     }
 }
 
-impl Placeholder {
-    /// Returns the replacement string.
-    fn written(self) -> &'static str {
-        let found = PLACES.iter().find(|(_, place)| *place == self);
-        found.and_then(|(written, _)| std::str::from_utf8(written).ok()).unwrap_or("{}")
-    }
-
-    fn value<'a>(self, job: &'a CommandJob, slot: &'a str) -> Cow<'a, [u8]> {
-        let path = || job.input.to_path();
-        match self {
-            Self::Input => job.input.to_bytes(),
-            Self::WithoutExtension => {
-                let path = path().into_owned();
-                let extension = path.extension().map_or(0, |extension| extension.len() + 1);
-                let mut bytes = path.into_os_string().into_vec();
-                // In "a.b/", the "b" is the name's extension and not the end of the path.
-                if !bytes.ends_with(b"/") {
-                    bytes.truncate(bytes.len() - extension);
-                }
-                Cow::Owned(bytes)
-            }
-            Self::BaseName => match path().file_name() {
-                Some(name) => Cow::Owned(name.as_bytes().to_vec()),
-                None => job.input.to_bytes(),
-            },
-            Self::Directory => Cow::Owned(match path().parent() {
-                Some(parent) if parent.as_os_str().is_empty() => b".".to_vec(),
-                Some(parent) => parent.as_os_str().as_bytes().to_vec(),
-                None => b"/".to_vec(),
-            }),
-            Self::Number => Cow::Owned(job.number.to_string().into_bytes()),
-            Self::Slot => Cow::Borrowed(slot.as_bytes()),
-        }
-    }
-}
-
-fn pieces(word: &[u8]) -> Vec<Piece> {
+fn pieces(word: &[u8], given: &Replacements) -> Result<Vec<Piece>, TemplateError> {
     let mut pieces = Vec::new();
-    let (mut text, mut rest) = (Vec::new(), word);
-    while let [first, others @ ..] = rest {
-        match PLACES.iter().find(|(written, _)| rest.starts_with(written)) {
-            Some((written, place)) => {
-                if !text.is_empty() {
-                    pieces.push(Piece::Text(std::mem::take(&mut text).into()));
+    let (mut text, mut at) = (Vec::new(), 0);
+    let input = given.input.as_deref().filter(|input| !input.is_empty());
+    while at < word.len() {
+        let (place, length) = if input.is_some_and(|input| word[at..].starts_with(input)) {
+            (Place::input(input.unwrap_or_default()), input.map_or(0, <[u8]>::len))
+        } else if word[at] == b'{' {
+            match at_brace(word, at, given)? {
+                AtBrace::Place(place, length) => (place, length),
+                AtBrace::Literal(literal, length) => {
+                    text.extend(literal);
+                    at += length;
+                    continue;
                 }
-                pieces.push(Piece::Placeholder(*place));
-                rest = &rest[written.len()..];
+                AtBrace::Text => {
+                    text.push(word[at]);
+                    at += 1;
+                    continue;
+                }
             }
-            None => {
-                text.push(*first);
-                rest = others;
-            }
+        } else {
+            text.push(word[at]);
+            at += 1;
+            continue;
+        };
+        if !text.is_empty() {
+            pieces.push(Piece::Text(std::mem::take(&mut text).into()));
         }
+        pieces.push(Piece::Place(place));
+        at += length;
     }
     if !text.is_empty() {
         pieces.push(Piece::Text(text.into()));
     }
-    pieces
-}
-
-/// Finds the first replacement string of another program: `{1}`, `{..}`, `{/.}`, `{2/}`, `{##}`,
-/// `{= … =}`.
-///
-/// A repetition of a regular expression, as in `[0-9]{4}`, is not one: a number alone counts only
-/// if nothing precedes it that could be repeated.
-fn unknown_place(text: &[u8]) -> Option<&[u8]> {
-    for (start, _) in text.iter().enumerate().filter(|(_, byte)| **byte == b'{') {
-        let rest = &text[start..];
-        if rest.starts_with(b"{=")
-            && let Some(end) = rest.windows(2).position(|two| two == b"=}")
-        {
-            return Some(&rest[..end + 2]);
-        }
-        let Some(end) = rest.iter().position(|byte| *byte == b'}') else { continue };
-        let inner = &rest[1..end];
-        let sign = usize::from(inner.first().is_some_and(|byte| b"+-".contains(byte)));
-        let digits = inner[sign..].iter().take_while(|byte| byte.is_ascii_digit()).count();
-        let (number, marks) = inner.split_at(sign + digits);
-        let has_marks = !marks.is_empty() && marks.iter().all(|byte| b"./#%".contains(byte));
-        let before = start.checked_sub(1).map(|before| text[before]);
-        let is_count = before
-            .is_some_and(|byte| byte.is_ascii_alphanumeric() || b"])}.*\\$\"'_".contains(&byte));
-        let is_number = marks.is_empty() && !number.is_empty() && digits > 0;
-        if (has_marks && before != Some(b'$')) || (is_number && !is_count) {
-            return Some(&rest[..=end]);
-        }
-    }
-    None
+    Ok(pieces)
 }
 
 /// Follows a shell's quoting, to tell whether a placeholder is within quotes.

@@ -6,8 +6,13 @@ fn job(input: &str) -> CommandJob {
     CommandJob { input: Input::from(input), number: 7, id: 0, limit: None }
 }
 
+fn single() -> Replacements {
+    Replacements { values: Some(1), ..Replacements::default() }
+}
+
 fn words(template: &str, input: &str) -> Vec<String> {
-    let template = Template::new(template.split(' ').map(OsString::from), false);
+    let template =
+        Template::new(template.split(' ').map(OsString::from), false, &single()).unwrap();
     let words = template.words(&job(input), "2");
     words.into_iter().map(|word| word.into_string().unwrap()).collect()
 }
@@ -34,7 +39,8 @@ fn an_input_is_one_word_whatever_is_in_it_and_is_appended_where_it_has_no_place(
 
 #[test]
 fn in_a_shell_an_input_is_one_word_too() {
-    let template = Template::new(["gzip -c {} >".into(), "{.}.gz".into()], true);
+    let template =
+        Template::new(["gzip -c {} >".into(), "{.}.gz".into()], true, &single()).unwrap();
     let words = template.words(&job("it's.$HOME"), "1");
     let line = "procpool_1=$1; shift; procpool_2=$1; shift; \
                 gzip -c \"${procpool_1}\" > \"${procpool_2}\".gz";
@@ -45,7 +51,7 @@ fn in_a_shell_an_input_is_one_word_too() {
 
 #[test]
 fn in_a_shell_an_input_within_quotes_is_refused() {
-    let check = |line: &str| Template::new([OsString::from(line)], true).check();
+    let check = |line: &str| Template::new([OsString::from(line)], true, &single())?.check();
     for line in [
         "echo 'got {}'",
         "echo \"got {}\"",
@@ -82,11 +88,12 @@ fn in_a_shell_an_input_within_quotes_is_refused() {
 
 #[test]
 fn what_another_program_would_replace_is_refused_and_braces_are_not() {
-    let check = |word: &str| Template::new([OsString::from(word)], false).check();
-    for word in
-        ["{1}", "{2/}", "{/.}", "{..}", "x.{..}", "-{1}", "{1}{2}", "{-1}", "{##}", "{= s/a/b/ =}"]
-    {
-        assert!(matches!(check(word), Err(TemplateError::Unknown(_))), "{word}");
+    let check = |word: &str| Template::new([OsString::from(word)], false, &single())?.check();
+    for word in ["{##}", "{= s/a/b/ =}", "{0#}", "{%%x}", "{+1}", "{....}", "{0}"] {
+        assert!(matches!(check(word), Err(TemplateError::Unknown(..))), "{word}");
+    }
+    for word in ["{2}", "{2/}", "{-2}", "x{3.}"] {
+        assert!(matches!(check(word), Err(TemplateError::NoSuchValue(_, 1))), "{word}");
     }
     for word in [
         "{print $1}",
@@ -125,7 +132,7 @@ fn a_line_does_nothing_to_a_terminal() {
 #[test]
 fn a_line_can_be_typed_again() {
     let line = |words: &[&str], input| {
-        let template = Template::new(words.iter().map(OsString::from), false);
+        let template = Template::new(words.iter().map(OsString::from), false, &single()).unwrap();
         String::from_utf8(template.line(&job(input), "1")).unwrap()
     };
     assert_eq!(line(&["gzip", "-k"], "a/b.txt"), "gzip -k a/b.txt");
@@ -135,7 +142,8 @@ fn a_line_can_be_typed_again() {
 
 #[test]
 fn a_program_is_found_as_a_shell_finds_it_or_its_absence_told() {
-    let program = |word: &str| Template::new([OsString::from(word)], false).program();
+    let program =
+        |word: &str| Template::new([OsString::from(word)], false, &single()).unwrap().program();
     assert!(program("sh").unwrap().unwrap().ends_with("sh"));
     assert_eq!(program("/bin/sh").unwrap(), Some("/bin/sh".into()));
     assert_eq!(program("{}").unwrap(), None);
@@ -144,4 +152,53 @@ fn a_program_is_found_as_a_shell_finds_it_or_its_absence_told() {
     assert!(matches!(program("/etc/passwd"), Err(NoProgram::NotExecutable(_))));
     assert!(matches!(program("/etc"), Err(NoProgram::NotExecutable(_))));
     assert!(matches!(program(""), Err(NoProgram::NotFound(_))));
+}
+
+#[test]
+fn parts_of_a_path_are_those_of_gnu_parallel() {
+    let parts = "{/.} {..} {/..} {+/} {+.} {+..} {%.gz} {#a/} {04#} {03%} {1} {-1/.} {seq} {slot}";
+    let expected = [
+        "b.c", "a/b", "b", "a", "gz", "c.gz", "a/b.c", "b.c.gz", "0007", "002", "a/b.c.gz", "b.c",
+        "7", "2",
+    ];
+    assert_eq!(words(parts, "a/b.c.gz"), expected);
+    assert_eq!(words("[{..}] [{+/}] [{+.}] [{%x}]", "b.c"), ["[b.c]", "[]", "[c]", "[b.c]"]);
+    assert_eq!(words("{/.} {+.}", "d.d/.hidden"), [".hidden", ""]);
+}
+
+#[test]
+fn doubled_braces_and_another_string_keep_braces_as_text() {
+    assert_eq!(
+        words("{{}} {{.}} {{1}}-{} {{ {{x}} }}", "i"),
+        ["{}", "{.}", "{1}-i", "{{", "{{x}}", "}}"]
+    );
+    assert_eq!(words("a{4} ${1} ${#x} {4x} {}", "i"), ["a{4}", "${1}", "${#x}", "{4x}", "i"]);
+    let given = Replacements { input: Some(b"%".to_vec()), ..single() };
+    let template = Template::new(["{}-%-{.}".into()], false, &given).unwrap();
+    assert_eq!(template.words(&job("i.j"), "2"), ["{}-i.j-i"]);
+}
+
+#[test]
+fn several_values_are_words_of_their_own() {
+    let several = |values: &[&str]| CommandJob {
+        input: Input::Several(values.iter().map(|value| (*value).into()).collect()),
+        ..job("")
+    };
+    let given =
+        Replacements { values: Some(2), names: Some(vec!["x".into(), "xy".into()]), ..single() };
+    let template = |words: &[&str], shell| {
+        Template::new(words.iter().map(OsString::from), shell, &given).unwrap()
+    };
+    let values = several(&["a b.c", "d"]);
+    let spread = template(&["p", "{}", "-{.}-", "a{1}{2}", "{xy}{x.}"], false);
+    let expected = ["p", "a b.c", "d", "-a b", "d-", "aa b.cd", "da b"];
+    assert_eq!(spread.words(&values, "1"), expected);
+    let repeated = template(&["p", "<{}{.}>", "{#}"], false).repeating_words();
+    assert_eq!(repeated.words(&values, "1"), ["p", "<a b.ca b>", "<dd>", "7"]);
+    let shell = template(&["p {} {} {2} | q"], true).words(&values, "1");
+    let script = "procpool_1=$1; shift; procpool_2=$1; shift; procpool_3=$1; shift; p \"${procpool_1}\" \
+                  \"${procpool_2}\" \"${procpool_1}\" \"${procpool_2}\" \"${procpool_3}\" | q";
+    assert_eq!(shell, ["sh", "-c", script, "sh", "a b.c", "d", "d"]);
+    let error = Template::new(["{nobody}".into()], false, &given).unwrap_err().to_string();
+    assert!(error.contains("{x} {xy}"), "{error}");
 }
