@@ -319,7 +319,7 @@ fn the_nodes_of_a_slurm_allocation_are_used_without_being_named() {
     fs::write(fake.path("srun"), "#!/bin/sh\necho \"$@\"; exit 5\n").unwrap();
     let ended = run("n[2-3]", &[], &["--count", "3"]);
     assert_eq!(ended.code, Some(5), "{ended:?}");
-    assert!(ended.text().contains("run --engine mpi -n 3 -- sh -c"), "{ended:?}");
+    assert!(ended.text().contains("run --engine mpi --count 3 -- sh -c"), "{ended:?}");
 }
 
 #[test]

@@ -200,7 +200,7 @@ fn the_results_of_a_run_that_was_killed_and_resumed_are_those_of_an_unbroken_run
     let dir = tempfile::tempdir().unwrap();
     let [journal, results, whole] =
         ["journal", "results", "whole"].map(|name| dir.path().join(name));
-    let task = ["-q", "-p", "2", "-n", "3000", "--chunk-size", "1", "--format", "csv"];
+    let task = ["-q", "-p", "2", "--count", "3000", "--chunk-size", "1", "--format", "csv"];
     let unbroken = run(&[&["run", "--results", whole.to_str().unwrap()], &task[..]].concat());
     assert_eq!((unbroken.code, unbroken.text()), (Some(0), ""), "{unbroken:?}");
     let to_file = [
