@@ -440,6 +440,7 @@ impl PoolBuilder {
     pub fn build(mut self) -> Result<Pool, Error> {
         check_program()?;
         let fds = SupervisorFds::new()?;
+        self.hosts.check()?;
         let spans_hosts = self.hosts == Hosts::Mpi && self.agent.is_none();
         let plan = spans_hosts.then(|| self.plan()).transpose()?;
         let (mut config, options) = self.resolve(Arc::clone(&fds.reader))?;

@@ -40,6 +40,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use crate::error::Error;
 use crate::pool::schedule::cost::CostEstimate;
 
 mod agent;
@@ -105,11 +106,28 @@ pub enum Hosts {
     Mpi,
 }
 
+/// The variables in which launchers tell a process its rank.
+const RANKS: [&str; 3] = ["OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"];
+
 /// The environment variable that decides where [`PoolBuilder::hosts`](crate::PoolBuilder::hosts) doesn't:
 /// `mpi`, or `local`. With `local`, [`init`](crate::init) returns on every host.
 const HOSTS: &str = "PROCPOOL_HOSTS";
 
 impl Hosts {
+    /// Checks that a program that a launcher has started on several hosts can span them.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Hosts`] without the feature `mpi`: each host would run the program for itself.
+    pub(crate) fn check(self) -> Result<(), Error> {
+        let is_launched = || RANKS.iter().any(|name| std::env::var_os(name).is_some());
+        if self == Self::Mpi && !cfg!(feature = "mpi") && is_launched() {
+            let reason = "this program was built without procpool's feature `mpi`".to_owned();
+            return Err(Error::Hosts { reason });
+        }
+        Ok(())
+    }
+
     /// Returns the default: the value of the environment variable, or this host alone.
     pub(crate) fn from_env() -> Self {
         match std::env::var_os(HOSTS) {

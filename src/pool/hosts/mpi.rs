@@ -28,7 +28,7 @@ use super::engine::{Engine, EngineEvent};
 use super::manager::Manager;
 use super::requests::{self, Handle, LEAVE_LIMIT};
 use super::wire::Hello;
-use super::{HOSTS, IS_IN_RUN};
+use super::{HOSTS, IS_IN_RUN, RANKS};
 use crate::os::process::{at_exit, exit_now};
 use crate::os::{host, signals};
 
@@ -41,9 +41,6 @@ const END: c_int = 2;
 
 /// Number of messages to a peer that MPI has at the same time.
 const MOST_SENDING: usize = 16;
-
-/// The variables in which launchers tell a process its rank.
-const RANKS: [&str; 3] = ["OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"];
 
 /// The exit codes of an agent that the manager rejected, and of one that lost the manager.
 const EXIT_REJECTED: i32 = 4;
