@@ -93,7 +93,17 @@ impl SharedMemory {
     }
 
     fn frozen(file: File, len: usize) -> io::Result<Self> {
-        rustix::fs::fcntl_add_seals(&file, FROZEN)?;
+        /// Attempts at sealing. The kernel refuses while it moves a page of the file, after a wait of its own of
+        /// about a tenth of a second.
+        const MAX_ATTEMPTS: u32 = 20;
+        let mut attempts = 1;
+        while let Err(errno) = rustix::fs::fcntl_add_seals(&file, FROZEN) {
+            if errno != rustix::io::Errno::BUSY || attempts == MAX_ATTEMPTS {
+                return Err(errno.into());
+            }
+            attempts += 1;
+            std::thread::yield_now();
+        }
         let mapping = Mapping::new(&file, 0..len as u64, false)?;
         Ok(Self { file, mapping, is_frozen: true })
     }

@@ -24,12 +24,14 @@ leave_out "they count the workers, of which each host has as many" \
     a_large_argument_of_a_broadcast broadcast_calls_every_worker_once \
     broadcast_waits_for_busy_workers retired_workers_are_started_for_a_broadcast \
     events_report_what_happens_to_workers_and_tasks \
-    idle_workers_end_and_start_again items_behind_a_slow_one_are_stolen
+    idle_workers_end_and_start_again items_behind_a_slow_one_are_stolen \
+    a_queued_a_running_and_a_finished_task_can_be_cancelled a_state_that_a_panic_has_left_behind \
+    tasks_are_returned_in_the_order_in_which_they_complete
 leave_out "the slots of env_per_worker count from 0 on each host" environment_and_directory_are_as_set
 
+# The others are about the timing of one worker, or of a pool of two.
 filters=("$@")
-[ $# -gt 0 ] || filters=(api::basics api::contexts api::limits api::streams api::tasks api::workers \
-    failure::faults failure::timeouts failure::user_code ipc::payloads stress::)
+[ $# -gt 0 ] || filters=(api::basics api::contexts api::streams api::tasks failure::user_code ipc::payloads)
 timeout --kill-after=10 "${LIMIT:-400}" mpirun -n 3 --allow-run-as-root --oversubscribe --bind-to none \
     --mca pml ob1 --mca btl self,vader,tcp -x PROCPOOL_HOSTS=mpi \
     "$program" --test-threads=1 "${skip[@]}" "${filters[@]}" < /dev/null
