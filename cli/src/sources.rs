@@ -113,7 +113,7 @@ pub(super) fn of_command(
     }
     given.refuse_two()?;
     if listings.is_empty() {
-        // A launcher gives a pipe to every run.
+        // A launcher connects the standard input of every run to a pipe.
         if given.count.is_some() && !is_launched() {
             refuse_unread_input()?;
         }
@@ -244,7 +244,7 @@ fn refuse_unread_input() -> Result<()> {
 /// Where a task's inputs come from.
 ///
 /// A task with default inputs reads standard input only when it is told to. Programs are started
-/// with all kinds of standard inputs, among them pipes that nobody writes to or closes: reading
+/// with all kinds of standard inputs, among them pipes that no process writes to or closes: reading
 /// unasked would hang there.
 pub(super) fn of_task(task: &Task, given: Given) -> Result<Source> {
     given.refuse_two()?;

@@ -67,6 +67,6 @@ mod tests {
     #[test]
     fn a_machine_knows_its_own_names() {
         assert!(is_here(&own_name()) && is_here("localhost") && is_here("127.0.0.1"));
-        assert!(!is_here("240.0.0.1"), "a reserved address is nobody's");
+        assert!(!is_here("240.0.0.1"), "no host has a reserved address");
     }
 }

@@ -83,11 +83,12 @@ impl Feeder {
         drop(state);
         self.0.changed.notify_all();
         let feeder = self.clone();
-        spawn("feeder", move || feeder.give(launch, writer))?;
+        spawn("feeder", move || feeder.feed(launch, writer))?;
         Ok(reader)
     }
 
-    fn give(&self, launch: u64, mut to: PipeWriter) {
+    /// Writes the input to a launch, until either ends.
+    fn feed(&self, launch: u64, mut to: PipeWriter) {
         let mut block = vec![0; BLOCK];
         let mut at = 0;
         loop {

@@ -103,7 +103,7 @@ impl Listener {
         Ok(Self { listener, name })
     }
 
-    /// Accepts the run, if it is there, and gives it its orders.
+    /// Accepts the run's connection, if there is one, and sends the orders.
     pub(super) fn accept(
         &self,
         orders: &Orders,
@@ -127,7 +127,7 @@ impl Listener {
         socket.set_write_timeout(Some(Duration::from_secs(10)))?;
         // A run that was killed meanwhile is one that has never been there.
         let Ok(run) = pidfd_open(peer.pid, PidfdFlags::empty()) else { return Ok(None) };
-        if give(&socket, orders, &streams).is_err() {
+        if send_orders(&socket, orders, &streams).is_err() {
             return Ok(None);
         }
         socket.set_nonblocking(true)?;
@@ -163,7 +163,7 @@ impl Link {
     }
 }
 
-fn give(to: &UnixStream, orders: &Orders, streams: &[BorrowedFd<'_>; 3]) -> io::Result<()> {
+fn send_orders(to: &UnixStream, orders: &Orders, streams: &[BorrowedFd<'_>; 3]) -> io::Result<()> {
     let text = serde_json::to_vec(orders)?;
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
     let mut control = SendAncillaryBuffer::new(&mut space);
@@ -257,7 +257,7 @@ pub(crate) fn attach(name: &str) -> Result<Orders> {
 static SIGNALS: AtomicU32 = AtomicU32::new(0);
 
 /// Whether a signal that asks the run to end comes from who may ask it: in a launched run, its
-/// supervisor alone. The launcher sends such signals too, when it gives up because of one host.
+/// supervisor alone. The launcher also sends such signals when it ends because of one lost host.
 pub(crate) fn is_ordered() -> bool {
     let take = |signals: u32| signals.checked_sub(1);
     SUPERVISOR.get().is_none()
@@ -291,7 +291,7 @@ mod tests {
         let null = File::open("/dev/null").unwrap();
         let sent = orders.clone();
         let sender = thread::spawn(move || {
-            give(&ours, &sent, &[null.as_fd(), file.as_fd(), null.as_fd()]).unwrap();
+            send_orders(&ours, &sent, &[null.as_fd(), file.as_fd(), null.as_fd()]).unwrap();
         });
         let (taken, streams) = take(&theirs).unwrap();
         sender.join().unwrap();

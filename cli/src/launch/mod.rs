@@ -102,7 +102,7 @@ pub(super) fn launch(args: &RunArgs) -> Result<Option<Exit>> {
         if environment::launched_with().is_some_and(|size| size > 1) {
             return Err(Usage::error(format!(
                 "MPI has started this program several times, and each would run all inputs: \
-                 {GET_MPI}, or give --engine local"
+                 {GET_MPI}, or use --engine local"
             )));
         }
         return Ok(None);

@@ -56,7 +56,7 @@ pub(crate) fn scatter(seed: u64, points: u64, to: FileFormat) -> Result<Vec<u8>,
         FileFormat::Png => Format::Png,
         FileFormat::Svg => Format::Svg,
         FileFormat::Jpeg | FileFormat::Webp => {
-            return Err(format!("failed to draw as {to}: give pdf, png or svg as the format"));
+            return Err(format!("failed to draw as {to}: use pdf, png or svg as the format"));
         }
     };
     drawing::draw(to, SIZE, |area| draw(area, seed, points))

@@ -19,7 +19,7 @@ use super::wire::{
     self, Blob, Chunk, Hello, ItemRange, ItemResults, ResultContent, Settings, ToAgent, ToManager,
     WorkerStatus,
 };
-use super::{BEAT, IDLE_PAUSE, LOSS, PAUSE, next_look, pause_of};
+use super::{BEAT, IDLE_PAUSE, LOSS, PAUSE, exclude_pause, next_look, pause_of};
 use crate::error::{TaskErrorKind, ValueSide};
 use crate::pool::builder::PoolBuilder;
 use crate::pool::call::context::Context;
@@ -175,7 +175,7 @@ impl<E: Engine> Agent<E> {
                 next_beat = now + BEAT;
                 self.beat();
             }
-            self.heard += pause_of(&mut last, now);
+            exclude_pause(&mut self.heard, pause_of(&mut last, now), now);
             let silent = now.saturating_duration_since(self.heard);
             if silent > LOSS && self.ending.is_none() {
                 let reason = format!("no sign of life from the first host for {silent:.0?}");

@@ -15,7 +15,7 @@ use super::remote::Run;
 use super::remote_host::{Nonsense, RemoteHost};
 use super::requests::{Handle, LEAVE_LIMIT, Opened, Plan, Request};
 use super::wire::{self, Hello, Settings, ToAgent, ToManager};
-use super::{BEAT, IDLE_PAUSE, LOSS, next_look, pause_of};
+use super::{BEAT, IDLE_PAUSE, LOSS, exclude_pause, next_look, pause_of};
 use crate::error::Error;
 use crate::pool::observe::events::EventKind;
 use crate::pool::schedule::state;
@@ -135,7 +135,7 @@ impl<E: Engine> Manager<E> {
             has_moved |= self.runs.extract_if(|_, run| run.has_ended()).count() > 0;
             let now = Instant::now();
             let stopped = pause_of(&mut last, now);
-            self.peers.iter_mut().for_each(|peer| peer.heard += stopped);
+            self.peers.iter_mut().for_each(|peer| exclude_pause(&mut peer.heard, stopped, now));
             if now >= next_beat {
                 next_beat = now + BEAT;
                 self.beat(now);

@@ -94,6 +94,12 @@ fn pause_of(last: &mut Instant, now: Instant) -> Duration {
     if passed > 2 * BEAT { passed } else { Duration::ZERO }
 }
 
+/// Excludes a pause of this process from a peer's silence. A message since the pause counts as it is:
+/// otherwise, the peer's loss would be noticed too late by the length of the pause.
+fn exclude_pause(heard: &mut Instant, pause: Duration, now: Instant) {
+    *heard = (*heard + pause).min(now.max(*heard));
+}
+
 /// The hosts of a pool, for [`PoolBuilder::hosts`](crate::PoolBuilder::hosts).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]

@@ -152,9 +152,7 @@ impl RemoteHost {
     pub(super) fn is_open(&self) -> bool {
         self.phase == Phase::Open
     }
-}
 
-impl RemoteHost {
     pub(super) fn cut(&mut self, range: ItemRange) -> Result<(Batch, Instant), Nonsense> {
         const UNKNOWN: Nonsense = Nonsense("it answered items that it doesn't have");
         let flight = self.flights.get_mut(&range.chunk).ok_or(UNKNOWN)?;

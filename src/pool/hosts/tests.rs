@@ -466,3 +466,18 @@ fn a_slow_hosts_waiting_items_are_run_elsewhere() {
     let values = pool.map(uneven, 0..20_000).unwrap();
     assert_eq!(values, (0..20_000).collect::<Vec<_>>());
 }
+
+#[test]
+fn a_pause_of_this_process_neither_loses_a_peer_nor_hides_its_loss() {
+    let start = Instant::now();
+    let (mut last, now) = (start, start + 12 * LOSS);
+    let pause = super::pause_of(&mut last, now);
+    // Silent since before the pause, and heard after it.
+    for (at, silence) in [(start, Duration::ZERO), (now, Duration::ZERO)] {
+        let mut heard = at;
+        super::exclude_pause(&mut heard, pause, now);
+        assert_eq!(now - heard, silence);
+        assert!(heard <= now, "{:?} ahead", heard - now);
+    }
+    assert_eq!(super::pause_of(&mut last, now + super::BEAT), Duration::ZERO);
+}

@@ -10,7 +10,7 @@
 //! The worker stands between the job and the file so that a full disk is a visible error, even if
 //! the job ignores what `write` returns.
 //!
-//! On another host than the parent's, there is nobody to pass a file to. There, output stays in
+//! On another host than the parent's, no process can receive a file. There, output stays in
 //! memory up to [`MAX_FROM_AFAR`] bytes and travels with the result.
 
 use std::fs::{self, File};
