@@ -140,6 +140,9 @@ pub enum StartError {
     /// The initializer panicked, or the worker died while running it.
     #[error("its initializer failed: {0}")]
     Initializer(String),
+    /// The preload function panicked, its process died, or it can't be forked.
+    #[error("the pool's preload function failed: {0}")]
+    Preload(String),
     /// The pool was terminated while the worker started.
     #[error("the pool was terminated")]
     Terminated,
@@ -428,6 +431,7 @@ mod tests {
             StartError::TimedOut(Duration::from_secs(1)),
             StartError::HandshakeMismatch(text()),
             StartError::Initializer(text()),
+            StartError::Preload(text()),
             StartError::Terminated,
         ]);
         starts

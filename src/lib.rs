@@ -267,8 +267,9 @@ pub use init::init;
 pub use os::process::OutputMode;
 pub use pool::{
     AsCompleted, Canceller, Event, EventKind, HostInfo, Hosts, IntoStream, Limits, Pool,
-    PoolBuilder, Process, ProcessBuilder, ProcessHandle, Report, Reports, Results, Stats, Task,
-    TaskOptions, Timeout, WaitFor, WorkerInfo, WorkerState, as_completed, log_to_stderr, wait,
+    PoolBuilder, Process, ProcessBuilder, ProcessHandle, Report, Reports, Results, StartMethod,
+    Stats, Task, TaskOptions, Timeout, WaitFor, WorkerInfo, WorkerState, as_completed,
+    log_to_stderr, wait,
 };
 pub use procpool_worker::state::{WorkerContext, with as with_state};
 pub use self_describing::SelfDescribing;

@@ -222,7 +222,22 @@ impl Child {
         }
         // No `pre_exec`: with it, std forks, which takes 46 ms in a parent of 1 GiB.
         let child = command.spawn().map_err(|error| launch.explain(error))?;
-        let pid = Pid::from_child(&child);
+        Self::watch(Pid::from_child(&child), liveness_pipe)
+    }
+
+    /// Takes over a child of this process that its template has forked, and gives it a process group of its own.
+    pub(crate) fn adopt(pid: u32, liveness_pipe: &OwnedFd) -> io::Result<Self> {
+        let not_ours = || io::Error::other(format!("PID {pid} is not a child of this process"));
+        let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or_else(not_ours)?;
+        let ask = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
+        waitid(WaitId::Pid(pid), ask).map_err(|_| not_ours())?;
+        rustix::process::setpgid(Some(pid), Some(pid))
+            .map_err(|error| explain("setpgid", "start a process", error.into()))?;
+        Self::watch(pid, liveness_pipe)
+    }
+
+    /// Arms a started process's liveness pipe and opens its pidfd.
+    fn watch(pid: Pid, liveness_pipe: &OwnedFd) -> io::Result<Self> {
         let armed = arm_liveness_pipe(liveness_pipe, pid)
             .map_err(|error| explain("fcntl", "end a worker with this process", error));
         let watched = || {
@@ -237,6 +252,19 @@ impl Child {
                 let _ = rustix::process::kill_process(pid, Signal::KILL);
                 let _ = waitid(WaitId::Pid(pid), WaitIdOptions::EXITED);
                 Err(error)
+            }
+        }
+    }
+
+    /// Reaps the children that have ended in a process group, which was killed. Returns whether none is left.
+    pub(crate) fn reap_group(group: u32) -> bool {
+        let Some(group) = i32::try_from(group).ok().and_then(Pid::from_raw) else { return true };
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+        loop {
+            match waitid(WaitId::Pgid(Some(group)), options) {
+                Ok(Some(_)) | Err(rustix::io::Errno::INTR) => {}
+                Ok(None) => return false,
+                Err(_) => return true,
             }
         }
     }

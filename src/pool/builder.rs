@@ -7,17 +7,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use procpool_worker::attach::Attachments;
-use procpool_worker::function::FnRef;
-use procpool_worker::protocol;
 use procpool_worker::sys;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 
 use crate::error::{Error, StartError};
 use crate::os::process::{Launch, OutputMode, check_directory};
 use crate::os::signals;
-use crate::pool::config::{Config, EnvPerWorker, Initializer, STACK};
+use crate::pool::config::{Config, EnvPerWorker, STACK};
 use crate::pool::drive::driver;
 use crate::pool::handle::{LivenessGuard, Pool};
 use crate::pool::hosts::link::Link;
@@ -30,6 +25,7 @@ use crate::pool::process::shared_supervisor::{Membership, SupervisorFds};
 use crate::pool::process::supervisor;
 use crate::pool::process::supervisor_handle::SupervisorHandle;
 use crate::pool::schedule::state::{self, PoolState};
+use crate::pool::startup::{Initializer, Preload, StartMethod};
 use crate::pool::system::{allowed_cpus, check_program, check_system, share_of_cpus};
 use crate::worker_ref::HostName;
 
@@ -57,7 +53,10 @@ pub struct PoolBuilder {
     pub(super) workers: usize,
     /// Default: "procpool".
     pub(super) name: String,
-    pub(super) initializer: Option<InitializerSetup>,
+    pub(super) initializer: Option<Result<Initializer, Error>>,
+    pub(super) preload: Option<Result<Preload, Error>>,
+    /// `None`: as the other options need.
+    pub(super) start_method: Option<StartMethod>,
     pub(super) options: TaskOptions,
     /// `None`: adapts to the tasks.
     pub(super) window: Option<u64>,
@@ -88,8 +87,6 @@ pub struct PoolBuilder {
     /// Set on a host that serves the pool of another: its name, and the slot of its first worker.
     pub(super) agent: Option<(HostName, usize)>,
 }
-
-type InitializerSetup = Result<Initializer, Error>;
 
 impl std::fmt::Debug for PoolBuilder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -128,6 +125,8 @@ impl PoolBuilder {
             workers: 0,
             name: "procpool".to_owned(),
             initializer: None,
+            preload: None,
+            start_method: None,
             options: TaskOptions::default(),
             window: None,
             start_timeout: Duration::from_secs(30),
@@ -199,50 +198,6 @@ impl PoolBuilder {
         self
     }
 
-    /// Runs `f(argument)` in each worker, replacements included, before its first task. Tasks access its
-    /// return value through [`with_state`](crate::with_state).
-    ///
-    /// A worker whose initializer panics or dies is not used. The pool retries with growing delays; after
-    /// several failures, waiting tasks fail with
-    /// [`TaskErrorKind::Initializer`](crate::TaskErrorKind::Initializer).
-    ///
-    /// ```no_run
-    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// struct Model { weights: Vec<f64> }
-    ///
-    /// fn load(path: String) -> Model {
-    ///     Model { weights: vec![path.len() as f64] }
-    /// }
-    ///
-    /// fn predict(x: f64) -> f64 {
-    ///     procpool::with_state(|model: &mut Model| model.weights[0] * x).unwrap()
-    /// }
-    ///
-    /// let pool = procpool::Pool::builder().initializer(load, "model.bin".to_owned()).build()?;
-    /// println!("{:?}", pool.map(predict, [1.0, 2.0])?);
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub fn initializer<A, S>(mut self, f: fn(A) -> S, argument: A) -> Self
-    where
-        A: Serialize + DeserializeOwned,
-        S: 'static,
-    {
-        let option = |value: String, remedy| Error::Option { option: "initializer", value, remedy };
-        self.initializer = Some((|| {
-            let call = FnRef::initializer(f).map_err(|error| {
-                option(error.to_string(), "pass a function defined in this program")
-            })?;
-            let (mut bytes, mut attachments) = (Vec::new(), Attachments::default());
-            protocol::encode_item(&mut bytes, &mut attachments, &argument).map_err(|error| {
-                option(error.to_string(), "pass an argument that can be encoded")
-            })?;
-            let width = protocol::item_width::<A>();
-            Ok(Initializer { call, argument: bytes, attachments, width })
-        })());
-        self
-    }
-
     /// Kills the worker if a task runs longer than `limit`. The task fails with
     /// [`TaskErrorKind::TimedOut`](crate::TaskErrorKind::TimedOut).
     pub fn task_timeout(mut self, limit: Duration) -> Self {
@@ -268,12 +223,6 @@ impl PoolBuilder {
     /// Default: a few chunks for each worker.
     pub fn window(mut self, items: usize) -> Self {
         self.window = Some(items as u64);
-        self
-    }
-
-    /// Limits the time from a worker's start to the end of its initializer. Default: 30 s.
-    pub fn start_timeout(mut self, limit: Duration) -> Self {
-        self.start_timeout = limit;
         self
     }
 
@@ -536,7 +485,16 @@ impl PoolBuilder {
         if !(-20..=19).contains(&self.nice) {
             return refuse("nice", self.nice.to_string(), "use -20 to 19");
         }
+        let start_method = self.chosen_start_method();
         let initializer = self.initializer.transpose()?;
+        let preload = self.preload.transpose()?;
+        if preload.is_some() && start_method == StartMethod::Spawn {
+            return refuse(
+                "preload",
+                "one with StartMethod::Spawn".to_owned(),
+                "use StartMethod::Template",
+            );
+        }
         let cpus = if self.pin_cpus { allowed_cpus() } else { Vec::new() };
         let workers = match self.workers {
             0 => std::thread::available_parallelism().map_or(1, NonZero::get),
@@ -552,6 +510,8 @@ impl PoolBuilder {
             first_slot: self.agent.map_or(0, |(_, slot)| slot),
             name: self.name,
             initializer,
+            start_method,
+            preload,
             window: self.window,
             start_timeout: self.start_timeout,
             env_per_worker: self.env_per_worker,

@@ -4,14 +4,13 @@ use std::ffi::OsString;
 use std::sync::Arc;
 use std::time::Duration;
 
-use procpool_worker::attach::Attachments;
-use procpool_worker::function::FnRef;
 use procpool_worker::protocol::Setup;
 
 use crate::entry;
 use crate::os::process::{Launch, OutputMode};
 use crate::pool::limits::Limits;
 use crate::pool::observe::events::Observers;
+use crate::pool::startup::{Initializer, Preload, StartMethod};
 
 pub(crate) type EnvPerWorker = Arc<dyn Fn(usize) -> Vec<(OsString, OsString)> + Send + Sync>;
 /// Stack size of the pool's own threads, in bytes. The only user code on them is wakers and `env_per_worker`
@@ -28,6 +27,8 @@ pub(crate) struct Config {
     pub(crate) first_slot: usize,
     pub(crate) name: String,
     pub(crate) initializer: Option<Initializer>,
+    pub(crate) start_method: StartMethod,
+    pub(crate) preload: Option<Preload>,
     pub(crate) window: Option<u64>,
     pub(crate) start_timeout: Duration,
     pub(crate) env_per_worker: Vec<EnvPerWorker>,
@@ -77,15 +78,4 @@ impl std::fmt::Debug for Config {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Config").field("workers", &self.workers).finish_non_exhaustive()
     }
-}
-
-/// Initializer that each worker runs before its first task.
-#[derive(Debug)]
-pub(crate) struct Initializer {
-    pub(crate) call: FnRef,
-    pub(crate) argument: Vec<u8>,
-    /// Files that the argument refers to.
-    pub(crate) attachments: Attachments,
-    /// As in [`Batch`](crate::pool::schedule::batch::Batch).
-    pub(crate) width: u32,
 }

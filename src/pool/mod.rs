@@ -48,6 +48,7 @@ mod observe;
 mod options;
 mod process;
 mod schedule;
+mod startup;
 mod system;
 mod types;
 
@@ -61,6 +62,7 @@ pub use self::limits::Limits;
 pub use self::observe::events::{Event, EventKind, log_to_stderr};
 pub use self::options::TaskOptions;
 pub use self::process::one_shot::{Process, ProcessBuilder, ProcessHandle};
+pub use self::startup::StartMethod;
 pub use self::types::{HostInfo, Report, Stats, WorkerInfo, WorkerState};
 
 #[cfg(fuzzing)]

@@ -8,7 +8,7 @@ use procpool_worker::transport;
 use crate::entry;
 use crate::error::Error;
 use crate::pool::drive::chunk::inline_limit;
-use crate::pool::process::supervisor;
+use crate::pool::process::preparation;
 
 /// File descriptors that a pool needs for itself, or temporarily while a worker starts.
 const SPARE_FDS: u64 = 12;
@@ -41,7 +41,7 @@ pub(super) fn check_system(workers: usize) -> Result<usize, Error> {
 fn check_open_files(workers: usize) -> Result<(), Error> {
     let limit = entry::open_files().map(|(soft, _)| soft);
     let open = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count) as u64;
-    let needed = open + supervisor::FDS_PER_WORKER * workers as u64 + SPARE_FDS;
+    let needed = open + preparation::FDS_PER_WORKER * workers as u64 + SPARE_FDS;
     match limit {
         Some(limit) if needed > limit => Err(Error::OpenFiles { workers, needed, limit }),
         _ => Ok(()),

@@ -11,9 +11,10 @@ use super::requests::Plan;
 use super::wire::{Blob, InitializerCall, Settings};
 use crate::error::Error;
 use crate::pool::builder::PoolBuilder;
-use crate::pool::config::{EnvPerWorker, Initializer};
+use crate::pool::config::EnvPerWorker;
 use crate::pool::limits::Limits;
 use crate::pool::observe::callbacks::contain;
+use crate::pool::startup::{Initializer, Preload};
 use crate::worker_ref::HostName;
 
 impl PoolBuilder {
@@ -23,14 +24,22 @@ impl PoolBuilder {
     ///
     /// The initializer's, and that of an argument that can't leave this host.
     pub(in crate::pool) fn plan(&mut self) -> Result<Plan, Error> {
-        let initializer = match self.initializer.take().transpose()? {
-            Some(initializer) if !initializer.attachments.is_empty() => {
-                let value = "one that holds a handle of this host".to_owned();
-                let remedy = "a pool that spans hosts needs an argument without handles";
-                return Err(Error::Option { option: "initializer", value, remedy });
-            }
-            initializer => initializer,
+        let initializer = self.initializer.take().transpose()?;
+        let preload = self.preload.take().transpose()?;
+        let holds_handle = |option| Error::Option {
+            option,
+            value: "one that holds a handle of this host".to_owned(),
+            remedy: "a pool that spans hosts needs an argument without handles",
         };
+        if initializer.as_ref().is_some_and(|initializer| !initializer.attachments.is_empty()) {
+            return Err(holds_handle("initializer"));
+        }
+        if preload.as_ref().is_some_and(|preload| !preload.attachments.is_empty()) {
+            return Err(holds_handle("preload"));
+        }
+        let preload_call =
+            preload.as_ref().map(|preload| (preload.call, Blob(preload.argument.clone())));
+        self.preload = preload.map(Ok);
         let call = initializer.as_ref().map(|initializer| InitializerCall {
             call: initializer.call,
             argument: Blob(initializer.argument.clone()),
@@ -55,6 +64,8 @@ impl PoolBuilder {
             first_slot: 0,
             seed: *self.seed.get_or_insert_with(sys::entropy),
             initializer: call,
+            start_method: self.chosen_start_method(),
+            preload: preload_call,
             start_timeout: self.start_timeout,
             env: pairs(&self.env),
             env_per_worker: (0..envs).map_while(env_of).collect(),
@@ -91,6 +102,10 @@ impl PoolBuilder {
                     attachments: Attachments::default(),
                     width: call.width,
                 })
+            }),
+            start_method: Some(settings.start_method),
+            preload: settings.preload.map(|(call, argument)| {
+                Ok(Preload { call, argument: argument.0, attachments: Attachments::default() })
             }),
             start_timeout: settings.start_timeout,
             env: pairs(settings.env),

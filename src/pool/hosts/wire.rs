@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use procpool_worker::codec;
 use procpool_worker::error::CodecError;
-use procpool_worker::function::{FnRef, ImageId};
+use procpool_worker::function::{FnRef, ImageId, PreloadRef};
 use procpool_worker::protocol::split_item;
 use serde::de::{DeserializeOwned, Error as _, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -20,6 +20,7 @@ use crate::error::{DidRun, TaskErrorKind};
 use crate::os::process::OutputMode;
 use crate::pool::call::outcome::Failure;
 use crate::pool::observe::events::EventKind;
+use crate::pool::startup::StartMethod;
 use crate::pool::types::WorkerState;
 use crate::self_describing::SelfDescribing;
 
@@ -119,6 +120,9 @@ pub(crate) struct Settings {
     pub(crate) first_slot: u32,
     pub(crate) seed: u64,
     pub(crate) initializer: Option<InitializerCall>,
+    pub(crate) start_method: StartMethod,
+    /// The preload function and its encoded argument.
+    pub(crate) preload: Option<(PreloadRef, Blob)>,
     pub(crate) start_timeout: Duration,
     pub(crate) env: Vec<(Blob, Blob)>,
     /// For each worker of a host.

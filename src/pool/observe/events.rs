@@ -43,6 +43,18 @@ pub enum EventKind {
         /// Whether it replaces a lost or retired worker.
         replaces: bool,
     },
+    /// The pool's template process was started. It forks the workers.
+    TemplateStarted {
+        /// PID of the template.
+        pid: u32,
+    },
+    /// The template process ended unexpectedly, or did not start. Another takes its place.
+    TemplateLost {
+        /// PID of the template.
+        pid: u32,
+        /// How it ended.
+        cause: String,
+    },
     /// A worker is ready for tasks.
     Ready {
         /// Worker slot.
@@ -151,7 +163,9 @@ impl EventKind {
             | Self::Retried { slot, .. }
             | Self::Lost { slot, .. }
             | Self::Retired { slot, .. } => Some(slot),
-            Self::HostLost { .. }
+            Self::TemplateStarted { .. }
+            | Self::TemplateLost { .. }
+            | Self::HostLost { .. }
             | Self::Drained
             | Self::Lagged { .. }
             | Self::CallbackPanicked { .. } => None,
@@ -177,6 +191,10 @@ impl fmt::Display for Event {
             EventKind::Spawned { slot, pid, replaces } => {
                 let what = if *replaces { "respawned" } else { "spawned" };
                 write!(f, "worker {slot} (PID {pid}) {what}")
+            }
+            EventKind::TemplateStarted { pid } => write!(f, "template (PID {pid}) started"),
+            EventKind::TemplateLost { pid, cause } => {
+                write!(f, "template (PID {pid}) lost: it {cause}")
             }
             EventKind::Ready { slot, pid } => write!(f, "worker {slot} (PID {pid}) ready"),
             EventKind::StartFailed { slot, failures, cause } => {
@@ -376,6 +394,9 @@ fn trace(event: &Event) {
         }
         EventKind::StartFailed { slot, failures, cause } => {
             tracing::warn!(target: "procpool", time, slot, failures, %cause, "start failed");
+        }
+        EventKind::TemplateLost { pid, cause } => {
+            tracing::warn!(target: "procpool", time, pid, %cause, "template lost");
         }
         EventKind::HostLost { reason } => {
             tracing::warn!(target: "procpool", time, host = event.host.map(|host| host.as_str()), %reason, "host lost");

@@ -7,36 +7,30 @@
 //! with a worker and never blocks on one.
 
 use std::ops::ControlFlow;
-use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use procpool_worker::control::Control;
-use procpool_worker::error::TransportError;
-use procpool_worker::lane::{LANE_BYTES, ParentLane};
-use procpool_worker::protocol::SpawnToken;
-use procpool_worker::region::Region;
 use procpool_worker::sys::{self, now};
-use procpool_worker::transport;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::error::{DeathCause, StartError};
 use crate::os::observe;
-use crate::os::process::{CaptureFile, Child, OutputMode};
-use crate::pool::observe::callbacks::contain;
+use crate::os::process::Child;
 use crate::pool::observe::events::EventKind;
+use crate::pool::process::preparation::Preparation;
 use crate::pool::process::supervisor_handle::Waker;
-use crate::pool::process::worker::{KillReason, PendingWorker, Process, RETIRE_GRACE};
+use crate::pool::process::template::{Answer, Template};
+use crate::pool::process::worker::{KillReason, Process, RETIRE_GRACE};
 use crate::pool::schedule::slots::SpawnDecision;
 use crate::pool::schedule::state::PoolState;
-
-/// File descriptors that a worker uses in this process: for frames, its control socket, its pidfd, and
-/// captured output.
-pub(crate) const FDS_PER_WORKER: u64 = 4;
+use crate::pool::startup::StartMethod;
 
 /// Polling interval if poll(2) fails.
 const WITHOUT_POLL: Duration = Duration::from_millis(2);
+
+/// Polling interval for the end of the rest of a template's process group, which was killed.
+const GROUP_CHECK: Duration = Duration::from_millis(1);
 
 /// A process that has not been reaped.
 #[derive(Debug)]
@@ -77,6 +71,10 @@ pub(crate) fn work(supervisors: &mut Vec<Supervisor>) -> Option<Instant> {
 pub(crate) struct Supervisor {
     shared: Arc<PoolState>,
     supervised: Vec<Supervised>,
+    /// Forks the workers, if the pool has one.
+    template: Option<Template>,
+    /// Process groups of templates that have ended, until all their processes are reaped.
+    groups: Vec<u32>,
     /// The last nonce. Nonces identify starts; they are not secret.
     nonce: u64,
     /// When the workers' memory is sampled next.
@@ -90,6 +88,8 @@ impl Supervisor {
         Self {
             shared,
             supervised: Vec::new(),
+            template: None,
+            groups: Vec::new(),
             nonce: sys::entropy(),
             next_watch: Instant::now(),
             oom_kills: observe::oom_kills(),
@@ -110,8 +110,14 @@ impl Supervisor {
                 supervised.process.child.kill();
             }
         }
+        let is_over = self.shared.is_terminated() || self.shared.has_ended();
+        if let Some(template) = self.template.as_mut().filter(|_| is_over) {
+            template.fail(StartError::Terminated);
+        }
+        let mut wake = self.serve_template();
         if self.shared.has_ended() {
-            if self.supervised.is_empty() {
+            let has_template = self.template.is_some() || !self.groups.is_empty();
+            if self.supervised.is_empty() && !has_template {
                 if !self.shared.is_terminated() {
                     self.shared.config.observers.emit(|| EventKind::Drained);
                 }
@@ -127,7 +133,7 @@ impl Supervisor {
                 .filter(is_left)
                 .for_each(|supervised| supervised.process.child.kill());
         }
-        let mut wake = self.start_due();
+        wake = earliest(wake, self.start_due());
         wake = earliest(wake, self.enforce_limits());
         wake = earliest(wake, self.watch_memory());
         wake = earliest(wake, self.shared.retire_idle());
@@ -152,71 +158,108 @@ impl Supervisor {
         }
     }
 
+    /// Starts a worker, or asks the template for it.
     fn start(&mut self, slot: usize, generation: u64) {
-        match self.try_start(slot, generation) {
-            Ok(pending) => {
-                self.supervised.push(Supervised {
-                    process: Arc::clone(&pending.process),
-                    started: Instant::now(),
-                    retired: None,
-                });
-                self.shared.spawned(slot, pending);
-            }
-            Err(reason) => self.shared.start_failed(slot, StartError::Spawn(reason), false),
+        let shared = Arc::clone(&self.shared);
+        let config = &shared.config;
+        let nonce = self.next_nonce();
+        let outcome =
+            Preparation::new(config, slot, generation, nonce).and_then(|mut preparation| {
+                match config.start_method {
+                    StartMethod::Spawn => {
+                        let child = preparation.execute(config)?;
+                        self.started(preparation, child);
+                    }
+                    StartMethod::Template => {
+                        preparation.check_size()?;
+                        self.template()?.ask(preparation);
+                    }
+                }
+                Ok(())
+            });
+        if let Err(reason) = outcome {
+            shared.start_failed(slot, StartError::Spawn(reason), false);
         }
     }
 
-    fn try_start(&mut self, slot: usize, generation: u64) -> Result<PendingWorker, String> {
-        let config = &self.shared.config;
-        let hint = |error: &dyn std::fmt::Display, code: Option<i32>| match code {
-            Some(libc::EMFILE) => format!(
-                "{error}: this process has reached its limit of open files (`ulimit -n`), of which a worker needs {FDS_PER_WORKER}"
-            ),
-            Some(libc::ENFILE) => {
-                format!("{error}: the system has reached its limit of open files")
-            }
-            Some(libc::EAGAIN) => {
-                format!("{error}: this user has reached its limit of processes (`ulimit -u`)")
-            }
-            _ => error.to_string(),
-        };
-        let io = |error: std::io::Error| hint(&error, error.raw_os_error());
+    fn next_nonce(&mut self) -> u64 {
         self.nonce = self.nonce.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(now() | 1);
-        let token = SpawnToken { nonce: self.nonce, parent: std::process::id() };
-        let (ours, theirs) = Control::pair().map_err(io)?;
-        let control = Control::new(ours, self.nonce);
-        let (requests, frames) = transport::frame_channel().map_err(|error| match error {
-            TransportError::Io(error) => io(error),
-            error => error.to_string(),
-        })?;
-        let mut lane = Region::new(LANE_BYTES, LANE_BYTES).map_err(io)?;
-        let liveness_pipe = config.launch.open_liveness_pipe().map_err(io)?;
-        let start = lane.descriptor().into_iter();
-        let passed: Vec<_> =
-            std::iter::once(liveness_pipe.as_fd()).chain(start).chain([frames.as_fd()]).collect();
-        control.send(&[], &passed).map_err(|error| error.to_string())?;
-        lane.close_descriptor();
-        drop(frames);
-        let lane = ParentLane::new(lane).map_err(|_| "the lane has a wrong size".to_owned())?;
-        let env = || config.env_per_worker.iter().flat_map(|env| env(slot)).collect::<Vec<_>>();
-        let env = contain(env)
-            .map_err(|message| format!("the closure of `env_per_worker` panicked: {message}"))?;
-        let title = config.title(slot);
-        let capture = config.launch.output == OutputMode::Capture;
-        let capture = capture.then(CaptureFile::new).transpose().map_err(io)?;
-        let file = capture.as_ref().map(CaptureFile::file);
-        let child = Child::start(&config.launch, env, &title, token, theirs, &liveness_pipe, file)
-            .map_err(io)?;
-        let process = Process::new(
-            slot,
-            config.observers.host,
-            generation,
-            child,
-            control,
-            capture,
-            config.kill_grace,
-        );
-        Ok(PendingWorker { process, lane: Arc::new(lane), requests })
+        self.nonce
+    }
+
+    /// Supervises a worker whose process has started.
+    fn started(&mut self, preparation: Preparation, child: Child) {
+        let slot = preparation.slot;
+        let pending = preparation.into_pending(child, &self.shared.config);
+        self.supervised.push(Supervised {
+            process: Arc::clone(&pending.process),
+            started: Instant::now(),
+            retired: None,
+        });
+        self.shared.spawned(slot, pending);
+    }
+
+    /// Returns the template, which is started if there is none.
+    fn template(&mut self) -> Result<&mut Template, String> {
+        let template = match self.template.take() {
+            Some(template) => template,
+            None => {
+                let nonce = self.next_nonce();
+                let template = Template::start(&self.shared.config, nonce)
+                    .map_err(|reason| format!("its template process: {reason}"))?;
+                let pid = template.child.pid();
+                self.shared.config.observers.emit(|| EventKind::TemplateStarted { pid });
+                template
+            }
+        };
+        Ok(self.template.insert(template))
+    }
+
+    /// Starts the workers that the template has forked. Returns when to check it again.
+    fn serve_template(&mut self) -> Option<Instant> {
+        let shared = Arc::clone(&self.shared);
+        let answers = match &mut self.template {
+            Some(template) => template.answers(&shared.config),
+            None => Vec::new(),
+        };
+        for answer in answers {
+            match answer {
+                Answer::Ready => {}
+                Answer::Forked(preparation, child) => self.started(preparation, child),
+                Answer::Refused(preparation, reason) => {
+                    shared.start_failed(preparation.slot, StartError::Spawn(reason), false);
+                }
+            }
+        }
+        self.groups.retain(|group| !Child::reap_group(*group));
+        let recheck = (!self.groups.is_empty()).then(|| Instant::now() + GROUP_CHECK);
+        let deadline =
+            self.template.as_mut().and_then(|template| template.check_deadline(&shared.config));
+        earliest(recheck, deadline)
+    }
+
+    /// Reaps the template, which has ended. Workers that were asked of it have failed to start. If it had been
+    /// ready, another is started at once.
+    fn reap_template(&mut self) {
+        // What it has forked before its end is known from its answers.
+        self.serve_template();
+        let Some(template) = self.template.take() else { return };
+        let pid = template.child.pid();
+        let (cause, was_ready, failed) = template.reap();
+        // A worker that no answer has named is still in its group, and has been killed with it.
+        self.groups.push(pid);
+        let is_over = self.shared.has_ended() || self.shared.is_terminated();
+        if !is_over {
+            let cause = cause.to_string();
+            self.shared.config.observers.emit(|| EventKind::TemplateLost { pid, cause });
+        }
+        for (preparation, reason) in failed {
+            self.shared.start_failed(preparation.slot, reason, false);
+        }
+        if was_ready && !is_over {
+            // Its failure is reported to the next worker that needs it.
+            let _ = self.template();
+        }
     }
 
     /// Kills processes that exceed the time to start or to exit. Returns when to check again.
@@ -337,13 +380,17 @@ pub(crate) fn sleep(supervisors: &mut [Supervisor], waker: &Waker, wake: Option<
         tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
         tv_nsec: left.subsec_nanos().into(),
     });
+    let templates = || supervisors.iter().filter_map(|supervisor| supervisor.template.as_ref());
     let children = || {
         let supervised = supervisors.iter().flat_map(|supervisor| &supervisor.supervised);
-        supervised.map(|supervised| &supervised.process.child)
+        let children = supervised.map(|supervised| &supervised.process.child);
+        children.chain(templates().map(|template| &template.child))
     };
     let waker = PollFd::new(&waker.0, PollFlags::IN);
     let pidfds = children().map(|child| PollFd::from_borrowed_fd(child.pidfd(), PollFlags::IN));
-    let mut fds: Vec<_> = std::iter::once(waker).chain(pidfds).collect();
+    // Their answers are read by `work`.
+    let sockets = templates().map(|it| PollFd::from_borrowed_fd(it.socket(), PollFlags::IN));
+    let mut fds: Vec<_> = std::iter::once(waker).chain(pidfds).chain(sockets).collect();
     let has_ended: Vec<bool> = match poll(&mut fds, left.as_ref()) {
         Ok(_) => fds[1..].iter().map(|fd| !fd.revents().is_empty()).collect(),
         Err(rustix::io::Errno::INTR) => return,
@@ -357,9 +404,15 @@ pub(crate) fn sleep(supervisors: &mut [Supervisor], waker: &Waker, wake: Option<
         }
     };
     let mut has_ended = has_ended.into_iter();
-    for supervisor in supervisors {
+    let mut ended = Vec::new();
+    for supervisor in supervisors.iter_mut() {
         let is_ended = |_: &mut Supervised| has_ended.next() == Some(true);
-        let ended: Vec<Supervised> = supervisor.supervised.extract_if(.., is_ended).collect();
+        ended.push(supervisor.supervised.extract_if(.., is_ended).collect::<Vec<_>>());
+    }
+    for (supervisor, ended) in supervisors.iter_mut().zip(ended) {
+        if supervisor.template.is_some() && has_ended.next() == Some(true) {
+            supervisor.reap_template();
+        }
         for supervised in ended {
             supervisor.reap(&supervised);
         }

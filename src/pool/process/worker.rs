@@ -16,7 +16,8 @@ use procpool_worker::error::TransportError;
 use procpool_worker::function::ImageId;
 use procpool_worker::lane::ParentLane;
 use procpool_worker::protocol::{
-    MAX_ATTACHED, MAX_FILES, Passed, PassedResult, RegionSlice, Reply, Request, Setup, VERSION,
+    Handshake, MAX_ATTACHED, MAX_FILES, Passed, PassedResult, RegionSlice, Reply, Request, Setup,
+    VERSION,
 };
 use procpool_worker::region::Region;
 use procpool_worker::sys::now;
@@ -306,19 +307,7 @@ impl PendingWorker {
             }
             Err(error) => return Err(mismatch(error.to_string())),
         };
-        if handshake.version != VERSION {
-            return Err(mismatch(format!("it speaks protocol version {}", handshake.version)));
-        }
-        if handshake.identity != ImageId::own() {
-            return Err(mismatch("it runs another executable".to_owned()));
-        }
-        if handshake.pid != process.pid() {
-            return Err(mismatch(format!(
-                "it reports PID {} instead of {}",
-                handshake.pid,
-                process.pid()
-            )));
-        }
+        check_handshake(&handshake, process.pid()).map_err(mismatch)?;
         let mut worker = Worker {
             process,
             lane,
@@ -340,6 +329,20 @@ impl PendingWorker {
         }
         Ok(worker)
     }
+}
+
+/// Verifies that a process which has connected is the one that was started. Returns what is wrong otherwise.
+pub(super) fn check_handshake(handshake: &Handshake, pid: u32) -> Result<(), String> {
+    if handshake.version != VERSION {
+        return Err(format!("it speaks protocol version {}", handshake.version));
+    }
+    if handshake.identity != ImageId::own() {
+        return Err("it runs another executable".to_owned());
+    }
+    if handshake.pid != pid {
+        return Err(format!("it reports PID {} instead of {pid}", handshake.pid));
+    }
+    Ok(())
 }
 
 impl Worker {

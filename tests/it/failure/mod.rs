@@ -2,5 +2,6 @@
 
 mod faults;
 mod hostile;
+mod template;
 mod timeouts;
 mod user_code;

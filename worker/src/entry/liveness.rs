@@ -26,7 +26,7 @@ use rustix::process::{Pid, Signal};
 /// The parent-death signal. Nothing on Linux sends it otherwise, and its default ends the process.
 const PARENT_DIED: libc::c_int = libc::SIGSTKFLT;
 
-/// Arms the parent-death signal.
+/// Arms the parent-death signal, and registers what runs at exit.
 ///
 /// # Errors
 ///
@@ -38,6 +38,15 @@ pub(super) fn arm(parent: u32) -> io::Result<()> {
         libc::signal(PARENT_DIED, handler as libc::sighandler_t);
         libc::atexit(at_exit);
     }
+    watch(parent)
+}
+
+/// Arms the parent-death signal in a process that has its handler: [`arm`] was called in the one that forked it.
+///
+/// # Errors
+///
+/// As [`arm`].
+pub(super) fn watch(parent: u32) -> io::Result<()> {
     let death = Signal::from_named_raw(PARENT_DIED);
     rustix::process::set_parent_process_death_signal(death).map_err(|error| {
         let error = io::Error::from(error);

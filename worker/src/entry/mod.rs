@@ -8,3 +8,5 @@ mod oom;
 pub mod serve;
 #[allow(unsafe_code)] // Closes inherited descriptors, resets signals.
 mod setup;
+#[allow(unsafe_code)] // Forks; calls the preload function that a packet names.
+mod template;

@@ -9,7 +9,7 @@ use std::io::Write as _;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use super::{liveness, oom, setup};
+use super::{liveness, oom, setup, template};
 use crate::run::channels::Channels;
 use crate::run::chunk_run::ChunkRun;
 use crate::run::context::{Context, Source};
@@ -30,16 +30,25 @@ use crate::wire::{attach, codec};
 
 /// Exit code of a worker that cannot start, or whose parent violates the protocol (`EX_SOFTWARE` of
 /// sysexits.h). The worker prints the cause to standard error.
-const EX_SOFTWARE: i32 = 70;
+pub(super) const EX_SOFTWARE: i32 = 70;
 
-/// Serves as the worker that `token` describes. Ends the process.
+/// Serves as the worker or the template that `token` describes. Ends the process.
 ///
 /// # Safety
 ///
 /// The token must come from a parent that runs this executable and follows the protocol: the
 /// functions that its frames name are called.
 pub unsafe fn run(token: SpawnToken) -> ! {
-    let code = match start(token) {
+    if token.is_template {
+        // SAFETY: as promised by the caller.
+        unsafe { template::run(token) }
+    }
+    finish(start(token))
+}
+
+/// Serves as a worker, if it could be started. Ends the process.
+pub(super) fn finish(worker: Result<Worker, TransportError>) -> ! {
+    let code = match worker {
         Ok(mut worker) => worker.serve(),
         // The parent abandoned this worker during its start, and reports that itself.
         Err(TransportError::PeerGone) => EX_SOFTWARE,
@@ -56,7 +65,11 @@ pub unsafe fn run(token: SpawnToken) -> ! {
 fn start(token: SpawnToken) -> Result<Worker, TransportError> {
     fork_guard::set_worker_pid();
     setup::prepare(token.parent)?;
-    let control = Control::new(setup::take_control_socket(token.parent)?, token.nonce);
+    connect(Control::new(setup::take_control_socket(token.parent)?, token.nonce))
+}
+
+/// Takes what was passed on the control socket and sends the handshake.
+pub(super) fn connect(control: Control) -> Result<Worker, TransportError> {
     let start = control.recv(false)?;
     let malformed = || TransportError::Malformed("no start was passed".to_owned());
     let passed = start.descriptors.into_iter().map(sys::move_high).collect::<Vec<_>>();
@@ -86,7 +99,7 @@ fn start(token: SpawnToken) -> Result<Worker, TransportError> {
 }
 
 /// The state of a worker between requests.
-struct Worker {
+pub(super) struct Worker {
     channels: Channels,
     lane: WorkerLane,
     regions: RegionCache,

@@ -7,10 +7,11 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::liveness;
 use crate::shm::sys::move_high;
-use crate::wire::protocol::Setup;
+use crate::wire::protocol::{Setup, TITLE};
 
 /// Sets up this process, which `parent` has just started.
 ///
@@ -106,12 +107,7 @@ pub(super) fn take_control_socket(parent: u32) -> io::Result<OwnedFd> {
 /// When the system refuses one of them.
 pub(super) fn apply(setup: &Setup) -> io::Result<()> {
     set_name(&setup.name);
-    // The OOM killer must choose a worker before the program that can replace it. A process may raise
-    // its own score, not lower it. A refusal costs nothing.
-    let _ = std::fs::read_to_string("/proc/self/oom_score_adj").map(|own| {
-        let score = own.trim().parse().unwrap_or(0).max(OOM_SCORE);
-        std::fs::write("/proc/self/oom_score_adj", score.to_string())
-    });
+    raise_oom_score();
     for (resource, soft, hard) in &setup.limits {
         let limit = libc::rlimit { rlim_cur: *soft, rlim_max: *hard };
         // SAFETY: a plain system call on local data.
@@ -128,6 +124,44 @@ pub(super) fn apply(setup: &Setup) -> io::Result<()> {
         rustix::thread::sched_setaffinity(None, &cpus)?;
     }
     Ok(())
+}
+
+/// Makes the OOM killer choose this process before the program that can replace it. Workers inherit the score
+/// from their template. A process may raise its own score, not lower it. A refusal costs nothing.
+pub(super) fn raise_oom_score() {
+    static IS_RAISED: AtomicBool = AtomicBool::new(false);
+    if IS_RAISED.swap(true, Ordering::Relaxed) {
+        return;
+    }
+    let _ = std::fs::read_to_string("/proc/self/oom_score_adj").map(|own| {
+        let score = own.trim().parse().unwrap_or(0).max(OOM_SCORE);
+        std::fs::write("/proc/self/oom_score_adj", score.to_string())
+    });
+}
+
+/// Replaces the title on this process's command line, as `ps` shows it, by one that is not longer. Does nothing
+/// where the C library doesn't tell where the command line is.
+pub(super) fn set_title(title: &str) {
+    unsafe extern "C" {
+        static program_invocation_name: *mut libc::c_char;
+    }
+    // SAFETY: the C library's pointer to the first argument, unless the program has changed it. The arguments lie
+    // one after the other, each with a zero at its end, and belong to this process. The second one is only
+    // written where it is the title that a worker's or a template's command line has, and stays as long.
+    unsafe {
+        let name = program_invocation_name;
+        if name.is_null() {
+            return;
+        }
+        let argument = name.add(libc::strlen(name) + 1);
+        let known = libc::strncmp(argument, c"--procpool-worker=".as_ptr(), TITLE.len()) == 0;
+        let room = libc::strlen(argument);
+        if known && TITLE.len() + title.len() <= room && !title.contains('\0') {
+            let start = argument.add(TITLE.len()).cast::<u8>();
+            start.copy_from_nonoverlapping(title.as_ptr(), title.len());
+            start.add(title.len()).write_bytes(0, room - TITLE.len() - title.len());
+        }
+    }
 }
 
 /// A worker's `oom_score_adj`, of up to 1000.

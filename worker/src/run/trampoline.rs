@@ -11,7 +11,9 @@ use serde::de::DeserializeOwned;
 
 use super::chunk_run::ChunkRun;
 use super::state;
-use crate::wire::function::{FnRef, ForeignFunction, UnknownFunction};
+use crate::wire::codec;
+use crate::wire::error::CodecError;
+use crate::wire::function::{FnRef, ForeignFunction, PreloadRef, UnknownFunction};
 
 /// Runs the items of one span: decodes, calls the function, encodes and commits.
 ///
@@ -105,6 +107,57 @@ impl FnRef {
         // SAFETY: a `fn(A) -> S` and its trampoline.
         unsafe { reference(function as *const (), initializer::<A, S>) }
     }
+}
+
+/// Decodes the argument, calls the preload function, whose address is the first argument, and keeps its result.
+pub(crate) type PreloadTrampoline = unsafe fn(*const (), &[u8]) -> Result<(), CodecError>;
+
+/// Returns the preload function's address and its trampoline in this process.
+///
+/// # Errors
+///
+/// When either is outside of this image's code.
+pub(crate) fn resolve_preload(
+    reference: PreloadRef,
+) -> Result<(*const (), PreloadTrampoline), UnknownFunction> {
+    let (function, trampoline) = reference.0.resolve()?;
+    // SAFETY: only `PreloadRef::new` creates one, from a `PreloadTrampoline`, in a process whose image was
+    // found equal to this one in the handshake.
+    Ok((function, unsafe { transmute::<*const (), PreloadTrampoline>(trampoline) }))
+}
+
+impl PreloadRef {
+    /// References a preload function. The template keeps its result, and the workers that it forks have it:
+    /// tasks reach it with [`state::with`].
+    ///
+    /// # Errors
+    ///
+    /// When it is not in the executable's own image.
+    pub fn new<A, S>(function: fn(A) -> S) -> Result<Self, ForeignFunction>
+    where
+        A: DeserializeOwned,
+        S: 'static,
+    {
+        let trampoline: PreloadTrampoline = preload::<A, S>;
+        // SAFETY: the reference is never run as a span: the field can only be read in this crate.
+        unsafe { FnRef::new(function as *const (), trampoline as *const ()) }.map(Self)
+    }
+}
+
+/// Runs a `fn(A) -> S` and keeps its result as the process's state.
+///
+/// # Safety
+///
+/// `function` is a `fn(A) -> S`.
+unsafe fn preload<A, S>(function: *const (), argument: &[u8]) -> Result<(), CodecError>
+where
+    A: DeserializeOwned,
+    S: 'static,
+{
+    // SAFETY: as promised by the caller.
+    let function = unsafe { transmute::<*const (), fn(A) -> S>(function) };
+    state::insert(function(codec::decode(argument)?));
+    Ok(())
 }
 
 /// Runs the items of one span with a `fn(A) -> R`.

@@ -1,7 +1,7 @@
 //! Questions to the operating system that have no better home: the PID, the clocks, the thread's
 //! stack, memory advice, moving descriptors.
 
-use std::hash::{BuildHasher, Hasher, RandomState};
+use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Write as _};
 use std::os::fd::OwnedFd;
 use std::sync::OnceLock;
@@ -32,7 +32,12 @@ pub(crate) fn with_call_name<T>(call: &str, outcome: rustix::io::Result<T>) -> i
 
 /// Returns an unpredictable number.
 pub fn entropy() -> u64 {
-    RandomState::new().build_hasher().finish()
+    let mut bytes = [0; 8];
+    match rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()) {
+        Ok(8) => u64::from_ne_bytes(bytes),
+        // Forked copies of a process share the keys of `RandomState`, not their PID.
+        _ => RandomState::new().hash_one((std::process::id(), now())),
+    }
 }
 
 /// Holds this process's PID on a page that the kernel clears in a copy of the process, even in one
@@ -75,9 +80,14 @@ pub fn own_pid() -> u32 {
 /// process's output.
 pub(crate) fn output_len() -> u64 {
     let _ = std::io::stdout().flush();
+    flush_c_streams();
+    rustix::fs::fstat(std::io::stdout()).map_or(0, |file| file.st_size.cast_unsigned())
+}
+
+/// Flushes what C has buffered.
+pub(crate) fn flush_c_streams() {
     // SAFETY: flushes C's own streams.
     unsafe { libc::fflush(std::ptr::null_mut()) };
-    rustix::fs::fstat(std::io::stdout()).map_or(0, |file| file.st_size.cast_unsigned())
 }
 
 /// Returns nanoseconds of `CLOCK_MONOTONIC`, which is one clock for all processes.

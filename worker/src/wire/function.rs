@@ -29,6 +29,11 @@ pub struct FnRef {
     pub(crate) trampoline: u64,
 }
 
+/// A preload function and what calls it, as distances from the anchor. Not a task: it is called without a
+/// chunk, in the template.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PreloadRef(pub(crate) FnRef);
+
 /// The function is not part of the executable's own image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(

@@ -12,5 +12,6 @@ mod format;
 #[allow(unsafe_code)] // Reads the image's headers.
 pub mod function;
 pub mod protocol;
+pub mod template;
 #[allow(unsafe_code)] // Takes over the descriptors of ipc-channel's sockets.
 pub mod transport;

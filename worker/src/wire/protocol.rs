@@ -17,7 +17,7 @@ use crate::wire::function::{FnRef, ImageId};
 use crate::wire::{bulk, codec};
 
 /// The version of the protocol. It changes with every change of this file.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// The start of the first argument on a worker's command line, before the worker's title. The second
 /// argument is its [`SpawnToken`].
@@ -31,21 +31,29 @@ pub struct SpawnToken {
     pub nonce: u64,
     /// The parent's PID.
     pub parent: u32,
+    /// Whether the process is a [template](crate::wire::template), not a worker.
+    pub is_template: bool,
 }
 
 impl SpawnToken {
     /// Formats the token for the command line.
     pub fn to_arg(self) -> String {
-        format!("{VERSION}:{:016x}:{}", self.nonce, self.parent)
+        let kind = if self.is_template { ":template" } else { "" };
+        format!("{VERSION}:{:016x}:{}{kind}", self.nonce, self.parent)
     }
 
     /// Parses the token from the command line.
     pub fn from_arg(value: &str) -> Option<Self> {
-        let mut parts = value.splitn(3, ':');
+        let mut parts = value.splitn(4, ':');
         let version: u32 = parts.next()?.parse().ok()?;
         let nonce = u64::from_str_radix(parts.next()?, 16).ok()?;
         let parent = parts.next()?.parse().ok()?;
-        (version == VERSION).then_some(Self { nonce, parent })
+        let is_template = match parts.next() {
+            None => false,
+            Some("template") => true,
+            Some(_) => return None,
+        };
+        (version == VERSION).then_some(Self { nonce, parent, is_template })
     }
 }
 
@@ -331,8 +339,10 @@ mod tests {
 
     #[test]
     fn a_token_is_read_as_it_was_written() {
-        let token = SpawnToken { nonce: 7, parent: 42 };
-        assert_eq!(SpawnToken::from_arg(&token.to_arg()), Some(token));
+        for is_template in [false, true] {
+            let token = SpawnToken { nonce: 7, parent: 42, is_template };
+            assert_eq!(SpawnToken::from_arg(&token.to_arg()), Some(token));
+        }
         assert_eq!(SpawnToken::from_arg("0:7:42"), None);
         assert_eq!(SpawnToken::from_arg(""), None);
     }

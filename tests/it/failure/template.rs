@@ -1,0 +1,362 @@
+//! Template processes: workers that are forked from a process which has run the preload function.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use crate::support::{SOON, alone, is_alive, kill, left_behind, square, wait_until};
+use procpool::{
+    DeathCause, Error, OutputMode, Pool, PoolBuilder, StartError, StartMethod, TaskErrorKind,
+    with_state,
+};
+
+struct Table(Vec<u64>);
+
+fn build(len: u64) -> Table {
+    Table((0..len).map(square).collect())
+}
+
+fn look_up(x: u64) -> u64 {
+    with_state(|table: &mut Table| table.0[x as usize]).unwrap()
+}
+
+fn template() -> PoolBuilder {
+    Pool::builder().start_method(StartMethod::Template)
+}
+
+fn abort(_: ()) {
+    std::process::abort();
+}
+
+fn parent_of(pid: u32) -> u32 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields = stat.rsplit(") ").next().unwrap();
+    fields.split(' ').nth(1).unwrap().parse().unwrap()
+}
+
+/// Returns the PIDs of this process's children whose command line ends with `title`.
+fn children_titled(title: &str) -> Vec<u32> {
+    let is_it = |pid: &u32| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.split(|byte| *byte == 0).any(|argument| argument.ends_with(title.as_bytes()))
+            && parent_of(*pid) == std::process::id()
+            && is_alive(*pid)
+    };
+    let pids = std::fs::read_dir("/proc").unwrap();
+    let pids = pids.filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
+    pids.filter(is_it).collect()
+}
+
+#[test]
+fn workers_have_what_the_preload_function_built_and_are_children_of_the_pools_process() {
+    let pool = Pool::builder().workers(3).preload(build, 1000).build().unwrap();
+    assert_eq!(pool.map(look_up, 0..1000).unwrap(), (0..1000).map(square).collect::<Vec<_>>());
+    for worker in pool.workers() {
+        assert_eq!(parent_of(worker.pid), std::process::id());
+    }
+    // Each has a copy of its own.
+    let change = |x: u64| with_state(|table: &mut Table| table.0[0] = x).unwrap();
+    pool.apply(change, 7).unwrap();
+    let firsts: BTreeSet<u64> =
+        pool.broadcast(look_up, 0).into_iter().map(Result::unwrap).collect();
+    assert!(firsts.len() <= 2 && firsts.contains(&0), "{firsts:?}");
+}
+
+#[test]
+fn an_initializer_still_runs_in_each_worker_after_the_fork() {
+    fn pid_of_initializer(_: ()) -> u32 {
+        std::process::id()
+    }
+    let pool = Pool::builder().workers(2).preload(build, 10).initializer(pid_of_initializer, ());
+    let pool = pool.build().unwrap();
+    let pids = pool.broadcast(|()| (std::process::id(), with_state(|pid: &mut u32| *pid)), ());
+    for pids in pids {
+        let (own, initializer) = pids.unwrap();
+        assert_eq!(Some(own), initializer);
+    }
+    assert_eq!(pool.apply(look_up, 3), Ok(9));
+}
+
+#[test]
+fn a_forked_worker_is_a_process_like_any_other() {
+    fn probe(_: ()) -> (u32, i32, i32, u64, bool) {
+        let thread = std::thread::spawn(|| std::thread::current().name().is_none());
+        let child = std::process::Command::new("true").status().unwrap();
+        // SAFETY: plain system calls.
+        let (group, tid) = unsafe { (libc::getpgrp(), libc::gettid()) };
+        let lock = std::sync::Mutex::new(1u64);
+        (
+            std::process::id(),
+            group,
+            tid,
+            *lock.lock().unwrap(),
+            thread.join().unwrap() && child.success(),
+        )
+    }
+    let pool = template().workers(2).name("forked").build().unwrap();
+    for probed in pool.broadcast(probe, ()) {
+        let (pid, group, tid, locked, is_whole) = probed.unwrap();
+        assert_eq!((group, tid, locked, is_whole), (pid as i32, pid as i32, 1, true));
+    }
+    assert_eq!(children_titled("forked/0").len(), 1);
+    assert_eq!(children_titled("forked/template").len(), 1);
+}
+
+#[test]
+fn a_death_in_a_forked_worker_has_its_true_cause() {
+    fn die(how: u32) {
+        match how {
+            0 => std::process::abort(),
+            1 => std::process::exit(3),
+            // SAFETY: a plain call.
+            2 => unsafe {
+                libc::raise(libc::SIGSEGV);
+            },
+            // SAFETY: a plain call.
+            _ => unsafe { libc::abort() },
+        }
+    }
+    let pool = template().workers(1).build().unwrap();
+    let signaled = |signal| DeathCause::Signaled(signal, false);
+    let causes = [
+        signaled(libc::SIGABRT),
+        DeathCause::Exited(3),
+        signaled(libc::SIGSEGV),
+        signaled(libc::SIGABRT),
+    ];
+    for (how, expected) in (0..).zip(causes) {
+        match pool.apply(die, how).unwrap_err().kind() {
+            TaskErrorKind::Died { cause: DeathCause::Signaled(signal, _), .. } => {
+                assert_eq!(signaled(*signal), expected);
+            }
+            TaskErrorKind::Died { cause, .. } => assert_eq!(*cause, expected),
+            other => panic!("{other}"),
+        }
+        assert_eq!(pool.apply(square, 5), Ok(25));
+    }
+}
+
+#[test]
+fn a_thousand_crashes_in_a_row_cost_a_fork_each() {
+    let pool = Pool::builder().workers(2).preload(build, 100).build().unwrap();
+    for _ in 0..1000 {
+        assert!(pool.apply(abort, ()).is_err());
+    }
+    assert_eq!(pool.apply(look_up, 9), Ok(81));
+    assert!(pool.stats().restarts >= 999);
+}
+
+#[test]
+fn with_one_task_per_worker_each_task_has_a_fresh_process() {
+    let pool = template().workers(2).max_tasks_per_worker(1).build().unwrap();
+    let pids: BTreeSet<u32> =
+        pool.map(|_: u32| std::process::id(), 0..200).unwrap().into_iter().collect();
+    assert_eq!(pids.len(), 200);
+}
+
+#[test]
+fn the_output_of_forked_workers_is_captured_per_task() {
+    let pool = template().workers(2).output(OutputMode::Capture).build().unwrap();
+    let reports = pool.imap(|x: u32| println!("this is {x}"), 0..20).reports();
+    for (x, report) in (0..20).zip(reports) {
+        assert_eq!(String::from_utf8(report.output).unwrap(), format!("this is {x}\n"));
+    }
+}
+
+#[test]
+fn the_environment_of_each_worker_is_set_after_the_fork() {
+    let pool = template().workers(3).env("SHARED", "all");
+    let pool = pool.env_per_worker(|slot| vec![("SLOT".into(), slot.to_string().into())]).build();
+    let pool = pool.unwrap();
+    let of = |()| (std::env::var("SHARED").unwrap(), std::env::var("SLOT").unwrap());
+    for (slot, result) in pool.broadcast(of, ()).into_iter().enumerate() {
+        assert_eq!(result.unwrap(), ("all".to_owned(), slot.to_string()));
+    }
+}
+
+#[test]
+fn forked_workers_draw_different_random_numbers() {
+    let pool = template().workers(2).max_tasks_per_worker(1).build().unwrap();
+    let draw = |_: u32| {
+        let thread = std::thread::spawn(procpool::random_u64);
+        thread.join().unwrap()
+    };
+    let numbers: BTreeSet<u64> = pool.map(draw, 0..50).unwrap().into_iter().collect();
+    assert_eq!(numbers.len(), 50);
+}
+
+#[test]
+fn threads_that_the_preload_function_leaves_behind_are_named() {
+    fn leave(_: ()) {
+        let thread = std::thread::Builder::new().name("left-behind".to_owned());
+        let (begun, has_begun) = std::sync::mpsc::channel();
+        let run = move || {
+            begun.send(()).unwrap();
+            std::thread::sleep(Duration::from_secs(3600));
+        };
+        thread.spawn(run).unwrap();
+        has_begun.recv().unwrap();
+    }
+    match Pool::builder().workers(2).preload(leave, ()).build() {
+        Err(Error::Start(StartError::Preload(why))) => {
+            assert!(why.contains("left-behind"), "{why}")
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_preload_function_that_fails_fails_the_build_and_says_why() {
+    fn panic(message: String) {
+        panic!("{message}");
+    }
+    fn hang(_: ()) {
+        std::thread::sleep(Duration::from_secs(3600));
+    }
+    let of = |pool: Result<Pool, Error>| match pool {
+        Err(Error::Start(cause)) => cause,
+        other => panic!("{other:?}"),
+    };
+    let cause = of(Pool::builder().preload(panic, "no words".to_owned()).build());
+    assert!(matches!(&cause, StartError::Preload(why) if why.contains("no words")), "{cause}");
+    let cause = of(Pool::builder().preload(abort, ()).build());
+    assert!(matches!(&cause, StartError::Preload(why) if why.contains("SIGABRT")), "{cause}");
+    let limit = Duration::from_millis(200);
+    let cause = of(Pool::builder().preload(hang, ()).start_timeout(limit).build());
+    assert_eq!(cause, StartError::TimedOut(limit));
+}
+
+#[test]
+fn a_template_that_is_killed_is_replaced() {
+    let pool = Pool::builder().name("killed").workers(2).preload(build, 100).build().unwrap();
+    for round in 0..10 {
+        let [template] = children_titled("killed/template")[..] else { panic!("one template") };
+        kill(template, libc::SIGKILL);
+        // With and without workers to fork.
+        if round % 2 == 0 {
+            pool.workers().iter().for_each(|worker| kill(worker.pid, libc::SIGKILL));
+        }
+        assert_eq!(pool.apply(look_up, 9), Ok(81));
+        wait_until("another template", || {
+            children_titled("killed/template").iter().any(|pid| *pid != template)
+        });
+    }
+}
+
+#[test]
+fn a_template_that_is_stopped_is_killed_and_replaced_when_it_is_needed() {
+    let pool = Pool::builder().name("stopped").workers(1).preload(build, 100).build().unwrap();
+    let [template] = children_titled("stopped/template")[..] else { panic!("one template") };
+    kill(template, libc::SIGSTOP);
+    kill(pool.workers()[0].pid, libc::SIGKILL);
+    let begun = Instant::now();
+    assert_eq!(pool.apply(look_up, 9), Ok(81));
+    assert!(begun.elapsed() < SOON);
+    assert!(!is_alive(template));
+}
+
+#[test]
+fn a_template_that_is_killed_while_it_forks_leaves_no_worker_behind() {
+    alone!("leaves_no_worker_behind");
+}
+
+#[test]
+#[ignore = "counts what a whole process leaves behind"]
+fn leaves_no_worker_behind() {
+    let name = "forking";
+    drop(template().workers(2).build().unwrap());
+    let before = left_behind();
+    for _ in 0..20 {
+        let pool = template().name(name).workers(4).max_tasks_per_worker(1).build().unwrap();
+        let over = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(std::sync::atomic::Ordering::SeqCst) {
+                    let templates = children_titled(&format!("{name}/template"));
+                    templates.iter().for_each(|pid| kill(*pid, libc::SIGKILL));
+                    std::thread::sleep(Duration::from_millis(7));
+                }
+            });
+            let results: Vec<_> = pool.imap(square, 0..100).collect();
+            over.store(true, std::sync::atomic::Ordering::SeqCst);
+            for (x, result) in (0..).zip(results) {
+                match result {
+                    Ok(square) => assert_eq!(square, x * x),
+                    Err(error) => {
+                        let is_start = matches!(error.kind(), TaskErrorKind::Initializer { .. });
+                        assert!(is_start, "{error}");
+                    }
+                }
+            }
+        });
+    }
+    wait_until("the same as before", || left_behind() == before);
+}
+
+#[test]
+fn a_template_without_memory_for_a_fork_is_an_error_with_a_remedy() {
+    fn limit(_: ()) -> Vec<u8> {
+        // No further process of this user: the fork fails with EAGAIN, also for root without privileges.
+        let limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        // SAFETY: plain system calls.
+        unsafe {
+            libc::setrlimit(libc::RLIMIT_NPROC, &limit);
+            if libc::getuid() == 0 {
+                libc::setuid(65_534);
+            }
+        }
+        Vec::new()
+    }
+    let error = Pool::builder().workers(1).preload(limit, ()).build().unwrap_err();
+    let text = error.to_string();
+    assert!(matches!(error, Error::Start(StartError::Spawn(_))), "{error:?}");
+    assert!(std::error::Error::source(&error).unwrap().to_string().contains("ulimit -u"), "{text}");
+}
+
+#[test]
+fn a_task_that_kills_the_template_costs_its_neighbours_nothing() {
+    fn kill_template(name: String) {
+        let pids = std::fs::read_dir("/proc").unwrap();
+        for pid in pids.filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok()) {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            if line.windows(name.len()).any(|part| part == name.as_bytes()) {
+                kill(pid, libc::SIGKILL);
+            }
+        }
+    }
+    let pool = Pool::builder().name("victim").workers(2).preload(build, 50).build().unwrap();
+    for _ in 0..5 {
+        let tasks: Vec<_> = (0..20).map(|x| pool.apply_async(look_up, x)).collect();
+        pool.apply(kill_template, "victim/template".to_owned()).unwrap();
+        pool.workers().iter().for_each(|worker| kill(worker.pid, libc::SIGSTOP));
+        pool.workers().iter().for_each(|worker| kill(worker.pid, libc::SIGCONT));
+        for (x, task) in (0..).zip(tasks) {
+            assert_eq!(task.get(), Ok(x * x));
+        }
+    }
+}
+
+#[test]
+fn a_preload_function_with_start_method_spawn_is_refused() {
+    let pool = Pool::builder().start_method(StartMethod::Spawn).preload(build, 1).build();
+    assert!(matches!(pool, Err(Error::Option { option: "preload", .. })), "{pool:?}");
+}
+
+#[test]
+fn the_workers_environment_must_fit_in_a_packet() {
+    let pool =
+        template().workers(1).env_per_worker(|_| vec![("LONG".into(), "x".repeat(5000).into())]);
+    match pool.build() {
+        Err(Error::Start(StartError::Spawn(why))) => {
+            assert!(why.contains("env_per_worker"), "{why}")
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_template_ends_with_its_pool() {
+    let pool = template().name("ending").workers(2).build().unwrap();
+    assert_eq!(children_titled("ending/template").len(), 1);
+    drop(pool);
+    wait_until("its end", || children_titled("ending/template").is_empty());
+}
