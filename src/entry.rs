@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use procpool_worker::protocol::{SpawnToken, TITLE};
-use procpool_worker::serve;
+use procpool_worker::{serve, template_process};
 
 static INITIALIZED: AtomicBool = AtomicBool::new(false);
 
@@ -36,6 +36,8 @@ pub(crate) fn enter() -> bool {
     match token {
         // SAFETY: a pool started this process, a copy of its own executable, with the token. The
         // handshake compares the two images.
+        Some(token) if token.is_template => unsafe { template_process::run(token) },
+        // SAFETY: as above.
         Some(token) => unsafe { serve::run(token) },
         // Continuing as the program could build pools, whose workers would do the same.
         None => {

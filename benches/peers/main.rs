@@ -15,6 +15,7 @@
 //! | `maps` | square roots of a range |
 //! | `payload` | 64 MiB in and out |
 //! | `startup_and_death` | start, crash, memory |
+//! | `template` | a fresh process for each task, many workers, a preloaded table |
 //! | `many` | ten million items, 256 workers |
 //! | `workloads` | skewed load, π, Parzen windows |
 //! | `sharing` | messages through a channel, memory that is not copied |
@@ -38,6 +39,7 @@ mod random;
 mod report;
 mod sharing;
 mod startup_and_death;
+mod template;
 #[path = "../../cli/src/compare/timing.rs"]
 mod timing;
 mod watchdog;
@@ -53,7 +55,7 @@ use peers::Peers;
 use report::{Format, Report, Row};
 
 /// The rows in the order of the goals: the name for `--only`, and the function that measures.
-const ROWS: [(&str, Measure); 15] = [
+const ROWS: [(&str, Measure); 19] = [
     ("apply", calls::apply),
     ("apply_async", calls::apply_async),
     ("map-5m", maps::five_million),
@@ -63,6 +65,10 @@ const ROWS: [(&str, Measure); 15] = [
     ("start", startup_and_death::start),
     ("crash", startup_and_death::crash),
     ("memory", startup_and_death::memory),
+    ("fresh", template::fresh),
+    ("many-workers", template::many_workers),
+    ("preload-memory", template::preload_memory),
+    ("preload-crash", template::preload_crash),
     ("stream", many::stream),
     ("workers", many::workers),
     ("skewed", workloads::skewed),

@@ -20,7 +20,7 @@ const ROOM_FOR_BALLAST: u64 = 6 << 30;
 /// Starts per turn, of which the median counts.
 const STARTS: usize = 7;
 
-fn identity(x: u64) -> u64 {
+pub(crate) fn identity(x: u64) -> u64 {
     x
 }
 
@@ -188,7 +188,7 @@ pub(crate) fn wait_until_idle(pool: &Pool) -> Outcome<()> {
 }
 
 /// Returns the sum of these lines of smaps_rollup in bytes.
-fn rollup(pid: u32, names: &[&str]) -> Outcome<f64> {
+pub(crate) fn rollup(pid: u32, names: &[&str]) -> Outcome<f64> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
     let kib = |line: &str| -> Option<f64> {
         let (name, rest) = line.split_once(' ')?;

@@ -12,7 +12,7 @@ use procpool_worker::sys;
 use crate::error::{Error, StartError};
 use crate::os::process::{Launch, OutputMode, check_directory};
 use crate::os::signals;
-use crate::pool::config::{Config, EnvPerWorker, STACK};
+use crate::pool::config::{Config, EnvPerWorker, Initializer, Preload, STACK, StartMethod};
 use crate::pool::drive::driver;
 use crate::pool::handle::{LivenessGuard, Pool};
 use crate::pool::hosts::link::Link;
@@ -25,7 +25,6 @@ use crate::pool::process::shared_supervisor::{Membership, SupervisorFds};
 use crate::pool::process::supervisor;
 use crate::pool::process::supervisor_handle::SupervisorHandle;
 use crate::pool::schedule::state::{self, PoolState};
-use crate::pool::startup::{Initializer, Preload, StartMethod};
 use crate::pool::system::{allowed_cpus, check_program, check_system, share_of_cpus};
 use crate::worker_ref::HostName;
 

@@ -4,13 +4,15 @@ use std::ffi::OsString;
 use std::sync::Arc;
 use std::time::Duration;
 
+use procpool_worker::attach::Attachments;
+use procpool_worker::function::{FnRef, PreloadRef};
 use procpool_worker::protocol::Setup;
+use serde::{Deserialize, Serialize};
 
 use crate::entry;
 use crate::os::process::{Launch, OutputMode};
 use crate::pool::limits::Limits;
 use crate::pool::observe::events::Observers;
-use crate::pool::startup::{Initializer, Preload, StartMethod};
 
 pub(crate) type EnvPerWorker = Arc<dyn Fn(usize) -> Vec<(OsString, OsString)> + Send + Sync>;
 /// Stack size of the pool's own threads, in bytes. The only user code on them is wakers and `env_per_worker`
@@ -78,4 +80,35 @@ impl std::fmt::Debug for Config {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Config").field("workers", &self.workers).finish_non_exhaustive()
     }
+}
+
+/// How the processes of workers are started, for [`PoolBuilder::start_method`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum StartMethod {
+    /// Each worker executes the program anew.
+    #[default]
+    Spawn,
+    /// A template process executes the program once, and forks each worker.
+    Template,
+}
+
+/// Function that each worker runs before its first task.
+#[derive(Debug)]
+pub(crate) struct Initializer {
+    pub(crate) call: FnRef,
+    pub(crate) argument: Vec<u8>,
+    /// Files that the argument refers to.
+    pub(crate) attachments: Attachments,
+    /// As in [`Batch`](crate::pool::schedule::batch::Batch).
+    pub(crate) width: u32,
+}
+
+/// Function that the template runs before it forks a worker.
+#[derive(Debug)]
+pub(crate) struct Preload {
+    pub(crate) call: PreloadRef,
+    pub(crate) argument: Vec<u8>,
+    /// Files that the argument refers to.
+    pub(crate) attachments: Attachments,
 }

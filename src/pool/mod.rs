@@ -56,13 +56,13 @@ pub use self::builder::PoolBuilder;
 pub use self::call::completion::{AsCompleted, WaitFor, as_completed, wait};
 pub use self::call::results::{IntoStream, Reports, Results, Timeout};
 pub use self::call::task::{Canceller, Task};
+pub use self::config::StartMethod;
 pub use self::handle::Pool;
 pub use self::hosts::Hosts;
 pub use self::limits::Limits;
 pub use self::observe::events::{Event, EventKind, log_to_stderr};
 pub use self::options::TaskOptions;
 pub use self::process::one_shot::{Process, ProcessBuilder, ProcessHandle};
-pub use self::startup::StartMethod;
 pub use self::types::{HostInfo, Report, Stats, WorkerInfo, WorkerState};
 
 #[cfg(fuzzing)]

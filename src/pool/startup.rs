@@ -6,45 +6,15 @@ use procpool_worker::attach::Attachments;
 use procpool_worker::codec;
 use procpool_worker::function::{FnRef, PreloadRef};
 use procpool_worker::protocol;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 use crate::pool::builder::PoolBuilder;
+use crate::pool::config::{Initializer, Preload, StartMethod};
 
 /// The environment variable that sets the default.
 const START_METHOD: &str = "PROCPOOL_START_METHOD";
-
-/// How the processes of workers are started, for [`PoolBuilder::start_method`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
-#[non_exhaustive]
-pub enum StartMethod {
-    /// Each worker executes the program anew.
-    #[default]
-    Spawn,
-    /// A template process executes the program once, and forks each worker.
-    Template,
-}
-
-/// Function that each worker runs before its first task.
-#[derive(Debug)]
-pub(crate) struct Initializer {
-    pub(crate) call: FnRef,
-    pub(crate) argument: Vec<u8>,
-    /// Files that the argument refers to.
-    pub(crate) attachments: Attachments,
-    /// As in [`Batch`](crate::pool::schedule::batch::Batch).
-    pub(crate) width: u32,
-}
-
-/// Function that the template runs before it forks a worker.
-#[derive(Debug)]
-pub(crate) struct Preload {
-    pub(crate) call: PreloadRef,
-    pub(crate) argument: Vec<u8>,
-    /// Files that the argument refers to.
-    pub(crate) attachments: Attachments,
-}
 
 impl PoolBuilder {
     /// Runs `f(argument)` in each worker, replacements included, before its first task. Tasks access its

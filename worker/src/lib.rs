@@ -30,7 +30,7 @@
 //! | [`bulk`] | the types that are copied instead of encoded |
 //! | [`attach`] | the files that encoded values refer to |
 //! | [`protocol`] | the frames, and the token that makes a process a worker |
-//! | [`template`](mod@template) | the packets between supervisor and template process |
+//! | [`template`] | the packets between supervisor and template process |
 //! | [`transport`] | sending frames to the worker (the only file that knows ipc-channel) |
 //! | [`control`] | the worker's replies, and passing descriptors |
 //! | [`region`] | a mapping that parent and worker share |
@@ -38,7 +38,7 @@
 //! | [`record`] | how results lie in the lane |
 //! | [`doorbell`] | bounded spinning for quick replies |
 //! | [`serve`] | the worker's request loop |
-//! | `entry::template` | the template process, which forks workers |
+//! | [`template_process`] | the template process, which forks workers |
 //! | `setup`, `liveness`, `oom` | the process's descriptors and signals, its end, its aborts |
 //! | `channels`, `region_cache` | the worker's ends of its channels, the regions it keeps |
 //! | `trampoline`, `chunk_run`, `bulk_run`, `results` | running the items of a chunk |
@@ -58,7 +58,7 @@ mod run;
 mod shm;
 mod wire;
 
-pub use entry::serve;
+pub use entry::{serve, template_process};
 pub use run::{panics, seed, state};
 pub use shm::{doorbell, lane, memcpy, prefault, record, region, sys};
 pub use wire::{

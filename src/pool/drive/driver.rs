@@ -8,6 +8,7 @@ use procpool_worker::seed;
 
 use crate::error::StartError;
 use crate::pool::call::job::Job;
+use crate::pool::config::Initializer;
 use crate::pool::drive::chunk::Chunk;
 use crate::pool::drive::exchange;
 use crate::pool::options::TaskOptions;
@@ -16,7 +17,6 @@ use crate::pool::schedule::batch::Batch;
 use crate::pool::schedule::cost::CostEstimate;
 use crate::pool::schedule::counters::Counters;
 use crate::pool::schedule::state::{PoolState, Step};
-use crate::pool::startup::Initializer;
 
 /// Runs a driver's thread.
 pub(crate) fn drive(shared: &PoolState, slot: usize) {

@@ -11,10 +11,9 @@ use super::requests::Plan;
 use super::wire::{Blob, InitializerCall, Settings};
 use crate::error::Error;
 use crate::pool::builder::PoolBuilder;
-use crate::pool::config::EnvPerWorker;
+use crate::pool::config::{EnvPerWorker, Initializer, Preload};
 use crate::pool::limits::Limits;
 use crate::pool::observe::callbacks::contain;
-use crate::pool::startup::{Initializer, Preload};
 use crate::worker_ref::HostName;
 
 impl PoolBuilder {

@@ -19,8 +19,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::error::{DidRun, TaskErrorKind};
 use crate::os::process::OutputMode;
 use crate::pool::call::outcome::Failure;
+use crate::pool::config::StartMethod;
 use crate::pool::observe::events::EventKind;
-use crate::pool::startup::StartMethod;
 use crate::pool::types::WorkerState;
 use crate::self_describing::SelfDescribing;
 

@@ -17,6 +17,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use crate::error::{DeathCause, StartError};
 use crate::os::observe;
 use crate::os::process::Child;
+use crate::pool::config::StartMethod;
 use crate::pool::observe::events::EventKind;
 use crate::pool::process::preparation::Preparation;
 use crate::pool::process::supervisor_handle::Waker;
@@ -24,7 +25,6 @@ use crate::pool::process::template::{Answer, Template};
 use crate::pool::process::worker::{KillReason, Process, RETIRE_GRACE};
 use crate::pool::schedule::slots::SpawnDecision;
 use crate::pool::schedule::state::PoolState;
-use crate::pool::startup::StartMethod;
 
 /// Polling interval if poll(2) fails.
 const WITHOUT_POLL: Duration = Duration::from_millis(2);

@@ -20,9 +20,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::preparation::Preparation;
 use crate::error::{DeathCause, StartError};
 use crate::os::process::{CaptureFile, Child, OutputMode};
-use crate::pool::config::Config;
+use crate::pool::config::{Config, Preload};
 use crate::pool::process::worker::check_handshake;
-use crate::pool::startup::Preload;
 
 /// How long a template may take to fork a worker. A fork copies the page tables, which takes about 10 ms for
 /// each GiB.

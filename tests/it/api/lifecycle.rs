@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use crate::support::{SideEffects, is_alive, kill, sleepy, square, wait_until};
-use procpool::{DeathCause, Error, Event, EventKind, Pool, StartError, TaskErrorKind, WorkerState};
+use procpool::{
+    DeathCause, Error, Event, EventKind, Pool, StartError, StartMethod, TaskErrorKind, WorkerState,
+};
 
 /// How long a test waits for an event that must happen within 100 ms. It measures the time.
 const PROMPT: Duration = Duration::from_millis(100);
@@ -234,7 +236,9 @@ fn a_worker_that_is_stopped_while_it_starts_does_not_keep_join_waiting() {
         1 => vec![(STOPS.into(), "1".into())],
         _ => Vec::new(),
     };
-    let pool = Pool::builder().workers(2).env_per_worker(env).build().unwrap();
+    // Code before `init` stops the worker, which a forked one does not run.
+    let pool = Pool::builder().workers(2).env_per_worker(env).start_method(StartMethod::Spawn);
+    let pool = pool.build().unwrap();
     let pid = pool.workers()[1].pid;
     wait_until("the worker is stopped", || is_stopped(pid));
     assert_eq!(pool.workers()[1].state, WorkerState::Starting);

@@ -245,6 +245,7 @@ fn events_report_what_happens_to_workers_and_tasks() {
     let events = told.lock().unwrap();
     let names: Vec<&str> = events
         .iter()
+        .filter(|event| !matches!(event.kind, EventKind::TemplateStarted { .. }))
         .map(|event| match &event.kind {
             EventKind::Spawned { replaces: false, .. } => "spawned",
             EventKind::Spawned { .. } => "respawned",

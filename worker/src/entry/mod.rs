@@ -9,4 +9,4 @@ pub mod serve;
 #[allow(unsafe_code)] // Closes inherited descriptors, resets signals.
 mod setup;
 #[allow(unsafe_code)] // Forks; calls the preload function that a packet names.
-mod template;
+pub mod template_process;

@@ -9,7 +9,7 @@ use std::io::Write as _;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use super::{liveness, oom, setup, template};
+use super::{liveness, oom, setup};
 use crate::run::channels::Channels;
 use crate::run::chunk_run::ChunkRun;
 use crate::run::context::{Context, Source};
@@ -32,17 +32,13 @@ use crate::wire::{attach, codec};
 /// sysexits.h). The worker prints the cause to standard error.
 pub(super) const EX_SOFTWARE: i32 = 70;
 
-/// Serves as the worker or the template that `token` describes. Ends the process.
+/// Serves as the worker that `token` describes. Ends the process.
 ///
 /// # Safety
 ///
 /// The token must come from a parent that runs this executable and follows the protocol: the
 /// functions that its frames name are called.
 pub unsafe fn run(token: SpawnToken) -> ! {
-    if token.is_template {
-        // SAFETY: as promised by the caller.
-        unsafe { template::run(token) }
-    }
     finish(start(token))
 }
 

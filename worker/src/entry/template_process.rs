@@ -64,7 +64,7 @@ struct Fork {
 /// # Safety
 ///
 /// As [`serve::run`].
-pub(super) unsafe fn run(token: SpawnToken) -> ! {
+pub unsafe fn run(token: SpawnToken) -> ! {
     let outcome = start(token).and_then(Template::serve);
     let parent = token.parent;
     match outcome {
