@@ -82,7 +82,7 @@ impl std::fmt::Debug for Config {
     }
 }
 
-/// How the processes of workers are started, for [`PoolBuilder::start_method`].
+/// How the processes of workers are started, for [`PoolBuilder::start_method`](crate::PoolBuilder::start_method).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum StartMethod {

@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::liveness;
@@ -139,28 +140,43 @@ pub(super) fn raise_oom_score() {
     });
 }
 
+/// Returns the addresses of this process's command line, as the kernel knows them: arguments one after the other,
+/// each with a zero at its end. A copy of the process has them too.
+fn command_line() -> Option<(usize, usize)> {
+    static COMMAND_LINE: OnceLock<Option<(usize, usize)>> = OnceLock::new();
+    *COMMAND_LINE.get_or_init(|| {
+        /// The index of `arg_start` among the fields after the name, as proc_pid_stat(5) counts them.
+        const ARG_START: usize = 48 - 3;
+        let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+        let mut fields = stat.rsplit_once(") ")?.1.split(' ').skip(ARG_START);
+        let mut address = || fields.next()?.parse::<usize>().ok().filter(|address| *address > 0);
+        Some((address()?, address()?))
+    })
+}
+
+/// Finds the command line before the first [`set_title`], which copies of the process call.
+pub(super) fn find_title() {
+    command_line();
+}
+
 /// Replaces the title on this process's command line, as `ps` shows it, by one that is not longer. Does nothing
-/// where the C library doesn't tell where the command line is.
+/// where the system doesn't tell where the command line is.
 pub(super) fn set_title(title: &str) {
-    unsafe extern "C" {
-        static program_invocation_name: *mut libc::c_char;
-    }
-    // SAFETY: the C library's pointer to the first argument, unless the program has changed it. The arguments lie
-    // one after the other, each with a zero at its end, and belong to this process. The second one is only
-    // written where it is the title that a worker's or a template's command line has, and stays as long.
-    unsafe {
-        let name = program_invocation_name;
-        if name.is_null() {
-            return;
-        }
-        let argument = name.add(libc::strlen(name) + 1);
-        let known = libc::strncmp(argument, c"--procpool-worker=".as_ptr(), TITLE.len()) == 0;
-        let room = libc::strlen(argument);
-        if known && TITLE.len() + title.len() <= room && !title.contains('\0') {
-            let start = argument.add(TITLE.len()).cast::<u8>();
-            start.copy_from_nonoverlapping(title.as_ptr(), title.len());
-            start.add(title.len()).write_bytes(0, room - TITLE.len() - title.len());
-        }
+    let Some((start, end)) = command_line() else { return };
+    // SAFETY: the kernel put the command line there, into memory of this process that nothing frees. This process
+    // has one thread, and Rust's runtime copies what it returns from there.
+    let line =
+        unsafe { std::slice::from_raw_parts_mut(start as *mut u8, end.saturating_sub(start)) };
+    let Some(first) = line.iter().position(|byte| *byte == 0) else { return };
+    let argument = &mut line[first + 1..];
+    let Some(end) = argument.iter().position(|byte| *byte == 0) else { return };
+    let Some(room) = argument[..end].strip_prefix(TITLE.as_bytes()).map(<[u8]>::len) else {
+        return;
+    };
+    if title.len() <= room && !title.contains('\0') {
+        let shown = &mut argument[TITLE.len()..end];
+        shown.fill(0);
+        shown[..title.len()].copy_from_slice(title.as_bytes());
     }
 }
 

@@ -91,6 +91,7 @@ fn start(token: SpawnToken) -> Result<Template, TransportError> {
     let missing = || TransportError::Malformed("no liveness pipe was passed".to_owned());
     let liveness = passed.next().ok_or_else(missing)?;
     setup::raise_oom_score();
+    setup::find_title();
     let (version, identity, pid) = (VERSION, ImageId::own(), std::process::id());
     reply(&control, &TemplateReply::Handshake(Handshake { version, identity, pid }))?;
     let control = Rc::new(control);
