@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use ratatui::Terminal;
 use ratatui::backend::CrosstermBackend;
 use ratatui::crossterm::cursor::{Hide, Show};
-use ratatui::crossterm::execute;
+use ratatui::crossterm::queue;
 use ratatui::crossterm::terminal::{EnterAlternateScreen, LeaveAlternateScreen};
 
 /// The terminal, if this process draws on it.
@@ -57,7 +57,7 @@ pub(crate) fn enter_alternate_screen() {
     if let Some(mut terminal) = TERMINAL.get()
         && !ENTERED.swap(true, Ordering::SeqCst)
     {
-        let _ = execute!(terminal, EnterAlternateScreen, Hide); // it may be gone
+        let _ = terminal.write_all(&sequence(|bytes| queue!(bytes, EnterAlternateScreen, Hide)));
         TIMES_ENTERED.fetch_add(1, Ordering::SeqCst);
     }
 }
@@ -68,9 +68,15 @@ pub(crate) fn leave_alternate_screen() -> bool {
     else {
         return false;
     };
-    let _ = execute!(terminal, LeaveAlternateScreen, Show);
-    let _ = terminal.flush();
+    let _ = terminal.write_all(&sequence(|bytes| queue!(bytes, LeaveAlternateScreen, Show)));
     true
+}
+
+/// Returns commands as bytes, to be written at once: the table may be drawn meanwhile, by another thread.
+fn sequence(commands: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let _ = commands(&mut bytes); // a vector takes everything
+    bytes
 }
 
 /// Returns how often it was entered, if it is entered now.
