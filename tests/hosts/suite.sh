@@ -27,6 +27,7 @@ leave_out "they count the workers, of which each host has as many" \
     idle_workers_end_and_start_again items_behind_a_slow_one_are_stolen \
     a_queued_a_running_and_a_finished_task_can_be_cancelled a_state_that_a_panic_has_left_behind \
     tasks_are_returned_in_the_order_in_which_they_complete
+leave_out "items that one host gives back for another are assigned again" a_chunk_size_that_is_set_is_kept
 leave_out "the slots of env_per_worker count from 0 on each host" environment_and_directory_are_as_set
 
 # The others are about the timing of one worker, or of a pool of two.
