@@ -225,7 +225,7 @@ impl Child {
         Self::watch(Pid::from_child(&child), liveness_pipe)
     }
 
-    /// Takes over a child of this process that its template has forked, and gives it a process group of its own.
+    /// Takes over a child that a template has forked. Moves it to a process group of its own.
     pub(crate) fn adopt(pid: u32, liveness_pipe: &OwnedFd) -> io::Result<Self> {
         let not_ours = || io::Error::other(format!("PID {pid} is not a child of this process"));
         let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or_else(not_ours)?;

@@ -484,7 +484,7 @@ impl PoolBuilder {
         if !(-20..=19).contains(&self.nice) {
             return refuse("nice", self.nice.to_string(), "use -20 to 19");
         }
-        let start_method = self.chosen_start_method();
+        let start_method = self.chosen_start_method()?;
         let initializer = self.initializer.transpose()?;
         let preload = self.preload.transpose()?;
         if preload.is_some() && start_method == StartMethod::Spawn {

@@ -145,15 +145,25 @@ impl PoolBuilder {
     }
 
     /// Returns the start method that the options ask for.
-    pub(super) fn chosen_start_method(&self) -> StartMethod {
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Option`] if the environment variable names none.
+    pub(super) fn chosen_start_method(&self) -> Result<StartMethod, Error> {
         match (self.start_method, &self.preload) {
-            (Some(method), _) => method,
-            (None, Some(_)) => StartMethod::Template,
+            (Some(method), _) => Ok(method),
+            (None, Some(_)) => Ok(StartMethod::Template),
             // A `Process` would be the only worker of its template.
-            (None, None) if !self.replaces => StartMethod::Spawn,
+            (None, None) if !self.replaces => Ok(StartMethod::Spawn),
             (None, None) => match std::env::var_os(START_METHOD) {
-                Some(value) if value == "template" => StartMethod::Template,
-                _ => StartMethod::Spawn,
+                None => Ok(StartMethod::Spawn),
+                Some(value) if value.is_empty() || value == "spawn" => Ok(StartMethod::Spawn),
+                Some(value) if value == "template" => Ok(StartMethod::Template),
+                Some(value) => Err(Error::Option {
+                    option: START_METHOD,
+                    value: value.display().to_string(),
+                    remedy: "set it to spawn or template",
+                }),
             },
         }
     }

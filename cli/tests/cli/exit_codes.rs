@@ -30,6 +30,20 @@ fn an_input_that_fails_is_a_row_and_exit_code_1_and_the_others_are_done() {
 }
 
 #[test]
+fn a_start_method_that_is_none_is_refused_with_those_that_are() {
+    for (method, code) in [("template", 0), ("spawn", 0), ("", 0), ("tempalte", 1)] {
+        let mut command = procpool(&["run", "3"]);
+        command.env("PROCPOOL_START_METHOD", method);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let ended = wait(command.spawn().unwrap());
+        assert_eq!(ended.code, Some(code), "{method}: {ended:?}");
+        let is_named =
+            ended.stderr.contains("tempalte") && ended.stderr.contains("spawn or template");
+        assert_eq!(is_named, code != 0, "{ended:?}");
+    }
+}
+
+#[test]
 fn the_summary_counts_what_failed() {
     let ended = run(&["run", "1", "two", "3", "four"]);
     assert_eq!(ended.code, Some(1));

@@ -63,7 +63,7 @@ impl PoolBuilder {
             first_slot: 0,
             seed: *self.seed.get_or_insert_with(sys::entropy),
             initializer: call,
-            start_method: self.chosen_start_method(),
+            start_method: self.chosen_start_method()?,
             preload: preload_call,
             start_timeout: self.start_timeout,
             env: pairs(&self.env),

@@ -104,7 +104,7 @@ impl Preparation {
 }
 
 /// Adds the remedy to the error of a system call.
-fn explain(error: std::io::Error) -> String {
+pub(super) fn explain(error: std::io::Error) -> String {
     match error.raw_os_error() {
         Some(libc::EMFILE) => format!(
             "{error}: this process has reached its limit of open files (`ulimit -n`), of which a worker needs {FDS_PER_WORKER}"

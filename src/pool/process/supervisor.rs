@@ -21,9 +21,9 @@ use crate::pool::config::StartMethod;
 use crate::pool::observe::events::EventKind;
 use crate::pool::process::preparation::Preparation;
 use crate::pool::process::supervisor_handle::Waker;
-use crate::pool::process::template::{Answer, Template};
+use crate::pool::process::template::{Answer, Remains, Template};
 use crate::pool::process::worker::{KillReason, Process, RETIRE_GRACE};
-use crate::pool::schedule::slots::SpawnDecision;
+use crate::pool::schedule::slots::{MAX_EARLY_DEATHS, SpawnDecision};
 use crate::pool::schedule::state::PoolState;
 
 /// Polling interval if poll(2) fails.
@@ -75,6 +75,8 @@ pub(crate) struct Supervisor {
     template: Option<Template>,
     /// Process groups of templates that have ended, until all their processes are reaped.
     groups: Vec<u32>,
+    /// Consecutive templates that have ended by themselves and had forked no worker.
+    early_template_deaths: u32,
     /// The last nonce. Nonces identify starts; they are not secret.
     nonce: u64,
     /// When the workers' memory is sampled next.
@@ -90,6 +92,7 @@ impl Supervisor {
             supervised: Vec::new(),
             template: None,
             groups: Vec::new(),
+            early_template_deaths: 0,
             nonce: sys::entropy(),
             next_watch: Instant::now(),
             oom_kills: observe::oom_kills(),
@@ -224,7 +227,6 @@ impl Supervisor {
         };
         for answer in answers {
             match answer {
-                Answer::Ready => {}
                 Answer::Forked(preparation, child) => self.started(preparation, child),
                 Answer::Refused(preparation, reason) => {
                     shared.start_failed(preparation.slot, StartError::Spawn(reason), false);
@@ -239,15 +241,17 @@ impl Supervisor {
     }
 
     /// Reaps the template, which has ended. Workers that were asked of it have failed to start. If it had been
-    /// ready, another is started at once.
+    /// ready, another is started at once, unless something kills them again and again: then the next worker that
+    /// is due starts it.
     fn reap_template(&mut self) {
         // What it has forked before its end is known from its answers.
         self.serve_template();
         let Some(template) = self.template.take() else { return };
-        let pid = template.child.pid();
-        let (cause, was_ready, failed) = template.reap();
+        let Remains { pid, cause, was_ready, has_forked, failed } = template.reap();
         // A worker that no answer has named is still in its group, and has been killed with it.
-        self.groups.push(pid);
+        if !Child::reap_group(pid) {
+            self.groups.push(pid);
+        }
         let is_over = self.shared.has_ended() || self.shared.is_terminated();
         if !is_over {
             let cause = cause.to_string();
@@ -256,7 +260,8 @@ impl Supervisor {
         for (preparation, reason) in failed {
             self.shared.start_failed(preparation.slot, reason, false);
         }
-        if was_ready && !is_over {
+        self.early_template_deaths = if has_forked { 0 } else { self.early_template_deaths + 1 };
+        if was_ready && !is_over && self.early_template_deaths < MAX_EARLY_DEATHS {
             // Its failure is reported to the next worker that needs it.
             let _ = self.template();
         }

@@ -1,5 +1,5 @@
-//! The supervisor's side of a pool's template process: starts it, has it run the preload function, and asks it
-//! for workers. The other side is `entry::template` in `procpool-worker`.
+//! The supervisor's side of a pool's template process: starts it, sends it the preload function, and asks it for
+//! workers. The other side is `template_process` in `procpool-worker`.
 //!
 //! Nothing here blocks: requests are packets, and the supervisor's poll tells of replies. A template that does
 //! not answer in time is killed, and what was asked of it fails like any start.
@@ -16,8 +16,9 @@ use procpool_worker::protocol::{Handshake, MAX_ATTACHED, SpawnToken};
 use procpool_worker::region::Region;
 use procpool_worker::template::{MAX_FORK, TemplateReply, TemplateRequest};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::Signal;
 
-use super::preparation::Preparation;
+use super::preparation::{Preparation, explain};
 use crate::error::{DeathCause, StartError};
 use crate::os::process::{CaptureFile, Child, OutputMode};
 use crate::pool::config::{Config, Preload};
@@ -27,8 +28,9 @@ use crate::pool::process::worker::check_handshake;
 /// each GiB.
 const FORK_LIMIT: Duration = Duration::from_secs(5);
 
-/// Forks that are asked for at once. More would fill the socket's buffer, and a send would block.
-const MAX_ASKED: usize = 32;
+/// Forks that are asked for at once. More of the longest requests would fill the socket's buffer, and a send
+/// would block.
+const MAX_ASKED: usize = 16;
 
 /// A template process, and the workers that it is to fork.
 #[derive(Debug)]
@@ -41,6 +43,8 @@ pub(super) struct Template {
     /// Workers that were asked for, oldest first; the first `asked` of them have been sent.
     waiting: VecDeque<Preparation>,
     asked: usize,
+    /// Whether it has forked a worker.
+    has_forked: bool,
     /// Takes the output of the preload function, where output is captured.
     _capture: Option<CaptureFile>,
 }
@@ -60,29 +64,39 @@ enum Stage {
 /// What a template has answered.
 #[derive(Debug)]
 pub(super) enum Answer {
-    /// It is ready.
-    Ready,
     /// It has forked this worker.
     Forked(Preparation, Child),
     /// It could not fork this worker.
     Refused(Preparation, String),
 }
 
+/// What is left of a template that has ended.
+#[derive(Debug)]
+pub(super) struct Remains {
+    pub(super) pid: u32,
+    pub(super) cause: DeathCause,
+    /// Whether it had been ready, and was not killed by the pool.
+    pub(super) was_ready: bool,
+    /// Whether it had forked a worker.
+    pub(super) has_forked: bool,
+    /// The workers that it did not fork, and why.
+    pub(super) failed: Vec<(Preparation, StartError)>,
+}
+
 impl Template {
     /// Starts the process. The calling thread must outlive it.
     pub(super) fn start(config: &Config, nonce: u64) -> Result<Self, String> {
-        let text = |error: std::io::Error| error.to_string();
         let token = SpawnToken { nonce, parent: std::process::id(), is_template: true };
-        let (ours, theirs) = Control::pair().map_err(text)?;
+        let (ours, theirs) = Control::pair().map_err(explain)?;
         let control = Control::new(ours, nonce);
-        let liveness_pipe = config.launch.open_liveness_pipe().map_err(text)?;
+        let liveness_pipe = config.launch.open_liveness_pipe().map_err(explain)?;
         control.send(&[], &[liveness_pipe.as_fd()]).map_err(|error| error.to_string())?;
         let capture = config.launch.output == OutputMode::Capture;
-        let capture = capture.then(CaptureFile::new).transpose().map_err(text)?;
+        let capture = capture.then(CaptureFile::new).transpose().map_err(explain)?;
         let file = capture.as_ref().map(CaptureFile::file);
         let title = format!("{}/template", config.name);
         let child = Child::start(&config.launch, [], &title, token, theirs, &liveness_pipe, file)
-            .map_err(text)?;
+            .map_err(explain)?;
         Ok(Self {
             child,
             control,
@@ -90,6 +104,7 @@ impl Template {
             deadline: Instant::now().checked_add(config.start_timeout),
             waiting: VecDeque::new(),
             asked: 0,
+            has_forked: false,
             _capture: capture,
         })
     }
@@ -97,11 +112,6 @@ impl Template {
     /// Returns the socket, which is readable when there are answers.
     pub(super) fn socket(&self) -> BorrowedFd<'_> {
         self.control.as_fd()
-    }
-
-    /// Whether it forks workers.
-    pub(super) fn is_ready(&self) -> bool {
-        self.stage == Stage::Ready
     }
 
     /// Asks for a worker.
@@ -112,7 +122,7 @@ impl Template {
 
     /// Sends requests for the workers that are waiting.
     fn send_waiting(&mut self) {
-        while self.is_ready() && self.asked < self.waiting.len().min(MAX_ASKED) {
+        while self.stage == Stage::Ready && self.asked < self.waiting.len().min(MAX_ASKED) {
             let preparation = &self.waiting[self.asked];
             let (packet, mut descriptors) = (preparation.request(), Vec::new());
             descriptors.extend(preparation.theirs.as_ref().map(AsFd::as_fd));
@@ -133,8 +143,12 @@ impl Template {
         while !matches!(self.stage, Stage::Ending(_)) && has_packet(&self.control) {
             let packet = match self.control.recv(false) {
                 Ok(packet) => packet,
-                // Its end is noticed by its pidfd.
-                Err(TransportError::PeerGone) => break,
+                // Its end is noticed by its pidfd. A process that has closed its socket is of no use, and
+                // the socket would wake the supervisor for ever.
+                Err(TransportError::PeerGone) => {
+                    self.child.signal_group(Signal::KILL);
+                    break;
+                }
                 Err(error) => {
                     self.fail(StartError::HandshakeMismatch(error.to_string()));
                     break;
@@ -157,7 +171,7 @@ impl Template {
             }
             (TemplateReply::Preloaded(Ok(())), Stage::Preloading) => {
                 (self.stage, self.deadline) = (Stage::Ready, None);
-                Some(Answer::Ready)
+                None
             }
             (TemplateReply::Preloaded(Err(why)), Stage::Preloading) => {
                 self.fail(StartError::Preload(why));
@@ -171,7 +185,10 @@ impl Template {
                 self.deadline = (self.asked > 0).then(|| Instant::now() + FORK_LIMIT);
                 Some(match pid.map_err(std::io::Error::from_raw_os_error) {
                     Ok(pid) => match Child::adopt(pid, &preparation.liveness_pipe) {
-                        Ok(child) => Answer::Forked(preparation, child),
+                        Ok(child) => {
+                            self.has_forked = true;
+                            Answer::Forked(preparation, child)
+                        }
                         Err(error) => Answer::Refused(preparation, error.to_string()),
                     },
                     Err(error) => Answer::Refused(preparation, explain_fork(&error)),
@@ -185,7 +202,7 @@ impl Template {
         }
     }
 
-    /// Checks the handshake and has the preload function run.
+    /// Checks the handshake and sends the preload function.
     fn preload(&mut self, handshake: &Handshake, preload: Option<&Preload>) {
         if let Err(what) = check_handshake(handshake, self.child.pid()) {
             return self.fail(StartError::HandshakeMismatch(what));
@@ -238,12 +255,11 @@ impl Template {
         }
         self.deadline = None;
         // The group: a worker that it has forked, and that is not known here, must end too.
-        self.child.signal_group(rustix::process::Signal::KILL);
+        self.child.signal_group(Signal::KILL);
     }
 
-    /// Reaps the process, which has ended. Returns the workers that it did not fork, with the reason, and
-    /// whether it had been ready.
-    pub(super) fn reap(mut self) -> (DeathCause, bool, Vec<(Preparation, StartError)>) {
+    /// Reaps the process, which has ended.
+    pub(super) fn reap(mut self) -> Remains {
         let cause = self.child.reap();
         let (reason, was_ready) = match self.stage {
             Stage::Ending(reason) => (reason, false),
@@ -251,8 +267,9 @@ impl Template {
             Stage::Preloading => (StartError::Preload(format!("its process {cause}")), false),
             Stage::Connecting => (StartError::Died(cause), false),
         };
-        let left = self.waiting.drain(..).map(|preparation| (preparation, reason.clone()));
-        (cause, was_ready, left.collect())
+        let failed = self.waiting.drain(..).map(|preparation| (preparation, reason.clone()));
+        let failed = failed.collect();
+        Remains { pid: self.child.pid(), cause, was_ready, has_forked: self.has_forked, failed }
     }
 }
 

@@ -31,7 +31,7 @@ use std::time::{Duration, Instant};
 
 /// Consecutive workers of a slot that may die without having received a task before restarts are delayed.
 /// Something kills them on start, and immediate restarts would be a spawn storm.
-const MAX_EARLY_DEATHS: u32 = 3;
+pub(crate) const MAX_EARLY_DEATHS: u32 = 3;
 
 /// Maximum number of draining processes of a slot when another is started.
 const MAX_DRAINING: u32 = 1;

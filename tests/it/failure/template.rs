@@ -1,12 +1,14 @@
 //! Template processes: workers that are forked from a process which has run the preload function.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use crate::support::{SOON, alone, is_alive, kill, left_behind, square, wait_until};
 use procpool::{
-    DeathCause, Error, OutputMode, Pool, PoolBuilder, StartError, StartMethod, TaskErrorKind,
-    with_state,
+    DeathCause, Error, Event, EventKind, OutputMode, Pool, PoolBuilder, StartError, StartMethod,
+    TaskErrorKind, with_state,
 };
 
 struct Table(Vec<u64>);
@@ -223,6 +225,46 @@ fn a_preload_function_that_fails_fails_the_build_and_says_why() {
     let limit = Duration::from_millis(200);
     let cause = of(Pool::builder().preload(hang, ()).start_timeout(limit).build());
     assert_eq!(cause, StartError::TimedOut(limit));
+}
+
+#[test]
+fn a_preload_function_that_closes_the_templates_socket_does_not_keep_the_build_waiting() {
+    fn close_all(_: ()) {
+        // SAFETY: a plain system call. What used the descriptors is not used again.
+        unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) };
+        std::thread::sleep(Duration::from_secs(3600));
+    }
+    let begun = Instant::now();
+    match Pool::builder().preload(close_all, ()).start_timeout(2 * SOON).build() {
+        Err(Error::Start(StartError::Preload(why))) => assert!(why.contains("SIGKILL"), "{why}"),
+        other => panic!("{other:?}"),
+    }
+    assert!(begun.elapsed() < SOON);
+}
+
+#[test]
+fn a_template_that_dies_again_and_again_is_started_when_it_is_needed() {
+    /// Kills this process in a while. Its forked copies do not inherit the timer.
+    fn alarm(_: ()) {
+        let never = libc::timeval { tv_sec: 0, tv_usec: 0 };
+        let soon = libc::timeval { tv_sec: 0, tv_usec: 300_000 };
+        let timer = libc::itimerval { it_interval: never, it_value: soon };
+        // SAFETY: a plain system call on local data.
+        unsafe { libc::setitimer(libc::ITIMER_REAL, &timer, std::ptr::null_mut()) };
+    }
+    let (started, lost) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
+    let counts = (Arc::clone(&started), Arc::clone(&lost));
+    let count = move |event: &Event| match event.kind {
+        EventKind::TemplateStarted { .. } => drop(counts.0.fetch_add(1, SeqCst)),
+        EventKind::TemplateLost { .. } => drop(counts.1.fetch_add(1, SeqCst)),
+        _ => {}
+    };
+    let pool = Pool::builder().workers(1).preload(alarm, ()).on_event(count).build().unwrap();
+    // The first has forked a worker, and three more have not.
+    wait_until("four have died", || lost.load(SeqCst) == 4);
+    assert_eq!(pool.apply(square, 3), Ok(9));
+    pool.join();
+    assert_eq!(started.load(SeqCst), 4);
 }
 
 #[test]

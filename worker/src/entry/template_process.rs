@@ -59,7 +59,7 @@ struct Fork {
     capture: Option<OwnedFd>,
 }
 
-/// Serves as the template that `token` describes. Ends the process, or the worker's that it has become.
+/// Serves as the template that `token` describes, and as a worker in each forked copy. Ends the process.
 ///
 /// # Safety
 ///
