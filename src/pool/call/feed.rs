@@ -20,6 +20,7 @@ use serde::Serialize;
 use crate::pool::call::contain::serialize_panicked;
 use crate::pool::call::encode::{ELEMENTS_FROM, fail_unencoded};
 use crate::pool::call::job::Job;
+use crate::pool::call::outcome::Delivery;
 use crate::pool::drive::buffer::Buffer;
 use crate::pool::drive::chunk;
 use crate::pool::schedule::batch::Batch;
@@ -38,7 +39,7 @@ const FEW: u32 = 64;
 /// How long reading a batch's first items may take before it is sent.
 const SLOW: Duration = Duration::from_millis(1);
 
-/// Maximum bytes of queued arguments, if every worker has work.
+/// Maximum bytes of queued arguments, if every worker has work; and of results that wait for their turn.
 const WINDOW_BYTES: usize = 64 << 20;
 
 /// Feeds the items of one job from an iterator into the queue.
@@ -50,6 +51,8 @@ pub(crate) struct Feed<I> {
     /// Number of items read, and of outcomes taken.
     pub(crate) read: u64,
     pub(crate) taken: u64,
+    /// Outcomes that have arrived and wait for their turn, and their size in bytes.
+    early: (u64, usize),
     /// Bytes of arguments in possibly queued batches, by the batch's end.
     waiting: BTreeMap<u64, usize>,
     /// Whether the caller's thread only waits for all outcomes, and so may run a batch inline.
@@ -71,6 +74,7 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
             pool,
             read: 0,
             taken: 0,
+            early: (0, 0),
             waiting: BTreeMap::new(),
             may_drive: false,
             ended: None,
@@ -86,24 +90,29 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
             return;
         }
         let window = self.pool.config.window.unwrap_or_else(|| self.pool.window(&self.job));
-        let open = self.read - self.taken;
+        // One slow item must not stop the other workers: results that wait for it take up memory, not places.
+        let early = match (self.pool.config.window, self.early) {
+            (None, (items, bytes)) if bytes <= WINDOW_BYTES => items,
+            _ => 0,
+        };
+        let done = self.taken + early;
         // Refills when a quarter is free, so that batches are worth sending.
-        if open > window - window / 4 {
+        if self.read - done > window - window / 4 {
             return;
         }
         let least = if self.job.options.chunk_size.is_some() { 1 } else { 8 };
         let each = u64::from(self.job.chunk().max(least));
-        let workers = self.pool.config.workers as u64;
-        while self.ended.is_none() && self.read - self.taken < window {
+        let workers = self.pool.config.most_running() as u64;
+        while self.ended.is_none() && self.read - done < window {
             if self.read > 0 && !self.job.collects_all.load(Relaxed) && self.job.has_deliveries() {
                 // If reading is slow, results that have arrived must not wait for it.
                 break;
             }
             let bytes: usize = self.waiting.values().sum();
-            if bytes > WINDOW_BYTES && self.read - self.taken >= 2 * workers {
+            if bytes > WINDOW_BYTES && self.read - done >= 2 * workers {
                 break;
             }
-            let free = window - (self.read - self.taken);
+            let free = window - (self.read - done);
             self.read_batch(free.min(each));
         }
     }
@@ -231,6 +240,18 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
             && job.options.timeout.is_none()
             && self.pool.config.max_tasks.is_none();
         is_free && each > 0 && each.saturating_mul(items.into()) <= CostEstimate::MIN_WORTH_A_WAKE
+    }
+
+    /// Counts the outcomes of a delivery as waiting for their turn.
+    pub(crate) fn keep(&mut self, delivery: &Delivery) {
+        self.early.0 += u64::from(delivery.items);
+        self.early.1 += delivery.size();
+    }
+
+    /// Counts the outcomes of a delivery as waiting no longer.
+    pub(crate) fn release(&mut self, delivery: &Delivery) {
+        self.early.0 -= u64::from(delivery.items);
+        self.early.1 -= delivery.size();
     }
 
     /// Counts `items` outcomes as taken, and all items before `settled_end` as settled.

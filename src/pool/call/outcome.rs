@@ -87,6 +87,17 @@ impl<R> Report<R> {
 }
 
 impl Delivery {
+    /// Returns about how many bytes of memory it takes up. Regions and files take up more than memory, and count
+    /// as more than there is.
+    pub(crate) fn size(&self) -> usize {
+        const MORE_THAN_MEMORY: usize = 1 << 40;
+        size_of::<Self>()
+            + match &self.content {
+                Content::Records(records) => records.size().unwrap_or(MORE_THAN_MEMORY),
+                Content::Failed(failure) => failure.output.len(),
+            }
+    }
+
     /// Decodes the next item's outcome.
     pub(crate) fn next<R: DeserializeOwned>(&mut self, offset: u64) -> Option<Outcome<R>> {
         if self.items == 0 {

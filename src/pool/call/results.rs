@@ -185,12 +185,16 @@ where
                 Order::Input => self.early.remove(&self.next),
                 Order::Completion => None,
             };
-            if self.current.is_some() {
+            if let Some(delivery) = &self.current {
+                self.feed.release(delivery);
                 continue;
             }
             match next_delivery(&self.feed.job)? {
                 Some(delivery) if self.order == Order::Completion => self.current = Some(delivery),
-                Some(delivery) => drop(self.early.insert(delivery.first, delivery)),
+                Some(delivery) => {
+                    self.feed.keep(&delivery);
+                    self.early.insert(delivery.first, delivery);
+                }
                 None => match self.feed.ended.take() {
                     None => {}
                     Some(ended) => {

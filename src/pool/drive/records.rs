@@ -165,6 +165,12 @@ pub(crate) fn output_ends(mut bytes: &[u8]) -> Vec<u64> {
 }
 
 impl Records {
+    /// Returns the memory that it takes up in bytes. `None` if it has regions or files.
+    pub(crate) fn size(&self) -> Option<usize> {
+        let outputs: usize = self.outputs.iter().map(Vec::len).sum();
+        self.parcels.is_empty().then(|| self.bytes.len() + outputs)
+    }
+
     /// Creates records from bytes that passed [`validate`].
     pub(crate) fn new(
         bytes: Buffer,
