@@ -317,6 +317,11 @@ pub(super) struct TaskOptions {
     /// Seed of the random points, for tasks whose inputs are not seeds
     #[arg(long, value_name = "N")]
     pub(super) seed: Option<u64>,
+
+    /// Run each input in a new process, forked from one that has started the program. A command has a
+    /// process of its own anyway
+    #[arg(long, conflicts_with = "max_tasks")]
+    pub(super) fresh: bool,
 }
 
 #[derive(Clone, Debug, Args)]

@@ -32,6 +32,8 @@ pub(super) struct RunPlan {
     /// Assigned to the workers in turn.
     pub(super) gpus: Vec<String>,
     pub(super) chunk_size: Option<usize>,
+    /// Whether each input of a task has a process of its own.
+    pub(super) fresh: bool,
     pub(super) limits: LimitArgs,
     /// When the run ends at the latest, from its start.
     pub(super) deadline: Option<Duration>,
@@ -89,6 +91,7 @@ impl RunPlan {
             Some(file) => LogTo::File(file),
         };
         let (work, source, takes, output_to, form);
+        let mut fresh = false;
         if is_command {
             refuse_task_options(&args.task_options)?;
             let over = sources::of_command(args.command, given, &args.input_args)?;
@@ -150,6 +153,7 @@ impl RunPlan {
                      ::: INPUT...; the inputs of a task need none",
                 ));
             }
+            fresh = args.task_options.fresh;
             let params = params(task, args.task_options)?;
             source = sources::of_task(task, given)?;
             takes = task.takes;
@@ -189,6 +193,7 @@ impl RunPlan {
             workers: workers.min(most_inputs),
             gpus: args.gpus,
             chunk_size: args.chunk_size.map(Into::into),
+            fresh,
             dry_run: args.dry_run,
             unordered: output.unordered || (is_command && !output.keep_order),
             format,
@@ -309,6 +314,7 @@ fn refuse_task_options(given: &TaskOptions) -> Result<()> {
         (given.to.is_some(), "--to"),
         (given.points.is_some(), "--points"),
         (given.seed.is_some(), "--seed"),
+        (given.fresh, "--fresh"),
     ];
     match given.iter().find(|(is_given, _)| *is_given) {
         Some((_, option)) => Err(Usage::error(format!(

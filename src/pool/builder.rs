@@ -56,6 +56,10 @@ pub struct PoolBuilder {
     pub(super) preload: Option<Result<Preload, Error>>,
     /// `None`: as the other options need.
     pub(super) start_method: Option<StartMethod>,
+    /// `None`: all.
+    pub(super) initial_workers: Option<usize>,
+    /// Workers that stand by.
+    pub(super) spares: usize,
     pub(super) options: TaskOptions,
     /// `None`: adapts to the tasks.
     pub(super) window: Option<u64>,
@@ -126,6 +130,8 @@ impl PoolBuilder {
             initializer: None,
             preload: None,
             start_method: None,
+            initial_workers: None,
+            spares: 0,
             options: TaskOptions::default(),
             window: None,
             start_timeout: Duration::from_secs(30),
@@ -219,7 +225,8 @@ impl PoolBuilder {
     }
 
     /// Sets how far the input is read ahead: at most `items` items whose results have not been taken.
-    /// Default: a few chunks for each worker.
+    /// Default: a few chunks for each worker. Results that have arrived and wait for an earlier one don't count
+    /// then, up to 64 MiB of them, so that one slow item doesn't stop the other workers.
     pub fn window(mut self, items: usize) -> Self {
         self.window = Some(items as u64);
         self
@@ -465,6 +472,9 @@ impl PoolBuilder {
         if self.workers > MAX_WORKERS {
             return refuse("workers", self.workers.to_string(), "use at most 4096");
         }
+        if self.spares > MAX_WORKERS {
+            return refuse("spares", self.spares.to_string(), "use at most 4096");
+        }
         if self.window == Some(0) {
             return refuse("window", "0".to_owned(), "use at least 1, or leave it unset");
         }
@@ -484,6 +494,10 @@ impl PoolBuilder {
         if !(-20..=19).contains(&self.nice) {
             return refuse("nice", self.nice.to_string(), "use -20 to 19");
         }
+        if self.initial_workers == Some(0) {
+            return refuse("initial_workers", "0".to_owned(), "use at least 1");
+        }
+        self.check_spares()?;
         let start_method = self.chosen_start_method()?;
         let initializer = self.initializer.transpose()?;
         let preload = self.preload.transpose()?;
@@ -504,8 +518,10 @@ impl PoolBuilder {
         let mut observers = Observers::new(self.observers);
         observers.host = self.agent.map(|(host, _)| host);
         let config = Config {
-            workers,
-            local: workers,
+            workers: workers + self.spares,
+            local: workers + self.spares,
+            spares: self.spares,
+            initial: self.initial_workers.unwrap_or(usize::MAX).saturating_add(self.spares),
             first_slot: self.agent.map_or(0, |(_, slot)| slot),
             name: self.name,
             initializer,

@@ -13,6 +13,7 @@ use crate::entry;
 use crate::os::process::{Launch, OutputMode};
 use crate::pool::limits::Limits;
 use crate::pool::observe::events::Observers;
+use crate::pool::schedule::slots::Numbers;
 
 pub(crate) type EnvPerWorker = Arc<dyn Fn(usize) -> Vec<(OsString, OsString)> + Send + Sync>;
 /// Stack size of the pool's own threads, in bytes. The only user code on them is wakers and `env_per_worker`
@@ -21,10 +22,14 @@ pub(crate) const STACK: usize = 256 << 10;
 
 /// A pool's immutable configuration.
 pub(crate) struct Config {
-    /// The number of workers, on all hosts.
+    /// The number of workers, on all hosts, with those that stand by.
     pub(crate) workers: usize,
     /// The number of workers on this host: the first slots.
     pub(crate) local: usize,
+    /// How many of them stand by.
+    pub(crate) spares: usize,
+    /// How many start when the pool is built.
+    pub(crate) initial: usize,
     /// The slot of the first worker here in the pool of all hosts: not 0 on an agent's host.
     pub(crate) first_slot: usize,
     pub(crate) name: String,
@@ -50,6 +55,16 @@ pub(crate) struct Config {
 }
 
 impl Config {
+    /// Returns how many workers run tasks at once, on all hosts.
+    pub(crate) fn most_running(&self) -> usize {
+        self.workers - self.spares
+    }
+
+    /// Returns the numbers of workers on this host.
+    pub(crate) fn numbers(&self) -> Numbers {
+        Numbers { slots: self.local, spares: self.spares, initial: self.initial.min(self.local) }
+    }
+
     /// Returns the process name of a slot's worker.
     pub(crate) fn title(&self, slot: usize) -> String {
         if self.replaces { format!("{}/{slot}", self.name) } else { self.name.clone() }

@@ -12,6 +12,9 @@ use serde::de::DeserializeOwned;
 use crate::error::Error;
 use crate::pool::builder::PoolBuilder;
 use crate::pool::config::{Initializer, Preload, StartMethod};
+#[cfg(doc)]
+use crate::pool::handle::Pool;
+use crate::pool::hosts::Hosts;
 
 /// The environment variable that sets the default.
 const START_METHOD: &str = "PROCPOOL_START_METHOD";
@@ -135,6 +138,48 @@ impl PoolBuilder {
     pub fn start_method(mut self, method: StartMethod) -> Self {
         self.start_method = Some(method);
         self
+    }
+
+    /// Starts `workers` workers in [`build`](Self::build). The others start as they are needed: when more tasks are
+    /// queued than workers are idle or starting. At least 1. Default: all. Applies to each
+    /// [host](Self::hosts).
+    ///
+    /// With an [`idle_timeout`](Self::idle_timeout), a pool grows with its work and shrinks again.
+    pub fn initial_workers(mut self, workers: usize) -> Self {
+        self.initial_workers = Some(workers);
+        self
+    }
+
+    /// Keeps `workers` more workers that stand by, ready and initialized. One takes the place of a worker that dies
+    /// or [retires](Self::max_tasks_per_worker), so that the next task does not wait for a start. The replacement
+    /// stands by in turn. Default: 0.
+    ///
+    /// [`workers`](Self::workers) is still the number of tasks that run at once. All workers are listed by
+    /// [`Pool::workers`] and reached by [`Pool::broadcast`]. Not available with
+    /// [`env_per_worker`](Self::env_per_worker), [`pin_cpus`](Self::pin_cpus) or [`hosts`](Self::hosts): a worker that
+    /// stands by would need the device, the CPU or the host of the one whose place it takes.
+    pub fn spares(mut self, workers: usize) -> Self {
+        self.spares = workers;
+        self
+    }
+
+    /// Checks that the pool's other options let workers stand by.
+    pub(super) fn check_spares(&self) -> Result<(), Error> {
+        let refuse = |other: &str, remedy| {
+            let value = format!("{} with {other}", self.spares);
+            Err(Error::Option { option: "spares", value, remedy })
+        };
+        match self.spares {
+            0 => Ok(()),
+            _ if !self.env_per_worker.is_empty() => {
+                refuse("env_per_worker", "use 0 spares, or env for all workers")
+            }
+            _ if self.pin_cpus => refuse("pin_cpus", "use 0 spares, or do not pin the workers"),
+            _ if self.agent.is_some() || self.hosts == Hosts::Mpi => {
+                refuse("other hosts", "use 0 spares, or a pool of this host")
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Limits the time from a worker's start to the end of its initializer, and from the template's start to the

@@ -43,7 +43,7 @@ use super::top::{Board, Top};
 use super::trace::Trace;
 use super::units::TimeLimit;
 use crate::tasks::command::{self, SharedStart};
-use procpool::{Pool, PoolBuilder, WorkerInfo, WorkerState};
+use procpool::{Pool, PoolBuilder, StartMethod, WorkerInfo, WorkerState};
 
 /// A task with fewer inputs per worker than this waits until all workers are ready. Otherwise the
 /// first ready worker would process all of them. Workers start within milliseconds.
@@ -300,6 +300,13 @@ fn build_pool(
         builder.workers(plan.workers).retries(limits.retries).nice(limits.nice).output(plan.output);
     if let Some(size) = plan.chunk_size {
         builder = builder.chunk_size(size);
+    }
+    if plan.source.count_to(plan.takes, 1).is_none() {
+        // Of inputs that are not known yet: workers start as there is work for them.
+        builder = builder.initial_workers(1);
+    }
+    if plan.fresh {
+        builder = builder.max_tasks_per_worker(1).start_method(StartMethod::Template);
     }
     if let Some(tasks) = limits.max_tasks {
         builder = builder.max_tasks_per_worker(tasks.get());

@@ -84,6 +84,16 @@ fn an_input_that_takes_too_much_memory_fails_alone() {
 }
 
 #[test]
+fn each_input_of_a_fresh_run_has_a_new_process() {
+    let rows = run(&["run", "--procs", "2", "--fresh", "--format", "json", "0..50"]).json();
+    let pids: HashSet<u64> = rows.iter().map(|row| row["pid"].as_u64().unwrap()).collect();
+    assert_eq!((rows.len(), pids.len()), (50, 50));
+    let of_a_command = run(&["run", "--fresh", "--", "true", ":::", "1"]);
+    assert_eq!(of_a_command.code, Some(2));
+    assert!(of_a_command.stderr.contains("--fresh is for tasks"), "{of_a_command:?}");
+}
+
+#[test]
 fn a_worker_is_replaced_after_so_many_inputs() {
     let arguments = ["run", "--procs", "2", "--max-tasks", "5", "--format", "json", "0..50"];
     let rows = run(&arguments).json();

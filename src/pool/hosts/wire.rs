@@ -134,6 +134,7 @@ pub(crate) struct Settings {
     pub(crate) max_memory: Option<u64>,
     pub(crate) idle_timeout: Option<Duration>,
     pub(crate) min_workers: u32,
+    pub(crate) initial_workers: Option<u32>,
     pub(crate) limits: Vec<(u32, u64, u64)>,
     pub(crate) nice: i32,
     pub(crate) pin_cpus: bool,

@@ -74,7 +74,8 @@ impl PoolState {
     ) -> VecDeque<Batch> {
         let is_watcher = central.watcher == Some(slot);
         let is_spreading = central.is_spreading;
-        if central.by_slot[slot].own.is_empty() && !is_spreading && !central.wants_worker() {
+        let is_bound = !central.by_slot[slot].own.is_empty();
+        if !is_bound && (central.slots.is_full() || !is_spreading && !central.wants_worker()) {
             return VecDeque::new();
         }
         // Leaves an item for each driver that is waking up.
@@ -98,7 +99,8 @@ impl PoolState {
         is_idle: bool,
     ) -> MutexGuard<'a, SchedulerState> {
         let wakeup = &self.slots[slot].wakeup;
-        let is_needed = !central.multi_item.is_empty() || !central.queue.is_empty();
+        let is_needed = !central.slots.is_full()
+            && (!central.multi_item.is_empty() || !central.queue.is_empty());
         if is_idle && is_needed && central.watcher.is_none_or(|other| other == slot) {
             central.watcher = Some(slot);
             let waited = wakeup
@@ -154,8 +156,8 @@ impl PoolState {
         let (mut items, mut nanos, mut bytes) = (0u32, 0, 0);
         // The queue is divided evenly, so that all workers finish at about the same time.
         let target_workers = match central.is_short_lived() {
-            true => central.limiter.limit().min(self.config.workers),
-            false => self.config.workers,
+            true => central.limiter.limit().min(self.config.most_running()),
+            false => self.config.most_running(),
         };
         let share = central.queued.div_ceil(target_workers as u64);
         let share = u32::try_from(share).unwrap_or(u32::MAX);
@@ -271,6 +273,9 @@ impl PoolState {
                 let has_work = central.has_work();
                 let actions =
                     central.slots.check_in(slot, worker, is_spent, has_work, Instant::now());
+                if !central.queue.is_empty() && !central.slots.is_idle(slot) {
+                    self.wake_for_queue(&mut central);
+                }
                 self.cancel_needless_starts(&central);
                 drop(central);
                 self.apply(actions);
@@ -280,6 +285,9 @@ impl PoolState {
         };
         let has_work = central.has_work();
         let actions = central.slots.lost(slot, has_work);
+        if !central.queue.is_empty() {
+            self.wake_for_queue(&mut central);
+        }
         self.cancel_needless_starts(&central);
         drop(central);
         self.apply(actions);

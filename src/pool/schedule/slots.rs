@@ -36,6 +36,17 @@ pub(crate) const MAX_EARLY_DEATHS: u32 = 3;
 /// Maximum number of draining processes of a slot when another is started.
 const MAX_DRAINING: u32 = 1;
 
+/// Numbers of a pool's workers.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Numbers {
+    /// All of them.
+    pub(crate) slots: usize,
+    /// How many stand by while all others run tasks.
+    pub(crate) spares: usize,
+    /// How many are started at once. The others are started when there is work for them.
+    pub(crate) initial: usize,
+}
+
 /// All slots of a pool.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct SlotTable<N, W> {
@@ -46,6 +57,10 @@ pub(crate) struct SlotTable<N, W> {
     idle: Vec<usize>,
     /// Number of checked-out workers.
     out: usize,
+    /// Number of workers that run tasks.
+    running: usize,
+    /// How many workers may run tasks of the queue at once. The others stand by.
+    most_running: usize,
     /// Number of parked slots.
     parked: usize,
     /// Number of drivers that were woken and have not polled yet.
@@ -60,21 +75,22 @@ pub(crate) struct SlotTable<N, W> {
 }
 
 impl<N, W> SlotTable<N, W> {
-    /// Creates a table of `slots` slots that replaces lost workers.
-    pub(crate) fn new(slots: usize, attempts: u32, now: Instant) -> Self {
-        Self::with(slots, attempts, true, now)
+    /// Creates a table that replaces lost workers.
+    pub(crate) fn new(numbers: Numbers, attempts: u32, now: Instant) -> Self {
+        Self::with(numbers, attempts, true, now)
     }
 
     /// Creates a table of `slots` slots that starts one process each and replaces none.
     pub(crate) fn for_one_process(slots: usize, now: Instant) -> Self {
-        Self::with(slots, 1, false, now)
+        Self::with(Numbers { slots, spares: 0, initial: slots }, 1, false, now)
     }
 
-    fn with(slots: usize, attempts: u32, replaces: bool, now: Instant) -> Self {
-        let slot_state = |_| Slot {
-            state: State::Empty,
+    fn with(numbers: Numbers, attempts: u32, replaces: bool, now: Instant) -> Self {
+        let Numbers { slots, spares, initial } = numbers;
+        let slot_state = |slot| Slot {
+            state: if slot < initial { State::Empty } else { State::Parked },
             process: ProcessState::Absent,
-            due: Some(now),
+            due: (slot < initial).then_some(now),
             generation: 0,
             draining: 0,
             failures: 0,
@@ -87,7 +103,9 @@ impl<N, W> SlotTable<N, W> {
             phase: Phase::Open,
             idle: Vec::with_capacity(slots),
             out: 0,
-            parked: 0,
+            running: 0,
+            most_running: slots - spares,
+            parked: slots.saturating_sub(initial),
             woken: 0,
             attempts,
             replaces,
@@ -139,6 +157,16 @@ impl<N, W> SlotTable<N, W> {
         self.slots[slot].generation
     }
 
+    /// Whether a slot has an idle worker.
+    pub(crate) fn is_idle(&self, slot: usize) -> bool {
+        matches!(self.slots[slot].state, State::Idle(_))
+    }
+
+    /// Whether a slot has no worker until there is work for it.
+    pub(crate) fn is_parked(&self, slot: usize) -> bool {
+        matches!(self.slots[slot].state, State::Parked)
+    }
+
     /// Returns the consecutive failed starts of a slot.
     pub(crate) fn failures(&self, slot: usize) -> u32 {
         self.slots[slot].failures
@@ -170,18 +198,36 @@ impl<N, W> SlotTable<N, W> {
         Actions { start: true, ..Actions::wake(Wake::All) }
     }
 
-    /// Work was queued: wakes the driver of an idle worker, or else starts a worker in a parked slot. A pool
-    /// that has given up retries.
-    pub(crate) fn wake_one(&mut self, now: Instant) -> Actions<W> {
-        let is_parked = |slot_state: &Slot<N, W>| matches!(slot_state.state, State::Parked);
-        let slot = self.idle.last().copied().or_else(|| match self.parked {
-            0 => None,
-            _ => self.slots.iter().position(is_parked),
-        });
-        match slot {
-            Some(slot) => self.wake_slot(slot, now),
-            None => Actions { start: self.retry_spawns(now), ..Actions::nothing() },
+    /// Work was queued that is worth `wanted` workers: wakes the driver of an idle one. Starts workers in parked
+    /// slots, where fewer than wanted are idle or starting. A pool that has given up retries.
+    pub(crate) fn wake_one(&mut self, wanted: u64, now: Instant) -> Actions<W> {
+        let actions = match self.idle.last().copied() {
+            Some(slot) if !self.is_full() => self.wake_slot(slot, now),
+            _ => Actions { start: self.retry_spawns(now), ..Actions::nothing() },
+        };
+        Actions { start: self.start_parked(wanted, now) || actions.start, ..actions }
+    }
+
+    /// Starts workers in parked slots. Returns whether it did.
+    fn start_parked(&mut self, wanted: u64, now: Instant) -> bool {
+        if self.parked == 0 || self.is_full() {
+            return false;
         }
+        let is_starting = |slot_state: &&Slot<N, W>| {
+            matches!(slot_state.state, State::Empty | State::Spawned(_) | State::Handshaking)
+        };
+        let starting = self.slots.iter().filter(is_starting).count();
+        let free = starting + self.idle.len() + self.woken;
+        let spares = self.slots.len() - self.most_running;
+        let wanted = usize::try_from(wanted).unwrap_or(usize::MAX).saturating_add(spares);
+        let missing = wanted.saturating_sub(free).min(self.parked);
+        let is_parked = |slot_state: &&mut Slot<N, W>| matches!(slot_state.state, State::Parked);
+        for slot_state in self.slots.iter_mut().filter(is_parked).take(missing) {
+            slot_state.state = State::Empty;
+            slot_state.schedule_spawn(now);
+        }
+        self.parked -= missing;
+        missing > 0
     }
 
     /// Work was queued for this slot.
@@ -223,6 +269,11 @@ impl<N, W> SlotTable<N, W> {
             State::Idle(worker) => Some(worker),
             _ => None,
         })
+    }
+
+    /// Whether as many workers run tasks as may at once. Those that stand by run tasks bound to them only.
+    pub(crate) fn is_full(&self) -> bool {
+        self.running >= self.most_running
     }
 
     /// Whether there is an idle worker whose driver has not been woken.
@@ -280,6 +331,7 @@ impl<N, W> SlotTable<N, W> {
             State::Idle(worker) => {
                 self.remove_idle(slot);
                 self.out += 1;
+                self.running += 1;
                 Some(worker)
             }
             other => {
@@ -296,6 +348,9 @@ impl<N, W> SlotTable<N, W> {
 
     /// Checks out the most recently used idle worker whose driver has not been woken.
     pub(crate) fn check_out_any(&mut self) -> Option<(usize, W)> {
+        if self.is_full() {
+            return None;
+        }
         let slot = *self.idle.last()?;
         self.check_out(slot).map(|worker| (slot, worker))
     }
@@ -310,12 +365,26 @@ impl<N, W> SlotTable<N, W> {
     ) -> Actions<W> {
         self.slots[slot].failures = 0;
         let is_revived = std::mem::take(&mut self.given_up);
-        let actions = self.check_in(slot, worker, false, has_work, now);
+        let actions = self.put_back(slot, worker, false, has_work, now);
         Actions { start: actions.start || is_revived, ..actions }
     }
 
-    /// A worker is checked back in. A spent worker is replaced.
+    /// A worker is checked back in. A spent or dead one is replaced: if the slot is not [idle](Self::is_idle)
+    /// then, the caller wakes another for queued work.
     pub(crate) fn check_in(
+        &mut self,
+        slot: usize,
+        worker: W,
+        is_spent: bool,
+        has_work: bool,
+        now: Instant,
+    ) -> Actions<W> {
+        self.running -= 1;
+        self.put_back(slot, worker, is_spent, has_work, now)
+    }
+
+    /// Ends a check-out with the worker.
+    fn put_back(
         &mut self,
         slot: usize,
         worker: W,
@@ -346,14 +415,15 @@ impl<N, W> SlotTable<N, W> {
                 slot_state.state = State::Idle(worker);
                 slot_state.idle_since = now;
                 self.idle.push(slot);
-                if has_work { self.wake_one(now) } else { Actions::nothing() }
+                if has_work { self.wake_one(0, now) } else { Actions::nothing() }
             }
         };
         self.or_wake_all(actions, has_work)
     }
 
-    /// A checked-out worker is lost: its replacement gets the slot.
+    /// A checked-out worker is lost: its replacement gets the slot. The caller wakes another for queued work.
     pub(crate) fn lost(&mut self, slot: usize, has_work: bool) -> Actions<W> {
+        self.running -= 1;
         // Without a replacement so far, the start is scheduled when the process has ended.
         let actions = self.release(slot).unwrap_or_else(Actions::nothing);
         self.or_wake_all(actions, has_work)
@@ -477,7 +547,7 @@ impl<N, W> SlotTable<N, W> {
             .map_or(0, |more| 10 << more.min(7));
         slot_state.due = Some(now + Duration::from_millis(pause));
         let was_called = was_idle && !self.remove_idle(slot);
-        if was_called && has_work { self.wake_one(now) } else { Actions::nothing() }
+        if was_called && has_work { self.wake_one(0, now) } else { Actions::nothing() }
     }
 
     /// Parks the next worker that has been idle since `since`, while more than `least` are left.

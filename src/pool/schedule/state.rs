@@ -172,7 +172,7 @@ impl PoolState {
             queue: VecDeque::new(),
             queued: 0,
             slots: match config.replaces {
-                true => SlotTable::new(slots, START_ATTEMPTS, Instant::now()),
+                true => SlotTable::new(config.numbers(), START_ATTEMPTS, Instant::now()),
                 false => SlotTable::for_one_process(slots, Instant::now()),
             },
             has_hosts: link.is_some(),
@@ -286,7 +286,8 @@ impl PoolState {
         if !central.wants_worker() && self.ensure_watcher(central) {
             return;
         }
-        let actions = central.slots.wake_one(Instant::now());
+        let wanted = if central.is_short_lived() { 1 } else { central.queued };
+        let actions = central.slots.wake_one(wanted, Instant::now());
         self.apply(actions);
     }
 
@@ -392,8 +393,8 @@ impl SchedulerState {
         self.slots.is_over(self.has_work())
     }
 
-    /// Whether every slot of this host has had a process.
+    /// Whether every slot of this host that is to be served has had a process.
     pub(super) fn all_started(&self) -> bool {
-        (0..self.slots.len()).all(|slot| self.slots.starts(slot) > 0)
+        (0..self.slots.len()).all(|slot| self.slots.is_parked(slot) || self.slots.starts(slot) > 0)
     }
 }

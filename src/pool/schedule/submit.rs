@@ -121,7 +121,7 @@ impl PoolState {
         const MAX: u64 = 1 << 20;
         let has_small_chunks = job.options.chunk_size.is_none() && !job.collects_all.load(Relaxed);
         let chunks = if has_small_chunks { 4 } else { 2 };
-        (chunks * u64::from(job.chunk())).clamp(MIN, MAX) * self.config.workers as u64
+        (chunks * u64::from(job.chunk())).clamp(MIN, MAX) * self.config.most_running() as u64
     }
 
     /// Removes a job from the queue and stops its running items.

@@ -178,7 +178,8 @@ impl PoolState {
         let limit = self.config.idle_timeout?;
         let now = Instant::now();
         if let Some(since) = now.checked_sub(limit) {
-            let rest = || self.central().slots.park_idle(since, self.config.min_workers);
+            let least = self.config.min_workers.saturating_add(self.config.spares);
+            let rest = || self.central().slots.park_idle(since, least);
             std::iter::from_fn(rest).for_each(|(_, worker)| worker.retire());
         }
         // Often enough that idle workers are retired soon after the limit, without a timer for each.

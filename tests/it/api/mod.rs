@@ -3,6 +3,7 @@
 mod basics;
 mod contexts;
 mod entry;
+mod growth;
 mod lifecycle;
 mod limits;
 mod process;

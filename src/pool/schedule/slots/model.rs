@@ -8,7 +8,9 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use super::{Actions, Phase, ProcessState, SlotPoll, SlotTable, SpawnDecision, State, Wake};
+use super::{
+    Actions, Numbers, Phase, ProcessState, SlotPoll, SlotTable, SpawnDecision, State, Wake,
+};
 
 type Generation = u64;
 
@@ -92,7 +94,7 @@ type Retry = bool;
 
 /// Bounds of the explored pool.
 struct Bounds {
-    slots: usize,
+    numbers: Numbers,
     attempts: u32,
     queue: u8,
     /// Whether to explore more than tasks, deaths and parking: requeued tasks, spent workers, callers,
@@ -118,8 +120,8 @@ impl World {
             processes: Vec::new(),
         };
         Self {
-            table: SlotTable::new(bounds.slots, bounds.attempts, now),
-            slots: (0..bounds.slots).map(|_| slot()).collect(),
+            table: SlotTable::new(bounds.numbers, bounds.attempts, now),
+            slots: (0..bounds.numbers.slots).map(|_| slot()).collect(),
             queue: 0,
             is_suspended: false,
             starting: None,
@@ -167,7 +169,7 @@ impl World {
         let is_open = self.table.phase() == Phase::Open;
         if is_open && self.queue < bounds.queue {
             moves.push(Move::Submit);
-            if bounds.slots == 1 {
+            if bounds.numbers.slots == 1 {
                 moves.push(Move::SubmitTo(0));
             }
         }
@@ -280,8 +282,7 @@ impl World {
         match step {
             Move::Submit => {
                 self.queue += 1;
-                let actions = self.table.wake_one(now);
-                self.apply(0, actions);
+                self.wake_for_queue(now);
             }
             Move::SubmitTo(slot) => {
                 self.queue += 1;
@@ -329,16 +330,21 @@ impl World {
                 self.release(slot, holder);
                 let actions = self.table.check_in(slot, worker, is_spent, has_work, now);
                 self.apply(slot, actions);
+                if has_work && !self.table.is_idle(slot) {
+                    self.wake_for_queue(now);
+                }
             }
             Move::Lose(slot, holder, is_retried) => {
                 self.release(slot, holder);
                 if is_retried && self.table.phase() != Phase::Terminated {
                     self.queue += 1;
-                    let actions = self.table.wake_one(now);
-                    self.apply(slot, actions);
+                    self.wake_for_queue(now);
                 }
                 let actions = self.table.lost(slot, self.queue > 0);
                 self.apply(slot, actions);
+                if self.queue > 0 {
+                    self.wake_for_queue(now);
+                }
             }
             Move::Die(slot, generation) => {
                 if let Some(process) = self.process(slot, generation) {
@@ -380,18 +386,18 @@ impl World {
 
     fn poll(&mut self, slot: usize, now: Instant) {
         self.slots[slot].is_woken = false;
+        let is_full = self.table.is_full();
         match self.table.poll(slot, self.queue > 0) {
             SlotPoll::PendingWorker(pending) => {
                 self.slots[slot].driver = Driver::Handshaking(pending)
             }
-            SlotPoll::Idle(_) if self.queue > 0 => {
+            SlotPoll::Idle(_) if self.queue > 0 && !is_full => {
                 self.queue -= 1;
                 if let Some(worker) = self.table.check_out(slot) {
                     self.slots[slot].driver = Driver::Running(worker);
                 }
                 if self.queue > 0 {
-                    let actions = self.table.wake_one(now);
-                    self.apply(slot, actions);
+                    self.wake_for_queue(now);
                 }
             }
             SlotPoll::Idle(_) | SlotPoll::Nothing => {}
@@ -402,6 +408,11 @@ impl World {
                 }
             }
         }
+    }
+
+    fn wake_for_queue(&mut self, now: Instant) {
+        let actions = self.table.wake_one(self.queue.into(), now);
+        self.apply(0, actions);
     }
 
     /// Queued tasks fail, because no worker can start.
@@ -522,7 +533,12 @@ impl World {
                 _ => {}
             }
         }
+        let is_running =
+            |slot_state: &&super::Slot<_, _>| matches!(slot_state.state, State::CheckedOut(_));
+        let running = self.table.slots.iter().filter(is_running).count();
         rules.push((self.table.out == out, "wrong count of checked-out workers"));
+        rules.push((self.table.running == running, "wrong count of workers that run tasks"));
+        rules.push((running <= self.table.most_running, "a worker that stands by runs a task"));
         rules.push((self.table.parked == parked, "wrong count of parked slots"));
         let woken = self.table.slots.iter().filter(|slot_state| slot_state.is_woken).count();
         rules.push((self.table.woken == woken, "wrong count of woken drivers"));
@@ -661,12 +677,29 @@ fn check(bounds: &Bounds) {
     eprintln!("{} states", explored.worlds.len());
 }
 
+/// All workers start at once, and none stands by.
+const fn plain(slots: usize) -> Numbers {
+    Numbers { slots, spares: 0, initial: slots }
+}
+
 #[test]
 fn one_slot_always_recovers_or_its_tasks_fail() {
-    check(&Bounds { slots: 1, attempts: 3, queue: 2, is_eventful: true });
+    check(&Bounds { numbers: plain(1), attempts: 3, queue: 2, is_eventful: true });
 }
 
 #[test]
 fn with_two_slots_no_task_waits_forever() {
-    check(&Bounds { slots: 2, attempts: 1, queue: 1, is_eventful: false });
+    check(&Bounds { numbers: plain(2), attempts: 1, queue: 1, is_eventful: false });
+}
+
+#[test]
+fn where_workers_start_when_there_is_work_no_task_waits_forever() {
+    let numbers = Numbers { slots: 2, spares: 0, initial: 1 };
+    check(&Bounds { numbers, attempts: 1, queue: 2, is_eventful: false });
+}
+
+#[test]
+fn with_a_spare_no_task_waits_forever_and_one_worker_runs_tasks() {
+    let numbers = Numbers { slots: 2, spares: 1, initial: 2 };
+    check(&Bounds { numbers, attempts: 1, queue: 2, is_eventful: false });
 }
