@@ -17,7 +17,7 @@
 //! | `startup_and_death` | start, crash, memory |
 //! | `template` | a fresh process for each task, many workers, a preloaded table |
 //! | `many` | ten million items, 256 workers |
-//! | `workloads` | skewed load, π, Parzen windows |
+//! | `workloads` | skewed load, one slow item first, π, Parzen windows |
 //! | `sharing` | messages through a channel, memory that is not copied |
 //!
 //! `peers` has the contenders, `python` and `peers.py` those in Python. `measure` lets them take turns,
@@ -55,7 +55,7 @@ use peers::Peers;
 use report::{Format, Report, Row};
 
 /// The rows in the order of the goals: the name for `--only`, and the function that measures.
-const ROWS: [(&str, Measure); 19] = [
+const ROWS: [(&str, Measure); 20] = [
     ("apply", calls::apply),
     ("apply_async", calls::apply_async),
     ("map-5m", maps::five_million),
@@ -72,6 +72,7 @@ const ROWS: [(&str, Measure); 19] = [
     ("stream", many::stream),
     ("workers", many::workers),
     ("skewed", workloads::skewed),
+    ("slow-first", workloads::slow_first),
     ("efficiency", workloads::efficiency),
     ("channel", sharing::channel),
     ("shared", sharing::memory),

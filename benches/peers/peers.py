@@ -140,6 +140,8 @@ def answer(pool, order):
         return timed(lambda: pool.call(identity, content))
     if what == "sleep":
         return timed(lambda: pool.map(time.sleep, order["seconds"]))
+    if what == "sleep_in_order":
+        return timed(lambda: list(pool.pool.imap(time.sleep, order["seconds"])))
     if what == "queue":
         return drain(order["messages"])
     if what == "shared":

@@ -58,6 +58,38 @@ pub(crate) fn skewed(peers: &mut Peers, size: &SampleSize) -> Outcome<Row> {
         ))
 }
 
+/// An `imap` whose first item is much slower than the others.
+pub(crate) fn slow_first(peers: &mut Peers, size: &SampleSize) -> Outcome<Row> {
+    const FIRST: f64 = 3.0;
+    const OTHERS: usize = 2_000;
+    const EACH: f64 = 1e-3;
+    let pool = Pool::new(2)?;
+    let items = || std::iter::once(FIRST).chain(std::iter::repeat_n(EACH, OTHERS));
+    let mut contenders = vec![
+        Contender::new("procpool", || {
+            let (time, done) = seconds(|| pool.imap(sleep, items()).try_for_each(|item| item));
+            done?;
+            Ok(time)
+        }),
+        // What the items take by themselves: a sleep is longer than it is asked to be.
+        Contender::new("ideal", || {
+            let (other, ()) = seconds(|| (0..OTHERS).for_each(|_| sleep(EACH)));
+            Ok(other.max(FIRST))
+        }),
+    ];
+    if let Some(python) = &mut peers.mp_pool {
+        let order = json!({"seconds": items().collect::<Vec<f64>>()});
+        contenders.push(Contender::new("Pool.imap", move || {
+            python.seconds("sleep_in_order", order.clone())
+        }));
+    }
+    let field = take_turns(size.long_repetitions, contenders)?;
+    let ratio = field.ratio("procpool", "ideal");
+    Ok(Row::new("imap with one slow item first, 2 workers", Unit::Seconds, field)
+        .at_most(1.05, "ideal", ratio)
+        .note("an item of 3 s, then 2,000 of 1 ms, which sleep."))
+}
+
 /// Shuffles in the same order on every machine, by a linear congruence.
 fn shuffled(load: &[f64]) -> Vec<f64> {
     (0..load.len()).map(|place| load[(place * 29 + 17) % load.len()]).collect()

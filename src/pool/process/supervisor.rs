@@ -340,7 +340,8 @@ impl Supervisor {
         Some(self.next_watch)
     }
 
-    /// Kills a dead worker's leftover processes, starts its replacement, and then announces the death.
+    /// Kills a dead worker's leftover processes, starts its replacement, and then announces the death. Where
+    /// another worker stands by, the replacement has time.
     fn reap(&mut self, supervised: &Supervised) {
         let process = &supervised.process;
         process.set_ended();
@@ -351,7 +352,9 @@ impl Supervisor {
             cause => cause,
         };
         self.shared.ended(process);
-        self.start_due();
+        if self.shared.config.spares == 0 {
+            self.start_due();
+        }
         if self.shared.is_of_one_process() {
             // No driver waits for the reply, so it is collected here.
             process.publish_exit(cause);
