@@ -54,7 +54,7 @@ use crate::shm::memcpy::{self, Sink};
 use crate::shm::region::Region;
 
 /// Size of a lane in bytes. Large enough that a chunk of tiny results is worth its frame, small
-/// enough that touching all of it at a worker's start is cheap (about 30 µs).
+/// enough that touching all of it once is cheap.
 pub const LANE_BYTES: usize = 256 << 10;
 
 /// Where the results start: the words have a page of their own.

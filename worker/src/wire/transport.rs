@@ -20,6 +20,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use ipc_channel::IpcError;
 use ipc_channel::ipc::{self, IpcBytesReceiver, IpcBytesSender};
+use rustix::event::EventfdFlags;
 use rustix::io::fcntl_dupfd_cloexec;
 use rustix::net::{AddressFamily, RecvFlags, SocketType};
 
@@ -98,9 +99,11 @@ fn channel() -> Result<(IpcBytesSender, IpcBytesReceiver), TransportError> {
     })
 }
 
-/// Returns the number that the next descriptor probably gets.
+/// Returns the number that the next descriptor probably gets. Of all descriptors, an event is made and closed
+/// fastest.
 fn first_free() -> Result<RawFd, TransportError> {
-    Ok(Control::pair()?.0.as_raw_fd())
+    let event = rustix::event::eventfd(0, EventfdFlags::CLOEXEC);
+    Ok(with_call_name("eventfd", event)?.as_raw_fd())
 }
 
 /// Returns the number of the descriptor that `receiver` reads: the one at which a sent frame can be
