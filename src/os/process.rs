@@ -18,6 +18,7 @@ use std::sync::atomic::Ordering::{AcqRel, Acquire};
 use procpool_worker::protocol::{SpawnToken, TITLE};
 use procpool_worker::sys;
 use rustix::fs::{MemfdFlags, Mode, OFlags};
+use rustix::io::Errno;
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process_group, pidfd_open,
     pidfd_send_signal, waitid,
@@ -229,10 +230,11 @@ impl Child {
     pub(crate) fn adopt(pid: u32, liveness_pipe: &OwnedFd) -> io::Result<Self> {
         let not_ours = || io::Error::other(format!("PID {pid} is not a child of this process"));
         let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or_else(not_ours)?;
-        let ask = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
-        waitid(WaitId::Pid(pid), ask).map_err(|_| not_ours())?;
-        rustix::process::setpgid(Some(pid), Some(pid))
-            .map_err(|error| explain("setpgid", "start a process", error.into()))?;
+        rustix::process::setpgid(Some(pid), Some(pid)).map_err(|error| match error {
+            // Of a process that is no child.
+            Errno::SRCH => not_ours(),
+            error => explain("setpgid", "start a process", error.into()),
+        })?;
         Self::watch(pid, liveness_pipe)
     }
 
@@ -262,7 +264,7 @@ impl Child {
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
         loop {
             match waitid(WaitId::Pgid(Some(group)), options) {
-                Ok(Some(_)) | Err(rustix::io::Errno::INTR) => {}
+                Ok(Some(_)) | Err(Errno::INTR) => {}
                 Ok(None) => return false,
                 Err(_) => return true,
             }
@@ -290,7 +292,7 @@ impl Child {
         let ask = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
         match waitid(WaitId::PidFd(self.pidfd.as_fd()), ask) {
             Ok(ended) => ended.is_some(),
-            Err(rustix::io::Errno::INTR) => false,
+            Err(Errno::INTR) => false,
             // Another part of this program has reaped it, or the call is refused.
             Err(_) => rustix::process::test_kill_process(self.pid).is_err(),
         }
@@ -322,7 +324,7 @@ impl Child {
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
         let status = loop {
             match waitid(WaitId::PidFd(self.pidfd.as_fd()), options) {
-                Err(rustix::io::Errno::INTR) => {}
+                Err(Errno::INTR) => {}
                 status => break status,
             }
         };
@@ -378,7 +380,7 @@ impl CaptureFile {
             match rustix::io::pread(&self.0, &mut bytes[read..], range.start + read as u64) {
                 Ok(0) => break,
                 Ok(n) => read += n,
-                Err(rustix::io::Errno::INTR) => {}
+                Err(Errno::INTR) => {}
                 Err(_) => break,
             }
         }

@@ -7,7 +7,7 @@ use std::io::Write as _;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use procpool::{Error, Pool, Process, StartError, TaskErrorKind};
+use procpool::{Error, Pool, Process, StartError, StartMethod, TaskErrorKind};
 
 /// How long anything here may take.
 const SOON: Duration = Duration::from_secs(30);
@@ -70,7 +70,7 @@ fn files() {
         drop(file);
         fs::read_to_string(path)
     }
-    let pool = Pool::new(2).expect("a pool");
+    let pool = executing_pool();
     let path = std::env::var("LOG").expect("the log's name");
     let items = (0..100).map(|x| (format!("{path}.{x}").into(), x));
     let saved = pool.map(|item| save(item).map_err(|error| error.to_string()), items);
@@ -82,11 +82,16 @@ fn files() {
     assert!(!log.contains("a thread"), "{log}");
 }
 
+/// Of programs whose threads run before `init`: a template could not be forked.
+fn executing_pool() -> Pool {
+    Pool::builder().start_method(StartMethod::Spawn).workers(2).build().expect("a pool")
+}
+
 /// An async program whose first line is `init`.
 fn runtime() {
     async fn run() {
         procpool::init();
-        let pool = Pool::new(2).expect("a pool");
+        let pool = executing_pool();
         let squares = pool.map_async(|x: u64| x * x, 0..1000).await.expect("answers");
         assert_eq!(squares, (0..1000).map(|x| x * x).collect::<Vec<u64>>());
 

@@ -4,7 +4,7 @@
 use std::process::Command;
 use std::time::Duration;
 
-use procpool::{Error, Event, EventKind, Pool, Process, StartError, WorkerState};
+use procpool::{Error, Event, EventKind, Pool, Process, StartError, StartMethod, WorkerState};
 
 fn main() {
     let how = std::env::args().nth(1).unwrap_or_default();
@@ -89,7 +89,9 @@ fn newborn() {
             let _ = sender.send(pid);
         }
     };
-    std::thread::spawn(move || Pool::builder().workers(2).env("STOP", "1").on_event(tell).build());
+    // A template would be stopped too, and fork none.
+    let builder = Pool::builder().start_method(StartMethod::Spawn).workers(2).env("STOP", "1");
+    std::thread::spawn(move || builder.on_event(tell).build());
     let pids: Vec<u32> = spawned.iter().take(2).collect();
     let is_stopped = |pid: &u32| {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));

@@ -15,7 +15,6 @@ use procpool_worker::error::TransportError;
 use procpool_worker::protocol::{Handshake, MAX_ATTACHED, SpawnToken};
 use procpool_worker::region::Region;
 use procpool_worker::template::{MAX_FORK, TemplateReply, TemplateRequest};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::Signal;
 
 use super::preparation::{Preparation, explain};
@@ -140,7 +139,7 @@ impl Template {
     /// Reads the answers that have arrived.
     pub(super) fn answers(&mut self, config: &Config) -> Vec<Answer> {
         let mut answers = Vec::new();
-        while !matches!(self.stage, Stage::Ending(_)) && has_packet(&self.control) {
+        while !matches!(self.stage, Stage::Ending(_)) && self.control.has_packet() {
             let packet = match self.control.recv(false) {
                 Ok(packet) => packet,
                 // Its end is noticed by its pidfd. A process that has closed its socket is of no use, and
@@ -271,13 +270,6 @@ impl Template {
         let failed = failed.collect();
         Remains { pid: self.child.pid(), cause, was_ready, has_forked: self.has_forked, failed }
     }
-}
-
-/// Whether a packet has arrived, or the other end is closed.
-fn has_packet(control: &Control) -> bool {
-    let mut socket = [PollFd::new(control, PollFlags::IN)];
-    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    poll(&mut socket, Some(&now)).is_ok_and(|ready| ready > 0)
 }
 
 /// Adds the remedy to a refused fork.

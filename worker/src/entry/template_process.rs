@@ -192,7 +192,7 @@ fn count_threads() -> Result<(), String> {
         }
         if begun.elapsed() > PATIENCE {
             return Err(format!(
-                "threads are running in its process, which can't be forked then ({}): end them before the preload function returns, or start them in an initializer",
+                "threads are running in its process, which can't be forked then ({}): end them before the preload function returns, or start them in an initializer; and call `procpool::init()` first in main",
                 others.join(", ")
             ));
         }

@@ -109,6 +109,13 @@ impl Control {
         })
     }
 
+    /// Whether [`recv`](Self::recv) would not wait: a packet has arrived, or the other end is closed.
+    pub fn has_packet(&self) -> bool {
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        let peeked = retry_on_intr(|| rustix::net::recv(&self.socket, &mut [0u8], flags));
+        !matches!(peeked, Err(Errno::AGAIN))
+    }
+
     /// Receives a packet with the nonce and drops all others. With `wait` false, it must be there already.
     ///
     /// # Errors
