@@ -5,15 +5,17 @@ use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::PathBuf;
 
 use clap::builder::{NonEmptyStringValueParser, PossibleValuesParser, TypedValueParser};
-use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, ValueHint};
 
 use super::compare::args::CompareArgs;
+use super::halt::{Halt, halt};
 use super::input_args::InputArgs;
 use super::isolate::cases::Case;
 use super::launch::args::{HostArgs, HostsArgs};
 use super::report_format::ReportFormat;
 use super::start_args::StartArgs;
 use super::units::{self, TimeLimit};
+use crate::tasks::command::SignalSequence;
 use crate::tasks::{self, FileFormat};
 
 const EXAMPLES: &str = "\
@@ -266,14 +268,35 @@ pub(super) struct RunArgs {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Options of commands")]
 pub(super) struct CommandOptions {
-    /// Run the command line with /bin/sh, for pipes and redirections; {} is one word and must not
-    /// be quoted
-    #[arg(long, requires = "command")]
-    pub(super) shell: bool,
+    /// Run the command line with /bin/sh, for pipes and redirections, or with the shell at PATH, such
+    /// as --shell=/bin/bash for exported functions; {} is one word and must not be quoted
+    #[arg(long, requires = "command", value_name = "PATH", value_hint = ValueHint::CommandName)]
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "/bin/sh")]
+    pub(super) shell: Option<PathBuf>,
 
     /// Prefix each output line of a job with its input and a tab
     #[arg(long, requires = "command")]
     pub(super) tag: bool,
+
+    /// Prefix each output line of a job with this text and a tab; it may have replacement strings
+    #[arg(long, alias = "tag-string", requires = "command", value_name = "TEXT")]
+    #[arg(conflicts_with = "tag", value_hint = ValueHint::Other)]
+    pub(super) tagstring: Option<OsString>,
+
+    /// Print each command to standard error before its output
+    #[arg(long, requires = "command", conflicts_with_all = ["format", "top"])]
+    pub(super) verbose: bool,
+
+    /// Run the commands in DIR
+    #[arg(long, visible_alias = "workdir", requires = "command", value_name = "DIR")]
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub(super) wd: Option<PathBuf>,
+
+    /// Signals for a job over its --timeout, each but the last followed by the milliseconds to the
+    /// next [default: TERM,500,KILL]
+    #[arg(long, requires = "command", value_name = "SIGNALS", value_parser = SignalSequence::parse)]
+    #[arg(value_hint = ValueHint::Other)]
+    pub(super) termseq: Option<SignalSequence>,
 
     /// Print output line by line as jobs produce it, instead of job by job
     #[arg(long, requires = "command", conflicts_with_all = ["keep_order", "output", "format"])]
@@ -353,61 +376,10 @@ pub(super) struct LimitArgs {
     pub(super) nice: i32,
 
     /// Stop early: soon,fail=3 starts no new jobs after 3 failures; now,fail=10% also kills running
-    /// jobs once 10% (at least 3) have failed
+    /// jobs once 10% (at least 3) have failed; now,success=1 after the first success, with exit code
+    /// 0; done=N counts both. never is the default
     #[arg(long, value_name = "WHEN", value_hint = ValueHint::Other, value_parser = halt)]
     pub(super) halt: Option<Halt>,
-}
-
-/// When a run stops before the end of its inputs.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Halt {
-    /// Kills running jobs instead of waiting for them.
-    pub(super) now: bool,
-    pub(super) failures: Failures,
-}
-
-/// The number of failures that stops a run.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Failures {
-    Count(u64),
-    /// A share of the finished jobs, between 0 and 1.
-    Share(f64),
-}
-
-impl Halt {
-    /// Whether `failed` of `ended` jobs are too many.
-    pub(super) fn is_due(&self, failed: u64, ended: u64) -> bool {
-        /// With fewer failures, a share means little: the first job to fail may be all that has
-        /// finished.
-        const MIN_COUNT: u64 = 3;
-        match self.failures {
-            Failures::Count(count) => failed >= count,
-            Failures::Share(share) => failed >= MIN_COUNT && failed as f64 >= share * ended as f64,
-        }
-    }
-}
-
-fn halt(text: &str) -> Result<Halt, String> {
-    let parse = || {
-        let (when, failures) = text.split_once(",fail=")?;
-        let now = match when {
-            "now" => true,
-            "soon" => false,
-            _ => return None,
-        };
-        let failures = match failures.strip_suffix('%') {
-            Some(percent) => {
-                let percent =
-                    percent.parse().ok().filter(|it| (f64::MIN_POSITIVE..=100.0).contains(it));
-                Failures::Share(percent? / 100.0)
-            }
-            None => Failures::Count(failures.parse().ok().filter(|count| *count > 0)?),
-        };
-        Some(Halt { now, failures })
-    };
-    parse().ok_or_else(|| {
-        "use now or soon, and a number or percentage: now,fail=1 or soon,fail=10%".to_owned()
-    })
 }
 
 #[derive(Clone, Debug, Args)]
@@ -453,9 +425,13 @@ pub(super) struct OutputArgs {
     #[arg(long, conflicts_with_all = ["line_buffer", "quiet"])]
     pub(super) top: bool,
 
-    /// Print only results and errors: no summary, no progress bar
-    #[arg(short, long)]
-    pub(super) quiet: bool,
+    /// Print only results and errors: no summary, no progress bar. Twice: no errors of jobs either
+    #[arg(short, long, action = ArgAction::Count)]
+    pub(super) quiet: u8,
+
+    /// Print the summary, also where standard error is no terminal
+    #[arg(long, conflicts_with = "quiet")]
+    pub(super) summary: bool,
 
     /// Exit with the number of failed jobs, or 101 for more than 100; wrong usage and a run that
     /// cannot start exit with 255

@@ -4,11 +4,11 @@
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 /// Options of GNU parallel and xargs, and what does the same here.
-const OTHERS: [(&[&str], &str); 20] = [
+const OTHERS: [(&[&str], &str); 19] = [
     (&["--bar", "--eta"], "a bar is shown on a terminal; --top shows the workers"),
     (&["--joblog"], "--journal FILE has a line of JSON for each job; --format csv has rows"),
     (&["--resume-failed"], "--journal FILE --retry-failed runs the jobs that failed again"),
-    (&["--verbose", "-v", "--interactive"], "--dry-run prints the commands; --journal keeps them"),
+    (&["-v", "--interactive"], "--verbose prints each command; --dry-run prints all and runs none"),
     (&["-r", "--no-run-if-empty"], "without inputs, no command is run: leave it out"),
     (&["-x", "--exit"], "a command that is too long fails by itself: leave it out"),
     (&["--will-cite", "--citation", "--bibtex"], "leave it out"),
@@ -22,7 +22,6 @@ const OTHERS: [(&[&str], &str); 20] = [
     (&["--memsuspend", "--limit", "--noswap"], "--memory SIZE limits each job"),
     (&["--pipe", "--spreadstdin", "--pipe-part", "--pipepart"], "jobs get no standard input here"),
     (&["--gnu", "--compress", "--tmpdir", "--files"], "leave it out; large output goes to TMPDIR"),
-    (&["--wd", "--workdir"], "cd there first; jobs run in the directory of procpool"),
     (&["--env", "--record-env"], "jobs have the environment of procpool: leave it out"),
     (&["--xargs"], "-m passes as many inputs to each command as fit"),
 ];
@@ -49,7 +48,7 @@ pub(super) fn of(error: &clap::Error) -> Option<String> {
                 && argument(ContextKind::InvalidValue).is_none_or(str::is_empty) =>
         {
             Some(
-                "-t names a task; 'procpool run --dry-run' shows the commands that would run"
+                "-t names a task; --verbose prints each command, and --dry-run prints all and runs none"
                     .to_owned(),
             )
         }

@@ -32,6 +32,7 @@ mod compare;
 mod drawing;
 mod exit;
 mod format;
+mod halt;
 mod hints;
 mod input_args;
 mod inputs;

@@ -19,7 +19,9 @@ use super::inputs::Source;
 use super::render::{self, Form, PlainOptions};
 use super::sources::{self, Given};
 use super::units::TimeLimit;
-use crate::tasks::command::{self, CommandSpec, Completed, Replacements, StartRules, Template};
+use crate::tasks::command::{
+    self, CommandSpec, Completed, Replacements, StartRules, Template, TemplateError,
+};
 use crate::tasks::{self, Column, Params, Takes, Task};
 
 /// A resolved run.
@@ -32,6 +34,8 @@ pub(super) struct RunPlan {
     /// Assigned to the workers in turn.
     pub(super) gpus: Vec<String>,
     pub(super) chunk_size: Option<usize>,
+    /// The directory of the jobs, if it is another.
+    pub(super) dir: Option<PathBuf>,
     /// Whether each input of a task has a process of its own.
     pub(super) fresh: bool,
     pub(super) limits: LimitArgs,
@@ -53,13 +57,15 @@ pub(super) struct RunPlan {
     pub(super) plain: PlainOptions,
     pub(super) progress: bool,
     pub(super) summary: bool,
+    /// Whether only results and errors are printed.
+    pub(super) is_quiet: bool,
     pub(super) exit_count: bool,
 }
 
 /// The work to run for each input.
 pub(super) enum WorkPlan {
     Task(&'static Task, Params),
-    Command(CommandSpec),
+    Command(Box<CommandSpec>),
 }
 
 /// Where to write the pool's events.
@@ -91,7 +97,7 @@ impl RunPlan {
             Some(file) => LogTo::File(file),
         };
         let (work, source, takes, output_to, form);
-        let mut fresh = false;
+        let (mut fresh, mut plain) = (false, PlainOptions::default());
         if is_command {
             refuse_task_options(&args.task_options)?;
             let over = sources::of_command(args.command, given, &args.input_args)?;
@@ -125,7 +131,12 @@ impl RunPlan {
             };
             // Of a command, the worker prints only the lines of its jobs.
             output_to = procpool::OutputMode::Inherit;
-            work = WorkPlan::Command(spec);
+            plain.tag = spec.tag.clone();
+            // The worker prints it where it does not collect the output.
+            let collects =
+                matches!(spec.prints, command::OutputMode::Grouped | command::OutputMode::Null);
+            plain.command = (spec.verbose && collects).then(|| spec.template.clone());
+            work = WorkPlan::Command(Box::new(spec));
         } else {
             let name = args.task.as_deref().unwrap_or(tasks::ALL[0].name);
             let task = tasks::find(name)
@@ -198,15 +209,18 @@ impl RunPlan {
             unordered: output.unordered || (is_command && !output.keep_order),
             format,
             form,
-            plain: PlainOptions { tag: args.command_options.tag },
+            plain: PlainOptions { is_silent: output.quiet > 1, ..plain },
+            dir: args.command_options.wd,
             progress: output.progress == Progress::Auto
-                && !output.quiet
+                && output.quiet == 0
                 && !shares_terminal
                 && !output.top
                 // Log lines and the bar would overwrite each other.
                 && !matches!(log, LogTo::Stderr)
                 && io::stderr().is_terminal(),
-            summary: !output.quiet,
+            is_quiet: output.quiet > 0,
+            summary: output.quiet == 0
+                && (output.summary || format == Format::Table || io::stderr().is_terminal()),
             exit_count: output.exit_count,
             limits: args.limits,
             deadline: args.start.deadline,
@@ -280,13 +294,19 @@ fn spec(
     limits: &LimitArgs,
     output: Option<OutputChoice>,
 ) -> Result<CommandSpec> {
-    let template = Template::new(words, options.shell, replacements)
-        .map_err(|error| Usage::error(error.to_string()))?;
-    template.check().map_err(|error| Usage::error(error.to_string()))?;
-    let program = template.program()?;
+    let usage = |error: TemplateError| Usage::error(error.to_string());
+    let template = Template::new(words, options.shell.clone(), replacements).map_err(usage)?;
+    template.check().map_err(usage)?;
+    let tag = if options.tag { Some("{}".into()) } else { options.tagstring.clone() };
+    let tag = tag.map(|tag| Template::text(tag, replacements)).transpose().map_err(usage)?;
+    if let Some(dir) = options.wd.as_deref().filter(|dir| !dir.is_dir()) {
+        let message = format!("{} is no directory: check --wd, or create it", dir.display());
+        return Err(Usage::error(message));
+    }
+    let program = template.program(options.wd.as_deref())?;
     let prints = match output {
-        _ if options.line_buffer => command::OutputMode::Lines { tag: options.tag },
-        Some(OutputChoice::Inherit) if options.tag => {
+        _ if options.line_buffer => command::OutputMode::Lines,
+        Some(OutputChoice::Inherit) if tag.is_some() => {
             return Err(Usage::error(
                 "--tag cannot change direct output: leave out --output inherit",
             ));
@@ -301,6 +321,9 @@ fn spec(
         program,
         prints,
         retries,
+        signals: options.termseq.clone().unwrap_or_default(),
+        tag,
+        verbose: options.verbose,
         memory,
         start: StartRules::default(),
         spill: Vec::new(),

@@ -2,11 +2,13 @@
 
 use std::env;
 use std::ffi::{OsStr, OsString};
+use std::io::{self, IsTerminal};
 use std::process::{Command, Stdio};
 
 use anyhow::Result;
 
 use super::list::Host;
+use crate::args::OutputArgs;
 use crate::exit::Usage;
 
 /// The program that starts a run's processes on their hosts.
@@ -108,9 +110,11 @@ pub(crate) fn version(text: &str) -> Option<(u32, String)> {
     Some((major, version.to_owned()))
 }
 
-/// Returns the arguments of this process after the verb, which is `run`.
-pub(crate) fn arguments_of_run() -> Vec<OsString> {
-    after_verb(env::args_os())
+/// Returns the arguments of this process after the verb, which is `run`, for a copy that has no terminal.
+pub(crate) fn arguments_of_run(output: &OutputArgs) -> Vec<OsString> {
+    let has_summary = output.summary || output.quiet > 0 || !io::stderr().is_terminal();
+    let added = (!has_summary).then(|| "--summary".into());
+    added.into_iter().chain(after_verb(env::args_os())).collect()
 }
 
 /// Splits options of the command itself, which may precede the verb, from the verb's.

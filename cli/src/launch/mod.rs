@@ -135,7 +135,7 @@ pub(super) fn launch(args: &RunArgs) -> Result<Option<Exit>> {
             supervised(args, Launcher::Srun, hosts).map(Some)
         }
         // Typed where the run will not be.
-        _ => supervise::replace(&Launcher::Srun, &hosts).map(Some),
+        _ => supervise::replace(&Launcher::Srun, &hosts, &args.output).map(Some),
     }
 }
 

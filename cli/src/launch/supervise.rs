@@ -28,7 +28,7 @@ use super::link::{BEAT, Heard, Link, Listener, Orders};
 use super::list::Host;
 use super::remote;
 use super::steering::Steering;
-use crate::args::{OutputChoice, RunArgs};
+use crate::args::{OutputArgs, OutputChoice, RunArgs};
 use crate::exit::Exit;
 use crate::journal;
 
@@ -318,7 +318,7 @@ impl Launch {
         command.args(job.launcher.arguments(hosts, without, rsh, is_root));
         let program = std::env::current_exe().context("failed to find this program's file")?;
         command.arg(program).args(["run", "--supervised", &listener.name]);
-        command.args(command::arguments_of_run());
+        command.args(command::arguments_of_run(&job.args.output));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         // Ctrl-C must reach the run only: the launcher would end all hosts.
         command.process_group(0);
@@ -589,11 +589,11 @@ fn say(what: std::fmt::Arguments<'_>) {
 }
 
 /// Launches a run that can't be supervised from here, in place of this process.
-pub(super) fn replace(launcher: &Launcher, hosts: &[Host]) -> Result<Exit> {
+pub(super) fn replace(launcher: &Launcher, hosts: &[Host], output: &OutputArgs) -> Result<Exit> {
     let program = std::env::current_exe().context("failed to find this program's file")?;
     let mut command = Command::new(launcher.name());
     command.args(launcher.arguments(hosts, &[], None, false)).arg(Path::new(&program));
-    command.args(["run", "--engine", "mpi"]).args(command::arguments_of_run());
+    command.args(["run", "--engine", "mpi"]).args(command::arguments_of_run(output));
     let error = command.exec();
     Err(error).with_context(|| format!("failed to run {}", launcher.name()))
 }

@@ -3,6 +3,7 @@
 use crate::row::Row;
 use crate::screen::Page;
 use crate::tasks::Column;
+use crate::tasks::command::Template;
 
 /// A format of rows.
 pub(crate) trait Render {
@@ -50,8 +51,12 @@ impl OutputFields {
 }
 
 /// Options of the plain format.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct PlainOptions {
-    /// Whether to prefix each line with the input.
-    pub(crate) tag: bool,
+    /// The prefix of each line, if it has one.
+    pub(crate) tag: Option<Template>,
+    /// The command, if it is printed.
+    pub(crate) command: Option<Template>,
+    /// Whether nothing is said about jobs that fail.
+    pub(crate) is_silent: bool,
 }

@@ -7,7 +7,7 @@ use super::form::{PlainOptions, Render};
 use crate::row::Row;
 use crate::screen::Page;
 use crate::spill::{Encoding, Printed};
-use crate::tasks::command::{tag_of, tagged};
+use crate::tasks::command::{CommandJob, tagged};
 use crate::{color, format};
 
 pub(super) struct Plain {
@@ -20,7 +20,7 @@ impl Plain {
     }
 
     fn put(&self, row: &Row, printed: &Printed, page: &mut Page) {
-        let tag = self.plain.tag.then(|| tag_of(&row.input));
+        let tag = self.plain.tag.as_ref().map(|tag| tag.tag(&job(row), &slot(row)));
         match (printed, tag) {
             (Printed::Here(printed), None) => page.extend_from_slice(printed),
             (Printed::Here(printed), Some(tag)) => page.extend_from_slice(&tagged(&tag, printed)),
@@ -31,6 +31,15 @@ impl Plain {
     }
 }
 
+/// Returns the job of a row, for its replacement strings.
+fn job(row: &Row) -> CommandJob {
+    CommandJob { input: row.input.clone(), number: row.number, id: row.id, limit: None }
+}
+
+fn slot(row: &Row) -> String {
+    (row.worker + 1).to_string()
+}
+
 impl Render for Plain {
     fn header(&mut self, _page: &mut Page) {}
 
@@ -39,8 +48,12 @@ impl Render for Plain {
     }
 
     fn row_errors(&mut self, row: &Row, errors: &mut Page) {
+        if let Some(command) = &self.plain.command {
+            errors.extend_from_slice(&command.line(&job(row), &slot(row)));
+            errors.extend_from_slice(b"\n");
+        }
         self.put(row, &row.stderr, errors);
-        let Some(error) = &row.error else { return };
+        let Some(error) = row.error.as_ref().filter(|_| !self.plain.is_silent) else { return };
         let input = row.input.to_text();
         let (input, error) = (format::shortened(&input), format::shortened(error));
         let time = format::duration(row.elapsed);

@@ -53,7 +53,7 @@ pub(super) fn dry_run(plan: RunPlan) -> Result<Exit> {
     }
     shown(stdout.flush())?;
     let is_in_vain = history.is_some_and(|history| {
-        report_skipped(&plan.journal, &history.counts(), failed_before, plan.summary)
+        report_skipped(&plan.journal, &history.counts(), failed_before, plan.is_quiet)
     });
     match feed.error() {
         None if is_in_vain => Ok(Exit::Failure),

@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use super::messages::say;
-use crate::args::{Format, Halt};
+use crate::args::Format;
 use crate::batch_queue::RecvOutcome;
 use crate::collect::{Event, Events, Threads};
 use crate::exit::Exit;
+use crate::halt::{Halt, Outcome};
 use crate::inputs::Feed;
 use crate::journal::Journal;
 use crate::median::Median;
@@ -108,8 +109,8 @@ pub(super) enum Ending {
     Interrupted(Exit),
     /// By a second signal: running jobs are killed.
     Killed(Exit),
-    /// By too many failures; `now` kills running jobs.
-    Halted { now: bool },
+    /// By `--halt`.
+    Halted(Halt),
     /// By its deadline: running jobs are killed.
     Late,
 }
@@ -321,7 +322,7 @@ impl Run {
 
     /// Ends the run at its deadline.
     fn end_late(&mut self, pool: &Pool) -> Result<()> {
-        if matches!(self.ending, Some(Ending::Killed(_) | Ending::Halted { now: true })) {
+        if matches!(self.ending, Some(Ending::Killed(_) | Ending::Halted(Halt { now: true, .. }))) {
             return Ok(());
         }
         // The exit of an interruption stays.
@@ -345,11 +346,11 @@ impl Run {
         self.screen.release()
     }
 
-    /// Ends the run if too many jobs have failed.
+    /// Ends the run if enough jobs have failed, or succeeded.
     fn halt(&mut self, pool: &Pool) -> Result<()> {
         let due = self.halt.filter(|halt| halt.is_due(self.failed, self.ended));
         let Some(halt) = due.filter(|_| self.ending.is_none()) else { return Ok(()) };
-        self.start_no_more(Ending::Halted { now: halt.now }, pool)?;
+        self.start_no_more(Ending::Halted(halt), pool)?;
         self.leave_top()?;
         let running = format::grouped(pool.stats().running);
         if halt.now {
@@ -358,9 +359,10 @@ impl Run {
         let fate = if halt.now { "will be killed" } else { "will finish" };
         self.screen.progress().suspend(|| {
             say(format_args!(
-                "halted: {} of {} jobs failed; {running} running jobs {fate}",
-                format::grouped(self.failed),
+                "halted: {} of {} jobs {}; {running} running jobs {fate}",
+                format::grouped(halt.counted(self.failed, self.ended)),
                 format::grouped(self.ended),
+                halt.outcome.past(),
             ));
         });
         Ok(())
@@ -395,16 +397,15 @@ impl Run {
         }
         let is_ended = matches!(
             self.ending,
-            Some(Ending::Killed(_) | Ending::Halted { now: true } | Ending::Late)
+            Some(Ending::Killed(_) | Ending::Halted(Halt { now: true, .. }) | Ending::Late)
         );
         row.killed |= failed && is_ended;
         self.present(row)?;
         if failed {
             self.failed += 1;
             self.unstarted.note(unstarted);
-            self.halt(pool)?;
         }
-        Ok(())
+        self.halt(pool)
     }
 
     /// Writes what is left and returns how the run ended.
@@ -441,6 +442,10 @@ impl Run {
             {
                 Ok(if count { Exit::Uncounted } else { Exit::Failure })
             }
+            // What it was to wait for has come.
+            (Ok(()), Some(Ending::Halted(Halt { outcome: Outcome::Succeeded, .. }))) => {
+                Ok(Exit::Success)
+            }
             (Ok(()), _) => Ok(Exit::of_failed(self.failed, count, self.unstarted.code())),
         }
     }
@@ -465,7 +470,7 @@ impl Run {
         self.screen.flush()?;
         let Some(format) = summary else {
             // An interruption has already reported the early end.
-            let halted = matches!(self.ending, Some(Ending::Halted { .. } | Ending::Late));
+            let halted = matches!(self.ending, Some(Ending::Halted(_) | Ending::Late));
             if let Some(not_started) = not_started.filter(|_| halted) {
                 say(format_args!("{not_started} inputs were not started"));
             }

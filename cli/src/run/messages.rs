@@ -13,7 +13,7 @@ pub(super) fn report_skipped(
     journal: &JournalArgs,
     counts: &Counts,
     failed_before: u64,
-    summary: bool,
+    is_quiet: bool,
 ) -> bool {
     let [skipped, not_skipped] =
         [&counts.skipped, &counts.not_skipped].map(|count| count.load(Ordering::Relaxed));
@@ -25,7 +25,7 @@ pub(super) fn report_skipped(
         ));
         return true;
     }
-    if skipped > 0 && summary {
+    if skipped > 0 && !is_quiet {
         let noun = if skipped == 1 { "input" } else { "inputs" };
         let why = if journal.retry_failed { "did not fail" } else { "succeeded" };
         let skipped = format::grouped(skipped);

@@ -106,7 +106,7 @@ pub(super) fn run(mut args: RunArgs) -> Result<Exit> {
                 spec.spill = name;
                 spills = Some(listening);
             }
-            let mut builder = Pool::builder().initializer(command::prepare, spec.clone());
+            let mut builder = Pool::builder().initializer(command::prepare, (**spec).clone());
             match limits.timeout {
                 // The worker enforces the limits of its jobs. This limit is for a worker that is
                 // stopped, and would end the waiting for a start.
@@ -203,7 +203,7 @@ fn run_work<W: Work>(
     };
 
     let mut run = Run {
-        renderer: render::renderer(plan.format, &plan.form, plan.plain),
+        renderer: render::renderer(plan.format, &plan.form, plan.plain.clone()),
         screen: Screen::new(progress),
         tally: Tally::since(started, before),
         order: if plan.unordered { Order::of_arrival() } else { Order::of_inputs() },
@@ -217,7 +217,8 @@ fn run_work<W: Work>(
         live: None,
         // Only where a row is nothing but the job's output.
         shows_live: plan.format == Format::Plain
-            && !plan.plain.tag
+            && plan.plain.tag.is_none()
+            && plan.plain.command.is_none()
             && !plan.top
             && !results.is_elsewhere,
         announced: Vec::new(),
@@ -249,7 +250,7 @@ fn run_work<W: Work>(
     let exit = run.end(ended, &pool, plan.summary.then_some(plan.format), plan.exit_count)?;
     pool.join();
     let is_in_vain = known.is_some_and(|(counts, failed)| {
-        report_skipped(&plan.journal, &counts, failed, plan.summary) && exit == Exit::Success
+        report_skipped(&plan.journal, &counts, failed, plan.is_quiet) && exit == Exit::Success
     });
     let closed = [log.map(|log| log.close()), trace.map(|trace| trace.close())];
     let errors: Vec<_> = closed.into_iter().flatten().filter_map(Result::err).collect();
@@ -304,6 +305,9 @@ fn build_pool(
     if plan.source.count_to(plan.takes, 1).is_none() {
         // Of inputs that are not known yet: workers start as there is work for them.
         builder = builder.initial_workers(1);
+    }
+    if let Some(dir) = &plan.dir {
+        builder = builder.current_dir(dir);
     }
     if plan.fresh {
         builder = builder.max_tasks_per_worker(1).start_method(StartMethod::Template);

@@ -176,6 +176,7 @@ fn a_job_that_fails_is_tried_again() {
     let arguments = [
         "run",
         "-k",
+        "--summary",
         "--retries",
         "2",
         "--format",
@@ -225,7 +226,7 @@ fn when_the_command_is_killed_its_jobs_are_gone() {
 #[test]
 fn too_many_failures_end_the_run() {
     let arguments = |halt, script| {
-        ["run", "-p", "2", "--halt", halt, "--count", "1000", "--", "sh", "-c", script]
+        ["run", "--summary", "-p2", "--halt", halt, "--count", "1000", "--", "sh", "-c", script]
             .map(str::to_owned)
     };
     // Jobs that take a while, so that few more begin before the failures are noticed.
@@ -249,7 +250,7 @@ fn jobs_that_are_ended_with_the_run_can_clear_up_and_are_counted() {
         dir.path().display()
     );
     let there = |name: &str| dir.path().join(name).exists();
-    let arguments = ["run", "-p", "2", "--count", "50", "--", "sh", "-c", &script];
+    let arguments = ["run", "--summary", "-p2", "--count", "50", "--", "sh", "-c", &script];
     let mut child = procpool(&arguments).spawn().unwrap();
     wait_until("two jobs run", || there("begun0") && there("begun1"));
     let said = lines_of(child.stderr.take().unwrap());

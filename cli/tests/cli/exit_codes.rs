@@ -132,7 +132,8 @@ fn a_closed_standard_error_harms_nothing() {
 
 #[test]
 fn ctrl_c_ends_a_run_with_exit_code_130_one_line_and_the_rows_that_are_done() {
-    let arguments = ["run", "--procs", "2", "--task", "pi", "--format", "csv", "0..100000000"];
+    let arguments =
+        ["run", "--summary", "--procs", "2", "--task", "pi", "--format", "csv", "0..100000000"];
     let mut child = procpool(&arguments).spawn().unwrap();
     let rows = lines_of(child.stdout.take().unwrap());
     for _ in 0..3 {

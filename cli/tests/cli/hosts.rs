@@ -133,7 +133,8 @@ fn a_run_is_judged_by_its_end_and_not_by_the_launchers() {
     for script in [r#""$@"; exit 7"#, r#""$@"; exit 0"#, r#""$@"; exec sleep 600"#] {
         let fake = Fake::new(script);
         let begun = Instant::now();
-        let ended = fake.run(&[&["--count", "20", "--journal", "journal"], &JOB[..]].concat());
+        let ended =
+            fake.run(&[&["--summary", "--count", "20", "--journal", "journal"], &JOB[..]].concat());
         assert_eq!(ended.code, Some(0), "{ended:?}");
         assert!(begun.elapsed() < Duration::from_secs(60), "the launcher was not waited for");
         assert_eq!(sorted(ended.text()), expected("out ", 20));
@@ -180,7 +181,8 @@ fn rows_have_one_header_and_failed_jobs_one_row_over_a_loss() {
     let script = format!("enough=30; [ $n -lt 2 ] || {{ \"$@\"; exit; }}; {KILL}");
     let fake = Fake::new(&script);
     let job = ["--", "sh", "-c", "echo $0 >> ran; exit $(($0 % 2))", "{}"];
-    let ended = fake.run(&[&["-p", "2", "--count", "100", "--format", "csv"], &job[..]].concat());
+    let ended =
+        fake.run(&[&["--summary", "-p2", "--count", "100", "--format", "csv"], &job[..]].concat());
     assert_eq!((ended.code, fake.launches()), (Some(1), 2), "{ended:?}");
     let rows = ended.csv();
     let mut inputs: Vec<u32> =

@@ -24,9 +24,11 @@
 mod commands;
 mod exit_codes;
 #[cfg(feature = "mpi")]
+mod from_parallel;
 mod hosts;
 mod inputs;
 mod isolate;
+mod job_options;
 mod journal;
 mod limits;
 mod output;

@@ -87,7 +87,8 @@ fn errors() {
 
 #[test]
 fn rows_of_a_task() {
-    let run = |format| page(&run(&["run", "-p", "1", "--format", format, "3", "four", "5"]));
+    let run =
+        |format| page(&run(&["run", "--summary", "-p1", "--format", format, "3", "four", "5"]));
     assert_page!("task-table", run("table"));
     assert_page!("task-json", run("json"));
     assert_page!("task-csv", run("csv"));
@@ -96,7 +97,8 @@ fn rows_of_a_task() {
 #[test]
 fn rows_of_a_command() {
     let run = |format| {
-        let mut arguments = vec!["run", "-p", "1", "--keep-order", "--format", format, "--", "sh"];
+        let mut arguments = vec!["run", "--summary", "-p1", "--keep-order", "--format", format];
+        arguments.extend(["--", "sh"]);
         arguments.extend([
             "-c",
             "sleep .02; echo out; echo err >&2; test $0 -lt 9 || kill -$0 $$; exit $0",

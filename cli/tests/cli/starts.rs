@@ -57,7 +57,7 @@ fn a_job_that_is_held_is_not_started_after_an_interruption() {
     let dir = tempfile::tempdir().unwrap();
     let log = dir.path().join("log");
     let journal = dir.path().join("journal");
-    let mut arguments = vec!["run", "-p2", "--memfree", "1000000T", "--log"];
+    let mut arguments = vec!["run", "--summary", "-p2", "--memfree", "1000000T", "--log"];
     arguments.extend([log.to_str().unwrap(), "--journal", journal.to_str().unwrap()]);
     arguments.extend(["--", "echo", ":::", "a", "b", "c"]);
     let child = procpool(&arguments).spawn().unwrap();

@@ -6,6 +6,7 @@
 //! | `job` | one job, and its result |
 //! | `template` | the command line, and its replacement strings |
 //! | `start` | when a job may start |
+//! | `signals` | how a job over its time limit is ended |
 //! | `run` | one job in its worker: start, limits, end |
 //! | `lines` | output that is forwarded line by line |
 //! | `spill` | output that is captured |
@@ -18,15 +19,17 @@
 mod job;
 mod lines;
 mod run;
+mod signals;
 mod spec;
 pub(crate) mod spill;
 mod start;
 mod template;
 
 pub(crate) use self::job::{CommandJob, Completed, FailedAttempt, Printed, Range, Status};
-pub(crate) use self::lines::{tag_of, tagged};
+pub(crate) use self::lines::tagged;
 pub(crate) use self::run::{prepare, run};
+pub(crate) use self::signals::SignalSequence;
 pub(crate) use self::spec::{CommandSpec, OutputMode};
 pub(crate) use self::start::{SharedStart, StartRules};
 pub(crate) use self::template::quote;
-pub(crate) use self::template::{NoProgram, Replacements, Template, ValueCost};
+pub(crate) use self::template::{NoProgram, Replacements, Template, TemplateError, ValueCost};

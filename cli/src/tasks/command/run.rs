@@ -2,7 +2,7 @@
 
 use std::ffi::{CString, OsString};
 use std::fs::File;
-use std::io::{self, ErrorKind, Read};
+use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -13,7 +13,7 @@ use crate::os::clock;
 use rustix::process::Signal;
 
 use super::job::{CommandJob, Completed, FailedAttempt, Printed, Status};
-use super::lines::{Lines, To, tag_of};
+use super::lines::{Lines, To};
 use super::spec::{CommandSpec, OutputMode};
 use super::spill::{self, Capture, Spiller};
 use crate::os::observe;
@@ -205,12 +205,13 @@ impl Runner {
                 let null = File::options().write(true).open("/dev/null")?;
                 given = [Some(null.try_clone()?.into()), Some(null.into())];
             }
-            OutputMode::Grouped | OutputMode::Lines { .. } => {
+            OutputMode::Grouped | OutputMode::Lines => {
                 let (out, to_out) = io::pipe()?;
                 let (err, to_err) = io::pipe()?;
                 given = [Some(to_out.into()), Some(to_err.into())];
-                if let OutputMode::Lines { tag } = self.spec.prints {
-                    let tag = if tag { tag_of(&job.input) } else { Vec::new() };
+                if self.spec.prints == OutputMode::Lines {
+                    let tag = self.spec.tag.as_ref();
+                    let tag = tag.map_or(Vec::new(), |tag| tag.tag(job, &self.slot));
                     let lines = Lines::new(out.into(), To::Stdout, tag.clone())?;
                     outputs.push(Output::Lines(lines));
                     outputs.push(Output::Lines(Lines::new(err.into(), To::Stderr, tag)?));
@@ -221,6 +222,13 @@ impl Runner {
                     outputs.push(Output::Capture(Capture::new(err.into(), 1, None)?));
                 }
             }
+        }
+        if self.spec.verbose && matches!(self.spec.prints, OutputMode::Inherit | OutputMode::Lines)
+        {
+            let mut line = self.spec.template.line(job, &self.slot);
+            line.push(b'\n');
+            // Without a reader, the job goes on.
+            let _ = io::stderr().write_all(&line);
         }
         let [out, err] = &given;
         let given = [out, err].map(|output| output.as_ref().map(AsFd::as_fd));
@@ -255,8 +263,10 @@ impl Runner {
         let mut status = None;
         let pidfd = program.pidfd()?;
         let mut ran = Duration::ZERO;
-        // When to kill it, after SIGTERM.
+        // When it gets the next signal.
         let mut last = limit;
+        // How many signals of the sequence it has got.
+        let mut signals = 0;
         let mut interval = MIN_CHECK_INTERVAL;
         loop {
             let before = Instant::now();
@@ -301,11 +311,15 @@ impl Runner {
             }
             ran += before.elapsed();
             if last.is_some_and(|last| ran >= last) {
-                let asked = status.is_some();
                 status = status.or(limit.map(Status::TimedOut));
-                let signal = if asked { Signal::KILL } else { Signal::TERM };
+                let (signal, pause) = match status {
+                    Some(Status::TimedOut(_)) => self.spec.signals.step(signals),
+                    // It has got SIGTERM.
+                    _ => (Signal::KILL, GRACE),
+                };
                 program::signal_descendants(signal);
-                last = Some(ran + GRACE);
+                signals += 1;
+                last = Some(ran + pause);
             }
         }
         let mut ended = program.wait()?;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::signals::SignalSequence;
 use super::start::StartRules;
 use super::template::Template;
 
@@ -18,6 +19,12 @@ pub(crate) struct CommandSpec {
     pub(crate) prints: OutputMode,
     /// Retries of a failed job.
     pub(crate) retries: u32,
+    /// The signals for a job over its time limit.
+    pub(crate) signals: SignalSequence,
+    /// The prefix of each line of output, if it has one.
+    pub(crate) tag: Option<Template>,
+    /// Whether the command itself is printed where its output is not collected.
+    pub(crate) verbose: bool,
     /// The limit of resident memory in bytes, for all processes of a job together.
     pub(crate) memory: Option<u64>,
     /// When jobs may start.
@@ -32,10 +39,7 @@ pub(crate) enum OutputMode {
     /// Captured, and returned with the result.
     Grouped,
     /// Forwarded to the worker's own streams, in whole lines.
-    Lines {
-        /// Whether to prefix each line with the input and a tab.
-        tag: bool,
-    },
+    Lines,
     /// The job writes to the worker's own streams.
     Inherit,
     /// Discarded.

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) use self::place::TemplateError;
 use self::place::{AtBrace, Place, at_brace};
 use super::job::CommandJob;
+use super::lines::tag_of;
 use crate::tasks::Bytes;
 
 mod place;
@@ -22,8 +23,8 @@ pub(crate) use self::place::Replacements;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Template {
     words: Vec<Vec<Piece>>,
-    /// Whether the words form one line for a shell.
-    shell: bool,
+    /// The shell that reads the words as one line, if one does.
+    shell: Option<PathBuf>,
     /// Whether a word is repeated for each value of an input with several.
     repeats: bool,
 }
@@ -59,15 +60,15 @@ pub(crate) enum NoProgram {
 }
 
 impl Template {
-    /// Parses words as typed. Without a placeholder, the input is appended. With `shell`, the words
-    /// are joined by spaces and read by `/bin/sh`; an input is still always one word.
+    /// Parses words as typed. Without a placeholder, the input is appended. With a shell, the words
+    /// are joined by spaces and read by it; an input is still always one word.
     ///
     /// # Errors
     ///
     /// If something looks like a replacement string and is none.
     pub(crate) fn new(
         words: impl IntoIterator<Item = OsString>,
-        shell: bool,
+        shell: Option<PathBuf>,
         given: &Replacements,
     ) -> Result<Self, TemplateError> {
         let words = words.into_iter().map(|word| pieces(word.as_bytes(), given));
@@ -78,6 +79,15 @@ impl Template {
         Ok(Self { words, shell, repeats: false })
     }
 
+    /// Parses a text with placeholders that is no command line.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new).
+    pub(crate) fn text(text: OsString, given: &Replacements) -> Result<Self, TemplateError> {
+        Ok(Self { words: vec![pieces(text.as_bytes(), given)?], shell: None, repeats: false })
+    }
+
     /// Repeats the word around `{}` for each value of an input with several.
     pub(crate) fn repeating_words(self) -> Self {
         Self { repeats: true, ..self }
@@ -86,7 +96,7 @@ impl Template {
     /// Returns what a value costs of the length of a command.
     pub(crate) fn value_cost(&self) -> ValueCost {
         let is_of_all = |piece: &Piece| matches!(piece, Piece::Place(place) if place.is_of_all());
-        let mut cost = ValueCost { in_shell: self.shell, ..ValueCost::default() };
+        let mut cost = ValueCost { in_shell: self.shell.is_some(), ..ValueCost::default() };
         for word in &self.words {
             let texts = word.iter().map(|piece| match piece {
                 Piece::Text(text) => text.as_slice().len(),
@@ -103,17 +113,25 @@ impl Template {
         cost
     }
 
-    /// Returns the program's file, looked up once for all inputs; none if it depends on the input.
+    /// Returns the program's file, looked up once for all inputs, from the directory of the jobs; none if
+    /// it depends on the input.
     ///
     /// # Errors
     ///
     /// If it is not executable or does not exist.
-    pub(crate) fn program(&self) -> Result<Option<PathBuf>, NoProgram> {
-        if self.shell {
-            return Ok(Some("/bin/sh".into()));
+    pub(crate) fn program(&self, dir: Option<&Path>) -> Result<Option<PathBuf>, NoProgram> {
+        let from_there = |name: &OsStr| match (dir, name.as_bytes().contains(&b'/')) {
+            // The file is run from there.
+            (Some(dir), true) => {
+                find(std::path::absolute(dir.join(name)).unwrap_or_default().as_os_str())
+            }
+            _ => find(name),
+        };
+        if let Some(shell) = &self.shell {
+            return find(shell.as_os_str()).map(Some);
         }
         match self.words.first().map(Vec::as_slice) {
-            Some([Piece::Text(name)]) => find(OsStr::from_bytes(name.as_slice())).map(Some),
+            Some([Piece::Text(name)]) => from_there(OsStr::from_bytes(name.as_slice())).map(Some),
             Some([]) => Err(NoProgram::NotFound(OsString::new())),
             _ => Ok(None),
         }
@@ -125,7 +143,7 @@ impl Template {
     ///
     /// If a placeholder is within quotes of a line for a shell.
     pub(crate) fn check(&self) -> Result<(), TemplateError> {
-        if !self.shell {
+        if self.shell.is_none() {
             return Ok(());
         }
         let mut scan = Scan::default();
@@ -156,10 +174,10 @@ impl Template {
     /// A shell never reads the input as code: inputs are arguments, are assigned to variables, and
     /// the line contains only their names.
     pub(crate) fn words(&self, job: &CommandJob, slot: &str) -> Vec<OsString> {
-        if !self.shell {
+        let Some(shell) = &self.shell else {
             let words = self.words.iter().flat_map(|word| self.filled(word, job, slot));
             return words.map(OsString::from_vec).collect();
-        }
+        };
         let mut known: Vec<(&Place, Vec<u8>)> = Vec::new();
         let mut values: Vec<Vec<u8>> = Vec::new();
         let line = self.shell_line(|place| {
@@ -186,7 +204,9 @@ impl Template {
         }
         let script = OsString::from_vec([script.as_bytes(), &line].concat());
         let values = values.into_iter().map(OsString::from_vec);
-        ["sh".into(), "-c".into(), script, "sh".into()].into_iter().chain(values).collect()
+        // Some shells go by their name.
+        let name = shell.file_name().unwrap_or("sh".as_ref()).to_owned();
+        [name.clone(), "-c".into(), script, name].into_iter().chain(values).collect()
     }
 
     /// Returns the words that a word becomes. A placeholder for several values ends a word after each
@@ -232,13 +252,19 @@ impl Template {
         words.collect::<Vec<_>>().join(&b' ')
     }
 
+    /// Returns the words of a job as the prefix of its lines.
+    pub(crate) fn tag(&self, job: &CommandJob, slot: &str) -> Vec<u8> {
+        let words: Vec<_> = self.words(job, slot).into_iter().map(OsString::into_vec).collect();
+        tag_of(&words.join(&b' '))
+    }
+
     /// Returns the command line of a job, as it could be typed into a shell.
     pub(crate) fn line(&self, job: &CommandJob, slot: &str) -> Vec<u8> {
         let quoted = |words: Vec<Vec<u8>>| {
             let words: Vec<_> = words.iter().map(|word| quote(word)).collect();
             words.join(&b' ')
         };
-        if self.shell {
+        if self.shell.is_some() {
             return self.shell_line(|place| quoted(place.values(job, slot)));
         }
         quoted(self.words(job, slot).into_iter().map(OsString::into_vec).collect())

@@ -11,10 +11,13 @@ fn single() -> Replacements {
 }
 
 fn words(template: &str, input: &str) -> Vec<String> {
-    let template =
-        Template::new(template.split(' ').map(OsString::from), false, &single()).unwrap();
+    let template = Template::new(template.split(' ').map(OsString::from), None, &single()).unwrap();
     let words = template.words(&job(input), "2");
     words.into_iter().map(|word| word.into_string().unwrap()).collect()
+}
+
+fn sh() -> Option<PathBuf> {
+    Some("/bin/sh".into())
 }
 
 #[test]
@@ -40,7 +43,7 @@ fn an_input_is_one_word_whatever_is_in_it_and_is_appended_where_it_has_no_place(
 #[test]
 fn in_a_shell_an_input_is_one_word_too() {
     let template =
-        Template::new(["gzip -c {} >".into(), "{.}.gz".into()], true, &single()).unwrap();
+        Template::new(["gzip -c {} >".into(), "{.}.gz".into()], sh(), &single()).unwrap();
     let words = template.words(&job("it's.$HOME"), "1");
     let line = "procpool_1=$1; shift; procpool_2=$1; shift; \
                 gzip -c \"${procpool_1}\" > \"${procpool_2}\".gz";
@@ -51,7 +54,7 @@ fn in_a_shell_an_input_is_one_word_too() {
 
 #[test]
 fn in_a_shell_an_input_within_quotes_is_refused() {
-    let check = |line: &str| Template::new([OsString::from(line)], true, &single())?.check();
+    let check = |line: &str| Template::new([OsString::from(line)], sh(), &single())?.check();
     for line in [
         "echo 'got {}'",
         "echo \"got {}\"",
@@ -88,7 +91,7 @@ fn in_a_shell_an_input_within_quotes_is_refused() {
 
 #[test]
 fn what_another_program_would_replace_is_refused_and_braces_are_not() {
-    let check = |word: &str| Template::new([OsString::from(word)], false, &single())?.check();
+    let check = |word: &str| Template::new([OsString::from(word)], None, &single())?.check();
     for word in ["{##}", "{= s/a/b/ =}", "{0#}", "{%%x}", "{+1}", "{....}", "{0}"] {
         assert!(matches!(check(word), Err(TemplateError::Unknown(..))), "{word}");
     }
@@ -132,7 +135,7 @@ fn a_line_does_nothing_to_a_terminal() {
 #[test]
 fn a_line_can_be_typed_again() {
     let line = |words: &[&str], input| {
-        let template = Template::new(words.iter().map(OsString::from), false, &single()).unwrap();
+        let template = Template::new(words.iter().map(OsString::from), None, &single()).unwrap();
         String::from_utf8(template.line(&job(input), "1")).unwrap()
     };
     assert_eq!(line(&["gzip", "-k"], "a/b.txt"), "gzip -k a/b.txt");
@@ -143,7 +146,7 @@ fn a_line_can_be_typed_again() {
 #[test]
 fn a_program_is_found_as_a_shell_finds_it_or_its_absence_told() {
     let program =
-        |word: &str| Template::new([OsString::from(word)], false, &single()).unwrap().program();
+        |word: &str| Template::new([OsString::from(word)], None, &single()).unwrap().program(None);
     assert!(program("sh").unwrap().unwrap().ends_with("sh"));
     assert_eq!(program("/bin/sh").unwrap(), Some("/bin/sh".into()));
     assert_eq!(program("{}").unwrap(), None);
@@ -174,7 +177,7 @@ fn doubled_braces_and_another_string_keep_braces_as_text() {
     );
     assert_eq!(words("a{4} ${1} ${#x} {4x} {}", "i"), ["a{4}", "${1}", "${#x}", "{4x}", "i"]);
     let given = Replacements { input: Some(b"%".to_vec()), ..single() };
-    let template = Template::new(["{}-%-{.}".into()], false, &given).unwrap();
+    let template = Template::new(["{}-%-{.}".into()], None, &given).unwrap();
     assert_eq!(template.words(&job("i.j"), "2"), ["{}-i.j-i"]);
 }
 
@@ -190,15 +193,15 @@ fn several_values_are_words_of_their_own() {
         Template::new(words.iter().map(OsString::from), shell, &given).unwrap()
     };
     let values = several(&["a b.c", "d"]);
-    let spread = template(&["p", "{}", "-{.}-", "a{1}{2}", "{xy}{x.}"], false);
+    let spread = template(&["p", "{}", "-{.}-", "a{1}{2}", "{xy}{x.}"], None);
     let expected = ["p", "a b.c", "d", "-a b", "d-", "aa b.cd", "da b"];
     assert_eq!(spread.words(&values, "1"), expected);
-    let repeated = template(&["p", "<{}{.}>", "{#}"], false).repeating_words();
+    let repeated = template(&["p", "<{}{.}>", "{#}"], None).repeating_words();
     assert_eq!(repeated.words(&values, "1"), ["p", "<a b.ca b>", "<dd>", "7"]);
-    let shell = template(&["p {} {} {2} | q"], true).words(&values, "1");
+    let shell = template(&["p {} {} {2} | q"], sh()).words(&values, "1");
     let script = "procpool_1=$1; shift; procpool_2=$1; shift; procpool_3=$1; shift; p \"${procpool_1}\" \
                   \"${procpool_2}\" \"${procpool_1}\" \"${procpool_2}\" \"${procpool_3}\" | q";
     assert_eq!(shell, ["sh", "-c", script, "sh", "a b.c", "d", "d"]);
-    let error = Template::new(["{nobody}".into()], false, &given).unwrap_err().to_string();
+    let error = Template::new(["{nobody}".into()], None, &given).unwrap_err().to_string();
     assert!(error.contains("{x} {xy}"), "{error}");
 }
