@@ -416,6 +416,11 @@ pub(super) struct OutputArgs {
     #[arg(long, value_name = "FILE")]
     pub(super) trace: Option<PathBuf>,
 
+    /// Write a page about the run to FILE, for a browser: its timeline, its failures with what they
+    /// printed, its slowest and largest jobs
+    #[arg(long, value_name = "FILE.html")]
+    pub(super) report: Option<PathBuf>,
+
     /// Show a progress bar on standard error; auto means if that is a terminal
     #[arg(long, value_enum, value_name = "WHEN", default_value_t = Progress::Auto)]
     pub(super) progress: Progress,
@@ -456,6 +461,10 @@ pub(super) struct IsolateArgs {
     /// Format of the report; json is one object per case
     #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t = ReportFormat::Table)]
     pub(super) format: ReportFormat,
+
+    /// Write a page with what was seen to FILE, for a browser
+    #[arg(long, value_name = "FILE.html")]
+    pub(super) report: Option<PathBuf>,
 
     /// In the child process: run the case among threads, and report through this file
     #[arg(long, value_name = "FILE", hide = true, requires = "case")]

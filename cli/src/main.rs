@@ -56,6 +56,7 @@ mod plan;
 mod progress;
 mod record;
 mod render;
+mod report;
 mod report_format;
 mod row;
 mod run;

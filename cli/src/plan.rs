@@ -47,6 +47,8 @@ pub(super) struct RunPlan {
     pub(super) output: procpool::OutputMode,
     pub(super) log: LogTo,
     pub(super) trace: Option<PathBuf>,
+    /// The file of the page about the run.
+    pub(super) report: Option<PathBuf>,
     /// The file for the results, instead of standard output.
     pub(super) results: Option<PathBuf>,
     /// Whether to show the live table of the workers.
@@ -227,6 +229,7 @@ impl RunPlan {
             journal: args.journal,
             output: output_to,
             trace: output.trace,
+            report: output.report,
             results: output.results,
             top: output.top,
             work,
@@ -242,6 +245,7 @@ fn refuse_same_file(args: &RunArgs) -> Result<()> {
         ("--journal", args.journal.journal.as_deref()),
         ("--log", args.output.log.as_deref()),
         ("--trace", args.output.trace.as_deref()),
+        ("--report", args.output.report.as_deref()),
         ("--results", args.output.results.as_deref()),
         ("--hostfile", args.hosts.hostfile.as_deref()),
     ];

@@ -199,6 +199,19 @@ pub(super) struct Part {
     length: u64,
 }
 
+impl Part {
+    /// Returns the last bytes, at most this many, and whether there are more.
+    pub(super) fn end(&self, most: u64) -> (Vec<u8>, bool) {
+        let length = self.length.min(most);
+        let mut bytes = vec![0; length as usize];
+        let at = self.start + self.length - length;
+        match self.file.read_exact_at(&mut bytes, at) {
+            Ok(()) => (bytes, length < self.length),
+            Err(_) => (Vec::new(), true),
+        }
+    }
+}
+
 impl Drop for Part {
     fn drop(&mut self) {
         free(&self.file, self.start, self.start + self.length);

@@ -52,6 +52,10 @@ pub(crate) struct CompareArgs {
     #[arg(long, value_name = "DIR")]
     pub(super) plot: Option<PathBuf>,
 
+    /// Write a page with the tables and the pictures to FILE, for a browser
+    #[arg(long, value_name = "FILE.html")]
+    pub(super) report: Option<PathBuf>,
+
     /// Format of the results
     #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t = Format::Table)]
     pub(super) format: Format,

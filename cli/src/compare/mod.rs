@@ -34,6 +34,7 @@ pub(super) use self::calibration::serve_calibration;
 use self::measure::SampleSize;
 use self::report::Report;
 use super::exit::{Exit, Usage};
+use crate::report::Document;
 use crate::tasks;
 
 pub(super) fn run(args: CompareArgs) -> Result<Exit> {
@@ -47,6 +48,7 @@ pub(super) fn run(args: CompareArgs) -> Result<Exit> {
         std::fs::create_dir_all(dir)
             .with_context(|| format!("failed to create the directory {}", dir.display()))?;
     }
+    let target = Document::target(args.report.as_deref())?;
     let wants = |part| args.only.is_empty() || args.only.contains(&part);
     let size = SampleSize::new(args.quick, args.repetitions.map(usize::from));
     let mut report = Report::new(machine::Machine::detect(), size.repetitions);
@@ -75,6 +77,10 @@ pub(super) fn run(args: CompareArgs) -> Result<Exit> {
         for path in plot::write_all(&report, dir)? {
             doing(&format!("drawn: {}", path.display()));
         }
+    }
+    if let Some(target) = target {
+        let pictures = plot::svgs(&report)?;
+        Document { pictures, ..report.document() }.write(target)?;
     }
     let mut stdout = io::stdout().lock();
     let written = stdout.write_all(&page).and_then(|()| stdout.flush());

@@ -26,42 +26,57 @@ const PROCESSES: RGBColor = RGBColor(213, 94, 0);
 const THREADS: RGBColor = RGBColor(0, 114, 178);
 const OTHER: RGBColor = RGBColor(130, 138, 148);
 
+/// Draws a picture.
+type Draw<'a> = dyn Fn(&Area<'_>) -> Drawn + 'a;
+
 /// The numbers of processes in the bar chart, if measured.
 const BARS: [usize; 4] = [2, 3, 4, 6];
 
 /// Draws everything that was measured. Returns the paths of the files.
 pub(super) fn write_all(report: &Report, dir: &Path) -> Result<Vec<PathBuf>> {
     let mut written = Vec::new();
+    each(report, &mut |name, draw| write(draw, dir, name, &mut written))?;
+    Ok(written)
+}
+
+/// Draws everything that was measured. Returns names and SVG.
+pub(super) fn svgs(report: &Report) -> Result<Vec<(String, Vec<u8>)>> {
+    let mut pictures = Vec::new();
+    each(report, &mut |name, draw| {
+        let content = drawing::draw(Format::Svg, SLIDE, draw).map_err(|error| anyhow!(error))?;
+        pictures.push((name.replace('-', " "), content));
+        Ok(())
+    })?;
+    Ok(pictures)
+}
+
+/// Passes each picture with its name.
+fn each(report: &Report, take: &mut dyn FnMut(&str, &Draw<'_>) -> Result<()>) -> Result<()> {
     let cores = report.machine.cores;
     let busy = report.machine.busy().map_or_else(String::new, |busy| format!("; {busy}"));
     let busy = busy.as_str();
     if let Some(scaling) = &report.scaling {
         let by_speed = Lines { scaling, cores, busy, what: What::SpeedUp };
-        write(|on| by_speed.draw(on), dir, "speed-up", &mut written)?;
+        take("speed-up", &|on| by_speed.draw(on))?;
         let by_efficiency = Lines { scaling, cores, busy, what: What::Efficiency };
-        write(|on| by_efficiency.draw(on), dir, "efficiency", &mut written)?;
+        take("efficiency", &|on| by_efficiency.draw(on))?;
         let bars = Bars { scaling, cores, busy };
-        write(|on| bars.draw(on), dir, "serial-and-processes", &mut written)?;
+        take("serial-and-processes", &|on| bars.draw(on))?;
         if let Some(fit) = &scaling.fit {
             let amdahl = Amdahl { scaling, fit, busy };
-            write(|on| amdahl.draw(on), dir, "amdahl", &mut written)?;
+            take("amdahl", &|on| amdahl.draw(on))?;
         }
     }
     if let Some(overhead) = &report.overhead {
         let payloads = Payloads(&overhead.payloads, busy);
-        write(|on| payloads.draw(on), dir, "payload", &mut written)?;
+        take("payload", &|on| payloads.draw(on))?;
     }
-    Ok(written)
+    Ok(())
 }
 
-fn write(
-    draw: impl Fn(&Area<'_>) -> Drawn,
-    dir: &Path,
-    name: &str,
-    written: &mut Vec<PathBuf>,
-) -> Result<()> {
+fn write(draw: &Draw<'_>, dir: &Path, name: &str, written: &mut Vec<PathBuf>) -> Result<()> {
     for to in [Format::Svg, Format::Png, Format::Pdf] {
-        let content = drawing::draw(to, SLIDE, &draw).map_err(|error| anyhow!(error))?;
+        let content = drawing::draw(to, SLIDE, draw).map_err(|error| anyhow!(error))?;
         let path = dir.join(format!("{name}.{to}"));
         fs::write(&path, content).with_context(|| format!("failed to write {}", path.display()))?;
         written.push(path);

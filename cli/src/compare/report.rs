@@ -10,6 +10,7 @@ use super::machine::Machine;
 use super::measure::Sample;
 use super::overhead::Overhead;
 use super::scaling::Scaling;
+use crate::report::{Document, DocumentTable};
 
 /// The measured parts.
 #[derive(Debug, Serialize)]
@@ -65,6 +66,23 @@ impl Report {
             }
         }
         page.into_bytes()
+    }
+
+    /// Returns a page with the tables.
+    pub(super) fn document(&self) -> Document {
+        let tables = self.tables().into_iter().map(|table| DocumentTable {
+            title: table.title.to_string(),
+            heads: table.heads.iter().map(|head| (*head).to_owned()).collect(),
+            rows: table.rows.clone(),
+            note: table.note.to_string(),
+            has_numbers: true,
+        });
+        Document {
+            title: "Processes beside threads".to_owned(),
+            lead: vec![self.machine.describe(), self.explain()],
+            tables: tables.collect(),
+            ..Document::default()
+        }
     }
 
     pub(super) fn markdown(&self) -> Vec<u8> {

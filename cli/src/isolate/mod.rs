@@ -17,6 +17,7 @@ use anyhow::{Context, Result};
 
 use super::args::IsolateArgs;
 use super::exit::Exit;
+use super::report::Document;
 
 mod bystander;
 #[allow(unsafe_code)] // Its tasks crash on purpose.
@@ -33,6 +34,7 @@ pub(super) fn run(args: IsolateArgs) -> Result<Exit> {
         return threads::act(*case, rendezvous);
     }
     let cases = if args.case.is_empty() { Case::all() } else { args.case };
+    let target = Document::target(args.report.as_deref())?;
     let mut report = report::Report::begin(args.format)?;
     for case in cases {
         let processes = processes::watch(case)
@@ -40,6 +42,9 @@ pub(super) fn run(args: IsolateArgs) -> Result<Exit> {
         let threads = threads::watch(case)
             .with_context(|| format!("failed to show the case '{}' among threads", case.name()))?;
         report.show(case, &processes, &threads)?;
+    }
+    if let Some(target) = target {
+        report.document().write(target)?;
     }
     report.end()
 }

@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::cases::Case;
 use super::{processes, threads};
 use crate::exit::Exit;
+use crate::report::{Document, DocumentTable};
 use crate::report_format::ReportFormat;
 
 /// Widths of the first two columns. With the third, a line has at most 100 characters.
@@ -19,6 +20,8 @@ pub(super) struct Report {
     cases: usize,
     contained: usize,
     contained_by_threads: usize,
+    /// Of the page: the case, the verdict, and what happened in each.
+    rows: Vec<Vec<String>>,
 }
 
 /// A case in JSON.
@@ -43,7 +46,7 @@ impl Report {
         if format == ReportFormat::Table {
             write(&line("", "in a pool of processes", "in a process of threads"))?;
         }
-        Ok(Self { format, cases: 0, contained: 0, contained_by_threads: 0 })
+        Ok(Self { format, cases: 0, contained: 0, contained_by_threads: 0, rows: Vec::new() })
     }
 
     pub(super) fn show(
@@ -55,6 +58,13 @@ impl Report {
         self.cases += 1;
         self.contained += usize::from(processes.contained());
         self.contained_by_threads += usize::from(threads.contained());
+        let verdict = |is_contained| if is_contained { "contained" } else { "not contained" };
+        let [left, right] = cells(processes, threads);
+        self.rows.push(vec![
+            format!("{}\n{}", case.name(), case.summary()),
+            format!("{}\n{}", verdict(processes.contained()), left.join("\n")),
+            format!("{}\n{}", verdict(threads.contained()), right.join("\n")),
+        ]);
         match self.format {
             ReportFormat::Table => write(&paragraph(case, processes, threads)),
             ReportFormat::Json => {
@@ -68,6 +78,24 @@ impl Report {
                 write(&format!("{}\n", serde_json::to_string(&shown)?))
             }
         }
+    }
+
+    /// Returns a page with what was seen.
+    pub(super) fn document(&self) -> Document {
+        let heads = ["Case", "In a pool of processes", "In a process of threads"];
+        let table = DocumentTable {
+            title: "Eight healthy tasks beside one that fails".to_owned(),
+            heads: heads.map(str::to_owned).into(),
+            rows: self.rows.clone(),
+            note: String::new(),
+            has_numbers: false,
+        };
+        let (contained, cases) = (self.contained, self.cases);
+        let title = format!(
+            "{contained} of {cases} contained (among threads, {})",
+            self.contained_by_threads
+        );
+        Document { title, tables: vec![table], ..Document::default() }
     }
 
     /// Reports how many cases were contained.
@@ -93,6 +121,19 @@ fn paragraph(
     processes: &processes::Observation,
     threads: &threads::Observation,
 ) -> String {
+    let [left, right] = cells(processes, threads);
+    let verdict = if processes.contained() { "contained" } else { "NOT CONTAINED" };
+    let names = [case.name(), format!("  {verdict}")];
+    let mut text = String::from("\n");
+    for row in 0..left.len().max(right.len()).max(names.len()) {
+        let cell = |cells: &[String]| cells.get(row).map_or("", String::as_str).to_owned();
+        text += &line(names.get(row).map_or("", String::as_str), &cell(&left), &cell(&right));
+    }
+    text
+}
+
+/// Returns what happened in the pool, and among threads, in lines.
+fn cells(processes: &processes::Observation, threads: &threads::Observation) -> [Vec<String>; 2] {
     let left = [
         format!("PID {}: {}", processes.pid, processes.happened),
         answers(processes.right, processes.answers, processes.bystanders),
@@ -111,16 +152,8 @@ fn paragraph(
         answers(threads.right, threads.answers, threads.bystanders),
         changes(&threads.changed, &[]),
     ];
-    let verdict = if processes.contained() { "contained" } else { "NOT CONTAINED" };
-    let names = [case.name(), format!("  {verdict}")];
-    let left: Vec<&String> = left.iter().filter(|text| !text.is_empty()).collect();
-    let right: Vec<&String> = right.iter().filter(|text| !text.is_empty()).collect();
-    let mut text = String::from("\n");
-    for row in 0..left.len().max(right.len()).max(names.len()) {
-        let cell = |cells: &[&String]| cells.get(row).map_or("", |text| text.as_str()).to_owned();
-        text += &line(names.get(row).map_or("", String::as_str), &cell(&left), &cell(&right));
-    }
-    text
+    let filled = |lines: Vec<String>| lines.into_iter().filter(|text| !text.is_empty()).collect();
+    [filled(left.into()), filled(right.into())]
 }
 
 fn answers(right: usize, came: usize, of: usize) -> String {

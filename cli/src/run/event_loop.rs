@@ -20,6 +20,7 @@ use crate::median::Median;
 use crate::order::Order;
 use crate::record::{End, LostHost, Shown};
 use crate::render::Render;
+use crate::report::Report;
 use crate::row::{Abort, Row};
 use crate::screen::{OutputClosed, Screen};
 use crate::spill::{LiveOutput, Spills};
@@ -43,6 +44,7 @@ pub(super) struct Run {
     /// The name of the file of the results in the journal.
     pub(super) results: Option<String>,
     pub(super) trace: Option<Trace>,
+    pub(super) report: Option<Report>,
     pub(super) median: Arc<Median>,
     pub(super) halt: Option<Halt>,
     /// Output of jobs that exceeds memory.
@@ -400,6 +402,9 @@ impl Run {
             Some(Ending::Killed(_) | Ending::Halted(Halt { now: true, .. }) | Ending::Late)
         );
         row.killed |= failed && is_ended;
+        if let Some(report) = &mut self.report {
+            report.note(&row);
+        }
         self.present(row)?;
         if failed {
             self.failed += 1;
@@ -452,7 +457,7 @@ impl Run {
 
     /// Returns how many inputs were not started, as far as known; none if the run was not ended
     /// early.
-    fn not_started(&self) -> Option<String> {
+    pub(super) fn not_started(&self) -> Option<String> {
         self.ending?;
         let (left, is_least) = self.feed.left();
         let not_started = self.not_started.saturating_add(left);

@@ -36,6 +36,7 @@ use super::order::Order;
 use super::plan::{LogTo, RunPlan, WorkPlan};
 use super::progress::Progress;
 use super::render;
+use super::report::{Report, RunEnd};
 use super::screen::Screen;
 use super::spill::Spills;
 use super::summary::Tally;
@@ -153,6 +154,7 @@ fn run_work<W: Work>(
     let trace = plan.trace.as_deref();
     let trace = trace.map(|path| Trace::create(path, numbers.clone())).transpose()?;
     let manner = place.journal_manner(plan.results.is_some());
+    let report = plan.report.as_deref().map(Report::open).transpose()?;
     let (journal, history): (_, Option<History>) =
         Journal::open(&plan.journal, plan.form.columns, manner)?.unzip();
     let results = Results::open(&plan, &place, history.as_ref())?;
@@ -210,6 +212,7 @@ fn run_work<W: Work>(
         journal,
         results: results.file,
         trace: trace.clone(),
+        report,
         median,
         halt: plan.limits.halt,
         spills,
@@ -249,11 +252,17 @@ fn run_work<W: Work>(
     }
     let exit = run.end(ended, &pool, plan.summary.then_some(plan.format), plan.exit_count)?;
     pool.join();
+    let reported = run.report.take().map_or(Ok(()), |report| {
+        let not_started = run.not_started();
+        report.write(&RunEnd { code: exit.code(), not_started: not_started.as_deref() })
+    });
     let is_in_vain = known.is_some_and(|(counts, failed)| {
         report_skipped(&plan.journal, &counts, failed, plan.is_quiet) && exit == Exit::Success
     });
     let closed = [log.map(|log| log.close()), trace.map(|trace| trace.close())];
-    let errors: Vec<_> = closed.into_iter().flatten().filter_map(Result::err).collect();
+    let closed =
+        closed.into_iter().flatten().chain([reported.map_err(|error| format!("{error:#}"))]);
+    let errors: Vec<_> = closed.filter_map(Result::err).collect();
     for error in &errors {
         say(format_args!("error: {error}"));
     }

@@ -21,6 +21,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod browser;
 mod commands;
 mod exit_codes;
 #[cfg(feature = "mpi")]
@@ -32,6 +33,7 @@ mod job_options;
 mod journal;
 mod limits;
 mod output;
+mod report;
 mod rows;
 mod signals;
 mod snapshots;

@@ -1,0 +1,78 @@
+//! Pages of tables and pictures, for `compare` and `isolate`.
+
+use std::path::Path;
+
+use anyhow::Result;
+use askama::Template;
+
+use super::page::{self, STYLE};
+use super::target::Target;
+use crate::spill::base64;
+
+/// A page.
+#[derive(Default)]
+pub(crate) struct Document {
+    pub(crate) title: String,
+    /// Sentences below the title.
+    pub(crate) lead: Vec<String>,
+    /// Names of pictures, and SVG.
+    pub(crate) pictures: Vec<(String, Vec<u8>)>,
+    pub(crate) tables: Vec<DocumentTable>,
+}
+
+pub(crate) struct DocumentTable {
+    pub(crate) title: String,
+    pub(crate) heads: Vec<String>,
+    /// A cell may have several lines.
+    pub(crate) rows: Vec<Vec<String>>,
+    pub(crate) note: String,
+    /// Whether all columns but the first have numbers.
+    pub(crate) has_numbers: bool,
+}
+
+#[derive(Template)]
+#[template(path = "document.html")]
+struct Page<'a> {
+    policy: String,
+    style: &'static str,
+    title: &'a str,
+    command: String,
+    lead: &'a [String],
+    pictures: Vec<(&'a str, String)>,
+    tables: &'a [DocumentTable],
+}
+
+impl Document {
+    /// Writes the page to a file that was [opened](Target::open) before.
+    ///
+    /// # Errors
+    ///
+    /// When the file can't be written.
+    pub(crate) fn write(&self, target: Target) -> Result<()> {
+        let picture = |(name, svg): &'_ (String, Vec<u8>)| {
+            let mut data = b"data:image/svg+xml;base64,".to_vec();
+            base64(svg, &mut data);
+            (name.clone(), String::from_utf8_lossy(&data).into_owned())
+        };
+        let pictures: Vec<_> = self.pictures.iter().map(picture).collect();
+        let page = Page {
+            policy: page::policy("img-src data:", None),
+            style: STYLE,
+            title: &self.title,
+            command: page::command_line(),
+            lead: &self.lead,
+            pictures: pictures.iter().map(|(name, data)| (name.as_str(), data.clone())).collect(),
+            tables: &self.tables,
+        };
+        target.write(&page.render()?)
+    }
+
+    /// Opens the file of a page, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// When it can't be written.
+    pub(crate) fn target(path: Option<&Path>) -> Result<Option<Target>> {
+        path.map(Target::open).transpose()
+    }
+}
