@@ -4,7 +4,8 @@
 Each round runs them in turn, in another order each time, so that what else the machine does meets
 all of them. Ratios are of one round; the spread is from the smallest to the largest. CPU time is of
 the program and of all that it waited for. Then the same for one job that prints a lot, to a pipe and
-to a file; and whether memory is flat over many inputs.
+to a file; then inputs that are packed into commands, and standard input that is split into blocks; and
+whether memory is flat over many inputs.
 
     $ apt-get install parallel          # xargs is there
     $ cargo build --release
@@ -34,7 +35,9 @@ def arguments() -> argparse.Namespace:
     option("--inputs", type=int, default=1_000_000, help="inputs of the built-in task, for memory")
     option("--commands", type=int, default=20_000, help="jobs of a command, for memory")
     option("--bytes", type=int, default=1_000_000_000, help="what the job prints that prints a lot")
-    option("--only", choices=["jobs", "output", "memory"], help="measure this part alone")
+    option("--packed", type=int, default=1_000_000, help="inputs that are packed into commands")
+    option("--only", choices=["jobs", "output", "memory", "packing", "pipe"],
+           help="measure this part alone")
     args = parser.parse_args()
     if not args.procpool.exists():
         parser.error(f"{args.procpool} is missing: cargo build --release")
@@ -160,6 +163,53 @@ def resident(pid: int, field: str) -> int:
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(field))
 
 
+def turns(args: argparse.Namespace, commands: dict[str, list[str]], lines: Path) -> None:
+    """Prints wall times of commands that read this file, and ratios to the second of them."""
+    walls: dict[str, list[float]] = {name: [] for name in commands}
+    names = list(commands)
+    for turn in range(args.rounds):
+        for name in names if turn % 2 else reversed(names):
+            walls[name].append(measure(commands[name], lines)[0])
+    mine, theirs = names
+    each = [one / other for one, other in zip(walls[mine], walls[theirs])]
+    for name in names:
+        print(f"- {name}: {min(walls[name]):.2f} s at least")
+    print(f"- {mine} ÷ {theirs}: {statistics.median(each):.2f} ({min(each):.2f}–{max(each):.2f})")
+
+
+def packing(args: argparse.Namespace, scratch: Path) -> None:
+    lines = scratch / "packed"
+    lines.write_text("".join(f"{number}\n" for number in range(args.packed)))
+    procs = str(args.procs)
+    print(f"\n{args.packed:,} inputs, as many for each command as fit, {procs} at a time\n")
+    turns(args, {
+        "procpool": [str(args.procpool), "run", "-q", "-p", procs, "-m", "--", "true"],
+        "xargs": ["xargs", f"-P{procs}", "true"],
+    }, lines)
+
+
+def pipe(args: argparse.Namespace, scratch: Path) -> None:
+    if shutil.which("parallel") is None:
+        print("GNU parallel is not installed: no comparison of --pipe", file=sys.stderr)
+        return
+    text = scratch / "text"
+    line = b"x" * 99 + b"\n"
+    with text.open("wb") as file:
+        for _ in range(args.bytes // 1_000_000):
+            file.write(line * 10_000)
+    procs = str(args.procs)
+    print(f"\n{args.bytes:,} bytes in blocks of 1 MiB to `wc -l`, {procs} at a time\n")
+    procpool = [str(args.procpool), "run", "-q", "-p", procs, "--pipe", "--", "wc", "-l"]
+    turns(args, {
+        "procpool": procpool,
+        "GNU parallel": ["parallel", "--will-cite", f"-j{procs}", "--pipe", "wc", "-l"],
+    }, text)
+    with text.open() as stdin:
+        child = subprocess.Popen(procpool, stdin=stdin, stdout=subprocess.DEVNULL)
+        _, _, usage = os.wait4(child.pid, 0)
+    print(f"- memory of procpool itself, at most: {usage.ru_maxrss / 1024:.0f} MiB")
+
+
 def memory(args: argparse.Namespace, what: str, count: int, command: list[str]) -> None:
     """Prints how much memory the parent has at each fifth of its inputs."""
     child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -193,6 +243,10 @@ def main() -> None:
             compare(args, Path(scratch))
         if args.only in (None, "output"):
             output(args, Path(scratch))
+        if args.only in (None, "packing"):
+            packing(args, Path(scratch))
+        if args.only in (None, "pipe"):
+            pipe(args, Path(scratch))
     if args.only not in (None, "memory"):
         return
     run = [str(args.procpool), "run", "--quiet", "--procs", str(args.procs)]

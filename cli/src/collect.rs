@@ -51,7 +51,7 @@ pub(super) const WAITING: usize = 1024;
 
 /// Inputs of a pipe that may be read before their results are shown: behind a slow one, results
 /// pile up that must be shown after it.
-const AHEAD: usize = 16 * 1024;
+pub(super) const AHEAD: usize = 16 * 1024;
 
 /// How long a burst waits for more inputs, in total. A new burst costs about 10 µs, too much for
 /// each line of a busy pipe. A person does not see results come later by this.
@@ -112,10 +112,17 @@ impl<W: Work> Collector<W> {
         Ok(Threads { collectors: vec![spawn("collector", collect)?], ..Threads::default() })
     }
 
-    /// Starts collecting results of inputs from a pipe. Rows arrive as tasks finish.
-    pub(super) fn live(self, inputs: Inputs, jobs: JobMaker<W>, feed: Feed) -> Result<Threads> {
-        let credits = Arc::new(BatchQueue::new(AHEAD));
-        for _ in 0..AHEAD {
+    /// Starts collecting results of inputs from a pipe, of which at most `ahead` are read before their results
+    /// are shown. Rows arrive as tasks finish.
+    pub(super) fn live(
+        self,
+        inputs: Inputs,
+        jobs: JobMaker<W>,
+        feed: Feed,
+        ahead: usize,
+    ) -> Result<Threads> {
+        let credits = Arc::new(BatchQueue::new(ahead));
+        for _ in 0..ahead {
             credits.send_over_capacity(());
         }
         let read = Arc::new(BatchQueue::new(WAITING));

@@ -4,7 +4,7 @@
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 /// Options of GNU parallel and xargs, and what does the same here.
-const OTHERS: [(&[&str], &str); 19] = [
+const OTHERS: [(&[&str], &str); 18] = [
     (&["--bar", "--eta"], "a bar is shown on a terminal; --top shows the workers"),
     (&["--joblog"], "--journal FILE has a line of JSON for each job; --format csv has rows"),
     (&["--resume-failed"], "--journal FILE --retry-failed runs the jobs that failed again"),
@@ -20,7 +20,6 @@ const OTHERS: [(&[&str], &str); 19] = [
     (&["--process-slot-var"], "PROCPOOL_SLOT has the worker's number, and so has {%}"),
     (&["--plus"], "its replacement strings always work: leave it out"),
     (&["--memsuspend", "--limit", "--noswap"], "--memory SIZE limits each job"),
-    (&["--pipe", "--spreadstdin", "--pipe-part", "--pipepart"], "jobs get no standard input here"),
     (&["--gnu", "--compress", "--tmpdir", "--files"], "leave it out; large output goes to TMPDIR"),
     (&["--env", "--record-env"], "jobs have the environment of procpool: leave it out"),
     (&["--xargs"], "-m passes as many inputs to each command as fit"),

@@ -7,10 +7,11 @@ use anyhow::Result;
 use clap::Args;
 use clap::builder::NonEmptyStringValueParser;
 
+use super::blocks::BlockRules;
 use super::exit::Usage;
 use super::inputs::Split;
 use super::pack::PackRule;
-use super::units;
+use super::units::{self, Text};
 use crate::tasks::command::ValueCost;
 
 #[derive(Clone, Debug, Args)]
@@ -34,6 +35,27 @@ pub(super) struct InputArgs {
     /// Bytes of a command with -X or -m [default: 131072]
     #[arg(short = 's', long, value_name = "BYTES")]
     pub(super) max_chars: Option<NonZeroUsize>,
+
+    /// Split standard input, or the file of --input, into blocks that end where a record ends. Each is the
+    /// standard input of one job, and {#} its number
+    #[arg(long, requires = "command", conflicts_with_all = [
+        "pack", "pack_once", "max_chars", "link", "colsep", "csv", "header", "replace", "count", "null",
+        "delimiter", "dry_run", "journal", "chunk_size", "hosts", "hostfile",
+    ])]
+    #[arg(aliases = ["spreadstdin", "pipepart", "pipe-part"])]
+    pub(super) pipe: bool,
+
+    /// Bytes of a block: 64K, 10M [default: 1M]. With -N, each block has N records instead
+    #[arg(long, value_name = "SIZE", requires = "pipe", value_parser = units::size)]
+    pub(super) block: Option<usize>,
+
+    /// What each record starts with
+    #[arg(long, value_name = "TEXT", requires = "pipe", value_parser = units::text)]
+    pub(super) recstart: Option<Text>,
+
+    /// What each record ends with; \n is a line feed [default: \n, or nothing with --recstart]
+    #[arg(long, value_name = "TEXT", requires = "pipe", value_parser = units::text)]
+    pub(super) recend: Option<Text>,
 
     /// Use R for the input, in place of {}
     #[arg(short = 'I', long, value_name = "R")]
@@ -59,6 +81,19 @@ pub(super) struct InputArgs {
 }
 
 impl InputArgs {
+    /// Returns how the input is split into blocks, if it is.
+    pub(super) fn block_rules(&self) -> Option<BlockRules> {
+        const SIZE: usize = 1 << 20;
+        let bytes = |text: &Option<Text>| text.as_ref().map(|text| text.0.clone());
+        let default_end = if self.recstart.is_some() { Vec::new() } else { b"\n".to_vec() };
+        self.pipe.then(|| BlockRules {
+            size: self.block.unwrap_or(SIZE),
+            end: bytes(&self.recend).unwrap_or(default_end),
+            start: bytes(&self.recstart).unwrap_or_default(),
+            records: self.max_args.map(NonZeroUsize::get),
+        })
+    }
+
     /// Whether a command gets as many inputs as fit.
     pub(super) fn packs(&self) -> bool {
         self.pack || self.pack_once
@@ -66,6 +101,9 @@ impl InputArgs {
 
     /// Returns how many inputs a command gets, if it gets several.
     pub(super) fn pack_rule(&self, cost: ValueCost, workers: usize) -> Result<Option<PackRule>> {
+        if self.pipe {
+            return Ok(None);
+        }
         let most = self.max_args.map(NonZeroUsize::get);
         if self.packs() {
             let length = self.max_chars.map(NonZeroUsize::get);

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use super::blocks::Blocks;
 use super::combine::Combination;
 use super::exit::Usage;
 use super::pack::{PackRule, Packer};
@@ -94,12 +95,15 @@ enum Texts {
     Records { name: String, records: csv::ByteRecordsIntoIter<Box<dyn BufRead + Send>> },
     /// Combinations of several sources.
     Combined(Combination),
+    /// Blocks of a stream. Their numbers are the inputs.
+    Blocks { name: String, blocks: Blocks },
 }
 
 /// What was read of a source.
 enum Read {
     Text(Bytes),
     Several(Vec<Bytes>),
+    Block(i64),
 }
 
 impl Source {
@@ -135,10 +139,17 @@ impl Source {
         Self { live: true, ..Self::file(name, reader) }
     }
 
+    /// Blocks of a stream, each for one job.
+    pub(super) fn blocks(name: impl Into<String>, blocks: Blocks) -> Self {
+        Self { live: true, ..Self::of(Texts::Blocks { name: name.into(), blocks }) }
+    }
+
     /// Whether the inputs come from standard input.
     pub(super) fn is_standard_input(&self) -> bool {
         match &self.texts {
-            Texts::Lines { name, .. } | Texts::Records { name, .. } => name == STANDARD_INPUT,
+            Texts::Lines { name, .. }
+            | Texts::Records { name, .. }
+            | Texts::Blocks { name, .. } => name == STANDARD_INPUT,
             Texts::Given(_) | Texts::Combined(_) => false,
         }
     }
@@ -184,6 +195,8 @@ impl Source {
             }
             (Some(Read::Text(name)), None) => Ok(vec![name]),
             (Some(Read::Several(names)), _) => Ok(names),
+            // Blocks have no header.
+            (Some(Read::Block(_)), _) => Ok(Vec::new()),
         }
     }
 
@@ -235,7 +248,7 @@ impl Source {
                 Some(count)
             }
             (Texts::Combined(combination), _) => Some(combination.total()),
-            (Texts::Lines { .. } | Texts::Records { .. }, _) => None,
+            (Texts::Lines { .. } | Texts::Records { .. } | Texts::Blocks { .. }, _) => None,
         }
     }
 
@@ -293,6 +306,7 @@ impl Inputs {
             }
             let text = match (self.next_text()?, &self.split) {
                 (Read::Several(values), _) => return Some(Input::Several(values)),
+                (Read::Block(number), _) => return Some(Input::Number(number)),
                 (Read::Text(text), None) => text,
                 (Read::Text(text), Some(split)) => match split.values(&text) {
                     Ok(values) => return Some(Input::Several(values)),
@@ -312,7 +326,9 @@ impl Inputs {
     fn next_text(&mut self) -> Option<Read> {
         self.texts.next(self.end, self.takes).unwrap_or_else(|error| {
             let name = match &self.texts {
-                Texts::Lines { name, .. } | Texts::Records { name, .. } => name,
+                Texts::Lines { name, .. }
+                | Texts::Records { name, .. }
+                | Texts::Blocks { name, .. } => name,
                 Texts::Given(_) | Texts::Combined(_) => "the inputs",
             };
             self.feed.break_off(format!("failed to read {name}: {error}"));
@@ -331,6 +347,7 @@ impl Texts {
                 Ok(record.map(|record| Read::Several(fields(&record))))
             }
             Self::Combined(combination) => Ok(combination.next().map(Read::Several)),
+            Self::Blocks { blocks, .. } => Ok(blocks.next()?.map(Read::Block)),
         }
     }
 }
@@ -350,7 +367,7 @@ impl Drop for Inputs {
         while let Some(text) = self.next_text() {
             left = left.saturating_add(match text {
                 Read::Text(text) if self.split.is_none() => Expanded::of(text, self.takes).len(),
-                Read::Text(_) | Read::Several(_) => 1,
+                Read::Text(_) | Read::Several(_) | Read::Block(_) => 1,
             });
             if Instant::now() > deadline {
                 self.feed.0.rest_unknown.store(true, Ordering::Relaxed);

@@ -9,6 +9,7 @@ use crate::os::clock;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::blocks::BlockFiles;
 use super::journal::History;
 use super::key::JobKey;
 use super::median::Median;
@@ -101,11 +102,18 @@ pub(super) struct Commands {
     template: Template,
     limit: Option<TimeLimit>,
     median: Arc<Median>,
+    /// What jobs read on standard input.
+    blocks: Option<BlockFiles>,
 }
 
 impl Commands {
     pub(super) fn new(template: Template, limit: Option<TimeLimit>, median: Arc<Median>) -> Self {
-        Self { template, limit, median }
+        Self { template, limit, median, blocks: None }
+    }
+
+    /// Gives each job the next of these blocks.
+    pub(super) fn reading(self, blocks: Option<BlockFiles>) -> Self {
+        Self { blocks, ..self }
     }
 
     fn limit(&self) -> Option<Duration> {
@@ -128,11 +136,12 @@ impl Work for Commands {
     }
 
     fn job(&mut self, input: &Input, number: u64, id: u64) -> CommandJob {
-        CommandJob { input: input.clone(), number, id, limit: self.limit() }
+        let stdin = self.blocks.as_ref().and_then(BlockFiles::take);
+        CommandJob { input: input.clone(), number, id, limit: self.limit(), stdin }
     }
 
     fn key(&self, input: &Input, number: u64) -> JobKey {
-        let job = CommandJob { input: input.clone(), number, id: 0, limit: None };
+        let job = CommandJob { input: input.clone(), number, id: 0, limit: None, stdin: None };
         let words = self.template.words(&job, "");
         JobKey::of(
             std::iter::once(&b"command"[..]).chain(words.iter().map(|it| it.as_encoded_bytes())),

@@ -25,6 +25,7 @@ use clap::{CommandFactory, FromArgMatches};
 
 mod args;
 mod batch_queue;
+mod blocks;
 mod collect;
 mod color;
 mod combine;

@@ -14,6 +14,7 @@ use anyhow::Result;
 use super::args::{
     CommandOptions, Format, JournalArgs, LimitArgs, OutputChoice, Progress, RunArgs, TaskOptions,
 };
+use super::blocks::{BlockFiles, BlockRules};
 use super::exit::Usage;
 use super::inputs::Source;
 use super::render::{self, Form, PlainOptions};
@@ -29,6 +30,9 @@ pub(super) struct RunPlan {
     pub(super) work: WorkPlan,
     pub(super) source: Source,
     pub(super) takes: Takes,
+    /// How the input is split into blocks, and the blocks that jobs read, if it is.
+    pub(super) block_rules: Option<BlockRules>,
+    pub(super) blocks: Option<BlockFiles>,
     /// 0 means that the pool chooses, by the available CPUs.
     pub(super) workers: usize,
     /// Assigned to the workers in turn.
@@ -99,7 +103,7 @@ impl RunPlan {
             Some(file) => LogTo::File(file),
         };
         let (work, source, takes, output_to, form);
-        let (mut fresh, mut plain) = (false, PlainOptions::default());
+        let (mut fresh, mut plain, mut blocks) = (false, PlainOptions::default(), None);
         if is_command {
             refuse_task_options(&args.task_options)?;
             let over = sources::of_command(args.command, given, &args.input_args)?;
@@ -116,6 +120,7 @@ impl RunPlan {
             let workers = [args.procs, args.gpus.len()].into_iter().find(|it| *it > 0);
             let workers = workers.unwrap_or_else(cpus);
             let rule = args.input_args.pack_rule(spec.template.value_cost(), workers)?;
+            blocks = over.blocks;
             source = match rule {
                 Some(rule) => over.source.packing(rule),
                 None => over.source,
@@ -202,6 +207,8 @@ impl RunPlan {
         Ok(Self {
             source,
             takes,
+            block_rules: args.input_args.block_rules(),
+            blocks,
             // More workers than inputs would start and stop without work.
             workers: workers.min(most_inputs),
             gpus: args.gpus,

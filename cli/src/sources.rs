@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{self, BufReader, IsTerminal};
+use std::io::{self, BufReader, IsTerminal, Read};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::FileTypeExt;
@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
+use super::blocks::{BlockFiles, BlockRules, Blocks};
 use super::combine::{Combination, Listed};
 use super::exit::Usage;
 use super::input_args::InputArgs;
@@ -84,6 +85,8 @@ pub(super) struct CommandSource {
     pub(super) source: Source,
     pub(super) takes: Takes,
     pub(super) replacements: Replacements,
+    /// The blocks that jobs read, if the input is split.
+    pub(super) blocks: Option<BlockFiles>,
 }
 
 /// Splits a command from its inputs. Returns where they come from.
@@ -93,6 +96,9 @@ pub(super) fn of_command(
     args: &InputArgs,
 ) -> Result<CommandSource> {
     let (words, mut listings) = split_command(words)?;
+    if let Some(rules) = args.block_rules() {
+        return of_blocks(words, &listings, given, rules);
+    }
     let mut replacements = Replacements {
         input: args.replace.as_ref().map(|it| it.clone().into_vec()),
         ..Replacements::default()
@@ -145,7 +151,7 @@ pub(super) fn of_command(
         } else if !has_columns {
             replacements.values = Some(1);
         }
-        return Ok(CommandSource { words, source, takes, replacements });
+        return Ok(CommandSource { words, source, takes, replacements, blocks: None });
     }
     if !given.inputs.is_empty() || given.file.is_some() || given.count.is_some() {
         return Err(Usage::error(
@@ -191,7 +197,49 @@ pub(super) fn of_command(
     replacements.values = split.is_none().then_some(sources.len());
     replacements.names = args.header.is_some().then_some(names);
     let source = Source::combined(Combination::new(sources, args.link)?, reads_standard_input);
-    Ok(CommandSource { words, source, takes: Takes::Files, replacements })
+    Ok(CommandSource { words, source, takes: Takes::Files, replacements, blocks: None })
+}
+
+/// Splits the input of a command into blocks.
+fn of_blocks(
+    words: Vec<OsString>,
+    listings: &[Listing],
+    given: Given,
+    rules: BlockRules,
+) -> Result<CommandSource> {
+    if !listings.is_empty() || !given.inputs.is_empty() {
+        return Err(Usage::error(
+            "with --pipe, jobs get blocks of standard input and no other inputs: leave out :::, or --pipe",
+        ));
+    }
+    let (name, reader): (String, Box<dyn Read + Send>) = match given.file {
+        Some(path) if path != Path::new("-") => {
+            let failed = |error: &dyn std::fmt::Display| {
+                Usage::error(format!("failed to read {path:?}: {error}; check --input"))
+            };
+            let file = File::open(&path).map_err(|error| failed(&error))?;
+            if file.metadata().map_err(|error| failed(&error))?.is_dir() {
+                return Err(failed(&"it's a directory"));
+            }
+            (format!("{path:?}"), Box::new(file))
+        }
+        _ if io::stdin().is_terminal() => {
+            return Err(Usage::error(
+                "--pipe splits standard input: pipe something in, or name a file with --input",
+            ));
+        }
+        // Without the buffer of `io::stdin`, which is smaller than a block.
+        _ => {
+            let stdin = io::stdin().as_fd().try_clone_to_owned()?;
+            (STANDARD_INPUT.to_owned(), Box::new(File::from(stdin)))
+        }
+    };
+    let blocks = Blocks::new(reader, rules);
+    let files = blocks.files();
+    let replacements =
+        Replacements { has_no_input: true, values: Some(1), ..Replacements::default() };
+    let source = Source::blocks(name, blocks);
+    Ok(CommandSource { words, source, takes: Takes::Files, replacements, blocks: Some(files) })
 }
 
 /// Splits a command into its words and the sources after them.

@@ -75,6 +75,44 @@ pub(super) fn memory(text: &str) -> Result<u64, String> {
     Ok(bytes)
 }
 
+/// Parses a size from 1 byte: `64K`, `10M`, in units of 1024.
+pub(super) fn size(text: &str) -> Result<usize, String> {
+    const FORM: &str = "use a number with a unit: 64K, 1M, 10M";
+    let (number, unit) = split(text).ok_or(FORM)?;
+    let unit = unit.to_ascii_lowercase();
+    let unit = unit.strip_suffix("ib").or(unit.strip_suffix('b')).unwrap_or(&unit);
+    let shift = ["", "k", "m", "g"].iter().position(|known| *known == unit).ok_or(FORM)?;
+    let bytes = number * f64::from(1u32 << 10).powi(shift as i32);
+    if !(1.0..=f64::from(u32::MAX)).contains(&bytes) {
+        return Err("use at least 1 byte, and less than 4G".to_owned());
+    }
+    Ok(bytes as usize)
+}
+
+/// A text in which escapes stand for bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Text(pub(super) Vec<u8>);
+
+/// Parses a text with the escapes `\n`, `\t`, `\r`, `\0`, `\\` and `\x2c`.
+pub(super) fn text(text: &str) -> Result<Text, String> {
+    let (mut bytes, mut rest) = (Vec::new(), text);
+    while let Some(first) = rest.chars().next() {
+        let length = match (first, rest.as_bytes().get(1)) {
+            ('\\', Some(b'x')) => 4,
+            ('\\', _) => 2,
+            _ => {
+                bytes.extend_from_slice(&rest.as_bytes()[..first.len_utf8()]);
+                rest = &rest[first.len_utf8()..];
+                continue;
+            }
+        };
+        let escape = rest.get(..length).ok_or("use \\\\ for a backslash")?;
+        bytes.push(delimiter(escape)?);
+        rest = &rest[length..];
+    }
+    Ok(Text(bytes))
+}
+
 /// Parses a number of processes such as `4`, or of the CPUs such as `80%`.
 pub(super) fn load(text: &str) -> Result<f64, String> {
     let (number, is_percent) =

@@ -149,17 +149,17 @@ struct Spawn {
 }
 
 impl Spawn {
-    /// Sets the program's standard output and error, and default signals.
-    fn new(outputs: [Option<BorrowedFd<'_>>; 2]) -> io::Result<Self> {
+    /// Sets the program's standard input, output and error, and default signals.
+    fn new(streams: [Option<BorrowedFd<'_>>; 3]) -> io::Result<Self> {
         let mut spawn = Self::empty()?;
-        for (output, target) in outputs.into_iter().zip(1..) {
-            let Some(output) = output else { continue };
+        for (stream, target) in streams.into_iter().zip(0..) {
+            let Some(stream) = stream else { continue };
             // SAFETY: the actions were initialised; the descriptor is only used by the call that
             // starts the program.
             checked(unsafe {
                 libc::posix_spawn_file_actions_adddup2(
                     &mut spawn.actions,
-                    output.as_raw_fd(),
+                    stream.as_raw_fd(),
                     target,
                 )
             })?;
@@ -243,7 +243,7 @@ impl Program {
         file: &OsStr,
         words: &[OsString],
         variable: &CStr,
-        outputs: [Option<BorrowedFd<'_>>; 2],
+        streams: [Option<BorrowedFd<'_>>; 3],
     ) -> io::Result<Self> {
         // Not every descriptor of this process is close-on-exec by itself. A program that inherited
         // the worker's channel would keep it open.
@@ -254,7 +254,7 @@ impl Program {
         let mut pointers: Vec<_> = words.iter().map(|word| word.as_ptr().cast_mut()).collect();
         pointers.push(std::ptr::null_mut());
         let environment = environment_with(variable);
-        let spawn = Spawn::new(outputs)?;
+        let spawn = Spawn::new(streams)?;
         let mut pid = 0;
         // `posix_spawn`, whose cost does not grow with memory. Not the standard library, which
         // cannot configure all signals.

@@ -33,7 +33,13 @@ impl Plain {
 
 /// Returns the job of a row, for its replacement strings.
 fn job(row: &Row) -> CommandJob {
-    CommandJob { input: row.input.clone(), number: row.number, id: row.id, limit: None }
+    CommandJob {
+        input: row.input.clone(),
+        number: row.number,
+        id: row.id,
+        limit: None,
+        stdin: None,
+    }
 }
 
 fn slot(row: &Row) -> String {

@@ -44,7 +44,7 @@ pub(super) fn dry_run(plan: RunPlan) -> Result<Exit> {
             }
             // The worker is not known yet.
             WorkPlan::Command(spec) => {
-                let job = CommandJob { input, number, id: 0, limit: None };
+                let job = CommandJob { input, number, id: 0, limit: None, stdin: None };
                 spec.template.line(&job, "{%}")
             }
         };

@@ -23,7 +23,7 @@ use self::event_loop::{Run, Unstarted};
 use self::messages::{report_skipped, say};
 use self::place::{Place, Results};
 use super::args::{Format, RunArgs};
-use super::collect::{Collector, Event, Events, WAITING};
+use super::collect::{AHEAD, Collector, Event, Events, WAITING};
 use super::exit::{Exit, Usage};
 use super::interrupt;
 use super::jobs::{BuiltIn, Commands, JobMaker, Work};
@@ -127,6 +127,7 @@ pub(super) fn run(mut args: RunArgs) -> Result<Exit> {
                 Some(TimeLimit::Fixed(_)) | None => {}
             }
             let work = Commands::new(template, limits.timeout, Arc::clone(&median));
+            let work = work.reading(plan.blocks.take());
             run_work(plan, place, work, builder, median, started, events, spills, starts)
         }
     }
@@ -199,7 +200,9 @@ fn run_work<W: Work>(
     let jobs = JobMaker::new(work, history, numbers);
     let collector = Collector::new(pool.clone(), jobs.task(), Arc::clone(&events), board.clone());
     let threads = if is_live {
-        collector.live(inputs, jobs, feed.clone())?
+        let ahead = plan.block_rules.as_ref();
+        let ahead = ahead.map_or(AHEAD, |rules| rules.ahead(pool.workers().len()));
+        collector.live(inputs, jobs, feed.clone(), ahead)?
     } else {
         collector.at_hand(inputs, jobs, plan.unordered)?
     };

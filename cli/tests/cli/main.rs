@@ -21,6 +21,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod blocks;
 mod browser;
 mod commands;
 mod exit_codes;

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use procpool::shared::SharedFd;
 use serde::{Deserialize, Serialize};
 
 use crate::tasks::{Bytes, Column, Input, Output, Value};
@@ -18,6 +19,8 @@ pub(crate) struct CommandJob {
     pub(crate) id: u64,
     /// The time limit.
     pub(crate) limit: Option<Duration>,
+    /// What it reads on standard input, if it is not empty.
+    pub(crate) stdin: Option<SharedFd>,
 }
 
 /// The result of a job.

@@ -231,9 +231,14 @@ impl Runner {
             let _ = io::stderr().write_all(&line);
         }
         let [out, err] = &given;
-        let given = [out, err].map(|output| output.as_ref().map(AsFd::as_fd));
+        let [out, err] = [out, err].map(|output| output.as_ref().map(AsFd::as_fd));
+        let stdin = job.stdin.as_ref().map(AsFd::as_fd);
+        if let Some(stdin) = stdin {
+            // An earlier attempt may have read it.
+            rustix::fs::seek(stdin, rustix::fs::SeekFrom::Start(0))?;
+        }
         Ok(Running {
-            program: Program::start(file.as_os_str(), words, &self.variable, given)?,
+            program: Program::start(file.as_os_str(), words, &self.variable, [stdin, out, err])?,
             outputs,
         })
     }

@@ -73,7 +73,8 @@ impl Template {
     ) -> Result<Self, TemplateError> {
         let words = words.into_iter().map(|word| pieces(word.as_bytes(), given));
         let mut words = words.collect::<Result<Vec<_>, _>>()?;
-        if !words.iter().flatten().any(|piece| matches!(piece, Piece::Place(_))) {
+        let has_place = words.iter().flatten().any(|piece| matches!(piece, Piece::Place(_)));
+        if !has_place && !given.has_no_input {
             words.push(vec![Piece::Place(Place::input(b"{}"))]);
         }
         Ok(Self { words, shell, repeats: false })

@@ -43,6 +43,8 @@ pub(crate) struct Replacements {
     pub(crate) values: Option<usize>,
     /// The names of the values, from a header.
     pub(crate) names: Option<Vec<Bytes>>,
+    /// Whether no input is appended to a command that names none.
+    pub(crate) has_no_input: bool,
 }
 
 /// A replacement string.

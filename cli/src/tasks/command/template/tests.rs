@@ -3,7 +3,7 @@ use super::*;
 use crate::tasks::Input;
 
 fn job(input: &str) -> CommandJob {
-    CommandJob { input: Input::from(input), number: 7, id: 0, limit: None }
+    CommandJob { input: Input::from(input), number: 7, id: 0, limit: None, stdin: None }
 }
 
 fn single() -> Replacements {
