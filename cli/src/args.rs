@@ -232,6 +232,10 @@ pub(super) struct RunArgs {
     #[arg(value_parser = clap::value_parser!(i64).range(0..))]
     pub(super) count: Option<i64>,
 
+    /// Take the inputs in random order, once all are read
+    #[arg(long, conflicts_with = "pipe")]
+    pub(super) shuf: bool,
+
     /// Inputs sent to a worker at once [default: adaptive]
     #[arg(long, value_name = "N")]
     pub(super) chunk_size: Option<NonZeroUsize>,
@@ -403,7 +407,8 @@ pub(super) struct OutputArgs {
     pub(super) output: Option<OutputChoice>,
 
     /// Write the results to FILE instead of standard output. With --journal and --resume, FILE goes
-    /// on where the journal ends: no row is missing and none is there twice
+    /// on where the journal ends: no row is missing and none is there twice. A directory, or DIR/,
+    /// gets a directory for each job, with its stdout, stderr and meta.json, beside what is printed
     #[arg(long, value_name = "FILE", conflicts_with = "line_buffer")]
     pub(super) results: Option<PathBuf>,
 

@@ -18,6 +18,7 @@ use super::combine::Combination;
 use super::exit::Usage;
 use super::pack::{PackRule, Packer};
 use crate::tasks::{Bytes, Input, Takes};
+use rand::seq::SliceRandom;
 
 /// Where inputs come from.
 pub(super) struct Source {
@@ -34,6 +35,8 @@ pub(super) struct Source {
     pack: Option<PackRule>,
     /// Whether some of standard input was read before the run.
     took_stdin: bool,
+    /// Whether the inputs come in random order.
+    shuffles: bool,
 }
 
 /// How a line has several values.
@@ -121,6 +124,7 @@ impl Source {
             split: None,
             pack: None,
             took_stdin: false,
+            shuffles: false,
         }
     }
 
@@ -170,6 +174,11 @@ impl Source {
             self.again = None;
         }
         Self { split: Some(split), ..self }
+    }
+
+    /// Takes the inputs in random order.
+    pub(super) fn shuffling(self, shuffles: bool) -> Self {
+        Self { shuffles, ..self }
     }
 
     /// Makes one input of several, for one command.
@@ -255,9 +264,11 @@ impl Source {
     /// Returns the inputs in order, and a handle to stop them and to ask for errors.
     pub(super) fn stream(self, takes: Takes) -> (Inputs, Feed) {
         let feed = Feed::default();
-        let Self { texts, end, live, split, pack, .. } = self;
+        let Self { texts, end, live, split, pack, shuffles, .. } = self;
+        let shuffled = if shuffles { Shuffled::Unread } else { Shuffled::No };
         let pack = pack.map(Packer::new);
-        (Inputs { texts, end, takes, live, split, pack, range: None, feed: feed.clone() }, feed)
+        let range = None;
+        (Inputs { texts, end, takes, live, split, pack, range, shuffled, feed: feed.clone() }, feed)
     }
 }
 
@@ -277,7 +288,15 @@ pub(super) struct Inputs {
     pack: Option<Packer>,
     /// The rest of a range.
     range: Option<RangeInclusive<i64>>,
+    shuffled: Shuffled,
     feed: Feed,
+}
+
+/// Whether the inputs come in random order, which must all be known first.
+enum Shuffled {
+    No,
+    Unread,
+    Read(std::vec::IntoIter<Input>),
 }
 
 impl Iterator for Inputs {
@@ -297,6 +316,19 @@ impl Iterator for Inputs {
 
 impl Inputs {
     fn next_single(&mut self) -> Option<Input> {
+        if let Shuffled::Unread = self.shuffled {
+            let mut all: Vec<_> = std::iter::from_fn(|| self.next_in_order()).collect();
+            all.shuffle(&mut rand::rng());
+            self.shuffled = Shuffled::Read(all.into_iter());
+        }
+        match &mut self.shuffled {
+            Shuffled::Read(_) if self.feed.stopped() => None,
+            Shuffled::Read(inputs) => inputs.next(),
+            _ => self.next_in_order(),
+        }
+    }
+
+    fn next_in_order(&mut self) -> Option<Input> {
         loop {
             if self.feed.stopped() {
                 return None;
@@ -364,6 +396,9 @@ impl Drop for Inputs {
         let deadline = Instant::now() + COUNTING;
         let mut left = self.range.as_ref().map_or(0, |range| Expanded::Range(range.clone()).len());
         left = left.saturating_add(self.pack.as_ref().map_or(0, Packer::waiting));
+        if let Shuffled::Read(inputs) = &self.shuffled {
+            left = left.saturating_add(inputs.len() as u64);
+        }
         while let Some(text) = self.next_text() {
             left = left.saturating_add(match text {
                 Read::Text(text) if self.split.is_none() => Expanded::of(text, self.takes).len(),

@@ -39,6 +39,7 @@ mod input_args;
 mod inputs;
 mod interrupt;
 mod isolate;
+mod job_files;
 mod jobs;
 mod journal;
 mod key;

@@ -17,6 +17,7 @@ use super::args::{
 use super::blocks::{BlockFiles, BlockRules};
 use super::exit::Usage;
 use super::inputs::Source;
+use super::job_files;
 use super::render::{self, Form, PlainOptions};
 use super::sources::{self, Given};
 use super::units::TimeLimit;
@@ -55,6 +56,8 @@ pub(super) struct RunPlan {
     pub(super) report: Option<PathBuf>,
     /// The file for the results, instead of standard output.
     pub(super) results: Option<PathBuf>,
+    /// The directory for the files of each job.
+    pub(super) job_files: Option<PathBuf>,
     /// Whether to show the live table of the workers.
     pub(super) top: bool,
     pub(super) unordered: bool,
@@ -200,12 +203,15 @@ impl RunPlan {
                  --output inherit and --log -",
             ));
         }
+        let results = output.results;
+        let has_directory = results.as_deref().is_some_and(job_files::is_directory);
+        let job_files = results.clone().filter(|_| has_directory);
         let workers = if args.procs == 0 { args.gpus.len() } else { args.procs };
         let most_inputs = source
             .count_to(takes, workers as u64)
             .map_or(workers, |count| usize::try_from(count).unwrap_or(usize::MAX).max(1));
         Ok(Self {
-            source,
+            source: source.shuffling(args.shuf),
             takes,
             block_rules: args.input_args.block_rules(),
             blocks,
@@ -237,7 +243,8 @@ impl RunPlan {
             output: output_to,
             trace: output.trace,
             report: output.report,
-            results: output.results,
+            results: results.filter(|_| !has_directory),
+            job_files,
             top: output.top,
             work,
             log,

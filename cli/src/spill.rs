@@ -200,6 +200,11 @@ pub(super) struct Part {
 }
 
 impl Part {
+    /// Copies it to a file.
+    pub(super) fn copy_to(&self, to: &mut File) -> io::Result<()> {
+        copy(&self.file, self.start, self.start + self.length, to)
+    }
+
     /// Returns the last bytes, at most this many, and whether there are more.
     pub(super) fn end(&self, most: u64) -> (Vec<u8>, bool) {
         let length = self.length.min(most);

@@ -15,6 +15,7 @@ use crate::collect::{Event, Events, Threads};
 use crate::exit::Exit;
 use crate::halt::{Halt, Outcome};
 use crate::inputs::Feed;
+use crate::job_files::JobFiles;
 use crate::journal::Journal;
 use crate::median::Median;
 use crate::order::Order;
@@ -45,6 +46,7 @@ pub(super) struct Run {
     pub(super) results: Option<String>,
     pub(super) trace: Option<Trace>,
     pub(super) report: Option<Report>,
+    pub(super) job_files: Option<JobFiles>,
     pub(super) median: Arc<Median>,
     pub(super) halt: Option<Halt>,
     /// Output of jobs that exceeds memory.
@@ -404,6 +406,9 @@ impl Run {
         row.killed |= failed && is_ended;
         if let Some(report) = &mut self.report {
             report.note(&row);
+        }
+        if let Some(files) = &mut self.job_files {
+            files.write(&row)?;
         }
         self.present(row)?;
         if failed {

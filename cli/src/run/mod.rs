@@ -26,6 +26,7 @@ use super::args::{Format, RunArgs};
 use super::collect::{AHEAD, Collector, Event, Events, WAITING};
 use super::exit::{Exit, Usage};
 use super::interrupt;
+use super::job_files::JobFiles;
 use super::jobs::{BuiltIn, Commands, JobMaker, Work};
 use super::journal::{History, Journal};
 use super::launch;
@@ -155,6 +156,8 @@ fn run_work<W: Work>(
     let trace = plan.trace.as_deref();
     let trace = trace.map(|path| Trace::create(path, numbers.clone())).transpose()?;
     let manner = place.journal_manner(plan.results.is_some());
+    let job_files = plan.job_files.as_deref();
+    let job_files = job_files.map(|dir| JobFiles::create(dir, &plan.form)).transpose()?;
     let report = plan.report.as_deref().map(Report::open).transpose()?;
     let (journal, history): (_, Option<History>) =
         Journal::open(&plan.journal, plan.form.columns, manner)?.unzip();
@@ -216,6 +219,7 @@ fn run_work<W: Work>(
         results: results.file,
         trace: trace.clone(),
         report,
+        job_files,
         median,
         halt: plan.limits.halt,
         spills,

@@ -146,3 +146,23 @@ fn the_size_of_chunks_changes_nothing_that_can_be_seen() {
         assert_eq!(xs, squares, "chunks of {size}");
     }
 }
+
+#[test]
+fn shuffled_inputs_are_all_there_in_another_order() {
+    for arguments in
+        [&["--count", "200", "--", "echo"][..], &["-N", "7", "--count", "200", "--", "echo"]]
+    {
+        let shuffled = run(&[&["run", "-k", "--shuf"], arguments].concat());
+        let ordered = run(&[&["run", "-k"], arguments].concat());
+        let numbers = |text: &str| text.split_whitespace().map(|it| it.parse().unwrap()).collect();
+        let mut all: Vec<u32> = numbers(shuffled.text());
+        assert_ne!(all, numbers(ordered.text()), "200 numbers are in order once in 10^375 times");
+        all.sort_unstable();
+        assert_eq!(all, (0..200).collect::<Vec<_>>());
+    }
+    let task = run(&["run", "--shuf", "--format", "json", "0..100"]).json();
+    let mut inputs: Vec<u64> =
+        task.iter().map(|row| row["input"].as_str().unwrap().parse().unwrap()).collect();
+    inputs.sort_unstable();
+    assert_eq!(inputs, (0..100).collect::<Vec<_>>());
+}

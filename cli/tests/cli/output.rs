@@ -282,3 +282,26 @@ fn jobs_have_the_signals_of_terminals_and_children_by_default() {
         assert!(named.iter().all(|signal| mask & (1 << (signal - 1)) == 0), "{line}");
     }
 }
+
+#[test]
+fn each_job_has_a_directory_with_what_it_printed_and_how_it_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    let results = format!("{}/new/", dir.path().display());
+    let script = "echo \"out $0\"; echo err >&2; test \"$0\" != ../b || { head -c 300000 /dev/zero; exit 3; }";
+    let arguments = ["run", "-qq", "-k", "--results", &results, "--", "sh", "-c", script, ":::"];
+    let ended = run(&[&arguments[..], &["a", "../b"]].concat());
+    assert!(ended.text().starts_with("out a\nout ../b\n") && ended.code == Some(1));
+    let read = |name: &str| std::fs::read(format!("{results}{name}")).unwrap();
+    assert_eq!(read("000001-a/stdout"), b"out a\n");
+    assert_eq!(read("000001-a/stderr"), b"err\n");
+    // Names stay in the directory, and long output is all there.
+    assert_eq!(read("000002-.._b/stdout").len(), "out ../b\n".len() + 300_000);
+    let meta: serde_json::Value = serde_json::from_slice(&read("000002-.._b/meta.json")).unwrap();
+    assert_eq!((&meta["input"], &meta["result"]["exit"]), (&"../b".into(), &3.into()), "{meta}");
+    assert!(meta["error"].as_str().unwrap().contains("code 3") && meta.get("stdout").is_none());
+    let again = run(&[&arguments[..], &["c"]].concat());
+    assert_eq!((again.code, read("000001-c/stdout").as_slice()), (Some(0), &b"out c\n"[..]));
+    assert_eq!(read("000001-a/stdout"), b"out a\n", "what was there stays");
+    let full = run(&["run", "--results", "/proc/none/", "--", "true", ":::", "x"]);
+    assert!(full.code == Some(2) && full.stderr.contains("--results"), "{full:?}");
+}
