@@ -11,6 +11,10 @@
 //! | `Draining` | the replacement has started | `Spawned` |
 //! | `Parked` | work was queued | `Empty` |
 //!
+//! A slot starts as `Empty`, or as `Parked` if its worker is to start when there is work for it. Where workers stand
+//! by as spares, all slots have workers, and no more of them run tasks at once than the pool has without the
+//! spares. Which ones stand by changes with every task.
+//!
 //! Nothing here blocks, locks, or knows what a process is. A started process (`N`) and a ready worker (`W`)
 //! are tokens, each in exactly one place. The scheduler keeps the table under its lock and performs the
 //! [`Actions`]; `model` explores all sequences of events, with numbers for tokens.
