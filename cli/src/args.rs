@@ -56,7 +56,7 @@ Commands:
 Output:
   The output of a command's job is shown when the job has ended, on the stream that it was
   written to. --format shows rows instead. Results of tasks are rows on standard output. The
-  summary follows a table, and otherwise goes to standard error. Rows, logs, traces, --top, {#}
+  summary follows a table, and otherwise goes to standard error if that is a terminal. Rows, logs, traces, --top, {#}
   and {%} use the same numbers for jobs (id) and workers.
 
 Exit codes:
@@ -74,6 +74,13 @@ Exit codes:
 Signals:
   Ctrl-C, SIGTERM and SIGHUP let running jobs finish and end the run. A second one kills them.
   Ctrl-Z also stops the workers, and fg continues them.
+
+Environment:
+    PROCPOOL_PROCS         the default of --procs
+    PROCPOOL_SLOT          is set for jobs: the number of their worker, as {%}
+    PROCPOOL_START_METHOD  template forks workers from a prepared process; the default is spawn
+    TMPDIR                 where output of jobs beyond 64 KiB is kept, in unnamed files
+    NO_COLOR               no colours, unless --color always is set
 
 Examples:
   procpool run --procs 4

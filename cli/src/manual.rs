@@ -114,7 +114,13 @@ pub(super) fn man(args: &ManArgs) -> Result<Exit> {
     }
     page.extend_from_slice(sections(&epilogue).as_bytes());
     let others: Vec<_> = verbs.iter().map(|verb| format!("\\fB{}\\fR(1)", escaped(verb))).collect();
-    page.extend_from_slice(format!(".SH \"SEE ALSO\"\n{}\n", others.join(", ")).as_bytes());
+    let others = others.join(", ");
+    let tools = if args.verb.as_deref() == Some("run") {
+        ", \\fBxargs\\fR(1), \\fBparallel\\fR(1)"
+    } else {
+        ""
+    };
+    page.extend_from_slice(format!(".SH \"SEE ALSO\"\n{others}{tools}\n").as_bytes());
     print(&page)
 }
 

@@ -8,6 +8,10 @@
 //! - `inputs`: the sources of inputs, and streaming.
 //! - `exit_codes`: exit codes, errors, closed pipes, Ctrl-C.
 //! - `limits`: limits of an input, output modes of tasks, and the log.
+//! - `job_options`: where and how jobs run, and what is said about them.
+//! - `blocks`: standard input in blocks.
+//! - `from_parallel`: the command lines of docs/from-parallel.md, beside GNU parallel and xargs.
+//! - `report`: pages for a browser, in one (`browser`).
 //! - `output`: large output of jobs, and outputs that cannot be written.
 //! - `snapshots`: help, errors, tables and exit codes, verbatim.
 //! - `starts`: when jobs start, and the deadline of a run.
@@ -25,8 +29,8 @@ mod blocks;
 mod browser;
 mod commands;
 mod exit_codes;
-#[cfg(feature = "mpi")]
 mod from_parallel;
+#[cfg(feature = "mpi")]
 mod hosts;
 mod inputs;
 mod isolate;
