@@ -15,6 +15,9 @@ use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 /// Bytes of all blocks that may wait or be at work, unless each worker needs more.
 const AHEAD: usize = 32 << 20;
 
+/// Descriptors that are left to the rest of the process.
+const FDS_LEFT: usize = 64;
+
 /// Bytes that are read at once where records are counted.
 const READ: usize = 64 << 10;
 
@@ -31,11 +34,6 @@ pub(super) struct BlockRules {
 }
 
 impl BlockRules {
-    /// Returns how many blocks may be read before the results of the first are there.
-    pub(super) fn ahead(&self, workers: usize) -> usize {
-        (AHEAD / self.size.max(1)).clamp(2 * workers, 16 * workers.max(4))
-    }
-
     /// What stands between two records, and where the first of them ends in it.
     fn separator(&self) -> (Vec<u8>, usize) {
         ([&self.end[..], &self.start[..]].concat(), self.end.len())
@@ -72,23 +70,42 @@ pub(super) struct Blocks {
 }
 
 /// The files of blocks that were read and have no job yet, in their order.
-#[derive(Clone, Default)]
-pub(super) struct BlockFiles(Arc<Mutex<VecDeque<SharedFd>>>);
+#[derive(Clone)]
+pub(super) struct BlockFiles {
+    files: Arc<Mutex<VecDeque<SharedFd>>>,
+    /// The bytes of a block.
+    size: usize,
+}
 
 impl BlockFiles {
+    /// Returns how many blocks may be read before the results of the first are there. Each takes a
+    /// descriptor: called when the workers have theirs.
+    pub(super) fn ahead(&self, workers: usize) -> usize {
+        let wanted = (AHEAD / self.size.max(1)).clamp(2 * workers, 16 * workers.max(4));
+        wanted.min(free_fds().saturating_sub(FDS_LEFT)).max(1)
+    }
+
     /// Takes the file of the next block.
     pub(super) fn take(&self) -> Option<SharedFd> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+        self.files.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
     }
 
     fn put(&self, file: SharedFd) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push_back(file);
+        self.files.lock().unwrap_or_else(PoisonError::into_inner).push_back(file);
     }
+}
+
+/// Returns how many descriptors this process may still open, as far as it can tell.
+fn free_fds() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let limit = limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
+    let open = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
+    limit.saturating_sub(open)
 }
 
 impl Blocks {
     pub(super) fn new(reader: Box<dyn Read + Send>, rules: BlockRules) -> Self {
-        let files = BlockFiles::default();
+        let files = BlockFiles { files: Arc::default(), size: rules.size };
         let (rest, is_over) = (Vec::new(), false);
         Self { reader, rules, rest, is_over, counted: 0, scanned: 0, number: 0, files }
     }
@@ -190,7 +207,7 @@ impl Blocks {
     }
 }
 
-/// Returns a file in memory with this content, which nobody can change.
+/// Returns a sealed file in memory with this content.
 fn in_memory(content: &[u8]) -> io::Result<OwnedFd> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let mut file = std::fs::File::from(memfd_create("procpool-block", flags)?);

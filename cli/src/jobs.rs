@@ -111,7 +111,7 @@ impl Commands {
         Self { template, limit, median, blocks: None }
     }
 
-    /// Gives each job the next of these blocks.
+    /// Passes these blocks to the jobs, in order, one to each.
     pub(super) fn reading(self, blocks: Option<BlockFiles>) -> Self {
         Self { blocks, ..self }
     }

@@ -14,7 +14,7 @@ use anyhow::Result;
 use super::args::{
     CommandOptions, Format, JournalArgs, LimitArgs, OutputChoice, Progress, RunArgs, TaskOptions,
 };
-use super::blocks::{BlockFiles, BlockRules};
+use super::blocks::BlockFiles;
 use super::exit::Usage;
 use super::inputs::Source;
 use super::job_files;
@@ -31,8 +31,7 @@ pub(super) struct RunPlan {
     pub(super) work: WorkPlan,
     pub(super) source: Source,
     pub(super) takes: Takes,
-    /// How the input is split into blocks, and the blocks that jobs read, if it is.
-    pub(super) block_rules: Option<BlockRules>,
+    /// The blocks that jobs read, if the input is split.
     pub(super) blocks: Option<BlockFiles>,
     /// 0 means that the pool chooses, by the available CPUs.
     pub(super) workers: usize,
@@ -213,7 +212,6 @@ impl RunPlan {
         Ok(Self {
             source: source.shuffling(args.shuf),
             takes,
-            block_rules: args.input_args.block_rules(),
             blocks,
             // More workers than inputs would start and stop without work.
             workers: workers.min(most_inputs),

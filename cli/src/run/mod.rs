@@ -128,7 +128,7 @@ pub(super) fn run(mut args: RunArgs) -> Result<Exit> {
                 Some(TimeLimit::Fixed(_)) | None => {}
             }
             let work = Commands::new(template, limits.timeout, Arc::clone(&median));
-            let work = work.reading(plan.blocks.take());
+            let work = work.reading(plan.blocks.clone());
             run_work(plan, place, work, builder, median, started, events, spills, starts)
         }
     }
@@ -203,8 +203,8 @@ fn run_work<W: Work>(
     let jobs = JobMaker::new(work, history, numbers);
     let collector = Collector::new(pool.clone(), jobs.task(), Arc::clone(&events), board.clone());
     let threads = if is_live {
-        let ahead = plan.block_rules.as_ref();
-        let ahead = ahead.map_or(AHEAD, |rules| rules.ahead(pool.workers().len()));
+        let ahead = plan.blocks.as_ref();
+        let ahead = ahead.map_or(AHEAD, |blocks| blocks.ahead(pool.workers().len()));
         collector.live(inputs, jobs, feed.clone(), ahead)?
     } else {
         collector.at_hand(inputs, jobs, plan.unordered)?

@@ -144,3 +144,15 @@ fn what_does_not_go_with_blocks_is_refused_and_said() {
         assert!(ended.code == Some(2) && ended.stderr.contains(why), "{arguments:?}: {ended:?}");
     }
 }
+
+#[test]
+fn many_workers_and_small_blocks_take_no_more_descriptors_than_there_are() {
+    let script = format!(
+        "ulimit -n 600; seq 20000 | {} run -q -p 100 --pipe --block 256 -- wc -l",
+        env!("CARGO_BIN_EXE_procpool")
+    );
+    let output = std::process::Command::new("sh").args(["-c", &script]).output().unwrap();
+    let lines = String::from_utf8(output.stdout).unwrap();
+    let sum: u32 = lines.lines().map(|line| line.trim().parse::<u32>().unwrap()).sum();
+    assert_eq!((sum, output.stderr.as_slice()), (20_000, &b""[..]));
+}

@@ -118,7 +118,7 @@ fn the_summary_belongs_to_the_table_and_not_between_rows_for_a_program() {
         let rows = run(&["run", "--procs", "2", "--summary", "--format", format]);
         assert!(rows.stderr.contains("6 tasks in"), "{rows:?}");
         assert!(!rows.text().contains("tasks"), "{rows:?}");
-        // Where nobody reads it, it is not in the way.
+        // It is left out where standard error is no terminal.
         let rows = run(&["run", "--procs", "2", "--format", format]);
         assert!(rows.stderr.is_empty(), "{rows:?}");
     }
