@@ -34,7 +34,7 @@ pub(super) use self::calibration::serve_calibration;
 use self::measure::SampleSize;
 use self::report::Report;
 use super::exit::{Exit, Usage};
-use crate::report::Document;
+use crate::report::{Document, Target};
 use crate::tasks;
 
 pub(super) fn run(args: CompareArgs) -> Result<Exit> {
@@ -48,7 +48,7 @@ pub(super) fn run(args: CompareArgs) -> Result<Exit> {
         std::fs::create_dir_all(dir)
             .with_context(|| format!("failed to create the directory {}", dir.display()))?;
     }
-    let target = Document::target(args.report.as_deref())?;
+    let target = args.report.as_deref().map(Target::open).transpose()?;
     let wants = |part| args.only.is_empty() || args.only.contains(&part);
     let size = SampleSize::new(args.quick, args.repetitions.map(usize::from));
     let mut report = Report::new(machine::Machine::detect(), size.repetitions);

@@ -17,7 +17,7 @@ use anyhow::{Context, Result};
 
 use super::args::IsolateArgs;
 use super::exit::Exit;
-use super::report::Document;
+use super::report::Target;
 
 mod bystander;
 #[allow(unsafe_code)] // Its tasks crash on purpose.
@@ -34,7 +34,7 @@ pub(super) fn run(args: IsolateArgs) -> Result<Exit> {
         return threads::act(*case, rendezvous);
     }
     let cases = if args.case.is_empty() { Case::all() } else { args.case };
-    let target = Document::target(args.report.as_deref())?;
+    let target = args.report.as_deref().map(Target::open).transpose()?;
     let mut report = report::Report::begin(args.format)?;
     for case in cases {
         let processes = processes::watch(case)

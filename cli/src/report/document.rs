@@ -1,7 +1,5 @@
 //! Pages of tables and pictures, for `compare` and `isolate`.
 
-use std::path::Path;
-
 use anyhow::Result;
 use askama::Template;
 
@@ -49,30 +47,21 @@ impl Document {
     ///
     /// When the file can't be written.
     pub(crate) fn write(&self, target: Target) -> Result<()> {
-        let picture = |(name, svg): &'_ (String, Vec<u8>)| {
+        let mut pictures = Vec::new();
+        for (name, svg) in &self.pictures {
             let mut data = b"data:image/svg+xml;base64,".to_vec();
             base64(svg, &mut data);
-            (name.clone(), String::from_utf8_lossy(&data).into_owned())
-        };
-        let pictures: Vec<_> = self.pictures.iter().map(picture).collect();
+            pictures.push((name.as_str(), String::from_utf8_lossy(&data).into_owned()));
+        }
         let page = Page {
             policy: page::policy("img-src data:", None),
             style: STYLE,
             title: &self.title,
             command: page::command_line(),
             lead: &self.lead,
-            pictures: pictures.iter().map(|(name, data)| (name.as_str(), data.clone())).collect(),
+            pictures,
             tables: &self.tables,
         };
         target.write(&page.render()?)
-    }
-
-    /// Opens the file of a page, if there is one.
-    ///
-    /// # Errors
-    ///
-    /// When it can't be written.
-    pub(crate) fn target(path: Option<&Path>) -> Result<Option<Target>> {
-        path.map(Target::open).transpose()
     }
 }

@@ -1,6 +1,7 @@
 //! What a report keeps of each job.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use procpool::HostName;
 
@@ -9,7 +10,7 @@ use crate::os::clock;
 use crate::row::Row;
 use crate::spill::Printed;
 
-/// Jobs that are listed one by one. The totals count all.
+/// Jobs that are drawn and listed. The totals count all.
 const MOST_JOBS: usize = 200_000;
 
 /// Failures whose errors and output are listed.
@@ -24,6 +25,7 @@ const INPUT: usize = 200;
 /// How a job ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum State {
+    // The numbers that the page's script knows.
     Done = 0,
     Failed = 1,
     Killed = 2,
@@ -99,6 +101,20 @@ pub(super) struct Jobs {
     pub(super) failed: u64,
     pub(super) killed: u64,
     pub(super) retried: u64,
+    /// Whether there were more jobs than are listed.
+    pub(super) is_cut: bool,
+}
+
+impl Failure {
+    /// Returns how long its last attempt took.
+    pub(super) fn time(&self) -> String {
+        time(self.micros)
+    }
+}
+
+/// Formats microseconds.
+pub(super) fn time(micros: u64) -> String {
+    format::duration(Duration::from_micros(micros))
 }
 
 impl Jobs {
@@ -116,6 +132,7 @@ impl Jobs {
             failed: 0,
             killed: 0,
             retried: 0,
+            is_cut: false,
         }
     }
 
@@ -124,9 +141,9 @@ impl Jobs {
         self.micros(clock::now())
     }
 
-    /// Whether some jobs are counted and not listed.
-    pub(super) fn is_cut(&self) -> bool {
-        self.jobs.len() as u64 != self.done + self.failed + self.killed
+    /// Returns the number of jobs that ended.
+    pub(super) fn total(&self) -> u64 {
+        self.done + self.failed + self.killed
     }
 
     pub(super) fn add(&mut self, row: &Row) {
@@ -162,9 +179,10 @@ impl Jobs {
         let share = &mut self.shares[lane].1;
         share.jobs += 1;
         share.failed += u64::from(row.error.is_some());
-        share.busy += micros;
+        share.busy = share.busy.saturating_add(micros);
         share.memory = share.memory.max(memory);
         if self.jobs.len() >= MOST_JOBS {
+            self.is_cut = true;
             return;
         }
         for attempt in &row.earlier {
@@ -177,7 +195,8 @@ impl Jobs {
         }
         // The starts of a chunk's items are not known, but a worker runs one after the other.
         let start = self.micros(row.began).max(self.free[lane]);
-        self.free[lane] = start + micros;
+        // What a worker says of its times may be anything.
+        self.free[lane] = start.saturating_add(micros);
         self.jobs.push(Job {
             number: row.number,
             lane,

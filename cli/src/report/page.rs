@@ -1,15 +1,13 @@
 //! The page of a report: its template, its data, and its content security policy.
 
 use std::fmt::Write as _;
-use std::fs;
-use std::time::Duration;
 
 use anyhow::Result;
 use askama::Template;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use super::jobs::{Failure, Jobs, MOST_FAILURES, State};
+use super::jobs::{Failure, Job, Jobs, Lane, MOST_FAILURES, time};
 use crate::format;
 use crate::spill::base64;
 use crate::tasks::command;
@@ -30,7 +28,7 @@ pub(crate) struct RunEnd<'a> {
 
 #[derive(Template)]
 #[template(path = "report.html")]
-struct Page {
+struct Page<'a> {
     policy: String,
     style: &'static str,
     script: &'static str,
@@ -38,7 +36,7 @@ struct Page {
     command: String,
     facts: Vec<(&'static str, String)>,
     notes: Vec<String>,
-    failures: Vec<FailureLine>,
+    failures: &'a [Failure],
     /// The failures that are not listed.
     more_failures: String,
     slowest: Vec<[String; 2]>,
@@ -46,16 +44,6 @@ struct Page {
     workers: Vec<[String; 5]>,
     /// JSON in which no character can end the script element.
     data: String,
-}
-
-struct FailureLine {
-    number: u64,
-    input: String,
-    error: String,
-    attempt: u32,
-    micros: u64,
-    time: String,
-    output: String,
 }
 
 /// The jobs for the script, by columns.
@@ -80,9 +68,8 @@ struct Data<'a> {
 /// Returns the page.
 pub(super) fn render(jobs: &Jobs, end: &RunEnd<'_>) -> Result<String> {
     let wall = jobs.elapsed();
-    let time = |micros: u64| format::duration(Duration::from_micros(micros));
-    let total = jobs.done + jobs.failed + jobs.killed;
-    let busy: u64 = jobs.shares.iter().map(|(_, share)| share.busy).sum();
+    let total = jobs.total();
+    let busy = jobs.shares.iter().fold(0u64, |sum, (_, share)| sum.saturating_add(share.busy));
     let seconds = (wall as f64 / 1e6).max(1e-9);
     let mut facts = vec![
         ("Jobs", format::grouped(total)),
@@ -103,14 +90,14 @@ pub(super) fn render(jobs: &Jobs, end: &RunEnd<'_>) -> Result<String> {
         ("Machine", machine()),
     ]);
     let mut notes = Vec::new();
-    if jobs.is_cut() {
+    if jobs.is_cut {
         notes.push(format!(
-            "The pictures and lists show {} jobs that ran first; the numbers count all.",
+            "The pictures and lists show the first {} jobs that ended; the numbers count all.",
             format::grouped(jobs.jobs.len() as u64)
         ));
     }
     let more = (jobs.failed + jobs.killed).saturating_sub(MOST_FAILURES as u64);
-    let lane_name = |lane: &super::jobs::Lane| match lane.host {
+    let lane_name = |lane: &Lane| match lane.host {
         Some(host) => format!("{host}:{}", lane.worker),
         None => lane.worker.to_string(),
     };
@@ -143,10 +130,10 @@ pub(super) fn render(jobs: &Jobs, end: &RunEnd<'_>) -> Result<String> {
             .map(|it| (it.job, it.start, it.micros, it.error.as_str()))
             .collect(),
     };
-    let extremes = |value: fn(&super::jobs::Job) -> u64, shown: &dyn Fn(u64) -> String| {
+    let extremes = |value: fn(&Job) -> u64, shown: fn(u64) -> String| {
         let mut jobs: Vec<_> = jobs.jobs.iter().filter(|job| value(job) > 0).collect();
         jobs.sort_by_key(|job| std::cmp::Reverse(value(job)));
-        let line = |job: &&super::jobs::Job| [job.input.clone(), shown(value(job))];
+        let line = |job: &&Job| [job.input.clone(), shown(value(job))];
         jobs.iter().take(EXTREMES).map(line).collect::<Vec<_>>()
     };
     let page = Page {
@@ -157,10 +144,10 @@ pub(super) fn render(jobs: &Jobs, end: &RunEnd<'_>) -> Result<String> {
         command: command_line(),
         facts,
         notes,
-        failures: jobs.failures.iter().map(|it| failure(it, &time)).collect(),
+        failures: &jobs.failures,
         more_failures: if more > 0 { format::grouped(more) } else { String::new() },
-        slowest: extremes(|job| job.micros, &time),
-        largest: extremes(|job| job.memory, &format::bytes),
+        slowest: extremes(|job| job.micros, time),
+        largest: extremes(|job| job.memory, format::bytes),
         workers: workers.collect(),
         data: inert(&serde_json::to_string(&columns)?),
     };
@@ -189,7 +176,7 @@ pub(super) fn command_line() -> String {
 }
 
 fn title(jobs: &Jobs) -> String {
-    let total = jobs.done + jobs.failed + jobs.killed;
+    let total = jobs.total();
     let noun = if total == 1 { "job" } else { "jobs" };
     match jobs.failed + jobs.killed {
         0 => format!("{} {noun}, all done", format::grouped(total)),
@@ -197,24 +184,11 @@ fn title(jobs: &Jobs) -> String {
     }
 }
 
-fn failure(failure: &Failure, time: &dyn Fn(u64) -> String) -> FailureLine {
-    FailureLine {
-        number: failure.number,
-        input: failure.input.clone(),
-        error: failure.error.clone(),
-        attempt: failure.attempt,
-        micros: failure.micros,
-        time: time(failure.micros),
-        output: failure.output.clone(),
-    }
-}
-
 /// Describes the machine in one line.
 fn machine() -> String {
-    let read = |path| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
-    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let system = rustix::system::uname();
+    let [host, kernel] = [system.nodename(), system.release()].map(|name| name.to_string_lossy());
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-    let kernel = read("/proc/sys/kernel/osrelease");
     format!("{host}, {cpus} CPUs, Linux {kernel}, procpool {}", env!("CARGO_PKG_VERSION"))
 }
 
@@ -238,9 +212,6 @@ fn digest(text: &str) -> String {
     base64(&Sha256::digest(text.as_bytes()), &mut digits);
     String::from_utf8_lossy(&digits).into_owned()
 }
-
-const _: () =
-    assert!(State::Done as u8 == 0 && State::Failed as u8 == 1 && State::Killed as u8 == 2);
 
 #[cfg(test)]
 mod tests {

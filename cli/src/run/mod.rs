@@ -38,7 +38,7 @@ use super::plan::{LogTo, RunPlan, WorkPlan};
 use super::progress::Progress;
 use super::render;
 use super::report::{Report, RunEnd};
-use super::screen::Screen;
+use super::screen::{OutputClosed, Screen};
 use super::spill::Spills;
 use super::summary::Tally;
 use super::top::{Board, Top};
@@ -257,12 +257,25 @@ fn run_work<W: Work>(
         events.close();
         pool.terminate();
     }
-    let exit = run.end(ended, &pool, plan.summary.then_some(plan.format), plan.exit_count)?;
-    pool.join();
+    let ended = run.end(ended, &pool, plan.summary.then_some(plan.format), plan.exit_count);
     let reported = run.report.take().map_or(Ok(()), |report| {
         let not_started = run.not_started();
+        // The reader of the output may be gone, and that is a clean end.
+        let exit = match &ended {
+            Ok(exit) => *exit,
+            Err(error) if error.is::<OutputClosed>() => Exit::Success,
+            Err(_) => Exit::Failure,
+        };
         report.write(&RunEnd { code: exit.code(), not_started: not_started.as_deref() })
     });
+    let exit = match (ended, &reported) {
+        (Err(error), Err(other)) => {
+            say(format_args!("error: {other:#}"));
+            return Err(error);
+        }
+        (ended, _) => ended?,
+    };
+    pool.join();
     let is_in_vain = known.is_some_and(|(counts, failed)| {
         report_skipped(&plan.journal, &counts, failed, plan.is_quiet) && exit == Exit::Success
     });

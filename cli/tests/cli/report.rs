@@ -45,6 +45,21 @@ fn a_page_about_a_run_has_its_numbers_and_needs_nothing_else() {
 }
 
 #[test]
+fn a_page_is_written_although_the_reader_of_the_output_has_gone_away() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("run.html");
+    let script = format!(
+        "{} run -p2 --report {} --count 1000 -- seq 9999 | head -n 1",
+        env!("CARGO_BIN_EXE_procpool"),
+        file.display()
+    );
+    let output = std::process::Command::new("sh").args(["-c", &script]).output().unwrap();
+    assert_eq!(output.stderr, b"", "{}", String::from_utf8_lossy(&output.stderr));
+    let page = fs::read_to_string(&file).unwrap();
+    assert!(page.contains("<title>procpool: ") && page.ends_with("</html>"), "{}", page.len());
+}
+
+#[test]
 fn in_a_browser_the_page_filters_sorts_zooms_and_answers_to_mouse_and_keyboard() {
     if !browser::is_there() {
         return;
