@@ -56,8 +56,8 @@ Commands:
 Output:
   The output of a command's job is shown when the job has ended, on the stream that it was
   written to. --format shows rows instead. Results of tasks are rows on standard output. The
-  summary follows a table, and otherwise goes to standard error if that is a terminal. Rows, logs, traces, --top, {#}
-  and {%} use the same numbers for jobs (id) and workers.
+  summary follows a table, and otherwise goes to standard error if that is a terminal. Rows, logs,
+  traces, --top, {#} and {%} use the same numbers for jobs (id) and workers.
 
 Exit codes:
     0    every job succeeded

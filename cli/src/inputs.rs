@@ -322,7 +322,8 @@ impl Inputs {
             self.shuffled = Shuffled::Read(all.into_iter());
         }
         match &mut self.shuffled {
-            Shuffled::Read(_) if self.feed.stopped() => None,
+            // After an error, those before it are used, as without this option.
+            Shuffled::Read(_) if self.feed.stopped() && self.feed.error().is_none() => None,
             Shuffled::Read(inputs) => inputs.next(),
             _ => self.next_in_order(),
         }

@@ -150,6 +150,7 @@ impl Run {
                     events.recv(&mut arrived, timeout);
                 }
             }
+            self.take_output(&mut arrived)?;
             self.keep(&arrived)?;
             for event in arrived.drain(..) {
                 match event {
@@ -273,6 +274,24 @@ impl Run {
         }
     }
 
+    /// Finds the output of finished jobs, and writes their files. Before the journal has them: a run that
+    /// goes on leaves out what is there.
+    fn take_output(&mut self, arrived: &mut VecDeque<Event>) -> Result<()> {
+        for event in arrived {
+            let Event::Row(row) = event else { continue };
+            if row.cancelled {
+                continue;
+            }
+            if let Some(spills) = &self.spills {
+                row.find(spills);
+            }
+            if let Some(files) = &mut self.job_files {
+                files.write(row)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Writes finished jobs to the journal before any of them is shown.
     fn keep(&mut self, arrived: &VecDeque<Event>) -> Result<()> {
         let journal = self.journal.as_mut().filter(|journal| !journal.is_pending());
@@ -381,9 +400,6 @@ impl Run {
             self.not_started += 1;
             return Ok(());
         }
-        if let Some(spills) = &self.spills {
-            row.find(spills);
-        }
         match row.abort.take() {
             None => {}
             Some(Abort::OutputClosed) => return Err(OutputClosed.into()),
@@ -406,9 +422,6 @@ impl Run {
         row.killed |= failed && is_ended;
         if let Some(report) = &mut self.report {
             report.note(&row);
-        }
-        if let Some(files) = &mut self.job_files {
-            files.write(&row)?;
         }
         self.present(row)?;
         if failed {

@@ -305,3 +305,23 @@ fn each_job_has_a_directory_with_what_it_printed_and_how_it_ended() {
     let full = run(&["run", "--results", "/proc/none/", "--", "true", ":::", "x"]);
     assert!(full.code == Some(2) && full.stderr.contains("--results"), "{full:?}");
 }
+
+#[test]
+fn a_job_whose_files_cannot_be_written_is_not_done_according_to_the_journal() {
+    let dir = tempfile::tempdir().unwrap();
+    let [results, journal] = ["results/", "journal"].map(|name| dir.path().join(name));
+    std::fs::create_dir(&results).unwrap();
+    std::fs::write(results.join("000002-b"), "in the way").unwrap();
+    let [to, by] = [&results, &journal].map(|path| path.to_str().unwrap());
+    let run_with = |extra: &[&str]| {
+        let arguments = ["run", "-q", "-p1", "--results", to, "--journal", by];
+        run(&[&arguments[..], extra, &["--", "echo", ":::", "a", "b", "c"]].concat())
+    };
+    let ended = run_with(&[]);
+    assert!(ended.code == Some(1) && ended.stderr.contains("000002-b"), "{ended:?}");
+    std::fs::remove_file(results.join("000002-b")).unwrap();
+    let resumed = run_with(&["--resume"]);
+    assert_eq!(resumed.code, Some(0), "{resumed:?}");
+    let read = |name: &str| std::fs::read(results.join(name).join("stdout")).unwrap();
+    assert_eq!(["000001-a", "000002-b", "000003-c"].map(read), [b"a\n", b"b\n", b"c\n"]);
+}
