@@ -268,24 +268,20 @@ fn run_work<W: Work>(
         };
         report.write(&RunEnd { code: exit.code(), not_started: not_started.as_deref() })
     });
-    let exit = match (ended, &reported) {
-        (Err(error), Err(other)) => {
-            say(format_args!("error: {other:#}"));
-            return Err(error);
-        }
-        (ended, _) => ended?,
-    };
-    pool.join();
-    let is_in_vain = known.is_some_and(|(counts, failed)| {
-        report_skipped(&plan.journal, &counts, failed, plan.is_quiet) && exit == Exit::Success
-    });
+    if ended.is_ok() {
+        pool.join();
+    }
     let closed = [log.map(|log| log.close()), trace.map(|trace| trace.close())];
-    let closed =
-        closed.into_iter().flatten().chain([reported.map_err(|error| format!("{error:#}"))]);
+    let reported = reported.map_err(|error| format!("{error:#}"));
+    let closed = closed.into_iter().flatten().chain([reported]);
     let errors: Vec<_> = closed.filter_map(Result::err).collect();
     for error in &errors {
         say(format_args!("error: {error}"));
     }
+    let exit = ended?;
+    let is_in_vain = known.is_some_and(|(counts, failed)| {
+        report_skipped(&plan.journal, &counts, failed, plan.is_quiet) && exit == Exit::Success
+    });
     let is_new = (!errors.is_empty() && exit == Exit::Success) || is_in_vain;
     let exit = if is_new { Exit::Failure } else { exit };
     run.note_end(exit, place.spans_hosts())?;
