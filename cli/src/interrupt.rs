@@ -36,19 +36,25 @@ const GRACE: Duration = Duration::from_millis(500);
 /// How long a run may take to end after the second signal.
 const ENDING: Duration = Duration::from_secs(4);
 
-/// Handles signals on a thread of its own, for the life of the process.
-pub(super) fn watch(
-    events: Arc<Events>,
-    pool: Pool,
-    is_command: bool,
-    spans_hosts: bool,
-) -> Result<()> {
+/// Catches the signals, for the life of the process. They wait for [`watch`], so that no moment is
+/// left in which workers run and a signal ends the process without a word.
+pub(super) fn catch(spans_hosts: bool) -> Result<Signals> {
     // Signals that were ignored at the start stay ignored, as with `nohup`.
     let ignored = ignored();
     let wanted = [SIGINT, SIGTERM, SIGHUP, SIGTSTP, SIGQUIT];
     let wanted = wanted.into_iter().filter(|signal| ignored & (1 << (signal - 1)) == 0);
     let wanted = wanted.chain(spans_hosts.then_some(SIGCONT));
-    let mut signals = Signals::new(wanted).context("failed to catch signals")?;
+    Signals::new(wanted).context("failed to catch signals")
+}
+
+/// Handles the signals that were caught on a thread of its own, for the life of the process.
+pub(super) fn watch(
+    mut signals: Signals,
+    events: Arc<Events>,
+    pool: Pool,
+    is_command: bool,
+    spans_hosts: bool,
+) -> Result<()> {
     let watch = move || {
         let mut interrupted = 0;
         for signal in signals.forever() {

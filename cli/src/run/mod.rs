@@ -173,6 +173,7 @@ fn run_work<W: Work>(
         }
     };
     let builder = place.build_on(builder, &events);
+    let signals = interrupt::catch(place.spans_hosts())?;
     let pool = build_pool(&plan, builder, log.clone(), trace.clone())?;
     plan.form.hosts = place.shows_hosts(&pool);
     // A supervisor writes the results to the terminal, without regard to a bar.
@@ -183,7 +184,8 @@ fn run_work<W: Work>(
         Progress::default()
     };
 
-    interrupt::watch(Arc::clone(&events), pool.clone(), is_command, place.spans_hosts())?;
+    let spans_hosts = place.spans_hosts();
+    interrupt::watch(signals, Arc::clone(&events), pool.clone(), is_command, spans_hosts)?;
     let top = match &board {
         None => None,
         Some(board) => {
