@@ -11,8 +11,7 @@ use procpool_worker::sys;
 
 use crate::error::{Error, StartError};
 use crate::os::process::{Launch, OutputMode, check_directory};
-use crate::os::signals;
-use crate::pool::config::{Config, EnvPerWorker, Initializer, Preload, STACK, StartMethod};
+use crate::pool::config::{Config, EnvPerWorker, Initializer, MAX_WORKERS, Preload, StartMethod};
 use crate::pool::drive::driver;
 use crate::pool::handle::{LivenessGuard, Pool};
 use crate::pool::hosts::link::Link;
@@ -24,7 +23,7 @@ use crate::pool::options::TaskOptions;
 use crate::pool::process::shared_supervisor::{Membership, SupervisorFds};
 use crate::pool::process::supervisor;
 use crate::pool::process::supervisor_handle::SupervisorHandle;
-use crate::pool::schedule::state::{self, PoolState};
+use crate::pool::schedule::state::PoolState;
 use crate::pool::system::{allowed_cpus, check_program, check_system, share_of_cpus};
 use crate::worker_ref::HostName;
 
@@ -412,27 +411,11 @@ impl PoolBuilder {
         let shared = Arc::new(PoolState::new(config, supervisor, inline_limit, link.clone()));
         link.iter().for_each(|link| requests::attach(link, &shared));
         let pool = Pool::of(Arc::clone(&shared), options, LivenessGuard::Own(fds.writer));
-        // Starts the supervisor, or the driver of a slot.
-        let start = |name: String, slot: Option<usize>| {
-            let shared = Arc::clone(&shared);
-            let thread = std::thread::Builder::new().name(name).stack_size(STACK);
-            let run = move || {
-                state::mark_pool_thread();
-                match slot {
-                    None => supervisor::supervise(&shared),
-                    Some(slot) => driver::drive(&shared, slot),
-                }
-            };
-            signals::blocked(|| thread.spawn(run))
-                .map(|thread| pool.add_thread(thread))
-                .map_err(Error::system("a thread (clone3)"))
-        };
-        start("procpool-supervisor".to_owned(), None)
+        let supervised = Arc::clone(&shared);
+        let supervise = move || supervisor::supervise(&supervised);
+        pool.start_thread("procpool-supervisor".to_owned(), supervise)
             .inspect_err(|_| shared.drivers_missing(slots))?;
-        for slot in 0..slots {
-            start(format!("procpool-{slot}"), Some(slot))
-                .inspect_err(|_| shared.drivers_missing(slots - slot))?;
-        }
+        pool.start_all_drivers()?;
         shared.wait_first_start()?;
         Ok(pool)
     }
@@ -462,8 +445,6 @@ impl PoolBuilder {
 
     /// Validates the options and fills in defaults. `liveness_pipe` is the workers' end of the liveness pipe.
     fn resolve(self, liveness_pipe: Arc<OwnedFd>) -> Result<(Config, TaskOptions), Error> {
-        /// More slots are surely a mistake: each costs a process and a thread.
-        const MAX_WORKERS: usize = 4096;
         let refuse = |option, value: String, remedy| Err(Error::Option { option, value, remedy });
         let most_on = self.workers_on.iter().map(|(_, workers)| *workers).max().unwrap_or(0);
         if most_on > MAX_WORKERS {

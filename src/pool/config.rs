@@ -20,6 +20,9 @@ pub(crate) type EnvPerWorker = Arc<dyn Fn(usize) -> Vec<(OsString, OsString)> + 
 /// closures.
 pub(crate) const STACK: usize = 256 << 10;
 
+/// More workers are surely a mistake: each costs a process and a thread.
+pub(crate) const MAX_WORKERS: usize = 4096;
+
 /// A pool's immutable configuration.
 pub(crate) struct Config {
     /// The number of workers, on all hosts, with those that stand by.
@@ -58,6 +61,11 @@ impl Config {
     /// Returns how many workers run tasks at once, on all hosts.
     pub(crate) fn most_running(&self) -> usize {
         self.workers - self.spares
+    }
+
+    /// Whether workers start when there is work for them.
+    pub(crate) fn starts_on_demand(&self) -> bool {
+        self.initial < usize::MAX
     }
 
     /// Returns the numbers of workers on this host.

@@ -76,6 +76,8 @@ pub struct Pool {
 struct Inner {
     shared: Arc<PoolState>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    /// Held while the number of workers changes.
+    resizing: Mutex<()>,
     _guard: LivenessGuard,
 }
 
@@ -91,11 +93,16 @@ pub(crate) enum LivenessGuard {
 
 impl Pool {
     pub(crate) fn of(shared: Arc<PoolState>, options: TaskOptions, guard: LivenessGuard) -> Self {
-        let inner = Inner { shared, threads: Mutex::default(), _guard: guard };
+        let inner =
+            Inner { shared, threads: Mutex::default(), resizing: Mutex::default(), _guard: guard };
         Self { inner: Arc::new(inner), options }
     }
 
-    pub(crate) fn add_thread(&self, thread: JoinHandle<()>) {
+    pub(super) fn resizing(&self) -> &Mutex<()> {
+        &self.inner.resizing
+    }
+
+    pub(super) fn add_thread(&self, thread: JoinHandle<()>) {
         self.inner.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
     }
 
@@ -248,23 +255,22 @@ impl Pool {
         R: Serialize + DeserializeOwned,
     {
         if let Err(error) = self.check() {
-            return (0..self.shared().config.workers).map(|_| Err(error.clone())).collect();
+            return (0..self.shared().worker_count()).map(|_| Err(error.clone())).collect();
         }
         let (shared, job) = (self.shared(), self.many(f));
+        let workers = shared.worker_count();
         let _kept = match encode::encode_one(self.shared(), &job, argument) {
             Ok((first, kept)) => {
                 // All batches are created before the first can finish.
-                let others: Vec<Batch> = (1..shared.config.workers)
-                    .map(|slot| first.for_slot(job.reserve(1), slot))
-                    .collect();
+                let others: Vec<Batch> =
+                    (1..workers).map(|slot| first.for_slot(job.reserve(1), slot)).collect();
                 shared.submit(first.for_slot(0, 0));
                 others.into_iter().for_each(|batch| shared.submit(batch));
                 kept
             }
             // The failure is reported for every worker.
             Err(reason) => {
-                (0..shared.config.workers)
-                    .for_each(|_| encode::fail_unencoded(shared, &job, reason.clone()));
+                (0..workers).for_each(|_| encode::fail_unencoded(shared, &job, reason.clone()));
                 None
             }
         };
@@ -321,7 +327,8 @@ impl Pool {
     pub fn workers(&self) -> Vec<WorkerInfo> {
         let mut workers = self.shared().workers();
         // The other hosts report their workers' use themselves.
-        let local = self.shared().slots.len().min(workers.len());
+        let slots = self.shared().slots.count();
+        let local = workers.partition_point(|worker| worker.slot < slots);
         let local = &mut workers[..local];
         let pids: Vec<u32> =
             local.iter().map(|worker| worker.pid).filter(|pid| *pid != 0).collect();

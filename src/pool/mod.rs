@@ -17,7 +17,7 @@
 //!
 //! | module | owns |
 //! |---|---|
-//! | `handle`, `builder`, `options`, `limits`, `types` | the public API: calls, options and reports; `system` checks what the system allows |
+//! | `handle`, `builder`, `options`, `limits`, `types` | the public API: calls, options and reports; `system` checks what the system allows; `resize` starts the drivers, more of them in a pool that grows |
 //! | `call` | the callers' side: `encode`, `feed` (input into batches), `job` with its `ledger` (collects each item's outcome once), `outcome` (decoding), `collect`, `results`, `task` |
 //! | `schedule` | scheduling: the queue (`state`, `submit`, `dispatch`), the state machine of the `slots`, the lifecycle of `workers`, chunk sizes (`cost`) and wake-ups (`limiter`) |
 //! | `drive` | communication: one `driver` per slot sends a `chunk`, reads its `records`, and accounts for each item |
@@ -47,6 +47,7 @@ mod limits;
 mod observe;
 mod options;
 mod process;
+mod resize;
 mod schedule;
 mod startup;
 mod system;

@@ -102,7 +102,7 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
         }
         let least = if self.job.options.chunk_size.is_some() { 1 } else { 8 };
         let each = u64::from(self.job.chunk().max(least));
-        let workers = self.pool.config.most_running() as u64;
+        let workers = self.pool.most_running() as u64;
         while self.ended.is_none() && self.read - done < window {
             if self.read > 0 && !self.job.collects_all.load(Relaxed) && self.job.has_deliveries() {
                 // If reading is slow, results that have arrived must not wait for it.

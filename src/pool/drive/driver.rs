@@ -27,6 +27,7 @@ pub(crate) fn drive(shared: &PoolState, slot: usize) {
                 Err(cause) => shared.start_failed(slot, cause, true),
             },
             Step::Run { worker, ticket } => shared.run(slot, worker, ticket),
+            Step::Retire(worker) => worker.retire(),
             Step::Quit(worker) => {
                 if let Some(worker) = worker {
                     worker.retire();
@@ -74,7 +75,7 @@ fn handshake(
     *running.lock().unwrap_or_else(PoisonError::into_inner) =
         Some(Chunk::new(&worker, VecDeque::from([batch.for_slot(0, slot)])));
     // It is not counted as a task.
-    let counters = Counters::new(shared.slots.len());
+    let counters = Counters::new(shared.slots.count());
     if exchange::run(&mut worker, running, shared.inline_limit, &counters, None, None).is_err() {
         return Err(match worker.process.kill_reason() {
             Some(KillReason::StartTimedOut(limit)) => StartError::TimedOut(limit),

@@ -10,7 +10,7 @@ pub(crate) struct Counters {
     pub(crate) retried: AtomicU64,
     pub(crate) restarts: AtomicU64,
     /// Finished tasks by slot.
-    pub(crate) slots: Box<[AtomicU64]>,
+    pub(crate) slots: boxcar::Vec<AtomicU64>,
     /// Number of single calls, and of calls with many items.
     pub(crate) single_calls: AtomicU64,
     pub(crate) map_calls: AtomicU64,

@@ -60,7 +60,10 @@ impl PoolState {
                     let ticket = self.start_chunk(central, slot, &worker, batches, None);
                     return Ok(Step::Run { worker, ticket });
                 }
-                Err(true)
+                match central.slots.park_surplus(slot) {
+                    Some(worker) => Ok(Step::Retire(worker)),
+                    None => Err(true),
+                }
             }
         }
     }
@@ -75,7 +78,8 @@ impl PoolState {
         let is_watcher = central.watcher == Some(slot);
         let is_spreading = central.is_spreading;
         let is_bound = !central.by_slot[slot].own.is_empty();
-        if !is_bound && (central.slots.is_full() || !is_spreading && !central.wants_worker()) {
+        let is_free = !central.slots.is_full() && !central.slots.is_surplus(slot);
+        if !is_bound && !(is_free && (is_spreading || central.wants_worker())) {
             return VecDeque::new();
         }
         // Leaves an item for each driver that is waking up.
@@ -156,8 +160,8 @@ impl PoolState {
         let (mut items, mut nanos, mut bytes) = (0u32, 0, 0);
         // The queue is divided evenly, so that all workers finish at about the same time.
         let target_workers = match central.is_short_lived() {
-            true => central.limiter.limit().min(self.config.most_running()),
-            false => self.config.most_running(),
+            true => central.limiter.limit().min(self.most_running()),
+            false => self.most_running(),
         };
         let share = central.queued.div_ceil(target_workers as u64);
         let share = u32::try_from(share).unwrap_or(u32::MAX);

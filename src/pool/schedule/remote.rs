@@ -53,7 +53,7 @@ impl PoolState {
     pub(crate) fn hosts_ended(&self) {
         let mut central = self.central();
         central.has_hosts = false;
-        let bound = central.take_bound(self.slots.len()..self.config.workers);
+        let bound = central.take_bound(self.slots.count()..self.config.workers);
         drop(central);
         bound.iter().for_each(|batch| self.reject(batch));
     }
@@ -110,7 +110,7 @@ impl PoolState {
         central.queue = queue;
         let count = |batches: &[Batch]| batches.iter().map(|batch| batch.items).sum::<u32>();
         central.queued -= u64::from(count(&taken));
-        for slot in 0..self.slots.len() {
+        for slot in 0..self.slots.count() {
             let left = most - count(&taken);
             if left == 0 {
                 break;
@@ -153,7 +153,7 @@ impl PoolState {
     pub(crate) fn has_work_for_hosts(&self, are_busy: bool) -> bool {
         let central = self.central();
         let is_bound =
-            || central.by_slot[self.slots.len()..].iter().any(|queue| !queue.own.is_empty());
+            || central.by_slot[self.slots.count()..].iter().any(|queue| !queue.own.is_empty());
         central.is_over() || is_bound() || (!are_busy && !central.queue.is_empty())
     }
 

@@ -6,7 +6,7 @@
 //! | `Empty` | a process has started | `Spawned` |
 //! | `Spawned` | the driver polls | `Handshaking` |
 //! | `Handshaking` | ready; failed or died | `Idle`; `Empty` |
-//! | `Idle` | checked out; died; idle for long | `CheckedOut`; `Empty`; `Parked` |
+//! | `Idle` | checked out; died; idle for long, or surplus | `CheckedOut`; `Empty`; `Parked` |
 //! | `CheckedOut` | checked in; task limit reached; lost | `Idle`; `Draining`; `Empty`, or `Spawned` |
 //! | `Draining` | the replacement has started | `Spawned` |
 //! | `Parked` | work was queued | `Empty` |
@@ -14,6 +14,9 @@
 //! A slot starts as `Empty`, or as `Parked` if its worker is to start when there is work for it. Where workers stand
 //! by as spares, all slots have workers, and no more of them run tasks at once than the pool has without the
 //! spares. Which ones stand by changes with every task.
+//!
+//! A pool that has become smaller keeps its slots. Those from `limit` on are surplus: their workers take no task from
+//! the queue, finish what is bound to them, and are parked when their drivers poll.
 //!
 //! Nothing here blocks, locks, or knows what a process is. A started process (`N`) and a ready worker (`W`)
 //! are tokens, each in exactly one place. The scheduler keeps the table under its lock and performs the
@@ -58,7 +61,9 @@ pub(crate) struct Numbers {
 /// All slots of a pool.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct SlotTable<N, W> {
-    slots: Box<[Slot<N, W>]>,
+    slots: Vec<Slot<N, W>>,
+    /// The slots below this one serve the queue. The others are surplus.
+    limit: usize,
     phase: Phase,
     /// Slots with an idle worker whose driver has not been woken. The last is woken first, because its
     /// worker's memory is the warmest.
@@ -69,9 +74,9 @@ pub(crate) struct SlotTable<N, W> {
     running: usize,
     /// How many workers may run tasks of the queue at once. The others stand by.
     most_running: usize,
-    /// Number of parked slots.
+    /// Number of parked slots below the limit.
     parked: usize,
-    /// Number of drivers that were woken and have not polled yet.
+    /// Number of drivers that were woken and have not polled yet, surplus ones left out.
     woken: usize,
     /// Consecutive failed starts of a slot before the pool gives up.
     attempts: u32,
@@ -95,19 +100,9 @@ impl<N, W> SlotTable<N, W> {
 
     fn with(numbers: Numbers, attempts: u32, replaces: bool, now: Instant) -> Self {
         let Numbers { slots, spares, initial } = numbers;
-        let slot_state = |slot| Slot {
-            state: if slot < initial { State::Empty } else { State::Parked },
-            process: ProcessState::Absent,
-            due: (slot < initial).then_some(now),
-            generation: 0,
-            draining: 0,
-            failures: 0,
-            early_deaths: 0,
-            idle_since: now,
-            is_woken: false,
-        };
         Self {
-            slots: (0..slots).map(slot_state).collect(),
+            slots: (0..slots).map(|slot| Slot::new(slot < initial, now)).collect(),
+            limit: slots,
             phase: Phase::Open,
             idle: Vec::with_capacity(slots),
             out: 0,
@@ -165,9 +160,19 @@ impl<N, W> SlotTable<N, W> {
         self.slots[slot].generation
     }
 
-    /// Whether a slot has an idle worker.
+    /// Whether a slot has an idle worker that serves the queue.
     pub(crate) fn is_idle(&self, slot: usize) -> bool {
-        matches!(self.slots[slot].state, State::Idle(_))
+        matches!(self.slots[slot].state, State::Idle(_)) && !self.is_surplus(slot)
+    }
+
+    /// Whether a slot is one too many since the pool has become smaller.
+    pub(crate) fn is_surplus(&self, slot: usize) -> bool {
+        slot >= self.limit
+    }
+
+    /// Returns how many slots serve the queue: the first ones.
+    pub(crate) fn limit(&self) -> usize {
+        self.limit
     }
 
     /// Whether a slot has no worker until there is work for it.
@@ -224,13 +229,14 @@ impl<N, W> SlotTable<N, W> {
         let is_starting = |slot_state: &&Slot<N, W>| {
             matches!(slot_state.state, State::Empty | State::Spawned(_) | State::Handshaking)
         };
-        let starting = self.slots.iter().filter(is_starting).count();
+        let starting = self.slots[..self.limit].iter().filter(is_starting).count();
         let free = starting + self.idle.len() + self.woken;
-        let spares = self.slots.len() - self.most_running;
+        let spares = self.limit - self.most_running;
         let wanted = usize::try_from(wanted).unwrap_or(usize::MAX).saturating_add(spares);
         let missing = wanted.saturating_sub(free).min(self.parked);
         let is_parked = |slot_state: &&mut Slot<N, W>| matches!(slot_state.state, State::Parked);
-        for slot_state in self.slots.iter_mut().filter(is_parked).take(missing) {
+        let serving = &mut self.slots[..self.limit];
+        for slot_state in serving.iter_mut().filter(is_parked).take(missing) {
             slot_state.state = State::Empty;
             slot_state.schedule_spawn(now);
         }
@@ -241,14 +247,16 @@ impl<N, W> SlotTable<N, W> {
     /// Work was queued for this slot.
     pub(crate) fn wake_slot(&mut self, slot: usize, now: Instant) -> Actions<W> {
         let start = self.retry_spawns(now);
+        let is_surplus = self.is_surplus(slot);
         let slot_state = &mut self.slots[slot];
         match slot_state.state {
             State::Parked => {
-                self.parked -= 1;
+                self.parked -= usize::from(!is_surplus);
                 slot_state.state = State::Empty;
                 slot_state.schedule_spawn(now);
                 Actions::start()
             }
+            State::Idle(_) if is_surplus => Actions { start, ..Actions::wake(Wake::One(slot)) },
             State::Idle(_) => {
                 self.woken += usize::from(!std::mem::replace(&mut slot_state.is_woken, true));
                 self.remove_idle(slot);
@@ -298,7 +306,7 @@ impl<N, W> SlotTable<N, W> {
 
     /// Returns what a slot's driver has to do.
     pub(crate) fn poll(&mut self, slot: usize, has_work: bool) -> SlotPoll<'_, N, W> {
-        let is_over = self.is_over(has_work);
+        let (is_over, is_surplus) = (self.is_over(has_work), self.is_surplus(slot));
         let slot_state = &mut self.slots[slot];
         self.woken -= usize::from(std::mem::take(&mut slot_state.is_woken));
         match std::mem::replace(&mut slot_state.state, State::Closed) {
@@ -315,13 +323,13 @@ impl<N, W> SlotTable<N, W> {
             State::Draining(worker) if is_over => SlotPoll::End(Some(worker)),
             State::Empty | State::Closed if is_over => SlotPoll::End(None),
             State::Parked if is_over => {
-                self.parked -= 1;
+                self.parked -= usize::from(!is_surplus);
                 SlotPoll::End(None)
             }
             state => {
                 let is_idle = matches!(state, State::Idle(_));
                 slot_state.state = state;
-                if is_idle && !self.idle.contains(&slot) {
+                if is_idle && !is_surplus && !self.idle.contains(&slot) {
                     self.idle.push(slot);
                 }
                 match &self.slots[slot].state {
@@ -400,7 +408,7 @@ impl<N, W> SlotTable<N, W> {
         has_work: bool,
         now: Instant,
     ) -> Actions<W> {
-        let successor = self.release(slot);
+        let (successor, is_surplus) = (self.release(slot), self.is_surplus(slot));
         let slot_state = &mut self.slots[slot];
         let actions = match successor {
             // The worker has died since, and its replacement has started,
@@ -418,6 +426,11 @@ impl<N, W> SlotTable<N, W> {
                 slot_state.mark_draining();
                 slot_state.schedule_spawn(now);
                 Actions::start()
+            }
+            // Its driver runs what is bound to it, or parks it.
+            _ if is_surplus => {
+                slot_state.state = State::Idle(worker);
+                Actions::wake(Wake::One(slot))
             }
             _ => {
                 slot_state.state = State::Idle(worker);
@@ -532,7 +545,7 @@ impl<N, W> SlotTable<N, W> {
         has_work: bool,
         now: Instant,
     ) -> Actions<W> {
-        let slots = self.slots.len();
+        let limit = self.limit;
         let slot_state = &mut self.slots[slot];
         if slot_state.process != ProcessState::Alive || slot_state.generation != generation {
             slot_state.draining = slot_state.draining.saturating_sub(1);
@@ -540,7 +553,7 @@ impl<N, W> SlotTable<N, W> {
         }
         slot_state.process = ProcessState::Absent;
         let was_idle = matches!(slot_state.state, State::Idle(_));
-        let stands_by = self.most_running < slots && self.idle.len() > usize::from(was_idle);
+        let stands_by = self.most_running < limit && self.idle.len() > usize::from(was_idle);
         match slot_state.state {
             State::Idle(_) if !self.replaces => return Actions::nothing(),
             State::Idle(_) => slot_state.state = State::Empty,
@@ -562,7 +575,7 @@ impl<N, W> SlotTable<N, W> {
 
     /// Parks the next worker that has been idle since `since`, while more than `least` are left.
     pub(crate) fn park_idle(&mut self, since: Instant, least: usize) -> Option<(usize, W)> {
-        if self.slots.len() - self.parked <= least {
+        if self.limit - self.parked <= least {
             return None;
         }
         // The first in the list is the one that would be woken last.
@@ -582,6 +595,70 @@ impl<N, W> SlotTable<N, W> {
                 None
             }
         }
+    }
+
+    /// Parks a surplus slot with an idle worker, and returns the worker.
+    pub(crate) fn park_surplus(&mut self, slot: usize) -> Option<W> {
+        if !self.is_surplus(slot) {
+            return None;
+        }
+        let slot_state = &mut self.slots[slot];
+        match std::mem::replace(&mut slot_state.state, State::Parked) {
+            State::Idle(worker) => {
+                slot_state.mark_draining();
+                Some(worker)
+            }
+            other => {
+                slot_state.state = other;
+                None
+            }
+        }
+    }
+
+    /// Changes how many workers run tasks at once. New workers start at once, or when there is work for them
+    /// (`on_demand`). Surplus ones are parked when they are idle. The caller wakes the slots again for which work is
+    /// queued.
+    pub(crate) fn resize(
+        &mut self,
+        most_running: usize,
+        on_demand: bool,
+        now: Instant,
+    ) -> Actions<W> {
+        let limit = most_running + (self.limit - self.most_running);
+        self.most_running = most_running;
+        self.limit = limit;
+        while self.slots.len() < limit {
+            self.slots.push(Slot::new(false, now));
+        }
+        for (slot, slot_state) in self.slots.iter_mut().enumerate() {
+            let is_serving = slot < limit;
+            if !is_serving {
+                self.woken -= usize::from(std::mem::take(&mut slot_state.is_woken));
+            }
+            match slot_state.state {
+                State::Parked if is_serving && !on_demand => {
+                    slot_state.state = State::Empty;
+                    slot_state.schedule_spawn(now);
+                }
+                State::Empty if !is_serving && slot_state.process == ProcessState::Absent => {
+                    slot_state.state = State::Parked;
+                    slot_state.due = None;
+                }
+                _ => {}
+            }
+        }
+        let is_parked = |slot_state: &&Slot<N, W>| matches!(slot_state.state, State::Parked);
+        self.parked = self.slots[..limit].iter().filter(is_parked).count();
+        self.idle.retain(|slot| *slot < limit);
+        // A surplus worker that has not been parked serves the queue again.
+        for slot in 0..limit {
+            let slot_state = &self.slots[slot];
+            let is_idle = matches!(slot_state.state, State::Idle(_)) && !slot_state.is_woken;
+            if is_idle && !self.idle.contains(&slot) {
+                self.idle.push(slot);
+            }
+        }
+        Actions { start: true, ..Actions::wake(Wake::All) }
     }
 
     // ── internals ──

@@ -12,6 +12,7 @@
 use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
 use std::num::NonZero;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, TryLockError};
 use std::time::{Duration, Instant};
 
@@ -66,7 +67,10 @@ pub(crate) struct PoolState {
     /// PID of the process that built the pool.
     pub(super) owner: u32,
     pub(super) central: Mutex<SchedulerState>,
-    pub(crate) slots: Box<[DriverSlot]>,
+    /// Grows with the pool.
+    pub(crate) slots: boxcar::Vec<DriverSlot>,
+    /// How many workers run tasks at once, on all hosts.
+    pub(super) most_running: AtomicUsize,
     /// Notified when a worker becomes ready or fails to start, and when a driver exits.
     pub(super) changed: Condvar,
     pub(crate) supervisor: SupervisorHandle,
@@ -107,7 +111,7 @@ pub(super) struct SchedulerState {
     pub(super) queue: VecDeque<Batch>,
     pub(super) queued: u64,
     pub(super) slots: SlotTable<PendingWorker, Worker>,
-    pub(super) by_slot: Box<[SlotQueue]>,
+    pub(super) by_slot: Vec<SlotQueue>,
     /// Whether a manager serves the other hosts of the pool.
     pub(super) has_hosts: bool,
     /// Number of items that other hosts have.
@@ -145,6 +149,8 @@ pub(crate) enum Step {
         worker: Worker,
         ticket: RunTicket,
     },
+    /// The worker is one too many.
+    Retire(Worker),
     Quit(Option<Worker>),
 }
 
@@ -187,7 +193,9 @@ impl PoolState {
             is_supervised: false,
         };
         let counters = Counters::new(config.workers);
+        let most_running = AtomicUsize::new(config.most_running());
         Self {
+            most_running,
             config,
             owner: sys::own_pid(),
             central: Mutex::new(central),
@@ -201,6 +209,19 @@ impl PoolState {
             regions: Arc::default(),
             suspended: Mutex::default(),
             costs: RwLock::default(),
+        }
+    }
+
+    /// Returns how many workers run tasks at once, on all hosts.
+    pub(crate) fn most_running(&self) -> usize {
+        self.most_running.load(Relaxed)
+    }
+
+    /// Returns the number of workers on all hosts, with those that stand by.
+    pub(crate) fn worker_count(&self) -> usize {
+        match self.link {
+            Some(_) => self.config.workers,
+            None => self.central().slots.limit(),
         }
     }
 
@@ -342,7 +363,7 @@ impl PoolState {
         match call {
             Wake::None => {}
             Wake::One(slot) => self.slots[slot].wakeup.notify_one(),
-            Wake::All => self.slots.iter().for_each(|slot| slot.wakeup.notify_one()),
+            Wake::All => self.slots.iter().for_each(|(_, slot)| slot.wakeup.notify_one()),
         }
     }
 }
@@ -395,6 +416,7 @@ impl SchedulerState {
 
     /// Whether every slot of this host that is to be served has had a process.
     pub(super) fn all_started(&self) -> bool {
-        (0..self.slots.len()).all(|slot| self.slots.is_parked(slot) || self.slots.starts(slot) > 0)
+        (0..self.slots.limit())
+            .all(|slot| self.slots.is_parked(slot) || self.slots.starts(slot) > 0)
     }
 }

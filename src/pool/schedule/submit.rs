@@ -46,14 +46,15 @@ impl PoolState {
             return self.reject(&batch);
         }
         let mut central = self.central();
-        let is_served = central.has_hosts || batch.slot.is_none_or(|slot| slot < self.slots.len());
+        let is_served =
+            central.has_hosts || batch.slot.is_none_or(|slot| slot < self.slots.count());
         if central.slots.phase() != Phase::Open || batch.job.call.is_err() || !is_served {
             drop(central);
             return self.reject(&batch);
         }
         central.queued += u64::from(batch.items);
         match batch.slot {
-            Some(slot) if slot >= self.slots.len() => {
+            Some(slot) if slot >= self.slots.count() => {
                 central.by_slot[slot].own.push_back(batch);
                 self.wake_hosts();
             }
@@ -121,7 +122,7 @@ impl PoolState {
         const MAX: u64 = 1 << 20;
         let has_small_chunks = job.options.chunk_size.is_none() && !job.collects_all.load(Relaxed);
         let chunks = if has_small_chunks { 4 } else { 2 };
-        (chunks * u64::from(job.chunk())).clamp(MIN, MAX) * self.config.most_running() as u64
+        (chunks * u64::from(job.chunk())).clamp(MIN, MAX) * self.most_running() as u64
     }
 
     /// Removes a job from the queue and stops its running items.
@@ -138,7 +139,7 @@ impl PoolState {
         let mut cancelled: VecDeque<Batch> = cancelled;
         central.queued -= cancelled.iter().map(|batch| u64::from(batch.items)).sum::<u64>();
         let mut rejected = Vec::new();
-        for slot in 0..self.slots.len() {
+        for slot in 0..self.slots.count() {
             let mut running = self.running(slot);
             let taken = running.as_mut().map_or_else(Vec::new, |chunk| chunk.cancel(is_target));
             drop(running);
@@ -177,7 +178,7 @@ impl PoolState {
         }
         let mut central = self.central();
         let mut cancelled = central.take_queued();
-        for slot in 0..self.slots.len() {
+        for slot in 0..self.slots.count() {
             let mut running = self.running(slot);
             cancelled.extend(running.as_mut().into_iter().flat_map(|chunk| chunk.steal(u32::MAX)));
         }

@@ -1,19 +1,19 @@
 //! Worker lifecycle events, and enforcement of limits.
 
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
 use super::slots::{Phase, SpawnDecision, Wake};
-use super::state::{DriverSlot, PoolState, START_ATTEMPTS};
+use super::state::{DriverSlot, PoolState, START_ATTEMPTS, SlotQueue};
 use crate::error::{DeathCause, StartError, TaskErrorKind};
 use crate::pool::call::outcome::{Failure, Provenance};
 use crate::pool::hosts::link::Command;
 use crate::pool::observe::events::EventKind;
 use crate::pool::process::worker::{KillReason, PendingWorker, Process, Worker};
-use crate::pool::types::WorkerInfo;
+use crate::pool::types::{WorkerInfo, WorkerState};
 
 /// When the supervisor checks again after finding a chunk being sent.
 const RECHECK_DELAY: Duration = Duration::from_millis(10);
@@ -94,6 +94,35 @@ impl PoolState {
             let kind = TaskErrorKind::Initializer { cause, attempts };
             self.fail(&batch, Failure::unstarted(kind), Provenance::NONE);
         }
+    }
+
+    /// Gives the pool another number of workers, with this many new slots. Returns false, and does nothing, if the pool
+    /// takes no more tasks.
+    pub(crate) fn resize(&self, workers: usize, new: usize) -> bool {
+        let mut central = self.central();
+        if central.slots.phase() != Phase::Open {
+            return false;
+        }
+        for _ in 0..new {
+            self.slots.push(DriverSlot::default());
+            self.counters.slots.push(AtomicU64::new(0));
+            central.by_slot.push(SlotQueue::default());
+        }
+        central.drivers += new;
+        self.most_running.store(workers, Relaxed);
+        let now = Instant::now();
+        let actions = central.slots.resize(workers, self.config.starts_on_demand(), now);
+        self.apply(actions);
+        for slot in central.slots.limit()..central.slots.len() {
+            if !central.by_slot[slot].own.is_empty() {
+                let actions = central.slots.wake_slot(slot, now);
+                self.apply(actions);
+            }
+        }
+        if !central.queue.is_empty() {
+            self.wake_for_queue(&mut central);
+        }
+        true
     }
 
     /// Drivers could not be started.
@@ -215,7 +244,7 @@ impl PoolState {
             (false, since) => since,
         };
         let signal = if stop { Signal::STOP } else { Signal::CONT };
-        for slot in 0..self.slots.len() {
+        for slot in 0..self.slots.count() {
             let mut running = self.running(slot);
             if let (Some(chunk), Some(since)) = (running.as_mut(), since) {
                 chunk.exclude_pause(since.elapsed());
@@ -243,13 +272,18 @@ impl PoolState {
             memory: None,
             cpu: None,
         };
-        let mut workers: Vec<_> = (0..self.slots.len()).map(info).collect();
+        // A surplus worker is listed as long as it lives.
+        let is_listed = |slot: &usize| {
+            !central.slots.is_surplus(*slot) || central.slots.state(*slot) != WorkerState::Absent
+        };
+        let mut workers: Vec<_> = (0..central.slots.len()).filter(is_listed).map(info).collect();
         drop(central);
         if let Some(link) = &self.link {
-            workers.extend(link.with_status(|status| status.workers.clone()));
-        }
-        for worker in &mut workers[self.slots.len()..] {
-            worker.tasks_done = self.counters.slots[worker.slot].load(Relaxed);
+            let mut remote = link.with_status(|status| status.workers.clone());
+            for worker in &mut remote {
+                worker.tasks_done = self.counters.slots[worker.slot].load(Relaxed);
+            }
+            workers.append(&mut remote);
         }
         workers
     }
@@ -266,7 +300,7 @@ impl PoolState {
             let running = slot.running.lock().unwrap_or_else(PoisonError::into_inner);
             running.as_ref().map_or(0, |chunk| u64::from(chunk.open()))
         };
-        (queued, remote + self.slots.iter().map(open).sum::<u64>())
+        (queued, remote + self.slots.iter().map(|(_, slot)| open(slot)).sum::<u64>())
     }
 
     /// Enforces the time limits of running chunks. Returns when to check again.
@@ -279,7 +313,7 @@ impl PoolState {
         // done.
         let mut central = self.central();
         let mut rejected = Vec::new();
-        for slot in 0..self.slots.len() {
+        for slot in 0..self.slots.count() {
             let (rest, again) = match self.try_running(slot) {
                 Some(mut running) => match running.as_mut() {
                     Some(chunk) => chunk.enforce(),

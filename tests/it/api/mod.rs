@@ -7,6 +7,7 @@ mod growth;
 mod lifecycle;
 mod limits;
 mod process;
+mod resize;
 mod streams;
 mod tasks;
 mod workers;

@@ -86,6 +86,8 @@ enum Move {
     Reap(usize, Generation),
     /// The supervisor parks an idle worker.
     Park,
+    /// The pool gets another number of workers.
+    Resize(usize),
 }
 
 type Outcome = Result<(), ()>;
@@ -97,6 +99,8 @@ struct Bounds {
     numbers: Numbers,
     attempts: u32,
     queue: u8,
+    /// Whether the pool becomes smaller and larger again.
+    is_resized: bool,
     /// Whether to explore more than tasks, deaths and parking: requeued tasks, spent workers, callers,
     /// spurious polls, suspension, closing and termination.
     is_eventful: bool,
@@ -173,6 +177,11 @@ impl World {
                 moves.push(Move::SubmitTo(0));
             }
         }
+        if is_open && bounds.is_resized {
+            let sizes = 1..=bounds.numbers.slots;
+            let others = sizes.filter(|size| *size != self.table.most_running);
+            moves.extend(others.map(Move::Resize));
+        }
         if is_open && bounds.is_eventful {
             moves.push(Move::Close);
             if self.queue == 0 {
@@ -242,7 +251,8 @@ impl World {
             | Move::Close
             | Move::Terminate
             | Move::Suspend
-            | Move::Park => false,
+            | Move::Park
+            | Move::Resize(_) => false,
             Move::Resume | Move::Tick | Move::Reap(..) | Move::Lose(..) => true,
             Move::Poll(slot) => self.slots[slot].is_woken,
             Move::Return(slot, holder, _) => {
@@ -381,12 +391,19 @@ impl World {
                     process.must_exit = true;
                 }
             }
+            Move::Resize(workers) => {
+                let actions = self.table.resize(workers, false, now);
+                self.apply(0, actions);
+                if has_work {
+                    self.wake_for_queue(now);
+                }
+            }
         }
     }
 
     fn poll(&mut self, slot: usize, now: Instant) {
         self.slots[slot].is_woken = false;
-        let is_full = self.table.is_full();
+        let is_full = self.table.is_full() || self.table.is_surplus(slot);
         match self.table.poll(slot, self.queue > 0) {
             SlotPoll::PendingWorker(pending) => {
                 self.slots[slot].driver = Driver::Handshaking(pending)
@@ -400,7 +417,13 @@ impl World {
                     self.wake_for_queue(now);
                 }
             }
-            SlotPoll::Idle(_) | SlotPoll::Nothing => {}
+            SlotPoll::Idle(_) => {
+                let surplus = self.table.park_surplus(slot);
+                if let Some(process) = surplus.and_then(|worker| self.process(slot, worker)) {
+                    process.must_exit = true;
+                }
+            }
+            SlotPoll::Nothing => {}
             SlotPoll::End(worker) => {
                 self.slots[slot].driver = Driver::Ended;
                 if let Some(process) = worker.and_then(|worker| self.process(slot, worker)) {
@@ -491,7 +514,8 @@ impl World {
             let is_driven = matches!(slot.driver, Driver::Running(_) | Driver::Handshaking(_));
             let is_out = is_driven || slot.caller.is_some();
             out += usize::from(is_out);
-            parked += usize::from(matches!(slot_state.state, State::Parked));
+            let is_parked = matches!(slot_state.state, State::Parked);
+            parked += usize::from(is_parked && !self.table.is_surplus(index));
             let listed = self.table.idle.iter().filter(|idle| **idle == index).count();
             let is_closed = matches!(slot_state.state, State::Closed);
             rules.extend([
@@ -538,7 +562,12 @@ impl World {
         let running = self.table.slots.iter().filter(is_running).count();
         rules.push((self.table.out == out, "wrong count of checked-out workers"));
         rules.push((self.table.running == running, "wrong count of workers that run tasks"));
-        rules.push((running <= self.table.most_running, "a worker that stands by runs a task"));
+        // What runs while the pool becomes smaller goes on, on a surplus worker or beside one.
+        let surplus = self.table.slots.len() - self.table.limit;
+        rules.push((
+            running <= self.table.most_running + surplus,
+            "a worker that stands by runs a task",
+        ));
         rules.push((self.table.parked == parked, "wrong count of parked slots"));
         let woken = self.table.slots.iter().filter(|slot_state| slot_state.is_woken).count();
         rules.push((self.table.woken == woken, "wrong count of woken drivers"));
@@ -557,7 +586,11 @@ impl World {
             State::Empty | State::Draining(_) => self.table.given_up,
             _ => false,
         };
-        self.queue == 0 && self.table.slots.iter().all(|slot_state| is_served(&slot_state.state))
+        let is_right = |(slot, slot_state): (usize, &super::Slot<_, _>)| {
+            let is_idle = matches!(slot_state.state, State::Idle(_));
+            is_served(&slot_state.state) && !(is_idle && self.table.is_surplus(slot))
+        };
+        self.queue == 0 && self.table.slots.iter().enumerate().all(is_right)
     }
 }
 
@@ -684,22 +717,40 @@ const fn plain(slots: usize) -> Numbers {
 
 #[test]
 fn one_slot_always_recovers_or_its_tasks_fail() {
-    check(&Bounds { numbers: plain(1), attempts: 3, queue: 2, is_eventful: true });
+    check(&Bounds {
+        numbers: plain(1),
+        attempts: 3,
+        queue: 2,
+        is_resized: false,
+        is_eventful: true,
+    });
 }
 
 #[test]
 fn with_two_slots_no_task_waits_forever() {
-    check(&Bounds { numbers: plain(2), attempts: 1, queue: 1, is_eventful: false });
+    check(&Bounds {
+        numbers: plain(2),
+        attempts: 1,
+        queue: 1,
+        is_resized: false,
+        is_eventful: false,
+    });
 }
 
 #[test]
 fn where_workers_start_when_there_is_work_no_task_waits_forever() {
     let numbers = Numbers { slots: 2, spares: 0, initial: 1 };
-    check(&Bounds { numbers, attempts: 1, queue: 2, is_eventful: false });
+    check(&Bounds { numbers, attempts: 1, queue: 2, is_resized: false, is_eventful: false });
 }
 
 #[test]
 fn with_a_spare_no_task_waits_forever_and_one_worker_runs_tasks() {
     let numbers = Numbers { slots: 2, spares: 1, initial: 2 };
-    check(&Bounds { numbers, attempts: 1, queue: 2, is_eventful: false });
+    check(&Bounds { numbers, attempts: 1, queue: 2, is_resized: false, is_eventful: false });
+}
+
+#[test]
+fn a_pool_that_is_resized_parks_its_surplus_workers_and_no_task_waits_forever() {
+    let numbers = plain(2);
+    check(&Bounds { numbers, attempts: 1, queue: 1, is_resized: true, is_eventful: false });
 }

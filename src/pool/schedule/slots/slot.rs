@@ -44,7 +44,7 @@ pub(super) enum State<N, W> {
     Idle(W),
     /// The worker has reached its task limit; it exits once its replacement is started.
     Draining(W),
-    /// The worker was stopped while idle; new work starts another.
+    /// The worker was stopped while idle, or none was started. New work starts one.
     Parked,
     /// The driver has exited.
     Closed,
@@ -118,6 +118,21 @@ impl<W> Actions<W> {
 }
 
 impl<N, W> Slot<N, W> {
+    /// Creates a slot whose process is due, or one that is parked.
+    pub(super) fn new(is_due: bool, now: Instant) -> Self {
+        Self {
+            state: if is_due { State::Empty } else { State::Parked },
+            process: ProcessState::Absent,
+            due: is_due.then_some(now),
+            generation: 0,
+            draining: 0,
+            failures: 0,
+            early_deaths: 0,
+            idle_since: now,
+            is_woken: false,
+        }
+    }
+
     /// Schedules a start, after a delay that grows with the failures.
     pub(super) fn schedule_spawn(&mut self, now: Instant) {
         let pause = match self.failures {
