@@ -73,6 +73,7 @@ Exit codes:
 
 Signals:
   Ctrl-C, SIGTERM and SIGHUP let running jobs finish and end the run. A second one kills them.
+  SIGUSR1 adds a worker, SIGUSR2 takes one away once its job has ended.
   Ctrl-Z also stops the workers, and fg continues them.
 
 Environment:
@@ -437,8 +438,9 @@ pub(super) struct OutputArgs {
     #[arg(long, value_enum, value_name = "WHEN", default_value_t = Progress::Auto)]
     pub(super) progress: Progress,
 
-    /// Show a live table of the workers instead of the progress bar; results for the terminal
-    /// follow at the end
+    /// Show a live table of the workers instead of the progress bar; its keys change the number of
+    /// workers, pause the run, show what a job prints and end it. Results for the terminal follow at
+    /// the end
     #[arg(long, conflicts_with_all = ["line_buffer", "quiet"])]
     pub(super) top: bool,
 

@@ -9,13 +9,14 @@
 //! as many burst threads as workers: if none is free, every worker is busy.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
 use super::batch_queue::{BatchQueue, RecvOutcome};
+use super::control::Change;
 use super::exit::Exit;
 use super::inputs::{Feed, Inputs};
 use super::jobs::{JobMaker, Work};
@@ -35,6 +36,8 @@ pub(super) enum Event {
     Live(LiveOutput),
     /// A signal asks the run to end with this exit code.
     Interrupted(Exit),
+    /// The user changes the run.
+    Changed(Change),
     /// The time of the run is over.
     DeadlinePassed,
     /// A host is lost.
@@ -70,12 +73,17 @@ pub(super) struct Collector<W: Work> {
 #[derive(Default)]
 pub(super) struct Threads {
     collectors: Vec<JoinHandle<()>>,
+    /// Starts one more of them, where each serves one worker.
+    start: Option<StartCollector>,
     /// Inputs from the pipe, for the collectors.
     read: Option<Arc<BatchQueue<Input>>>,
     /// One credit per input that may still be read from the pipe. Returned when the result is
     /// shown.
     credits: Option<Arc<BatchQueue<()>>>,
 }
+
+/// Starts a collector thread. Returns none if the collectors have ended.
+type StartCollector = Box<dyn Fn() -> Result<Option<JoinHandle<()>>>>;
 
 impl<W: Work> Clone for Collector<W> {
     fn clone(&self) -> Self {
@@ -130,23 +138,33 @@ impl<W: Work> Collector<W> {
             let reader = Reader { credits: Arc::clone(&credits), read: Arc::clone(&read) };
             move || reader.run(inputs) // not waited for: it may sit in a read that never ends
         })?;
-        let mut threads = Threads {
-            collectors: Vec::new(),
-            read: Some(Arc::clone(&read)),
-            credits: Some(Arc::clone(&credits)),
-        };
+        let (known_read, known_credits) = (Arc::clone(&read), Arc::clone(&credits));
         let queue = Queue { read, taken: VecDeque::new(), credits, jobs, feed };
         let queue = Arc::new(Mutex::new(queue));
-        for _ in 0..self.pool.workers().len() {
-            let (collector, queue) = (self.clone(), Arc::clone(&queue));
-            threads.collectors.push(spawn("collector", move || {
+        let workers = self.pool.workers().len();
+        // Not a collector itself: the events end with the last of them.
+        let (pool, task, board) = (self.pool.clone(), self.task, self.board.clone());
+        let events = Arc::downgrade(&self.events);
+        let start = move || {
+            let Some(events) = Weak::upgrade(&events) else { return Ok(None) };
+            let collector = Self { pool: pool.clone(), task, events, board: board.clone() };
+            let queue = Arc::clone(&queue);
+            let collect = move || {
                 while let Some((first_id, burst)) = Burst::wait(&queue) {
                     if !collector.run(first_id, burst, true) {
                         return;
                     }
                 }
-            })?);
-        }
+            };
+            spawn("collector", collect).map(Some)
+        };
+        let mut threads = Threads {
+            collectors: Vec::new(),
+            start: Some(Box::new(start)),
+            read: Some(known_read),
+            credits: Some(known_credits),
+        };
+        threads.serve(workers)?;
         Ok(threads)
     }
 
@@ -184,6 +202,16 @@ impl<W: Work> Collector<W> {
 }
 
 impl Threads {
+    /// Ensures that this many workers can have jobs of their own.
+    pub(super) fn serve(&mut self, workers: usize) -> Result<()> {
+        let Some(start) = &self.start else { return Ok(()) };
+        while self.collectors.len() < workers {
+            let Some(collector) = start()? else { break };
+            self.collectors.push(collector);
+        }
+        Ok(())
+    }
+
     /// Returns a credit: a result was shown.
     pub(super) fn shown(&self) {
         if let Some(credits) = &self.credits {

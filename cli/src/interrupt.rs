@@ -6,7 +6,8 @@
 //! The third one ends the process at once; the workers die with their parent. Stopping is
 //! different: each worker is in a process group of its own, where Ctrl-Z does not reach it, so
 //! workers are stopped here. If the run spans hosts, its own process goes on, since the other hosts
-//! would take a silent one for lost, and continues the workers at SIGCONT.
+//! would take a silent one for lost, and continues the workers at SIGCONT. SIGUSR1 and SIGUSR2 change
+//! the number of workers.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -16,11 +17,14 @@ use std::{fs, io};
 
 use anyhow::{Context, Result};
 use rustix::process::Signal;
-use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGSTOP, SIGTERM, SIGTSTP};
+use signal_hook::consts::{
+    SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGSTOP, SIGTERM, SIGTSTP, SIGUSR1, SIGUSR2,
+};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level;
 
 use super::collect::{Event, Events};
+use super::control::Change;
 use super::exit::Exit;
 use super::launch::link::is_ordered;
 use super::top;
@@ -41,7 +45,7 @@ const ENDING: Duration = Duration::from_secs(4);
 pub(super) fn catch(spans_hosts: bool) -> Result<Signals> {
     // Signals that were ignored at the start stay ignored, as with `nohup`.
     let ignored = ignored();
-    let wanted = [SIGINT, SIGTERM, SIGHUP, SIGTSTP, SIGQUIT];
+    let wanted = [SIGINT, SIGTERM, SIGHUP, SIGTSTP, SIGQUIT, SIGUSR1, SIGUSR2];
     let wanted = wanted.into_iter().filter(|signal| ignored & (1 << (signal - 1)) == 0);
     let wanted = wanted.chain(spans_hosts.then_some(SIGCONT));
     Signals::new(wanted).context("failed to catch signals")
@@ -65,6 +69,12 @@ pub(super) fn watch(
                     let _ = low_level::emulate_default_handler(SIGQUIT);
                 }
                 None if signal == SIGCONT => pool.resume(),
+                None if signal == SIGUSR1 => {
+                    events.send_over_capacity(Event::Changed(Change::More));
+                }
+                None if signal == SIGUSR2 => {
+                    events.send_over_capacity(Event::Changed(Change::Fewer));
+                }
                 None if spans_hosts => pool.suspend(),
                 None => pause(&pool),
                 Some(exit) => {

@@ -30,6 +30,7 @@ mod collect;
 mod color;
 mod combine;
 mod compare;
+mod control;
 mod drawing;
 mod exit;
 mod format;

@@ -333,6 +333,7 @@ fn spec(
     };
     let LimitArgs { retries, memory, .. } = *limits;
     Ok(CommandSpec {
+        watched: false,
         template,
         program,
         prints,

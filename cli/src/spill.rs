@@ -80,22 +80,22 @@ impl Spills {
         self.lock().insert(key, Worker { files, awaited: 0, has_ended: false });
         let mut bytes = [0; NOTICE];
         let mut received = from.write_all(&[1]);
-        let mut ends: Arc<AtomicU64> = Arc::default();
+        let mut ends = [const { None::<Arc<AtomicU64>> }; 2];
         while received.is_ok() {
             received = from.read_exact(&mut bytes);
             match Notice::from_bytes(&bytes).filter(|_| received.is_ok()) {
-                Some(Notice::Runs { id, start }) => {
-                    let file = self.lock().get(&key).map(|worker| Arc::clone(&worker.files[0]));
+                Some(Notice::Runs { which, id, start }) => {
+                    let file = self.lock().get(&key).map(|worker| Arc::clone(&worker.files[which]));
                     if let Some(file) = file {
                         let end = Arc::new(AtomicU64::new(u64::MAX));
-                        ends = Arc::clone(&end);
-                        announce(LiveOutput { id, file, start, end, shown: 0 });
+                        ends[which] = Some(Arc::clone(&end));
+                        announce(LiveOutput { id, which, file, start, end, shown: 0 });
                     }
                     // Acknowledged afterwards: this must come before the job's result.
                     received = from.write_all(&[1]);
                 }
-                Some(Notice::Ends { end }) => {
-                    ends.store(end, Ordering::Release);
+                Some(Notice::Ends { which, end }) => {
+                    ends[which].iter().for_each(|known| known.store(end, Ordering::Release));
                     received = from.write_all(&[1]);
                 }
                 Some(Notice::Ranges { count }) => self.change(key, |worker| {
@@ -448,6 +448,8 @@ pub(super) fn copy(
 #[derive(Debug)]
 pub(super) struct LiveOutput {
     pub(super) id: u64,
+    /// The stream: 0 for standard output, 1 for standard error.
+    pub(super) which: usize,
     file: Arc<File>,
     start: u64,
     /// The end of the output, once known.
@@ -457,6 +459,17 @@ pub(super) struct LiveOutput {
 }
 
 impl LiveOutput {
+    /// Returns the last bytes of the output so far, at most this many.
+    pub(super) fn tail(&self, most: u64) -> io::Result<Vec<u8>> {
+        // In this order, as in `follow`.
+        let length = self.file.metadata()?.len();
+        let end = length.min(self.end.load(Ordering::Acquire)).max(self.start);
+        let start = self.start.max(end.saturating_sub(most));
+        let mut bytes = vec![0; usize::try_from(end - start).unwrap_or(0)];
+        self.file.read_exact_at(&mut bytes, start)?;
+        Ok(bytes)
+    }
+
     /// Shows new output. Returns whether there was any.
     pub(super) fn follow(&mut self, to: &mut (impl Write + AsFd)) -> io::Result<bool> {
         let at = self.start + self.shown;

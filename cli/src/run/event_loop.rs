@@ -12,6 +12,7 @@ use super::messages::say;
 use crate::args::Format;
 use crate::batch_queue::RecvOutcome;
 use crate::collect::{Event, Events, Threads};
+use crate::control::{Change, Control};
 use crate::exit::Exit;
 use crate::halt::{Halt, Outcome};
 use crate::inputs::Feed;
@@ -75,6 +76,8 @@ pub(super) struct Run {
     pub(super) board: Option<Arc<Board>>,
     /// The live table, while it is shown.
     pub(super) top: Option<Top>,
+    pub(super) control: Control,
+    pub(super) is_quiet: bool,
 }
 
 /// Why the failed jobs could not be started, while the reason is the same for all.
@@ -159,7 +162,12 @@ impl Run {
                         self.announced.push(live);
                         self.begin_live();
                     }
-                    Event::Live(_) => {}
+                    Event::Live(live) => {
+                        if let Some(board) = &self.board {
+                            board.watch(live);
+                        }
+                    }
+                    Event::Changed(change) => self.change(change, pool)?,
                     Event::Interrupted(exit) => self.interrupt(exit, pool)?,
                     Event::DeadlinePassed => self.end_late(pool)?,
                     Event::HostLost(lost) => self.lose(&lost)?,
@@ -167,6 +175,20 @@ impl Run {
             }
             self.commit()?;
         }
+    }
+
+    /// Changes the run.
+    fn change(&mut self, change: Change, pool: &Pool) -> Result<()> {
+        let what = self.control.change(change, pool, self.is_command);
+        self.threads.serve(self.control.workers())?;
+        match (&self.board, what) {
+            (Some(board), what) => board.changed(what, self.control.is_paused),
+            (None, Some(what)) if !self.is_quiet => {
+                self.screen.progress().suspend(|| say(format_args!("{what}")));
+            }
+            (None, _) => {}
+        }
+        Ok(())
     }
 
     /// Reports a lost host.

@@ -24,6 +24,7 @@ use self::messages::{report_skipped, say};
 use self::place::{Place, Results};
 use super::args::{Format, RunArgs};
 use super::collect::{AHEAD, Collector, Event, Events, WAITING};
+use super::control::Control;
 use super::exit::{Exit, Usage};
 use super::interrupt;
 use super::job_files::JobFiles;
@@ -106,6 +107,7 @@ pub(super) fn run(mut args: RunArgs) -> Result<Exit> {
                     }
                 })?;
                 spec.spill = name;
+                spec.watched = plan.top;
                 spills = Some(listening);
             }
             let mut builder = Pool::builder().initializer(command::prepare, (**spec).clone());
@@ -190,7 +192,10 @@ fn run_work<W: Work>(
         None => None,
         Some(board) => {
             let total = plan.source.count(plan.takes);
-            Some(Top::start(Arc::clone(board), pool.clone(), total)?)
+            // What is typed is input where the inputs come from the same terminal.
+            let keys =
+                (!plan.source.is_live() || !io::stdin().is_terminal()).then(|| Arc::clone(&events));
+            Some(Top::start(Arc::clone(board), pool.clone(), total, keys)?)
         }
     };
     if let Some(deadline) = plan.deadline {
@@ -245,6 +250,8 @@ fn run_work<W: Work>(
         ending: None,
         board,
         top,
+        control: Control::of(&pool),
+        is_quiet: plan.is_quiet,
     };
     if run.top.is_some() {
         run.screen.hold();

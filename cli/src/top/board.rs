@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use crate::format;
 use crate::row::Row;
+use crate::spill::LiveOutput;
 use crate::tasks::Input;
 use procpool::{Event, EventKind};
 
@@ -23,6 +24,11 @@ pub(super) struct State {
     /// The inputs of pending jobs, by id.
     inputs: HashMap<u64, Input>,
     slots: HashMap<usize, Running>,
+    /// What running jobs have printed on their two streams, by id.
+    outputs: HashMap<u64, [Option<LiveOutput>; 2]>,
+    /// What was last said about a change of the run.
+    pub(super) said: Option<String>,
+    pub(super) is_paused: bool,
     pub(super) ended: u64,
     pub(super) failed: u64,
     pub(super) retried: u64,
@@ -49,6 +55,7 @@ impl Board {
     pub(crate) fn end(&self, row: &Row) {
         let mut state = self.state();
         state.inputs.remove(&row.id);
+        state.outputs.remove(&row.id);
         state.ended += u64::from(!row.cancelled);
         state.retried += u64::from(row.attempt.saturating_sub(1));
         if let Some(error) = row.error.as_ref().filter(|_| !row.cancelled) {
@@ -59,6 +66,21 @@ impl Board {
                 state.failures.pop_front();
             }
         }
+    }
+
+    /// Records where a running job prints.
+    pub(crate) fn watch(&self, output: LiveOutput) {
+        let mut state = self.state();
+        if state.inputs.contains_key(&output.id) {
+            let (id, which) = (output.id, output.which);
+            state.outputs.entry(id).or_default()[which] = Some(output);
+        }
+    }
+
+    /// Records a change of the run.
+    pub(crate) fn changed(&self, said: Option<String>, is_paused: bool) {
+        let mut state = self.state();
+        (state.said, state.is_paused) = (said, is_paused);
     }
 
     /// Records an event of the pool.
@@ -90,6 +112,17 @@ impl Board {
 }
 
 impl State {
+    /// Returns the end of what a worker's job has printed so far.
+    pub(super) fn output(&self, slot: usize) -> Vec<u8> {
+        /// As much as a large screen shows.
+        const SHOWN: u64 = 64 << 10;
+        let running = self.slots.get(&slot).filter(|running| running.left > 0);
+        let outputs = running.and_then(|running| self.outputs.get(&running.id));
+        let outputs = outputs.into_iter().flatten().flatten();
+        // A file that can't be read was emptied by a retry, and is read again in a moment.
+        outputs.flat_map(|output| output.tail(SHOWN).unwrap_or_default()).collect()
+    }
+
     /// Returns the input of a worker, and when it started.
     pub(super) fn running(&self, slot: usize) -> Option<(String, Instant)> {
         let running = self.slots.get(&slot).filter(|running| running.left > 0)?;

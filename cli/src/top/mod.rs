@@ -2,7 +2,8 @@
 //!
 //! | file | owns |
 //! |---|---|
-//! | `board` | the live state: the input of each worker, and the counts |
+//! | `board` | the live state: the input and output of each worker, and the counts |
+//! | `keys` | what is typed |
 //! | `terminal` | entering and leaving the alternate screen, in every case |
 //! | `view` | the drawing |
 //!
@@ -10,10 +11,12 @@
 //! through a pipe. The only user of ratatui.
 
 mod board;
+mod keys;
 mod terminal;
 mod view;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -21,8 +24,10 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 pub(super) use self::board::Board;
+use self::keys::Key;
 pub(super) use self::terminal::{enter_alternate_screen, leave_alternate_screen};
 use self::view::View;
+use super::collect::{Event, Events};
 use super::exit::Usage;
 use procpool::Pool;
 
@@ -31,18 +36,33 @@ const REDRAW: Duration = Duration::from_millis(250);
 
 /// The live table. Dropping it leaves the alternate screen.
 pub(super) struct Top {
-    stop: Sender<()>,
+    wake: Sender<Wake>,
+    has_ended: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
+/// Why the table is drawn before its time.
+#[derive(Clone, Copy, Debug)]
+enum Wake {
+    Key(Key),
+    End,
+}
+
 impl Top {
-    /// Shows the board.
-    pub(super) fn start(board: Arc<Board>, pool: Pool, total: Option<u64>) -> Result<Self> {
-        let terminal = terminal::open().map_err(|error| {
+    /// Shows the board. Keys change the run through `changes`; without, what is typed is left alone.
+    pub(super) fn start(
+        board: Arc<Board>,
+        pool: Pool,
+        total: Option<u64>,
+        changes: Option<Arc<Events>>,
+    ) -> Result<Self> {
+        let takes_keys = changes.is_some();
+        let terminal = terminal::open(takes_keys).map_err(|error| {
             Usage::error(format!("--top needs a terminal: {error}; leave it out, or use --log"))
         })?;
-        let (stop, stopped) = mpsc::channel();
-        let mut view = View::new(board, pool, total);
+        let (wake, woken) = mpsc::channel();
+        let has_ended = Arc::new(AtomicBool::new(false));
+        let mut view = View::new(board, pool, total, takes_keys);
         let draw = move || {
             let mut terminal = terminal;
             loop {
@@ -51,8 +71,15 @@ impl Top {
                 if view.draw(&mut terminal).is_err() {
                     break;
                 }
-                if stopped.recv_timeout(REDRAW) != Err(RecvTimeoutError::Timeout) {
-                    break;
+                match woken.recv_timeout(REDRAW) {
+                    Ok(Wake::Key(key)) => {
+                        let change = view.press(key);
+                        if let (Some(change), Some(changes)) = (change, &changes) {
+                            changes.send_over_capacity(Event::Changed(change));
+                        }
+                    }
+                    Err(RecvTimeoutError::Timeout) => {}
+                    Ok(Wake::End) | Err(RecvTimeoutError::Disconnected) => break,
                 }
             }
             leave_alternate_screen();
@@ -61,13 +88,23 @@ impl Top {
         let thread = thread.inspect_err(|_| {
             leave_alternate_screen();
         });
-        Ok(Self { stop, thread: Some(thread.context("failed to start a thread")?) })
+        let thread = Some(thread.context("failed to start a thread")?);
+        let top = Self { wake, has_ended, thread };
+        if takes_keys {
+            let (wake, has_ended) = (top.wake.clone(), Arc::clone(&top.has_ended));
+            let read = move || keys::read(&has_ended, |key| wake.send(Wake::Key(key)).is_ok());
+            // Not waited for: it ends within a tenth of a second.
+            let keys = thread::Builder::new().name("keys".into()).spawn(read);
+            keys.context("failed to start a thread")?;
+        }
+        Ok(top)
     }
 }
 
 impl Drop for Top {
     fn drop(&mut self) {
-        let _ = self.stop.send(()); // it may have ended by itself
+        self.has_ended.store(true, Ordering::Relaxed);
+        let _ = self.wake.send(Wake::End); // it may have ended by itself
         if let Some(thread) = self.thread.take() {
             let _ = thread.join(); // a panic there was printed, and harms nothing
         }

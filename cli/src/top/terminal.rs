@@ -1,7 +1,8 @@
 //! Enters and leaves the alternate screen in every case: at the end, in a panic, and on a signal
 //! that ends or stops the process.
 //!
-//! Keys are handled as before, so that Ctrl-C and Ctrl-Z keep their meaning.
+//! What is typed is not shown meanwhile and is read at once, without the end of a line. Ctrl-C and
+//! Ctrl-Z keep their meaning.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -14,6 +15,7 @@ use ratatui::backend::CrosstermBackend;
 use ratatui::crossterm::cursor::{Hide, Show};
 use ratatui::crossterm::queue;
 use ratatui::crossterm::terminal::{EnterAlternateScreen, LeaveAlternateScreen};
+use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
 
 /// The terminal, if this process draws on it.
 static TERMINAL: OnceLock<File> = OnceLock::new();
@@ -24,10 +26,16 @@ static ENTERED: AtomicBool = AtomicBool::new(false);
 /// How often it was entered. Each time it is empty.
 static TIMES_ENTERED: AtomicUsize = AtomicUsize::new(0);
 
+/// The settings of the terminal before keys were read, if they are.
+static SETTINGS: OnceLock<Termios> = OnceLock::new();
+
 /// Enters the alternate screen of the controlling terminal, whatever the outputs are.
-pub(super) fn open() -> io::Result<Terminal<CrosstermBackend<File>>> {
+pub(super) fn open(takes_keys: bool) -> io::Result<Terminal<CrosstermBackend<File>>> {
     let file = File::options().read(true).write(true).open("/dev/tty")?;
     let terminal = empty(&file)?;
+    if takes_keys {
+        let _ = SETTINGS.set(tcgetattr(&file)?);
+    }
     let _ = TERMINAL.set(file); // one run has one
     let before = panic::take_hook();
     panic::set_hook(Box::new(move |panic| {
@@ -58,6 +66,10 @@ pub(crate) fn enter_alternate_screen() {
         && !ENTERED.swap(true, Ordering::SeqCst)
     {
         let _ = terminal.write_all(&sequence(|bytes| queue!(bytes, EnterAlternateScreen, Hide)));
+        if let Some(mut settings) = SETTINGS.get().cloned() {
+            settings.local_modes -= LocalModes::ICANON | LocalModes::ECHO;
+            let _ = tcsetattr(terminal, OptionalActions::Now, &settings);
+        }
         TIMES_ENTERED.fetch_add(1, Ordering::SeqCst);
     }
 }
@@ -69,6 +81,9 @@ pub(crate) fn leave_alternate_screen() -> bool {
         return false;
     };
     let _ = terminal.write_all(&sequence(|bytes| queue!(bytes, LeaveAlternateScreen, Show)));
+    if let Some(settings) = SETTINGS.get() {
+        let _ = tcsetattr(terminal, OptionalActions::Now, settings);
+    }
     true
 }
 

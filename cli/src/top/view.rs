@@ -7,14 +7,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ratatui::backend::CrosstermBackend;
-use ratatui::layout::{Constraint, Layout};
+use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::Line;
 use ratatui::widgets::{Block, Borders, Gauge, Paragraph, Row, Sparkline, Table};
 use ratatui::{Frame, Terminal};
 
+use rustix::process::Signal;
+
 use super::board::Board;
+use super::keys::{self, Key};
 use super::terminal;
+use crate::control::Change;
 use crate::os::observe::{self, Usage};
 use crate::{color, format};
 use procpool::{HostInfo, HostName, Pool, Stats, WorkerInfo, WorkerState};
@@ -42,6 +46,13 @@ pub(super) struct View {
     is_colored: bool,
     /// How often the screen had been entered at the last drawing.
     taken: usize,
+    takes_keys: bool,
+    /// The worker that keys are about: its slot, and its PID at the last drawing.
+    selected: Option<(usize, u32)>,
+    /// Whether its job's output is shown.
+    is_open: bool,
+    /// The slots and PIDs of the workers at the last drawing.
+    listed: Vec<(usize, u32)>,
 }
 
 /// A worker, as shown.
@@ -63,11 +74,15 @@ struct Picture {
     failed: u64,
     retried: u64,
     failures: Vec<String>,
+    /// The output of the selected worker's job, if it is shown.
+    output: Option<String>,
+    said: Option<String>,
+    is_paused: bool,
     elapsed: Duration,
 }
 
 impl View {
-    pub(super) fn new(board: Arc<Board>, pool: Pool, total: Option<u64>) -> Self {
+    pub(super) fn new(board: Arc<Board>, pool: Pool, total: Option<u64>, takes_keys: bool) -> Self {
         let now = Instant::now();
         let own = pool.hosts().first().map(|host| host.name);
         Self {
@@ -83,7 +98,41 @@ impl View {
             before: 0,
             is_colored: color::wanted(&io::stderr()),
             taken: 0,
+            takes_keys,
+            selected: None,
+            is_open: false,
+            listed: Vec::new(),
         }
+    }
+
+    /// Handles a key. Returns the change of the run that it asks for.
+    pub(super) fn press(&mut self, key: Key) -> Option<Change> {
+        let at = self.selected.and_then(|(slot, _)| self.listed.iter().position(|it| it.0 == slot));
+        match key {
+            Key::More => return Some(Change::More),
+            Key::Fewer => return Some(Change::Fewer),
+            Key::Pause => return Some(Change::Pause),
+            Key::End | Key::Kill => {
+                let signal = if key == Key::End { Signal::TERM } else { Signal::KILL };
+                return self.selected.map(|(_, pid)| Change::Signal { pid, signal });
+            }
+            Key::Up => self.select(at.map_or(0, |at| at.saturating_sub(1))),
+            Key::Down => self.select(at.map_or(0, |at| at + 1)),
+            Key::Open => {
+                if self.selected.is_none() {
+                    self.select(0);
+                }
+                self.is_open = true;
+            }
+            Key::Close if self.is_open => self.is_open = false,
+            Key::Close => self.selected = None,
+            Key::Redraw => {}
+        }
+        None
+    }
+
+    fn select(&mut self, at: usize) {
+        self.selected = self.listed.get(at).or(self.listed.last()).copied();
     }
 
     pub(super) fn draw(&mut self, to: &mut Terminal<CrosstermBackend<File>>) -> io::Result<()> {
@@ -117,8 +166,16 @@ impl View {
                 worker,
             }
         });
+        let workers: Vec<_> = shown.collect();
+        self.listed = workers.iter().map(|shown| (shown.worker.slot, shown.worker.pid)).collect();
+        let slot = self.selected.map(|(slot, _)| slot);
+        self.selected = self.listed.iter().find(|listed| Some(listed.0) == slot).copied();
+        let opened = slot.filter(|_| self.is_open);
         let picture = Picture {
-            workers: shown.collect(),
+            workers,
+            output: opened.map(|slot| String::from_utf8_lossy(&state.output(slot)).into_owned()),
+            said: state.said.clone(),
+            is_paused: state.is_paused,
             stats: self.pool.stats(),
             hosts: self.pool.hosts(),
             ended: state.ended,
@@ -158,13 +215,17 @@ impl View {
 
     fn paint(&self, frame: &mut Frame<'_>, picture: &Picture) {
         let failures = picture.failures.len() as u16;
+        let keys = u16::from(self.takes_keys);
         let hosts = if picture.hosts.len() > 1 { 1 } else { 0 };
-        let [head, hosts, rates, workers, below] = Layout::vertical([
+        let is_open = picture.output.is_some();
+        let [head, hosts, rates, workers, output, below, keys] = Layout::vertical([
             Constraint::Length(2),
             Constraint::Length(hosts),
             Constraint::Length(4),
             Constraint::Min(3),
-            Constraint::Length(if failures > 0 { failures + 1 } else { 0 }),
+            Constraint::Fill(if is_open { 2 } else { 0 }),
+            Constraint::Length(if failures > 0 && !is_open { failures + 1 } else { 0 }),
+            Constraint::Length(keys),
         ])
         .areas(frame.area());
         self.paint_head(frame, head, picture);
@@ -183,9 +244,34 @@ impl View {
             .style(self.style(Color::Red))
             .block(Block::new().borders(Borders::TOP).title(title));
         frame.render_widget(failures, below);
+        if let Some(text) = &picture.output {
+            self.paint_output(frame, output, text);
+        }
+        if self.takes_keys {
+            let state = picture.is_paused.then_some("paused: p goes on");
+            let said = state.or(picture.said.as_deref()).map(|said| format!("{said} · "));
+            let line = said.unwrap_or_default() + keys::HELP;
+            let style = Style::new().add_modifier(Modifier::DIM);
+            frame.render_widget(Paragraph::new(line).style(style), keys);
+        }
     }
 
-    fn paint_head(&self, frame: &mut Frame<'_>, area: ratatui::layout::Rect, picture: &Picture) {
+    /// Shows the last lines of the selected job's output, long ones cut.
+    fn paint_output(&self, frame: &mut Frame<'_>, area: Rect, text: &str) {
+        let slot = self.selected.map_or(0, |(slot, _)| slot + 1);
+        let most = usize::from(area.height.saturating_sub(1));
+        let lines: Vec<_> = text.lines().collect();
+        let last = &lines[lines.len().saturating_sub(most)..];
+        let lines = last.iter().map(|line| Line::raw(format::one_line(line).into_owned()));
+        let title = match text.is_empty() {
+            true => format!(" worker {slot} has printed nothing yet "),
+            false => format!(" the output of worker {slot}'s job "),
+        };
+        let block = Block::new().borders(Borders::TOP).title(title);
+        frame.render_widget(Paragraph::new(lines.collect::<Vec<_>>()).block(block), area);
+    }
+
+    fn paint_head(&self, frame: &mut Frame<'_>, area: Rect, picture: &Picture) {
         let [line, gauge] =
             Layout::vertical([Constraint::Length(1), Constraint::Length(1)]).areas(area);
         let Picture { ended, failed, retried, stats, elapsed, .. } = picture;
@@ -243,7 +329,12 @@ impl View {
                 shown.input.clone(),
             ];
             let number = (worker.slot + 1).to_string();
-            Row::new([number].into_iter().chain(host).chain(cells)).style(self.style(color))
+            let is_selected = self.selected.is_some_and(|(slot, _)| slot == worker.slot);
+            let style = match is_selected {
+                true => self.style(color).add_modifier(Modifier::REVERSED),
+                false => self.style(color),
+            };
+            Row::new([number].into_iter().chain(host).chain(cells)).style(style)
         });
         let widths = [8, 9, 9, 6, 10, 11].into_iter();
         let widths = [6].into_iter().chain(host_width).chain(widths).map(Constraint::Length);

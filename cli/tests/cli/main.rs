@@ -4,6 +4,7 @@
 //! - `support`: starts the binary and waits for it, with a timeout.
 //! - `rows`: the rows of each format, and the summary.
 //! - `commands`: any program as a job: output, limits, exit status.
+//! - `control`: what a user changes while a run runs.
 //! - `journal`: no job is lost or repeated after a kill and a restart.
 //! - `inputs`: the sources of inputs, and streaming.
 //! - `exit_codes`: exit codes, errors, closed pipes, Ctrl-C.
@@ -28,6 +29,7 @@
 mod blocks;
 mod browser;
 mod commands;
+mod control;
 mod exit_codes;
 mod from_parallel;
 #[cfg(feature = "mpi")]

@@ -218,8 +218,12 @@ impl Runner {
                 } else {
                     // The output of an attempt that may be retried must not be shown live.
                     let shown = (attempts > self.spec.retries).then_some(job.id);
-                    outputs.push(Output::Capture(Capture::new(out.into(), 0, shown)?));
-                    outputs.push(Output::Capture(Capture::new(err.into(), 1, None)?));
+                    let mut captures =
+                        [Capture::new(out.into(), 0, shown)?, Capture::new(err.into(), 1, None)?];
+                    if self.spec.watched {
+                        captures = captures.map(|it| it.watched(job.id));
+                    }
+                    outputs.extend(captures.map(Output::Capture));
                 }
             }
         }

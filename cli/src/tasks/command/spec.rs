@@ -17,6 +17,8 @@ pub(crate) struct CommandSpec {
     pub(crate) program: Option<PathBuf>,
     /// Where the output of jobs goes.
     pub(crate) prints: OutputMode,
+    /// Whether the output of running jobs can be looked at.
+    pub(crate) watched: bool,
     /// Retries of a failed job.
     pub(crate) retries: u32,
     /// The signals for a job over its time limit.

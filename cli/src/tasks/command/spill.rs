@@ -51,12 +51,13 @@ const ACCEPT_TIMEOUT: Duration = Duration::from_secs(20);
 pub(crate) enum Notice {
     /// The files of the worker with this key. Carries their descriptors. Acknowledged by one byte.
     Files { key: u64 },
-    /// A job in its last attempt prints more than fits in memory. From `start` its standard output
-    /// is in the file, and may be shown live. Acknowledged by one byte.
-    Runs { id: u64, start: u64 },
+    /// A job's output on this stream is in the file from `start`, and may be shown live: the job is
+    /// in its last attempt and prints more than fits in memory, or the run is watched. Acknowledged
+    /// by one byte.
+    Runs { which: usize, id: u64, start: u64 },
     /// The announced output ends here. The worker's next output follows it. Acknowledged by one
     /// byte.
-    Ends { end: u64 },
+    Ends { which: usize, end: u64 },
     /// The next result names this many ranges.
     Ranges { count: u64 },
 }
@@ -68,9 +69,9 @@ impl Notice {
     fn to_bytes(self) -> [u8; NOTICE] {
         let words = match self {
             Self::Files { key } => [0, key, 0],
-            Self::Runs { id, start } => [1, id, start],
+            Self::Runs { which, id, start } => [1 + 4 * which as u64, id, start],
             Self::Ranges { count } => [2, count, 0],
-            Self::Ends { end } => [3, end, 0],
+            Self::Ends { which, end } => [3 + 4 * which as u64, end, 0],
         };
         let mut bytes = [0; NOTICE];
         for (to, word) in bytes.chunks_exact_mut(8).zip(words) {
@@ -85,9 +86,11 @@ impl Notice {
         let mut next = || words.next().map(u64::from_le_bytes);
         match (next()?, next()?, next()?) {
             (0, key, _) => Some(Self::Files { key }),
-            (1, id, start) => Some(Self::Runs { id, start }),
+            (1, id, start) => Some(Self::Runs { which: 0, id, start }),
+            (5, id, start) => Some(Self::Runs { which: 1, id, start }),
             (2, count, _) => Some(Self::Ranges { count }),
-            (3, end, _) => Some(Self::Ends { end }),
+            (3, end, _) => Some(Self::Ends { which: 0, end }),
+            (7, end, _) => Some(Self::Ends { which: 1, end }),
             _ => None,
         }
     }
@@ -217,6 +220,8 @@ pub(super) struct Capture {
     which: usize,
     /// The job's id, if its output may be shown live.
     shown: Option<u64>,
+    /// The most bytes that stay in memory.
+    most: usize,
     kept: Vec<u8>,
     /// Where its output starts and ends in the file, if it is there.
     range: Option<(u64, u64)>,
@@ -229,7 +234,13 @@ impl Capture {
     pub(super) fn new(from: OwnedFd, which: usize, shown: Option<u64>) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&from, true)?;
         let from = Some(File::from(from));
-        Ok(Self { from, which, shown, kept: Vec::new(), range: None, splices: true })
+        let (kept, range) = (Vec::new(), None);
+        Ok(Self { from, which, shown, most: IN_MEMORY, kept, range, splices: true })
+    }
+
+    /// Puts all output into the file at once, where it can be watched.
+    pub(super) fn watched(self, job: u64) -> Self {
+        Self { most: 0, shown: Some(job), ..self }
     }
 
     /// Returns the pipe to poll for more.
@@ -267,11 +278,11 @@ impl Capture {
         let read = from.read(&mut self.kept[before..]);
         self.kept.truncate(before + *read.as_ref().unwrap_or(&0));
         let length = read?;
-        if self.kept.len() > IN_MEMORY && spiller.is_far() {
+        if self.kept.len() > self.most && spiller.is_far() {
             if self.kept.len() > MAX_FROM_AFAR {
                 return Err(ErrorKind::FileTooLarge.into());
             }
-        } else if self.kept.len() > IN_MEMORY {
+        } else if self.kept.len() > self.most {
             let _ = fcntl_setpipe_size(&*from, MAX_PER_READ); // it's faster, and no more than that
             let open = spiller.open()?;
             let start = open.ends[self.which].next_multiple_of(PAGE);
@@ -280,7 +291,7 @@ impl Capture {
             self.range = Some((start, open.ends[self.which]));
             self.kept = Vec::new();
             if let Some(id) = self.shown {
-                spiller.send(Notice::Runs { id, start });
+                spiller.send(Notice::Runs { which: self.which, id, start });
                 spiller.wait_acknowledged();
             }
         }
@@ -323,10 +334,18 @@ impl Capture {
             }
         };
         if let (Some(_), Some((_, end))) = (self.shown, self.range) {
-            spiller.send(Notice::Ends { end });
+            spiller.send(Notice::Ends { which: self.which, end });
             spiller.wait_acknowledged();
         }
-        let printed = match (self.range, &spiller.open) {
+        let printed = match (self.range, &mut spiller.open) {
+            // It was there to be watched only.
+            (Some((start, end)), Some(open)) if end - start <= IN_MEMORY as u64 => {
+                let mut kept = vec![0; (end - start) as usize];
+                let file = &open.files[self.which];
+                let read = file.read_exact_at(&mut kept, start).and_then(|()| file.set_len(start));
+                open.ends[self.which] = start;
+                return (Printed::Here(Bytes::from(kept)), passed.and(read));
+            }
             (Some((start, end)), Some(open)) => Printed::InFile(Range {
                 key: open.key,
                 which: self.which,
@@ -367,9 +386,11 @@ mod tests {
     fn a_notice_is_read_as_it_was_written() {
         let notices = [
             Notice::Files { key: 7 },
-            Notice::Runs { id: 1, start: 4096 },
+            Notice::Runs { which: 0, id: 1, start: 4096 },
+            Notice::Runs { which: 1, id: 9, start: 8192 },
             Notice::Ranges { count: 2 },
-            Notice::Ends { end: 5000 },
+            Notice::Ends { which: 0, end: 5000 },
+            Notice::Ends { which: 1, end: 6000 },
         ];
         for notice in notices {
             assert_eq!(Notice::from_bytes(&notice.to_bytes()), Some(notice));
