@@ -299,6 +299,18 @@ pub(super) struct CommandOptions {
     #[arg(long, requires = "command", conflicts_with_all = ["format", "top"])]
     pub(super) verbose: bool,
 
+    /// Give the terminal to the jobs, one after the other: they read what is typed and write
+    /// directly. Ctrl-C ends the job and the run
+    #[arg(long, visible_alias = "open-tty", requires = "command")]
+    #[arg(conflicts_with_all = ["format", "hosts", "hostfile", "line_buffer", "output", "pipe", "pty"])]
+    #[arg(conflicts_with_all = ["results", "tag", "tagstring", "top"])]
+    pub(super) tty: bool,
+
+    /// Let jobs write to a pseudo-terminal, so that they print as on a terminal: in colour, and line
+    /// by line
+    #[arg(long, requires = "command")]
+    pub(super) pty: bool,
+
     /// Run the commands in DIR
     #[arg(long, visible_alias = "workdir", requires = "command", value_name = "DIR")]
     #[arg(value_hint = ValueHint::DirPath)]

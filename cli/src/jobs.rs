@@ -160,6 +160,7 @@ impl Work for Commands {
             row.unstarted = Some(code);
         }
         row.abort = match ended.status {
+            Status::Interrupted => Some(Abort::Interrupted),
             Status::OutputClosed => Some(Abort::OutputClosed),
             Status::OutputFailed(error) => Some(Abort::OutputFailed(error)),
             _ => None,

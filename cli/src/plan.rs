@@ -110,6 +110,14 @@ impl RunPlan {
             refuse_task_options(&args.task_options)?;
             let over = sources::of_command(args.command, given, &args.input_args)?;
             let options = &args.command_options;
+            if options.tty {
+                if args.procs > 1 {
+                    return Err(Usage::error(
+                        "the jobs of --tty have one terminal, one after the other: use -p 1",
+                    ));
+                }
+                args.procs = 1;
+            }
             let start = args.start.rules(args.limits.retries)?;
             let mut spec =
                 spec(over.words, options, &over.replacements, &args.limits, output.output)?;
@@ -193,7 +201,9 @@ impl RunPlan {
         let lines = args.command_options.line_buffer;
         let format = output.format.unwrap_or(default);
         // Workers that write to the terminal themselves would overwrite the bar.
-        let shares_terminal = lines || (is_command && output.output == Some(OutputChoice::Inherit));
+        let shares_terminal = lines
+            || args.command_options.tty
+            || (is_command && output.output == Some(OutputChoice::Inherit));
         let prints_itself = matches!(output_to, procpool::OutputMode::Inherit)
             && output.output == Some(OutputChoice::Inherit);
         if output.top && (prints_itself || matches!(log, LogTo::Stderr)) {
@@ -321,6 +331,7 @@ fn spec(
     }
     let program = template.program(options.wd.as_deref())?;
     let prints = match output {
+        _ if options.tty => command::OutputMode::Inherit,
         _ if options.line_buffer => command::OutputMode::Lines,
         Some(OutputChoice::Inherit) if tag.is_some() => {
             return Err(Usage::error(
@@ -333,6 +344,8 @@ fn spec(
     };
     let LimitArgs { retries, memory, .. } = *limits;
     Ok(CommandSpec {
+        has_terminal: options.tty,
+        pseudo_terminal: options.pty,
         watched: false,
         template,
         program,

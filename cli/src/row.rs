@@ -52,6 +52,8 @@ pub(super) struct Row {
 /// Why a row ends the run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Abort {
+    /// The user has interrupted the job on the terminal, and with it the run.
+    Interrupted,
     /// The reader of the output is gone.
     OutputClosed,
     /// Writing the output failed, with this error.

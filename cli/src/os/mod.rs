@@ -3,3 +3,4 @@
 pub(crate) mod clock;
 pub(crate) mod observe;
 pub(crate) mod program;
+pub(crate) mod terminal;

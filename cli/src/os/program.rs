@@ -22,6 +22,7 @@ use rustix::process::{
 };
 
 use super::observe;
+use super::terminal::FROM_KEYS;
 
 /// A program that was started and not waited for.
 #[derive(Debug)]
@@ -129,10 +130,13 @@ const TERMINAL_SIGNALS: [libc::c_int; 2] = [libc::SIGTTIN, libc::SIGTTOU];
 
 /// The signals that are reset to their defaults in a program. The first two real-time signals
 /// belong to the C library: `posix_spawn` makes a program ignore them unless they are named here,
-/// and `sigaddset` refuses to name them.
-fn defaulted() -> libc::sigset_t {
+/// and `sigaddset` refuses to name them. The signals of keys are reset for a program that has the
+/// terminal.
+fn defaulted(has_terminal: bool) -> libc::sigset_t {
     let signals = [libc::SIGPIPE, libc::SIGCHLD, libc::SIGTTIN, libc::SIGTTOU, 32, 33];
-    let bits = signals.iter().fold(0u64, |bits, signal| bits | 1 << (signal - 1));
+    let from_keys = FROM_KEYS.into_iter().filter(|_| has_terminal);
+    let bits = signals.into_iter().chain(from_keys);
+    let bits = bits.fold(0u64, |bits, signal| bits | 1 << (signal - 1));
     let mut set = MaybeUninit::<libc::sigset_t>::zeroed();
     // SAFETY: on Linux, a set is a bit for each signal from 1, in at least 64 bits, and all bits but
     // those of its signals are zero.
@@ -150,7 +154,7 @@ struct Spawn {
 
 impl Spawn {
     /// Sets the program's standard input, output and error, and default signals.
-    fn new(streams: [Option<BorrowedFd<'_>>; 3]) -> io::Result<Self> {
+    fn new(streams: [Option<BorrowedFd<'_>>; 3], has_terminal: bool) -> io::Result<Self> {
         let mut spawn = Self::empty()?;
         for (stream, target) in streams.into_iter().zip(0..) {
             let Some(stream) = stream else { continue };
@@ -174,7 +178,8 @@ impl Spawn {
                 libc::sigdelset(&mut mask, signal);
             }
             checked(libc::posix_spawnattr_setsigmask(&mut spawn.attributes, &mask))?;
-            checked(libc::posix_spawnattr_setsigdefault(&mut spawn.attributes, &defaulted()))?;
+            let defaults = defaulted(has_terminal);
+            checked(libc::posix_spawnattr_setsigdefault(&mut spawn.attributes, &defaults))?;
             checked(libc::posix_spawnattr_setflags(&mut spawn.attributes, flags as libc::c_short))?;
         }
         Ok(spawn)
@@ -238,12 +243,13 @@ impl Program {
     /// Starts a file, or what `PATH` has under that name, with these arguments, the first of which
     /// is its name. Standard input is that of this process, and so are outputs that are not given.
     /// `variable` is added to the environment, in the form `NAME=VALUE`, in place of one with its
-    /// name.
+    /// name. Keys interrupt a program that has the terminal.
     pub(crate) fn start(
         file: &OsStr,
         words: &[OsString],
         variable: &CStr,
         streams: [Option<BorrowedFd<'_>>; 3],
+        has_terminal: bool,
     ) -> io::Result<Self> {
         // Not every descriptor of this process is close-on-exec by itself. A program that inherited
         // the worker's channel would keep it open.
@@ -254,7 +260,7 @@ impl Program {
         let mut pointers: Vec<_> = words.iter().map(|word| word.as_ptr().cast_mut()).collect();
         pointers.push(std::ptr::null_mut());
         let environment = environment_with(variable);
-        let spawn = Spawn::new(streams)?;
+        let spawn = Spawn::new(streams, has_terminal)?;
         let mut pid = 0;
         // `posix_spawn`, whose cost does not grow with memory. Not the standard library, which
         // cannot configure all signals.

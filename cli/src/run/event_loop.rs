@@ -424,6 +424,7 @@ impl Run {
         }
         match row.abort.take() {
             None => {}
+            Some(Abort::Interrupted) => self.interrupt(Exit::Interrupted, pool)?,
             Some(Abort::OutputClosed) => return Err(OutputClosed.into()),
             Some(Abort::OutputFailed(error)) => {
                 anyhow::bail!("failed to write what jobs print to standard output: {error}")

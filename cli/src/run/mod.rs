@@ -45,6 +45,7 @@ use super::summary::Tally;
 use super::top::{Board, Top};
 use super::trace::Trace;
 use super::units::TimeLimit;
+use crate::os::terminal::Terminal;
 use crate::tasks::command::{self, SharedStart};
 use procpool::{Pool, PoolBuilder, StartMethod, WorkerInfo, WorkerState};
 
@@ -149,6 +150,11 @@ fn run_work<W: Work>(
     starts: Option<SharedStart>,
 ) -> Result<Exit> {
     let is_command = matches!(plan.work, WorkPlan::Command(_));
+    let has_terminal = matches!(&plan.work, WorkPlan::Command(spec) if spec.has_terminal);
+    let terminal = has_terminal
+        .then(Terminal::open)
+        .transpose()
+        .map_err(|error| Usage::error(format!("--tty needs a terminal: {error}; leave it out")))?;
     let numbers = Numbers::default();
     let log = match &plan.log {
         LogTo::File(path) => Some(Log::create(path, numbers.clone())?),
@@ -280,6 +286,7 @@ fn run_work<W: Work>(
     if ended.is_ok() {
         pool.join();
     }
+    terminal.iter().for_each(Terminal::recover);
     let closed = [log.map(|log| log.close()), trace.map(|trace| trace.close())];
     let reported = reported.map_err(|error| format!("{error:#}"));
     let closed = closed.into_iter().flatten().chain([reported]);

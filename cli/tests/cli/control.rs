@@ -76,9 +76,9 @@ fn keys_change_the_run_and_the_terminal_is_as_it_was() {
     let workers = children(terminal.pid());
     let jobs: Vec<u32> = workers.iter().map(|pid| children(*pid)[0]).collect();
     terminal.press(b"p");
-    wait_until("all are stopped", || jobs.iter().all(|pid| state(*pid) == Some('T')));
+    wait_until("all are stopped", || workers.iter().all(|pid| state(*pid) == Some('T')));
     terminal.press(b"p");
-    wait_until("all go on", || jobs.iter().all(|pid| state(*pid) != Some('T')));
+    wait_until("all go on", || workers.iter().all(|pid| state(*pid) != Some('T')));
     // The output of the first worker's job, which is the first one.
     terminal.press(b"\x1b[B\r");
     terminal.wait_until("its output is shown", |shown| shown.contains("here-is-"));

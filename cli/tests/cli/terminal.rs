@@ -1,10 +1,11 @@
 //! Runs in a terminal: what jobs do to it, and what is seen there.
 
 use std::fs;
+use std::process::{Command, Stdio};
 
 use rustix::process::Signal;
 
-use crate::support::{LIMIT, Terminal, lines_of, procpool, signal, state, wait, wait_until};
+use crate::support::{LIMIT, Terminal, lines_of, procpool, run, signal, state, wait, wait_until};
 
 #[test]
 fn a_job_that_wants_the_terminal_fails_with_the_remedy_and_the_others_are_done() {
@@ -22,6 +23,76 @@ fn a_job_that_wants_the_terminal_fails_with_the_remedy_and_the_others_are_done()
         }
         assert!(shown.contains("BatchMode") && shown.contains("sudo -n"), "{shown}");
     }
+}
+
+#[test]
+fn with_tty_jobs_read_what_is_typed_one_after_the_other() {
+    let job = "stty -echo; printf \"$0? \"; read x; stty echo; echo \"$0=$x\"; test -t 1";
+    let arguments = format!("run -q --tty -- sh -c '{job}' ::: name word; stty -a > after");
+    let mut terminal = Terminal::start(&arguments);
+    terminal.wait_until("the first asks", |shown| shown.contains("name? "));
+    terminal.press(b"ada\n");
+    terminal.wait_until("the second asks", |shown| shown.contains("word? "));
+    assert!(!terminal.shown().contains("ada\r\nada"), "what is typed is not shown");
+    terminal.press(b"secret\n");
+    terminal.wait_until("it ends", |shown| shown.contains("word=secret"));
+    let after = || fs::read_to_string(terminal.dir().join("after")).unwrap_or_default();
+    wait_until("the settings are noted", || after().contains(" icanon"));
+    assert!(after().contains(" echo "), "{}", after());
+    let (code, shown) = terminal.end();
+    assert_eq!(code, Some(0), "{shown}");
+    assert!(shown.contains("name=ada") && !shown.contains("error:"), "{shown}");
+}
+
+#[test]
+fn with_tty_ctrl_c_ends_the_job_and_the_run_and_a_killed_job_leaves_the_terminal_usable() {
+    let job = "stty -echo; echo begun-$0; while :; do sleep 1; done";
+    let mut terminal = Terminal::start(&format!("run -q --tty -- sh -c '{job}' ::: a b"));
+    terminal.wait_until("the first runs", |shown| shown.contains("begun-a"));
+    terminal.press(b"\x03");
+    terminal.wait_until("it is said", |shown| shown.contains("a: was interrupted"));
+    let (code, shown) = terminal.end();
+    assert_eq!(code, Some(130), "{shown}");
+    assert!(!shown.contains("begun-b"), "{shown}");
+    // Its worker is killed with it.
+    let arguments = "run -q --tty -- sh -c 'stty -echo; kill -9 $PPID; sleep 100' ::: a; read x; \
+                     echo got $x; stty -a > after";
+    let mut terminal = Terminal::start(arguments);
+    terminal.wait_until("it ends", |shown| shown.contains("a: its worker was killed"));
+    terminal.press(b"typed\n");
+    terminal.wait_until("the shell has the terminal", |shown| shown.contains("got typed"));
+    let after = || fs::read_to_string(terminal.dir().join("after")).unwrap_or_default();
+    wait_until("the settings are noted", || after().contains(" icanon"));
+    assert!(after().contains(" echo "), "{}", after());
+    terminal.end();
+}
+
+#[test]
+fn with_pty_jobs_print_as_on_a_terminal_and_nothing_is_changed() {
+    let job = "test -t 1 && test -t 2 && stty size <&1; printf 'a\\tb\\n\\033[1mc'; echo err >&2; \
+               seq $0";
+    for more in [&["-k"][..], &["--line-buffer", "-p1"]] {
+        let arguments = [&["run", "-q", "--pty"], more, &["--", "sh", "-c", job, ":::"]].concat();
+        let ended = run(&[&arguments[..], &["3", "200000"]].concat());
+        assert_eq!(ended.code, Some(0), "{ended:?}");
+        let numbers = |to: u32| (1..=to).map(|it| format!("{it}\n")).collect::<String>();
+        let each = |to| format!("24 80\na\tb\n\x1b[1mc{}", numbers(to));
+        assert_eq!(ended.text(), each(3) + &each(200_000));
+        assert_eq!(ended.stderr, "err\nerr\n");
+    }
+}
+
+#[test]
+fn tty_is_refused_without_a_terminal_and_for_several_jobs_at_once() {
+    let refused = run(&["run", "--tty", "-p", "2", "--", "cat", ":::", "a"]);
+    assert_eq!(refused.code, Some(2), "{refused:?}");
+    assert!(refused.stderr.contains("use -p 1"), "{refused:?}");
+    let mut command = Command::new("setsid");
+    command.args(["--wait", env!("CARGO_BIN_EXE_procpool"), "run", "--tty", "--", "true", ":::"]);
+    command.arg("a").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let refused = wait(command.spawn().unwrap());
+    assert_eq!(refused.code, Some(2), "{refused:?}");
+    assert!(refused.stderr.contains("--tty needs a terminal"), "{refused:?}");
 }
 
 #[test]

@@ -123,6 +123,8 @@ pub(crate) enum Status {
     Held,
     /// Asked for the terminal, which jobs do not have.
     NeedsTerminal,
+    /// Was interrupted by Ctrl-C on the terminal, which it had.
+    Interrupted,
     /// The reader of its output is gone.
     OutputClosed,
     /// Writing its lines to standard output failed, with this error.
@@ -141,7 +143,11 @@ impl Status {
     pub(crate) fn may_be_retried(&self) -> bool {
         let is_final = matches!(
             self,
-            Self::Held | Self::NeedsTerminal | Self::OutputClosed | Self::OutputFailed(_)
+            Self::Held
+                | Self::NeedsTerminal
+                | Self::Interrupted
+                | Self::OutputClosed
+                | Self::OutputFailed(_)
         );
         !self.is_success() && !is_final
     }
@@ -178,8 +184,9 @@ impl fmt::Display for Status {
             Self::NeedsTerminal => f.write_str(
                 "was killed because it asked for the terminal: jobs run in the background, with \
                  empty standard input; use the command's option for unattended use, such as \
-                 ssh -o BatchMode=yes or sudo -n",
+                 ssh -o BatchMode=yes or sudo -n, or run with --tty",
             ),
+            Self::Interrupted => f.write_str("was interrupted"),
             Self::OutputClosed => {
                 f.write_str("was killed because the reader of its output is gone")
             }

@@ -18,6 +18,7 @@ use super::spec::{CommandSpec, OutputMode};
 use super::spill::{self, Capture, Spiller};
 use crate::os::observe;
 use crate::os::program::{self, Program, TerminalWatch};
+use crate::os::terminal::{self, Terminal};
 
 /// The environment variable of a worker and its jobs with the worker's number, from 1.
 const SLOT: &str = "PROCPOOL_SLOT";
@@ -39,7 +40,11 @@ struct Runner {
     /// The variable that tells jobs the same.
     variable: CString,
     spiller: Spiller,
-    terminal: TerminalWatch,
+    watch: TerminalWatch,
+    /// The terminal, if jobs have it.
+    terminal: Option<Terminal>,
+    /// Whether the user has interrupted a job on the terminal. The run ends, and no other job starts meanwhile.
+    is_interrupted: bool,
 }
 
 /// One of a job's two output streams.
@@ -78,7 +83,9 @@ pub(crate) fn prepare(spec: CommandSpec) -> impl Sized + 'static {
             variable: CString::new(format!("{SLOT}={number}"))?,
             slot: number.to_string(),
             spiller: Spiller::new(spec.spill.clone()),
-            terminal: TerminalWatch::start()?,
+            watch: TerminalWatch::start()?,
+            terminal: spec.has_terminal.then(Terminal::open).transpose()?,
+            is_interrupted: false,
             spec,
         })
     };
@@ -90,7 +97,7 @@ pub(crate) fn run(job: CommandJob) -> Completed {
     let ended = procpool::with_state(|runner: &mut Runner| {
         let mut attempts = 1;
         let mut earlier = Vec::new();
-        if !runner.spec.start.wait() {
+        if runner.is_interrupted || !runner.spec.start.wait() {
             let held = Completed::not_started(1, 0, String::new());
             return Completed { status: Status::Held, ..held };
         }
@@ -102,6 +109,7 @@ pub(crate) fn run(job: CommandJob) -> Completed {
                 && start.wait_to_retry(attempts)
                 && start.wait();
             if !is_retried {
+                runner.is_interrupted = ended.status == Status::Interrupted;
                 runner.spiller.announce([&ended.stdout, &ended.stderr]);
                 return Completed { earlier, ..ended };
             }
@@ -144,7 +152,11 @@ impl Runner {
         let words = self.spec.template.words(job, &self.slot);
         let file = self.spec.program.clone();
         // Leftovers of the previous job are gone, and so is their request for the terminal.
-        self.terminal.clear();
+        self.watch.clear();
+        if let Some(Err(error)) = self.terminal.as_ref().map(Terminal::take) {
+            let reason = format!("failed to get the terminal: {error}");
+            return Completed::not_started(attempts, 1, reason);
+        }
         let started = self.start(job, file.as_deref(), &words, attempts).or_else(|error| {
             let script = self.as_script(&words, &error);
             script.map_or(Err(error), |words| self.start(job, None, &words, attempts))
@@ -152,11 +164,13 @@ impl Runner {
         let running = match started {
             Ok(running) => running,
             Err(error) => {
+                self.terminal.iter().for_each(Terminal::give_back);
                 let (code, reason) = why_not(&words, &error);
                 return Completed::not_started(attempts, code, reason);
             }
         };
         let over = self.wait(running, job.limit);
+        self.terminal.iter().for_each(Terminal::give_back);
         let elapsed = start.elapsed();
         let stdout_is_closed =
             self.spec.prints == OutputMode::Inherit && program::stdout_is_closed();
@@ -165,6 +179,11 @@ impl Runner {
                 status: match status {
                     None if stdout_is_closed && ended.status.signal().is_some() => {
                         Status::OutputClosed
+                    }
+                    None if self.terminal.is_some()
+                        && ended.status.signal() == Some(libc::SIGINT) =>
+                    {
+                        Status::Interrupted
                     }
                     status => status.unwrap_or_else(|| Status::of(ended.status)),
                 },
@@ -206,20 +225,18 @@ impl Runner {
                 given = [Some(null.try_clone()?.into()), Some(null.into())];
             }
             OutputMode::Grouped | OutputMode::Lines => {
-                let (out, to_out) = io::pipe()?;
-                let (err, to_err) = io::pipe()?;
-                given = [Some(to_out.into()), Some(to_err.into())];
+                let [(out, to_out), (err, to_err)] = [self.stream()?, self.stream()?];
+                given = [Some(to_out), Some(to_err)];
                 if self.spec.prints == OutputMode::Lines {
                     let tag = self.spec.tag.as_ref();
                     let tag = tag.map_or(Vec::new(), |tag| tag.tag(job, &self.slot));
-                    let lines = Lines::new(out.into(), To::Stdout, tag.clone())?;
+                    let lines = Lines::new(out, To::Stdout, tag.clone())?;
                     outputs.push(Output::Lines(lines));
-                    outputs.push(Output::Lines(Lines::new(err.into(), To::Stderr, tag)?));
+                    outputs.push(Output::Lines(Lines::new(err, To::Stderr, tag)?));
                 } else {
                     // The output of an attempt that may be retried must not be shown live.
                     let shown = (attempts > self.spec.retries).then_some(job.id);
-                    let mut captures =
-                        [Capture::new(out.into(), 0, shown)?, Capture::new(err.into(), 1, None)?];
+                    let mut captures = [Capture::new(out, 0, shown)?, Capture::new(err, 1, None)?];
                     if self.spec.watched {
                         captures = captures.map(|it| it.watched(job.id));
                     }
@@ -236,15 +253,26 @@ impl Runner {
         }
         let [out, err] = &given;
         let [out, err] = [out, err].map(|output| output.as_ref().map(AsFd::as_fd));
-        let stdin = job.stdin.as_ref().map(AsFd::as_fd);
-        if let Some(stdin) = stdin {
+        let given = job.stdin.as_ref().map(AsFd::as_fd);
+        let stdin = given.or(self.terminal.as_ref().map(AsFd::as_fd));
+        if let Some(given) = given {
             // An earlier attempt may have read it.
-            rustix::fs::seek(stdin, rustix::fs::SeekFrom::Start(0))?;
+            rustix::fs::seek(given, rustix::fs::SeekFrom::Start(0))?;
         }
+        let (streams, has_terminal) = ([stdin, out, err], self.terminal.is_some());
+        let file = file.as_os_str();
         Ok(Running {
-            program: Program::start(file.as_os_str(), words, &self.variable, [stdin, out, err])?,
+            program: Program::start(file, words, &self.variable, streams, has_terminal)?,
             outputs,
         })
+    }
+
+    /// Creates what a job writes to. Returns this process's end, and the job's.
+    fn stream(&self) -> io::Result<(OwnedFd, OwnedFd)> {
+        if self.spec.pseudo_terminal {
+            return terminal::pseudo();
+        }
+        io::pipe().map(|(from, to)| (from.into(), to.into()))
     }
 
     /// Returns the words to run if the file is not a program: as in a shell, a script of /bin/sh,
@@ -283,12 +311,12 @@ impl Runner {
             let tick =
                 if memory.is_some() { Some(left.unwrap_or(interval).min(interval)) } else { left };
             let pipe = |index: usize| outputs.get(index).and_then(Output::pipe);
-            let files = [Some(pidfd.as_fd()), pipe(0), pipe(1), Some(self.terminal.as_fd())];
+            let files = [Some(pidfd.as_fd()), pipe(0), pipe(1), Some(self.watch.as_fd())];
             let [ended, _, _, wants_terminal] = program::poll_readable(files, tick);
             if ended {
                 break;
             }
-            if wants_terminal && self.terminal.clear() && status.is_none() {
+            if wants_terminal && self.watch.clear() && status.is_none() {
                 status = Some(Status::NeedsTerminal);
                 // It is stopped, and would get these signals again and again.
                 program::signal_descendants(Signal::TERM);

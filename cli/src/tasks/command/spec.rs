@@ -17,6 +17,10 @@ pub(crate) struct CommandSpec {
     pub(crate) program: Option<PathBuf>,
     /// Where the output of jobs goes.
     pub(crate) prints: OutputMode,
+    /// Whether a job has the terminal.
+    pub(crate) has_terminal: bool,
+    /// Whether a job writes to a pseudo-terminal where its output is collected.
+    pub(crate) pseudo_terminal: bool,
     /// Whether the output of running jobs can be looked at.
     pub(crate) watched: bool,
     /// Retries of a failed job.

@@ -275,7 +275,7 @@ impl Capture {
         let Some(from) = &mut self.from else { return Ok(0) };
         let before = self.kept.len();
         self.kept.resize(before + IN_MEMORY, 0);
-        let read = from.read(&mut self.kept[before..]);
+        let read = or_end(from.read(&mut self.kept[before..]));
         self.kept.truncate(before + *read.as_ref().unwrap_or(&0));
         let length = read?;
         if self.kept.len() > self.most && spiller.is_far() {
@@ -308,13 +308,14 @@ impl Capture {
             let mut at = *end;
             match splice(&*from, None, file, Some(&mut at), MAX_PER_READ, SpliceFlags::NONBLOCK) {
                 Ok(moved) => length = moved,
-                Err(Errno::INVAL) => self.splices = false,
+                // A pseudo-terminal, which may have ended, or a file that cannot be written.
+                Err(Errno::INVAL | Errno::IO) => self.splices = false,
                 Err(error) => return Err(error.into()),
             }
         }
         if !self.splices {
             let mut block = [0; IN_MEMORY];
-            length = from.read(&mut block)?;
+            length = or_end(from.read(&mut block))?;
             file.write_all_at(&block[..length], *end)?;
         }
         *end += length as u64;
@@ -355,6 +356,14 @@ impl Capture {
             _ => Printed::Here(Bytes::from(self.kept)),
         };
         (printed, passed)
+    }
+}
+
+/// Returns the end of a pseudo-terminal, which is an error, as that of a pipe.
+fn or_end(read: io::Result<usize>) -> io::Result<usize> {
+    match read {
+        Err(error) if error.raw_os_error() == Some(libc::EIO) => Ok(0),
+        read => read,
     }
 }
 
