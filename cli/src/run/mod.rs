@@ -199,8 +199,12 @@ fn run_work<W: Work>(
         Some(board) => {
             let total = plan.source.count(plan.takes);
             // What is typed is input where the inputs come from the same terminal.
-            let keys =
-                (!plan.source.is_live() || !io::stdin().is_terminal()).then(|| Arc::clone(&events));
+            let takes_keys = !plan.source.is_live() || !io::stdin().is_terminal();
+            let events = Arc::clone(&events);
+            let change = move |change| {
+                events.send_over_capacity(Event::Changed(change));
+            };
+            let keys = takes_keys.then_some(change);
             Some(Top::start(Arc::clone(board), pool.clone(), total, keys)?)
         }
     };

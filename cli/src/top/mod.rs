@@ -27,7 +27,7 @@ pub(super) use self::board::Board;
 use self::keys::Key;
 pub(super) use self::terminal::{enter_alternate_screen, leave_alternate_screen};
 use self::view::View;
-use super::collect::{Event, Events};
+use super::control::Change;
 use super::exit::Usage;
 use procpool::Pool;
 
@@ -49,14 +49,15 @@ enum Wake {
 }
 
 impl Top {
-    /// Shows the board. Keys change the run through `changes`; without, what is typed is left alone.
+    /// Shows the board. `change` is called for keys that change the run; without, what is typed is left
+    /// alone.
     pub(super) fn start(
         board: Arc<Board>,
         pool: Pool,
         total: Option<u64>,
-        changes: Option<Arc<Events>>,
+        change: Option<impl Fn(Change) + Send + 'static>,
     ) -> Result<Self> {
-        let takes_keys = changes.is_some();
+        let takes_keys = change.is_some();
         let terminal = terminal::open(takes_keys).map_err(|error| {
             Usage::error(format!("--top needs a terminal: {error}; leave it out, or use --log"))
         })?;
@@ -73,9 +74,8 @@ impl Top {
                 }
                 match woken.recv_timeout(REDRAW) {
                     Ok(Wake::Key(key)) => {
-                        let change = view.press(key);
-                        if let (Some(change), Some(changes)) = (change, &changes) {
-                            changes.send_over_capacity(Event::Changed(change));
+                        if let (Some(pressed), Some(change)) = (view.press(key), &change) {
+                            change(pressed);
                         }
                     }
                     Err(RecvTimeoutError::Timeout) => {}
