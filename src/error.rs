@@ -7,6 +7,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use procpool_worker::lane::AbortReason;
 use serde::{Deserialize, Serialize};
 
 use crate::worker_ref::{HostName, WorkerRef};
@@ -140,6 +141,9 @@ pub enum StartError {
     /// The initializer panicked, or the worker died while running it.
     #[error("its initializer failed: {0}")]
     Initializer(String),
+    /// The worker could not be confined as the pool asks.
+    #[error("it could not be confined: {0}; allow less with best_effort(), or use another kernel")]
+    Sandbox(String),
     /// The preload function panicked, its process died, or it can't be forked.
     #[error("the pool's preload function failed: {0}")]
     Preload(String),
@@ -158,6 +162,11 @@ pub enum DeathCause {
     Signaled(i32, bool),
     /// It exceeded a memory limit, or the kernel killed it for lack of memory.
     OutOfMemory,
+    /// It made a system call that its sandbox does not allow, and was killed.
+    Sandboxed {
+        /// The number of the system call, on this machine's architecture.
+        syscall: u32,
+    },
     /// It violated the worker protocol and was killed.
     ProtocolViolation,
     /// Another part of the program collected its exit status: it waits for any child, or ignores
@@ -174,6 +183,29 @@ impl DeathCause {
             _ => None,
         }
     }
+
+    /// Returns the name of the system call for which a sandbox has killed the worker, such as `"ptrace"`. Returns
+    /// `None` if none has, if its name is not known, or without the feature `sandbox`.
+    pub fn syscall_name(&self) -> Option<&'static str> {
+        match *self {
+            #[cfg(feature = "sandbox")]
+            Self::Sandboxed { syscall } => {
+                syscalls::Sysno::new(syscall as usize).map(|call| call.name())
+            }
+            _ => None,
+        }
+    }
+
+    /// Returns this cause, or the one behind it that the worker has recorded.
+    pub(crate) fn explained(self, note: Option<AbortReason>) -> Self {
+        match (self, note) {
+            (Self::Signaled(..), Some(AbortReason::OutOfMemory)) => Self::OutOfMemory,
+            (Self::Signaled(libc::SIGSYS, _), Some(AbortReason::Refused(syscall))) => {
+                Self::Sandboxed { syscall }
+            }
+            (cause, _) => cause,
+        }
+    }
 }
 
 impl fmt::Display for DeathCause {
@@ -188,6 +220,13 @@ impl fmt::Display for DeathCause {
                 f.write_str(if dumped { " (core dumped)" } else { "" })
             }
             Self::OutOfMemory => f.write_str("ran out of memory"),
+            Self::Sandboxed { syscall } => {
+                f.write_str("was killed because its sandbox does not allow the system call ")?;
+                match self.syscall_name() {
+                    Some(name) => f.write_str(name),
+                    None => write!(f, "{syscall}"),
+                }
+            }
             Self::ProtocolViolation => {
                 f.write_str("violated the worker protocol and was killed")
             },

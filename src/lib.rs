@@ -271,6 +271,8 @@ pub use pool::{
     Stats, Task, TaskOptions, Timeout, WaitFor, WorkerInfo, WorkerState, as_completed,
     log_to_stderr, wait,
 };
+#[cfg(feature = "sandbox")]
+pub use pool::{Ports, Sandbox};
 pub use procpool_worker::state::{WorkerContext, with as with_state};
 pub use self_describing::SelfDescribing;
 pub use worker_ref::{HostName, WorkerRef};

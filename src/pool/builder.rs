@@ -23,6 +23,8 @@ use crate::pool::options::TaskOptions;
 use crate::pool::process::shared_supervisor::{Membership, SupervisorFds};
 use crate::pool::process::supervisor;
 use crate::pool::process::supervisor_handle::SupervisorHandle;
+#[cfg(feature = "sandbox")]
+use crate::pool::sandbox::Sandbox;
 use crate::pool::schedule::state::PoolState;
 use crate::pool::system::{allowed_cpus, check_program, check_system, share_of_cpus};
 use crate::worker_ref::HostName;
@@ -53,6 +55,8 @@ pub struct PoolBuilder {
     pub(super) name: String,
     pub(super) initializer: Option<Result<Initializer, Error>>,
     pub(super) preload: Option<Result<Preload, Error>>,
+    #[cfg(feature = "sandbox")]
+    pub(super) sandbox: Option<Sandbox>,
     /// `None`: as the other options need.
     pub(super) start_method: Option<StartMethod>,
     /// `None`: all.
@@ -128,6 +132,8 @@ impl PoolBuilder {
             name: "procpool".to_owned(),
             initializer: None,
             preload: None,
+            #[cfg(feature = "sandbox")]
+            sandbox: None,
             start_method: None,
             initial_workers: None,
             spares: 0,
@@ -479,6 +485,8 @@ impl PoolBuilder {
             return refuse("initial_workers", "0".to_owned(), "use at least 1");
         }
         self.check_spares()?;
+        #[cfg(feature = "sandbox")]
+        self.check_sandbox()?;
         let start_method = self.chosen_start_method()?;
         let initializer = self.initializer.transpose()?;
         let preload = self.preload.transpose()?;
@@ -508,6 +516,8 @@ impl PoolBuilder {
             initializer,
             start_method,
             preload,
+            #[cfg(feature = "sandbox")]
+            sandbox: self.sandbox,
             window: self.window,
             start_timeout: self.start_timeout,
             env_per_worker: self.env_per_worker,

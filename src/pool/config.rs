@@ -13,6 +13,8 @@ use crate::entry;
 use crate::os::process::{Launch, OutputMode};
 use crate::pool::limits::Limits;
 use crate::pool::observe::events::Observers;
+#[cfg(feature = "sandbox")]
+use crate::pool::sandbox::Sandbox;
 use crate::pool::schedule::slots::Numbers;
 
 pub(crate) type EnvPerWorker = Arc<dyn Fn(usize) -> Vec<(OsString, OsString)> + Send + Sync>;
@@ -39,6 +41,8 @@ pub(crate) struct Config {
     pub(crate) initializer: Option<Initializer>,
     pub(crate) start_method: StartMethod,
     pub(crate) preload: Option<Preload>,
+    #[cfg(feature = "sandbox")]
+    pub(crate) sandbox: Option<Sandbox>,
     pub(crate) window: Option<u64>,
     pub(crate) start_timeout: Duration,
     pub(crate) env_per_worker: Vec<EnvPerWorker>,

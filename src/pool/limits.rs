@@ -58,6 +58,18 @@ impl Limits {
         self.set(libc::RLIMIT_CORE, bytes, bytes)
     }
 
+    /// Limits the size of each file that a worker writes, in bytes. Writing beyond it is the error `EFBIG`.
+    /// Shared memory is a file to the kernel: a larger result can't be returned.
+    pub fn file_size(self, bytes: u64) -> Self {
+        self.set(libc::RLIMIT_FSIZE, bytes, bytes)
+    }
+
+    /// Limits the number of processes and threads of the worker's user, all programs together: a worker starts no more
+    /// while there are so many. Does not apply to root.
+    pub fn processes(self, processes: u64) -> Self {
+        self.set(libc::RLIMIT_NPROC, processes, processes)
+    }
+
     /// Limits the size of a worker's address space, in bytes. Allocations beyond it fail. A Rust program
     /// aborts then, and the task fails with [`DeathCause::OutOfMemory`](crate::DeathCause::OutOfMemory).
     pub fn address_space(self, bytes: u64) -> Self {

@@ -48,6 +48,8 @@ mod observe;
 mod options;
 mod process;
 mod resize;
+#[cfg(feature = "sandbox")]
+mod sandbox;
 mod schedule;
 mod startup;
 mod system;
@@ -64,6 +66,8 @@ pub use self::limits::Limits;
 pub use self::observe::events::{Event, EventKind, log_to_stderr};
 pub use self::options::TaskOptions;
 pub use self::process::one_shot::{Process, ProcessBuilder, ProcessHandle};
+#[cfg(feature = "sandbox")]
+pub use self::sandbox::{Ports, Sandbox};
 pub use self::types::{HostInfo, Report, Stats, WorkerInfo, WorkerState};
 
 #[cfg(fuzzing)]

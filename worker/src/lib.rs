@@ -39,6 +39,7 @@
 //! | [`doorbell`] | bounded spinning for quick replies |
 //! | [`serve`] | the worker's request loop |
 //! | [`template_process`] | the template process, which forks workers |
+//! | `sandbox`, `confinement` | (feature `sandbox`) what a worker may still do |
 //! | `setup`, `liveness`, `oom` | the process's descriptors and signals, its end, its aborts |
 //! | `channels`, `region_cache` | the worker's ends of its channels, the regions it keeps |
 //! | `trampoline`, `chunk_run`, `bulk_run`, `results` | running the items of a chunk |
@@ -58,9 +59,13 @@ mod run;
 mod shm;
 mod wire;
 
+#[cfg(feature = "sandbox")]
+pub use entry::sandbox;
 pub use entry::{serve, template_process};
 pub use run::{panics, seed, state};
 pub use shm::{doorbell, lane, memcpy, prefault, record, region, sys};
+#[cfg(feature = "sandbox")]
+pub use wire::confinement;
 pub use wire::{
     attach, bulk, codec, control, depth, error, function, protocol, template, transport,
 };

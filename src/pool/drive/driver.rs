@@ -62,8 +62,38 @@ fn handshake(
 ) -> Result<Worker, StartError> {
     let mut worker = pending.handshake(shared.config.setup(slot), &shared.regions)?;
     worker.process.set_connected();
+    confine(shared, &mut worker, false)?;
     shared.handshake_done();
-    let Some(initializer) = &shared.config.initializer else { return Ok(worker) };
+    if let Some(initializer) = &shared.config.initializer {
+        initialize(shared, slot, &mut worker, initializer)?;
+    }
+    confine(shared, &mut worker, true)?;
+    Ok(worker)
+}
+
+/// Confines a worker, if it is time.
+fn confine(
+    shared: &PoolState,
+    worker: &mut Worker,
+    after_initializer: bool,
+) -> Result<(), StartError> {
+    #[cfg(feature = "sandbox")]
+    if let Some(sandbox) = &shared.config.sandbox
+        && let Some(confinement) = sandbox.due(after_initializer)
+    {
+        return worker.confine(confinement);
+    }
+    let _ = (shared, worker, after_initializer);
+    Ok(())
+}
+
+/// Runs the initializer.
+fn initialize(
+    shared: &PoolState,
+    slot: usize,
+    worker: &mut Worker,
+    initializer: &Initializer,
+) -> Result<(), StartError> {
     // The initializer runs like any task, so it fails like one; but no other worker may steal it.
     let seed = seed::finalize(seed::advance(shared.config.seed, slot as u64));
     let (call, cost) = (Ok(initializer.call), Arc::new(CostEstimate::default()));
@@ -73,21 +103,22 @@ fn handshake(
     let batch = Batch::new(Arc::clone(&job), 0, 1, *width, argument, attachments.clone());
     let running = &shared.slots[slot].running;
     *running.lock().unwrap_or_else(PoisonError::into_inner) =
-        Some(Chunk::new(&worker, VecDeque::from([batch.for_slot(0, slot)])));
+        Some(Chunk::new(worker, VecDeque::from([batch.for_slot(0, slot)])));
     // It is not counted as a task.
     let counters = Counters::new(shared.slots.count());
-    if exchange::run(&mut worker, running, shared.inline_limit, &counters, None, None).is_err() {
+    let limit = shared.inline_limit;
+    if let Err(loss) = exchange::run(worker, running, limit, &counters, None, None) {
         return Err(match worker.process.kill_reason() {
             Some(KillReason::StartTimedOut(limit)) => StartError::TimedOut(limit),
             _ if shared.is_terminated() => StartError::Terminated,
-            _ => StartError::Initializer(format!("the worker {}", worker.process.wait_death())),
+            _ => StartError::Initializer(format!("the worker {}", loss.cause(&worker.process))),
         });
     }
     match job.take_delivery().and_then(|mut delivery| delivery.next::<()>(job.offset)) {
         Some(outcome) => match outcome.result {
             Ok(()) => {
                 worker.tasks = 0;
-                Ok(worker)
+                Ok(())
             }
             Err(error) => {
                 worker.process.child.kill();

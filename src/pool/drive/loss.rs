@@ -32,14 +32,14 @@ impl LostChunk {
             Some(KillReason::OutOfMemory) => DeathCause::OutOfMemory,
             Some(KillReason::Malformed) => DeathCause::ProtocolViolation,
             Some(KillReason::StartTimedOut(_) | KillReason::Retired | KillReason::Silent)
-            | None => match process.wait_death() {
-                DeathCause::Signaled(..) if self.note == Some(AbortReason::OutOfMemory) => {
-                    DeathCause::OutOfMemory
-                }
-                cause => cause,
-            },
+            | None => self.cause(process),
         };
         TaskErrorKind::Died { cause, last_output: self.last_lines() }
+    }
+
+    /// Returns how the worker has ended. Waits for its end.
+    pub(crate) fn cause(&self, process: &Process) -> DeathCause {
+        process.wait_death().explained(self.note)
     }
 
     fn last_lines(&self) -> Option<String> {

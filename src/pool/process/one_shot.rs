@@ -125,6 +125,7 @@ impl<R> Process<R> {
             DeathCause::Signaled(signal, true) => signal | 0x80,
             // The kernel's OOM killer uses SIGKILL.
             DeathCause::OutOfMemory => libc::SIGKILL,
+            DeathCause::Sandboxed { .. } => libc::SIGSYS,
             DeathCause::ProtocolViolation | DeathCause::Unknown => return None,
         };
         Some(ExitStatus::from_raw(raw))

@@ -2,6 +2,8 @@
 
 mod faults;
 mod hostile;
+#[cfg(feature = "sandbox")]
+mod sandbox;
 mod template;
 mod timeouts;
 mod user_code;

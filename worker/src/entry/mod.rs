@@ -4,6 +4,9 @@
 mod liveness;
 #[allow(unsafe_code)] // A signal handler, and walking the aborting thread's stack.
 mod oom;
+#[cfg(feature = "sandbox")]
+#[allow(unsafe_code)] // A signal handler, and a query of the kernel.
+pub mod sandbox;
 #[allow(unsafe_code)] // Calls the functions that frames name; borrows arguments from shared memory.
 pub mod serve;
 #[allow(unsafe_code)] // Closes inherited descriptors, resets signals.

@@ -139,6 +139,11 @@ impl Worker {
                 set_worker(WorkerContext::new(setup.pool, setup.slot, setup.host));
                 Ok(())
             }
+            #[cfg(feature = "sandbox")]
+            Request::Confine(to) => {
+                let confined = super::sandbox::confine(&to, self.lane.words);
+                self.channels.reply(&Reply::Confined(confined))
+            }
             Request::Context { id, attached, body: location } => {
                 let files = self.channels.recv_attached(attached)?;
                 let source = match location {

@@ -115,6 +115,11 @@ pub(super) fn apply(setup: &Setup) -> io::Result<()> {
         if unsafe { libc::setrlimit(*resource, &limit) } != 0 {
             return Err(io::Error::last_os_error());
         }
+        if *resource == libc::RLIMIT_FSIZE {
+            // Writing beyond it is an error then.
+            // SAFETY: a plain system call; no handler is installed.
+            unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+        }
     }
     if setup.nice != 0 {
         rustix::process::nice(setup.nice)?;

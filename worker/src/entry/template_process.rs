@@ -201,7 +201,7 @@ fn count_threads() -> Result<(), String> {
 }
 
 /// Returns the names of this process's threads but this one.
-fn other_threads() -> Vec<String> {
+pub(super) fn other_threads() -> Vec<String> {
     let Ok(threads) = std::fs::read_dir("/proc/self/task") else { return Vec::new() };
     let own = std::process::id().to_string();
     let others = threads

@@ -65,10 +65,31 @@ pub const CAPACITY: usize = LANE_BYTES - RESULTS;
 
 /// Why a worker aborts, as it records itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u32)]
 pub enum AbortReason {
     /// An allocation was refused.
-    OutOfMemory = 1,
+    OutOfMemory,
+    /// Its sandbox has refused the system call of this number.
+    Refused(u32),
+}
+
+impl AbortReason {
+    const OUT_OF_MEMORY: u64 = 1;
+    const REFUSED: u64 = 2;
+
+    fn to_word(self) -> u64 {
+        match self {
+            Self::OutOfMemory => Self::OUT_OF_MEMORY,
+            Self::Refused(call) => Self::REFUSED | u64::from(call) << 32,
+        }
+    }
+
+    fn from_word(word: u64) -> Option<Self> {
+        match word & 0xffff_ffff {
+            Self::OUT_OF_MEMORY => Some(Self::OutOfMemory),
+            Self::REFUSED => Some(Self::Refused((word >> 32) as u32)),
+            _ => None,
+        }
+    }
 }
 
 /// How far a chunk is, according to its worker.
@@ -187,10 +208,7 @@ impl Words {
 
     /// Returns why the worker aborts, if it has recorded a reason. Untrusted.
     pub fn abort_reason(&self) -> Option<AbortReason> {
-        match self.running.abort_reason.load(Ordering::Acquire) as u32 {
-            note if note == AbortReason::OutOfMemory as u32 => Some(AbortReason::OutOfMemory),
-            _ => None,
-        }
+        AbortReason::from_word(self.running.abort_reason.load(Ordering::Acquire))
     }
 
     /// Discards the results, which are consumed. The worker, which waits to be resumed, writes the next
@@ -204,7 +222,7 @@ impl Words {
 
     /// Records why this process aborts. Allowed in a signal handler.
     pub(crate) fn set_abort_reason(&self, note: AbortReason) {
-        self.running.abort_reason.store(note as u64, Ordering::Release);
+        self.running.abort_reason.store(note.to_word(), Ordering::Release);
     }
 
     /// Claims up to `block` items from the front.

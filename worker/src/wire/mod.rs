@@ -5,6 +5,8 @@ pub mod attach;
 pub mod bulk;
 #[allow(unsafe_code)] // Decodes from memory that another process may be writing.
 pub mod codec;
+#[cfg(feature = "sandbox")]
+pub mod confinement;
 pub mod control;
 pub mod depth;
 pub mod error;

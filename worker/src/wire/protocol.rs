@@ -12,6 +12,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::wire::attach::{Attachments, FileId};
+#[cfg(feature = "sandbox")]
+use crate::wire::confinement::Confinement;
 use crate::wire::error::CodecError;
 use crate::wire::function::{FnRef, ImageId};
 use crate::wire::{bulk, codec};
@@ -139,6 +141,9 @@ pub enum Request {
         /// Regions for results whose content is consumed.
         results_free: Vec<u32>,
     },
+    /// Confines the worker. Answered by [`Reply::Confined`].
+    #[cfg(feature = "sandbox")]
+    Confine(Confinement),
 }
 
 /// Bytes at the start of a region. The parent numbers regions for arguments, the worker those for
@@ -233,6 +238,9 @@ pub enum Reply {
         /// The chunk.
         sequence: u32,
     },
+    /// The worker is confined; or why not.
+    #[cfg(feature = "sandbox")]
+    Confined(Result<(), String>),
 }
 
 /// A span's head. A span is the items of a chunk that call one function.

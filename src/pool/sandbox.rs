@@ -1,0 +1,166 @@
+//! What the workers of a pool may still do.
+
+use std::path::PathBuf;
+
+use procpool_worker::confinement::{Confinement, Network};
+
+use crate::error::{Error, StartError};
+use crate::pool::builder::PoolBuilder;
+use crate::pool::hosts::Hosts;
+
+/// What workers may still do, for [`PoolBuilder::sandbox`]. The kernel refuses all else, also to code that has taken a
+/// worker over, and to its programs.
+///
+/// [`strict`](Self::strict) allows computing, memory, threads, and what the worker has open. It denies:
+///
+/// - files and directories that are not named, but for their metadata: whether they exist, their size, their times;
+/// - the network, and sockets of any kind;
+/// - starting processes, and signals to others;
+/// - looking into other processes (`ptrace`), keyrings, `io_uring`, `userfaultfd`, namespaces, modules, and all else
+///   that has no place in a computation.
+///
+/// A refused file, socket or process is an error (`EACCES`, `EPERM`), as where the user lacks the right. A call that
+/// programs do not make in good faith ends the worker: the task fails with
+/// [`DeathCause::Sandboxed`](crate::DeathCause::Sandboxed), which names it. Changes of a file's mode, owner, times and
+/// extended attributes are refused everywhere.
+///
+/// What stays open: CPU time, memory and threads up to the pool's limits
+/// ([`max_memory_per_worker`](PoolBuilder::max_memory_per_worker), [`task_timeout`](PoolBuilder::task_timeout),
+/// [`limits`](PoolBuilder::limits)), what the pool's output mode passes on, and faults of the kernel and the processor.
+///
+/// Needs Linux 6.2 with Landlock and seccomp, which distributions enable; 6.7 for ports; 6.12 for a sandbox that starts
+/// processes.
+///
+/// ```no_run
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use procpool::{Pool, Sandbox};
+///
+/// /// Counts the bytes of a file. Whatever its input makes it do, it can read nothing else.
+/// fn parse(path: String) -> usize {
+///     std::fs::read(path).map_or(0, |bytes| bytes.len())
+/// }
+///
+/// let pool = Pool::builder().sandbox(Sandbox::strict().read("/var/uploads")).build()?;
+/// println!("{}", pool.apply(parse, "/var/uploads/1.pdf".to_owned())?);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sandbox {
+    confinement: Confinement,
+    after_initializer: bool,
+}
+
+/// Which connections a worker may make, for [`Sandbox::network`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ports(Network);
+
+impl Ports {
+    /// Allows TCP connections to these ports of any host.
+    pub fn connect(ports: impl IntoIterator<Item = u16>) -> Self {
+        Self(Network::Tcp { connect: ports.into_iter().collect(), listen: Vec::new() })
+    }
+
+    /// Allows to listen on these TCP ports, too.
+    #[must_use]
+    pub fn listen(mut self, ports: impl IntoIterator<Item = u16>) -> Self {
+        if let Network::Tcp { listen, .. } = &mut self.0 {
+            listen.extend(ports);
+        }
+        self
+    }
+
+    /// Allows all of IPv4 and IPv6, with UDP. Looking up names also needs to [`read`](Sandbox::read) `/etc`.
+    pub fn all() -> Self {
+        Self(Network::Full)
+    }
+}
+
+impl Sandbox {
+    /// Creates a sandbox that allows nothing but to compute.
+    pub fn strict() -> Self {
+        Self { confinement: Confinement::default(), after_initializer: false }
+    }
+
+    /// Allows to read a file, or all below a directory. It must exist.
+    #[must_use]
+    pub fn read(mut self, path: impl Into<PathBuf>) -> Self {
+        self.confinement.read.push(path.into().into_os_string());
+        self
+    }
+
+    /// Allows to read and change a file, or all below a directory. It must exist. How much is written is limited by
+    /// [`Limits::file_size`](crate::Limits::file_size) for each file, and by the file system.
+    #[must_use]
+    pub fn write(mut self, path: impl Into<PathBuf>) -> Self {
+        self.confinement.write.push(path.into().into_os_string());
+        self
+    }
+
+    /// Allows connections.
+    #[must_use]
+    pub fn network(mut self, ports: Ports) -> Self {
+        self.confinement.network = ports.0;
+        self
+    }
+
+    /// Sets whether tasks may start processes, of programs that they may [`read`](Self::read), with the same sandbox.
+    /// Default: no.
+    #[must_use]
+    pub fn spawn(mut self, is_allowed: bool) -> Self {
+        self.confinement.spawn = is_allowed;
+        self
+    }
+
+    /// Goes on where the kernel lacks a part of this, with the parts that it has.
+    #[must_use]
+    pub fn best_effort(mut self) -> Self {
+        self.confinement.best_effort = true;
+        self
+    }
+
+    /// Fails to build the pool where the kernel lacks a part of this. This is the default.
+    #[must_use]
+    pub fn required(mut self) -> Self {
+        self.confinement.best_effort = false;
+        self
+    }
+
+    /// Confines a worker after its [initializer](PoolBuilder::initializer), which can then load what tasks cannot reach.
+    /// It must leave no threads behind. Default: before.
+    #[must_use]
+    pub fn after_initializer(mut self) -> Self {
+        self.after_initializer = true;
+        self
+    }
+
+    /// Returns what a worker is told at this point, before or after its initializer.
+    pub(crate) fn due(&self, after_initializer: bool) -> Option<&Confinement> {
+        (self.after_initializer == after_initializer).then_some(&self.confinement)
+    }
+}
+
+impl PoolBuilder {
+    /// Confines the workers; see [`Sandbox`]. Not available with [`hosts`](Self::hosts).
+    ///
+    /// [`build`](Self::build) fails with [`StartError::Sandbox`](crate::StartError::Sandbox) where the kernel can't do it.
+    pub fn sandbox(mut self, sandbox: Sandbox) -> Self {
+        self.sandbox = Some(sandbox);
+        self
+    }
+
+    /// Checks that the pool's other options allow a sandbox.
+    pub(super) fn check_sandbox(&self) -> Result<(), Error> {
+        let spans_hosts = self.agent.is_some() || self.hosts == Hosts::Mpi;
+        match &self.sandbox {
+            Some(_) if spans_hosts => Err(Error::Option {
+                option: "sandbox",
+                value: "one with other hosts".to_owned(),
+                remedy: "use a pool of this host",
+            }),
+            Some(sandbox) => procpool_worker::sandbox::check(&sandbox.confinement)
+                .map_err(|why| StartError::Sandbox(why).into()),
+            None => Ok(()),
+        }
+    }
+}
