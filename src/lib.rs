@@ -221,9 +221,9 @@
 //! # Limits
 //!
 //! - Linux only, on 64-bit machines.
-//! - The isolation protects against accidents, not against attackers. A worker has its parent's user,
-//!   files and network, and a hostile worker can harm its parent. Effects outside the worker's process
-//!   are not undone.
+//! - The isolation protects against accidents. A worker has its parent's user, files and network, and a
+//!   hostile worker can harm its parent, unless a sandbox confines it (feature `sandbox`). Effects
+//!   outside the worker's process are not undone.
 //! - A task's changes to its own process (globals, environment, working directory) remain for later
 //!   tasks of the same worker.
 //! - Descendants of a worker are killed with it, unless they created their own session or process group.

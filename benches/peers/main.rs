@@ -19,6 +19,7 @@
 //! | `many` | ten million items, 256 workers |
 //! | `workloads` | skewed load, one slow item first, π, Parzen windows |
 //! | `sharing` | messages through a channel, memory that is not copied |
+//! | `sandbox` | start and calls in a sandbox, with `--features sandbox` |
 //!
 //! `peers` has the contenders, `python` and `peers.py` those in Python. `measure` lets them take turns,
 //! `report` prints the table, `machine` describes the machine, and `watchdog` ends a run that hangs.
@@ -37,6 +38,8 @@ mod python;
 #[allow(dead_code)] // Not all of its work is measured here.
 mod random;
 mod report;
+#[cfg(feature = "sandbox")]
+mod sandbox;
 mod sharing;
 mod startup_and_death;
 mod template;
@@ -55,7 +58,7 @@ use peers::Peers;
 use report::{Format, Report, Row};
 
 /// The rows in the order of the goals: the name for `--only`, and the function that measures.
-const ROWS: [(&str, Measure); 20] = [
+const ROWS: &[(&str, Measure)] = &[
     ("apply", calls::apply),
     ("apply_async", calls::apply_async),
     ("map-5m", maps::five_million),
@@ -76,6 +79,8 @@ const ROWS: [(&str, Measure); 20] = [
     ("efficiency", workloads::efficiency),
     ("channel", sharing::channel),
     ("shared", sharing::memory),
+    #[cfg(feature = "sandbox")]
+    ("sandbox", sandbox::cost),
 ];
 
 type Measure = fn(&mut Peers, &SampleSize) -> Outcome<Row>;

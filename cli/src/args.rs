@@ -13,6 +13,7 @@ use super::input_args::InputArgs;
 use super::isolate::cases::Case;
 use super::launch::args::{HostArgs, HostsArgs};
 use super::report_format::ReportFormat;
+use super::sandbox_args::SandboxArgs;
 use super::start_args::StartArgs;
 use super::units::{self, TimeLimit};
 use crate::tasks::command::SignalSequence;
@@ -265,6 +266,9 @@ pub(super) struct RunArgs {
     pub(super) limits: LimitArgs,
 
     #[command(flatten)]
+    pub(super) sandbox: SandboxArgs,
+
+    #[command(flatten)]
     pub(super) start: StartArgs,
 
     #[command(flatten)]
@@ -483,6 +487,10 @@ pub(super) struct IsolateArgs {
     /// Case to run; may be repeated [default: all cases]
     #[arg(short, long, value_enum, value_name = "NAME")]
     pub(super) case: Vec<Case>,
+
+    /// Show what a worker can do that hostile code has taken over, without a sandbox and in one
+    #[arg(long, conflicts_with = "case")]
+    pub(super) hostile: bool,
 
     /// Format of the report; json is one object per case
     #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t = ReportFormat::Table)]

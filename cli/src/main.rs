@@ -63,6 +63,7 @@ mod report;
 mod report_format;
 mod row;
 mod run;
+mod sandbox_args;
 mod screen;
 mod sources;
 mod spill;

@@ -25,6 +25,7 @@ use crate::tasks::command::{
     self, CommandSpec, Completed, Replacements, StartRules, Template, TemplateError,
 };
 use crate::tasks::{self, Column, Params, Takes, Task};
+use procpool::Sandbox;
 
 /// A resolved run.
 pub(super) struct RunPlan {
@@ -43,6 +44,8 @@ pub(super) struct RunPlan {
     /// Whether each input of a task has a process of its own.
     pub(super) fresh: bool,
     pub(super) limits: LimitArgs,
+    /// What confines the workers, if something does.
+    pub(super) sandbox: Option<Sandbox>,
     /// When the run ends at the latest, from its start.
     pub(super) deadline: Option<Duration>,
     pub(super) journal: JournalArgs,
@@ -104,7 +107,7 @@ impl RunPlan {
             Some(file) if file == Path::new("-") => LogTo::Stderr,
             Some(file) => LogTo::File(file),
         };
-        let (work, source, takes, output_to, form);
+        let (work, source, takes, output_to, form, sandbox);
         let (mut fresh, mut plain, mut blocks) = (false, PlainOptions::default(), None);
         if is_command {
             refuse_task_options(&args.task_options)?;
@@ -122,6 +125,8 @@ impl RunPlan {
             let mut spec =
                 spec(over.words, options, &over.replacements, &args.limits, output.output)?;
             spec.start = start;
+            spec.confined = args.sandbox.is_wanted();
+            sandbox = args.sandbox.of_command(spec.program.as_deref());
             let packs = args.input_args.max_args.is_some() || args.input_args.pack;
             if packs && !args.input_args.pack_once {
                 spec.template = spec.template.repeating_words();
@@ -183,6 +188,7 @@ impl RunPlan {
             }
             fresh = args.task_options.fresh;
             let params = params(task, args.task_options)?;
+            sandbox = args.sandbox.of_task();
             source = sources::of_task(task, given)?;
             takes = task.takes;
             output_to = match output.output {
@@ -246,6 +252,7 @@ impl RunPlan {
                 && (output.summary || format == Format::Table || io::stderr().is_terminal()),
             exit_count: output.exit_count,
             limits: args.limits,
+            sandbox,
             deadline: args.start.deadline,
             journal: args.journal,
             output: output_to,
@@ -345,6 +352,7 @@ fn spec(
     let LimitArgs { retries, memory, .. } = *limits;
     Ok(CommandSpec {
         has_terminal: options.tty,
+        confined: false,
         pseudo_terminal: options.pty,
         watched: false,
         template,

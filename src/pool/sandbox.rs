@@ -4,11 +4,9 @@ use std::path::PathBuf;
 
 use procpool_worker::confinement::{Confinement, Network};
 
-use crate::error::{Error, StartError};
-use crate::pool::builder::PoolBuilder;
-use crate::pool::hosts::Hosts;
+use crate::error::StartError;
 
-/// What workers may still do, for [`PoolBuilder::sandbox`]. The kernel refuses all else, also to code that has taken a
+/// What workers may still do, for [`PoolBuilder::sandbox`](crate::PoolBuilder::sandbox). The kernel refuses all else, also to code that has taken a
 /// worker over, and to its programs.
 ///
 /// [`strict`](Self::strict) allows computing, memory, threads, and what the worker has open. It denies:
@@ -25,8 +23,8 @@ use crate::pool::hosts::Hosts;
 /// extended attributes are refused everywhere.
 ///
 /// What stays open: CPU time, memory and threads up to the pool's limits
-/// ([`max_memory_per_worker`](PoolBuilder::max_memory_per_worker), [`task_timeout`](PoolBuilder::task_timeout),
-/// [`limits`](PoolBuilder::limits)), what the pool's output mode passes on, and faults of the kernel and the processor.
+/// ([`max_memory_per_worker`](crate::PoolBuilder::max_memory_per_worker), [`task_timeout`](crate::PoolBuilder::task_timeout),
+/// [`limits`](crate::PoolBuilder::limits)), what the pool's output mode passes on, and faults of the kernel and the processor.
 ///
 /// Needs Linux 6.2 with Landlock and seccomp, which distributions enable; 6.7 for ports; 6.12 for a sandbox that starts
 /// processes.
@@ -126,7 +124,7 @@ impl Sandbox {
         self
     }
 
-    /// Confines a worker after its [initializer](PoolBuilder::initializer), which can then load what tasks cannot reach.
+    /// Confines a worker after its [initializer](crate::PoolBuilder::initializer), which can then load what tasks cannot reach.
     /// It must leave no threads behind. Default: before.
     #[must_use]
     pub fn after_initializer(mut self) -> Self {
@@ -134,33 +132,13 @@ impl Sandbox {
         self
     }
 
+    /// Checks that this machine can confine workers so.
+    pub(crate) fn check(&self) -> Result<(), StartError> {
+        procpool_worker::sandbox::check(&self.confinement).map_err(StartError::Sandbox)
+    }
+
     /// Returns what a worker is told at this point, before or after its initializer.
     pub(crate) fn due(&self, after_initializer: bool) -> Option<&Confinement> {
         (self.after_initializer == after_initializer).then_some(&self.confinement)
-    }
-}
-
-impl PoolBuilder {
-    /// Confines the workers; see [`Sandbox`]. Not available with [`hosts`](Self::hosts).
-    ///
-    /// [`build`](Self::build) fails with [`StartError::Sandbox`](crate::StartError::Sandbox) where the kernel can't do it.
-    pub fn sandbox(mut self, sandbox: Sandbox) -> Self {
-        self.sandbox = Some(sandbox);
-        self
-    }
-
-    /// Checks that the pool's other options allow a sandbox.
-    pub(super) fn check_sandbox(&self) -> Result<(), Error> {
-        let spans_hosts = self.agent.is_some() || self.hosts == Hosts::Mpi;
-        match &self.sandbox {
-            Some(_) if spans_hosts => Err(Error::Option {
-                option: "sandbox",
-                value: "one with other hosts".to_owned(),
-                remedy: "use a pool of this host",
-            }),
-            Some(sandbox) => procpool_worker::sandbox::check(&sandbox.confinement)
-                .map_err(|why| StartError::Sandbox(why).into()),
-            None => Ok(()),
-        }
     }
 }

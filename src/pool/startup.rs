@@ -15,6 +15,8 @@ use crate::pool::config::{Initializer, Preload, StartMethod};
 #[cfg(doc)]
 use crate::pool::handle::Pool;
 use crate::pool::hosts::Hosts;
+#[cfg(feature = "sandbox")]
+use crate::pool::sandbox::Sandbox;
 
 /// The environment variable that sets the default.
 const START_METHOD: &str = "PROCPOOL_START_METHOD";
@@ -179,6 +181,30 @@ impl PoolBuilder {
                 refuse("other hosts", "use 0 spares, or a pool of this host")
             }
             _ => Ok(()),
+        }
+    }
+
+    /// Confines the workers; see [`Sandbox`]. Not available with [`hosts`](Self::hosts).
+    ///
+    /// [`build`](Self::build) fails with [`StartError::Sandbox`](crate::StartError::Sandbox) where the kernel can't do it.
+    #[cfg(feature = "sandbox")]
+    pub fn sandbox(mut self, sandbox: Sandbox) -> Self {
+        self.sandbox = Some(sandbox);
+        self
+    }
+
+    /// Checks that the pool's other options allow a sandbox, and the machine too.
+    #[cfg(feature = "sandbox")]
+    pub(super) fn check_sandbox(&self) -> Result<(), Error> {
+        let spans_hosts = self.agent.is_some() || self.hosts == Hosts::Mpi;
+        match &self.sandbox {
+            Some(_) if spans_hosts => Err(Error::Option {
+                option: "sandbox",
+                value: "one with other hosts".to_owned(),
+                remedy: "use a pool of this host",
+            }),
+            Some(sandbox) => Ok(sandbox.check()?),
+            None => Ok(()),
         }
     }
 

@@ -12,6 +12,7 @@
 //! | `processes` | a case in a pool |
 //! | `threads` | a case among threads: the child process and its observer |
 //! | `report` | the report |
+//! | `hostile` | `--hostile`: attacks of a worker, without a sandbox and in one |
 
 use anyhow::{Context, Result};
 
@@ -22,6 +23,8 @@ use super::report::Target;
 mod bystander;
 #[allow(unsafe_code)] // Its tasks crash on purpose.
 pub(super) mod cases;
+#[allow(unsafe_code)] // Its tasks attack.
+mod hostile;
 mod processes;
 mod rendezvous;
 mod report;
@@ -32,6 +35,10 @@ use cases::Case;
 pub(super) fn run(args: IsolateArgs) -> Result<Exit> {
     if let (Some(rendezvous), [case, ..]) = (&args.threads_child, args.case.as_slice()) {
         return threads::act(*case, rendezvous);
+    }
+    if args.hostile {
+        let target = args.report.as_deref().map(Target::open).transpose()?;
+        return hostile::run(args.format, target);
     }
     let cases = if args.case.is_empty() { Case::all() } else { args.case };
     let target = args.report.as_deref().map(Target::open).transpose()?;

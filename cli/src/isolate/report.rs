@@ -180,7 +180,7 @@ fn line(case: &str, processes: &str, threads: &str) -> String {
     format!("{case:<CASE$} {processes:<PROCESSES$} {threads}").trim_end().to_owned() + "\n"
 }
 
-fn write(text: &str) -> Result<()> {
+pub(super) fn write(text: &str) -> Result<()> {
     let mut stdout = io::stdout().lock();
     let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
     written.context("failed to write what was seen to standard output")

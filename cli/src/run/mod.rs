@@ -351,6 +351,9 @@ fn build_pool(
         // Of inputs that are not known yet: workers start as there is work for them.
         builder = builder.initial_workers(1);
     }
+    if let Some(sandbox) = &plan.sandbox {
+        builder = builder.sandbox(sandbox.clone());
+    }
     if let Some(dir) = &plan.dir {
         builder = builder.current_dir(dir);
     }

@@ -117,3 +117,29 @@ fn a_case_that_is_not_known_is_exit_code_2_and_the_hidden_part_is_hidden() {
     let help = run(&["isolate", "--help"]);
     assert!(help.text().contains("stack-overflow") && !help.text().contains("threads-child"));
 }
+
+#[test]
+fn every_attack_works_without_a_sandbox_and_is_contained_in_one() {
+    let ended = run(&["isolate", "--hostile", "--format", "json"]);
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert!(ended.stderr.starts_with("9 of 9 attacks contained"), "{ended:?}");
+    let attacks = ended.json();
+    assert_eq!(attacks.len(), 9);
+    for attack in &attacks {
+        let name = attack["attack"].as_str().unwrap();
+        // What the pool stops in any case, and what this system may forbid to all.
+        let is_open = !["shrink-memory", "flood-parent", "trace-parent"].contains(&name);
+        assert_eq!(attack["contained"], true, "{attack}");
+        assert_eq!(attack["sandboxed"]["answers_on"], true, "{attack}");
+        if is_open {
+            assert_eq!(attack["without"]["succeeded"], true, "{attack}");
+        }
+    }
+    let table = run(&["isolate", "--hostile"]);
+    assert_eq!(
+        table.text().lines().filter(|line| line.contains("refused:")).count(),
+        7 + 1,
+        "{table:?}"
+    );
+    assert!(table.text().contains("does not allow the system call ptrace"), "{table:?}");
+}

@@ -14,6 +14,7 @@
 //! - `from_parallel`: the command lines of docs/from-parallel.md, beside GNU parallel and xargs.
 //! - `report`: pages for a browser, in one (`browser`).
 //! - `output`: large output of jobs, and outputs that cannot be written.
+//! - `sandbox`: what jobs in a sandbox reach.
 //! - `snapshots`: help, errors, tables and exit codes, verbatim.
 //! - `starts`: when jobs start, and the deadline of a run.
 //! - `signals`: signals that end, stop or continue a run.
@@ -42,6 +43,7 @@ mod limits;
 mod output;
 mod report;
 mod rows;
+mod sandbox;
 mod signals;
 mod snapshots;
 mod starts;

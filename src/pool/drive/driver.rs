@@ -5,6 +5,11 @@ use std::collections::VecDeque;
 use std::sync::{Arc, PoisonError};
 
 use procpool_worker::seed;
+#[cfg(feature = "sandbox")]
+use procpool_worker::{
+    error::TransportError,
+    protocol::{Reply, Request},
+};
 
 use crate::error::StartError;
 use crate::pool::call::job::Job;
@@ -12,6 +17,8 @@ use crate::pool::config::Initializer;
 use crate::pool::drive::chunk::Chunk;
 use crate::pool::drive::exchange;
 use crate::pool::options::TaskOptions;
+#[cfg(feature = "sandbox")]
+use crate::pool::process::worker::died;
 use crate::pool::process::worker::{KillReason, PendingWorker, Worker};
 use crate::pool::schedule::batch::Batch;
 use crate::pool::schedule::cost::CostEstimate;
@@ -62,29 +69,38 @@ fn handshake(
 ) -> Result<Worker, StartError> {
     let mut worker = pending.handshake(shared.config.setup(slot), &shared.regions)?;
     worker.process.set_connected();
+    #[cfg(feature = "sandbox")]
     confine(shared, &mut worker, false)?;
     shared.handshake_done();
     if let Some(initializer) = &shared.config.initializer {
         initialize(shared, slot, &mut worker, initializer)?;
     }
+    #[cfg(feature = "sandbox")]
     confine(shared, &mut worker, true)?;
     Ok(worker)
 }
 
 /// Confines a worker, if it is time.
+#[cfg(feature = "sandbox")]
 fn confine(
     shared: &PoolState,
     worker: &mut Worker,
     after_initializer: bool,
 ) -> Result<(), StartError> {
-    #[cfg(feature = "sandbox")]
-    if let Some(sandbox) = &shared.config.sandbox
-        && let Some(confinement) = sandbox.due(after_initializer)
-    {
-        return worker.confine(confinement);
-    }
-    let _ = (shared, worker, after_initializer);
-    Ok(())
+    let sandbox = shared.config.sandbox.as_ref();
+    let Some(to) = sandbox.and_then(|sandbox| sandbox.due(after_initializer)) else {
+        return Ok(());
+    };
+    let answer = worker.send(&Request::Confine(to.clone())).and_then(|()| worker.recv());
+    let error = match answer {
+        Ok(Reply::Confined(Ok(()))) => return Ok(()),
+        Ok(Reply::Confined(Err(why))) => Some(StartError::Sandbox(why)),
+        Ok(other) => Some(StartError::HandshakeMismatch(format!("it answers {other:?}"))),
+        Err(TransportError::PeerGone) => None,
+        Err(error) => Some(StartError::HandshakeMismatch(error.to_string())),
+    };
+    worker.process.child.kill();
+    Err(error.unwrap_or_else(|| died(&worker.process)))
 }
 
 /// Runs the initializer.

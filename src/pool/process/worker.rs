@@ -10,8 +10,6 @@ use std::time::{Duration, Instant};
 
 use procpool_worker::attach::{Attachments, FileId, Received};
 use procpool_worker::codec;
-#[cfg(feature = "sandbox")]
-use procpool_worker::confinement::Confinement;
 use procpool_worker::control::{Control, Packet};
 use procpool_worker::doorbell::SpinWaiter;
 use procpool_worker::error::TransportError;
@@ -330,7 +328,7 @@ impl PendingWorker {
 
 /// Returns the error of a process that ended during its start. The cause of death is more useful than the closed
 /// connection.
-fn died(process: &Process) -> StartError {
+pub(crate) fn died(process: &Process) -> StartError {
     match process.kill_reason() {
         Some(KillReason::StartTimedOut(limit)) => StartError::TimedOut(limit),
         _ => StartError::Died(process.wait_death()),
@@ -355,24 +353,6 @@ impl Worker {
     /// Retires the worker: dropping its channel makes it exit.
     pub(crate) fn retire(self) {
         self.process.set_kill_reason(KillReason::Retired);
-    }
-
-    /// Confines the worker.
-    #[cfg(feature = "sandbox")]
-    pub(crate) fn confine(&mut self, to: &Confinement) -> Result<(), StartError> {
-        let answer = self.send(&Request::Confine(to.clone())).and_then(|()| self.recv());
-        let error = match answer {
-            Ok(Reply::Confined(Ok(()))) => return Ok(()),
-            Ok(Reply::Confined(Err(why))) => StartError::Sandbox(why),
-            Err(TransportError::PeerGone) => {
-                self.process.child.kill();
-                return Err(died(&self.process));
-            }
-            Ok(other) => StartError::HandshakeMismatch(format!("it answers {other:?}")),
-            Err(error) => StartError::HandshakeMismatch(error.to_string()),
-        };
-        self.process.child.kill();
-        Err(error)
     }
 
     /// Closes its channel. The worker finishes what it was sent and exits.

@@ -3,6 +3,7 @@
 mod faults;
 mod hostile;
 #[cfg(feature = "sandbox")]
+#[allow(clippy::undocumented_unsafe_blocks)] // Plain system calls, which attack.
 mod sandbox;
 mod template;
 mod timeouts;

@@ -372,3 +372,101 @@ fn shared_memory_cannot_be_shrunk_under_the_parent() {
     assert_eq!(pool.apply(shrink, vec![1; 4 << 20]), Ok(0));
     assert_eq!(pool.apply(square, 3), Ok(9));
 }
+
+/// Makes random system calls with random arguments. Returns how many, if it is alive then.
+fn storm((seed, others): (u64, Vec<u64>)) -> u64 {
+    // SAFETY: a plain system call. What follows would harm the machine without the filters.
+    assert_eq!(unsafe { libc::prctl(libc::PR_GET_SECCOMP) }, 2, "filters are there");
+    if seed % 4 > 0 {
+        // Code that has taken a worker over would go on after a refusal.
+        extern "C" fn go_on(_: libc::c_int) {}
+        let handler = go_on as extern "C" fn(libc::c_int);
+        // SAFETY: the handler does nothing.
+        unsafe { libc::signal(libc::SIGSYS, handler as libc::sighandler_t) };
+    }
+    let mut state = seed | 1;
+    let mut random = move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    let mut memory = vec![0u8; 1 << 16];
+    memory[..12].copy_from_slice(b"/etc/passwd\0");
+    for made in 0..400 {
+        let mut argument = || match random() % 8 {
+            0 => 0,
+            1 => random() % 16,
+            2 => u64::MAX,
+            3 => 1 << (random() % 64),
+            4 => others[random() as usize % others.len()],
+            5 => random(),
+            _ => memory.as_ptr().addr() as u64 + random() % 4096 / 8 * 8,
+        };
+        let arguments: [u64; 6] = std::array::from_fn(|_| argument());
+        let call = (random() % 480) as i64;
+        let is_end = [libc::SYS_exit, libc::SYS_exit_group, libc::SYS_pause].contains(&call);
+        if is_end && made < 300 {
+            continue;
+        }
+        let [a, b, c, d, e, f] = arguments;
+        // SAFETY: none. The process may break in any way, which is the point.
+        unsafe { libc::syscall(call, a, b, c, d, e, f) };
+    }
+    400
+}
+
+/// PROCPOOL_STORM_SECONDS makes it longer.
+#[test]
+fn random_system_calls_harm_nothing_outside_and_the_pool_goes_on() {
+    let seconds = std::env::var("PROCPOOL_STORM_SECONDS");
+    let seconds = seconds.ok().and_then(|it| it.parse().ok()).unwrap_or(4);
+    let (outside, inside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let secret = outside.path().join("secret");
+    fs::write(&secret, "as it was").unwrap();
+    fs::write(inside.path().join("own"), "its own").unwrap();
+    let mut bystander = Command::new("sleep").arg("100000").spawn().unwrap();
+    let others = vec![
+        std::process::id().into(),
+        bystander.id().into(),
+        u64::from(std::process::id()).wrapping_neg(),
+    ];
+    let limits = || fs::read_to_string("/proc/self/limits").unwrap();
+    let before = (limits(), std::env::current_dir().unwrap(), fs::metadata(&secret).unwrap());
+    let pool = Pool::builder()
+        .workers(2)
+        .task_timeout(std::time::Duration::from_millis(500))
+        .max_memory_per_worker(512 << 20)
+        .limits(Limits::new().file_size(16 << 20).core_size(0))
+        .output(procpool::OutputMode::Null)
+        .sandbox(Sandbox::strict().write(inside.path()))
+        .build()
+        .unwrap();
+    let begun = std::time::Instant::now();
+    let (mut ended, mut died, mut refused) = (0, 0, 0);
+    while begun.elapsed().as_secs() < seconds {
+        let seed = (begun.elapsed().as_nanos() as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let storms = (0..20).map(|turn| (seed + turn, others.clone()));
+        for outcome in pool.imap_unordered(storm, storms) {
+            match outcome.map_err(|error| error.kind().clone()) {
+                Ok(_) => ended += 1,
+                Err(TaskErrorKind::Died { cause: DeathCause::Sandboxed { .. }, .. }) => {
+                    refused += 1
+                }
+                Err(_) => died += 1,
+            }
+        }
+        assert_eq!(pool.map(square, 0..100).unwrap().len(), 100);
+    }
+    eprintln!("{ended} ended, {refused} were refused, {died} died otherwise");
+    assert!(refused > 0);
+    assert_eq!(fs::read_to_string(&secret).unwrap(), "as it was");
+    let after = fs::metadata(&secret).unwrap();
+    assert_eq!(after.permissions(), before.2.permissions());
+    assert_eq!(after.modified().unwrap(), before.2.modified().unwrap());
+    assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 1);
+    assert_eq!((limits(), std::env::current_dir().unwrap()), (before.0, before.1));
+    assert!(bystander.try_wait().unwrap().is_none(), "it lives");
+    bystander.kill().unwrap();
+    bystander.wait().unwrap();
+}

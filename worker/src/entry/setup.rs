@@ -196,6 +196,17 @@ fn set_name(name: &str) {
     }
 }
 
+/// Returns the names of this process's threads but this one.
+pub(super) fn other_threads() -> Vec<String> {
+    let Ok(threads) = std::fs::read_dir("/proc/self/task") else { return Vec::new() };
+    let own = std::process::id().to_string();
+    let others = threads
+        .filter_map(Result::ok)
+        .filter(|thread| thread.file_name().to_str().is_some_and(|id| id != own));
+    let name = |thread: std::fs::DirEntry| std::fs::read_to_string(thread.path().join("comm"));
+    others.filter_map(|thread| Some(name(thread).ok()?.trim_end().to_owned())).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsRawFd;

@@ -186,7 +186,7 @@ fn count_threads() -> Result<(), String> {
     const PATIENCE: Duration = Duration::from_millis(200);
     let begun = Instant::now();
     loop {
-        let others = other_threads();
+        let others = setup::other_threads();
         if others.is_empty() {
             return Ok(());
         }
@@ -198,17 +198,6 @@ fn count_threads() -> Result<(), String> {
         }
         std::thread::sleep(Duration::from_millis(1));
     }
-}
-
-/// Returns the names of this process's threads but this one.
-pub(super) fn other_threads() -> Vec<String> {
-    let Ok(threads) = std::fs::read_dir("/proc/self/task") else { return Vec::new() };
-    let own = std::process::id().to_string();
-    let others = threads
-        .filter_map(Result::ok)
-        .filter(|thread| thread.file_name().to_str().is_some_and(|id| id != own));
-    let name = |thread: std::fs::DirEntry| std::fs::read_to_string(thread.path().join("comm"));
-    others.filter_map(|thread| Some(name(thread).ok()?.trim_end().to_owned())).collect()
 }
 
 /// The operation of prctl(2) that returns where the C library keeps a thread's id. libc does not define it.

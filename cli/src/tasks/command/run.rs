@@ -79,10 +79,14 @@ pub(crate) fn prepare(spec: CommandSpec) -> impl Sized + 'static {
     let ready = || -> io::Result<Runner> {
         program::adopt_orphans()?;
         program::default_child_signal();
+        let mut spiller = Spiller::new(spec.spill.clone());
+        if spec.confined && spec.prints == OutputMode::Grouped {
+            spiller.open_early()?;
+        }
         Ok(Runner {
             variable: CString::new(format!("{SLOT}={number}"))?,
             slot: number.to_string(),
-            spiller: Spiller::new(spec.spill.clone()),
+            spiller,
             watch: TerminalWatch::start()?,
             terminal: spec.has_terminal.then(Terminal::open).transpose()?,
             is_interrupted: false,

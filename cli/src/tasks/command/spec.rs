@@ -19,6 +19,8 @@ pub(crate) struct CommandSpec {
     pub(crate) prints: OutputMode,
     /// Whether a job has the terminal.
     pub(crate) has_terminal: bool,
+    /// Whether the worker is confined after [`prepare`](super::prepare): it opens what it may need there.
+    pub(crate) confined: bool,
     /// Whether a job writes to a pseudo-terminal where its output is collected.
     pub(crate) pseudo_terminal: bool,
     /// Whether the output of running jobs can be looked at.

@@ -130,6 +130,11 @@ impl Spiller {
         self.is_far
     }
 
+    /// Opens the files before they are needed.
+    pub(super) fn open_early(&mut self) -> io::Result<()> {
+        self.open().map(drop)
+    }
+
     /// Returns the files. Opens them and sends them to the parent on first use.
     fn open(&mut self) -> io::Result<&mut Open> {
         let open = match self.open.take() {
