@@ -38,6 +38,13 @@ impl Control {
         self.workers
     }
 
+    /// Lets a paused run go on, which otherwise could not end.
+    pub(super) fn resume(&mut self, pool: &Pool) {
+        if std::mem::take(&mut self.is_paused) {
+            pool.resume();
+        }
+    }
+
     /// Changes the run. Returns what to say about it.
     pub(super) fn change(
         &mut self,

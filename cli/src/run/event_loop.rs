@@ -331,6 +331,7 @@ impl Run {
     /// Starts no more jobs, and shows the rows that came early. Running jobs continue.
     fn start_no_more(&mut self, ending: Ending, pool: &Pool) -> Result<()> {
         self.ending = Some(ending);
+        self.control.resume(pool);
         self.feed.stop();
         self.starts.iter().for_each(SharedStart::stop);
         self.threads.end_wait();

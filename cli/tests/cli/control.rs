@@ -94,3 +94,18 @@ fn keys_change_the_run_and_the_terminal_is_as_it_was() {
     let (_, shown) = terminal.end();
     assert!(shown.contains("SIGTERM"), "{shown}");
 }
+
+#[test]
+fn a_paused_run_goes_on_to_its_end_when_it_is_interrupted() {
+    let mut terminal =
+        Terminal::start("run --top -p 1 -- sh -c 'touch began-$0; sleep 0.3' ::: 1 2");
+    let dir = terminal.dir().to_owned();
+    wait_until("one has begun", || begun(&dir) == 1);
+    terminal.wait_until("the keys are named", |shown| shown.contains("enter output"));
+    let workers = children(terminal.pid());
+    terminal.press(b"p");
+    wait_until("it is stopped", || workers.iter().all(|pid| state(*pid) == Some('T')));
+    signal(terminal.pid(), Signal::TERM);
+    terminal.wait_until("it ends", |shown| shown.contains("1 done"));
+    assert_eq!(terminal.end().0, Some(143));
+}

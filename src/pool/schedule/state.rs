@@ -221,6 +221,8 @@ impl PoolState {
     pub(crate) fn worker_count(&self) -> usize {
         match self.link {
             Some(_) => self.config.workers,
+            // No lock may be taken there.
+            None if self.forked().is_some() => self.slots.count(),
             None => self.central().slots.limit(),
         }
     }

@@ -48,6 +48,13 @@ fn children_titled(title: &str) -> Vec<u32> {
     pids.filter(is_it).collect()
 }
 
+/// Returns a pool's template. A worker has its title for a moment after the fork.
+fn the_template(pool: &str) -> u32 {
+    let title = format!("{pool}/template");
+    wait_until("there is one template", || children_titled(&title).len() == 1);
+    children_titled(&title)[0]
+}
+
 #[test]
 fn workers_have_what_the_preload_function_built_and_are_children_of_the_pools_process() {
     let pool = Pool::builder().workers(3).preload(build, 1000).build().unwrap();
@@ -99,8 +106,8 @@ fn a_forked_worker_is_a_process_like_any_other() {
         let (pid, group, tid, locked, is_whole) = probed.unwrap();
         assert_eq!((group, tid, locked, is_whole), (pid as i32, pid as i32, 1, true));
     }
-    assert_eq!(children_titled("forked/0").len(), 1);
-    assert_eq!(children_titled("forked/template").len(), 1);
+    wait_until("it has its title", || children_titled("forked/0").len() == 1);
+    the_template("forked");
 }
 
 #[test]
@@ -271,7 +278,7 @@ fn a_template_that_dies_again_and_again_is_started_when_it_is_needed() {
 fn a_template_that_is_killed_is_replaced() {
     let pool = Pool::builder().name("killed").workers(2).preload(build, 100).build().unwrap();
     for round in 0..10 {
-        let [template] = children_titled("killed/template")[..] else { panic!("one template") };
+        let template = the_template("killed");
         kill(template, libc::SIGKILL);
         // With and without workers to fork.
         if round % 2 == 0 {
@@ -287,7 +294,7 @@ fn a_template_that_is_killed_is_replaced() {
 #[test]
 fn a_template_that_is_stopped_is_killed_and_replaced_when_it_is_needed() {
     let pool = Pool::builder().name("stopped").workers(1).preload(build, 100).build().unwrap();
-    let [template] = children_titled("stopped/template")[..] else { panic!("one template") };
+    let template = the_template("stopped");
     kill(template, libc::SIGSTOP);
     kill(pool.workers()[0].pid, libc::SIGKILL);
     let begun = Instant::now();
@@ -398,7 +405,7 @@ fn the_workers_environment_must_fit_in_a_packet() {
 #[test]
 fn a_template_ends_with_its_pool() {
     let pool = template().name("ending").workers(2).build().unwrap();
-    assert_eq!(children_titled("ending/template").len(), 1);
+    the_template("ending");
     drop(pool);
     wait_until("its end", || children_titled("ending/template").is_empty());
 }
