@@ -7,13 +7,12 @@
 //!   attribute of a file), some fail with an error, as where the user lacks the right. All others end the process: SIGSYS,
 //!   whose handler records the call's number in the lane.
 //!
-//! Where filters disagree, the kernel takes the most severe answer, and it takes a trap for more severe than an error.
-//! So the list allows what another filter refuses.
-//!
 //! Both are for the calling thread, and for those that it starts later. So other threads are refused here.
 
 mod calls;
+mod table;
 
+use std::collections::BTreeMap;
 use std::ffi::{OsString, c_int, c_void};
 use std::sync::OnceLock;
 
@@ -31,6 +30,7 @@ use self::calls::{
     ALLOWED, ALLOWED_HERE, FCNTL_REFUSED, IOCTL_REFUSED, PRCTL_ALLOWED, PROCESSES, PROCESSES_HERE,
     REFUSED, REFUSED_HERE, SOCKETS,
 };
+use self::table::Answer;
 use super::setup::other_threads;
 use crate::shm::lane::{AbortReason, Words};
 use crate::wire::confinement::{Confinement, Network};
@@ -83,8 +83,7 @@ pub(super) fn confine(to: &Confinement, lane: &'static Words) -> Result<(), Stri
     };
     rustix::thread::set_capabilities(None, none).map_err(refused("capset"))?;
     rules(to)?.restrict_self().map_err(|error| lacking(&error))?;
-    let filters = filters(to).map_err(|error| format!("seccomp: {error}"));
-    let applied = filters.and_then(|filters| {
+    let applied = filters(to).and_then(|filters| {
         filters.iter().try_for_each(|filter| {
             seccompiler::apply_filter(filter).map_err(|error| {
                 format!("this kernel has no seccomp filters, or refuses them: {error}")
@@ -159,46 +158,40 @@ fn allow(path: &OsString, access: BitFlags<AccessFs>) -> Result<PathBeneath<Path
 
 type Rules = Vec<(libc::c_long, Vec<SeccompRule>)>;
 
-/// Returns the filters, in the order of their installation.
-fn filters(to: &Confinement) -> Result<Vec<BpfProgram>, seccompiler::BackendError> {
-    let unknown = SeccompAction::Errno(libc::ENOSYS as u32);
-    let refused = SeccompAction::Errno(libc::EPERM as u32);
-    let no_network = SeccompAction::Errno(libc::EACCES as u32);
-    let always = |calls: &[libc::c_long]| calls.iter().map(|call| (*call, Vec::new())).collect();
-    let mut allowed: Rules = always(ALLOWED);
-    allowed.extend(always(ALLOWED_HERE));
-    allowed.extend(always(REFUSED));
-    allowed.extend(always(REFUSED_HERE));
-    allowed.extend(always(SOCKETS));
-    allowed.extend(always(PROCESSES));
-    allowed.extend(always(PROCESSES_HERE));
-    allowed.push((libc::SYS_clone3, Vec::new()));
-    let mut denied: Rules = always(REFUSED);
-    denied.extend(always(REFUSED_HERE));
-    denied.extend(conditional(to)?);
-    if !to.spawn {
-        denied.extend(always(PROCESSES));
-        denied.extend(always(PROCESSES_HERE));
-    }
-    // Its arguments are in memory, where a filter can't see them. The C library uses `clone` then.
-    let mut programs = vec![program(always(&[libc::SYS_clone3]), SeccompAction::Allow, unknown)?];
-    if to.network == Network::Denied {
-        programs.push(program(always(SOCKETS), SeccompAction::Allow, no_network)?);
-    }
-    programs.push(program(denied, SeccompAction::Allow, refused)?);
-    programs.push(program(allowed, SeccompAction::Trap, SeccompAction::Allow)?);
-    Ok(programs)
+/// Returns the filters: what depends on the arguments, and what on the call alone.
+fn filters(to: &Confinement) -> Result<[BpfProgram; 2], String> {
+    let by_arguments = || -> Result<BpfProgram, seccompiler::BackendError> {
+        let rules = conditional(to)?;
+        let refused = SeccompAction::Errno(libc::EPERM as u32);
+        let arch = std::env::consts::ARCH.try_into()?;
+        SeccompFilter::new(rules.into_iter().collect(), SeccompAction::Allow, refused, arch)?
+            .try_into()
+    };
+    let by_arguments = by_arguments().map_err(|error| format!("seccomp: {error}"))?;
+    Ok([by_arguments, table::filter(&answers(to)).map_err(|why| format!("seccomp: {why}"))?])
 }
 
-/// Compiles a filter: `hit` is the answer to the calls in `rules`, `miss` to all others.
-fn program(
-    rules: Rules,
-    miss: SeccompAction,
-    hit: SeccompAction,
-) -> Result<BpfProgram, seccompiler::BackendError> {
-    let arch = std::env::consts::ARCH.try_into()?;
-    let rules = rules.into_iter().collect();
-    SeccompFilter::new(rules, miss, hit, arch)?.try_into()
+/// Returns the answer to each system call that does not end the process.
+fn answers(to: &Confinement) -> BTreeMap<libc::c_long, Answer> {
+    let sockets = match to.network {
+        Network::Denied => Answer::Fail(libc::EACCES),
+        Network::Tcp { .. } | Network::Full => Answer::Allow,
+    };
+    let processes = if to.spawn { Answer::Allow } else { Answer::Fail(libc::EPERM) };
+    let lists = [
+        (ALLOWED, Answer::Allow),
+        (ALLOWED_HERE, Answer::Allow),
+        (REFUSED, Answer::Fail(libc::EPERM)),
+        (REFUSED_HERE, Answer::Fail(libc::EPERM)),
+        (SOCKETS, sockets),
+        (PROCESSES, processes),
+        (PROCESSES_HERE, processes),
+        // Its arguments are in memory, where a filter can't see them. The C library uses `clone` then.
+        (&[libc::SYS_clone3], Answer::Fail(libc::ENOSYS)),
+    ];
+    let each =
+        lists.into_iter().flat_map(|(calls, answer)| calls.iter().map(move |it| (*it, answer)));
+    each.collect()
 }
 
 /// Returns what is refused of calls that are otherwise allowed.
@@ -335,8 +328,7 @@ mod tests {
                 [Network::Denied, Network::Full, Network::Tcp { connect: vec![80], listen: vec![] }]
             {
                 let to = Confinement { network, spawn, ..Confinement::default() };
-                // The kernel takes no longer ones.
-                assert!(filters(&to).unwrap().iter().all(|filter| filter.len() <= 4096));
+                assert!(filters(&to).unwrap().iter().all(|filter| filter.len() <= 1024));
             }
         }
     }
