@@ -158,7 +158,7 @@ fn allow(path: &OsString, access: BitFlags<AccessFs>) -> Result<PathBeneath<Path
 
 type Rules = Vec<(libc::c_long, Vec<SeccompRule>)>;
 
-/// Returns the filters: what depends on the arguments, and what on the call alone.
+/// Returns the filters: what depends on the call alone, and what on its arguments.
 fn filters(to: &Confinement) -> Result<[BpfProgram; 2], String> {
     let by_arguments = || -> Result<BpfProgram, seccompiler::BackendError> {
         let rules = conditional(to)?;
@@ -168,7 +168,9 @@ fn filters(to: &Confinement) -> Result<[BpfProgram; 2], String> {
             .try_into()
     };
     let by_arguments = by_arguments().map_err(|error| format!("seccomp: {error}"))?;
-    Ok([by_arguments, table::filter(&answers(to)).map_err(|why| format!("seccomp: {why}"))?])
+    let by_number = table::filter(&answers(to)).map_err(|why| format!("seccomp: {why}"))?;
+    // In this order, the kernel examines the second only for the calls that the first allows.
+    Ok([by_number, by_arguments])
 }
 
 /// Returns the answer to each system call that does not end the process.
