@@ -374,7 +374,9 @@ impl Pool {
         let number = self.shared().counters.single_calls.fetch_add(1, Relaxed);
         // Consecutive seeds, so that single calls can share a chunk.
         let seed = seed::advance(seed::finalize(self.shared().config.seed), number);
-        self.job(FnRef::task(f), number, None, seed)
+        let job = self.job(FnRef::task(f), number, None, seed);
+        job.set_single();
+        job
     }
 
     /// Creates a job for many items.

@@ -21,6 +21,7 @@ pub struct TaskOptions {
     pub(crate) timeout: Option<Duration>,
     pub(crate) retries: Option<u32>,
     pub(crate) label: Option<Arc<str>>,
+    pub(crate) priority: Option<i32>,
 }
 
 impl TaskOptions {
@@ -48,6 +49,15 @@ impl TaskOptions {
         self
     }
 
+    /// Starts queued tasks of a higher priority before those of a lower one; running tasks go on. Default: 0.
+    ///
+    /// Among equals, calls share the workers: each call with many items, and all single calls together, get the same part
+    /// of their time.
+    pub fn priority(mut self, priority: i32) -> Self {
+        self.priority = Some(priority);
+        self
+    }
+
     /// Names the tasks in events and logs.
     pub fn label(mut self, label: impl Into<String>) -> Self {
         self.label = Some(label.into().into());
@@ -61,6 +71,7 @@ impl TaskOptions {
             timeout: self.timeout.or(others.timeout),
             retries: self.retries.or(others.retries),
             label: self.label.or_else(|| others.label.clone()),
+            priority: self.priority.or(others.priority),
         }
     }
 }

@@ -2,7 +2,7 @@
 //! iterators take from here. The [`Ledger`] in between accepts each item once.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
@@ -39,6 +39,10 @@ pub(crate) struct Job {
     pub(crate) cancelled: AtomicBool,
     /// Whether the caller collects all outcomes before it uses any, so that single outcomes need not wake it.
     pub(crate) collects_all: AtomicBool,
+    /// Whether it is a single call, which shares a flow of the queue with the others.
+    is_single: AtomicBool,
+    /// The virtual time up to which it has had its part of the workers, in nanoseconds. Changed under the scheduler's lock.
+    pub(crate) had: AtomicU64,
     state: Mutex<State>,
     arrived: Condvar,
 }
@@ -81,6 +85,8 @@ impl Job {
             taken: AtomicBool::new(false),
             cancelled: AtomicBool::new(false),
             collects_all: AtomicBool::new(false),
+            is_single: AtomicBool::new(false),
+            had: AtomicU64::new(0),
             state: Mutex::default(),
             arrived: Condvar::new(),
         })
@@ -92,6 +98,19 @@ impl Job {
         self.options.timeout == other.options.timeout
             && self.options.chunk_size == other.options.chunk_size
             && context(self) == context(other)
+    }
+
+    /// Marks it as a single call, before it is queued.
+    pub(crate) fn set_single(&self) {
+        self.is_single.store(true, Relaxed);
+    }
+
+    pub(crate) fn is_single(&self) -> bool {
+        self.is_single.load(Relaxed)
+    }
+
+    pub(crate) fn priority(&self) -> i32 {
+        self.options.priority.unwrap_or(0)
     }
 
     /// Returns the target duration of a chunk, in nanoseconds.

@@ -369,6 +369,7 @@ impl<E: Engine> Agent<E> {
             timeout: chunk.timeout,
             retries: chunk.retries,
             label: chunk.label.map(Arc::from),
+            priority: None,
         };
         let cost = shared.cost(chunk.call);
         let context = context.flatten();

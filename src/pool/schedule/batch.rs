@@ -119,8 +119,18 @@ impl Batch {
         attachments: Attachments,
     ) -> Self {
         let queued = Instant::now();
-        let (attempt, losses, slot) = (1, 0, None);
-        Self { job, first, items, attempt, losses, queued, slot, width, arguments, attachments }
+        Self {
+            job,
+            first,
+            items,
+            attempt: 1,
+            losses: 0,
+            queued,
+            slot: None,
+            width,
+            arguments,
+            attachments,
+        }
     }
 
     /// Copies the batch for another slot, as new items of the same job.

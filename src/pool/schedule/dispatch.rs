@@ -189,11 +189,7 @@ impl PoolState {
                 fitting => fitting,
             };
             let cost = job.cost.nanos();
-            let Some(mut batch) = central.queue.pop_front() else { break };
-            if fitting < batch.items {
-                let front = batch.split_front(fitting);
-                central.queue.push_front(std::mem::replace(&mut batch, front));
-            }
+            let Some(batch) = central.queue.pop(fitting) else { break };
             central.queued -= u64::from(batch.items);
             items += batch.items;
             nanos += u64::from(batch.items) * cost;

@@ -7,6 +7,7 @@ pub(crate) mod counters;
 mod dispatch;
 mod limiter;
 mod one_process;
+mod queue;
 mod remote;
 pub(crate) mod slots;
 pub(crate) mod state;

@@ -6,7 +6,7 @@
 use std::ops::Range;
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::batch::{Batch, split_back};
+use super::batch::Batch;
 use super::cost::CostEstimate;
 use super::slots::{Phase, Wake};
 use super::state::{PoolState, SchedulerState};
@@ -90,11 +90,8 @@ impl PoolState {
         }
         let mut bytes = 0;
         while wanted > 0 && bytes < MOST_BYTES {
-            let Some(mut batch) = central.queue.pop_front() else { break };
-            if u64::from(batch.items) > wanted {
-                let front = batch.split_front(wanted as u32);
-                central.queue.push_front(std::mem::replace(&mut batch, front));
-            }
+            let most = u32::try_from(wanted).unwrap_or(u32::MAX);
+            let Some(batch) = central.queue.pop(most) else { break };
             central.queued -= u64::from(batch.items);
             wanted -= u64::from(batch.items);
             bytes += batch.arguments().len();
@@ -105,9 +102,7 @@ impl PoolState {
     /// Takes up to `most` items that have not started, for another host.
     pub(crate) fn give_back(&self, most: u32) -> Vec<Batch> {
         let mut central = self.central();
-        let mut queue = std::mem::take(&mut central.queue);
-        let mut taken = split_back(&mut queue, most);
-        central.queue = queue;
+        let mut taken = central.queue.split_back(most);
         let count = |batches: &[Batch]| batches.iter().map(|batch| batch.items).sum::<u32>();
         central.queued -= u64::from(count(&taken));
         for slot in 0..self.slots.count() {

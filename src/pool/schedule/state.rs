@@ -35,6 +35,7 @@ use crate::pool::schedule::batch::Batch;
 use crate::pool::schedule::cost::CostEstimate;
 use crate::pool::schedule::counters::Counters;
 use crate::pool::schedule::limiter::{Limiter, Period};
+use crate::pool::schedule::queue::Queue;
 use crate::pool::schedule::slots::{Actions, Phase, SlotTable, Wake};
 
 /// Consecutive failed starts of a slot before waiting tasks fail. With the delays between them they take
@@ -108,7 +109,7 @@ pub(super) struct InFlight {
 
 #[derive(Debug)]
 pub(super) struct SchedulerState {
-    pub(super) queue: VecDeque<Batch>,
+    pub(super) queue: Queue,
     pub(super) queued: u64,
     pub(super) slots: SlotTable<PendingWorker, Worker>,
     pub(super) by_slot: Vec<SlotQueue>,
@@ -175,7 +176,7 @@ impl PoolState {
         let slots = config.local;
         let cpus = std::thread::available_parallelism().map_or(1, NonZero::get);
         let central = SchedulerState {
-            queue: VecDeque::new(),
+            queue: Queue::default(),
             queued: 0,
             slots: match config.replaces {
                 true => SlotTable::new(config.numbers(), START_ATTEMPTS, Instant::now()),
@@ -274,7 +275,7 @@ impl PoolState {
             central.queued += u64::from(batch.items);
             match batch.slot {
                 Some(slot) => central.by_slot[slot].own.push_front(batch),
-                None => central.queue.push_front(batch),
+                None => central.queue.push_again(batch),
             }
         }
         if !central.queue.is_empty() {
@@ -384,7 +385,7 @@ impl SchedulerState {
     pub(super) fn take_queued(&mut self) -> Vec<Batch> {
         self.queued = 0;
         let own = self.by_slot.iter_mut().flat_map(|slot| slot.own.drain(..));
-        self.queue.drain(..).chain(own).collect()
+        self.queue.drain().chain(own).collect()
     }
 
     /// Whether the queued tasks are short, judged by the first batch.

@@ -66,7 +66,7 @@ impl PoolState {
             None => {
                 let is_unknown = batch.job.is_of_unknown_speed();
                 let items = batch.items as usize;
-                central.queue.push_back(batch);
+                central.queue.push(batch);
                 self.wake_for_queue(&mut central);
                 if is_unknown {
                     self.spread(&mut central, items);
@@ -133,10 +133,7 @@ impl PoolState {
         job.cancelled.store(true, Relaxed);
         let is_target = |batch: &Batch| Arc::ptr_eq(&batch.job, job);
         let mut central = self.central();
-        let (cancelled, kept) =
-            std::mem::take(&mut central.queue).into_iter().partition(&is_target);
-        central.queue = kept;
-        let mut cancelled: VecDeque<Batch> = cancelled;
+        let mut cancelled = central.queue.take(is_target);
         central.queued -= cancelled.iter().map(|batch| u64::from(batch.items)).sum::<u64>();
         let mut rejected = Vec::new();
         for slot in 0..self.slots.count() {

@@ -3,6 +3,7 @@
 mod basics;
 mod contexts;
 mod entry;
+mod fairness;
 mod growth;
 mod lifecycle;
 mod limits;
