@@ -4,10 +4,11 @@ use std::ffi::OsString;
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::PathBuf;
 
-use clap::builder::{NonEmptyStringValueParser, PossibleValuesParser, TypedValueParser};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, ValueHint};
 
 use super::compare::args::CompareArgs;
+use super::gpus::Gpu;
 use super::halt::{Halt, halt};
 use super::input_args::InputArgs;
 use super::isolate::cases::Case;
@@ -212,10 +213,10 @@ pub(super) struct RunArgs {
     pub(super) procs: usize,
 
     /// GPUs to assign to the workers in turn, one per worker, by CUDA_VISIBLE_DEVICES and
-    /// HIP_VISIBLE_DEVICES; the default of --procs is then one worker per GPU
+    /// HIP_VISIBLE_DEVICES: 0,1, or 0:2,1:2 for two workers on each. The default of --procs is then
+    /// their number
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
-    #[arg(value_parser = NonEmptyStringValueParser::new())]
-    pub(super) gpus: Vec<String>,
+    pub(super) gpus: Vec<Gpu>,
 
     /// Built-in task to run for each input; 'procpool tasks' lists them [default: square]
     #[arg(short, long, value_name = "NAME", conflicts_with = "command")]

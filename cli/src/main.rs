@@ -34,6 +34,7 @@ mod control;
 mod drawing;
 mod exit;
 mod format;
+mod gpus;
 mod halt;
 mod hints;
 mod input_args;

@@ -16,6 +16,7 @@ use super::args::{
 };
 use super::blocks::BlockFiles;
 use super::exit::Usage;
+use super::gpus;
 use super::inputs::Source;
 use super::job_files;
 use super::render::{self, Form, PlainOptions};
@@ -107,6 +108,7 @@ impl RunPlan {
             Some(file) if file == Path::new("-") => LogTo::Stderr,
             Some(file) => LogTo::File(file),
         };
+        let gpus = gpus::in_turn(&args.gpus);
         let (work, source, takes, output_to, form, sandbox);
         let (mut fresh, mut plain, mut blocks) = (false, PlainOptions::default(), None);
         if is_command {
@@ -132,7 +134,7 @@ impl RunPlan {
                 spec.template = spec.template.repeating_words();
             }
             let cpus = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-            let workers = [args.procs, args.gpus.len()].into_iter().find(|it| *it > 0);
+            let workers = [args.procs, gpus.len()].into_iter().find(|it| *it > 0);
             let workers = workers.unwrap_or_else(cpus);
             let rule = args.input_args.pack_rule(spec.template.value_cost(), workers)?;
             blocks = over.blocks;
@@ -221,7 +223,7 @@ impl RunPlan {
         let results = output.results;
         let has_directory = results.as_deref().is_some_and(job_files::is_directory);
         let job_files = results.clone().filter(|_| has_directory);
-        let workers = if args.procs == 0 { args.gpus.len() } else { args.procs };
+        let workers = if args.procs == 0 { gpus.len() } else { args.procs };
         let most_inputs = source
             .count_to(takes, workers as u64)
             .map_or(workers, |count| usize::try_from(count).unwrap_or(usize::MAX).max(1));
@@ -231,7 +233,7 @@ impl RunPlan {
             blocks,
             // More workers than inputs would start and stop without work.
             workers: workers.min(most_inputs),
-            gpus: args.gpus,
+            gpus,
             chunk_size: args.chunk_size.map(Into::into),
             fresh,
             dry_run: args.dry_run,

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use procpool_worker::function::{FnRef, ForeignFunction};
 use procpool_worker::seed;
@@ -297,6 +297,34 @@ impl Pool {
             self.inner.join_threads();
             self.shared().config.observers.callbacks.wait();
         }
+    }
+
+    /// [Closes](Self::close) the pool, and gives its tasks this long to end. Then [terminates](Self::terminate) it:
+    /// unfinished tasks fail with [`TaskErrorKind::Closed`]. Returns whether all were done in time. For an orderly
+    /// shutdown with a deadline, as at SIGTERM; see also [`cancel_queued`](Self::cancel_queued).
+    ///
+    /// Like [`join`](Self::join), returns immediately on the pool's own threads.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let pool = procpool::Pool::new(4)?;
+    /// if !pool.drain(std::time::Duration::from_secs(20)) {
+    ///     eprintln!("some tasks were cut off");
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn drain(&self, limit: Duration) -> bool {
+        if self.shared().forked().is_some() || state::is_pool_thread() {
+            return false;
+        }
+        self.close();
+        let is_done = self.shared().wait_end_until(Instant::now().checked_add(limit));
+        if !is_done {
+            self.terminate();
+        }
+        self.join();
+        is_done
     }
 
     /// Kills the workers immediately. Unfinished tasks fail with

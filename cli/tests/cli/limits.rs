@@ -25,8 +25,12 @@ fn an_input_that_takes_too_long_fails_alone() {
 
 #[test]
 fn gpus_are_shared_out_among_the_workers_one_each_in_turn() {
-    for (procs, expected) in [("0", vec!["2", "5"]), ("3", vec!["2", "2", "5"])] {
-        let arguments = ["run", "--gpus", "2,5", "--procs", procs, "--task", "pi"];
+    for (gpus, procs, expected) in [
+        ("2,5", "0", vec!["2", "5"]),
+        ("2,5", "3", vec!["2", "2", "5"]),
+        ("2:2,5", "0", vec!["2", "2", "5"]),
+    ] {
+        let arguments = ["run", "--gpus", gpus, "--procs", procs, "--task", "pi"];
         let mut command = procpool(&arguments);
         command.args(["--points", ENDLESS, "1", "2", "3"]);
         let child = command.spawn().unwrap();
@@ -47,6 +51,8 @@ fn gpus_are_shared_out_among_the_workers_one_each_in_turn() {
         wait(child);
     }
     assert_eq!(run(&["run", "--gpus", "0,", "4"]).code, Some(2), "an empty one is none");
+    let wrong = run(&["run", "--gpus", "0:x", "4"]);
+    assert!(wrong.stderr.contains("'x' is no number of workers"), "{wrong:?}");
     let show = "echo $CUDA_VISIBLE_DEVICES";
     let command = run(&["run", "--gpus", "7", "--", "sh", "-c", show, ":::", "1", "2"]);
     assert_eq!((command.text(), command.code), ("7\n7\n", Some(0)), "{command:?}");

@@ -235,6 +235,22 @@ impl PoolState {
         }
     }
 
+    /// Blocks until all tasks are done and the workers of a closed pool have been let go, at most until `deadline`.
+    /// Returns whether they are.
+    pub(crate) fn wait_end_until(&self, deadline: Option<Instant>) -> bool {
+        let mut central = self.central();
+        while central.drivers > 0 {
+            let left = match deadline.map(|at| at.saturating_duration_since(Instant::now())) {
+                Some(left) if left.is_zero() => return false,
+                Some(left) => left,
+                None => Duration::MAX,
+            };
+            let waited = self.changed.wait_timeout(central, left);
+            central = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
+    }
+
     /// Blocks until all workers have started and one has connected, or a first start has failed.
     pub(crate) fn wait_first_start(&self) -> Result<(), StartError> {
         let mut central = self.central();

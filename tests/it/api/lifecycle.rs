@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use crate::support::{SideEffects, is_alive, kill, sleepy, square, wait_until};
+use crate::support::{SOON, SideEffects, is_alive, kill, sleepy, square, wait_until};
 use procpool::{
     DeathCause, Error, Event, EventKind, Pool, StartError, StartMethod, TaskErrorKind, WorkerState,
 };
@@ -333,4 +333,27 @@ fn invalid_options_are_refused_with_the_remedy() {
     assert!(error.to_string().contains("leave it unset"), "{error}");
     let error = Pool::builder().current_dir("/does/not/exist").build().unwrap_err();
     assert!(matches!(error, Error::Start(StartError::Spawn(_))), "{error}");
+}
+
+#[test]
+fn a_pool_is_drained_in_time_or_terminated_at_its_deadline() {
+    let pool = Pool::new(2).unwrap();
+    let tasks: Vec<_> = (0..20).map(|_| pool.apply_async(sleepy, 1)).collect();
+    assert!(pool.drain(SOON));
+    assert!(tasks.iter().all(|task| task.is_ready()));
+    assert!(tasks.into_iter().all(|task| task.get().is_ok()));
+    assert!(pool.drain(Duration::ZERO), "it is over");
+
+    let pool = Pool::new(2).unwrap();
+    let endless: Vec<_> = (0..4).map(|_| pool.apply_async(sleepy, 3_600_000)).collect();
+    wait_until("two run", || pool.stats().running == 2);
+    let begun = Instant::now();
+    assert!(!pool.drain(Duration::from_millis(50)));
+    assert!((Duration::from_millis(50)..SOON).contains(&begun.elapsed()));
+    for task in endless {
+        assert!(matches!(task.get().unwrap_err().kind(), TaskErrorKind::Closed));
+    }
+    // Time without end.
+    let pool = Pool::new(1).unwrap();
+    assert!(pool.drain(Duration::MAX));
 }
