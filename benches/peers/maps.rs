@@ -17,7 +17,7 @@ pub(crate) fn five_million(peers: &mut Peers, size: &SampleSize) -> Outcome<Row>
     let field = roots(peers, size.repetitions, 10..5_000_000)?;
     let (rayon, pool) = (field.ratio("procpool", "rayon"), field.ratio("Pool", "procpool"));
     Ok(Row::new("`map` of square roots over 10..5,000,000", Unit::Seconds, field)
-        .at_most(2.5, "rayon", rayon)
+        .at_most(1.5, "rayon", rayon)
         .at_least(15.0, "faster than Pool.map", pool)
         .note(
             "ProcessPoolExecutor sends one item a message by default; it has Pool's chunks here.",

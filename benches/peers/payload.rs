@@ -52,7 +52,7 @@ pub(crate) fn bytes(peers: &mut Peers, size: &SampleSize) -> Outcome<Row> {
     let memcpy = field.ratio("procpool", "memcpy (clone)");
     let (pool, procspawn) = (field.ratio("Pool", "procpool"), field.ratio("procspawn", "procpool"));
     Ok(Row::new("64 MiB `Vec<u8>` in and out", Unit::Seconds, field)
-        .at_most(5.0, "a memcpy", memcpy)
+        .at_most(2.0, "a memcpy", memcpy)
         .at_least(10.0, "faster than Pool", pool)
         .at_least(10.0, "faster than procspawn", procspawn)
         .note("the memcpy of the goal is a `clone`, whose memory is new, as that of a result is."))

@@ -48,7 +48,7 @@ pub(crate) fn channel(peers: &mut Peers, size: &SampleSize) -> Outcome<Row> {
     let queue = field.ratio("procpool", "Queue");
     let raw = field.ratio("procpool", "ipc-channel");
     Ok(Row::new("numbers through a channel, one process to another", Unit::PerSecond, field)
-        .at_least(20.0, "faster than multiprocessing.Queue", queue)
+        .at_least(25.0, "faster than multiprocessing.Queue", queue)
         .at_least(1.0, "faster than a raw ipc-channel", raw)
         .note("the raw channel carries bare bytes, eight a message."))
 }
