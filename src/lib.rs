@@ -266,10 +266,10 @@ pub use failure::Failure;
 pub use init::init;
 pub use os::process::OutputMode;
 pub use pool::{
-    AsCompleted, Canceller, Event, EventKind, HostInfo, Hosts, IntoStream, Limits, Pool,
-    PoolBuilder, Process, ProcessBuilder, ProcessHandle, Report, Reports, Results, StartMethod,
-    Stats, Task, TaskOptions, Timeout, WaitFor, WorkerInfo, WorkerState, as_completed,
-    log_to_stderr, wait,
+    AsCompleted, Canceller, Deaths, Event, EventKind, Histogram, HostInfo, Hosts, IntoStream,
+    Limits, Metrics, Pool, PoolBuilder, Process, ProcessBuilder, ProcessHandle, Report, Reports,
+    Results, StartMethod, Stats, Task, TaskOptions, Timeout, WaitFor, WorkerInfo, WorkerState,
+    as_completed, log_to_stderr, wait,
 };
 #[cfg(feature = "sandbox")]
 pub use pool::{Ports, Sandbox};

@@ -18,6 +18,7 @@ use crate::pool::call::job::Job;
 use crate::pool::call::results::{Order, Results};
 use crate::pool::call::task::{self, Task};
 use crate::pool::call::{collect, encode, feed};
+use crate::pool::observe::metrics::Metrics;
 use crate::pool::options::TaskOptions;
 use crate::pool::process::shared_supervisor::Membership;
 use crate::pool::schedule::batch::Batch;
@@ -390,6 +391,18 @@ impl Pool {
             failed: counters.failed.load(Relaxed),
             retried: counters.retried.load(Relaxed),
             restarts: counters.restarts.load(Relaxed),
+        }
+    }
+
+    /// Returns the pool's numbers for a dashboard: [`stats`](Self::stats), how long tasks waited and ran, and how workers
+    /// died.
+    pub fn metrics(&self) -> Metrics {
+        let counters = &self.shared().counters;
+        Metrics {
+            stats: self.stats(),
+            wait: counters.wait.read(),
+            run: counters.run.read(),
+            deaths: counters.deaths.read(),
         }
     }
 

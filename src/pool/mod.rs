@@ -64,6 +64,7 @@ pub use self::handle::Pool;
 pub use self::hosts::Hosts;
 pub use self::limits::Limits;
 pub use self::observe::events::{Event, EventKind, log_to_stderr};
+pub use self::observe::metrics::{Deaths, Histogram, Metrics};
 pub use self::options::TaskOptions;
 pub use self::process::one_shot::{Process, ProcessBuilder, ProcessHandle};
 #[cfg(feature = "sandbox")]

@@ -435,6 +435,7 @@ impl Chunk {
         counters.done.fetch_add(summary.answers.into(), Relaxed);
         counters.failed.fetch_add((summary.items - summary.answers).into(), Relaxed);
         counters.slots[self.process.slot].fetch_add(summary.items.into(), Relaxed);
+        counters.run.add(summary.timed.into(), summary.nanos);
         if let Some(batch) = self.batches.front() {
             // If several functions share a chunk, it is unknown which of them took the time.
             let is_one = self.batches.iter().all(|other| other.job.call == batch.job.call);

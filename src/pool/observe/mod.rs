@@ -2,3 +2,4 @@
 
 pub(crate) mod callbacks;
 pub(crate) mod events;
+pub(crate) mod metrics;

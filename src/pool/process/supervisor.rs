@@ -364,7 +364,8 @@ impl Supervisor {
         let (slot, pid) = (process.slot, process.pid());
         match process.kill_reason() {
             Some(KillReason::Retired) => observers.emit(|| EventKind::Retired { slot, pid }),
-            _ if process.was_ready() && !self.shared.is_terminated() => {
+            reason if process.was_ready() && !self.shared.is_terminated() => {
+                self.shared.counters.deaths.add(reason, cause);
                 observers.lost(slot, pid, cause)
             }
             _ => {}

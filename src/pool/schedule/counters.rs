@@ -2,6 +2,9 @@
 
 use std::sync::atomic::AtomicU64;
 
+use super::grown::Grown;
+use crate::pool::observe::metrics::{LiveDeaths, LiveHistogram};
+
 /// Task counters of a pool.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
@@ -9,8 +12,12 @@ pub(crate) struct Counters {
     pub(crate) failed: AtomicU64,
     pub(crate) retried: AtomicU64,
     pub(crate) restarts: AtomicU64,
+    /// How long tasks waited and ran.
+    pub(crate) wait: LiveHistogram,
+    pub(crate) run: LiveHistogram,
+    pub(crate) deaths: LiveDeaths,
     /// Finished tasks by slot.
-    pub(crate) slots: boxcar::Vec<AtomicU64>,
+    pub(crate) slots: Grown<AtomicU64>,
     /// Number of single calls, and of calls with many items.
     pub(crate) single_calls: AtomicU64,
     pub(crate) map_calls: AtomicU64,
@@ -18,6 +25,6 @@ pub(crate) struct Counters {
 
 impl Counters {
     pub(crate) fn new(slots: usize) -> Self {
-        Self { slots: (0..slots).map(|_| AtomicU64::new(0)).collect(), ..Self::default() }
+        Self { slots: Grown::with(slots), ..Self::default() }
     }
 }

@@ -212,6 +212,7 @@ impl PoolState {
         let is_short_lived = batches.front().is_some_and(|batch| batch.job.cost.is_short_lived());
         let period = is_short_lived.then(|| central.limiter.begin());
         worker.process.set_used();
+        self.note_wait(&batches);
         let mut chunk = Chunk::new(worker, batches);
         chunk.is_last = self.is_of_one_process();
         let is_multi_item = chunk.items() > 1;
@@ -227,6 +228,19 @@ impl PoolState {
         *self.running(slot) = Some(chunk);
         self.supervisor.schedule_check(check_at);
         RunTicket { is_multi_item, period, spin_for }
+    }
+
+    /// Counts how long these batches were in the queue.
+    fn note_wait(&self, batches: &VecDeque<Batch>) {
+        let now = Instant::now();
+        // Single calls in one chunk have waited about as long, so they are counted together.
+        let (mut items, mut nanos) = (0, 0);
+        for batch in batches {
+            let waited = now.saturating_duration_since(batch.queued).as_nanos() as u64;
+            items += u64::from(batch.items);
+            nanos += waited.saturating_mul(batch.items.into());
+        }
+        self.counters.wait.add(items, nanos);
     }
 
     /// Runs the slot's [running](super::state::DriverSlot::running) chunk and checks the worker back in.

@@ -5,6 +5,7 @@ pub(crate) mod batch;
 pub(crate) mod cost;
 pub(crate) mod counters;
 mod dispatch;
+pub(crate) mod grown;
 mod limiter;
 mod one_process;
 mod queue;

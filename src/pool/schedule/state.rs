@@ -34,6 +34,7 @@ use crate::pool::process::worker::{PendingWorker, Process, Worker};
 use crate::pool::schedule::batch::Batch;
 use crate::pool::schedule::cost::CostEstimate;
 use crate::pool::schedule::counters::Counters;
+use crate::pool::schedule::grown::Grown;
 use crate::pool::schedule::limiter::{Limiter, Period};
 use crate::pool::schedule::queue::Queue;
 use crate::pool::schedule::slots::{Actions, Phase, SlotTable, Wake};
@@ -69,7 +70,7 @@ pub(crate) struct PoolState {
     pub(super) owner: u32,
     pub(super) central: Mutex<SchedulerState>,
     /// Grows with the pool.
-    pub(crate) slots: boxcar::Vec<DriverSlot>,
+    pub(crate) slots: Grown<DriverSlot>,
     /// How many workers run tasks at once, on all hosts.
     pub(super) most_running: AtomicUsize,
     /// Notified when a worker becomes ready or fails to start, and when a driver exits.
@@ -200,7 +201,7 @@ impl PoolState {
             config,
             owner: sys::own_pid(),
             central: Mutex::new(central),
-            slots: (0..slots).map(|_| DriverSlot::default()).collect(),
+            slots: Grown::with(slots),
             changed: Condvar::new(),
             supervisor,
             link,
@@ -366,7 +367,7 @@ impl PoolState {
         match call {
             Wake::None => {}
             Wake::One(slot) => self.slots[slot].wakeup.notify_one(),
-            Wake::All => self.slots.iter().for_each(|(_, slot)| slot.wakeup.notify_one()),
+            Wake::All => self.slots.iter().for_each(|slot| slot.wakeup.notify_one()),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Worker lifecycle events, and enforcement of limits.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -103,11 +103,10 @@ impl PoolState {
         if central.slots.phase() != Phase::Open {
             return false;
         }
-        for _ in 0..new {
-            self.slots.push(DriverSlot::default());
-            self.counters.slots.push(AtomicU64::new(0));
-            central.by_slot.push(SlotQueue::default());
-        }
+        let slots = self.slots.count() + new;
+        self.slots.grow(slots);
+        self.counters.slots.grow(slots);
+        central.by_slot.resize_with(slots, SlotQueue::default);
         central.drivers += new;
         self.most_running.store(workers, Relaxed);
         let now = Instant::now();
@@ -300,7 +299,7 @@ impl PoolState {
             let running = slot.running.lock().unwrap_or_else(PoisonError::into_inner);
             running.as_ref().map_or(0, |chunk| u64::from(chunk.open()))
         };
-        (queued, remote + self.slots.iter().map(|(_, slot)| open(slot)).sum::<u64>())
+        (queued, remote + self.slots.iter().map(open).sum::<u64>())
     }
 
     /// Enforces the time limits of running chunks. Returns when to check again.

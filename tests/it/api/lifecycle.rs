@@ -357,3 +357,24 @@ fn a_pool_is_drained_in_time_or_terminated_at_its_deadline() {
     let pool = Pool::new(1).unwrap();
     assert!(pool.drain(Duration::MAX));
 }
+
+#[test]
+fn metrics_count_how_long_tasks_waited_and_ran_and_how_workers_died() {
+    let pool = Pool::builder().workers(1).task_timeout(Duration::from_millis(200)).build().unwrap();
+    let tasks: Vec<_> = (0..10).map(|_| pool.apply_async(sleepy, 5)).collect();
+    tasks.into_iter().for_each(|task| assert!(task.get().is_ok()));
+    let metrics = pool.metrics();
+    assert_eq!((metrics.wait.count(), metrics.run.count()), (10, 10));
+    assert!(metrics.run.quantile(0.5).unwrap() >= Duration::from_millis(5), "{metrics:?}");
+    assert!(metrics.run.sum() >= Duration::from_millis(50), "{metrics:?}");
+    assert_eq!((metrics.stats.done, metrics.stats.queued), (10, 0));
+    assert!(pool.apply(|()| -> u8 { std::process::abort() }, ()).is_err());
+    assert!(pool.apply(|()| -> u8 { std::process::exit(3) }, ()).is_err());
+    assert!(pool.apply(sleepy, 3_600_000).is_err());
+    wait_until("all are counted", || {
+        let deaths = pool.metrics().deaths;
+        (deaths.signaled, deaths.exited, deaths.timed_out) == (1, 1, 1)
+    });
+    assert_eq!(pool.metrics().deaths.out_of_memory, 0);
+    assert_eq!(pool.apply(square, 2), Ok(4));
+}

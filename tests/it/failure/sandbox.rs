@@ -97,6 +97,22 @@ fn no_connection_is_made_but_to_ports_that_are_named() {
     assert_eq!(attack(other, connect, port), Ok(libc::EACCES));
     let named = Sandbox::strict().network(Ports::connect([port]));
     assert_eq!(attack(named.clone(), connect, port), Ok(0));
+    // By the first packet, without a call of connect.
+    let open = |port: u16| {
+        let address = libc::sockaddr_in {
+            sin_family: libc::AF_INET as u16,
+            sin_port: port.to_be(),
+            sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes([127, 0, 0, 1]) },
+            sin_zero: [0; 8],
+        };
+        call(unsafe {
+            let socket = libc::socket(libc::AF_INET, libc::SOCK_STREAM, 0);
+            let (address, length) = ((&raw const address).cast(), size_of_val(&address) as u32);
+            libc::sendto(socket, [0u8].as_ptr().cast(), 1, libc::MSG_FASTOPEN, address, length)
+        } as i64)
+    };
+    let other = Sandbox::strict().network(Ports::connect([1]));
+    assert_eq!(attack(other, open, port), Ok(libc::EPERM));
     let listen = |()| errno(TcpListener::bind("127.0.0.1:0"));
     assert_eq!(attack(named.clone(), listen, ()), Ok(libc::EACCES));
     assert_eq!(attack(named.clone().network(Ports::connect([]).listen([0])), listen, ()), Ok(0));

@@ -268,6 +268,13 @@ fn conditional(to: &Confinement) -> Result<Rules, seccompiler::BackendError> {
             }
             socket.push(none_of(2, &[0, libc::IPPROTO_TCP as u64])?);
             rules.push((libc::SYS_socket, socket));
+            // Connects without the check of the port.
+            let open = libc::MSG_FASTOPEN as u64;
+            for (call, flags) in
+                [(libc::SYS_sendto, 3), (libc::SYS_sendmsg, 2), (libc::SYS_sendmmsg, 3)]
+            {
+                rules.push((call, vec![rule(&[(flags, MaskedEq(open), open)])?]));
+            }
         }
         Network::Full => {
             let families = [internet[0], internet[1], libc::AF_NETLINK as u64];
