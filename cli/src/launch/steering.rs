@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use rustix::process::{Pid, Signal, kill_process_group, pidfd_send_signal};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGSTOP, SIGTERM, SIGTSTP};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGSTOP, SIGTERM, SIGTSTP, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level;
 
@@ -43,7 +43,7 @@ impl Steering {
     pub(super) fn watch(dir: PathBuf) -> Result<Self> {
         let steering = Self(Arc::new(Mutex::new(Steered { dir, ..Steered::default() })));
         let ignored = interrupt::ignored();
-        let wanted = [SIGINT, SIGTERM, SIGHUP, SIGTSTP];
+        let wanted = [SIGINT, SIGTERM, SIGHUP, SIGTSTP, SIGUSR1, SIGUSR2];
         let wanted = wanted.into_iter().filter(|signal| ignored & (1 << (signal - 1)) == 0);
         let mut signals = Signals::new(wanted).context("failed to catch signals")?;
         let watched = steering.clone();
@@ -51,6 +51,9 @@ impl Steering {
             for signal in signals.forever() {
                 match interrupt::ending(signal) {
                     Some(exit) => watched.end(signal, exit),
+                    // The run says that its number of workers stays.
+                    None if signal == SIGUSR1 => watched.tell(Signal::USR1),
+                    None if signal == SIGUSR2 => watched.tell(Signal::USR2),
                     None => watched.pause(),
                 }
             }
@@ -92,11 +95,15 @@ impl Steering {
 
     /// Stops the workers and this process. The run itself goes on: silent hosts are lost hosts.
     fn pause(&self) {
-        let run = self.lock().run.clone();
-        let tell = |signal| run.as_ref().map(|run| pidfd_send_signal(run, signal));
-        let _ = tell(Signal::TSTP); // it may just have ended
+        self.tell(Signal::TSTP);
         let _ = low_level::raise(SIGSTOP); // has returned when the process goes on
-        let _ = tell(Signal::CONT);
+        self.tell(Signal::CONT);
+    }
+
+    /// Sends the run a signal.
+    fn tell(&self, signal: Signal) {
+        let run = self.lock().run.clone();
+        let _ = run.map(|run| pidfd_send_signal(run, signal)); // it may just have ended
     }
 }
 

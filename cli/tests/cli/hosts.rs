@@ -381,6 +381,20 @@ fn a_stopped_run_stops_its_workers_and_goes_on_as_it_was() {
 }
 
 #[test]
+fn a_signal_to_change_the_number_of_workers_ends_no_run() {
+    let fake = Fake::new(r#""$@""#);
+    let job = ["--", "sh", "-c", "echo $0 >> ran; sleep 0.05; echo out $0", "{}"];
+    let child = fake.command(&[&["-p", "2", "--count", "40"], &job[..]].concat()).spawn().unwrap();
+    wait_until("jobs run", || fake.ran() >= 2);
+    signal(child.id(), Signal::USR1);
+    let ended = wait(child);
+    assert_eq!((ended.code, fake.launches()), (Some(0), 1), "{ended:?}");
+    assert_eq!(sorted(ended.text()), expected("out ", 40));
+    let said = ended.stderr.contains("3 workers from now on") || ended.stderr.contains("stays 2");
+    assert!(said, "{ended:?}");
+}
+
+#[test]
 fn a_reader_that_goes_away_is_a_clean_end() {
     let fake = Fake::new(r#""$@""#);
     let mut child =
