@@ -208,6 +208,15 @@
 //! }
 //! ```
 //!
+//! # Features
+//!
+//! None is on by default.
+//!
+//! - `sandbox`: [`PoolBuilder::sandbox`](https://docs.rs/procpool/latest/procpool/struct.PoolBuilder.html#method.sandbox)
+//!   confines workers, by Landlock and seccomp.
+//! - `tracing`: the pool's events through the crate `tracing`.
+//! - `mpi`: pools that span hosts; see [`Hosts`].
+//!
 //! # Testing
 //!
 //! A worker of a test binary would run the tests instead of serving the pool. This line at the top level

@@ -6,7 +6,8 @@ use procpool_worker::confinement::{Confinement, Network};
 
 use crate::error::StartError;
 
-/// What workers may still do, for [`PoolBuilder::sandbox`](crate::PoolBuilder::sandbox). The kernel refuses all else, also to code that has taken a
+/// What workers may still do, for [`PoolBuilder::sandbox`](crate::PoolBuilder::sandbox) and
+/// [`ProcessBuilder::sandbox`](crate::ProcessBuilder::sandbox). The kernel refuses all else, also to code that has taken a
 /// worker over, and to its programs.
 ///
 /// [`strict`](Self::strict) allows computing, memory, threads, and what the worker has open. It denies:

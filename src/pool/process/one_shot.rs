@@ -26,6 +26,8 @@ use crate::pool::handle::Pool;
 use crate::pool::limits::Limits;
 use crate::pool::observe::events::Event;
 use crate::pool::process::worker;
+#[cfg(feature = "sandbox")]
+use crate::pool::sandbox::Sandbox;
 use crate::pool::schedule::state::PoolState;
 use crate::pool::types::Report;
 
@@ -284,6 +286,12 @@ impl ProcessBuilder {
     /// Sets resource limits.
     pub fn limits(self, limits: Limits) -> Self {
         Self(self.0.limits(limits))
+    }
+
+    /// Confines the child, before its call.
+    #[cfg(feature = "sandbox")]
+    pub fn sandbox(self, sandbox: Sandbox) -> Self {
+        Self(self.0.sandbox(sandbox))
     }
 
     /// Adds to the child's niceness, -20 to 19. At 19 it only uses CPU time that no other process wants.

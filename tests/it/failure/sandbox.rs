@@ -300,6 +300,19 @@ fn in_a_sandbox_everything_else_works() {
 }
 
 #[test]
+fn a_single_process_is_confined_too() {
+    let read = |path: String| errno(fs::read(path));
+    let mut process = procpool::Process::builder()
+        .sandbox(Sandbox::strict())
+        .spawn(read, "/etc/passwd".to_owned())
+        .unwrap();
+    assert_eq!(process.join(), Ok(libc::EACCES));
+    let missing = Sandbox::strict().read("/no/such/path");
+    let refused = procpool::Process::builder().sandbox(missing).spawn(square, 2);
+    assert!(matches!(refused, Err(Error::Start(StartError::Sandbox(_)))));
+}
+
+#[test]
 fn an_initializer_can_load_what_tasks_cannot_reach() {
     fn load(path: String) -> String {
         fs::read_to_string(path).unwrap()
