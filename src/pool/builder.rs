@@ -517,7 +517,7 @@ impl PoolBuilder {
             start_method,
             preload,
             #[cfg(feature = "sandbox")]
-            sandbox: self.sandbox,
+            sandbox: self.sandbox.or_else(Sandbox::of_suite),
             window: self.window,
             start_timeout: self.start_timeout,
             env_per_worker: self.env_per_worker,

@@ -133,6 +133,12 @@ impl Sandbox {
         self
     }
 
+    /// Returns the sandbox of pools that have none, in the run of the whole suite in a sandbox; see CONTRIBUTING.
+    pub(crate) fn of_suite() -> Option<Self> {
+        let everything = Self::strict().write("/").read("/").network(Ports::all()).spawn(true);
+        cfg!(sandboxed).then_some(everything)
+    }
+
     /// Checks that this machine can confine workers so.
     pub(crate) fn check(&self) -> Result<(), StartError> {
         procpool_worker::sandbox::check(&self.confinement).map_err(StartError::Sandbox)

@@ -9,7 +9,7 @@ use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Child, Command};
 
-use crate::support::{SOON, square};
+use crate::support::{SOON, square, wait_until};
 use procpool::{
     DeathCause, Error, Limits, Pool, PoolBuilder, Ports, Sandbox, StartError, StartMethod,
     TaskErrorKind,
@@ -185,7 +185,32 @@ fn other_processes_get_no_signal_and_are_not_looked_into() {
     };
     assert_eq!(attack(Sandbox::strict(), owned, first.0.id()), Ok(libc::EPERM));
     let with_programs = Sandbox::strict().spawn(true);
-    assert_eq!(attack(with_programs, kill, first.0.id()), Ok(libc::EPERM));
+    assert_eq!(attack(with_programs.clone(), kill, first.0.id()), Ok(libc::EPERM));
+    // By a descriptor of it, and by a file of which it is the owner.
+    let by_descriptor = |pid: u32| {
+        call(unsafe {
+            let fd = libc::syscall(libc::SYS_pidfd_open, pid, 0);
+            libc::syscall(libc::SYS_pidfd_send_signal, fd, libc::SIGCONT, 0, 0)
+        })
+    };
+    assert_eq!(attack(Sandbox::strict(), by_descriptor, first.0.id()), Ok(libc::EPERM));
+    assert_eq!(attack(with_programs.clone(), by_descriptor, first.0.id()), Ok(libc::EPERM));
+    let mut third = victim();
+    let by_owner = |pid: u32| {
+        let (reader, mut writer) = io::pipe().unwrap();
+        unsafe {
+            libc::fcntl(reader.as_raw_fd(), libc::F_SETOWN, pid);
+            libc::fcntl(reader.as_raw_fd(), 10, libc::SIGKILL);
+            libc::fcntl(reader.as_raw_fd(), libc::F_SETFL, libc::O_ASYNC);
+        }
+        errno(writer.write_all(b"x"))
+    };
+    let pool = builder().sandbox(with_programs).build().unwrap();
+    assert_eq!(pool.apply(by_owner, third.0.id()), Ok(0));
+    assert_eq!(third.0.try_wait().unwrap(), None, "it got no signal");
+    let open = builder().build().unwrap();
+    assert_eq!(open.apply(by_owner, third.0.id()), Ok(0));
+    wait_until("without a sandbox it got one", || third.0.try_wait().unwrap().is_some());
     let trace = |pid: u32| {
         let traced = unsafe { libc::ptrace(libc::PTRACE_SEIZE, pid, 0, 0) };
         call(traced)

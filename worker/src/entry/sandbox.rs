@@ -27,8 +27,8 @@ use seccompiler::{
 };
 
 use self::calls::{
-    ALLOWED, ALLOWED_HERE, FCNTL_REFUSED, IOCTL_REFUSED, PRCTL_ALLOWED, PROCESSES, PROCESSES_HERE,
-    REFUSED, REFUSED_HERE, SOCKETS,
+    ALLOWED, ALLOWED_HERE, FCNTL_REFUSED, IOCTL_REFUSED, PRCTL_ALLOWED, PRCTL_OF_PROCESSES,
+    PROCESSES, PROCESSES_HERE, REFUSED, REFUSED_HERE, SOCKETS,
 };
 use self::table::Answer;
 use super::setup::other_threads;
@@ -233,12 +233,12 @@ fn conditional(to: &Confinement) -> Result<Rules, seccompiler::BackendError> {
         clone.push(rule(&[(0, MaskedEq(libc::CLONE_THREAD as u64), 0)])?);
     }
     let kind = MaskedEq(0xf);
+    let of_processes: &[u64] = if to.spawn { &PRCTL_OF_PROCESSES } else { &[] };
+    let prctl = [&PRCTL_ALLOWED, of_processes].concat();
     let mut rules = vec![
         (libc::SYS_clone, clone),
-        // Owners of files get signals, which no scope of Landlock stops in every kernel.
-        (libc::SYS_fcntl, any_of(1, &FCNTL_REFUSED)?),
         (libc::SYS_ioctl, any_of(1, &IOCTL_REFUSED)?),
-        (libc::SYS_prctl, vec![none_of(0, &PRCTL_ALLOWED)?]),
+        (libc::SYS_prctl, vec![none_of(0, &prctl)?]),
         (libc::SYS_prlimit64, vec![none_of(0, &[0, pid])?]),
         (libc::SYS_sched_setaffinity, vec![none_of(0, &[0])?]),
         (libc::SYS_setpriority, vec![none_of(0, &[0])?, none_of(1, &[0])?]),
@@ -252,6 +252,8 @@ fn conditional(to: &Confinement) -> Result<Rules, seccompiler::BackendError> {
         ),
     ];
     if !to.spawn {
+        // Owners of files get signals. Where there are processes, Landlock stops those to others.
+        rules.push((libc::SYS_fcntl, any_of(1, &FCNTL_REFUSED)?));
         // Itself and its group.
         rules.push((libc::SYS_kill, vec![none_of(0, &[0, pid, pid.wrapping_neg()])?]));
         rules.push((libc::SYS_tgkill, vec![none_of(0, &[pid])?]));

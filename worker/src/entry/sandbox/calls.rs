@@ -38,6 +38,10 @@ pub(super) const PRCTL_ALLOWED: [u64; 16] = [
     0x5356_4d41, /* PR_SET_VMA */
 ];
 
+/// Those that are for parents and children: when a process ends with its parent, and who waits for orphans.
+pub(super) const PRCTL_OF_PROCESSES: [u64; 2] =
+    [libc::PR_SET_PDEATHSIG as u64, libc::PR_SET_CHILD_SUBREAPER as u64];
+
 /// Sockets, which fail where the network is denied.
 pub(super) const SOCKETS: &[libc::c_long] = &[
     libc::SYS_socket,
@@ -55,6 +59,11 @@ pub(super) const PROCESSES: &[libc::c_long] = &[
     libc::SYS_setpgid,
     libc::SYS_setsid,
     libc::SYS_pidfd_open,
+    // to its own processes: Landlock stops signals to others
+    libc::SYS_pidfd_send_signal,
+    libc::SYS_tkill,
+    libc::SYS_rt_sigqueueinfo,
+    libc::SYS_rt_tgsigqueueinfo,
 ];
 
 #[cfg(target_arch = "x86_64")]
@@ -86,10 +95,6 @@ pub(super) const REFUSED: &[libc::c_long] = &[
     libc::SYS_inotify_add_watch,
     libc::SYS_inotify_rm_watch,
     // other processes of the user
-    libc::SYS_tkill,
-    libc::SYS_rt_sigqueueinfo,
-    libc::SYS_rt_tgsigqueueinfo,
-    libc::SYS_pidfd_send_signal,
     libc::SYS_ioprio_set,
     libc::SYS_sched_setscheduler,
     libc::SYS_sched_setparam,
@@ -118,7 +123,6 @@ pub(super) const REFUSED: &[libc::c_long] = &[
     libc::SYS_setgroups,
     libc::SYS_setfsuid,
     libc::SYS_setfsgid,
-    libc::SYS_capset,
     libc::SYS_personality,
 ];
 
@@ -258,6 +262,7 @@ pub(super) const ALLOWED: &[libc::c_long] = &[
     libc::SYS_getcpu,
     libc::SYS_getrandom,
     libc::SYS_capget,
+    libc::SYS_capset, // gives rights up, and can gain none
     libc::SYS_prctl,
     libc::SYS_seccomp,
     libc::SYS_landlock_create_ruleset,
