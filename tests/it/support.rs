@@ -89,6 +89,20 @@ pub(crate) fn left_behind() -> [usize; 5] {
     [count("/proc/self/fd"), count("/proc/self/task"), children.sum(), temporary, shared]
 }
 
+/// Waits until a process has left nothing more behind than `before`: a joined thread is listed for a moment, also in
+/// `before`. Fails the test after [`SOON`] and says what there is.
+#[track_caller]
+pub(crate) fn wait_until_as_before(before: [usize; 5]) {
+    let deadline = Instant::now() + SOON;
+    let is_more =
+        |after: [usize; 5]| after.iter().zip(before).any(|(after, before)| *after > before);
+    while is_more(left_behind()) {
+        let counted = "descriptors, threads, children, temporary files, mappings";
+        assert!(Instant::now() < deadline, "{:?} after {before:?} ({counted})", left_behind());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// Counts the side effects of tasks in files, which survive the death of a worker.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct SideEffects {

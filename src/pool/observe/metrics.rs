@@ -72,7 +72,7 @@ fn end(bucket: usize) -> u64 {
     if power < BITS as usize {
         return bucket as u64 + 1;
     }
-    ((1 << BITS) + part + 1).checked_shl(power as u32 - BITS).unwrap_or(u64::MAX)
+    ((1 << BITS) + part + 1).checked_mul(1 << (power as u32 - BITS)).unwrap_or(u64::MAX)
 }
 
 impl Histogram {
@@ -205,12 +205,27 @@ mod tests {
     proptest! {
         #[test]
         fn a_duration_is_in_a_bucket_that_ends_at_most_a_quarter_above_it(nanos in any::<u64>()) {
-            let nanos = nanos >> (nanos % 64);
-            let bucket = bucket(nanos);
-            prop_assert!(bucket < BUCKETS);
-            prop_assert!(end(bucket) > nanos || end(bucket) == u64::MAX);
-            prop_assert!(end(bucket) as f64 <= (nanos as f64 * 1.25 + 1.0), "{} {}", nanos, end(bucket));
+            is_well_placed(nanos >> (nanos % 64));
         }
+    }
+
+    fn is_well_placed(nanos: u64) {
+        let bucket = bucket(nanos);
+        assert!(bucket < BUCKETS, "{nanos}");
+        assert!(end(bucket) > nanos || end(bucket) == u64::MAX, "{nanos} {}", end(bucket));
+        assert!(end(bucket) as f64 <= (nanos as f64 * 1.25 + 1.0), "{nanos} {}", end(bucket));
+    }
+
+    #[test]
+    fn so_are_the_durations_beside_each_power_of_two() {
+        for power in 0..64 {
+            for part in 4..8_u64 {
+                let first = (u128::from(part) << power) / 4;
+                let near = [first.saturating_sub(1), first, first + 1];
+                near.iter().flat_map(|nanos| u64::try_from(*nanos)).for_each(is_well_placed);
+            }
+        }
+        is_well_placed(u64::MAX);
     }
 
     #[test]

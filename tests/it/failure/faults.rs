@@ -129,7 +129,8 @@ fn a_signal_costs_one_task_and_is_named() {
         libc::SIGABRT
     );
     assert_eq!(pool.map(square, 0..10).unwrap().len(), 10);
-    assert_eq!(pool.stats().restarts, 5);
+    // The other worker may have done all of it before the last replacement starts.
+    wait_until("five are replaced", || pool.stats().restarts == 5);
 }
 
 #[test]

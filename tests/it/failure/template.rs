@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use crate::support::{SOON, alone, is_alive, kill, left_behind, square, wait_until};
+use crate::support::{
+    SOON, alone, is_alive, kill, left_behind, square, wait_until, wait_until_as_before,
+};
 use procpool::{
     DeathCause, Error, Event, EventKind, OutputMode, Pool, PoolBuilder, StartError, StartMethod,
     TaskErrorKind, with_state,
@@ -338,7 +340,7 @@ fn leaves_no_worker_behind() {
             }
         });
     }
-    wait_until("the same as before", || left_behind() == before);
+    wait_until_as_before(before);
 }
 
 #[test]

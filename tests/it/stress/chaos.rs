@@ -4,7 +4,9 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::support::{SideEffects, alone, kill, left_behind, square, wait_until};
+use crate::support::{
+    SideEffects, alone, kill, left_behind, square, wait_until, wait_until_as_before,
+};
 use procpool::shared::{SharedSlice, SharedValue};
 use procpool::{DidRun, Pool, TaskErrorKind, TaskOptions, WorkerState};
 
@@ -259,13 +261,7 @@ fn leaves_nothing(rounds: usize, pool: Option<&Pool>, mut round: impl FnMut()) {
         round();
     }
     settle();
-    // A joined thread may still be listed for a moment, before and after.
-    let is_back = || left_behind().iter().zip(before).all(|(after, before)| *after <= before);
-    let deadline = Instant::now() + Duration::from_secs(5);
-    while !is_back() && Instant::now() < deadline {
-        std::thread::yield_now();
-    }
-    assert!(is_back(), "{:?} after {before:?}", left_behind());
+    wait_until_as_before(before);
 }
 
 #[test]
