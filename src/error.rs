@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use procpool_worker::lane::AbortReason;
+use procpool_worker::note::{LogRecord, Progress};
 use serde::{Deserialize, Serialize};
 
 use crate::worker_ref::{HostName, WorkerRef};
@@ -261,6 +262,7 @@ struct Inner {
     worker: Option<WorkerRef>,
     attempt: u32,
     did_it_run: DidRun,
+    progress: Option<Progress>,
 }
 
 impl TaskError {
@@ -271,7 +273,12 @@ impl TaskError {
         attempt: u32,
         did_it_run: DidRun,
     ) -> Self {
-        Self { inner: Box::new(Inner { kind, id, worker, attempt, did_it_run }) }
+        Self { inner: Box::new(Inner { kind, id, worker, attempt, did_it_run, progress: None }) }
+    }
+
+    pub(crate) fn with_progress(mut self, progress: Option<Progress>) -> Self {
+        self.inner.progress = progress;
+        self
     }
 
     /// Returns what happened.
@@ -304,6 +311,12 @@ impl TaskError {
     pub fn did_it_run(&self) -> DidRun {
         self.inner.did_it_run
     }
+
+    /// Returns how far the task was when its worker died or was stopped, if it has said so with
+    /// [`progress`](crate::progress()).
+    pub fn progress(&self) -> Option<Progress> {
+        self.inner.progress
+    }
 }
 
 impl fmt::Display for TaskError {
@@ -313,6 +326,9 @@ impl fmt::Display for TaskError {
             write!(f, " ({worker}")?;
             if self.attempt() > 1 {
                 write!(f, ", attempt {}", self.attempt())?;
+            }
+            if let Some(progress) = self.progress() {
+                write!(f, ", at {progress}")?;
             }
             f.write_str(")")?;
         }
@@ -337,12 +353,15 @@ pub enum TaskErrorKind {
         backtrace: String,
     },
     /// Its worker died while running it. A new worker replaces the dead one.
-    #[error("its worker {cause} while running it{}", output(.last_output))]
+    #[error("its worker {cause} while running it{}", output(.last_output, .last_records))]
     Died {
         /// How the worker ended.
         cause: DeathCause,
         /// The last lines that it wrote to standard error, if output is captured.
         last_output: Option<String>,
+        /// The last log records that it made, if records of workers are sent; see
+        /// [`PoolBuilder::worker_logs`](crate::PoolBuilder::worker_logs).
+        last_records: Vec<LogRecord>,
     },
     /// It exceeded its time limit, and its worker was killed.
     #[error("was stopped after its time limit of {after:?}")]
@@ -436,8 +455,12 @@ fn at(location: &Option<String>) -> String {
     location.as_ref().map_or_else(String::new, |location| format!(" at {location}"))
 }
 
-fn output(last: &Option<String>) -> String {
-    last.as_ref().map_or_else(String::new, |last| format!("; its last output: {}", last.trim_end()))
+fn output(last: &Option<String>, records: &[LogRecord]) -> String {
+    match (last, records.last()) {
+        (Some(last), _) => format!("; its last output: {}", last.trim_end()),
+        (None, Some(record)) => format!("; its last log record: {record}"),
+        (None, None) => String::new(),
+    }
 }
 
 #[cfg(test)]
@@ -477,7 +500,11 @@ mod tests {
     }
 
     fn tasks() -> Vec<TaskErrorKind> {
-        let died = |cause| TaskErrorKind::Died { cause, last_output: Some(text()) };
+        let died = |cause| TaskErrorKind::Died {
+            cause,
+            last_output: Some(text()),
+            last_records: Vec::new(),
+        };
         let initializer = |cause| TaskErrorKind::Initializer { cause, attempts: 8 };
         let mut kinds: Vec<_> = starts().into_iter().map(initializer).collect();
         kinds.extend([

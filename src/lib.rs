@@ -277,11 +277,13 @@ pub use os::process::OutputMode;
 pub use pool::{
     AsCompleted, Canceller, Deaths, Event, EventKind, Histogram, HostInfo, Hosts, IntoStream,
     Limits, Metrics, Pool, PoolBuilder, Process, ProcessBuilder, ProcessHandle, Report, Reports,
-    Results, StartMethod, Stats, Task, TaskOptions, Timeout, WaitFor, WorkerInfo, WorkerState,
-    as_completed, log_to_stderr, wait,
+    Results, StartMethod, Stats, Task, TaskOptions, Timeout, Update, UpdateError, UpdateStream,
+    Updates, WaitFor, WorkerInfo, WorkerState, as_completed, log_to_stderr, wait,
 };
 #[cfg(feature = "sandbox")]
 pub use pool::{Ports, Sandbox};
+pub use procpool_worker::note::{LogLevel, LogRecord, LogSource, Progress};
+pub use procpool_worker::outbox::{EmitError, emit, progress};
 pub use procpool_worker::state::{WorkerContext, with as with_state};
 pub use self_describing::SelfDescribing;
 pub use worker_ref::{HostName, WorkerRef};

@@ -101,6 +101,18 @@ fn three_digits(number: f64) -> String {
     format!("{number:.decimals$}")
 }
 
+/// Formats how far a job is: a percentage, or a number if the whole is not known.
+pub(super) fn part(progress: procpool::Progress) -> String {
+    match progress.total {
+        Some(total) if total > 0 => {
+            // In 128 bits: a job may count anything.
+            let done = u128::from(progress.done.min(total));
+            format!("{} %", done * 100 / u128::from(total))
+        }
+        _ => progress.to_string(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

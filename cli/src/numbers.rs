@@ -64,13 +64,18 @@ impl Numbering {
                 *id = self.numbers.of(first + *id);
                 *slot += 1;
             }
-            EventKind::Finished { slot, id, .. } | EventKind::Retried { slot, id, .. } => {
+            EventKind::Finished { slot, id, .. }
+            | EventKind::Retried { slot, id, .. }
+            | EventKind::Progressed { slot, id, .. }
+            | EventKind::Emitted { slot, id, .. }
+            | EventKind::Logged { slot, id: Some(id), .. } => {
                 *id = self.numbers.of(self.streams.get(slot).unwrap_or(&0) + *id);
                 *slot += 1;
             }
             EventKind::Spawned { slot, .. }
             | EventKind::Ready { slot, .. }
             | EventKind::StartFailed { slot, .. }
+            | EventKind::Logged { slot, id: None, .. }
             | EventKind::Lost { slot, .. }
             | EventKind::Retired { slot, .. } => *slot += 1,
             _ => {}

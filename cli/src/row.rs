@@ -90,7 +90,7 @@ impl Row {
             earlier: Vec::new(),
             abort: None,
             unstarted: None,
-            error: error.map(|error| describe(error.kind())),
+            error: error.map(|error| describe(&error)),
         };
         (row, answer)
     }
@@ -135,11 +135,16 @@ fn is_end_of_run(error: &TaskError) -> bool {
 }
 
 /// Describes an error, without what the row shows anyway: id, worker and output.
-fn describe(kind: &TaskErrorKind) -> String {
-    match kind {
-        TaskErrorKind::Died { cause, .. } => {
-            TaskErrorKind::Died { cause: *cause, last_output: None }.to_string()
+fn describe(error: &TaskError) -> String {
+    let text = match error.kind() {
+        TaskErrorKind::Died { cause, last_records, .. } => {
+            let (cause, last_records) = (*cause, last_records.clone());
+            TaskErrorKind::Died { cause, last_output: None, last_records }.to_string()
         }
         kind => kind.to_string(),
+    };
+    match error.progress() {
+        Some(progress) => format!("{text}, at {progress}"),
+        None => text,
     }
 }

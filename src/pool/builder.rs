@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use procpool_worker::note::LogLevel;
 use procpool_worker::sys;
 
 use crate::error::{Error, StartError};
@@ -19,6 +20,7 @@ use crate::pool::hosts::requests::{self, Plan};
 use crate::pool::hosts::{self, Hosts};
 use crate::pool::limits::Limits;
 use crate::pool::observe::events::{Event, Observer, Observers};
+use crate::pool::observe::logs;
 use crate::pool::options::TaskOptions;
 use crate::pool::process::shared_supervisor::{Membership, SupervisorFds};
 use crate::pool::process::supervisor;
@@ -87,6 +89,7 @@ pub struct PoolBuilder {
     /// `None`: random.
     pub(super) seed: Option<u64>,
     pub(super) observers: Vec<Observer>,
+    pub(super) worker_logs: Option<Option<LogLevel>>,
     pub(super) hosts: Hosts,
     /// Numbers of workers for hosts by name.
     pub(super) workers_on: Vec<(String, usize)>,
@@ -155,6 +158,7 @@ impl PoolBuilder {
             replaces: true,
             seed: None,
             observers: Vec::new(),
+            worker_logs: None,
             hosts: Hosts::from_env(),
             workers_on: Vec::new(),
             agent: None,
@@ -359,6 +363,28 @@ impl PoolBuilder {
         self
     }
 
+    /// Sets the least urgent level of the log records that workers send, or `None` for no records. The default is
+    /// the least urgent level that this program's loggers take when the pool is built.
+    ///
+    /// Needs the feature `log`, `tracing` or both. Records that tasks and initializers make with these crates reach
+    /// this program's logger and subscriber, with the fields `procpool.pool`, `procpool.slot`, `procpool.pid`,
+    /// `procpool.task` and `procpool.attempt`, and `procpool.spans` for the spans that they were made in. They are
+    /// also [events](crate::EventKind::Logged), and a task's last ten are part of the error of its worker's
+    /// [death](crate::TaskErrorKind::Died). The records of one worker come in order.
+    ///
+    /// A worker whose records can't be sent within 10 ms drops them, and the next one says how many. A worker in
+    /// which code before [`init`](crate::init) has installed a logger keeps that one. A [`Process`](crate::Process)
+    /// sends no records.
+    pub fn worker_logs(mut self, level: impl Into<Option<LogLevel>>) -> Self {
+        self.worker_logs = Some(level.into());
+        self
+    }
+
+    /// Returns the level of log records that workers send.
+    pub(super) fn chosen_worker_logs(&self) -> Option<LogLevel> {
+        self.worker_logs.unwrap_or_else(logs::level)
+    }
+
     /// Calls `callback` with every event of the pool. The events of one worker or task arrive in order.
     /// Callbacks run on the pool's callback thread. A panic in a callback is printed and otherwise ignored.
     /// Can be called several times.
@@ -451,6 +477,7 @@ impl PoolBuilder {
 
     /// Validates the options and fills in defaults. `liveness_pipe` is the workers' end of the liveness pipe.
     fn resolve(self, liveness_pipe: Arc<OwnedFd>) -> Result<(Config, TaskOptions), Error> {
+        let worker_logs = self.chosen_worker_logs();
         let refuse = |option, value: String, remedy| Err(Error::Option { option, value, remedy });
         let most_on = self.workers_on.iter().map(|(_, workers)| *workers).max().unwrap_or(0);
         if most_on > MAX_WORKERS {
@@ -504,9 +531,10 @@ impl PoolBuilder {
         };
         let mut env = share_of_cpus(workers);
         env.extend(self.env);
-        let mut observers = Observers::new(self.observers);
+        let mut observers = Observers::new(&self.name, self.observers);
         observers.host = self.agent.map(|(host, _)| host);
         let config = Config {
+            worker_logs: if self.replaces { worker_logs } else { None },
             workers: workers + self.spares,
             local: workers + self.spares,
             spares: self.spares,

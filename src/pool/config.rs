@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use procpool_worker::attach::Attachments;
 use procpool_worker::function::{FnRef, PreloadRef};
+use procpool_worker::note::LogLevel;
 use procpool_worker::protocol::Setup;
 use serde::{Deserialize, Serialize};
 
@@ -59,6 +60,8 @@ pub(crate) struct Config {
     /// CPUs that workers are pinned to, in turn.
     pub(crate) cpus: Vec<u32>,
     pub(crate) observers: Observers,
+    /// The least urgent level of the log records that workers send.
+    pub(crate) worker_logs: Option<LogLevel>,
 }
 
 impl Config {
@@ -99,6 +102,9 @@ impl Config {
             nice: self.nice,
             cpu: (!self.cpus.is_empty()).then(|| self.cpus[slot % self.cpus.len()]),
             capture: self.launch.output == OutputMode::Capture,
+            logs: self.worker_logs,
+            // Nobody reads what a process says before it has ended.
+            has_outbox: self.replaces,
         }
     }
 }

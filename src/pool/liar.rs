@@ -21,6 +21,7 @@ use procpool_worker::codec;
 use procpool_worker::control::{Control, MAX_PACKET};
 use procpool_worker::function::{FnRef, ImageId};
 use procpool_worker::lane::{CAPACITY, LANE_BYTES, ParentLane};
+use procpool_worker::note::{Note, Progress};
 use procpool_worker::protocol::{
     Handshake, PassedResult, RegionSlice, Reply, Setup, VERSION, encode_item,
 };
@@ -40,6 +41,7 @@ use crate::pool::drive::chunk::{self, Chunk, Running};
 use crate::pool::drive::exchange;
 use crate::pool::drive::regions::Regions;
 use crate::pool::observe::events::Deferred;
+use crate::pool::observe::events::Observers;
 use crate::pool::options::TaskOptions;
 use crate::pool::process::worker::{KillReason, PendingWorker, Process};
 use crate::pool::schedule::batch::Batch;
@@ -339,6 +341,7 @@ impl Liar<'_> {
                 2 => self.session.process.child.kill(),
                 3 => self.session.process.child.signal(Signal::STOP),
                 4 => self.session.process.child.signal(Signal::CONT),
+                5 | 6 => self.note(),
                 _ => {}
             },
             23 => {
@@ -366,6 +369,34 @@ impl Liar<'_> {
                     self.commit(0);
                 }
             }
+        }
+    }
+
+    /// Sends a note, or a part of one, or something else.
+    fn note(&mut self) {
+        let (kind, parts) = (self.script.byte(), self.script.byte());
+        let number = u64::from(self.script.number(self.done, self.bytes));
+        let len = usize::from(self.script.byte());
+        let value = self.script.bytes(len).to_vec();
+        let note = match kind % 4 {
+            0 => Note::Progress(Progress { done: number, total: Some(number / 2) }),
+            1 | 2 => Note::Value { type_name: String::from_utf8_lossy(&value).into_owned() },
+            _ => Note::Progress(Progress { done: u64::MAX, total: None }),
+        };
+        let reply = Reply::Note {
+            sequence: self.sequence.wrapping_add(u32::from(kind / 128)),
+            item: self.done.wrapping_add(u32::from(parts / 64)),
+            is_first: parts % 4 != 1,
+            is_last: parts % 8 > 1,
+        };
+        let mut packet = NONCE.to_le_bytes().to_vec();
+        if codec::encode(&reply, &mut packet).is_ok() {
+            // Half of them start with a note as it is.
+            if parts % 16 < 8 {
+                packet.extend(codec::encode_to_vec(&note).unwrap_or_default());
+            }
+            packet.extend_from_slice(&value);
+            self.send(&packet, &[]);
         }
     }
 
@@ -675,8 +706,9 @@ fn talk_to_the_end(bytes: &[u8]) -> bool {
         scope.spawn(|| supervise(&session, &regions));
         let is_over = Over(&session.is_over);
         let pending = PendingWorker { process, lane, requests };
-        let mut worker =
-            pending.handshake(Setup::default(), &regions).expect("the handshake succeeds");
+        let mut worker = pending
+            .handshake(Setup::default(), &regions, &Observers::new("liar", Vec::new()))
+            .expect("the handshake succeeds");
         let (mut liar, mut is_lost) = (Some(liar), false);
         for (sequence, batches) in (1..).zip(plans) {
             if is_lost {

@@ -59,6 +59,7 @@ pub use self::builder::PoolBuilder;
 pub use self::call::completion::{AsCompleted, WaitFor, as_completed, wait};
 pub use self::call::results::{IntoStream, Reports, Results, Timeout};
 pub use self::call::task::{Canceller, Task};
+pub use self::call::updates::{Update, UpdateError, UpdateStream, Updates};
 pub use self::config::StartMethod;
 pub use self::handle::Pool;
 pub use self::hosts::Hosts;

@@ -30,6 +30,7 @@
 //! | [`bulk`] | the types that are copied instead of encoded |
 //! | [`attach`] | the files that encoded values refer to |
 //! | [`protocol`] | the frames, and the token that makes a process a worker |
+//! | [`note`] | what a task tells its parent while it runs |
 //! | [`template`] | the packets between supervisor and template process |
 //! | [`transport`] | sending frames to the worker (the only file that knows ipc-channel) |
 //! | [`control`] | the worker's replies, and passing descriptors |
@@ -43,6 +44,7 @@
 //! | `setup`, `liveness`, `oom` | the process's descriptors and signals, its end, its aborts |
 //! | `channels`, `region_cache` | the worker's ends of its channels, the regions it keeps |
 //! | `trampoline`, `chunk_run`, `bulk_run`, `results` | running the items of a chunk |
+//! | [`outbox`], `logs` | sending notes; (features `log`, `tracing`) making notes of log records |
 //! | `context`, [`state`], [`seed`] | what a task can reach: its call's context, the initializer's result, random numbers |
 //! | [`panics`], `fork_guard` | reporting panics, ending forked copies |
 //! | [`memcpy`](mod@memcpy), [`prefault`] | copying many bytes, memory for large vectors |
@@ -62,10 +64,10 @@ mod wire;
 #[cfg(feature = "sandbox")]
 pub use entry::sandbox;
 pub use entry::{serve, template_process};
-pub use run::{panics, seed, state};
+pub use run::{outbox, panics, seed, state};
 pub use shm::{doorbell, lane, memcpy, prefault, record, region, sys};
 #[cfg(feature = "sandbox")]
 pub use wire::confinement;
 pub use wire::{
-    attach, bulk, codec, control, depth, error, function, protocol, template, transport,
+    attach, bulk, codec, control, depth, error, function, note, protocol, template, transport,
 };

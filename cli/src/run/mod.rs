@@ -47,7 +47,10 @@ use super::trace::Trace;
 use super::units::TimeLimit;
 use crate::os::terminal::Terminal;
 use crate::tasks::command::{self, SharedStart};
-use procpool::{Pool, PoolBuilder, StartMethod, WorkerInfo, WorkerState};
+use procpool::{LogLevel, Pool, PoolBuilder, StartMethod, WorkerInfo, WorkerState};
+
+/// The most jobs of a run whose bar shows how far each is: watching costs a little for each.
+const MAX_LONG_JOBS: u64 = 10_000;
 
 /// A task with fewer inputs per worker than this waits until all workers are ready. Otherwise the
 /// first ready worker would process all of them. Workers start within milliseconds.
@@ -180,10 +183,6 @@ fn run_work<W: Work>(
             builder.on_event(move |event| board.note(event))
         }
     };
-    let builder = place.build_on(builder, &events);
-    let signals = interrupt::catch(place.spans_hosts())?;
-    let pool = build_pool(&plan, builder, log.clone(), trace.clone())?;
-    plan.form.hosts = place.shows_hosts(&pool);
     // A supervisor writes the results to the terminal, without regard to a bar.
     let shows_bar = plan.progress && !(place.is_supervised() && io::stdout().is_terminal());
     let progress = if shows_bar {
@@ -191,7 +190,17 @@ fn run_work<W: Work>(
     } else {
         Progress::default()
     };
-
+    // Programs say nothing of their progress, and many jobs are too short to say it.
+    let is_long = |total: u64| total <= MAX_LONG_JOBS;
+    let is_long = !is_command && plan.source.count(plan.takes).is_none_or(is_long);
+    let builder = match progress.jobs().filter(|_| is_long) {
+        Some(jobs) => builder.on_event(move |event| jobs.note(event)),
+        None => builder,
+    };
+    let builder = place.build_on(builder, &events);
+    let signals = interrupt::catch(place.spans_hosts())?;
+    let pool = build_pool(&plan, builder, log.clone(), trace.clone())?;
+    plan.form.hosts = place.shows_hosts(&pool);
     let spans_hosts = place.spans_hosts();
     interrupt::watch(signals, Arc::clone(&events), pool.clone(), is_command, spans_hosts)?;
     let top = match &board {
@@ -373,7 +382,7 @@ fn build_pool(
         });
     }
     if let Some(log) = log {
-        builder = builder.on_event(move |event| log.write(event));
+        builder = builder.worker_logs(LogLevel::Debug).on_event(move |event| log.write(event));
     }
     if let Some(trace) = trace {
         builder = builder.on_event(move |event| trace.note(event));

@@ -8,14 +8,21 @@ use std::path::{Path, PathBuf};
 /// The size of a read: large enough that system calls do not count, small enough for the cache.
 const BLOCK: usize = 128 * 1024;
 
-/// Passes a file to `take` block by block.
+/// Passes a file to `take` block by block, and says how far it is.
 pub(super) fn read_blocks(path: &Path, mut take: impl FnMut(&[u8])) -> Result<(), String> {
     let mut file = File::open(path).map_err(|error| explain("read", path, &error))?;
     let mut block = vec![0; BLOCK];
+    // A pipe has no length.
+    let total = file.metadata().ok().filter(|known| known.is_file()).map(|known| known.len());
+    let mut done = 0;
     loop {
         match file.read(&mut block) {
             Ok(0) => return Ok(()),
-            Ok(length) => take(&block[..length]),
+            Ok(length) => {
+                take(&block[..length]);
+                done += length as u64;
+                procpool::progress(done, total);
+            }
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) => return Err(explain("read", path, &error)),
         }

@@ -108,6 +108,11 @@ impl Picture {
         if let Some(orientation) = orientation {
             pixels.apply_orientation(orientation);
         }
+        let (width, height, color) = (pixels.width(), pixels.height(), pixels.color());
+        log::debug!(width, height, color:? = color, orientation:? = orientation; "read {path:?}");
+        if profile.as_ref().is_some_and(|profile| !fits(profile, &pixels)) {
+            log::warn!("the colour profile of {path:?} does not fit its pixels and is left out");
+        }
         let profile = profile.filter(|profile| fits(profile, &pixels));
         Ok(Self { pixels, profile })
     }

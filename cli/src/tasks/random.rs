@@ -23,7 +23,11 @@ pub(crate) const ESTIMATE_POINTS: u64 = 500_000;
 pub(crate) fn inside(seed: u64, points: u64) -> u64 {
     let mut random = stream(seed);
     let mut inside = 0;
-    for _ in 0..points {
+    for point in 0..points {
+        // Rarely: a few milliseconds pass between.
+        if point % (1 << 20) == 0 && point > 0 {
+            procpool::progress(point, points);
+        }
         let (x, y): (f64, f64) = (random.random(), random.random());
         inside += u64::from(x * x + y * y <= 1.0);
     }

@@ -11,7 +11,7 @@ use crate::format;
 use crate::row::Row;
 use crate::spill::LiveOutput;
 use crate::tasks::Input;
-use procpool::{Event, EventKind};
+use procpool::{Event, EventKind, Progress};
 
 /// How many of the last failures are kept.
 const FAILURES: usize = 8;
@@ -43,6 +43,8 @@ struct Running {
     /// The number of jobs left, including that one.
     left: u32,
     since: Instant,
+    /// How far the job is, if it has said so.
+    progress: Option<Progress>,
 }
 
 impl Board {
@@ -89,14 +91,20 @@ impl Board {
         match &event.kind {
             EventKind::Assigned { slot, id, tasks, label, .. } => {
                 let first: u64 = label.as_ref().and_then(|label| label.parse().ok()).unwrap_or(0);
-                let running = Running { id: first + id, left: *tasks, since: Instant::now() };
+                let running =
+                    Running { id: first + id, left: *tasks, since: Instant::now(), progress: None };
                 state.slots.insert(*slot, running);
             }
             EventKind::Finished { slot, .. } => {
                 if let Some(running) = state.slots.get_mut(slot) {
                     running.id += 1;
                     running.left = running.left.saturating_sub(1);
-                    running.since = Instant::now();
+                    (running.since, running.progress) = (Instant::now(), None);
+                }
+            }
+            EventKind::Progressed { slot, done, total, .. } => {
+                if let Some(running) = state.slots.get_mut(slot) {
+                    running.progress = Some(Progress { done: *done, total: *total });
                 }
             }
             EventKind::Lost { slot, .. } | EventKind::Retired { slot, .. } => {
@@ -123,10 +131,11 @@ impl State {
         outputs.flat_map(|output| output.tail(SHOWN).unwrap_or_default()).collect()
     }
 
-    /// Returns the input of a worker, and when it started.
+    /// Returns the input of a worker and how far its job is, and when it started.
     pub(super) fn running(&self, slot: usize) -> Option<(String, Instant)> {
         let running = self.slots.get(&slot).filter(|running| running.left > 0)?;
         let input = self.inputs.get(&running.id)?.to_text();
-        Some((format::one_line(&input).into_owned(), running.since))
+        let progress = running.progress.map(|progress| format!("{}  ", format::part(progress)));
+        Some((progress.unwrap_or_default() + &format::one_line(&input), running.since))
     }
 }

@@ -191,6 +191,34 @@ fn the_log_for_people_goes_to_standard_error() {
 }
 
 #[test]
+fn the_log_has_what_tasks_log_and_how_far_they_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let picture = dir.path().join("small.png").into_os_string().into_string().unwrap();
+    image::RgbImage::new(3, 2).save(&picture).unwrap();
+    let out = dir.path().join("out").into_os_string().into_string().unwrap();
+    let arguments = ["run", "--task", "image", "--out", &out, "--log", "-", &picture];
+    let ended = run(&arguments);
+    let logged = ended.stderr.lines().find(|line| line.contains("task 1: DEBUG")).unwrap();
+    assert!(logged.contains("small.png") && logged.contains("width=3 height=2"), "{logged}");
+    let bytes = dir.path().join("bytes").into_os_string().into_string().unwrap();
+    fs::write(&bytes, vec![0; 1 << 20]).unwrap();
+    let file = dir.path().join("log").into_os_string().into_string().unwrap();
+    run(&["run", "--task", "sha256", "--log", &file, &bytes]);
+    let log = fs::read_to_string(file).unwrap();
+    let events = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let said = events.into_iter().find(|event| event["event"] == "progressed").unwrap();
+    assert_eq!((&said["total"], &said["id"]), (&(1 << 20).into(), &1.into()), "{said}");
+}
+
+#[test]
+fn an_input_that_is_stopped_says_how_far_it_was() {
+    let mut arguments = vec!["run", "--task", "pi", "--points", "100000000000", "--timeout", "0.5"];
+    arguments.extend(["--format", "json", "1"]);
+    let error = run(&arguments).json()[0]["error"].as_str().unwrap().to_owned();
+    assert!(error.contains(", at ") && error.ends_with(" of 100000000000"), "{error}");
+}
+
+#[test]
 fn a_log_that_cannot_be_written_is_said() {
     let nowhere = run(&["run", "--log", "/nowhere/log"]);
     assert_eq!((nowhere.code, nowhere.stdout.len()), (Some(2), 0), "{nowhere:?}");

@@ -132,6 +132,23 @@ fn the_progress_bar_leaves_nothing_on_a_line_of_a_jobs_output() {
     }
 }
 
+#[test]
+fn the_bar_and_top_show_how_far_long_jobs_are() {
+    for view in ["", "--top"] {
+        // Of the many points, a percent takes a moment.
+        let run = format!("run {view} -p 1 --task pi --points 3000000000 1");
+        let mut terminal = Terminal::start(&run);
+        terminal.wait_until("a part is done", |shown| {
+            let parts = shown.match_indices(" %").map(|(at, _)| &shown[..at]);
+            parts.into_iter().any(|before| before.ends_with(|last: char| last.is_ascii_digit()))
+        });
+        terminal.press(b"\x03");
+        terminal.wait_until("it is interrupted", |shown| shown.contains("interrupted"));
+        signal(terminal.pid(), Signal::KILL);
+        terminal.end();
+    }
+}
+
 /// The lines that a terminal shows for this, as far as what is used here goes: text, returns, line
 /// feeds, and the sequences that move up, wipe out and colour.
 fn drawn(shown: &str) -> Vec<String> {

@@ -8,8 +8,10 @@ use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
 use procpool_worker::function::{FnRef, ForeignFunction};
+use procpool_worker::note::Progress;
 
 use crate::pool::call::context::Context;
+use crate::pool::call::emitted::{RawUpdate, UpdateError, UpdateQueue};
 use crate::pool::call::ledger::Ledger;
 use crate::pool::call::outcome::Delivery;
 use crate::pool::observe::events::Deferred;
@@ -20,6 +22,9 @@ use crate::pool::schedule::cost::CostEstimate;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("no result within the time limit: the call continues and can be polled again")]
 pub struct Timeout;
+
+/// What the items of a job have said: the values, how many were dropped, and how far an item is.
+pub(crate) type TakenUpdates = (Vec<RawUpdate>, u64, Option<(u64, Progress)>);
 
 /// One API call.
 #[derive(Debug)]
@@ -56,6 +61,8 @@ struct State {
     /// Waiters are not woken while more items than this are open.
     most_open: u64,
     waker: Option<Waker>,
+    /// What its tasks say while they run.
+    updates: UpdateQueue,
     /// Called when the last item is settled.
     when_done: Option<Box<dyn FnOnce() + Send>>,
 }
@@ -159,7 +166,9 @@ impl Job {
 
     fn announce(&self, mut state: MutexGuard<'_, State>, calls: &mut Deferred) {
         let waker = state.waker.take();
-        let when_done = if state.ledger.open() == 0 { state.when_done.take() } else { None };
+        let is_over = state.ledger.open() == 0;
+        let when_done = if is_over { state.when_done.take() } else { None };
+        let update_waker = if is_over { state.updates.waker.take() } else { None };
         let is_awaited = state.waiting > 0 && state.ledger.open() <= state.most_open;
         drop(state);
         if is_awaited {
@@ -168,9 +177,102 @@ impl Job {
         if let Some(waker) = waker {
             calls.add(Box::new(|| waker.wake()));
         }
+        if let Some(waker) = update_waker {
+            calls.add(Box::new(|| waker.wake()));
+        }
         if let Some(when_done) = when_done {
             calls.add(when_done);
         }
+    }
+
+    /// Adds a value that an item has emitted. Adds wakers to `calls`.
+    pub(crate) fn add_update(&self, update: RawUpdate, calls: &mut Deferred) {
+        self.change_updates(calls, |updates| updates.push(update));
+    }
+
+    /// Counts values that were dropped on another host.
+    pub(crate) fn add_dropped_updates(&self, values: u64, calls: &mut Deferred) {
+        self.change_updates(calls, |updates| updates.add_dropped(values));
+    }
+
+    /// Sets how far an item is. Adds wakers to `calls`.
+    pub(crate) fn set_progress(&self, number: u64, progress: Progress, calls: &mut Deferred) {
+        self.change_updates(calls, |updates| updates.progress = Some((number, progress)));
+    }
+
+    fn change_updates(&self, calls: &mut Deferred, change: impl FnOnce(&mut UpdateQueue)) {
+        let mut state = self.state();
+        change(&mut state.updates);
+        let waker = state.updates.waker.take();
+        let is_awaited = state.waiting > 0;
+        drop(state);
+        if is_awaited {
+            self.arrived.notify_all();
+        }
+        if let Some(waker) = waker {
+            calls.add(Box::new(|| waker.wake()));
+        }
+    }
+
+    /// Returns how far it is: of one item, what that has said; of several, how many are settled.
+    pub(crate) fn progress(&self) -> Option<Progress> {
+        let state = self.state();
+        let all = state.ledger.reserved();
+        if self.is_single() {
+            return state.updates.progress.map(|(_, progress)| progress);
+        }
+        Some(Progress { done: all - state.ledger.open(), total: Some(all) })
+    }
+
+    /// Takes the next emitted value. Returns `None` if none is left and everything is settled.
+    ///
+    /// # Errors
+    ///
+    /// [`Timeout`] at `deadline`.
+    pub(crate) fn wait_update(
+        &self,
+        deadline: Option<Instant>,
+    ) -> Result<Option<Result<RawUpdate, UpdateError>>, Timeout> {
+        let mut state = self.state();
+        loop {
+            if let Some(update) = state.updates.pop() {
+                return Ok(Some(update));
+            }
+            if state.ledger.open() == 0 {
+                return Ok(None);
+            }
+            let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) {
+                return Err(Timeout);
+            }
+            state = self.sleep(state, left, u64::MAX);
+        }
+    }
+
+    /// Takes the next emitted value, like [`wait_update`](Self::wait_update). If there is none yet, the next one
+    /// wakes `waker`.
+    pub(crate) fn poll_update(
+        &self,
+        waker: &Waker,
+    ) -> Poll<Option<Result<RawUpdate, UpdateError>>> {
+        let ready = |state: &mut State| match state.updates.pop() {
+            None if state.ledger.open() > 0 => None,
+            taken => Some(taken),
+        };
+        self.poll_in(waker, ready, |state| &mut state.updates.waker)
+    }
+
+    /// Takes what the items have said: values, how many were dropped, and how far one of them is. The next thing
+    /// that one says wakes `waker`.
+    pub(crate) fn take_updates(&self, waker: &Waker) -> TakenUpdates {
+        let waker = waker.clone();
+        let mut state = self.state();
+        let before = state.updates.waker.replace(waker);
+        let (values, dropped) = state.updates.take();
+        let progress = state.updates.progress.take();
+        drop(state);
+        drop(before);
+        (values, dropped, progress)
     }
 
     /// Settles items that another host runs. Returns whether every reserved item is settled.
@@ -200,12 +302,22 @@ impl Job {
     }
 
     /// Returns what `ready` returns. If that is `None`, the next delivery wakes `waker`.
-    fn poll<T>(&self, waker: &Waker, mut ready: impl FnMut(&mut State) -> Option<T>) -> Poll<T> {
+    fn poll<T>(&self, waker: &Waker, ready: impl FnMut(&mut State) -> Option<T>) -> Poll<T> {
+        self.poll_in(waker, ready, |state| &mut state.waker)
+    }
+
+    /// Returns what `ready` returns. If that is `None`, `waker` is put into `place`.
+    fn poll_in<T>(
+        &self,
+        waker: &Waker,
+        mut ready: impl FnMut(&mut State) -> Option<T>,
+        place: impl Fn(&mut State) -> &mut Option<Waker>,
+    ) -> Poll<T> {
         let mut state = self.state();
         if let Some(value) = ready(&mut state) {
             return Poll::Ready(value);
         }
-        if state.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
+        if place(&mut state).as_ref().is_some_and(|known| known.will_wake(waker)) {
             return Poll::Pending;
         }
         drop(state);
@@ -214,7 +326,7 @@ impl Job {
         let mut state = self.state();
         let value = ready(&mut state);
         if value.is_none() {
-            std::mem::swap(&mut state.waker, &mut waker);
+            std::mem::swap(place(&mut state), &mut waker);
         }
         drop(state);
         drop(waker);

@@ -52,6 +52,11 @@ impl Ledger {
         settled
     }
 
+    /// Returns the number of items that were reserved.
+    pub(crate) fn reserved(&self) -> u64 {
+        self.end
+    }
+
     /// Returns the number of open items.
     pub(crate) fn open(&self) -> u64 {
         self.open

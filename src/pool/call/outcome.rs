@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use procpool_worker::note::Progress;
 use procpool_worker::panics::PanicReport;
 use procpool_worker::record::Record;
 use procpool_worker::{bulk, codec};
@@ -54,12 +55,15 @@ pub(crate) struct Failure {
     pub(crate) elapsed: Duration,
     /// Captured output.
     pub(crate) output: Vec<u8>,
+    /// How far it was, if it has said so.
+    pub(crate) progress: Option<Progress>,
 }
 
 impl Failure {
     /// A failure of items that never started.
     pub(crate) fn unstarted(kind: TaskErrorKind) -> Self {
-        Self { kind, did_it_run: DidRun::No, elapsed: Duration::ZERO, output: Vec::new() }
+        let (elapsed, output) = (Duration::ZERO, Vec::new());
+        Self { kind, did_it_run: DidRun::No, elapsed, output, progress: None }
     }
 }
 
@@ -109,8 +113,9 @@ impl Delivery {
         let provenance = self.provenance;
         let fail = |kind, did_it_run| Self::error(offset, provenance, number, kind, did_it_run);
         let (result, elapsed, output) = match &mut self.content {
-            Content::Failed(Failure { kind, did_it_run, elapsed, output }) => {
-                (Err(fail(kind.clone(), *did_it_run)), *elapsed, std::mem::take(output))
+            Content::Failed(Failure { kind, did_it_run, elapsed, output, progress }) => {
+                let error = fail(kind.clone(), *did_it_run).with_progress(*progress);
+                (Err(error), *elapsed, std::mem::take(output))
             }
             Content::Records(records) => match records.next() {
                 Some(mut raw) => {

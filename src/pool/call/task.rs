@@ -8,12 +8,14 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use procpool_worker::note::Progress;
 use procpool_worker::prefault::Prefault;
 use serde::de::DeserializeOwned;
 
 use crate::error::{DidRun, TaskError, TaskErrorKind};
 use crate::pool::call::job::Job;
 use crate::pool::call::outcome::Delivery;
+use crate::pool::call::updates::Updates;
 use crate::pool::observe::callbacks::contain;
 use crate::pool::observe::events::{Deferred, EventKind};
 use crate::pool::schedule::state::PoolState;
@@ -118,6 +120,44 @@ impl<R> Task<R> {
     /// Returns whether the result is there.
     pub fn is_ready(&self) -> bool {
         self.pool.forked().is_some() || self.job.is_done()
+    }
+
+    /// Returns how far the task is: what it said last with [`progress`](crate::progress()), or `None` if it has
+    /// said nothing. Of a call with many items, returns how many are settled.
+    pub fn progress(&self) -> Option<Progress> {
+        if self.pool.forked().is_some() { None } else { self.job.progress() }
+    }
+
+    /// Returns the values that the call's tasks emit with [`emit`](crate::emit), while they run.
+    ///
+    /// What a task emitted before it crashed is among them. A call keeps up to 16 MiB of values that nobody has
+    /// taken, and drops older ones; then the next one is [`UpdateError::Lagged`](crate::UpdateError::Lagged).
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// fn search(range: std::ops::Range<u64>) -> usize {
+    ///     let (mut found, end) = (0, range.end);
+    ///     for n in range {
+    ///         procpool::progress(n, end);
+    ///         if (2..n).take_while(|d| d * d <= n).all(|d| n % d > 0) {
+    ///             found += 1;
+    ///             procpool::emit(&n).ok();
+    ///         }
+    ///     }
+    ///     found
+    /// }
+    ///
+    /// let pool = procpool::Pool::new(2)?;
+    /// let task = pool.apply_async(search, 2..1_000_000);
+    /// for prime in task.updates::<u64>() {
+    ///     println!("{}, at {:?}", prime?.value, task.progress());
+    /// }
+    /// println!("{} primes", task.get()?);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn updates<T: DeserializeOwned>(&self) -> Updates<T> {
+        Updates::new(Arc::clone(&self.pool), Arc::clone(&self.job))
     }
 
     /// Cancels the task with [`TaskErrorKind::Cancelled`]. Queued items never start; running items are killed

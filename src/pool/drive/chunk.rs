@@ -19,6 +19,7 @@ use procpool_worker::seed;
 use crate::error::TaskErrorKind;
 use crate::os::observe;
 use crate::pool::call::context::Context;
+use crate::pool::call::job::Job;
 use crate::pool::call::outcome;
 use crate::pool::call::outcome::Content;
 use crate::pool::call::outcome::Delivery;
@@ -26,6 +27,7 @@ use crate::pool::call::outcome::Failure;
 use crate::pool::call::outcome::Provenance;
 use crate::pool::drive::buffer::Buffer;
 use crate::pool::drive::loss::LostChunk;
+use crate::pool::drive::notes::LastRecords;
 use crate::pool::drive::records::{self, Records};
 use crate::pool::drive::regions::Lease;
 use crate::pool::drive::report::{Corrupt, Reporter};
@@ -62,6 +64,8 @@ pub(crate) struct Chunk {
     pub(super) suspended: (Option<u32>, Duration),
     /// How much of the captured output has been delivered, in bytes.
     pub(super) printed: u64,
+    /// Log records of the running item.
+    pub(super) last_records: LastRecords,
 }
 
 /// How long a worker may be silent while no item runs. A healthy worker takes microseconds; with a hundred
@@ -111,6 +115,7 @@ impl Chunk {
             delivered_at_send: None,
             suspended: (None, Duration::ZERO),
             printed: 0,
+            last_records: LastRecords::default(),
         }
     }
 
@@ -217,13 +222,25 @@ impl Chunk {
 
     /// Whether an item's call was cancelled.
     pub(super) fn is_cancelled(&self, item: u32) -> bool {
-        let mut end = self.delivered;
-        let mut batches = self.batches.iter();
-        let of_item = batches.find(|batch| {
-            end += batch.items;
-            item < end
-        });
-        of_item.is_some_and(|batch| batch.job.cancelled.load(Relaxed))
+        self.batch_of(item).is_some_and(|(batch, _)| batch.job.cancelled.load(Relaxed))
+    }
+
+    /// Returns the batch of an undelivered item, and the item's position in it.
+    fn batch_of(&self, item: u32) -> Option<(&Batch, u32)> {
+        let mut position = item.checked_sub(self.delivered)?;
+        for batch in &self.batches {
+            match position.checked_sub(batch.items) {
+                None => return Some((batch, position)),
+                Some(behind) => position = behind,
+            }
+        }
+        None
+    }
+
+    /// Returns the job of an undelivered item, its number there, and its attempt.
+    pub(super) fn place_of(&self, item: u32) -> Option<(Arc<Job>, u64, u32)> {
+        let (batch, position) = self.batch_of(item)?;
+        Some((Arc::clone(&batch.job), batch.first + u64::from(position), batch.attempt))
     }
 
     /// Stops the worker, whose item was cancelled before it had started.
@@ -547,7 +564,10 @@ impl Chunk {
             capture.read(self.printed.max(end.saturating_sub(LAST_OUTPUT))..end)
         });
         let note = self.lane.abort_reason();
+        let item = self.delivered.saturating_add(1);
+        let progress = if begun { self.lane.task_progress(item) } else { None };
+        let records = if begun { self.last_records.take(item) } else { Vec::new() };
         let (running_item, rest) = (running_item.flatten(), self.batches.into());
-        LostChunk { running_item, rest, sent: self.sent, elapsed, output, note }
+        LostChunk { running_item, rest, sent: self.sent, elapsed, output, note, progress, records }
     }
 }

@@ -67,7 +67,8 @@ fn handshake(
     slot: usize,
     pending: PendingWorker,
 ) -> Result<Worker, StartError> {
-    let mut worker = pending.handshake(shared.config.setup(slot), &shared.regions)?;
+    let mut worker =
+        pending.handshake(shared.config.setup(slot), &shared.regions, &shared.config.observers)?;
     worker.process.set_connected();
     #[cfg(feature = "sandbox")]
     confine(shared, &mut worker, false)?;
@@ -91,7 +92,7 @@ fn confine(
     let Some(to) = sandbox.and_then(|sandbox| sandbox.due(after_initializer)) else {
         return Ok(());
     };
-    let answer = worker.send(&Request::Confine(to.clone())).and_then(|()| worker.recv());
+    let answer = worker.send(&Request::Confine(to.clone())).and_then(|()| worker.recv_reply());
     let error = match answer {
         Ok(Reply::Confined(Ok(()))) => return Ok(()),
         Ok(Reply::Confined(Err(why))) => Some(StartError::Sandbox(why)),

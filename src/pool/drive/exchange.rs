@@ -1,14 +1,17 @@
 //! Sends a chunk to its worker and receives the replies, until every item is accounted for.
 
 use crate::error::{TaskErrorKind, ValueSide};
+use crate::pool::call::emitted::RawUpdate;
 use crate::pool::drive::chunk::Running;
 use crate::pool::drive::loss::LostChunk;
+use crate::pool::drive::notes::NoteHead;
 use crate::pool::drive::regions::Lease;
 use crate::pool::drive::report::{Corrupt, Reporter};
-use crate::pool::observe::events::{Deferred, Observers};
-use crate::pool::process::worker::{KillReason, Worker};
+use crate::pool::observe::events::{Deferred, EventKind, Observers};
+use crate::pool::process::worker::{Incoming, KillReason, Worker};
 use crate::pool::schedule::counters::Counters;
 use procpool_worker::error::TransportError;
+use procpool_worker::note::{Note, Progress};
 use procpool_worker::protocol::{Reply, Request};
 use std::io;
 use std::sync::PoisonError;
@@ -94,6 +97,12 @@ pub(crate) fn finish(
         }
         worker.process.child.kill();
         worker.process.wait_death();
+        // What its task said last is still in the socket.
+        while let Ok(received) = worker.recv(false) {
+            if let Incoming::Note(head, note) = received {
+                take_note(worker, running, &reporter, head, note);
+            }
+        }
     }
     drop(body);
     let chunk = running.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -202,7 +211,14 @@ fn receive(
         on_timeout();
     }
     loop {
-        match worker.recv()? {
+        let reply = match worker.recv(true)? {
+            Incoming::Reply(reply) => reply,
+            Incoming::Note(head, note) => {
+                take_note(worker, running, reporter, head, note);
+                continue;
+            }
+        };
+        match reply {
             Reply::Done { sequence: of } if of == sequence => {
                 collect_results(worker, true, false)?;
                 let is_complete = lock().as_ref().is_none_or(|chunk| chunk.batches.is_empty());
@@ -224,5 +240,70 @@ fn receive(
         if let Some(on_timeout) = on_timeout.take() {
             on_timeout();
         }
+    }
+}
+
+/// Hands what a task says to its job, the observers and the loggers.
+fn take_note(
+    worker: &Worker,
+    running: &Running,
+    reporter: &Reporter<'_>,
+    head: NoteHead,
+    (note, bytes): (Note, Vec<u8>),
+) {
+    let (slot, pid) = (worker.process.slot, worker.process.pid());
+    let mut calls = Deferred::default();
+    let mut logged = None;
+    {
+        let mut chunk = running.lock().unwrap_or_else(PoisonError::into_inner);
+        // A thread that a task has left behind may speak when it is over, or in a later chunk.
+        let chunk = chunk.as_mut().filter(|_| head.sequence == worker.sequence);
+        let item = head.item.checked_sub(1);
+        let place = chunk.and_then(|chunk| {
+            let (job, number, attempt) = chunk.place_of(item?)?;
+            Some((chunk, job, number, attempt))
+        });
+        let of_task =
+            place.as_ref().map(|(_, job, number, attempt)| (job.offset + number, *attempt));
+        // An initializer is no task, and nobody observes it.
+        let of_task = of_task.filter(|_| reporter.observers.is_some());
+        match (note, place) {
+            (Note::Progress(progress), Some((_, job, number, attempt))) => {
+                job.set_progress(number, progress, &mut calls);
+                if reporter.is_observed {
+                    let (id, Progress { done, total }) = (job.offset + number, progress);
+                    calls.emit(EventKind::Progressed { slot, pid, id, attempt, done, total });
+                }
+            }
+            (Note::Value { type_name }, Some((_, job, number, attempt))) => {
+                if reporter.is_observed {
+                    let (id, len) = (job.offset + number, bytes.len() as u64);
+                    let of_type = type_name.clone();
+                    calls.emit(EventKind::Emitted {
+                        slot,
+                        pid,
+                        id,
+                        attempt,
+                        type_name: of_type,
+                        bytes: len,
+                    });
+                }
+                let worker = Some(worker.process.worker_ref());
+                job.add_update(RawUpdate { number, worker, attempt, type_name, bytes }, &mut calls);
+            }
+            // Its task is over, and nobody waits for it.
+            (Note::Progress(_) | Note::Value { .. }, None) => {}
+            (Note::Record(record), place) => {
+                if let Some((chunk, ..)) = place {
+                    chunk.last_records.add(head.item, (*record).clone());
+                }
+                let (id, attempt) = of_task.map_or((None, 0), |(id, attempt)| (Some(id), attempt));
+                logged = Some(EventKind::Logged { slot, pid, id, attempt, record: *record });
+            }
+        }
+    }
+    reporter.fire(calls);
+    if let Some(event) = logged {
+        worker.observers.log(event);
     }
 }

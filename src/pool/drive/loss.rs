@@ -4,6 +4,7 @@ use crate::error::{DeathCause, TaskErrorKind};
 use crate::pool::process::worker::{KillReason, Process};
 use crate::pool::schedule::batch::Batch;
 use procpool_worker::lane::AbortReason;
+use procpool_worker::note::{LogRecord, Progress};
 use std::time::{Duration, Instant};
 
 /// What is left of a chunk after its worker is lost.
@@ -21,6 +22,10 @@ pub(crate) struct LostChunk {
     pub(crate) output: Vec<u8>,
     /// The worker's note about its abort.
     pub(super) note: Option<AbortReason>,
+    /// How far the running item was, if it has said so.
+    pub(crate) progress: Option<Progress>,
+    /// Last log records of the running item.
+    pub(super) records: Vec<LogRecord>,
 }
 
 impl LostChunk {
@@ -34,7 +39,11 @@ impl LostChunk {
             Some(KillReason::StartTimedOut(_) | KillReason::Retired | KillReason::Silent)
             | None => self.cause(process),
         };
-        TaskErrorKind::Died { cause, last_output: self.last_lines() }
+        TaskErrorKind::Died {
+            cause,
+            last_output: self.last_lines(),
+            last_records: self.records.clone(),
+        }
     }
 
     /// Returns how the worker has ended. Waits for its end.

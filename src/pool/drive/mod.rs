@@ -6,6 +6,7 @@ pub(crate) mod chunk;
 pub(crate) mod driver;
 pub(crate) mod exchange;
 pub(crate) mod loss;
+pub(crate) mod notes;
 pub(crate) mod parcel;
 pub(crate) mod records;
 #[allow(unsafe_code)] // Copies into and out of shared memory.

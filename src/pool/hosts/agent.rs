@@ -16,13 +16,14 @@ use procpool_worker::bulk::RawBytes;
 use super::engine::{Engine, EngineEvent};
 use super::link::Waker;
 use super::wire::{
-    self, Blob, Chunk, Hello, ItemRange, ItemResults, ResultContent, Settings, ToAgent, ToManager,
-    WorkerStatus,
+    self, Blob, Chunk, Hello, ItemRange, ItemResults, ItemUpdate, ResultContent, Settings, ToAgent,
+    ToManager, WorkerStatus,
 };
 use super::{BEAT, IDLE_PAUSE, LOSS, PAUSE, exclude_pause, next_look, pause_of};
 use crate::error::{TaskErrorKind, ValueSide};
 use crate::pool::builder::PoolBuilder;
 use crate::pool::call::context::Context;
+use crate::pool::call::emitted::RawUpdate;
 use crate::pool::call::job::Job;
 use crate::pool::call::outcome::{Content, Delivery, Failure, Provenance};
 use crate::pool::drive::parcel::Parcel;
@@ -306,11 +307,14 @@ impl<E: Engine> Agent<E> {
         self.runs.insert(id, run);
         let inbox = Arc::clone(&self.inbox);
         let build = move || {
-            let is_observed = settings.is_observed;
+            let (is_observed, logs) = (settings.is_observed, settings.worker_logs);
             let mut builder = PoolBuilder::of_settings(settings);
-            if is_observed {
+            if is_observed || logs.is_some() {
                 let inbox = Arc::clone(&inbox);
                 builder = builder.on_event(move |event| {
+                    if !is_observed && !matches!(event.kind, EventKind::Logged { .. }) {
+                        return;
+                    }
                     events.lock().unwrap_or_else(PoisonError::into_inner).push(event.kind.clone());
                     inbox.waker.wake();
                 });
@@ -395,7 +399,9 @@ impl<E: Engine> Agent<E> {
         batch.slot = chunk.slot.map(|slot| (slot as usize).saturating_sub(run.first_slot));
         run.chunks.insert(chunk.id, Arc::clone(&job));
         let notify = Notify { inbox: Arc::clone(&self.inbox), run: id, chunk: chunk.id };
-        job.poll_done(&Arc::new(notify).into());
+        let waker = Arc::new(notify).into();
+        job.poll_done(&waker);
+        job.take_updates(&waker);
         shared.submit(batch);
     }
 
@@ -429,6 +435,7 @@ impl<E: Engine> Agent<E> {
     /// Sends the messages of other threads.
     fn deliver(&mut self, news: VecDeque<News>) {
         let mut results: HashMap<u32, Vec<ItemResults>> = HashMap::new();
+        let mut updates = Vec::new();
         for news in news {
             match news {
                 News::Arrived { run: id, chunk } => {
@@ -436,7 +443,27 @@ impl<E: Engine> Agent<E> {
                     let Some(job) = run.chunks.get(&chunk).cloned() else { continue };
                     let notify = Notify { inbox: Arc::clone(&self.inbox), run: id, chunk };
                     // Asked first, so that no delivery from here on goes unnoticed.
-                    let is_done = job.poll_done(&Arc::new(notify).into());
+                    let waker = Arc::new(notify).into();
+                    let is_done = job.poll_done(&waker);
+                    let (values, dropped, progress) = job.take_updates(&waker);
+                    if !values.is_empty() || dropped > 0 || progress.is_some() {
+                        let tell = |update: RawUpdate| ItemUpdate {
+                            item: update.number,
+                            worker: update.worker.map(|worker| (worker.slot as u32, worker.pid)),
+                            attempt: update.attempt,
+                            type_name: update.type_name,
+                            bytes: Blob(update.bytes),
+                        };
+                        let values = values.into_iter().map(tell).collect();
+                        // Before the results: these may end the chunk.
+                        updates.push(ToManager::Updates {
+                            run: id,
+                            chunk,
+                            values,
+                            dropped,
+                            progress,
+                        });
+                    }
                     let deliveries = std::iter::from_fn(|| job.take_delivery());
                     let told = deliveries.map(|delivery| tell(chunk, delivery));
                     results.entry(id).or_default().extend(told);
@@ -455,6 +482,7 @@ impl<E: Engine> Agent<E> {
         let runs: Vec<u32> = self.runs.keys().copied().collect();
         // Events first: a caller that has a result has seen what led to it.
         runs.into_iter().for_each(|run| self.flush_events(run));
+        updates.iter().for_each(|update| self.send(update));
         for (run, results) in results {
             if !results.is_empty() {
                 self.send(&ToManager::Results { run, results });

@@ -205,6 +205,9 @@ impl<E: Engine> Manager<E> {
                 }
                 Ok(())
             }
+            ToManager::Updates { run, chunk, values, dropped, progress } => {
+                self.of(run, |run| run.updates(peer, chunk, values, (dropped, progress)))
+            }
             ToManager::Closed { run } => self.of(run, |run| run.closed(peer)),
             ToManager::Events { run, events } => {
                 let kinds: Vec<EventKind> =

@@ -10,8 +10,11 @@ use std::time::{Duration, Instant};
 use super::engine::Engine;
 use super::link::{Command, Link};
 use super::remote_host::{Flight, Nonsense, Phase, RemoteHost};
-use super::wire::{Blob, Chunk, ItemRange, ItemResults, ToAgent, WorkerStatus};
+use super::wire::{Blob, Chunk, ItemRange, ItemResults, ItemUpdate, ToAgent, WorkerStatus};
+use procpool_worker::note::Progress;
+
 use crate::error::{DidRun, TaskErrorKind};
+use crate::pool::call::emitted::RawUpdate;
 use crate::pool::call::outcome::{Failure, Provenance};
 use crate::pool::observe::events::{Deferred, EventKind};
 use crate::pool::schedule::batch::Batch;
@@ -225,6 +228,36 @@ impl Run {
         outcome
     }
 
+    /// Hands on what a chunk's tasks said.
+    pub(super) fn updates(
+        &mut self,
+        peer: usize,
+        chunk: u64,
+        values: Vec<ItemUpdate>,
+        (dropped, progress): (u64, Option<(u64, Progress)>),
+    ) -> Result<(), Nonsense> {
+        let shared = Arc::clone(&self.shared);
+        let Some(host) = self.open_host(peer) else { return Ok(()) };
+        let mut calls = Deferred::default();
+        // A task that is over has nobody who waits.
+        if let Some((job, base)) = host.job_of(chunk) {
+            if dropped > 0 {
+                job.add_dropped_updates(dropped, &mut calls);
+            }
+            for ItemUpdate { item, worker, attempt, type_name, bytes } in values {
+                let worker = host.worker_ref(worker)?;
+                let number = base.saturating_add(item);
+                let update = RawUpdate { number, worker, attempt, type_name, bytes: bytes.0 };
+                job.add_update(update, &mut calls);
+            }
+            if let Some((item, progress)) = progress {
+                job.set_progress(base.saturating_add(item), progress, &mut calls);
+            }
+        }
+        shared.config.observers.fire(calls);
+        Ok(())
+    }
+
     /// Accepts items that a host returned.
     pub(super) fn stolen(
         &mut self,
@@ -271,8 +304,10 @@ impl Run {
                 *slot += host.slots.start;
             }
             // The end of one host's pool is not the end of the pool.
-            if kind != EventKind::Drained {
-                shared.config.observers.emit_of(Some(host.name), || kind);
+            match kind {
+                EventKind::Drained => {}
+                EventKind::Logged { .. } => shared.config.observers.log_of(Some(host.name), kind),
+                kind => shared.config.observers.emit_of(Some(host.name), || kind),
             }
         }
         Ok(())
@@ -349,6 +384,7 @@ impl Run {
                 did_it_run: DidRun::Maybe,
                 elapsed: Duration::ZERO,
                 output: Vec::new(),
+                progress: None,
             };
             let provenance = Provenance { attempt: batch.attempt, ..Provenance::NONE };
             self.shared.fail(&batch, failure, provenance);

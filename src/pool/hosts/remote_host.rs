@@ -12,6 +12,7 @@ use super::link::Link;
 use super::wire::{self, Blob, ItemRange, ItemResults, ResultContent, ToAgent, WorkerStatus};
 use crate::error::{DidRun, TaskErrorKind};
 use crate::pool::call::context::Context;
+use crate::pool::call::job::Job;
 use crate::pool::call::outcome::{Content, Delivery, Failure, Provenance};
 use crate::pool::drive::parcel::{Files, Parcel};
 use crate::pool::drive::records::{self, Records};
@@ -163,6 +164,25 @@ impl RemoteHost {
         Ok((batch, sent))
     }
 
+    /// Returns the worker that the host names by its own slot and PID.
+    pub(super) fn worker_ref(
+        &self,
+        worker: Option<(u32, u32)>,
+    ) -> Result<Option<WorkerRef>, Nonsense> {
+        let Some((slot, pid)) = worker else { return Ok(None) };
+        let slot = self.slots.start + slot as usize;
+        match self.slots.contains(&slot) {
+            true => Ok(Some(WorkerRef { slot, pid, host: Some(self.name) })),
+            false => Err(Nonsense("it names a slot that it doesn't have")),
+        }
+    }
+
+    /// Returns the job of a chunk that is not answered, and the number of the chunk's first item there.
+    pub(super) fn job_of(&self, chunk: u64) -> Option<(Arc<Job>, u64)> {
+        let flight = self.flights.get(&chunk)?;
+        Some((Arc::clone(&flight.parts.first()?.job), flight.base))
+    }
+
     /// Delivers outcomes to the caller.
     pub(super) fn deliver(
         &mut self,
@@ -172,14 +192,7 @@ impl RemoteHost {
     ) -> Result<(), Nonsense> {
         let ItemResults { range, worker, attempt, queued, content } = results;
         let content = self.check(shared, range.items, content)?;
-        let slots = self.slots.clone();
-        let worker = worker.map(|(slot, pid)| {
-            let slot = slots.start + slot as usize;
-            WorkerRef { slot, pid, host: Some(self.name) }
-        });
-        if worker.is_some_and(|worker| !slots.contains(&worker.slot)) {
-            return Err(Nonsense("it answered for a slot that it doesn't have"));
-        }
+        let worker = self.worker_ref(worker)?;
         let (batch, sent) = self.cut(range)?;
         let queued = sent.saturating_duration_since(batch.queued).saturating_add(queued);
         let provenance = Provenance { worker, attempt, queued };
@@ -210,8 +223,9 @@ impl RemoteHost {
     ) -> Result<Checked, Nonsense> {
         const INVALID: Nonsense = Nonsense("its results are invalid");
         match content {
-            ResultContent::Failed { kind, did_it_run, elapsed, output } => {
-                Ok(Checked::Failed(Failure { kind, did_it_run, elapsed, output: output.0 }))
+            ResultContent::Failed { kind, did_it_run, elapsed, output, progress } => {
+                let output = output.0;
+                Ok(Checked::Failed(Failure { kind, did_it_run, elapsed, output, progress }))
             }
             ResultContent::Records { bytes, regions, outputs } => {
                 let summary = records::validate(&bytes.0).ok_or(INVALID)?;

@@ -80,6 +80,7 @@ impl PoolBuilder {
             nice: self.nice,
             pin_cpus: self.pin_cpus,
             is_observed: !self.observers.is_empty(),
+            worker_logs: self.chosen_worker_logs(),
         };
         Ok(Plan { settings, workers: self.workers, workers_on: self.workers_on.clone() })
     }
@@ -121,6 +122,7 @@ impl PoolBuilder {
             limits: Limits::of_resources(settings.limits),
             nice: settings.nice,
             pin_cpus: settings.pin_cpus,
+            worker_logs: Some(settings.worker_logs),
             // An initializer's random numbers depend on the slot.
             seed: Some(seed::advance(settings.seed, first_slot as u64)),
             hosts: Hosts::Local,

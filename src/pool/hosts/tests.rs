@@ -178,6 +178,36 @@ fn a_crash_a_limit_or_a_panic_on_any_host_is_one_items_error() {
 }
 
 #[test]
+fn what_tasks_say_on_any_host_reaches_their_caller() {
+    fn say(x: u64) -> u64 {
+        crate::progress(x, 1000);
+        crate::emit(&(x, vec![7_u8; 10_000])).unwrap();
+        nap(x);
+        if x % 10 == 3 {
+            std::process::abort();
+        }
+        x
+    }
+    let _cluster = Cluster::new(2);
+    let pool = builder().build().unwrap();
+    let task = pool.map_async(say, 0..40);
+    let (mut values, mut hosts) = (Vec::new(), BTreeSet::new());
+    for update in task.updates::<(u64, Vec<u8>)>() {
+        let update = update.unwrap();
+        assert_eq!((update.value.0, update.value.1.len(), update.attempt), (update.id, 10_000, 1));
+        hosts.insert(update.worker.unwrap().host);
+        values.push(update.id);
+    }
+    values.sort_unstable();
+    assert_eq!((values, hosts.len()), ((0..40).collect(), 2));
+    for x in [3, 13, 23, 33] {
+        let error = pool.apply(say, x).unwrap_err();
+        let progress = crate::Progress { done: x, total: Some(1000) };
+        assert_eq!(error.progress(), Some(progress), "{error}");
+    }
+}
+
+#[test]
 fn a_retried_item_knows_its_attempt_on_another_host() {
     let _cluster = Cluster::new(2);
     let pool = builder().retries(1).build().unwrap();

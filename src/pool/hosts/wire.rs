@@ -12,6 +12,7 @@ use std::time::Duration;
 use procpool_worker::codec;
 use procpool_worker::error::CodecError;
 use procpool_worker::function::{FnRef, ImageId, PreloadRef};
+use procpool_worker::note::{LogLevel, Progress};
 use procpool_worker::protocol::split_item;
 use serde::de::{DeserializeOwned, Error as _, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -102,6 +103,16 @@ pub(crate) enum ToManager {
     Stolen { run: u32, items: Vec<(ItemRange, u32)> },
     /// Events of the pool.
     Events { run: u32, events: Vec<SelfDescribing<EventKind>> },
+    /// What a chunk's tasks said while they ran.
+    Updates {
+        run: u32,
+        chunk: u64,
+        values: Vec<ItemUpdate>,
+        /// How many older values were dropped.
+        dropped: u64,
+        /// How far one of them is.
+        progress: Option<(u64, Progress)>,
+    },
     /// The workers of a pool.
     Workers { run: u32, workers: Vec<WorkerStatus> },
     /// A pool has ended.
@@ -140,6 +151,8 @@ pub(crate) struct Settings {
     pub(crate) pin_cpus: bool,
     /// Whether the program observes events.
     pub(crate) is_observed: bool,
+    /// The least urgent level of the log records that it wants.
+    pub(crate) worker_logs: Option<LogLevel>,
 }
 
 /// The call of an initializer.
@@ -224,15 +237,37 @@ pub(crate) struct ItemResults {
 /// Outcomes, as [`Content`](crate::pool::call::outcome::Content).
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum ResultContent {
-    Records { bytes: Blob, regions: Vec<Option<Blob>>, outputs: Vec<Blob> },
-    Failed { kind: TaskErrorKind, did_it_run: DidRun, elapsed: Duration, output: Blob },
+    Records {
+        bytes: Blob,
+        regions: Vec<Option<Blob>>,
+        outputs: Vec<Blob>,
+    },
+    Failed {
+        kind: TaskErrorKind,
+        did_it_run: DidRun,
+        elapsed: Duration,
+        output: Blob,
+        progress: Option<Progress>,
+    },
 }
 
 impl From<Failure> for ResultContent {
     fn from(failure: Failure) -> Self {
-        let Failure { kind, did_it_run, elapsed, output } = failure;
-        Self::Failed { kind, did_it_run, elapsed, output: Blob(output) }
+        let Failure { kind, did_it_run, elapsed, output, progress } = failure;
+        Self::Failed { kind, did_it_run, elapsed, output: Blob(output), progress }
     }
+}
+
+/// A value that an item has emitted.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct ItemUpdate {
+    /// The item's position in its chunk.
+    pub(crate) item: u64,
+    /// Slot and PID of the worker.
+    pub(crate) worker: Option<(u32, u32)>,
+    pub(crate) attempt: u32,
+    pub(crate) type_name: String,
+    pub(crate) bytes: Blob,
 }
 
 /// The state of a worker.

@@ -7,11 +7,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use procpool_worker::note::{LogRecord, Progress};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::error::DeathCause;
 use crate::pool::observe::callbacks::{Callback, Callbacks, contain};
+use crate::pool::observe::logs;
 use crate::worker_ref::HostName;
 
 /// An event in a pool.
@@ -100,6 +102,49 @@ pub enum EventKind {
         /// The error of a failed task.
         error: Option<String>,
     },
+    /// A running task has said how far it is, with [`progress`](crate::progress()).
+    Progressed {
+        /// Worker slot.
+        slot: usize,
+        /// PID of the worker.
+        pid: u32,
+        /// Id of the task.
+        id: u64,
+        /// Attempt number, from 1.
+        attempt: u32,
+        /// How much is done.
+        done: u64,
+        /// How much there is, if the task knows it.
+        total: Option<u64>,
+    },
+    /// A running task has emitted a value, with [`emit`](crate::emit).
+    Emitted {
+        /// Worker slot.
+        slot: usize,
+        /// PID of the worker.
+        pid: u32,
+        /// Id of the task.
+        id: u64,
+        /// Attempt number, from 1.
+        attempt: u32,
+        /// The value's type.
+        type_name: String,
+        /// Length of the encoded value in bytes.
+        bytes: u64,
+    },
+    /// A log record was made in a worker.
+    Logged {
+        /// Worker slot.
+        slot: usize,
+        /// PID of the worker.
+        pid: u32,
+        /// Id of the task that was running, if one was.
+        id: Option<u64>,
+        /// Attempt number, from 1; 0 if no task was running.
+        attempt: u32,
+        /// The record.
+        record: LogRecord,
+    },
     /// A task will be retried.
     Retried {
         /// Slot of the lost worker.
@@ -160,6 +205,9 @@ impl EventKind {
             | Self::StartFailed { slot, .. }
             | Self::Assigned { slot, .. }
             | Self::Finished { slot, .. }
+            | Self::Progressed { slot, .. }
+            | Self::Emitted { slot, .. }
+            | Self::Logged { slot, .. }
             | Self::Retried { slot, .. }
             | Self::Lost { slot, .. }
             | Self::Retired { slot, .. } => Some(slot),
@@ -212,6 +260,21 @@ impl fmt::Display for Event {
                 write!(f, " after {elapsed:?}")?;
                 error.as_ref().map_or(Ok(()), |error| write!(f, ": {error}"))
             }
+            EventKind::Progressed { slot, pid, id, done, total, .. } => {
+                let progress = Progress { done: *done, total: *total };
+                write!(f, "worker {slot} (PID {pid}) is at {progress} of task {id}")
+            }
+            EventKind::Emitted { slot, pid, id, type_name, bytes, .. } => {
+                write!(
+                    f,
+                    "worker {slot} (PID {pid}) emitted a `{type_name}` of {bytes} bytes in task {id}"
+                )
+            }
+            EventKind::Logged { slot, pid, id, record, .. } => {
+                write!(f, "worker {slot} (PID {pid})")?;
+                id.map_or(Ok(()), |id| write!(f, " task {id}"))?;
+                write!(f, ": {record}")
+            }
             EventKind::Retried { id, attempt, error, .. } => {
                 write!(f, "task {id} retried after attempt {attempt}: {error}")
             }
@@ -241,6 +304,8 @@ pub(crate) struct Observers {
     began: Instant,
     /// This host, if the pool spans several.
     pub(crate) host: Option<HostName>,
+    /// The pool's name.
+    pool: Arc<str>,
     listeners: Arc<[Observer]>,
     backlog: Arc<Backlog>,
     /// The thread that observers run on. They can't run where events occur: locks are held there, which an
@@ -296,10 +361,11 @@ impl fmt::Debug for Observers {
 }
 
 impl Observers {
-    pub(crate) fn new(listeners: Vec<Observer>) -> Self {
+    pub(crate) fn new(pool: &str, listeners: Vec<Observer>) -> Self {
         Self {
             began: Instant::now(),
             host: None,
+            pool: pool.into(),
             listeners: listeners.into(),
             backlog: Arc::default(),
             callbacks: Callbacks::default(),
@@ -329,7 +395,28 @@ impl Observers {
         if !self.is_enabled() {
             return;
         }
-        let event = Event { time: self.began.elapsed(), host, kind: kind() };
+        self.publish(host, kind());
+    }
+
+    /// Emits a log record of a worker. Loggers learn of it also where events have no observers.
+    pub(crate) fn log(&self, event: EventKind) {
+        self.log_of(self.host, event);
+    }
+
+    /// Emits a log record of a host's worker; see [`log`](Self::log).
+    pub(crate) fn log_of(&self, host: Option<HostName>, event: EventKind) {
+        if let EventKind::Logged { slot, pid, id, attempt, record } = &event {
+            let (slot, pid, task, attempt) = (*slot, *pid, *id, *attempt);
+            let origin = logs::Origin { pool: &self.pool, host, slot, pid, task, attempt };
+            let _ = contain(|| logs::forward(&origin, record));
+        }
+        if !self.listeners.is_empty() || TO_STDERR.load(Relaxed) {
+            self.publish(host, event);
+        }
+    }
+
+    fn publish(&self, host: Option<HostName>, kind: EventKind) {
+        let event = Event { time: self.began.elapsed(), host, kind };
         if TO_STDERR.load(Relaxed) {
             // A failed write to stderr doesn't affect the pool.
             let _ = writeln!(io::stderr(), "[procpool]{event}");
@@ -404,6 +491,8 @@ fn trace(event: &Event) {
         EventKind::CallbackPanicked { message } => {
             tracing::warn!(target: "procpool", time, %message, "callback panicked");
         }
+        // It is an event of its own.
+        EventKind::Logged { .. } => {}
         _ => tracing::debug!(target: "procpool", time, "{event}"),
     }
 }

@@ -72,7 +72,7 @@ fn end(bucket: usize) -> u64 {
     if power < BITS as usize {
         return bucket as u64 + 1;
     }
-    ((1 << BITS) + part + 1).checked_mul(1 << (power as u32 - BITS)).unwrap_or(u64::MAX)
+    ((1 << BITS) + part + 1).saturating_mul(1 << (power as u32 - BITS))
 }
 
 impl Histogram {

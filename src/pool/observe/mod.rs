@@ -2,4 +2,5 @@
 
 pub(crate) mod callbacks;
 pub(crate) mod events;
+pub(crate) mod logs;
 pub(crate) mod metrics;

@@ -15,6 +15,7 @@ use procpool_worker::doorbell::SpinWaiter;
 use procpool_worker::error::TransportError;
 use procpool_worker::function::ImageId;
 use procpool_worker::lane::ParentLane;
+use procpool_worker::note::Note;
 use procpool_worker::protocol::{
     Handshake, MAX_ATTACHED, MAX_FILES, Passed, PassedResult, RegionSlice, Reply, Request, Setup,
     VERSION,
@@ -27,9 +28,11 @@ use rustix::process::Signal;
 use crate::error::{DeathCause, StartError};
 use crate::os::process::{CaptureFile, Child};
 use crate::pool::call::context::Context;
+use crate::pool::drive::notes::{NoteHead, PartialNote};
 use crate::pool::drive::parcel::{Files, Parcel};
 use crate::pool::drive::records;
 use crate::pool::drive::regions::{Mapped, Regions};
+use crate::pool::observe::events::Observers;
 use crate::worker_ref::{HostName, WorkerRef};
 
 /// How long a worker that was told to exit may take before it is killed.
@@ -279,6 +282,18 @@ pub(crate) struct Worker {
     pub(crate) frame: Vec<u8>,
     /// Regions that it has mapped.
     pub(crate) mapped: Mapped,
+    /// The note of which some parts have arrived.
+    partial: PartialNote,
+    /// Who learns of its log records.
+    pub(crate) observers: Observers,
+}
+
+/// What a worker has sent.
+#[derive(Debug)]
+pub(crate) enum Incoming {
+    Reply(Reply),
+    /// What a task said while it ran, and the value behind it.
+    Note(NoteHead, (Note, Vec<u8>)),
 }
 
 impl PendingWorker {
@@ -287,6 +302,7 @@ impl PendingWorker {
         self,
         setup: Setup,
         regions: &Arc<Regions>,
+        observers: &Observers,
     ) -> Result<Worker, StartError> {
         let Self { process, lane, requests } = self;
         let mismatch = |what: String| {
@@ -317,6 +333,8 @@ impl PendingWorker {
             contexts: Vec::new(),
             frame: Vec::new(),
             mapped: Mapped::new(regions),
+            partial: PartialNote::default(),
+            observers: observers.clone(),
         };
         if worker.send(&Request::Setup(setup)).is_err() {
             worker.process.child.kill();
@@ -501,13 +519,35 @@ impl Worker {
         self.waiter.spin_until(self.lane.replies(), limit)
     }
 
-    /// Blocks until a reply arrives. [`Process::publish_exit`] ends the wait if the process dies.
-    pub(crate) fn recv(&mut self) -> Result<Reply, TransportError> {
+    /// Blocks until a reply arrives, and drops notes.
+    #[cfg(feature = "sandbox")]
+    pub(crate) fn recv_reply(&mut self) -> Result<Reply, TransportError> {
+        loop {
+            if let Incoming::Reply(reply) = self.recv(true)? {
+                return Ok(reply);
+            }
+        }
+    }
+
+    /// Blocks until a reply or a note arrives. [`Process::publish_exit`] ends the wait if the process dies. With
+    /// `wait` false, it must be there already.
+    pub(crate) fn recv(&mut self, wait: bool) -> Result<Incoming, TransportError> {
         /// A worker sends one region at a time and waits until it is received.
         const MAX_ARRIVED: usize = 16;
         loop {
-            let packet = self.process.control.recv(true)?;
-            let number = match reply(&packet)? {
+            let packet = self.process.control.recv(wait)?;
+            let (reply, rest) = split_reply(&packet)?;
+            let number = match reply {
+                Reply::Note { sequence, item, is_first, is_last } => {
+                    let head = NoteHead { sequence, item, is_first, is_last };
+                    match self.partial.add(head, rest)? {
+                        Some(note) => return Ok(Incoming::Note(head, note)),
+                        None => continue,
+                    }
+                }
+                _ if !rest.is_empty() => {
+                    return Err(TransportError::Malformed("bytes behind a reply".to_owned()));
+                }
                 Reply::Region { number } => number,
                 Reply::Attached { number, files } => {
                     let files = accept_files(files, packet)?;
@@ -517,7 +557,7 @@ impl Worker {
                 reply => {
                     self.waiter.note_received();
                     self.unread = 0;
-                    return Ok(reply);
+                    return Ok(Incoming::Reply(reply));
                 }
             };
             let malformed = |what: String| TransportError::Malformed(what);
@@ -563,6 +603,12 @@ fn accept_files(
 
 fn reply(packet: &Packet) -> Result<Reply, TransportError> {
     codec::decode(&packet.bytes).map_err(|error| TransportError::Malformed(error.to_string()))
+}
+
+/// Returns the reply, and what follows it.
+fn split_reply(packet: &Packet) -> Result<(Reply, &[u8]), TransportError> {
+    codec::decode_prefix(&packet.bytes)
+        .map_err(|error| TransportError::Malformed(error.to_string()))
 }
 
 #[cfg(test)]

@@ -355,7 +355,9 @@ impl PoolState {
                     error: Some(kind.to_string()),
                 });
                 let (elapsed, output) = (loss.elapsed, std::mem::take(&mut loss.output));
-                let failure = Failure { kind, did_it_run: DidRun::Maybe, elapsed, output };
+                let progress = loss.progress;
+                let failure =
+                    Failure { kind, did_it_run: DidRun::Maybe, elapsed, output, progress };
                 self.fail(&batch, failure, provenance);
             }
         } else if let Some(first) = loss.rest.first_mut() {

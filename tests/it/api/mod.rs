@@ -7,8 +7,11 @@ mod fairness;
 mod growth;
 mod lifecycle;
 mod limits;
+#[cfg(all(feature = "log", feature = "tracing"))]
+mod logs;
 mod process;
 mod resize;
 mod streams;
 mod tasks;
+mod updates;
 mod workers;

@@ -68,7 +68,11 @@ fn an_exit_in_the_middle_is_an_error_with_its_code() {
         let call = |code| -> () { std::process::exit(code) };
         let mut process = Process::spawn(call, exit).unwrap();
         let error = process.join().unwrap_err();
-        let died = TaskErrorKind::Died { cause: DeathCause::Exited(exit), last_output: None };
+        let died = TaskErrorKind::Died {
+            cause: DeathCause::Exited(exit),
+            last_output: None,
+            last_records: Vec::new(),
+        };
         assert_eq!((error.kind(), code(&process)), (&died, Some(exit)));
     }
 }
@@ -85,7 +89,10 @@ fn terminate_and_kill_end_it_by_their_signals_also_twice_and_when_it_has_ended()
         end(&process);
         let error = process.join().unwrap_err();
         let cause = DeathCause::Signaled(expected, false);
-        assert_eq!(error.kind(), &TaskErrorKind::Died { cause, last_output: None });
+        assert_eq!(
+            error.kind(),
+            &TaskErrorKind::Died { cause, last_output: None, last_records: Vec::new() }
+        );
         assert_eq!((error.pid(), error.did_it_run()), (Some(process.pid()), DidRun::Maybe));
         end(&process);
         assert_eq!((signal(&process), process.is_alive()), (Some(expected), false));

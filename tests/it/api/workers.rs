@@ -74,7 +74,11 @@ fn a_worker_that_dies_in_a_broadcast_is_one_error_and_is_replaced() {
     let before = pids(&pool);
     let results = pool.broadcast(die, before[1]);
     let error = results[1].as_ref().unwrap_err();
-    let died = TaskErrorKind::Died { cause: DeathCause::Exited(3), last_output: None };
+    let died = TaskErrorKind::Died {
+        cause: DeathCause::Exited(3),
+        last_output: None,
+        last_records: Vec::new(),
+    };
     assert_eq!((error.kind(), error.id(), error.pid()), (&died, 1, Some(before[1])));
     assert!(results[0].is_ok() && results[2].is_ok());
     let after = unwrap(pool.broadcast(pid::<()>, ()));

@@ -13,9 +13,11 @@ use super::{liveness, oom, setup};
 use crate::run::channels::Channels;
 use crate::run::chunk_run::ChunkRun;
 use crate::run::context::{Context, Source};
+#[cfg(any(feature = "log", feature = "tracing"))]
+use crate::run::logs;
 use crate::run::region_cache::RegionCache;
 use crate::run::state::{WorkerContext, set_worker};
-use crate::run::{fork_guard, panics, trampoline};
+use crate::run::{fork_guard, outbox, panics, trampoline};
 use crate::shm::lane::{LANE_BYTES, WorkerLane};
 use crate::shm::region::Region;
 use crate::shm::sys;
@@ -136,6 +138,11 @@ impl Worker {
             Request::Setup(setup) => {
                 setup::apply(&setup)?;
                 self.capture = setup.capture;
+                outbox::set_open(setup.has_outbox);
+                #[cfg(any(feature = "log", feature = "tracing"))]
+                if let Some(level) = setup.logs {
+                    logs::install(level);
+                }
                 set_worker(WorkerContext::new(setup.pool, setup.slot, setup.host));
                 Ok(())
             }
@@ -221,6 +228,7 @@ impl Worker {
         let context = options.context.and_then(|id| self.contexts.get(&id));
         let (lane, channels, regions) = (&mut self.lane, &mut self.channels, &mut self.regions);
         let capture = self.capture;
+        outbox::set_sequence(options.sequence);
         let mut run =
             ChunkRun::new(lane, channels, regions, options, capture, context, raw_argument);
         run.set_block(self.block);

@@ -1,8 +1,9 @@
 //! The worker's ends of its channels: receives frames, sends replies, accepts passed descriptors.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
-use super::fork_guard;
+use super::{fork_guard, outbox};
 use crate::shm::doorbell::SpinWaiter;
 use crate::shm::lane::Words;
 use crate::shm::region::{Frozen, Region};
@@ -18,7 +19,7 @@ use crate::wire::transport::FrameReceiver;
 #[derive(Debug)]
 pub(crate) struct Channels {
     from_parent: FrameReceiver,
-    control: Control,
+    control: Arc<Control>,
     lane: &'static Words,
     waiter: SpinWaiter,
     /// Number of the last [`Reply::Attached`].
@@ -27,6 +28,8 @@ pub(crate) struct Channels {
 
 impl Channels {
     pub(crate) fn new(from_parent: FrameReceiver, control: Control, lane: &'static Words) -> Self {
+        let control = Arc::new(control);
+        outbox::create(Arc::clone(&control), lane);
         Self { from_parent, control, lane, waiter: SpinWaiter::default(), attached: 0 }
     }
 

@@ -41,6 +41,12 @@ impl ForkGuard {
     }
 }
 
+/// Whether this process is a forked copy of the worker.
+pub(crate) fn is_forked() -> bool {
+    let pid = WORKER_PID.load(Ordering::Relaxed);
+    pid != 0 && pid != sys::own_pid()
+}
+
 /// Ends this process if it is a forked copy of the worker; see [`ForkGuard::exit_if_forked`].
 #[inline]
 pub(crate) fn exit_if_forked() {

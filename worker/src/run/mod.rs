@@ -10,6 +10,9 @@ pub(crate) mod chunk_run;
 pub(crate) mod context;
 #[allow(unsafe_code)] // Ends the process without running its destructors.
 pub(crate) mod fork_guard;
+#[cfg(any(feature = "log", feature = "tracing"))]
+pub(crate) mod logs;
+pub mod outbox;
 pub mod panics;
 pub(crate) mod region_cache;
 mod results;

@@ -12,6 +12,7 @@
 //! - **unclaim request**: the parent asks the worker to unclaim the items that it has claimed and not
 //!   started, so that they can be stolen. The parent does so when the running item is slow.
 //! - **requests** and **replies**: the [doorbells](Doorbell) of the two sides.
+//! - **task progress**: what the running task [says](crate::run::outbox::progress) of how far it is.
 //! - **abort reason**: what the worker records before it aborts; see [`AbortReason`].
 //! - the **results**, encoded straight into the region as [records](super::record::Record).
 //!
@@ -52,6 +53,7 @@ use crate::shm::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::shm::doorbell::Doorbell;
 use crate::shm::memcpy::{self, Sink};
 use crate::shm::region::Region;
+use crate::wire::note;
 
 /// Size of a lane in bytes. Large enough that a chunk of tiny results is worth its frame, small
 /// enough that touching all of it once is cheap.
@@ -123,6 +125,20 @@ struct Running {
     abort_reason: AtomicU64,
 }
 
+/// How far the running task is, as it says itself.
+#[derive(Debug, Default)]
+#[repr(C)]
+struct TaskProgress {
+    /// The item, counted from 1 in the chunk; 0 if none has said anything.
+    item: AtomicU32,
+    done: AtomicU64,
+    /// [`UNKNOWN`] if the task does not know it.
+    total: AtomicU64,
+}
+
+/// A total that is not known.
+const UNKNOWN: u64 = u64::MAX;
+
 /// The lane's words, as they lie at the start of its region. All are atomics for which every bit pattern
 /// is valid: a hostile process can change their values, but can't make a load undefined.
 #[derive(Debug, Default)]
@@ -134,11 +150,12 @@ pub struct Words {
     unclaim_request: CacheLine<AtomicU64>,
     requests: CacheLine<AtomicU64>,
     replies: CacheLine<AtomicU64>,
+    task: CacheLine<TaskProgress>,
 }
 
 // loom's atomics are larger than a word. They are never laid over a region.
 #[cfg(not(all(test, loom)))]
-const _: () = assert!(size_of::<Words>() == 6 * 64 && size_of::<Words>() <= RESULTS);
+const _: () = assert!(size_of::<Words>() == 7 * 64 && size_of::<Words>() <= RESULTS);
 
 impl Words {
     /// Returns the doorbell that the parent rings.
@@ -171,6 +188,7 @@ impl Words {
         self.committed.store(0, Ordering::Relaxed);
         self.running.started.store(0, Ordering::Relaxed);
         self.unclaim_request.store(0, Ordering::Relaxed);
+        self.task.item.store(0, Ordering::Relaxed);
         self.claim.store(pack(0, items), Ordering::Release);
     }
 
@@ -211,6 +229,16 @@ impl Words {
         AbortReason::from_word(self.running.abort_reason.load(Ordering::Acquire))
     }
 
+    /// Returns how far an item's task is, if it has said so. `item` counts from 1. Untrusted.
+    pub fn task_progress(&self, item: u32) -> Option<note::Progress> {
+        if self.task.item.load(Ordering::Acquire) != item {
+            return None;
+        }
+        let total = self.task.total.load(Ordering::Acquire);
+        let done = self.task.done.load(Ordering::Acquire);
+        Some(note::Progress { done, total: (total != UNKNOWN).then_some(total) })
+    }
+
     /// Discards the results, which are consumed. The worker, which waits to be resumed, writes the next
     /// ones at the front.
     pub fn reset_results(&self) {
@@ -223,6 +251,13 @@ impl Words {
     /// Records why this process aborts. Allowed in a signal handler.
     pub(crate) fn set_abort_reason(&self, note: AbortReason) {
         self.running.abort_reason.store(note.to_word(), Ordering::Release);
+    }
+
+    /// Publishes how far an item's task is. `item` counts from 1.
+    pub(crate) fn set_task_progress(&self, item: u32, progress: note::Progress) {
+        self.task.total.store(progress.total.unwrap_or(UNKNOWN), Ordering::Release);
+        self.task.done.store(progress.done, Ordering::Release);
+        self.task.item.store(item, Ordering::Release);
     }
 
     /// Claims up to `block` items from the front.

@@ -13,7 +13,7 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, retry_on_intr};
@@ -86,6 +86,58 @@ impl Control {
     ///
     /// When `bytes` is longer than [`MAX_PACKET`] allows, or there are more than [`MAX_DESCRIPTORS`].
     pub fn send(&self, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> Result<(), TransportError> {
+        let sent = self.try_send(bytes, descriptors, SendFlags::NOSIGNAL);
+        sent.map_err(|errno| match errno {
+            Errno::AGAIN => TransportError::Malformed("it does not read its packets".to_owned()),
+            Errno::TOOMANYREFS => TransportError::Io(io::Error::other(
+                "too many file descriptors are on their way to workers (`ulimit -n` limits them)",
+            )),
+            errno => TransportError::from_io(errno.into()),
+        })
+    }
+
+    /// Sends a packet without descriptors. Waits for space until `deadline`, or for as long as it takes. Returns
+    /// whether it was sent.
+    ///
+    /// # Errors
+    ///
+    /// As [`send`](Self::send).
+    ///
+    /// # Panics
+    ///
+    /// As [`send`](Self::send).
+    pub(crate) fn send_by(
+        &self,
+        bytes: &[u8],
+        deadline: Option<Instant>,
+    ) -> Result<bool, TransportError> {
+        loop {
+            match self.try_send(bytes, &[], SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
+                Ok(()) => return Ok(true),
+                Err(Errno::AGAIN) => {}
+                Err(errno) => return Err(TransportError::from_io(errno.into())),
+            }
+            let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) {
+                return Ok(false);
+            }
+            let left = left.map_or(SEND_TIMEOUT, |left| left.min(SEND_TIMEOUT));
+            let limit = Timespec {
+                tv_sec: left.as_secs().cast_signed(),
+                tv_nsec: left.subsec_nanos().into(),
+            };
+            let mut socket = [PollFd::new(&self.socket, PollFlags::OUT)];
+            // The next attempt reports what is wrong with the socket.
+            let _ = poll(&mut socket, Some(&limit));
+        }
+    }
+
+    fn try_send(
+        &self,
+        bytes: &[u8],
+        descriptors: &[BorrowedFd<'_>],
+        flags: SendFlags,
+    ) -> Result<(), Errno> {
         assert!(bytes.len() <= MAX_PACKET - NONCE && descriptors.len() <= MAX_DESCRIPTORS);
         let mut space = Vec::new();
         if !descriptors.is_empty() {
@@ -97,16 +149,8 @@ impl Control {
             ancillary.push(SendAncillaryMessage::ScmRights(descriptors));
         }
         let parts = [IoSlice::new(&self.nonce), IoSlice::new(bytes)];
-        let sent = retry_on_intr(|| {
-            rustix::net::sendmsg(&self.socket, &parts, &mut ancillary, SendFlags::NOSIGNAL)
-        });
-        sent.map(drop).map_err(|errno| match errno {
-            Errno::AGAIN => TransportError::Malformed("it does not read its packets".to_owned()),
-            Errno::TOOMANYREFS => TransportError::Io(io::Error::other(
-                "too many file descriptors are on their way to workers (`ulimit -n` limits them)",
-            )),
-            errno => TransportError::from_io(errno.into()),
-        })
+        retry_on_intr(|| rustix::net::sendmsg(&self.socket, &parts, &mut ancillary, flags))
+            .map(drop)
     }
 
     /// Whether [`recv`](Self::recv) would not wait: a packet has arrived, or the other end is closed.

@@ -13,6 +13,7 @@ pub mod error;
 mod format;
 #[allow(unsafe_code)] // Reads the image's headers.
 pub mod function;
+pub mod note;
 pub mod protocol;
 pub mod template;
 #[allow(unsafe_code)] // Takes over the descriptors of ipc-channel's sockets.

@@ -1,7 +1,7 @@
 //! The frames between parent and worker, and the token that makes a process a worker.
 //!
 //! Parent and worker speak in lockstep: the parent sends one [`Request`] and waits for the [`Reply`] that
-//! ends it. Any number of [`Reply::Progress`] may come before, because the parent is reading. Lockstep
+//! ends it. Any number of [`Reply::Progress`] and [`Reply::Note`] may come before, because the parent is reading. Lockstep
 //! can't deadlock, and one frame in flight never fills a socket's buffer.
 //!
 //! A chunk's frame is self-contained: a [`Request::Chunk`], then for each span a [`Span`] and its
@@ -16,10 +16,11 @@ use crate::wire::attach::{Attachments, FileId};
 use crate::wire::confinement::Confinement;
 use crate::wire::error::CodecError;
 use crate::wire::function::{FnRef, ImageId};
+use crate::wire::note::LogLevel;
 use crate::wire::{bulk, codec};
 
 /// The version of the protocol. It changes with every change of this file.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 
 /// The start of the first argument on a worker's command line, before the worker's title. The second
 /// argument is its [`SpawnToken`].
@@ -203,6 +204,10 @@ pub struct Setup {
     /// Whether standard output and standard error are a capture file, whose length is recorded after each
     /// item.
     pub capture: bool,
+    /// The least urgent level of log records that are sent; `None` for no records.
+    pub logs: Option<LogLevel>,
+    /// Whether the parent reads notes while a task runs.
+    pub has_outbox: bool,
 }
 
 /// A reply of the worker, in a packet on the control socket.
@@ -237,6 +242,17 @@ pub enum Reply {
     Progress {
         /// The chunk.
         sequence: u32,
+    },
+    /// A part of a [note](crate::wire::note), which follows the reply in the packet. The worker does not wait.
+    Note {
+        /// The chunk that was running, or ran last.
+        sequence: u32,
+        /// The item that was running, counted from 1 in the chunk; 0 if none was.
+        item: u32,
+        /// Whether this is the note's first part. What was sent of an earlier one is void then.
+        is_first: bool,
+        /// Whether this is the note's last part.
+        is_last: bool,
     },
     /// The worker is confined; or why not.
     #[cfg(feature = "sandbox")]
