@@ -275,10 +275,11 @@ pub use failure::Failure;
 pub use init::init;
 pub use os::process::OutputMode;
 pub use pool::{
-    AsCompleted, Canceller, Deaths, Event, EventKind, Histogram, HostInfo, Hosts, IntoStream,
-    Limits, Metrics, Pool, PoolBuilder, Process, ProcessBuilder, ProcessHandle, Report, Reports,
-    Results, StartMethod, Stats, Task, TaskOptions, Timeout, Update, UpdateError, UpdateStream,
-    Updates, WaitFor, WorkerInfo, WorkerState, as_completed, log_to_stderr, wait,
+    AsCompleted, Canceller, Deaths, Ending, Event, EventKind, Histogram, HostInfo, Hosts,
+    IntoStream, Limits, Metrics, Permit, Pool, PoolBuilder, Process, ProcessBuilder, ProcessHandle,
+    QueueFull, Report, Reports, Reserve, Results, StartMethod, Stats, Task, TaskOptions, Timeout,
+    Update, UpdateError, UpdateStream, Updates, WaitFor, WorkerInfo, WorkerState, as_completed,
+    log_to_stderr, wait,
 };
 #[cfg(feature = "sandbox")]
 pub use pool::{Ports, Sandbox};

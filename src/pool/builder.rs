@@ -27,6 +27,7 @@ use crate::pool::process::supervisor;
 use crate::pool::process::supervisor_handle::SupervisorHandle;
 #[cfg(feature = "sandbox")]
 use crate::pool::sandbox::Sandbox;
+use crate::pool::schedule::admission::Bound;
 use crate::pool::schedule::state::PoolState;
 use crate::pool::system::{allowed_cpus, check_program, check_system, share_of_cpus};
 use crate::worker_ref::HostName;
@@ -68,6 +69,7 @@ pub struct PoolBuilder {
     pub(super) options: TaskOptions,
     /// `None`: adapts to the tasks.
     pub(super) window: Option<u64>,
+    pub(super) max_queued: Bound,
     /// Default: 30 s.
     pub(super) start_timeout: Duration,
     pub(super) env: Vec<(OsString, OsString)>,
@@ -142,6 +144,7 @@ impl PoolBuilder {
             spares: 0,
             options: TaskOptions::default(),
             window: None,
+            max_queued: Bound::default(),
             start_timeout: Duration::from_secs(30),
             env: Vec::new(),
             env_per_worker: Vec::new(),
@@ -363,6 +366,21 @@ impl PoolBuilder {
         self
     }
 
+    /// Bounds how many single calls wait for a worker: more are refused by
+    /// [`try_apply_async`](crate::Pool::try_apply_async), and [`reserve`](crate::Pool::reserve) waits. Only calls of
+    /// these two count. The default is no bound.
+    pub fn max_queued(mut self, calls: usize) -> Self {
+        self.max_queued.items = calls as u64;
+        self
+    }
+
+    /// Bounds the encoded arguments of the calls that wait for a worker, in bytes, in the same way: a call has room
+    /// while those before it take less. The default is no bound.
+    pub fn max_queued_bytes(mut self, bytes: u64) -> Self {
+        self.max_queued.bytes = bytes;
+        self
+    }
+
     /// Sets the least urgent level of the log records that workers send, or `None` for no records. The default is
     /// the least urgent level that this program's loggers take when the pool is built.
     ///
@@ -492,6 +510,12 @@ impl PoolBuilder {
         if self.window == Some(0) {
             return refuse("window", "0".to_owned(), "use at least 1, or leave it unset");
         }
+        if self.max_queued.items == 0 {
+            return refuse("max_queued", "0".to_owned(), "use at least 1, or leave it unset");
+        }
+        if self.max_queued.bytes == 0 {
+            return refuse("max_queued_bytes", "0".to_owned(), "use at least 1, or leave it unset");
+        }
         if self.start_timeout.is_zero() {
             return refuse("start_timeout", "0 s".to_owned(), "use more than 0 s");
         }
@@ -547,6 +571,7 @@ impl PoolBuilder {
             #[cfg(feature = "sandbox")]
             sandbox: self.sandbox.or_else(Sandbox::of_suite),
             window: self.window,
+            max_queued: self.max_queued,
             start_timeout: self.start_timeout,
             env_per_worker: self.env_per_worker,
             launch: Launch {

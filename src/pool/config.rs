@@ -16,6 +16,7 @@ use crate::pool::limits::Limits;
 use crate::pool::observe::events::Observers;
 #[cfg(feature = "sandbox")]
 use crate::pool::sandbox::Sandbox;
+use crate::pool::schedule::admission::Bound;
 use crate::pool::schedule::slots::Numbers;
 
 pub(crate) type EnvPerWorker = Arc<dyn Fn(usize) -> Vec<(OsString, OsString)> + Send + Sync>;
@@ -45,6 +46,8 @@ pub(crate) struct Config {
     #[cfg(feature = "sandbox")]
     pub(crate) sandbox: Option<Sandbox>,
     pub(crate) window: Option<u64>,
+    /// The bound on calls that ask for a place in the queue.
+    pub(crate) max_queued: Bound,
     pub(crate) start_timeout: Duration,
     pub(crate) env_per_worker: Vec<EnvPerWorker>,
     pub(crate) launch: Launch,

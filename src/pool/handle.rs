@@ -407,7 +407,7 @@ impl Pool {
     }
 
     /// Creates a job for a single call.
-    fn single<A, R>(&self, f: fn(A) -> R) -> Arc<Job>
+    pub(super) fn single<A, R>(&self, f: fn(A) -> R) -> Arc<Job>
     where
         A: DeserializeOwned,
         R: Serialize,

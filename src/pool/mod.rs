@@ -34,6 +34,7 @@
 //! An item is in exactly one place at any time: in the queue, in the running chunk of one worker, or settled.
 //! It moves under a lock. Its job's ledger settles it exactly once.
 
+mod async_calls;
 mod builder;
 mod call;
 mod config;
@@ -55,6 +56,7 @@ mod startup;
 mod system;
 mod types;
 
+pub use self::async_calls::{Ending, Permit, QueueFull, Reserve};
 pub use self::builder::PoolBuilder;
 pub use self::call::completion::{AsCompleted, WaitFor, as_completed, wait};
 pub use self::call::results::{IntoStream, Reports, Results, Timeout};

@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,7 @@ use crate::pool::call::ledger::Ledger;
 use crate::pool::call::outcome::Delivery;
 use crate::pool::observe::events::Deferred;
 use crate::pool::options::TaskOptions;
+use crate::pool::schedule::admission::Place;
 use crate::pool::schedule::cost::CostEstimate;
 
 /// No result arrived within the time limit, from [`Results::next_timeout`](crate::Results::next_timeout).
@@ -46,6 +47,8 @@ pub(crate) struct Job {
     pub(crate) collects_all: AtomicBool,
     /// Whether it is a single call, which shares a flow of the queue with the others.
     is_single: AtomicBool,
+    /// The place in the queue that it holds, if it has asked for one.
+    place: OnceLock<Place>,
     /// The virtual time up to which it has had its part of the workers, in nanoseconds. Changed under the scheduler's lock.
     pub(crate) had: AtomicU64,
     state: Mutex<State>,
@@ -93,6 +96,7 @@ impl Job {
             cancelled: AtomicBool::new(false),
             collects_all: AtomicBool::new(false),
             is_single: AtomicBool::new(false),
+            place: OnceLock::new(),
             had: AtomicU64::new(0),
             state: Mutex::default(),
             arrived: Condvar::new(),
@@ -110,6 +114,17 @@ impl Job {
     /// Marks it as a single call, before it is queued.
     pub(crate) fn set_single(&self) {
         self.is_single.store(true, Relaxed);
+    }
+
+    /// Sets the place in the queue that it holds.
+    pub(crate) fn set_place(&self, place: Place) {
+        let _ = self.place.set(place);
+    }
+
+    /// Gives back its place in the queue, if it has one. Those who get it are to be woken by
+    /// [`Admission::wake`](crate::pool::schedule::admission::Admission::wake).
+    pub(crate) fn leave_queue(&self) {
+        self.place.get().map(Place::leave);
     }
 
     pub(crate) fn is_single(&self) -> bool {
@@ -176,6 +191,10 @@ impl Job {
         }
         if let Some(waker) = waker {
             calls.add(Box::new(|| waker.wake()));
+        }
+        if is_over && let Some(admission) = self.place.get().and_then(Place::leave) {
+            let admission = Arc::clone(admission);
+            calls.add(Box::new(move || admission.wake()));
         }
         if let Some(waker) = update_waker {
             calls.add(Box::new(|| waker.wake()));

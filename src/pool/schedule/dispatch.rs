@@ -230,7 +230,7 @@ impl PoolState {
         RunTicket { is_multi_item, period, spin_for }
     }
 
-    /// Counts how long these batches were in the queue.
+    /// Counts how long these batches were in the queue, and gives back their places there.
     fn note_wait(&self, batches: &VecDeque<Batch>) {
         let now = Instant::now();
         // Single calls in one chunk have waited about as long, so they are counted together.
@@ -239,6 +239,7 @@ impl PoolState {
             let waited = now.saturating_duration_since(batch.queued).as_nanos() as u64;
             items += u64::from(batch.items);
             nanos += waited.saturating_mul(batch.items.into());
+            batch.job.leave_queue();
         }
         self.counters.wait.add(items, nanos);
     }
@@ -246,6 +247,7 @@ impl PoolState {
     /// Runs the slot's [running](super::state::DriverSlot::running) chunk and checks the worker back in.
     pub(crate) fn run(&self, slot: usize, mut worker: Worker, ticket: RunTicket) {
         let running = &self.slots[slot].running;
+        self.admission.wake();
         self.emit_assigned(slot);
         let observers = &self.config.observers;
         let limit = self.inline_limit;

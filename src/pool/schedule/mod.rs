@@ -1,6 +1,7 @@
 //! Scheduling: the queue, the slots, and which worker runs what. Code here handles workers as tokens and
 //! never communicates with them.
 
+pub(crate) mod admission;
 pub(crate) mod batch;
 pub(crate) mod cost;
 pub(crate) mod counters;

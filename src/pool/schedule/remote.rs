@@ -36,6 +36,8 @@ impl PoolState {
             taken = self.steal(&central, most);
         }
         central.remote += taken.iter().map(|batch| u64::from(batch.items)).sum::<u64>();
+        drop(central);
+        self.admission.wake();
         taken
     }
 
@@ -95,6 +97,7 @@ impl PoolState {
             central.queued -= u64::from(batch.items);
             wanted -= u64::from(batch.items);
             bytes += batch.arguments().len();
+            batch.job.leave_queue();
             taken.push(batch);
         }
     }

@@ -31,6 +31,7 @@ use crate::pool::hosts::link::{Command, Link};
 use crate::pool::observe::events::Deferred;
 use crate::pool::process::supervisor_handle::SupervisorHandle;
 use crate::pool::process::worker::{PendingWorker, Process, Worker};
+use crate::pool::schedule::admission::Admission;
 use crate::pool::schedule::batch::Batch;
 use crate::pool::schedule::cost::CostEstimate;
 use crate::pool::schedule::counters::Counters;
@@ -65,6 +66,8 @@ pub(crate) fn is_pool_thread() -> bool {
 /// State shared by the pool's threads.
 #[derive(Debug)]
 pub(crate) struct PoolState {
+    /// Places in the queue, for callers that ask for one.
+    pub(crate) admission: Arc<Admission>,
     pub(crate) config: Config,
     /// PID of the process that built the pool.
     pub(super) owner: u32,
@@ -195,6 +198,7 @@ impl PoolState {
             is_supervised: false,
         };
         let counters = Counters::new(config.workers);
+        let admission = Admission::new(config.max_queued);
         let most_running = AtomicUsize::new(config.most_running());
         Self {
             most_running,
@@ -211,6 +215,7 @@ impl PoolState {
             regions: Arc::default(),
             suspended: Mutex::default(),
             costs: RwLock::default(),
+            admission,
         }
     }
 

@@ -201,6 +201,7 @@ impl PoolState {
         self.cancel_needless_starts(&central);
         drop(central);
         self.apply(actions);
+        self.admission.close();
         self.wake_hosts();
     }
 
@@ -214,6 +215,7 @@ impl PoolState {
         let queue = central.take_queued();
         drop(central);
         self.apply(actions);
+        self.admission.close();
         self.wake_hosts();
         for batch in queue {
             self.reject(&batch);

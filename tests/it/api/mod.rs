@@ -1,5 +1,6 @@
 //! What calls, pools, workers and processes promise.
 
+mod async_calls;
 mod basics;
 mod contexts;
 mod entry;
