@@ -28,6 +28,7 @@ use crate::pool::call::outcome::Provenance;
 use crate::pool::drive::buffer::Buffer;
 use crate::pool::drive::loss::LostChunk;
 use crate::pool::drive::notes::LastRecords;
+use crate::pool::drive::parcel::Parcel;
 use crate::pool::drive::records::{self, Records};
 use crate::pool::drive::regions::Lease;
 use crate::pool::drive::report::{Corrupt, Reporter};
@@ -406,8 +407,9 @@ impl Chunk {
         }
     }
 
-    /// Delivers the committed results. With `all`, also items without a recorded time. Adds wakers and
-    /// callbacks to `calls`, because the chunk's lock is held here.
+    /// Delivers the committed results. With `all`, also items without a recorded time; without, only if all notes
+    /// of these items were received: returns whether some are missing. Adds wakers and callbacks to `calls`, because
+    /// the chunk's lock is held here.
     ///
     /// # Errors
     ///
@@ -418,8 +420,12 @@ impl Chunk {
         reporter: &Reporter<'_>,
         all: bool,
         calls: &mut Deferred,
-    ) -> Result<(), Corrupt> {
+    ) -> Result<bool, Corrupt> {
         let progress = self.lane.progress();
+        if !all && worker.notes < self.lane.notes() {
+            // A caller that has a result has had what its task said before.
+            return Ok(true);
+        }
         let bytes = progress.bytes as usize;
         if progress.items < self.delivered
             || progress.items > self.items
@@ -436,11 +442,11 @@ impl Chunk {
         }
         if !all && summary.timed < summary.items {
             // In the middle of a block: its time follows soon.
-            return Ok(());
+            return Ok(false);
         }
         if summary.passed > 0 && !all && !worker.has_parcels(&buffer) {
             // They were passed after the reply that is being handled, and a reply that comes soon follows.
-            return Ok(());
+            return Ok(false);
         }
         let parcels = match summary.passed {
             0 => VecDeque::new(),
@@ -453,6 +459,8 @@ impl Chunk {
         counters.failed.fetch_add((summary.items - summary.answers).into(), Relaxed);
         counters.slots[self.process.slot].fetch_add(summary.items.into(), Relaxed);
         counters.run.add(summary.timed.into(), summary.nanos);
+        let in_regions: usize = parcels.iter().map(Parcel::len).sum();
+        counters.result_bytes.fetch_add((buffer.len() + in_regions) as u64, Relaxed);
         if let Some(batch) = self.batches.front() {
             // If several functions share a chunk, it is unknown which of them took the time.
             let is_one = self.batches.iter().all(|other| other.job.call == batch.job.call);
@@ -464,7 +472,7 @@ impl Chunk {
             self.emit_finished(&buffer, calls);
         }
         self.distribute(Records::new(buffer, parcels, outputs), summary.items, calls);
-        Ok(())
+        Ok(false)
     }
 
     /// Returns the event of sending the chunk.

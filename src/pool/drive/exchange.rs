@@ -15,6 +15,7 @@ use procpool_worker::note::{Note, Progress};
 use procpool_worker::protocol::{Reply, Request};
 use std::io;
 use std::sync::PoisonError;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 /// How to spin for the reply of a short chunk.
@@ -177,6 +178,9 @@ fn try_send(
         chunk.set_sent();
     }
     worker.send_frame()?;
+    let in_region = body.as_ref().map_or(0, Lease::len);
+    let sent = (worker.frame.len() + in_region) as u64;
+    reporter.counters.argument_bytes.fetch_add(sent, Relaxed);
     Ok(true)
 }
 
@@ -191,7 +195,7 @@ fn receive(
     let collect_results = |worker: &mut Worker, all: bool, reset: bool| {
         let mut calls = Deferred::default();
         let outcome = match lock().as_mut() {
-            Some(chunk) => chunk.collect_results(worker, reporter, all, &mut calls).map(|()| {
+            Some(chunk) => chunk.collect_results(worker, reporter, all, &mut calls).inspect(|_| {
                 chunk.is_sent = !all;
                 if reset {
                     chunk.lane.reset_results();
@@ -204,6 +208,8 @@ fn receive(
         outcome
     };
     let sequence = worker.sequence;
+    // Whether results wait for a note that is on its way.
+    let mut is_behind = false;
     let mut on_timeout = spin_wait.as_ref().map(|spin_wait| spin_wait.on_timeout);
     if spin_wait.is_some_and(|spin_wait| !worker.spin_for_reply(spin_wait.spin_for))
         && let Some(on_timeout) = on_timeout.take()
@@ -215,6 +221,7 @@ fn receive(
             Incoming::Reply(reply) => reply,
             Incoming::Note(head, note) => {
                 take_note(worker, running, reporter, head, note);
+                is_behind = is_behind && collect_results(worker, false, false)?;
                 continue;
             }
         };
@@ -225,7 +232,7 @@ fn receive(
                 return if is_complete { Ok(()) } else { Err(Corrupt.into()) };
             }
             Reply::Progress { sequence: of } if of == sequence => {
-                collect_results(worker, false, false)?
+                is_behind = collect_results(worker, false, false)?;
             }
             Reply::LaneFull { sequence: of } if of == sequence => {
                 collect_results(worker, true, true)?;

@@ -21,6 +21,16 @@ pub(crate) enum Parcel {
     Lost(&'static str),
 }
 
+impl Parcel {
+    /// Returns how many bytes lie in a region.
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Self::Arrived { region: Some(region), .. } => region.len(),
+            Self::Arrived { region: None, .. } | Self::Lost(_) => 0,
+        }
+    }
+}
+
 /// Files of a result that was not decoded yet.
 #[derive(Debug, Default)]
 pub(crate) struct Files {

@@ -19,6 +19,14 @@ pub struct Metrics {
     pub run: Histogram,
     /// Workers that died, by cause.
     pub deaths: Deaths,
+    /// Bytes of encoded arguments that were sent to workers.
+    pub argument_bytes: u64,
+    /// Bytes of encoded results that were received.
+    pub result_bytes: u64,
+    /// Workers that run now.
+    pub workers: u64,
+    /// Resident memory of the workers in bytes, shared pages counted for each.
+    pub memory: u64,
 }
 
 /// Workers that died after their start, by cause. Those that retired or ended with the pool are not among them.
@@ -75,6 +83,12 @@ fn end(bucket: usize) -> u64 {
     ((1 << BITS) + part + 1).saturating_mul(1 << (power as u32 - BITS))
 }
 
+/// Returns a bucket's width, in nanoseconds.
+#[cfg(feature = "metrics")]
+fn width(bucket: usize) -> u64 {
+    1 << ((bucket >> BITS) as u32).saturating_sub(BITS)
+}
+
 impl Histogram {
     /// Returns how many durations there are.
     pub fn count(&self) -> u64 {
@@ -91,6 +105,17 @@ impl Histogram {
     pub fn quantile(&self, part: f64) -> Option<Duration> {
         let wanted = (part.clamp(0.0, 1.0) * self.count() as f64).ceil().max(1.0) as u64;
         self.buckets().find(|(_, count)| *count >= wanted).map(|(end, _)| end)
+    }
+
+    /// Returns how many durations there are that `before` has not, by the middle of their bucket.
+    #[cfg(feature = "metrics")]
+    pub(crate) fn since(&self, before: &Self) -> impl Iterator<Item = (Duration, usize)> {
+        let counts = self.counts.iter().zip(before.counts.iter()).enumerate();
+        counts.filter_map(|(bucket, (new, old))| {
+            let count = new.saturating_sub(*old);
+            let middle = end(bucket) - width(bucket) / 2;
+            (count > 0).then(|| (Duration::from_nanos(middle), count as usize))
+        })
     }
 
     /// Returns the buckets that are not empty: the end of each, and how many durations are below it. These are the

@@ -4,3 +4,5 @@ pub(crate) mod callbacks;
 pub(crate) mod events;
 pub(crate) mod logs;
 pub(crate) mod metrics;
+#[cfg(feature = "metrics")]
+pub(crate) mod published;

@@ -284,6 +284,8 @@ pub(crate) struct Worker {
     pub(crate) mapped: Mapped,
     /// The note of which some parts have arrived.
     partial: PartialNote,
+    /// How many notes were received.
+    pub(crate) notes: u64,
     /// Who learns of its log records.
     pub(crate) observers: Observers,
 }
@@ -334,6 +336,7 @@ impl PendingWorker {
             frame: Vec::new(),
             mapped: Mapped::new(regions),
             partial: PartialNote::default(),
+            notes: 0,
             observers: observers.clone(),
         };
         if worker.send(&Request::Setup(setup)).is_err() {
@@ -541,7 +544,10 @@ impl Worker {
                 Reply::Note { sequence, item, is_first, is_last } => {
                     let head = NoteHead { sequence, item, is_first, is_last };
                     match self.partial.add(head, rest)? {
-                        Some(note) => return Ok(Incoming::Note(head, note)),
+                        Some(note) => {
+                            self.notes += 1;
+                            return Ok(Incoming::Note(head, note));
+                        }
                         None => continue,
                     }
                 }

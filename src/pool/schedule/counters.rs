@@ -16,6 +16,9 @@ pub(crate) struct Counters {
     pub(crate) wait: LiveHistogram,
     pub(crate) run: LiveHistogram,
     pub(crate) deaths: LiveDeaths,
+    /// Bytes of encoded arguments sent, and of encoded results received.
+    pub(crate) argument_bytes: AtomicU64,
+    pub(crate) result_bytes: AtomicU64,
     /// Finished tasks by slot.
     pub(crate) slots: Grown<AtomicU64>,
     /// Number of single calls, and of calls with many items.

@@ -68,6 +68,8 @@ pub(crate) fn is_pool_thread() -> bool {
 pub(crate) struct PoolState {
     /// Places in the queue, for callers that ask for one.
     pub(crate) admission: Arc<Admission>,
+    #[cfg(feature = "metrics")]
+    pub(crate) published: crate::pool::observe::published::Published,
     pub(crate) config: Config,
     /// PID of the process that built the pool.
     pub(super) owner: u32,
@@ -216,6 +218,8 @@ impl PoolState {
             suspended: Mutex::default(),
             costs: RwLock::default(),
             admission,
+            #[cfg(feature = "metrics")]
+            published: Default::default(),
         }
     }
 

@@ -45,7 +45,8 @@ async fn all_of_it() {
     let mut tasks = Vec::new();
     for x in 0..200 {
         let task = pool.reserve().await.unwrap().apply_async(work, x);
-        assert!(pool.stats().queued <= 4, "{:?}", pool.stats());
+        // A worker that dies gives back those that it had taken and not started: at most 4 each.
+        assert!(pool.stats().queued <= 4 + 2 * 4, "{:?}", pool.stats());
         tasks.push(task);
     }
     for (x, task) in (0..).zip(tasks) {
@@ -151,27 +152,12 @@ fn whoever_waits_for_room_gets_it_in_order_and_a_dropped_wait_takes_none() {
     gate.set();
     tasks.remove(0).get().unwrap();
     wait_until("the first has it", || {
-        let polled = waits[0].as_mut().poll(noop);
-        polled.is_ready_and(|permit| permit.is_ok())
+        matches!(waits[0].as_mut().poll(noop), Poll::Ready(Ok(_permit)))
     });
     tasks.remove(0).get().unwrap();
     let third = block_on(waits.remove(1)).unwrap();
     drop(third);
     assert_eq!(block_on(waits.remove(1)).unwrap().apply_async(square, 3).get(), Ok(9));
-}
-
-/// `Poll` has no such method.
-trait PollExt<T> {
-    fn is_ready_and(self, check: impl FnOnce(T) -> bool) -> bool;
-}
-
-impl<T> PollExt<T> for Poll<T> {
-    fn is_ready_and(self, check: impl FnOnce(T) -> bool) -> bool {
-        match self {
-            Poll::Ready(value) => check(value),
-            Poll::Pending => false,
-        }
-    }
 }
 
 #[test]

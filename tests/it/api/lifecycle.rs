@@ -368,6 +368,18 @@ fn metrics_count_how_long_tasks_waited_and_ran_and_how_workers_died() {
     assert!(metrics.run.quantile(0.5).unwrap() >= Duration::from_millis(5), "{metrics:?}");
     assert!(metrics.run.sum() >= Duration::from_millis(50), "{metrics:?}");
     assert_eq!((metrics.stats.done, metrics.stats.queued), (10, 0));
+    assert!(metrics.argument_bytes >= 80 && metrics.result_bytes >= 80, "{metrics:?}");
+    assert_eq!(metrics.workers, 1);
+    assert!(metrics.memory > 1 << 20, "{metrics:?}");
+    let large = vec![1_u8; 3 << 20];
+    let before = pool.metrics();
+    assert_eq!(pool.apply(|large: Vec<u8>| large, large.clone()), Ok(large));
+    let after = pool.metrics();
+    for (before, after) in
+        [(before.argument_bytes, after.argument_bytes), (before.result_bytes, after.result_bytes)]
+    {
+        assert!((3 << 20..4 << 20).contains(&(after - before)), "{before} {after}");
+    }
     assert!(pool.apply(|()| -> u8 { std::process::abort() }, ()).is_err());
     assert!(pool.apply(|()| -> u8 { std::process::exit(3) }, ()).is_err());
     assert!(pool.apply(sleepy, 3_600_000).is_err());
@@ -377,4 +389,41 @@ fn metrics_count_how_long_tasks_waited_and_ran_and_how_workers_died() {
     });
     assert_eq!(pool.metrics().deaths.out_of_memory, 0);
     assert_eq!(pool.apply(square, 2), Ok(4));
+}
+
+#[cfg(feature = "metrics")]
+#[test]
+fn metrics_reach_prometheus_through_the_crate_metrics() {
+    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new()
+        .set_buckets(&[0.001, 0.004, 0.1])
+        .unwrap()
+        .build_recorder();
+    let page = |pool: &Pool| {
+        metrics::with_local_recorder(&recorder, || pool.publish_metrics());
+        recorder.handle().render()
+    };
+    let pool = Pool::builder().workers(1).name("docs").build().unwrap();
+    for _ in 0..3 {
+        pool.apply(sleepy, 5).unwrap();
+        page(&pool);
+    }
+    assert!(pool.apply(|()| -> u8 { std::process::abort() }, ()).is_err());
+    wait_until("the death is counted", || pool.metrics().deaths.signaled == 1);
+    wait_until("it is replaced", || pool.metrics().workers == 1);
+    let page = page(&pool);
+    for line in [
+        "procpool_tasks_total{pool=\"docs\",outcome=\"done\"} 3",
+        "procpool_tasks_total{pool=\"docs\",outcome=\"failed\"} 1",
+        "procpool_worker_deaths_total{pool=\"docs\",cause=\"signaled\"} 1",
+        "procpool_tasks_queued{pool=\"docs\"} 0",
+        "procpool_workers{pool=\"docs\"} 1",
+        "procpool_task_run_seconds_bucket{pool=\"docs\",le=\"0.004\"} 0",
+        "procpool_task_run_seconds_bucket{pool=\"docs\",le=\"0.1\"} 3",
+    ] {
+        assert!(page.lines().any(|it| it == line), "{line} is missing:\n{page}");
+    }
+    let memory = page
+        .lines()
+        .find_map(|line| line.strip_prefix("procpool_workers_memory_bytes{pool=\"docs\"} "));
+    assert!(memory.unwrap().parse::<f64>().unwrap() > 1e5, "{page}");
 }

@@ -1,8 +1,8 @@
 //! The outbox: sends a task's [notes](crate::wire::note) to the parent while the task runs.
 //!
 //! Any thread of the worker may send one. Each note names the item that the serving thread runs at that moment.
-//! Notes travel on the control socket, in order with the replies: the parent has read a task's notes when it
-//! reads that the task is finished, and reads those of a dead worker from the socket's buffer.
+//! Notes travel on the control socket, in order with the replies, and the lane counts them: the parent reads a task's
+//! notes before it takes the task's result from the lane. It reads those of a dead worker from the socket's buffer.
 //!
 //! A value waits for space on the socket, because none may be lost; the parent reads while a task runs. A log
 //! record waits [`RECORD_WAIT`] and is then dropped and counted. Progress is a few words in the lane, which the
@@ -60,6 +60,10 @@ pub enum EmitError {
     Send(String),
 }
 
+/// How many notes were sent.
+#[derive(Debug, Default)]
+struct Sent(u64);
+
 /// A worker's end of the control socket, for all of its threads.
 #[derive(Debug)]
 struct Outbox {
@@ -69,8 +73,8 @@ struct Outbox {
     is_open: AtomicBool,
     /// The chunk that runs.
     sequence: AtomicU32,
-    /// Held while a note's parts are sent, so that none comes between.
-    sending: Mutex<()>,
+    /// How many notes were sent. Locked while a note's parts are sent, so that none comes between.
+    sending: Mutex<Sent>,
     /// The item whose progress was sent last, and when.
     told: AtomicU64,
     told_at: AtomicU64,
@@ -85,7 +89,7 @@ pub(crate) fn create(control: Arc<Control>, lane: &'static Words) {
         lane,
         is_open: AtomicBool::new(false),
         sequence: AtomicU32::new(0),
-        sending: Mutex::new(()),
+        sending: Mutex::default(),
         told: AtomicU64::new(0),
         told_at: AtomicU64::new(0),
         #[cfg(any(feature = "log", feature = "tracing"))]
@@ -195,7 +199,7 @@ impl Outbox {
         bytes.extend_from_slice(value);
         let deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
         let sequence = self.sequence.load(Relaxed);
-        let Some(_sending) = self.lock(deadline) else { return Ok(false) };
+        let Some(mut sent) = self.lock(deadline) else { return Ok(false) };
         let count = bytes.chunks(PART).len();
         for (at, part) in bytes.chunks(PART).enumerate() {
             let (is_first, is_last) = (at == 0, at + 1 == count);
@@ -207,11 +211,13 @@ impl Outbox {
                 return Ok(false);
             }
         }
+        sent.0 += 1;
+        self.lane.set_notes(sent.0);
         Ok(true)
     }
 
     /// Waits until no other thread sends, but at most until `deadline`.
-    fn lock(&self, deadline: Option<Instant>) -> Option<std::sync::MutexGuard<'_, ()>> {
+    fn lock(&self, deadline: Option<Instant>) -> Option<std::sync::MutexGuard<'_, Sent>> {
         let Some(deadline) = deadline else {
             return Some(self.sending.lock().unwrap_or_else(PoisonError::into_inner));
         };

@@ -134,6 +134,8 @@ struct TaskProgress {
     done: AtomicU64,
     /// [`UNKNOWN`] if the task does not know it.
     total: AtomicU64,
+    /// How many notes the worker has sent.
+    notes: AtomicU64,
 }
 
 /// A total that is not known.
@@ -239,6 +241,12 @@ impl Words {
         Some(note::Progress { done, total: (total != UNKNOWN).then_some(total) })
     }
 
+    /// Returns how many notes the worker has sent. Loaded after [`progress`](Self::progress), it includes those of
+    /// all committed items. Untrusted.
+    pub fn notes(&self) -> u64 {
+        self.task.notes.load(Ordering::Acquire)
+    }
+
     /// Discards the results, which are consumed. The worker, which waits to be resumed, writes the next
     /// ones at the front.
     pub fn reset_results(&self) {
@@ -258,6 +266,11 @@ impl Words {
         self.task.total.store(progress.total.unwrap_or(UNKNOWN), Ordering::Release);
         self.task.done.store(progress.done, Ordering::Release);
         self.task.item.store(item, Ordering::Release);
+    }
+
+    /// Publishes how many notes were sent.
+    pub(crate) fn set_notes(&self, notes: u64) {
+        self.task.notes.store(notes, Ordering::Release);
     }
 
     /// Claims up to `block` items from the front.
