@@ -12,6 +12,8 @@ mod limits;
 mod logs;
 mod process;
 mod resize;
+#[cfg(all(feature = "metrics", feature = "tracing"))]
+mod services;
 mod streams;
 mod tasks;
 mod updates;
