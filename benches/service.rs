@@ -11,7 +11,7 @@ use std::time::Duration;
 #[path = "../tests/programs/load.rs"]
 mod load;
 #[path = "../examples/service.rs"]
-#[allow(dead_code)]
+#[allow(dead_code, unreachable_pub)]
 mod service;
 
 /// The most that the 99th percentile may grow.

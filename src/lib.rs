@@ -79,6 +79,9 @@
 //!
 //! [`Process::spawn`] starts one process for one call and reports its exit status.
 //!
+//! A task says how far it is with [`progress()`], and sends values to its caller with [`emit`] while it runs;
+//! [`Task::updates`] receives them.
+//!
 //! [`random_u64`] returns random numbers from a stream of the task's own, which is the same in each run
 //! with the same [pool seed](PoolBuilder::seed).
 //!
@@ -181,7 +184,8 @@
 //! # Async programs
 //!
 //! A [`Task`] is a `Future` under any runtime, and [`Results::into_stream`] returns a `Stream`. Blocking calls
-//! such as [`Pool::apply`] block the thread.
+//! such as [`Pool::apply`] block the thread. [`Pool::reserve`] waits for room in the queue, and
+//! [`Pool::join_async`] for the pool's end.
 //!
 //! With `#[tokio::main]`, the first line of `main` runs inside the runtime, in each worker too. [`init`]
 //! works there, and the runtime's threads and descriptors stay alive beside the tasks. But a task that
@@ -214,7 +218,9 @@
 //!
 //! - `sandbox`: [`PoolBuilder::sandbox`](https://docs.rs/procpool/latest/procpool/struct.PoolBuilder.html#method.sandbox)
 //!   confines workers, by Landlock and seccomp.
-//! - `tracing`: the pool's events through the crate `tracing`.
+//! - `log`, `tracing`: log records that tasks make with these crates reach the program's logger and subscriber; see
+//!   [`PoolBuilder::worker_logs`]. With `tracing`, the pool's events too.
+//! - `metrics`: `Pool::publish_metrics` passes the pool's [`Metrics`] to the crate `metrics`.
 //! - `mpi`: pools that span hosts; see [`Hosts`].
 //!
 //! # Testing

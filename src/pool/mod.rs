@@ -17,13 +17,13 @@
 //!
 //! | module | owns |
 //! |---|---|
-//! | `handle`, `builder`, `options`, `limits`, `types` | the public API: calls, options and reports; `system` checks what the system allows; `resize` starts the drivers, more of them in a pool that grows |
-//! | `call` | the callers' side: `encode`, `feed` (input into batches), `job` with its `ledger` (collects each item's outcome once), `outcome` (decoding), `collect`, `results`, `task` |
-//! | `schedule` | scheduling: the queue (`state`, `submit`, `dispatch`), the state machine of the `slots`, the lifecycle of `workers`, chunk sizes (`cost`) and wake-ups (`limiter`) |
-//! | `drive` | communication: one `driver` per slot sends a `chunk`, reads its `records`, and accounts for each item |
+//! | `handle`, `builder`, `options`, `limits`, `types` | the public API: calls, options and reports; `async_calls` for async programs; `system` checks what the system allows; `resize` starts the drivers, more of them in a pool that grows |
+//! | `call` | the callers' side: `encode`, `feed` (input into batches), `job` with its `ledger` (collects each item's outcome once), `outcome` (decoding), `collect`, `results`, `task`; `emitted` and `updates` (what tasks say while they run) |
+//! | `schedule` | scheduling: the queue (`state`, `submit`, `dispatch`), the state machine of the `slots`, the lifecycle of `workers`, chunk sizes (`cost`), wake-ups (`limiter`) and the bound on the queue (`admission`) |
+//! | `drive` | communication: one `driver` per slot sends a `chunk`, reads its `records` and `notes`, and accounts for each item |
 //! | `process` | processes: the `supervisor` starts, monitors and reaps; each `worker`'s handle; `one_shot` processes and the supervisor that they share (`shared_supervisor`) |
 //! | `hosts` | pools that span hosts: the manager here, an agent on each other host |
-//! | `observe` | observation: `events`, and the thread that runs `callbacks` |
+//! | `observe` | observation: `events`, `logs` of workers, `metrics`, and the thread that runs `callbacks` |
 //!
 //! The path of one `map`: `handle::Pool::map` creates a `job::Job`. `collect` uses `feed::Feed` to encode the
 //! items into `batch::Batch`es. `submit` queues them and wakes a driver. `dispatch::next_step` forms a chunk,
