@@ -84,12 +84,21 @@ impl<A: Serialize, I: Iterator<Item = A>> Feed<I> {
         }
     }
 
+    /// Returns how many items may be in flight.
+    pub(crate) fn window(&self) -> u64 {
+        self.pool.config.window.unwrap_or_else(|| self.pool.window(&self.job))
+    }
+
     /// Reads until the window is full or the input ends.
     pub(crate) fn fill(&mut self) {
+        self.fill_within(self.window());
+    }
+
+    /// Reads until `window` items are in flight or the input ends. Submits no item from number `read + window` on.
+    pub(crate) fn fill_within(&mut self, window: u64) {
         if self.ended.is_some() {
             return;
         }
-        let window = self.pool.config.window.unwrap_or_else(|| self.pool.window(&self.job));
         // One slow item must not stop the other workers: results that wait for it take up memory, not places.
         let early = match (self.pool.config.window, self.early) {
             (None, (items, bytes)) if bytes <= WINDOW_BYTES => items,

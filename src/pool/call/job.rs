@@ -14,6 +14,7 @@ use crate::pool::call::context::Context;
 use crate::pool::call::emitted::{RawUpdate, UpdateError, UpdateQueue};
 use crate::pool::call::ledger::Ledger;
 use crate::pool::call::outcome::Delivery;
+use crate::pool::drive::destination::Destination;
 use crate::pool::observe::events::Deferred;
 use crate::pool::options::TaskOptions;
 use crate::pool::schedule::admission::Place;
@@ -47,6 +48,8 @@ pub(crate) struct Job {
     pub(crate) collects_all: AtomicBool,
     /// Whether it is a single call, which shares a flow of the queue with the others.
     is_single: AtomicBool,
+    /// Where its results go, if they are numbers that the caller collects in a vector.
+    destination: OnceLock<Arc<Destination>>,
     /// The place in the queue that it holds, if it has asked for one.
     place: OnceLock<Place>,
     /// The virtual time up to which it has had its part of the workers, in nanoseconds. Changed under the scheduler's lock.
@@ -96,6 +99,7 @@ impl Job {
             cancelled: AtomicBool::new(false),
             collects_all: AtomicBool::new(false),
             is_single: AtomicBool::new(false),
+            destination: OnceLock::new(),
             place: OnceLock::new(),
             had: AtomicU64::new(0),
             state: Mutex::default(),
@@ -114,6 +118,15 @@ impl Job {
     /// Marks it as a single call, before it is queued.
     pub(crate) fn set_single(&self) {
         self.is_single.store(true, Relaxed);
+    }
+
+    /// Sets where its results go, before its first item is queued.
+    pub(crate) fn set_destination(&self, destination: Arc<Destination>) {
+        let _ = self.destination.set(destination);
+    }
+
+    pub(crate) fn destination(&self) -> Option<&Arc<Destination>> {
+        self.destination.get()
     }
 
     /// Sets the place in the queue that it holds.

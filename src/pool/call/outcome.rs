@@ -43,6 +43,8 @@ impl Provenance {
 pub(crate) enum Content {
     /// Records as the worker wrote them.
     Records(Records),
+    /// Values that were written to the job's [`Destination`](crate::pool::drive::destination::Destination).
+    Written,
     /// All items failed alike.
     Failed(Failure),
 }
@@ -99,6 +101,7 @@ impl Delivery {
             + match &self.content {
                 Content::Records(records) => records.size().unwrap_or(MORE_THAN_MEMORY),
                 Content::Failed(failure) => failure.output.len(),
+                Content::Written => 0,
             }
     }
 
@@ -112,6 +115,8 @@ impl Delivery {
         self.items -= 1;
         let provenance = self.provenance;
         let fail = |kind, did_it_run| Self::error(offset, provenance, number, kind, did_it_run);
+        let missing =
+            |kind: TaskErrorKind| (Err(fail(kind, DidRun::Yes)), Duration::ZERO, Vec::new());
         let (result, elapsed, output) = match &mut self.content {
             Content::Failed(Failure { kind, did_it_run, elapsed, output, progress }) => {
                 let error = fail(kind.clone(), *did_it_run).with_progress(*progress);
@@ -124,11 +129,10 @@ impl Delivery {
                     (result, elapsed, output)
                 }
                 // Unreachable: a delivery has one record per item.
-                None => {
-                    let missing = fail(decode_error("is missing".to_owned()), DidRun::Yes);
-                    (Err(missing), Duration::ZERO, Vec::new())
-                }
+                None => missing(decode_error("is missing".to_owned())),
             },
+            // Unreachable: who sets a destination does not ask here.
+            Content::Written => missing(decode_error("is elsewhere".to_owned())),
         };
         Some(Outcome { number, elapsed, output, result })
     }

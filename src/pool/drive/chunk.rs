@@ -29,7 +29,7 @@ use crate::pool::drive::buffer::Buffer;
 use crate::pool::drive::loss::LostChunk;
 use crate::pool::drive::notes::LastRecords;
 use crate::pool::drive::parcel::Parcel;
-use crate::pool::drive::records::{self, Records};
+use crate::pool::drive::records::{self, Records, Summary};
 use crate::pool::drive::regions::Lease;
 use crate::pool::drive::report::{Corrupt, Reporter};
 use crate::pool::observe::events::{Deferred, EventKind};
@@ -434,6 +434,14 @@ impl Chunk {
         {
             return Err(Corrupt);
         }
+        if let Some(summary) = self.write_in_place(bytes, progress.items, all, reporter) {
+            if summary.items > 0 {
+                self.read = bytes;
+                self.count(&summary, 0, reporter.counters);
+                self.distribute(None, summary.items, calls);
+            }
+            return Ok(false);
+        }
         let mut buffer = Buffer::with_capacity(bytes - self.read);
         self.lane.copy_results(self.read..bytes, &mut buffer);
         let summary = records::validate(&buffer).ok_or(Corrupt)?;
@@ -454,13 +462,22 @@ impl Chunk {
         };
         let outputs = self.outputs(&buffer);
         self.read = bytes;
-        let counters = reporter.counters;
+        let in_regions: usize = parcels.iter().map(Parcel::len).sum();
+        self.count(&summary, buffer.len() + in_regions, reporter.counters);
+        if reporter.is_observed {
+            self.emit_finished(&buffer, calls);
+        }
+        self.distribute(Some(Records::new(buffer, parcels, outputs)), summary.items, calls);
+        Ok(false)
+    }
+
+    /// Counts delivered items, whose results took so many bytes.
+    fn count(&self, summary: &Summary, bytes: usize, counters: &Counters) {
         counters.done.fetch_add(summary.answers.into(), Relaxed);
         counters.failed.fetch_add((summary.items - summary.answers).into(), Relaxed);
         counters.slots[self.process.slot].fetch_add(summary.items.into(), Relaxed);
         counters.run.add(summary.timed.into(), summary.nanos);
-        let in_regions: usize = parcels.iter().map(Parcel::len).sum();
-        counters.result_bytes.fetch_add((buffer.len() + in_regions) as u64, Relaxed);
+        counters.result_bytes.fetch_add(bytes as u64, Relaxed);
         if let Some(batch) = self.batches.front() {
             // If several functions share a chunk, it is unknown which of them took the time.
             let is_one = self.batches.iter().all(|other| other.job.call == batch.job.call);
@@ -468,11 +485,6 @@ impl Chunk {
                 batch.job.cost.observe(summary.timed.into(), summary.nanos);
             }
         }
-        if reporter.is_observed {
-            self.emit_finished(&buffer, calls);
-        }
-        self.distribute(Records::new(buffer, parcels, outputs), summary.items, calls);
-        Ok(false)
     }
 
     /// Returns the event of sending the chunk.
@@ -512,9 +524,10 @@ impl Chunk {
         outputs
     }
 
+    /// Delivers the first items. Without records, their values are in the job's destination.
     pub(super) fn distribute(
         &mut self,
-        mut records: Records,
+        mut records: Option<Records>,
         mut items: u32,
         calls: &mut Deferred,
     ) {
@@ -525,15 +538,14 @@ impl Chunk {
                 let front = batch.split_front(items);
                 self.batches.push_front(std::mem::replace(&mut batch, front));
             }
-            let content = if batch.items == items {
-                std::mem::take(&mut records)
-            } else {
-                records.split_front(batch.items)
+            let content = match &mut records {
+                None => Content::Written,
+                Some(records) if batch.items == items => Content::Records(std::mem::take(records)),
+                Some(records) => Content::Records(records.split_front(batch.items)),
             };
             items -= batch.items;
             let provenance = self.provenance(&batch);
             let (first, count) = (batch.first, batch.items);
-            let content = Content::Records(content);
             batch.job.deliver(Delivery { first, items: count, provenance, content }, calls);
         }
     }

@@ -548,6 +548,11 @@ fn tell(chunk: u64, delivery: Delivery) -> ItemResults {
     let Provenance { worker, attempt, queued } = provenance;
     let content = match content {
         Content::Failed(failure) => failure.into(),
+        // Unreachable: no job here has a destination.
+        Content::Written => {
+            let (side, reason) = (ValueSide::Result, "is elsewhere".to_owned());
+            Failure::unstarted(TaskErrorKind::Decode { side, reason }).into()
+        }
         Content::Records(records) => {
             let (bytes, parcels, outputs) = records.into_parts(items);
             // Files stay on their host.

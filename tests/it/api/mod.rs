@@ -6,6 +6,7 @@ mod contexts;
 mod entry;
 mod fairness;
 mod growth;
+mod in_place;
 mod lifecycle;
 mod limits;
 #[cfg(all(feature = "log", feature = "tracing"))]

@@ -380,6 +380,29 @@ impl ParentLane {
         }
     }
 
+    /// Returns some bytes of committed results. `None` if they are not inside of the results.
+    #[inline]
+    pub fn peek<const LEN: usize>(&self, at: usize) -> Option<[u8; LEN]> {
+        let end = at.checked_add(LEN)?;
+        // SAFETY: inside of the results, as just checked. The worker may write there: then the copy holds garbage.
+        (end <= CAPACITY)
+            .then(|| unsafe { self.results.add(at).cast::<[u8; LEN]>().read_volatile() })
+    }
+
+    /// Copies committed results to `to`. Returns false, and copies nothing, if they are not inside of the results.
+    ///
+    /// # Safety
+    ///
+    /// `to` is valid for writes of as many bytes.
+    pub unsafe fn copy_results_to(&self, range: Range<usize>, to: *mut u8) -> bool {
+        let is_inside = range.start <= range.end && range.end <= CAPACITY;
+        if is_inside {
+            // SAFETY: as the caller promises, and as [`copy_results`](Self::copy_results).
+            unsafe { memcpy::copy(self.results.add(range.start).as_ptr(), to, range.len()) };
+        }
+        is_inside
+    }
+
     /// Appends committed results to `to`. A range outside of the results appends nothing.
     pub fn copy_results(&self, range: Range<usize>, to: &mut Vec<u8>) {
         if range.start > range.end || range.end > CAPACITY {

@@ -54,6 +54,45 @@ impl Prefault {
         (elements, Self { start, next: start.next_multiple_of(HUGE_PAGE), end, is_slow: false })
     }
 
+    /// Returns the prefaulter of memory that is no vector's.
+    pub fn of_memory(start: *mut u8, bytes: usize) -> Self {
+        let (start, is_small) = (start.addr(), bytes < MIN_BYTES);
+        let end = if is_small { start } else { (start + bytes) / HUGE_PAGE * HUGE_PAGE };
+        Self { start, next: start.next_multiple_of(HUGE_PAGE), end, is_slow: false }
+    }
+
+    /// Faults in the whole huge pages that begin in the first `bytes` bytes of the memory. Each is written to once.
+    ///
+    /// # Safety
+    ///
+    /// `start` is that of [`of_memory`](Self::of_memory), and its memory is valid for writes. Nobody else uses the
+    /// huge pages that begin in these bytes and did not in those of an earlier call; their content is lost.
+    pub unsafe fn ensure_memory(&mut self, start: *mut u8, bytes: usize) {
+        let reach = self.start.saturating_add(bytes);
+        while self.next < self.end && self.next < reach {
+            let page = start.wrapping_add(self.next - self.start);
+            self.next += HUGE_PAGE;
+            // SAFETY: as the caller promises. The end is that of whole pages.
+            unsafe { self.fault_in_page(page) };
+        }
+    }
+
+    /// Faults in a huge page.
+    ///
+    /// # Safety
+    ///
+    /// The page is valid for writes, and nobody else uses its first byte.
+    unsafe fn fault_in_page(&mut self, page: *mut u8) {
+        if self.is_slow {
+            return sys::populate(page, HUGE_PAGE);
+        }
+        let began = cpu_time();
+        sys::prefer_huge_page(page, HUGE_PAGE);
+        // SAFETY: as the caller promises. Volatile, because nothing reads it.
+        unsafe { page.write_volatile(0) };
+        self.is_slow = cpu_time().saturating_sub(began) > SLOW_FAULT_NS;
+    }
+
     /// Faults in the pages of the next `count` elements of this vector. With another vector, or after a
     /// reallocation, it touches only memory that the vector has reserved.
     #[inline]
@@ -84,16 +123,9 @@ impl Prefault {
                 break;
             }
             let page = base.wrapping_add(at - full);
-            if self.is_slow {
-                sys::populate(page, HUGE_PAGE);
-                continue;
-            }
-            let began = cpu_time();
-            sys::prefer_huge_page(page, HUGE_PAGE);
             // SAFETY: the page lies in the vector's spare capacity, as just checked against the vector
-            // itself. Volatile, because nothing reads it.
-            unsafe { page.write_volatile(0) };
-            self.is_slow = cpu_time().saturating_sub(began) > SLOW_FAULT_NS;
+            // itself.
+            unsafe { self.fault_in_page(page) };
         }
     }
 }

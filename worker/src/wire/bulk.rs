@@ -88,11 +88,14 @@ pub fn encode_all<T>(to: &mut Vec<u8>, items: &mut impl Iterator<Item = T>, most
     let Some(width) = fixed_width::<T>() else { return 0 };
     to.reserve(most.saturating_mul(width));
     let start = to.len();
+    // A copy: what is written through it could be the vector's own pointer, as far as the compiler knows, which
+    // would load it anew for each item and use no vector instructions.
+    let base = to.as_mut_ptr();
     let mut written = Written { to, len: start };
     items.take(most).for_each(|item| {
-        // SAFETY: `reserve` has made space for `most` items. An item is a primitive, whose encoding is its
-        // memory.
-        unsafe { written.to.as_mut_ptr().add(written.len).cast::<T>().write_unaligned(item) };
+        // SAFETY: `reserve` has made space for `most` items, and nothing else uses the vector meanwhile. An item is
+        // a primitive, whose encoding is its memory.
+        unsafe { base.add(written.len).cast::<T>().write_unaligned(item) };
         written.len += width;
     });
     (written.len - start) / width
