@@ -38,6 +38,7 @@ use crate::os::process::{CaptureFile, Child};
 use crate::pool::call::job::Job;
 use crate::pool::call::outcome::{Content, Delivery, Failure, Provenance};
 use crate::pool::drive::chunk::{self, Chunk, Running};
+use crate::pool::drive::destination::Numbers;
 use crate::pool::drive::exchange;
 use crate::pool::drive::regions::Regions;
 use crate::pool::observe::events::Deferred;
@@ -654,6 +655,15 @@ fn talk_to_the_end(bytes: &[u8]) -> bool {
             plans.iter().flatten().filter(of_job).map(|batch| u64::from(batch.items)).sum()
         })
         .collect();
+    // Their results go to memory of the caller, if they are numbers; not all have a place.
+    let memory: Vec<_> = (jobs.iter().zip(&entered))
+        .filter(|_| setting & 128 != 0)
+        .filter_map(|(job, items)| {
+            let numbers = Numbers::<u64>::new(1 + *items as usize * 3 / 4)?;
+            job.set_destination(Arc::clone(numbers.destination()));
+            Some(numbers)
+        })
+        .collect();
     let capture = (setting & 32 != 0).then(|| CaptureFile::new().expect("a file for output"));
     let grace = if setting & 64 == 0 { Duration::ZERO } else { Duration::from_millis(5) };
 
@@ -729,6 +739,7 @@ fn talk_to_the_end(bytes: &[u8]) -> bool {
             }
             read_all();
         }
+        drop(memory);
         worker.retire();
         drop(is_over);
         !is_lost
