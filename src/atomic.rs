@@ -7,8 +7,10 @@
 
 #[cfg(all(test, loom))]
 pub(crate) use self::model::{AtomicU32, AtomicU64};
+#[cfg(all(test, loom))]
+pub(crate) use loom::sync::atomic::fence;
 #[cfg(not(all(test, loom)))]
-pub(crate) use std::sync::atomic::{AtomicU32, AtomicU64};
+pub(crate) use std::sync::atomic::{AtomicU32, AtomicU64, fence};
 
 #[cfg(all(test, loom))]
 mod model {

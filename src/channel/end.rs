@@ -167,7 +167,8 @@ impl End {
             // Another attempt passes them with another number.
             message.truncate(message.len() - NUMBER);
         }
-        head.not_empty.0.notify(1);
+        // The release of the lock has made the fence.
+        head.not_empty.0.notify_fenced(1);
         Some(written.map_err(|error| match error {
             LogError::Corrupt => SendErrorReason::Corrupt,
             LogError::System(error) => SendErrorReason::System(error.to_string()),
@@ -211,12 +212,15 @@ impl End {
         probe: Probe,
     ) -> Option<Result<Option<Received>, RecvError>> {
         let head = self.head();
-        // The last message may have been sent between the first two checks.
-        if head.is_empty() && self.is_disconnected(probe) && head.is_empty() {
-            return Some(Err(RecvError::Disconnected));
-        }
-        if head.is_empty() {
-            return None;
+        let is_empty = || self.log.is_empty(&head.receiver, &head.sender);
+        if is_empty() {
+            // The last message may have been sent between the first two checks.
+            if self.is_disconnected(probe) && is_empty() {
+                return Some(Err(RecvError::Disconnected));
+            }
+            if is_empty() {
+                return None;
+            }
         }
         let guard = lock(&head.receiver, policy)?;
         let mut files = None;
@@ -234,7 +238,7 @@ impl End {
         match read {
             Ok(false) => return None,
             Ok(true) if head.capacity.load(Relaxed) == u64::MAX && files.is_none() => {}
-            _ => head.not_full.0.notify(1),
+            _ => head.not_full.0.notify_fenced(1),
         }
         Some(read.map(|_| files).map_err(|error| match error {
             LogError::Corrupt => RecvError::Corrupt,

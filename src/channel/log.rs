@@ -80,13 +80,14 @@ impl Cursor {
         }
     }
 
-    /// Moves past one message.
+    /// Moves past one message. The release of the lock, which the caller holds, orders this before the notification
+    /// of those who wait for it.
     fn advance(&self, position: u64) {
         let count = self.count.load(Relaxed).wrapping_add(1);
         self.next_position.store(position, Release);
         self.next_count.store(count, Release);
-        self.position.store(position, SeqCst);
-        self.count.store(count, SeqCst);
+        self.position.store(position, Release);
+        self.count.store(count, Release);
     }
 }
 
@@ -97,6 +98,9 @@ pub(super) struct Log {
     /// The window of the next write, and that of the next read.
     write: Mutex<Option<Window>>,
     read: Mutex<Option<Window>>,
+    /// Where the sender was when this process last looked. Looking for each message would move the sender's cache
+    /// line between the CPUs each time.
+    seen_tail: atomic::AtomicU64,
 }
 
 #[derive(Debug)]
@@ -161,7 +165,8 @@ impl Log {
     }
 
     pub(super) fn of(file: File) -> Self {
-        Self { file, write: Mutex::new(None), read: Mutex::new(None) }
+        let seen_tail = atomic::AtomicU64::new(0);
+        Self { file, write: Mutex::new(None), read: Mutex::new(None), seen_tail }
     }
 
     /// Appends a message, which may be marked as one that refers to files. The caller must hold the sending
@@ -217,7 +222,8 @@ impl Log {
         accept: impl FnOnce(&mut Vec<u8>) -> io::Result<()>,
     ) -> Result<bool, LogError> {
         head.recover();
-        let (mut position, end) = (head.position(), tail.position());
+        let mut position = head.position();
+        let end = self.end(position, tail);
         if position == end {
             return Ok(false);
         }
@@ -237,6 +243,24 @@ impl Log {
         }
         self.free(head, position);
         Ok(true)
+    }
+
+    /// Returns whether no message is at `head`.
+    pub(super) fn is_empty(&self, head: &Cursor, tail: &Cursor) -> bool {
+        let position = head.position();
+        self.end(position, tail) == position
+    }
+
+    /// Returns a position up to which there are messages from `position` on; that itself if there are none.
+    fn end(&self, position: u64, tail: &Cursor) -> u64 {
+        let seen = self.seen_tail.load(Acquire);
+        if position < seen {
+            return seen;
+        }
+        let end = tail.position();
+        // A release, and an acquire above: another thread that reads this has what the sender wrote before.
+        self.seen_tail.store(end, Release);
+        end
     }
 
     /// Reads the record at `position`, and moves `position` past it. Returns whether it refers to files.

@@ -6,7 +6,7 @@
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::{Duration, Instant};
 
-use crate::atomic::AtomicU32;
+use crate::atomic::{AtomicU32, fence};
 use crate::ipc::memory::Atomics;
 use crate::os::futex;
 
@@ -87,9 +87,17 @@ impl EventCount {
         result
     }
 
-    /// Wakes up to `most` waiters.
+    /// Wakes up to `most` waiters, if what they wait for was stored before.
     pub(crate) fn notify(&self, most: u32) {
-        if self.waiters.load(SeqCst) > 0 {
+        fence(SeqCst);
+        self.notify_fenced(most);
+    }
+
+    /// As [`notify`](Self::notify), if this thread has made a SeqCst fence since it stored what they wait for.
+    ///
+    /// Waiters register by a SeqCst access before they probe. So either this sees them, or they see what was stored.
+    pub(crate) fn notify_fenced(&self, most: u32) {
+        if self.waiters.load(Relaxed) > 0 {
             self.epoch.fetch_add(1, SeqCst);
             if futex::wake(&self.epoch, most) > 0 {
                 self.empty_notifies.store(0, Relaxed);

@@ -3,10 +3,10 @@
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
-use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::Ordering::{Relaxed, Release, SeqCst};
 use std::time::{Duration, Instant};
 
-use crate::atomic::{AtomicU32, AtomicU64};
+use crate::atomic::{AtomicU32, AtomicU64, fence};
 use crate::ipc::eventcount::{EventCount, Probe, deadline};
 use crate::ipc::memory::Atomics;
 use crate::ipc::owner::Owner;
@@ -185,17 +185,25 @@ impl RawLock {
 
     fn acquire(&self, probe: Probe) -> Option<LockGuard<'_>> {
         let died = try_acquire(&self.owner, probe)?;
-        let panicked = Some(self.panicked.swap(0, SeqCst)).filter(|pid| *pid != 0);
+        // Only the owner changes it, which is this process now. A swap each time would cost as much as the lock.
+        let panicked = Some(self.panicked.load(SeqCst)).filter(|pid| *pid != 0);
+        if panicked.is_some() {
+            self.panicked.store(0, SeqCst);
+        }
         let was_panicking = std::thread::panicking();
         let previous = died.or(panicked);
         Some(LockGuard { lock: self, previous, was_panicking, data: NonNull::dangling() })
     }
 
+    /// Releases the lock. Makes a SeqCst fence after what its holder has stored.
     fn release(&self) {
-        self.releases.fetch_add(1, SeqCst);
-        self.owner.store(0, SeqCst);
-        self.eventcount.notify(1);
-        self.released.notify(u32::MAX);
+        // Only the owner changes it.
+        self.releases.store(self.releases.load(Relaxed).wrapping_add(1), Relaxed);
+        self.owner.store(0, Release);
+        // One for both. It costs less than a SeqCst store of each word.
+        fence(SeqCst);
+        self.eventcount.notify_fenced(1);
+        self.released.notify_fenced(u32::MAX);
     }
 
     /// Releases the lock, which this thread holds, waits until another holder has released it or has died,
