@@ -193,7 +193,7 @@ fn decode<R: DeserializeOwned>(mut raw: RawOutcome<'_>) -> Result<R, (TaskErrorK
                     None => codec::decode(encoded),
                     // SAFETY: the region is mapped for its length for as long as it lives.
                     Some(region) if is_raw => unsafe {
-                        bulk::from_raw_bytes(region.as_ptr(), region.len())
+                        bulk::from_raw_bytes(region.as_ptr(), region.len(), |_| ())
                     },
                     // SAFETY: as above.
                     Some(region) => unsafe { codec::decode_shared(region.as_ptr(), region.len()) },

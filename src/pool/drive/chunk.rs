@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use procpool_worker::bulk::RawBytes;
 use procpool_worker::error::TransportError;
 use procpool_worker::lane::{CAPACITY, ParentLane};
 use procpool_worker::memcpy::Sink;
@@ -371,7 +372,13 @@ impl Chunk {
         // Such a batch is always alone, because it fits in no frame.
         if let Some(elements) = self.batches.front().and_then(Batch::elements) {
             let mut lease = worker.mapped.allocate(elements.len())?;
-            lease.put_slice(elements);
+            if self.elements_to_stream().is_some() {
+                worker.lane.set_argument(0);
+                lease.announce(elements.len());
+            } else {
+                lease.put_slice(elements);
+                worker.lane.set_argument(elements.len() as u64);
+            }
             return Ok(Some(lease));
         }
         if size <= limit {
@@ -380,6 +387,14 @@ impl Chunk {
         let mut lease = worker.mapped.allocate(size)?;
         self.put_spans(&mut lease);
         Ok(Some(lease))
+    }
+
+    /// Returns the elements of the only argument, if they are copied while the worker copies them on. Not if its time
+    /// is limited: the worker's time would include this process's.
+    pub(super) fn elements_to_stream(&self) -> Option<Arc<RawBytes>> {
+        const MIN: usize = 1 << 20;
+        let elements = self.batches.front().and_then(Batch::shared_elements)?;
+        (elements.as_bytes().len() >= MIN && self.limit.is_none()).then(|| Arc::clone(elements))
     }
 
     /// Writes the body.

@@ -173,15 +173,32 @@ fn try_send(
         // A worker that received part of it would take that for part of the next chunk.
         return if is_out_of_step { Err(TransportError::PeerGone) } else { Ok(false) };
     }
+    let mut elements = None;
     // Set before sending, so that a worker that doesn't even read is found silent.
     if let Some(chunk) = lock().as_mut() {
         chunk.set_sent();
+        elements = chunk.elements_to_stream();
     }
     worker.send_frame()?;
+    if let (Some(elements), Some(lease)) = (elements, body.as_mut()) {
+        stream(worker, lease, elements.as_bytes());
+    }
     let in_region = body.as_ref().map_or(0, Lease::len);
     let sent = (worker.frame.len() + in_region) as u64;
     reporter.counters.argument_bytes.fetch_add(sent, Relaxed);
     Ok(true)
+}
+
+/// Copies an argument while the worker, which has its frame, copies it on.
+fn stream(worker: &Worker, lease: &mut Lease, elements: &[u8]) {
+    /// The worker reads what is still in the cache.
+    const PART: usize = 512 << 10;
+    let mut at = 0;
+    for part in elements.chunks(PART) {
+        lease.fill(at, part);
+        at += part.len();
+        worker.lane.set_argument(at as u64);
+    }
 }
 
 /// Receives replies until the chunk is done: all of its items are delivered or stolen.

@@ -183,6 +183,19 @@ impl Lease {
         self.len
     }
 
+    /// Makes the next `bytes` bytes, which must fit, part of the content. They are written later, by
+    /// [`fill`](Self::fill).
+    pub(crate) fn announce(&mut self, bytes: usize) {
+        self.len += bytes;
+    }
+
+    /// Writes announced bytes to offset `at`.
+    pub(crate) fn fill(&mut self, at: usize, bytes: &[u8]) {
+        if let Some(region) = &mut self.region {
+            region.write(at, bytes);
+        }
+    }
+
     /// Copies the content. Returns `None` if there is no memory for it.
     pub(crate) fn copy(&self) -> Option<Vec<u8>> {
         let mut bytes = Vec::new();

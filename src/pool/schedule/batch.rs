@@ -155,9 +155,14 @@ impl Batch {
 
     /// Returns the elements of the only item, if its argument has any.
     pub(crate) fn elements(&self) -> Option<&[u8]> {
+        self.shared_elements().map(|elements| elements.as_bytes())
+    }
+
+    /// Returns the same, to keep.
+    pub(crate) fn shared_elements(&self) -> Option<&Arc<RawBytes>> {
         match &self.arguments {
             Arguments::Bytes { .. } => None,
-            Arguments::RawBytes(elements) => Some(elements.as_bytes()),
+            Arguments::RawBytes(elements) => Some(elements),
         }
     }
 

@@ -305,3 +305,60 @@ fn shared_memory_is_freed_when_either_side_is_done_or_killed_alone() {
     drop(pool);
     wait_until("the lane is freed", || mapped_shared() == 0);
 }
+
+/// A vector whose elements tell their place.
+fn marked(len: usize) -> Vec<u32> {
+    (0..len as u32).map(|place| place.wrapping_mul(2_654_435_761)).collect()
+}
+
+#[test]
+fn a_large_argument_that_the_worker_copies_meanwhile_is_whole() {
+    let pool = Pool::new(2).unwrap();
+    // Around the size from which both copy at once, and around the parts in which they do.
+    for bytes in [1 << 20, 2 << 20, 3 << 20, 9 << 20] {
+        for len in [bytes / 4 - 1, bytes / 4, bytes / 4 + 1] {
+            assert!(pool.apply(|elements: Vec<u32>| elements, marked(len)).unwrap() == marked(len));
+        }
+    }
+    let text = "äöü".repeat(1 << 20);
+    assert!(pool.apply(|text: String| text, text.clone()).unwrap() == text);
+    let tasks: Vec<_> = (1..9)
+        .map(|n| pool.apply_async(|elements: Vec<u32>| elements, marked(n * 500_000)))
+        .collect();
+    for (n, task) in (1..9).zip(tasks) {
+        assert!(task.get().unwrap() == marked(n * 500_000));
+    }
+    let mut process =
+        procpool::Process::spawn(|elements: Vec<u32>| elements, marked(3_000_000)).unwrap();
+    assert!(process.join().unwrap() == marked(3_000_000));
+}
+
+#[test]
+fn a_worker_that_dies_while_a_large_argument_is_copied_costs_its_task_or_is_retried() {
+    let pool = Pool::builder().workers(1).retries(20).build().unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for _ in 0..60 {
+                let worker = pool.workers()[0].pid;
+                if worker != 0 {
+                    kill(worker, libc::SIGKILL);
+                }
+                // Sometimes in the middle of a copy.
+                std::thread::sleep(std::time::Duration::from_millis(23));
+            }
+        });
+        for _ in 0..5 {
+            match pool.apply(|elements: Vec<u32>| elements, marked(4_000_000)) {
+                Ok(elements) => assert!(elements == marked(4_000_000)),
+                // On a busy machine, one worker after the other dies before it has begun.
+                Err(error) => match error.kind() {
+                    TaskErrorKind::Died { .. } | TaskErrorKind::Initializer { .. } => {}
+                    _ => panic!("{error}"),
+                },
+            }
+        }
+    });
+    assert!(
+        pool.apply(|elements: Vec<u32>| elements, marked(4_000_000)).unwrap() == marked(4_000_000)
+    );
+}

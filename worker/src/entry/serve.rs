@@ -11,7 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::{liveness, oom, setup};
 use crate::run::channels::Channels;
-use crate::run::chunk_run::ChunkRun;
+use crate::run::chunk_run::{ChunkRun, RawArgument};
 use crate::run::context::{Context, Source};
 #[cfg(any(feature = "log", feature = "tracing"))]
 use crate::run::logs;
@@ -180,14 +180,15 @@ impl Worker {
                         if len > region.len() {
                             return Err(TransportError::Malformed("a region is short".to_owned()));
                         }
-                        // SAFETY: the region has `len` bytes. The parent neither writes to it nor uses it
-                        // for another chunk until it has received this chunk's `Reply::Done`.
-                        let bytes = unsafe { std::slice::from_raw_parts(region.as_ptr(), len) };
-                        let (body, raw_argument) = match location {
-                            Body::RawBytes(_) => (body, Some(bytes)),
-                            _ => (bytes, None),
-                        };
-                        self.run_chunk(options, body, raw_argument)?;
+                        if let Body::RawBytes(_) = location {
+                            let start = region.as_ptr().cast_const();
+                            self.run_chunk(options, body, Some(RawArgument { start, len }))?;
+                        } else {
+                            // SAFETY: the region has `len` bytes. The parent neither writes to it nor uses it
+                            // for another chunk until it has received this chunk's `Reply::Done`.
+                            let body = unsafe { std::slice::from_raw_parts(region.as_ptr(), len) };
+                            self.run_chunk(options, body, None)?;
+                        }
                         if slice.is_cached {
                             self.regions.insert_argument(slice.number, region);
                         }
@@ -223,7 +224,7 @@ impl Worker {
         &mut self,
         options: ChunkOptions,
         mut body: &[u8],
-        raw_argument: Option<&[u8]>,
+        raw_argument: Option<RawArgument>,
     ) -> Result<(), TransportError> {
         let context = options.context.and_then(|id| self.contexts.get(&id));
         let (lane, channels, regions) = (&mut self.lane, &mut self.channels, &mut self.regions);

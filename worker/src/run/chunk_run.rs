@@ -57,6 +57,14 @@ pub(super) enum Stage {
     Encoding,
 }
 
+/// An argument in a region, as raw bytes. The parent may still be copying them into it; see
+/// [`wait_argument`](crate::shm::lane::Words::wait_argument).
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RawArgument {
+    pub(crate) start: *const u8,
+    pub(crate) len: usize,
+}
+
 /// A chunk while it runs.
 #[derive(Debug)]
 pub(crate) struct ChunkRun<'a> {
@@ -73,7 +81,7 @@ pub(crate) struct ChunkRun<'a> {
     /// Bytes per argument; 0 where each has its length before it.
     width: u32,
     /// The only item's argument, where it was sent as raw bytes.
-    raw_argument: Option<&'a [u8]>,
+    raw_argument: Option<RawArgument>,
     /// The call's context, if it has one.
     context: Option<&'a Context>,
     /// Where the open record of primitives starts, if one is open.
@@ -113,7 +121,7 @@ impl<'a> ChunkRun<'a> {
         options: ChunkOptions,
         capture: bool,
         context: Option<&'a Context>,
-        raw_argument: Option<&'a [u8]>,
+        raw_argument: Option<RawArgument>,
     ) -> Self {
         let start = now();
         Self {
@@ -256,8 +264,11 @@ impl<'a> ChunkRun<'a> {
     fn decode<A: DeserializeOwned>(&self, argument: &[u8]) -> Result<A, CodecError> {
         match self.raw_argument {
             None => codec::decode(argument),
-            // SAFETY: a slice is valid for its length.
-            Some(bytes) => unsafe { bulk::from_raw_bytes(bytes.as_ptr(), bytes.len()) },
+            Some(RawArgument { start, len }) => {
+                let wait = |bytes: usize| self.lane.wait_argument(bytes as u64);
+                // SAFETY: the argument's region is valid for its length while the chunk runs.
+                unsafe { bulk::from_raw_bytes(start, len, wait) }
+            }
         }
     }
 

@@ -89,7 +89,7 @@ impl Source {
             Self::RawBytes(frozen) => {
                 let bytes = frozen.bytes();
                 // SAFETY: a slice is valid for its length.
-                unsafe { bulk::from_raw_bytes(bytes.as_ptr(), bytes.len()) }
+                unsafe { bulk::from_raw_bytes(bytes.as_ptr(), bytes.len(), |_| ()) }
             }
         });
         let decoded = catch_unwind(decode).unwrap_or_else(|payload| {

@@ -12,6 +12,7 @@
 //! - **unclaim request**: the parent asks the worker to unclaim the items that it has claimed and not
 //!   started, so that they can be stolen. The parent does so when the running item is slow.
 //! - **requests** and **replies**: the [doorbells](Doorbell) of the two sides.
+//! - **argument**: how many bytes of a large argument the parent has copied so far.
 //! - **task progress**: what the running task [says](crate::run::outbox::progress) of how far it is.
 //! - **abort reason**: what the worker records before it aborts; see [`AbortReason`].
 //! - the **results**, encoded straight into the region as [records](super::record::Record).
@@ -153,11 +154,12 @@ pub struct Words {
     requests: CacheLine<AtomicU64>,
     replies: CacheLine<AtomicU64>,
     task: CacheLine<TaskProgress>,
+    argument: CacheLine<AtomicU64>,
 }
 
 // loom's atomics are larger than a word. They are never laid over a region.
 #[cfg(not(all(test, loom)))]
-const _: () = assert!(size_of::<Words>() == 7 * 64 && size_of::<Words>() <= RESULTS);
+const _: () = assert!(size_of::<Words>() == 8 * 64 && size_of::<Words>() <= RESULTS);
 
 impl Words {
     /// Returns the doorbell that the parent rings.
@@ -192,6 +194,12 @@ impl Words {
         self.unclaim_request.store(0, Ordering::Relaxed);
         self.task.item.store(0, Ordering::Relaxed);
         self.claim.store(pack(0, items), Ordering::Release);
+    }
+
+    /// Publishes how many bytes of the chunk's only argument lie in its region, for an argument that is sent as raw
+    /// bytes. The worker copies them meanwhile.
+    pub fn set_argument(&self, bytes: u64) {
+        self.argument.store(bytes, Ordering::Release);
     }
 
     /// Asks the worker to unclaim the items that it has claimed and not started, if there are any.
@@ -271,6 +279,30 @@ impl Words {
     /// Publishes how many notes were sent.
     pub(crate) fn set_notes(&self, notes: u64) {
         self.task.notes.store(notes, Ordering::Release);
+    }
+
+    /// Waits until so many bytes of the chunk's only argument lie in its region. The parent is copying them: it needs a
+    /// fraction of a millisecond, unless another process has its CPU.
+    pub(crate) fn wait_argument(&self, bytes: u64) {
+        const SPINS: u32 = 1000;
+        const YIELDS: u32 = 1000;
+        let is_there = || self.argument.load(Ordering::Acquire) >= bytes;
+        for _ in 0..SPINS {
+            if is_there() {
+                return;
+            }
+            std::hint::spin_loop();
+        }
+        let mut yields = 0;
+        while !is_there() {
+            // If the parent dies, this process is killed.
+            if yields < YIELDS {
+                yields += 1;
+                std::thread::yield_now();
+            } else {
+                std::thread::sleep(std::time::Duration::from_micros(50));
+            }
+        }
     }
 
     /// Claims up to `block` items from the front.

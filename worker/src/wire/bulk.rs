@@ -160,7 +160,8 @@ impl std::fmt::Debug for RawBytes {
     }
 }
 
-/// Creates a value from its [raw bytes](as_raw_bytes). Another process may be writing the memory.
+/// Creates a value from its [raw bytes](as_raw_bytes). Another process may be writing the memory. Calls `wait` before
+/// it reads a part, with the number of bytes up to its end.
 ///
 /// # Errors
 ///
@@ -169,19 +170,23 @@ impl std::fmt::Debug for RawBytes {
 /// # Safety
 ///
 /// `from` is valid for reads of `len` bytes.
-pub unsafe fn from_raw_bytes<T>(from: *const u8, len: usize) -> Result<T, CodecError> {
+pub unsafe fn from_raw_bytes<T>(
+    from: *const u8,
+    len: usize,
+    wait: impl Fn(usize),
+) -> Result<T, CodecError> {
     if_bulk!(T, N,
         primitive {}
         vector {
             if len.is_multiple_of(size_of::<N>()) {
                 // SAFETY: as promised by the caller.
-                let elements = unsafe { copy_elements::<T, N>(from, len / size_of::<N>()) };
+                let elements = unsafe { copy_elements::<T, N>(from, len / size_of::<N>(), &wait) };
                 return elements.map(into_generic::<Vec<N>, T>);
             }
         }
         text {
             // SAFETY: as promised by the caller.
-            let bytes = unsafe { copy_elements::<T, u8>(from, len) }?;
+            let bytes = unsafe { copy_elements::<T, u8>(from, len, &wait) }?;
             return String::from_utf8(bytes).map(into_generic::<String, T>).map_err(CodecError::new::<T>);
         }
     );
@@ -268,10 +273,10 @@ unsafe fn decode_elements<T, N: Primitive>(
         return Err(CodecError::new::<T>(reason));
     }
     // SAFETY: `body` bytes follow the head.
-    unsafe { copy_elements::<T, N>(from.add(HEAD), body / width) }
+    unsafe { copy_elements::<T, N>(from.add(HEAD), body / width, &|_| ()) }
 }
 
-/// Copies primitives. An error names `T`.
+/// Copies primitives, after `wait` for each part of them. An error names `T`.
 ///
 /// # Safety
 ///
@@ -279,6 +284,7 @@ unsafe fn decode_elements<T, N: Primitive>(
 unsafe fn copy_elements<T, N: Primitive>(
     from: *const u8,
     count: usize,
+    wait: &impl Fn(usize),
 ) -> Result<Vec<N>, CodecError> {
     /// Large enough that copying in parts is not slower.
     const PART: usize = 2 << 20;
@@ -289,6 +295,7 @@ unsafe fn copy_elements<T, N: Primitive>(
         let (done, width) = (elements.len(), size_of::<N>());
         let part = (count - done).min(PART / width);
         prefault.ensure(&mut elements, part);
+        wait((done + part) * width);
         // SAFETY: the vector was allocated for `count` primitives, and any bytes are valid ones.
         unsafe {
             let to = elements.as_mut_ptr().add(done).cast();

@@ -180,7 +180,8 @@ pub enum Body {
     /// In a region.
     Region(RegionSlice),
     /// A span of one item in the frame, whose argument's
-    /// [raw bytes](crate::wire::bulk::as_raw_bytes) are in a region.
+    /// [raw bytes](crate::wire::bulk::as_raw_bytes) are in a region, as far as the
+    /// [lane](crate::shm::lane::Words::set_argument) says.
     RawBytes(RegionSlice),
 }
 
