@@ -7,7 +7,7 @@
 //! $ cargo build --quiet --example procpool-test-plugin && cargo run --example plugin_host
 //! hello  HELLO
 //! crash  its worker was killed by SIGSEGV while running it
-//! hang   was stopped after its time limit of 500ms
+//! hang   was stopped after its time limit of 2s
 //! leak   its worker ran out of memory while running it
 //! world  WORLD
 //! 2 calls returned, 3 cost a worker each
@@ -73,7 +73,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let pool = Pool::builder()
         .workers(2)
         .initializer(load, library.clone())
-        .task_timeout(Duration::from_millis(500))
+        .task_timeout(Duration::from_secs(2))
         .max_memory_per_worker(256 << 20)
         .build()?;
     let width = inputs.iter().map(String::len).max().unwrap_or(0);

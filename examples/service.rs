@@ -3,7 +3,7 @@
 //! The decoder runs in worker processes with a time limit and a memory limit: an upload that crashes it, hangs it or
 //! takes too much memory costs one answer. The service sheds load when its queue is full, and drains at SIGTERM.
 //!
-//! ```sh
+//! ```console
 //! $ cargo run --release --example service --features metrics,tracing -- 127.0.0.1:8080
 //! $ curl --data-binary @picture.jpg -o thumbnail.png http://127.0.0.1:8080/thumbnail
 //! $ curl http://127.0.0.1:8080/metrics

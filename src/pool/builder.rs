@@ -390,7 +390,8 @@ impl PoolBuilder {
     /// also [events](crate::EventKind::Logged), and a task's last ten are part of the error of its worker's
     /// [death](crate::TaskErrorKind::Died). The records of one worker come in order.
     ///
-    /// A worker whose records can't be sent within 10 ms drops them, and the next one says how many. A worker in
+    /// Loggers are called on the pool's callback thread, and [`join`](crate::Pool::join) waits for them. A worker whose
+    /// records can't be sent within 10 ms drops them, and so does this process while 65,536 wait; the next one says how many. A worker in
     /// which code before [`init`](crate::init) has installed a logger keeps that one. A [`Process`](crate::Process)
     /// sends no records.
     pub fn worker_logs(mut self, level: impl Into<Option<LogLevel>>) -> Self {

@@ -23,7 +23,7 @@ pub unsafe extern "C" fn plugin_run(
             std::thread::park();
         },
         b"leak" => loop {
-            std::mem::forget(vec![1_u8; 1 << 20]);
+            std::mem::forget(vec![1_u8; 8 << 20]);
         },
         _ => {}
     }

@@ -318,8 +318,9 @@ pub(crate) struct Observers {
 struct Backlog {
     /// Number of pending events.
     waiting: AtomicUsize,
-    /// Number of events dropped since the last one that was kept.
+    /// Number of events dropped since the last one that was kept; and of log records.
     missed: AtomicU64,
+    missed_records: AtomicU64,
 }
 
 /// Maximum number of pending events: about 10 MiB.
@@ -395,28 +396,7 @@ impl Observers {
         if !self.is_enabled() {
             return;
         }
-        self.publish(host, kind());
-    }
-
-    /// Emits a log record of a worker. Loggers learn of it also where events have no observers.
-    pub(crate) fn log(&self, event: EventKind) {
-        self.log_of(self.host, event);
-    }
-
-    /// Emits a log record of a host's worker; see [`log`](Self::log).
-    pub(crate) fn log_of(&self, host: Option<HostName>, event: EventKind) {
-        if let EventKind::Logged { slot, pid, id, attempt, record } = &event {
-            let (slot, pid, task, attempt) = (*slot, *pid, *id, *attempt);
-            let origin = logs::Origin { pool: &self.pool, host, slot, pid, task, attempt };
-            let _ = contain(|| logs::forward(&origin, record));
-        }
-        if !self.listeners.is_empty() || TO_STDERR.load(Relaxed) {
-            self.publish(host, event);
-        }
-    }
-
-    fn publish(&self, host: Option<HostName>, kind: EventKind) {
-        let event = Event { time: self.began.elapsed(), host, kind };
+        let event = Event { time: self.began.elapsed(), host, kind: kind() };
         if TO_STDERR.load(Relaxed) {
             // A failed write to stderr doesn't affect the pool.
             let _ = writeln!(io::stderr(), "[procpool]{event}");
@@ -436,6 +416,45 @@ impl Observers {
             self.send(Event { time: event.time, host, kind: EventKind::Lagged { events } });
         }
         self.send(event);
+    }
+
+    /// Emits a log record of a worker. Loggers learn of it also where events have no observers.
+    pub(crate) fn log(&self, event: EventKind) {
+        self.log_of(self.host, event);
+    }
+
+    /// Emits a log record of a host's worker; see [`log`](Self::log). Loggers are called on the callback thread: they
+    /// are user code, and one that blocks must not keep a driver from its worker.
+    pub(crate) fn log_of(&self, host: Option<HostName>, mut event: EventKind) {
+        let EventKind::Logged { record, .. } = &mut event else { return };
+        if self.backlog.waiting.load(Relaxed) >= MAX_WAITING {
+            self.backlog.missed_records.fetch_add(1 + record.dropped, Relaxed);
+            return;
+        }
+        let missed = self.backlog.missed_records.swap(0, Relaxed);
+        record.dropped = record.dropped.saturating_add(missed);
+        let event = Event { time: self.began.elapsed(), host, kind: event };
+        let (observers, backlog) = (self.clone(), Arc::clone(&self.backlog));
+        backlog.waiting.fetch_add(1, Relaxed);
+        self.callbacks.call(Box::new(move || {
+            backlog.waiting.fetch_sub(1, Relaxed);
+            observers.hand_on_record(&event);
+        }));
+    }
+
+    /// Calls loggers and observers with a log record.
+    fn hand_on_record(&self, event: &Event) {
+        if let EventKind::Logged { slot, pid, id, attempt, record } = &event.kind {
+            let (host, slot, pid, task, attempt) = (event.host, *slot, *pid, *id, *attempt);
+            let origin = logs::Origin { pool: &self.pool, host, slot, pid, task, attempt };
+            let _ = contain(|| logs::forward(&origin, record));
+        }
+        if TO_STDERR.load(Relaxed) {
+            let _ = writeln!(io::stderr(), "[procpool]{event}");
+        }
+        for listener in self.listeners.iter() {
+            let _ = contain(|| listener(event));
+        }
     }
 
     fn send(&self, event: Event) {
@@ -491,8 +510,6 @@ fn trace(event: &Event) {
         EventKind::CallbackPanicked { message } => {
             tracing::warn!(target: "procpool", time, %message, "callback panicked");
         }
-        // It is an event of its own.
-        EventKind::Logged { .. } => {}
         _ => tracing::debug!(target: "procpool", time, "{event}"),
     }
 }

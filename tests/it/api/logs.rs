@@ -249,3 +249,48 @@ fn of_loggers() {
     assert!(written.contains(&old), "{written}");
     assert!(!written.contains("too much"), "{written}");
 }
+
+#[test]
+fn a_logger_that_blocks_keeps_no_task_from_its_end() {
+    alone!("with_a_logger_that_blocks");
+}
+
+/// Blocks each record while this is held.
+static BLOCKED: Mutex<()> = Mutex::new(());
+
+struct Blocking;
+
+impl log::Log for Blocking {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        let _blocked = BLOCKED.lock().unwrap();
+        writeln!(Writer, "{}", record.args()).unwrap();
+    }
+
+    fn flush(&self) {}
+}
+
+#[test]
+#[ignore = "sets the loggers of a whole process"]
+fn with_a_logger_that_blocks() {
+    fn talk(records: u32) -> u32 {
+        (0..records).for_each(|n| log::info!("record {n}"));
+        records
+    }
+    log::set_logger(&Blocking).unwrap();
+    log::set_max_level(log::LevelFilter::Info);
+    let pool = Pool::new(1).unwrap();
+    let blocked = BLOCKED.lock().unwrap();
+    for _ in 0..5 {
+        assert_eq!(pool.apply(talk, 2_000), Ok(2_000));
+    }
+    assert_eq!((pool.stats().restarts, WRITTEN.lock().unwrap().len()), (0, 0));
+    drop(blocked);
+    pool.join();
+    let written = String::from_utf8(WRITTEN.lock().unwrap().clone()).unwrap();
+    assert_eq!(written.lines().count(), 10_000);
+    assert_eq!(written.lines().last(), Some("record 1999"));
+}

@@ -34,7 +34,7 @@ fn a_plugin_that_crashes_hangs_or_leaks_costs_a_call_and_is_never_in_the_host() 
     for line in [
         "hello  HELLO",
         "crash  its worker was killed by SIGSEGV while running it",
-        "hang   was stopped after its time limit of 500ms",
+        "hang   was stopped after its time limit of 2s",
         "leak   its worker ran out of memory while running it",
         "world  WORLD",
         "the plugin is mapped in this process: false",

@@ -58,7 +58,8 @@ impl Channels {
         let mut packet = Vec::with_capacity(16);
         codec::encode(reply, &mut packet)
             .map_err(|error| TransportError::Malformed(error.to_string()))?;
-        self.control.send(&packet, descriptors)
+        // Notes may have filled the socket, and the parent may be slow to read them. If it dies, so does this process.
+        self.control.send_by(&packet, descriptors, None).map(drop)
     }
 
     /// Passes the files that a result refers to. Returns the number of the reply that passes them.

@@ -207,7 +207,7 @@ impl Outbox {
             codec::encode(&Reply::Note { sequence, item, is_first, is_last }, &mut packet)
                 .map_err(malformed)?;
             packet.extend_from_slice(part);
-            if !self.control.send_by(&packet, deadline)? {
+            if !self.control.send_by(&packet, &[], deadline)? {
                 return Ok(false);
             }
         }

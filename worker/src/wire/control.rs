@@ -86,18 +86,10 @@ impl Control {
     ///
     /// When `bytes` is longer than [`MAX_PACKET`] allows, or there are more than [`MAX_DESCRIPTORS`].
     pub fn send(&self, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> Result<(), TransportError> {
-        let sent = self.try_send(bytes, descriptors, SendFlags::NOSIGNAL);
-        sent.map_err(|errno| match errno {
-            Errno::AGAIN => TransportError::Malformed("it does not read its packets".to_owned()),
-            Errno::TOOMANYREFS => TransportError::Io(io::Error::other(
-                "too many file descriptors are on their way to workers (`ulimit -n` limits them)",
-            )),
-            errno => TransportError::from_io(errno.into()),
-        })
+        self.try_send(bytes, descriptors, SendFlags::NOSIGNAL).map_err(failed)
     }
 
-    /// Sends a packet without descriptors. Waits for space until `deadline`, or for as long as it takes. Returns
-    /// whether it was sent.
+    /// Sends a packet. Waits for space until `deadline`, or for as long as it takes. Returns whether it was sent.
     ///
     /// # Errors
     ///
@@ -109,13 +101,14 @@ impl Control {
     pub(crate) fn send_by(
         &self,
         bytes: &[u8],
+        descriptors: &[BorrowedFd<'_>],
         deadline: Option<Instant>,
     ) -> Result<bool, TransportError> {
         loop {
-            match self.try_send(bytes, &[], SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
+            match self.try_send(bytes, descriptors, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
                 Ok(()) => return Ok(true),
                 Err(Errno::AGAIN) => {}
-                Err(errno) => return Err(TransportError::from_io(errno.into())),
+                Err(errno) => return Err(failed(errno)),
             }
             let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
             if left.is_some_and(|left| left.is_zero()) {
@@ -225,6 +218,17 @@ impl Control {
     /// Ends every current and future [`recv`](Self::recv), after the packets that have arrived.
     pub fn shut_down(&self) {
         let _ = rustix::net::shutdown(&self.socket, Shutdown::Read);
+    }
+}
+
+/// Returns the error of a send.
+fn failed(errno: Errno) -> TransportError {
+    match errno {
+        Errno::AGAIN => TransportError::Malformed("it does not read its packets".to_owned()),
+        Errno::TOOMANYREFS => TransportError::Io(io::Error::other(
+            "too many file descriptors are on their way to workers (`ulimit -n` limits them)",
+        )),
+        errno => TransportError::from_io(errno.into()),
     }
 }
 
