@@ -7,7 +7,7 @@ struct reader {
     const char *at, *end;
 };
 
-int read_value(struct reader *reader);
+int read_list(struct reader *reader);
 
 /* Bug: an empty name has no entry, and the entry is read all the same. */
 __attribute__((noinline)) int read_name(struct reader *reader) {
@@ -30,19 +30,8 @@ __attribute__((noinline)) int read_number(struct reader *reader) {
     return 1;
 }
 
-/* Bug: lists in lists may be as deep as the input says. */
-__attribute__((noinline)) int read_list(struct reader *reader) {
-    volatile char frame[4096];
-    frame[0] = 1;
-    int values = 0;
-    reader->at++;
-    while (reader->at < reader->end && *reader->at != ')')
-        values += read_value(reader);
-    reader->at++;
-    return values + frame[0] - 1;
-}
-
-int read_value(struct reader *reader) {
+/* Inlined: a stack that overflows then always does so in read_list, and not now and then in here. */
+static inline __attribute__((always_inline)) int read_value(struct reader *reader) {
     switch (*reader->at) {
     case '(':
         return read_list(reader);
@@ -54,6 +43,20 @@ int read_value(struct reader *reader) {
         reader->at++;
         return 0;
     }
+}
+
+/* Bug: lists in lists may be as deep as the input says. */
+__attribute__((noinline)) int read_list(struct reader *reader) {
+    /* clang would shorten an array of which it knows what is used. */
+    volatile char frame[4096];
+    size_t used = (size_t)(reader->end - reader->at) % sizeof frame;
+    frame[used] = 1;
+    int values = 0;
+    reader->at++;
+    while (reader->at < reader->end && *reader->at != ')')
+        values += read_value(reader);
+    reader->at++;
+    return values + frame[used] - 1;
 }
 
 /* Returns how many values the text has. */
