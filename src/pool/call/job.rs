@@ -265,20 +265,10 @@ impl Job {
         &self,
         deadline: Option<Instant>,
     ) -> Result<Option<Result<RawUpdate, UpdateError>>, Timeout> {
-        let mut state = self.state();
-        loop {
-            if let Some(update) = state.updates.pop() {
-                return Ok(Some(update));
-            }
-            if state.ledger.open() == 0 {
-                return Ok(None);
-            }
-            let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
-            if left.is_some_and(|left| left.is_zero()) {
-                return Err(Timeout);
-            }
-            state = self.sleep(state, left, u64::MAX);
-        }
+        self.wait_for(deadline, |state| match state.updates.pop() {
+            None if state.ledger.open() > 0 => None,
+            taken => Some(taken),
+        })
     }
 
     /// Takes the next emitted value, like [`wait_update`](Self::wait_update). If there is none yet, the next one
@@ -396,13 +386,22 @@ impl Job {
         &self,
         deadline: Option<Instant>,
     ) -> Result<Option<Delivery>, Timeout> {
+        self.wait_for(deadline, |state| match state.deliveries.pop_front() {
+            None if state.ledger.open() > 0 => None,
+            delivery => Some(delivery),
+        })
+    }
+
+    /// Blocks until `ready` returns something. It is asked again after each delivery and update.
+    fn wait_for<T>(
+        &self,
+        deadline: Option<Instant>,
+        mut ready: impl FnMut(&mut State) -> Option<T>,
+    ) -> Result<T, Timeout> {
         let mut state = self.state();
         loop {
-            if let Some(delivery) = state.deliveries.pop_front() {
-                return Ok(Some(delivery));
-            }
-            if state.ledger.open() == 0 {
-                return Ok(None);
+            if let Some(value) = ready(&mut state) {
+                return Ok(value);
             }
             let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
             if left.is_some_and(|left| left.is_zero()) {

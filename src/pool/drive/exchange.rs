@@ -267,6 +267,9 @@ fn receive(
     }
 }
 
+/// Maximum characters of a type's name in an event.
+const MAX_TYPE_NAME: usize = 256;
+
 /// Hands what a task says to its job, the observers and the loggers.
 fn take_note(
     worker: &Worker,
@@ -302,7 +305,8 @@ fn take_note(
             (Note::Value { type_name }, Some((_, job, number, attempt))) => {
                 if reporter.is_observed {
                     let (id, len) = (job.offset + number, bytes.len() as u64);
-                    let of_type = type_name.clone();
+                    // The name is the worker's to choose, and many events may wait.
+                    let of_type: String = type_name.chars().take(MAX_TYPE_NAME).collect();
                     calls.emit(EventKind::Emitted {
                         slot,
                         pid,

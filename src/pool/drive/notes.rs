@@ -48,7 +48,10 @@ impl PartialNote {
         }
         let bytes = std::mem::take(&mut self.bytes);
         let malformed = |error: CodecError| TransportError::Malformed(error.to_string());
-        let (note, value) = codec::decode_prefix(&bytes).map_err(malformed)?;
+        let (mut note, value) = codec::decode_prefix(&bytes).map_err(malformed)?;
+        if let Note::Record(record) = &mut note {
+            record.cut();
+        }
         Ok(Some((note, value.to_vec())))
     }
 }

@@ -321,10 +321,15 @@ struct Backlog {
     /// Number of events dropped since the last one that was kept; and of log records.
     missed: AtomicU64,
     missed_records: AtomicU64,
+    /// Bytes of pending log records.
+    record_bytes: AtomicUsize,
 }
 
 /// Maximum number of pending events: about 10 MiB.
 const MAX_WAITING: usize = 1 << 16;
+
+/// Maximum bytes of pending log records: their number alone bounds nothing.
+const MAX_RECORD_BYTES: usize = 64 << 20;
 
 /// User code to call after a delivery: wakers, and callbacks of finished jobs. Collected under locks and
 /// [fired](Observers::fire) once they are released.
@@ -427,7 +432,11 @@ impl Observers {
     /// are user code, and one that blocks must not keep a driver from its worker.
     pub(crate) fn log_of(&self, host: Option<HostName>, mut event: EventKind) {
         let EventKind::Logged { record, .. } = &mut event else { return };
-        if self.backlog.waiting.load(Relaxed) >= MAX_WAITING {
+        // Another host's, too.
+        record.cut();
+        let bytes = record.size();
+        let waiting = (&self.backlog.waiting, &self.backlog.record_bytes);
+        if waiting.0.load(Relaxed) >= MAX_WAITING || waiting.1.load(Relaxed) >= MAX_RECORD_BYTES {
             self.backlog.missed_records.fetch_add(1 + record.dropped, Relaxed);
             return;
         }
@@ -436,8 +445,10 @@ impl Observers {
         let event = Event { time: self.began.elapsed(), host, kind: event };
         let (observers, backlog) = (self.clone(), Arc::clone(&self.backlog));
         backlog.waiting.fetch_add(1, Relaxed);
+        backlog.record_bytes.fetch_add(bytes, Relaxed);
         self.callbacks.call(Box::new(move || {
             backlog.waiting.fetch_sub(1, Relaxed);
+            backlog.record_bytes.fetch_sub(bytes, Relaxed);
             observers.hand_on_record(&event);
         }));
     }

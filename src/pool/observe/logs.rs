@@ -139,6 +139,9 @@ mod of_tracing {
     /// The most call sites that records of workers make.
     const MAX_SITES: usize = 1024;
 
+    /// The longest text of a site, which is never freed.
+    const MAX_TEXT: usize = 256;
+
     /// The fields that each event has.
     const OWN: [&str; 10] = [
         "message",
@@ -191,9 +194,11 @@ mod of_tracing {
         if let Some(site) = sites.get(&key) {
             return (*site, count);
         }
-        let key = match sites.len() < MAX_SITES {
+        let texts = key.4.iter().chain([&key.1]).chain(&key.2);
+        let is_short = texts.map(String::len).all(|len| len <= MAX_TEXT);
+        let key = match is_short && sites.len() < MAX_SITES {
             true => key,
-            // One for each level takes the rest. These can't be too many.
+            // One for each level takes the rest.
             false => (record.level, "procpool::worker".to_owned(), None, None, Vec::new()),
         };
         let count = key.4.len();

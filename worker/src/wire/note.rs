@@ -109,16 +109,13 @@ pub struct LogRecord {
 
 impl LogRecord {
     /// The most bytes of a text in a record.
-    #[cfg(any(feature = "log", feature = "tracing"))]
     pub(crate) const MAX_TEXT: usize = 32 << 10;
 
     /// The most fields, and the most spans.
-    #[cfg(any(feature = "log", feature = "tracing"))]
     pub(crate) const MAX_FIELDS: usize = 64;
 
-    /// Cuts what is too long or too many.
-    #[cfg(any(feature = "log", feature = "tracing"))]
-    pub(crate) fn cut(&mut self) {
+    /// Cuts what is too long or too many. A parent cuts again: a worker may send anything.
+    pub fn cut(&mut self) {
         fn shorten(text: &mut String) {
             if text.len() > LogRecord::MAX_TEXT {
                 let mut end = LogRecord::MAX_TEXT;
@@ -133,11 +130,18 @@ impl LogRecord {
         self.spans.truncate(Self::MAX_FIELDS);
         shorten(&mut self.message);
         shorten(&mut self.target);
-        self.spans.iter_mut().for_each(shorten);
+        self.spans.iter_mut().chain(&mut self.file).for_each(shorten);
         for (name, value) in &mut self.fields {
             shorten(name);
             shorten(value);
         }
+    }
+
+    /// Returns about how many bytes of memory it takes up.
+    pub fn size(&self) -> usize {
+        let fields = self.fields.iter().map(|(name, value)| name.len() + value.len());
+        let texts: usize = fields.chain(self.spans.iter().map(String::len)).sum();
+        size_of::<Self>() + self.message.len() + self.target.len() + texts
     }
 }
 
@@ -158,5 +162,33 @@ impl std::fmt::Display for LogRecord {
             write!(f, " {name}={value}")?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_part_of_a_record_is_bounded_whoever_made_it() {
+        let long = || "ä".repeat(LogRecord::MAX_TEXT);
+        let mut record = LogRecord {
+            level: LogLevel::Info,
+            target: long(),
+            message: long(),
+            fields: vec![(long(), long()); 2 * LogRecord::MAX_FIELDS],
+            spans: vec![long(); 2 * LogRecord::MAX_FIELDS],
+            file: Some(long()),
+            line: None,
+            source: LogSource::Log,
+            dropped: 0,
+        };
+        record.cut();
+        let most = LogRecord::MAX_TEXT + 16;
+        let fields = record.fields.iter().flat_map(|(name, value)| [name, value]);
+        let mut texts = fields.chain(&record.spans).chain([&record.target, &record.message]);
+        assert!(texts.all(|text| text.len() <= most && text.ends_with("ä… (cut)")));
+        assert!(record.file.is_some_and(|file| file.len() <= most));
+        assert_eq!((record.fields.len(), record.spans.len()), (64, 64));
     }
 }
