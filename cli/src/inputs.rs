@@ -17,7 +17,7 @@ use super::blocks::Blocks;
 use super::combine::Combination;
 use super::exit::Usage;
 use super::pack::{PackRule, Packer};
-use crate::tasks::{Bytes, Input, Takes};
+use crate::tasks::{Bytes, Input, Strings, Takes};
 use rand::seq::SliceRandom;
 
 /// Where inputs come from.
@@ -304,7 +304,9 @@ impl Iterator for Inputs {
 
     fn next(&mut self) -> Option<Input> {
         let Some(mut packer) = self.pack.take() else { return self.next_single() };
-        let read = || self.next_single().map(|input| input.to_bytes().into_owned().into());
+        let read = |pack: &mut Strings| {
+            self.next_single().iter().for_each(|input| pack.push(&input.to_bytes()));
+        };
         let pack = packer.next(read);
         self.pack = Some(packer);
         if self.feed.stopped() && self.feed.error().is_none() {
@@ -338,11 +340,11 @@ impl Inputs {
                 return Some(Input::Number(number));
             }
             let text = match (self.next_text()?, &self.split) {
-                (Read::Several(values), _) => return Some(Input::Several(values)),
+                (Read::Several(values), _) => return Some(Input::Several(values.iter().collect())),
                 (Read::Block(number), _) => return Some(Input::Number(number)),
                 (Read::Text(text), None) => text,
                 (Read::Text(text), Some(split)) => match split.values(&text) {
-                    Ok(values) => return Some(Input::Several(values)),
+                    Ok(values) => return Some(Input::Several(values.iter().collect())),
                     Err(error) => {
                         self.feed.break_off(format!("failed to read an input: {error}"));
                         return None;
@@ -520,18 +522,24 @@ fn read_input(reader: &mut impl BufRead, end: u8, takes: Takes) -> io::Result<Op
 
 /// Reads the next line without its end, which may be CR LF. Returns none at the end of the file.
 fn read_line(reader: &mut impl BufRead, end: u8) -> io::Result<Option<Bytes>> {
+    let without_end = |line: &[u8]| {
+        let line = line.strip_suffix(&[end]).unwrap_or(line);
+        let line = if end == b'\n' { line.strip_suffix(b"\r").unwrap_or(line) } else { line };
+        Bytes::from(line.to_vec()) // no larger than it is: it waits for its result, among many
+    };
+    // Most lines are in the buffer as a whole.
+    let buffered = match reader.fill_buf() {
+        Ok(buffer) => memchr::memchr(end, buffer).map(|at| (without_end(&buffer[..at]), at + 1)),
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => None,
+        Err(error) => return Err(error),
+    };
+    if let Some((line, length)) = buffered {
+        reader.consume(length);
+        return Ok(Some(line));
+    }
     let mut line = Vec::new();
-    if reader.read_until(end, &mut line)? == 0 {
-        return Ok(None);
-    }
-    if line.last() == Some(&end) {
-        line.pop();
-    }
-    if end == b'\n' && line.last() == Some(&b'\r') {
-        line.pop();
-    }
-    line.shrink_to_fit(); // it waits for its result, among many
-    Ok(Some(line.into()))
+    let length = reader.read_until(end, &mut line)?;
+    Ok((length > 0).then(|| without_end(&line)))
 }
 
 #[cfg(test)]

@@ -143,9 +143,7 @@ impl Work for Commands {
     fn key(&self, input: &Input, number: u64) -> JobKey {
         let job = CommandJob { input: input.clone(), number, id: 0, limit: None, stdin: None };
         let words = self.template.words(&job, "");
-        JobKey::of(
-            std::iter::once(&b"command"[..]).chain(words.iter().map(|it| it.as_encoded_bytes())),
-        )
+        JobKey::of(std::iter::once(&b"command"[..]).chain(words.iter()))
     }
 
     fn row(report: Report<Completed>, kept: PendingJob) -> Row {

@@ -1,12 +1,11 @@
 //! Makes one input of several, for commands that take many arguments.
 
-use std::collections::VecDeque;
 use std::env;
 use std::os::unix::ffi::OsStrExt;
 
 use rustix::process::{Resource, getrlimit};
 
-use crate::tasks::Bytes;
+use crate::tasks::Strings;
 use crate::tasks::command::ValueCost;
 
 /// The length of a command unless another is asked for. As with xargs: longer ones save little, as
@@ -74,12 +73,12 @@ impl PackRule {
         self.length.is_none().then_some(self.most)
     }
 
-    fn length_of(&self, value: &Bytes) -> usize {
-        self.cost.places * (value.as_slice().len() + PER_ARGUMENT) + self.cost.around
+    fn length_of(&self, value: &[u8]) -> usize {
+        self.cost.places * (value.len() + PER_ARGUMENT) + self.cost.around
     }
 
     /// Returns how many of the first ones fit, at least one.
-    fn fit(&self, queue: &VecDeque<Bytes>) -> usize {
+    fn fit(&self, queue: &Strings) -> usize {
         let Some(length) = self.length else { return self.most.min(queue.len()) };
         let mut left = length;
         let fit = queue.iter().take(self.most).take_while(|value| {
@@ -95,7 +94,7 @@ impl PackRule {
 #[derive(Debug)]
 pub(super) struct Packer {
     rule: PackRule,
-    queue: VecDeque<Bytes>,
+    queue: Strings,
     /// The length of those in the queue.
     length: usize,
     /// At the end of the inputs, how many go into each.
@@ -104,7 +103,7 @@ pub(super) struct Packer {
 
 impl Packer {
     pub(super) fn new(rule: PackRule) -> Self {
-        Self { rule, queue: VecDeque::new(), length: 0, share: None }
+        Self { rule, queue: Strings::default(), length: 0, share: None }
     }
 
     /// Returns the number of inputs that were read and are in no pack yet.
@@ -112,8 +111,8 @@ impl Packer {
         self.queue.len() as u64
     }
 
-    /// Makes the next one of what `read` returns.
-    pub(super) fn next(&mut self, mut read: impl FnMut() -> Option<Bytes>) -> Option<Vec<Bytes>> {
+    /// Makes the next one of what `read` appends: one input, or none at their end.
+    pub(super) fn next(&mut self, mut read: impl FnMut(&mut Strings)) -> Option<Strings> {
         let rule = &self.rule;
         let count = rule.most.saturating_mul(rule.spread);
         let length = rule.length.map(|length| length.saturating_mul(rule.spread));
@@ -121,21 +120,20 @@ impl Packer {
             && self.queue.len() < count
             && length.is_none_or(|length| self.length < length)
         {
-            match read() {
-                Some(value) => {
-                    self.length += rule.length_of(&value);
-                    self.queue.push_back(value);
-                }
+            let before = self.queue.len();
+            read(&mut self.queue);
+            match self.queue.get(before) {
+                Some(value) => self.length += rule.length_of(value),
                 None => self.share = Some(self.queue.len().div_ceil(rule.spread)),
             }
         }
-        if self.queue.is_empty() {
+        if self.queue.len() == 0 {
             return None;
         }
         let fit = rule.fit(&self.queue);
         // One that does not fit alone fails when it starts, which says so.
         let take = self.share.map_or(fit, |share| fit.min(share.max(1)));
-        let pack: Vec<_> = self.queue.drain(..take.min(self.queue.len())).collect();
+        let pack = self.queue.take_front(take);
         self.length -= pack.iter().map(|value| rule.length_of(value)).sum::<usize>();
         Some(pack)
     }
@@ -146,10 +144,16 @@ mod tests {
     use super::*;
 
     fn packed(rule: PackRule, count: usize) -> Vec<usize> {
-        let mut values = (0..count).map(|_| Bytes::from("four"));
+        let mut left = count;
+        let mut read = |queue: &mut Strings| {
+            if left > 0 {
+                left -= 1;
+                queue.push(b"four");
+            }
+        };
         let mut packer = Packer::new(rule);
         let mut sizes = Vec::new();
-        while let Some(pack) = packer.next(|| values.next()) {
+        while let Some(pack) = packer.next(&mut read) {
             sizes.push(pack.len());
         }
         assert_eq!(packer.length, 0);

@@ -6,9 +6,9 @@
 //! killed before the next program starts.
 
 use std::collections::HashSet;
-use std::ffi::{CStr, CString, OsStr, OsString};
+use std::ffi::{CStr, CString, OsStr};
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, ErrorKind, Read};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -23,6 +23,7 @@ use rustix::process::{
 
 use super::observe;
 use super::terminal::FROM_KEYS;
+use crate::tasks::Strings;
 
 /// A program that was started and not waited for.
 #[derive(Debug)]
@@ -239,6 +240,36 @@ fn environment_with(variable: &CStr) -> Vec<*mut libc::c_char> {
     environment
 }
 
+/// The words of a command line as the C library takes them.
+struct Arguments {
+    /// Each with a NUL at its end. Read through the pointers.
+    _text: Vec<u8>,
+    /// To each in the text, and a null.
+    pointers: Vec<*mut libc::c_char>,
+}
+
+impl Arguments {
+    fn new(words: &Strings) -> io::Result<Self> {
+        let mut starts = Vec::with_capacity(words.len());
+        let mut text = Vec::new();
+        for word in words.iter() {
+            if word.contains(&0) {
+                return Err(io::Error::new(
+                    ErrorKind::InvalidInput,
+                    "an argument contains a NUL byte",
+                ));
+            }
+            starts.push(text.len());
+            text.extend_from_slice(word);
+            text.push(0);
+        }
+        // Nothing is appended any more, so the text stays where it is.
+        let pointers = starts.into_iter().map(|start| text[start..].as_ptr().cast_mut().cast());
+        let pointers = pointers.chain([std::ptr::null_mut()]).collect();
+        Ok(Self { _text: text, pointers })
+    }
+}
+
 impl Program {
     /// Starts a file, or what `PATH` has under that name, with these arguments, the first of which
     /// is its name. Standard input is that of this process, and so are outputs that are not given.
@@ -246,7 +277,7 @@ impl Program {
     /// name. Keys interrupt a program that has the terminal.
     pub(crate) fn start(
         file: &OsStr,
-        words: &[OsString],
+        words: &Strings,
         variable: &CStr,
         streams: [Option<BorrowedFd<'_>>; 3],
         has_terminal: bool,
@@ -255,10 +286,7 @@ impl Program {
         // the worker's channel would keep it open.
         close_all_on_exec()?;
         let file = CString::new(file.as_bytes())?;
-        let words: Vec<_> =
-            words.iter().map(|word| CString::new(word.as_bytes())).collect::<Result<_, _>>()?;
-        let mut pointers: Vec<_> = words.iter().map(|word| word.as_ptr().cast_mut()).collect();
-        pointers.push(std::ptr::null_mut());
+        let words = Arguments::new(words)?;
         let environment = environment_with(variable);
         let spawn = Spawn::new(streams, has_terminal)?;
         let mut pid = 0;
@@ -272,7 +300,7 @@ impl Program {
                 file.as_ptr(),
                 &spawn.actions,
                 &spawn.attributes,
-                pointers.as_ptr(),
+                words.pointers.as_ptr(),
                 environment.as_ptr(),
             )
         })?;

@@ -15,7 +15,6 @@ pub(crate) struct Bytes(Vec<u8>);
 
 impl Bytes {
     /// The bytes themselves.
-    /// The bytes themselves.
     pub(crate) fn as_slice(&self) -> &[u8] {
         &self.0
     }
@@ -23,6 +22,18 @@ impl Bytes {
     /// The bytes themselves, without a copy.
     pub(crate) fn into_vec(self) -> Vec<u8> {
         self.0
+    }
+
+    /// Appends bytes.
+    pub(super) fn push_all(&mut self, bytes: &[u8]) {
+        self.0.extend_from_slice(bytes);
+    }
+
+    /// Removes the first `length` bytes, which must be there, and returns them.
+    pub(super) fn take_front(&mut self, length: usize) -> Self {
+        let front = self.0[..length].to_vec();
+        self.0.drain(..length);
+        Self(front)
     }
 
     /// As the path of a file, byte for byte.
@@ -33,6 +44,12 @@ impl Bytes {
     /// As text to look at; what is not UTF-8 shows as U+FFFD.
     pub(crate) fn to_text(&self) -> Cow<'_, str> {
         String::from_utf8_lossy(&self.0)
+    }
+}
+
+impl AsRef<[u8]> for Bytes {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
     }
 }
 

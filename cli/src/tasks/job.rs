@@ -10,6 +10,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::bytes::Bytes;
+use super::strings::Strings;
 
 /// One input with its options.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -63,7 +64,7 @@ pub(crate) enum Input {
     Text(Bytes),
     /// Several values: of several sources, or the columns of a line, or several inputs for one
     /// command.
-    Several(Vec<Bytes>),
+    Several(Strings),
 }
 
 impl Input {
@@ -72,16 +73,14 @@ impl Input {
         match self {
             Self::Number(number) => Cow::Owned(number.to_string().into_bytes()),
             Self::Text(text) => Cow::Borrowed(text.as_slice()),
-            Self::Several(values) => Cow::Owned(joined(values)),
+            Self::Several(values) => Cow::Owned(values.joined(b' ')),
         }
     }
 
     /// Returns the values, byte for byte.
     pub(crate) fn values(&self) -> Vec<Cow<'_, [u8]>> {
         match self {
-            Self::Several(values) => {
-                values.iter().map(|value| Cow::Borrowed(value.as_slice())).collect()
-            }
+            Self::Several(values) => values.iter().map(Cow::Borrowed).collect(),
             one => vec![one.to_bytes()],
         }
     }
@@ -97,7 +96,7 @@ impl Input {
             Self::Number(number) => Cow::Owned(number.to_string()),
             Self::Text(text) => text.to_text(),
             Self::Several(values) => {
-                Cow::Owned(String::from_utf8_lossy(&joined(values)).into_owned())
+                Cow::Owned(String::from_utf8_lossy(&values.joined(b' ')).into_owned())
             }
         }
     }
@@ -107,7 +106,9 @@ impl Input {
         match self {
             Self::Number(number) => Cow::Owned(number.to_string().into()),
             Self::Text(text) => Cow::Borrowed(text.as_path()),
-            Self::Several(values) => Cow::Owned(PathBuf::from(OsString::from_vec(joined(values)))),
+            Self::Several(values) => {
+                Cow::Owned(PathBuf::from(OsString::from_vec(values.joined(b' '))))
+            }
         }
     }
 
@@ -136,10 +137,6 @@ impl Input {
     pub(super) fn refused(&self, wanted: &str) -> String {
         format!("invalid input {:?}: use {wanted}", self.to_text())
     }
-}
-
-fn joined(values: &[Bytes]) -> Vec<u8> {
-    values.iter().map(Bytes::as_slice).collect::<Vec<_>>().join(&b' ')
 }
 
 impl From<i64> for Input {

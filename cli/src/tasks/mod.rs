@@ -26,11 +26,13 @@ mod files;
 mod job;
 mod output;
 pub(crate) mod random;
+mod strings;
 mod task;
 
 pub(crate) use bytes::Bytes;
 pub(crate) use job::{FileFormat, Input, Job, Params};
 pub(crate) use output::{Column, Kind, Output, Value};
+pub(crate) use strings::Strings;
 pub(crate) use task::{Takes, Task};
 
 /// Every built-in task, in the order of the list. The first is the default.

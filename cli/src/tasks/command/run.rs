@@ -1,9 +1,10 @@
 //! One job in its worker: start, limits, end.
 
-use std::ffi::{CString, OsString};
+use std::ffi::{CString, OsStr};
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::ExitStatus;
@@ -19,6 +20,7 @@ use super::spill::{self, Capture, Spiller};
 use crate::os::observe;
 use crate::os::program::{self, Program, TerminalWatch};
 use crate::os::terminal::{self, Terminal};
+use crate::tasks::Strings;
 
 /// The environment variable of a worker and its jobs with the worker's number, from 1.
 const SLOT: &str = "PROCPOOL_SLOT";
@@ -212,13 +214,13 @@ impl Runner {
         &self,
         job: &CommandJob,
         file: Option<&Path>,
-        words: &[OsString],
+        words: &Strings,
         attempts: u32,
     ) -> io::Result<Running> {
         let Some(name) = words.first() else {
             return Err(ErrorKind::NotFound.into());
         };
-        let file = file.unwrap_or(name.as_ref());
+        let file = file.unwrap_or(Path::new(OsStr::from_bytes(name)));
         let mut outputs = Vec::new();
         // The job's ends. This process's copies are closed after the start.
         let mut given: [Option<OwnedFd>; 2] = [None, None];
@@ -281,19 +283,19 @@ impl Runner {
 
     /// Returns the words to run if the file is not a program: as in a shell, a script of /bin/sh,
     /// unless it is a binary for another machine.
-    fn as_script(&self, words: &[OsString], error: &io::Error) -> Option<Vec<OsString>> {
+    fn as_script(&self, words: &Strings, error: &io::Error) -> Option<Strings> {
         if error.raw_os_error() != Some(libc::ENOEXEC) {
             return None;
         }
-        let (name, arguments) = words.split_first()?;
-        let file = self.spec.program.as_deref().unwrap_or(name.as_ref());
+        let named = Path::new(OsStr::from_bytes(words.first()?));
+        let file = self.spec.program.as_deref().unwrap_or(named);
         let mut start = [0; 256];
         let length = File::open(file).and_then(|mut file| file.read(&mut start)).ok()?;
         if start[..length].contains(&0) {
             return None;
         }
-        let script = ["/bin/sh".into(), file.as_os_str().to_owned()];
-        Some(script.into_iter().chain(arguments.iter().cloned()).collect())
+        let script = [&b"/bin/sh"[..], file.as_os_str().as_bytes()];
+        Some(script.into_iter().chain(words.iter().skip(1)).collect())
     }
 
     /// Waits for the end of a job and of all its processes, enforces its limits and reads its
@@ -433,8 +435,8 @@ fn takes_more_than(most: u64) -> bool {
 
 /// Returns the shell's exit code for a program that cannot be started, and a message with the
 /// remedy.
-fn why_not(words: &[OsString], error: &io::Error) -> (i32, String) {
-    let name = words.first().cloned().unwrap_or_default();
+fn why_not(words: &Strings, error: &io::Error) -> (i32, String) {
+    let name = OsStr::from_bytes(words.first().unwrap_or_default());
     let (code, remedy) = match error.kind() {
         ErrorKind::NotFound | ErrorKind::NotADirectory => (127, "; check its name and PATH"),
         ErrorKind::PermissionDenied => (126, "; check its permissions (chmod +x)"),

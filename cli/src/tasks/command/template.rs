@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
 use std::io::ErrorKind;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::Access;
@@ -13,7 +13,7 @@ pub(crate) use self::place::TemplateError;
 use self::place::{AtBrace, Place, at_brace};
 use super::job::CommandJob;
 use super::lines::tag_of;
-use crate::tasks::Bytes;
+use crate::tasks::{Bytes, Strings};
 
 mod place;
 
@@ -174,13 +174,14 @@ impl Template {
     ///
     /// A shell never reads the input as code: inputs are arguments, are assigned to variables, and
     /// the line contains only their names.
-    pub(crate) fn words(&self, job: &CommandJob, slot: &str) -> Vec<OsString> {
+    pub(crate) fn words(&self, job: &CommandJob, slot: &str) -> Strings {
         let Some(shell) = &self.shell else {
-            let words = self.words.iter().flat_map(|word| self.filled(word, job, slot));
-            return words.map(OsString::from_vec).collect();
+            let mut words = Strings::default();
+            self.words.iter().for_each(|word| self.fill(&mut words, word, job, slot));
+            return words;
         };
         let mut known: Vec<(&Place, Vec<u8>)> = Vec::new();
-        let mut values: Vec<Vec<u8>> = Vec::new();
+        let mut values: Vec<Cow<'_, [u8]>> = Vec::new();
         let line = self.shell_line(|place| {
             let new = place.values(job, slot);
             if place.is_number() {
@@ -203,42 +204,39 @@ impl Template {
         for index in 1..=values.len() {
             script += &format!("procpool_{index}=$1; shift; ");
         }
-        let script = OsString::from_vec([script.as_bytes(), &line].concat());
-        let values = values.into_iter().map(OsString::from_vec);
+        let script = [script.as_bytes(), &line].concat();
         // Some shells go by their name.
-        let name = shell.file_name().unwrap_or("sh".as_ref()).to_owned();
-        [name.clone(), "-c".into(), script, name].into_iter().chain(values).collect()
+        let name = shell.file_name().map_or(&b"sh"[..], OsStrExt::as_bytes);
+        let words = [name, b"-c", &script, name].into_iter();
+        words.chain(values.iter().map(Cow::as_ref)).collect()
     }
 
-    /// Returns the words that a word becomes. A placeholder for several values ends a word after each
+    /// Appends the words that a word becomes. A placeholder for several values ends a word after each
     /// but the last, or repeats the whole word for each.
-    fn filled(&self, word: &[Piece], job: &CommandJob, slot: &str) -> Vec<Vec<u8>> {
+    fn fill(&self, words: &mut Strings, word: &[Piece], job: &CommandJob, slot: &str) {
         let is_of_all = |piece: &Piece| matches!(piece, Piece::Place(place) if place.is_of_all());
         let count = if self.repeats && word.iter().any(is_of_all) { job.input.count() } else { 1 };
         // Once for all repetitions: there may be thousands of values.
         let values = word.iter().map(|piece| match piece {
-            Piece::Text(text) => (false, vec![text.as_slice().to_vec()]),
+            Piece::Text(text) => (false, vec![Cow::Borrowed(text.as_slice())]),
             Piece::Place(place) => (place.is_of_all(), place.values(job, slot)),
         });
         let values: Vec<_> = values.collect();
-        let mut filled = Vec::new();
         for index in 0..count {
-            let mut current = Vec::new();
             for (is_of_all, values) in &values {
                 if count > 1 && *is_of_all {
-                    current.extend_from_slice(values.get(index).map_or(b"", Vec::as_slice));
+                    words.extend(values.get(index).map_or(b"", Cow::as_ref));
                     continue;
                 }
                 for (index, value) in values.iter().enumerate() {
                     if index > 0 {
-                        filled.push(std::mem::take(&mut current));
+                        words.end();
                     }
-                    current.extend_from_slice(value);
+                    words.extend(value);
                 }
             }
-            filled.push(current);
+            words.end();
         }
-        filled
     }
 
     /// Returns the line for a shell.
@@ -255,20 +253,16 @@ impl Template {
 
     /// Returns the words of a job as the prefix of its lines.
     pub(crate) fn tag(&self, job: &CommandJob, slot: &str) -> Vec<u8> {
-        let words: Vec<_> = self.words(job, slot).into_iter().map(OsString::into_vec).collect();
-        tag_of(&words.join(&b' '))
+        tag_of(&self.words(job, slot).joined(b' '))
     }
 
     /// Returns the command line of a job, as it could be typed into a shell.
     pub(crate) fn line(&self, job: &CommandJob, slot: &str) -> Vec<u8> {
-        let quoted = |words: Vec<Vec<u8>>| {
-            let words: Vec<_> = words.iter().map(|word| quote(word)).collect();
-            words.join(&b' ')
-        };
+        let quoted = |words: Strings| words.iter().map(quote).collect::<Strings>().joined(b' ');
         if self.shell.is_some() {
-            return self.shell_line(|place| quoted(place.values(job, slot)));
+            return self.shell_line(|place| quoted(place.values(job, slot).into_iter().collect()));
         }
-        quoted(self.words(job, slot).into_iter().map(OsString::into_vec).collect())
+        quoted(self.words(job, slot))
     }
 }
 

@@ -122,23 +122,23 @@ impl Place {
     }
 
     /// Returns what it stands for in a job in this slot.
-    pub(super) fn values(&self, job: &CommandJob, slot: &str) -> Vec<Vec<u8>> {
-        let padded = |number: &str, width: usize| vec![format!("{number:0>width$}").into_bytes()];
+    pub(super) fn values<'a>(&self, job: &'a CommandJob, slot: &str) -> Vec<Cow<'a, [u8]>> {
+        let padded =
+            |number: &str, width: usize| vec![format!("{number:0>width$}").into_bytes().into()];
         let (which, part) = match &self.stands_for {
             StandsFor::Number(width) => return padded(&job.number.to_string(), *width),
             StandsFor::Slot(width) => return padded(slot, *width),
             StandsFor::Value(which, part) => (*which, part),
         };
         let values = job.input.values();
-        let one = |value: Option<&Cow<'_, [u8]>>| {
-            vec![value.map_or_else(Vec::new, |value| part.of(value).into_owned())]
+        let one = |index: Option<usize>| {
+            let value = index.and_then(|index| values.get(index));
+            vec![value.map_or(Cow::Borrowed(&b""[..]), |value| part.of_one(value.clone()))]
         };
         match which {
-            Which::All => values.iter().map(|value| part.of(value).into_owned()).collect(),
-            Which::FromStart(index) => one(values.get(index)),
-            Which::FromEnd(index) => {
-                one(values.len().checked_sub(index).and_then(|index| values.get(index)))
-            }
+            Which::All => values.into_iter().map(|value| part.of_one(value)).collect(),
+            Which::FromStart(index) => one(Some(index)),
+            Which::FromEnd(index) => one(values.len().checked_sub(index)),
         }
     }
 }
@@ -164,9 +164,16 @@ impl Part {
         })
     }
 
-    fn of<'a>(&self, value: &'a [u8]) -> Cow<'a, [u8]> {
+    fn of_one<'a>(&self, value: Cow<'a, [u8]>) -> Cow<'a, [u8]> {
+        match value {
+            Cow::Borrowed(value) => Cow::Borrowed(self.of(value)),
+            Cow::Owned(value) => Cow::Owned(self.of(&value).to_vec()),
+        }
+    }
+
+    fn of<'a>(&self, value: &'a [u8]) -> &'a [u8] {
         let path = Path::new(OsStr::from_bytes(value));
-        Cow::Borrowed(match self {
+        match self {
             Self::Whole => value,
             Self::WithoutExtensions(count) => {
                 split_extensions(value, *count).map_or(value, |(stem, _)| stem)
@@ -189,7 +196,7 @@ impl Part {
             }
             Self::WithoutSuffix(suffix) => value.strip_suffix(suffix.as_slice()).unwrap_or(value),
             Self::WithoutPrefix(prefix) => value.strip_prefix(prefix.as_slice()).unwrap_or(value),
-        })
+        }
     }
 }
 

@@ -12,8 +12,11 @@ fn single() -> Replacements {
 
 fn words(template: &str, input: &str) -> Vec<String> {
     let template = Template::new(template.split(' ').map(OsString::from), None, &single()).unwrap();
-    let words = template.words(&job(input), "2");
-    words.into_iter().map(|word| word.into_string().unwrap()).collect()
+    texts(&template.words(&job(input), "2"))
+}
+
+fn texts(words: &Strings) -> Vec<String> {
+    words.iter().map(|word| String::from_utf8(word.to_vec()).unwrap()).collect()
 }
 
 fn sh() -> Option<PathBuf> {
@@ -44,7 +47,7 @@ fn an_input_is_one_word_whatever_is_in_it_and_is_appended_where_it_has_no_place(
 fn in_a_shell_an_input_is_one_word_too() {
     let template =
         Template::new(["gzip -c {} >".into(), "{.}.gz".into()], sh(), &single()).unwrap();
-    let words = template.words(&job("it's.$HOME"), "1");
+    let words = texts(&template.words(&job("it's.$HOME"), "1"));
     let line = "procpool_1=$1; shift; procpool_2=$1; shift; \
                 gzip -c \"${procpool_1}\" > \"${procpool_2}\".gz";
     assert_eq!(words, ["sh", "-c", line, "sh", "it's.$HOME", "it's"]);
@@ -178,15 +181,13 @@ fn doubled_braces_and_another_string_keep_braces_as_text() {
     assert_eq!(words("a{4} ${1} ${#x} {4x} {}", "i"), ["a{4}", "${1}", "${#x}", "{4x}", "i"]);
     let given = Replacements { input: Some(b"%".to_vec()), ..single() };
     let template = Template::new(["{}-%-{.}".into()], None, &given).unwrap();
-    assert_eq!(template.words(&job("i.j"), "2"), ["{}-i.j-i"]);
+    assert_eq!(texts(&template.words(&job("i.j"), "2")), ["{}-i.j-i"]);
 }
 
 #[test]
 fn several_values_are_words_of_their_own() {
-    let several = |values: &[&str]| CommandJob {
-        input: Input::Several(values.iter().map(|value| (*value).into()).collect()),
-        ..job("")
-    };
+    let several =
+        |values: &[&str]| CommandJob { input: Input::Several(values.iter().collect()), ..job("") };
     let given =
         Replacements { values: Some(2), names: Some(vec!["x".into(), "xy".into()]), ..single() };
     let template = |words: &[&str], shell| {
@@ -195,10 +196,10 @@ fn several_values_are_words_of_their_own() {
     let values = several(&["a b.c", "d"]);
     let spread = template(&["p", "{}", "-{.}-", "a{1}{2}", "{xy}{x.}"], None);
     let expected = ["p", "a b.c", "d", "-a b", "d-", "aa b.cd", "da b"];
-    assert_eq!(spread.words(&values, "1"), expected);
+    assert_eq!(texts(&spread.words(&values, "1")), expected);
     let repeated = template(&["p", "<{}{.}>", "{#}"], None).repeating_words();
-    assert_eq!(repeated.words(&values, "1"), ["p", "<a b.ca b>", "<dd>", "7"]);
-    let shell = template(&["p {} {} {2} | q"], sh()).words(&values, "1");
+    assert_eq!(texts(&repeated.words(&values, "1")), ["p", "<a b.ca b>", "<dd>", "7"]);
+    let shell = texts(&template(&["p {} {} {2} | q"], sh()).words(&values, "1"));
     let script = "procpool_1=$1; shift; procpool_2=$1; shift; procpool_3=$1; shift; p \"${procpool_1}\" \
                   \"${procpool_2}\" \"${procpool_1}\" \"${procpool_2}\" \"${procpool_3}\" | q";
     assert_eq!(shell, ["sh", "-c", script, "sh", "a b.c", "d", "d"]);
