@@ -3,7 +3,7 @@
 
 Each round runs them in turn, in another order each time, so that what else the machine does meets
 all of them. Ratios are of one round; the spread is from the smallest to the largest. CPU time is of
-the program and of all that it waited for. Then the same for one job that prints a lot, to a pipe and
+the program and of all that it waited for. A bare loop of posix_spawn is the limit. Then the same for one job that prints a lot, to a pipe and
 to a file; then inputs that are packed into commands, and standard input that is split into blocks; and
 whether memory is flat over many inputs.
 
@@ -72,6 +72,13 @@ def compare(args: argparse.Namespace, scratch: Path) -> None:
     if shutil.which("parallel") is None:
         print("GNU parallel is not installed and is left out", file=sys.stderr)
         del commands["GNU parallel"]
+    if shutil.which("cc") is None:
+        print("there is no C compiler: the bare loop is left out", file=sys.stderr)
+    else:
+        loop = scratch / "spawn_loop"
+        source = Path(__file__).with_name("spawn_loop.c")
+        subprocess.run(["cc", "-O2", "-o", str(loop), str(source)], check=True)
+        commands["a bare loop of posix_spawn"] = [str(loop), procs, str(args.jobs), "true", "1"]
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
     names = list(commands)
     for turn in range(args.rounds):
@@ -91,9 +98,10 @@ def compare(args: argparse.Namespace, scratch: Path) -> None:
         least = [min(values) / args.jobs * 1e6 for values in zip(*measured)]
         shown = [ratios(name, "xargs", kind) for kind in (0, 1)]
         print(f"| {name} | {least[0]:.0f} | {least[1]:.0f} | {shown[0]} | {shown[1]} |")
-    if "GNU parallel" in times:
-        shown = [ratios("procpool", "GNU parallel", kind) for kind in (0, 1)]
-        print(f"\nprocpool ÷ GNU parallel: wall {shown[0]}, CPU {shown[1]}")
+    for other in ("GNU parallel", "a bare loop of posix_spawn"):
+        if other in times:
+            shown = [ratios("procpool", other, kind) for kind in (0, 1)]
+            print(f"\nprocpool ÷ {other}: wall {shown[0]}, CPU {shown[1]}")
 
 
 def drain(source: int) -> None:
