@@ -219,7 +219,7 @@ pub(super) struct RunArgs {
     pub(super) gpus: Vec<Gpu>,
 
     /// Built-in task to run for each input; 'procpool tasks' lists them [default: square]
-    #[arg(short, long, value_name = "NAME", conflicts_with = "command")]
+    #[arg(long, value_name = "NAME", conflicts_with = "command")]
     #[arg(value_parser = PossibleValuesParser::new(tasks::ALL.iter().map(|task| task.name)))]
     pub(super) task: Option<String>,
 
@@ -301,7 +301,7 @@ pub(super) struct CommandOptions {
     pub(super) tagstring: Option<OsString>,
 
     /// Print each command to standard error before its output
-    #[arg(long, requires = "command", conflicts_with_all = ["format", "top"])]
+    #[arg(short = 't', long, requires = "command", conflicts_with_all = ["format", "top"])]
     pub(super) verbose: bool,
 
     /// Give the terminal to the jobs, one after the other: they read what is typed and write
@@ -404,9 +404,9 @@ pub(super) struct LimitArgs {
     #[arg(value_parser = clap::value_parser!(i32).range(-20..=19))]
     pub(super) nice: i32,
 
-    /// Stop early: soon,fail=3 starts no new jobs after 3 failures; now,fail=10% also kills running
-    /// jobs once 10% (at least 3) have failed; now,success=1 after the first success, with exit code
-    /// 0; done=N counts both. never is the default
+    /// Stop early: soon,fail=3 (or fail=3) starts no new jobs after 3 failures; now,fail=10% also
+    /// kills running jobs once 10% (at least 3) have failed; now,success=1 after the first success,
+    /// with exit code 0; done=N counts both. never is the default
     #[arg(long, value_name = "WHEN", value_hint = ValueHint::Other, value_parser = halt)]
     pub(super) halt: Option<Halt>,
 }

@@ -63,13 +63,13 @@ impl Halt {
     }
 }
 
-/// Parses `--halt`, in the spelling of GNU parallel.
+/// Parses `--halt`, in the spelling of GNU parallel. Without now or soon, running jobs end.
 pub(super) fn halt(text: &str) -> Result<Halt, String> {
     let parse = || {
         if text == "never" {
             return Some(Halt { now: false, outcome: Outcome::Failed, amount: Amount::Never });
         }
-        let (when, rule) = text.split_once(',')?;
+        let (when, rule) = text.split_once(',').unwrap_or(("soon", text));
         let now = match when {
             "now" => true,
             "soon" => false,
@@ -93,7 +93,7 @@ pub(super) fn halt(text: &str) -> Result<Halt, String> {
         Some(Halt { now, outcome, amount })
     };
     parse().ok_or_else(|| {
-        "use now or soon, and what to count: now,fail=1, soon,fail=10% or now,success=1; or never"
+        "use what to count, after now or soon: now,fail=1, soon,fail=10%, now,success=1; or never"
             .to_owned()
     })
 }
@@ -111,6 +111,7 @@ mod tests {
         assert!(!is_due("now,done=5", 4, 4) && is_due("now,done=5", 0, 5));
         assert!(!is_due("soon,fail=10%", 2, 3) && is_due("soon,fail=10%", 3, 30));
         assert!(!is_due("never", 1000, 1000));
+        assert_eq!(halt("success=1"), halt("soon,success=1"), "running jobs are not killed");
     }
 
     #[test]

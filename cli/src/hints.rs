@@ -8,7 +8,7 @@ const OTHERS: [(&[&str], &str); 18] = [
     (&["--bar", "--eta"], "a bar is shown on a terminal; --top shows the workers"),
     (&["--joblog"], "--journal FILE has a line of JSON for each job; --format csv has rows"),
     (&["--resume-failed"], "--journal FILE --retry-failed runs the jobs that failed again"),
-    (&["-v", "--interactive"], "--verbose prints each command; --dry-run prints all and runs none"),
+    (&["-v", "--interactive"], "-t prints each command; --dry-run prints all and runs none"),
     (&["-r", "--no-run-if-empty"], "without inputs, no command is run: leave it out"),
     (&["-x", "--exit"], "a command that is too long fails by itself: leave it out"),
     (&["--will-cite", "--citation", "--bibtex"], "leave it out"),
@@ -42,15 +42,11 @@ pub(super) fn of(error: &clap::Error) -> Option<String> {
                     .to_owned(),
             })
         }
-        ErrorKind::InvalidValue | ErrorKind::ValueValidation
-            if argument(ContextKind::InvalidArg)?.starts_with("--task")
-                && argument(ContextKind::InvalidValue).is_none_or(str::is_empty) =>
-        {
-            Some(
-                "-t names a task; --verbose prints each command, and --dry-run prints all and runs none"
-                    .to_owned(),
-            )
-        }
+        ErrorKind::MissingRequiredArgument => Some(
+            "options of commands need one after --: procpool run -- COMMAND {} ::: INPUT...; \
+             --task names a built-in task, and -t prints commands"
+                .to_owned(),
+        ),
         _ => None,
     }
 }

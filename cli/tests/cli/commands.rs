@@ -490,13 +490,13 @@ fn what_was_given_is_used_or_refused_and_never_passed_over_in_silence() {
         (&["--header", ":", "--", "echo", "{y}", ":::", "x", "1"], "{x}"),
         (&["-n", "2", "--", "echo", ":::", "a", ":::", "b"], "cannot be used with several sources"),
         (&["-n", "2", "--colsep", ",", "--", "echo", ":::", "a"], "--colsep"),
-        (&["-n", "2", "-t", "pi"], "--count N"),
+        (&["-n", "2", "--task", "pi"], "--count N"),
         (&["--", "echo", "{= s/a/b/ =}", ":::", "a"], "{//}"),
         (&["-p", "+x", "--", "echo", ":::", "a"], "+1"),
         (&["-d", "ab", "--", "echo"], "single character"),
         (&["echo", "A b"], "procpool run -- echo 'A b'"),
         (&["-j", "2", "gzip", ":::", "a"], "procpool run -- gzip ::: a"),
-        (&["-t", "sha256", ":::", list], "after --"),
+        (&["--task", "sha256", ":::", list], "after --"),
         (&["-i", list, "5"], "--input cannot be used with"),
     ];
     for (arguments, remedy) in cases {
@@ -516,7 +516,9 @@ fn what_was_given_is_used_or_refused_and_never_passed_over_in_silence() {
 #[test]
 fn a_dry_run_writes_no_control_characters() {
     let input = "a\x1b[2J\x07\u{9b}\n";
-    for arguments in [&["--", "echo"][..], &["--shell", "--", "echo {} | cat"], &["-t", "sha256"]] {
+    for arguments in
+        [&["--", "echo"][..], &["--shell", "--", "echo {} | cat"], &["--task", "sha256"]]
+    {
         let arguments = [&["run", "--dry-run", "-0"], arguments].concat();
         let ended = run_with_input(&arguments, input.as_bytes());
         assert_eq!(ended.code, Some(0), "{ended:?}");

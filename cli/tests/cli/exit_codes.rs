@@ -124,7 +124,7 @@ fn output_that_cannot_be_written_is_an_error() {
 
 #[test]
 fn a_closed_standard_error_harms_nothing() {
-    let mut command = procpool(&["run", "-t", "square", "--format", "json", "x"]);
+    let mut command = procpool(&["run", "--task", "square", "--format", "json", "x"]);
     let mut child = command.spawn().unwrap();
     drop(child.stderr.take());
     assert_eq!(wait(child).code, Some(1));

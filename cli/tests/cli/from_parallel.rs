@@ -81,7 +81,7 @@ fn what_is_said_to_be_the_same_prints_the_same_bytes() {
         let (theirs, their_errors, their_code) = run(other, dir.path());
         let (printed, errors, code) = run(ours, dir.path());
         // With -t, the commands are on standard error.
-        let is_verbose = ours.contains("--verbose");
+        let is_verbose = ours.contains(" -t ");
         if printed != theirs || code != their_code || (is_verbose && errors != their_errors) {
             differing.push(format!(
                 "{what}\n  {other}\n    {their_code:?} {theirs:?} {their_errors:?}\n  {ours}\n    {code:?} {printed:?} {errors:?}"

@@ -132,7 +132,8 @@ fn any_name_that_a_file_can_have_is_an_input() {
     // In a table one name is one line, whatever it would do to a terminal.
     let newline = dir.path().join("two\nlines\x1b[2J");
     fs::write(&newline, "").unwrap();
-    let table = run(&[OsStr::new("run"), "-qt".as_ref(), "sha256".as_ref(), newline.as_ref()]);
+    let table =
+        run(&[OsStr::new("run"), "-q".as_ref(), "--task=sha256".as_ref(), newline.as_ref()]);
     assert_eq!(table.text().lines().count(), 2, "{}", table.text());
     assert!(table.text().contains("two\\nlines\\u{1b}[2J"));
 }

@@ -34,7 +34,7 @@ fn killed_in_the_middle_and_resumed_each_job_succeeds_exactly_once() {
     let journal = dir.path().join("journal");
     for task in [
         &["-p", "2", "--count", "600", "--", "true"][..],
-        &["-p", "2", "-t", "pi", "--count", "600"],
+        &["-p", "2", "--task", "pi", "--count", "600"],
     ] {
         let _ = fs::remove_file(&journal);
         let arguments =
