@@ -2,8 +2,8 @@
 //! signals, and seccomp filters for system calls. A process can't undo either, and passes both on to its programs.
 //!
 //! - **Landlock** denies every access to the file system that is not named, except what it does not know: metadata
-//!   (`stat`), and the changes of attributes that the filters refuse.
-//! - **The filters** allow a list of system calls. Of those that programs try in good faith (a socket, a process, an
+//!   (`stat`), and the changes of attributes that the filter refuses.
+//! - **The filter** allows a list of system calls. Of those that programs try in good faith (a socket, a process, an
 //!   attribute of a file), some fail with an error, as where the user lacks the right. All others end the process: SIGSYS,
 //!   whose handler records the call's number in the lane.
 //!
@@ -83,11 +83,9 @@ pub(super) fn confine(to: &Confinement, lane: &'static Words) -> Result<(), Stri
     };
     rustix::thread::set_capabilities(None, none).map_err(refused("capset"))?;
     rules(to)?.restrict_self().map_err(|error| lacking(&error))?;
-    let applied = filters(to).and_then(|filters| {
-        filters.iter().try_for_each(|filter| {
-            seccompiler::apply_filter(filter).map_err(|error| {
-                format!("this kernel has no seccomp filters, or refuses them: {error}")
-            })
+    let applied = filter(to).and_then(|filter| {
+        seccompiler::apply_filter(&filter).map_err(|error| {
+            format!("this kernel has no seccomp filters, or refuses them: {error}")
         })
     });
     if to.best_effort { Ok(()) } else { applied }
@@ -113,10 +111,10 @@ fn rules(to: &Confinement) -> Result<RulesetCreated, String> {
     let build = || {
         let mut rules = Ruleset::default().set_compatibility(level);
         rules = rules.handle_access(AccessFs::from_all(ABI::V3))?;
-        // Without a process of its own, the filters allow signals to itself only.
+        // Without a process of its own, the filter allows signals to itself only.
         rules = rules.set_compatibility(if to.spawn { level } else { optional }).scope(scopes)?;
         if limits_network {
-            // Where no ports are named, the filters refuse sockets.
+            // Where no ports are named, the filter refuses sockets.
             let level = if has_ports { level } else { optional };
             rules = rules.set_compatibility(level).handle_access(network)?;
         }
@@ -158,19 +156,23 @@ fn allow(path: &OsString, access: BitFlags<AccessFs>) -> Result<PathBeneath<Path
 
 type Rules = Vec<(libc::c_long, Vec<SeccompRule>)>;
 
-/// Returns the filters: what depends on the call alone, and what on its arguments.
-fn filters(to: &Confinement) -> Result<[BpfProgram; 2], String> {
-    let by_arguments = || -> Result<BpfProgram, seccompiler::BackendError> {
+/// Returns the filter: what depends on the call alone, and behind it what depends on its arguments.
+fn filter(to: &Confinement) -> Result<BpfProgram, String> {
+    let mut answers = answers(to);
+    let mut by_arguments = || -> Result<BpfProgram, seccompiler::BackendError> {
         let rules = conditional(to)?;
+        for (call, _) in &rules {
+            if let Some(answer) = answers.get_mut(call).filter(|it| **it == Answer::Allow) {
+                *answer = Answer::Examine;
+            }
+        }
         let refused = SeccompAction::Errno(libc::EPERM as u32);
         let arch = std::env::consts::ARCH.try_into()?;
         SeccompFilter::new(rules.into_iter().collect(), SeccompAction::Allow, refused, arch)?
             .try_into()
     };
     let by_arguments = by_arguments().map_err(|error| format!("seccomp: {error}"))?;
-    let by_number = table::filter(&answers(to)).map_err(|why| format!("seccomp: {why}"))?;
-    // In this order, the kernel examines the second only for the calls that the first allows.
-    Ok([by_number, by_arguments])
+    table::filter(&answers, by_arguments).map_err(|why| format!("seccomp: {why}"))
 }
 
 /// Returns the answer to each system call that does not end the process.
@@ -339,7 +341,7 @@ mod tests {
                 [Network::Denied, Network::Full, Network::Tcp { connect: vec![80], listen: vec![] }]
             {
                 let to = Confinement { network, spawn, ..Confinement::default() };
-                assert!(filters(&to).unwrap().iter().all(|filter| filter.len() <= 1024));
+                assert!(filter(&to).unwrap().len() <= 1024);
             }
         }
     }
