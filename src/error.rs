@@ -143,7 +143,9 @@ pub enum StartError {
     #[error("its initializer failed: {0}")]
     Initializer(String),
     /// The worker could not be confined as the pool asks.
-    #[error("it could not be confined: {0}; allow less with best_effort(), or use another kernel")]
+    #[error(
+        "it could not be confined: {0}; accept a weaker sandbox with best_effort(), or use another kernel"
+    )]
     Sandbox(String),
     /// The preload function panicked, its process died, or it can't be forked.
     #[error("the pool's preload function failed: {0}")]
@@ -401,7 +403,7 @@ pub enum TaskErrorKind {
         /// The encoding's error; names the type.
         reason: String,
     },
-    /// Its host was lost while the task was there: it crashed, was switched off, or could not be reached.
+    /// The host of its worker was lost: the host crashed, was switched off, or could not be reached.
     #[error("its host {host} was lost: {reason}")]
     HostLost {
         /// The host.

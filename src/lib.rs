@@ -172,6 +172,7 @@
 //! | [`Closed`](TaskErrorKind::Closed) | the pool was closed or terminated | no, or maybe | |
 //! | [`Encode`](TaskErrorKind::Encode), [`Decode`](TaskErrorKind::Decode) | a value could not be sent; names the type | argument: no; result: yes | continues |
 //! | [`AlreadyTaken`](TaskErrorKind::AlreadyTaken) | the result was returned by an earlier call | yes | |
+//! | [`HostLost`](TaskErrorKind::HostLost) | the host of the worker was lost, in a pool that spans hosts | maybe | |
 //! | [`Forked`](TaskErrorKind::Forked) | the pool is a copy that `fork` made in a child process | no, or maybe, in the original | |
 //! | [`Function`](TaskErrorKind::Function) | the function is in another shared object | no | |
 //! | [`Initializer`](TaskErrorKind::Initializer) | no worker became ready | no | |

@@ -69,7 +69,7 @@ pub(crate) fn fresh(_: &mut Peers, size: &SampleSize) -> Outcome<Row> {
     };
     let contenders = vec![
         Contender::new("procpool, from a template", || through(&forked)),
-        Contender::new("procpool, executed", || through(&executed)),
+        Contender::new("procpool, spawned", || through(&executed)),
         Contender::new("bare fork", || Ok(per_task(single.apply(bare_forks, tasks)?))),
         Contender::new("mem-isolate", || Ok(per_task(single.apply(isolated_calls, tasks)?))),
         Contender::new("procspawn", || {
@@ -90,7 +90,7 @@ pub(crate) fn fresh(_: &mut Peers, size: &SampleSize) -> Outcome<Row> {
     let rate = field.values(who).iter().map(|time| 1.0 / time).collect();
     let faster = |than| field.ratio(than, who);
     let (isolate, spawn, exec) =
-        (faster("mem-isolate"), faster("procspawn"), faster("procpool, executed"));
+        (faster("mem-isolate"), faster("procspawn"), faster("procpool, spawned"));
     Ok(Row::new("a fresh process for each empty task, 2 workers", Unit::Seconds, field)
         .at_most(3.0, "a bare fork, `_exit` and wait", bare)
         .goal("≥ 3,800 tasks/s (4 × 950)", Bound::AtLeast(3_800.0), Unit::PerSecond, rate)
@@ -116,7 +116,7 @@ pub(crate) fn many_workers(_: &mut Peers, size: &SampleSize) -> Outcome<Row> {
     };
     let contenders = vec![
         Contender::new("from a template", || made(template())),
-        Contender::new("executed", || made(Pool::builder().start_method(StartMethod::Spawn))),
+        Contender::new("spawned", || made(Pool::builder().start_method(StartMethod::Spawn))),
     ];
     let field = take_turns(size.repetitions, contenders)?;
     let values = field.values("from a template");

@@ -38,9 +38,10 @@ impl<A> fmt::Display for QueueFull<A> {
 
 impl<A> std::error::Error for QueueFull<A> {}
 
-/// A place in the queue of a pool, from [`Pool::reserve`]. Dropping it gives it back.
+/// A permit to submit one call, from [`Pool::reserve`]. Dropping it frees its place in the queue. The permits of
+/// semaphores are [another type](crate::sync::Permit).
 #[derive(Debug)]
-#[must_use = "a place that is dropped is given back"]
+#[must_use = "a permit that is dropped frees its place"]
 pub struct Permit {
     pool: Pool,
     is_used: bool,
@@ -67,9 +68,9 @@ impl Drop for Permit {
 }
 
 impl Pool {
-    /// Submits `f(argument)` and returns immediately, unless the queue is full: unless as many single calls, or as
-    /// many bytes of their arguments, wait for a worker as [`max_queued`](crate::PoolBuilder::max_queued) and
-    /// [`max_queued_bytes`](crate::PoolBuilder::max_queued_bytes) allow. For services that shed load.
+    /// Submits `f(argument)` and returns immediately. Fails if the queue is full: if the calls that wait for a worker
+    /// reach [`max_queued`](crate::PoolBuilder::max_queued), or their arguments
+    /// [`max_queued_bytes`](crate::PoolBuilder::max_queued_bytes). For services that shed load.
     ///
     /// Calls of this method and of [`reserve`](Self::reserve) count, and no others.
     ///

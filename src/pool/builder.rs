@@ -327,7 +327,7 @@ impl PoolBuilder {
         self
     }
 
-    /// Stops workers that have been idle for `limit`, down to [`min_workers`](Self::min_workers). They
+    /// Ends workers that have been idle for `limit`, down to [`min_workers`](Self::min_workers). They
     /// restart when there is work.
     pub fn idle_timeout(mut self, limit: Duration) -> Self {
         self.idle_timeout = Some(limit);
@@ -366,16 +366,16 @@ impl PoolBuilder {
         self
     }
 
-    /// Bounds how many single calls wait for a worker: more are refused by
-    /// [`try_apply_async`](crate::Pool::try_apply_async), and [`reserve`](crate::Pool::reserve) waits. Only calls of
-    /// these two count. The default is no bound.
+    /// Bounds how many calls of [`try_apply_async`](crate::Pool::try_apply_async) and
+    /// [`reserve`](crate::Pool::reserve) wait for a worker. Beyond it, the first returns an error and the second waits.
+    /// Other calls do not count. Default: no bound.
     pub fn max_queued(mut self, calls: usize) -> Self {
         self.max_queued.items = calls as u64;
         self
     }
 
-    /// Bounds the encoded arguments of the calls that wait for a worker, in bytes, in the same way: a call has room
-    /// while those before it take less. The default is no bound.
+    /// Bounds the bytes of the encoded arguments of these calls. The bound is checked before a call is encoded, so the
+    /// last call that is accepted may exceed it. Default: no bound.
     pub fn max_queued_bytes(mut self, bytes: u64) -> Self {
         self.max_queued.bytes = bytes;
         self
@@ -528,7 +528,11 @@ impl PoolBuilder {
         }
         if self.max_memory.is_some_and(|bytes| bytes < MIN_MEMORY) {
             let value = format!("{} bytes", self.max_memory.unwrap_or(0));
-            return refuse("max_memory_per_worker", value, "a worker itself needs about 10 MiB");
+            return refuse(
+                "max_memory_per_worker",
+                value,
+                "use at least 8 MiB: a worker itself needs several",
+            );
         }
         if !(-20..=19).contains(&self.nice) {
             return refuse("nice", self.nice.to_string(), "use -20 to 19");

@@ -304,7 +304,7 @@ impl Pool {
     /// unfinished tasks fail with [`TaskErrorKind::Closed`]. Returns whether all were done in time. For an orderly
     /// shutdown with a deadline, as at SIGTERM; see also [`cancel_queued`](Self::cancel_queued).
     ///
-    /// Like [`join`](Self::join), returns immediately on the pool's own threads.
+    /// On the pool's own threads (see [`join`](Self::join)), closes the pool and returns `false` at once.
     ///
     /// ```no_run
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -316,10 +316,13 @@ impl Pool {
     /// # }
     /// ```
     pub fn drain(&self, limit: Duration) -> bool {
-        if self.shared().forked().is_some() || state::is_pool_thread() {
+        if self.shared().forked().is_some() {
             return false;
         }
         self.close();
+        if state::is_pool_thread() {
+            return false;
+        }
         let is_done = self.shared().wait_end_until(Instant::now().checked_add(limit));
         if !is_done {
             self.terminate();

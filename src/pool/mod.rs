@@ -13,7 +13,8 @@
 //!                           one thread that lives as long as the pool
 //! ```
 //!
-//! A call passes through these modules, each once on the way out and once on the way back:
+//! A call passes through `call`, `schedule` and `drive`, each once on the way out and once on the way back. The others
+//! support it:
 //!
 //! | module | owns |
 //! |---|---|

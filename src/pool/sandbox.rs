@@ -8,7 +8,7 @@ use crate::error::StartError;
 
 /// What workers may still do, for [`PoolBuilder::sandbox`](crate::PoolBuilder::sandbox) and
 /// [`ProcessBuilder::sandbox`](crate::ProcessBuilder::sandbox). The kernel refuses all else, also to code that has taken a
-/// worker over, and to its programs.
+/// worker over, and to the programs that the worker starts.
 ///
 /// [`strict`](Self::strict) allows computing, memory, threads, and what the worker has open. It denies:
 ///
@@ -60,7 +60,7 @@ impl Ports {
         Self(Network::Tcp { connect: ports.into_iter().collect(), listen: Vec::new() })
     }
 
-    /// Allows to listen on these TCP ports, too.
+    /// Allows listening on these TCP ports, too.
     #[must_use]
     pub fn listen(mut self, ports: impl IntoIterator<Item = u16>) -> Self {
         if let Network::Tcp { listen, .. } = &mut self.0 {
@@ -69,26 +69,27 @@ impl Ports {
         self
     }
 
-    /// Allows all of IPv4 and IPv6, with UDP. Looking up names also needs to [`read`](Sandbox::read) `/etc`.
+    /// Allows all of IPv4 and IPv6, with UDP. To look up names, a worker also needs
+    /// [`read`](Sandbox::read) of `/etc`.
     pub fn all() -> Self {
         Self(Network::Full)
     }
 }
 
 impl Sandbox {
-    /// Creates a sandbox that allows nothing but to compute.
+    /// Creates a sandbox that allows nothing but computing.
     pub fn strict() -> Self {
         Self { confinement: Confinement::default(), after_initializer: false }
     }
 
-    /// Allows to read a file, or all below a directory. It must exist.
+    /// Allows reading a file, or everything below a directory. It must exist.
     #[must_use]
     pub fn read(mut self, path: impl Into<PathBuf>) -> Self {
         self.confinement.read.push(path.into().into_os_string());
         self
     }
 
-    /// Allows to read and change a file, or all below a directory. It must exist. How much is written is limited by
+    /// Allows reading and changing a file, or everything below a directory. It must exist. How much is written is limited by
     /// [`Limits::file_size`](crate::Limits::file_size) for each file, and by the file system.
     #[must_use]
     pub fn write(mut self, path: impl Into<PathBuf>) -> Self {
@@ -111,14 +112,14 @@ impl Sandbox {
         self
     }
 
-    /// Goes on where the kernel lacks a part of this, with the parts that it has.
+    /// Builds the pool also where the kernel lacks a part of this sandbox: workers are confined by the parts that it has.
     #[must_use]
     pub fn best_effort(mut self) -> Self {
         self.confinement.best_effort = true;
         self
     }
 
-    /// Fails to build the pool where the kernel lacks a part of this. This is the default.
+    /// Makes `build` fail where the kernel lacks a part of this sandbox. This is the default.
     #[must_use]
     pub fn required(mut self) -> Self {
         self.confinement.best_effort = false;

@@ -1,6 +1,6 @@
 //! The code inside a procpool worker process, and the protocol between parent and worker.
 //!
-//! This crate is the child's half of `procpool`. It is small enough to audit in one sitting, and the
+//! This crate is the child's half of `procpool`, small enough to audit by itself. The
 //! compiler keeps the child's code from reaching the scheduler. Nothing here is a public contract: use the
 //! crate `procpool`.
 //!
@@ -16,7 +16,7 @@
 //! | `shm` | shared memory: the lane, regions, doorbells; and system calls |
 //!
 //! `context`, `panics`, `seed` and `state` are in `run`, not in `entry`: the loop over a chunk's items
-//! uses them, and `entry` is used by nothing. The errors of `wire` have a file of their own, because
+//! uses them, and no other layer uses `entry`. The errors of `wire` have a file of their own, because
 //! both its encoding and its transport return them.
 //!
 //! # One call, in order

@@ -20,7 +20,7 @@
 //! | `wire` | the messages between manager and agents |
 //! | `engine` | the interface of a messaging library, and an implementation inside one process for tests |
 //! | `mpi` | the engine on MPI; the only file that names the crate |
-//! | `requests` | requests of the program's threads to the manager |
+//! | `requests` | how the program opens and closes pools: its requests to the manager, and the answers |
 //! | `manager` | the thread of host 0 that owns the engine and tracks which hosts are connected or lost |
 //! | `remote` | the items of one pool that other hosts have and have not answered |
 //! | `remote_host` | the same for one host; what it may say about it |

@@ -7,7 +7,8 @@ use crate::error::DeathCause;
 use crate::pool::process::worker::KillReason;
 use crate::pool::types::Stats;
 
-/// Numbers of a pool since it was built, from [`Pool::metrics`](crate::Pool::metrics). Of the workers on this host.
+/// Numbers of a pool since it was built, from [`Pool::metrics`](crate::Pool::metrics). Counts the workers of this
+/// host only.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Metrics {
@@ -33,19 +34,19 @@ pub struct Metrics {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Deaths {
-    /// By a signal that the pool had not sent: a crash, or somebody's `kill`.
+    /// Killed by a signal that the pool did not send: a crash, or `kill`.
     pub signaled: u64,
-    /// They exited by themselves.
+    /// Exited by themselves.
     pub exited: u64,
-    /// For memory: over the pool's limit, or by the kernel.
+    /// Killed because they exceeded the pool's memory limit, or by the kernel for lack of memory.
     pub out_of_memory: u64,
-    /// A task exceeded its time limit.
+    /// Killed because a task exceeded its time limit.
     pub timed_out: u64,
-    /// A running task was cancelled.
+    /// Killed because a running task was cancelled.
     pub cancelled: u64,
-    /// A system call that their sandbox does not allow.
+    /// Killed for a system call that their sandbox does not allow.
     pub sandboxed: u64,
-    /// They violated the worker protocol or answered no more, or how they ended is not known.
+    /// Violated the worker protocol, stopped answering, or ended in an unknown way.
     pub other: u64,
 }
 
@@ -95,7 +96,7 @@ impl Histogram {
         self.counts.iter().sum()
     }
 
-    /// Returns their sum.
+    /// Returns the sum of the durations.
     pub fn sum(&self) -> Duration {
         self.sum
     }

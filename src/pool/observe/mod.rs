@@ -1,4 +1,4 @@
-//! Observation: events, and the thread that runs callbacks.
+//! Observation: events, log records of workers, metrics, and the thread that runs callbacks.
 
 pub(crate) mod callbacks;
 pub(crate) mod events;

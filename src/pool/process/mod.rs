@@ -1,4 +1,4 @@
-//! Processes: each worker's handle, the thread that starts and reaps them, and one-shot processes.
+//! Processes: each worker's handle, the threads that start and reap them, the template process, and one-shot processes.
 
 pub(crate) mod one_shot;
 pub(crate) mod preparation;

@@ -1,5 +1,7 @@
 //! The process: how it becomes a safe worker, serves, and ends.
 
+#[allow(unsafe_code)] // Advice on memory.
+mod huge_pages;
 #[allow(unsafe_code)] // Signal handlers and raw system calls.
 mod liveness;
 #[allow(unsafe_code)] // A signal handler, and walking the aborting thread's stack.

@@ -24,7 +24,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use super::{liveness, serve, setup};
+use super::{huge_pages, liveness, serve, setup};
 use crate::run::{fork_guard, panics, trampoline};
 use crate::shm::region::Region;
 use crate::shm::sys;
@@ -122,8 +122,12 @@ impl Template {
                 TemplateRequest::Preload { call, len } => {
                     let region = descriptors.into_iter().next().map(|file| Region::open(file, len));
                     let region = region.transpose()?;
+                    let begun = Instant::now();
                     let loaded =
                         self.preload(call, region.as_ref(), len).and_then(|()| count_threads());
+                    if call.is_some() && loaded.is_ok() {
+                        huge_pages::collapse(begun.elapsed());
+                    }
                     // What is buffered would be written once more by each worker.
                     let _ = io::stdout().flush();
                     sys::flush_c_streams();

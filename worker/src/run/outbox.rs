@@ -6,7 +6,7 @@
 //!
 //! A value waits for space on the socket, because none may be lost; the parent reads while a task runs. A log
 //! record waits [`RECORD_WAIT`] and is then dropped and counted. Progress is a few words in the lane, which the
-//! parent reads when the worker dies; a packet at most each [`PROGRESS_INTERVAL`] tells of it before.
+//! parent reads when the worker dies. Until then, at most one packet per [`PROGRESS_INTERVAL`] reports it.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};

@@ -59,8 +59,8 @@ pub(crate) fn insert<S: 'static>(value: S) {
     let _before = STATE.with_borrow_mut(|state| state.insert(TypeId::of::<S>(), Box::new(value)));
 }
 
-/// Calls `f` with the initializer's value of type `S`. Returns `None` if there is none, for example in
-/// the parent, or inside another `with` for the same type.
+/// Calls `f` with the value of type `S` that the worker's initializer or the pool's preload function returned. Returns
+/// `None` if there is none, for example in the parent, or inside another `with_state` for the same type.
 pub fn with<S: 'static, R>(f: impl FnOnce(&mut S) -> R) -> Option<R> {
     struct PutBack(Option<Box<dyn Any>>);
     impl Drop for PutBack {
