@@ -3,7 +3,7 @@
 use std::fs;
 use std::net::TcpListener;
 
-use crate::support::run;
+use crate::support::{Terminal, run};
 
 #[test]
 fn a_command_reads_and_writes_only_where_it_may() {
@@ -35,6 +35,18 @@ fn a_command_reads_and_writes_only_where_it_may() {
     let limit = ["run", "-q", "--sandbox", "--timeout", "300ms", "--memory", "200M", "--"];
     let killed = run(&[&limit[..], &["sh", "-c", "sleep 100 & sleep 100", ":::", "a"]].concat());
     assert!(killed.stderr.contains("time limit"), "{killed:?}");
+}
+
+#[test]
+fn a_job_writes_to_the_terminal_and_neither_reads_from_it_nor_sets_it() {
+    let job = "stty -echo <&1; head -c1 <&1; stty -echo <&2; head -c1 <&2; echo done-$0";
+    let terminal = Terminal::start(&format!(
+        "run -q --sandbox --output inherit -- sh -c '{job}' ::: a; stty -a | grep -o '.echo '"
+    ));
+    terminal.wait_until("it ends", |shown| shown.contains("done-a") && shown.contains(" echo "));
+    let (_, shown) = terminal.end();
+    assert_eq!(shown.matches("Operation not permitted").count(), 2, "{shown}");
+    assert_eq!(shown.matches("Bad file descriptor").count(), 2, "{shown}");
 }
 
 #[test]

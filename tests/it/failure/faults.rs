@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::{SideEffects, kill, square, wait_until};
+use crate::support::{SOON, SideEffects, kill, square, wait_until};
 use procpool::channel::{Receiver, Sender, unbounded};
 use procpool::shared::{SharedFd, SharedValue};
 use procpool::{
@@ -131,6 +131,23 @@ fn a_signal_costs_one_task_and_is_named() {
     assert_eq!(pool.map(square, 0..10).unwrap().len(), 10);
     // The other worker may have done all of it before the last replacement starts.
     wait_until("five are replaced", || pool.stats().restarts == 5);
+}
+
+#[test]
+fn a_heap_that_the_c_library_finds_damaged_ends_the_worker_also_beside_other_threads() {
+    let damage = |_: ()| {
+        // With another thread, the C library takes the lock of the heap, and aborts while it has it.
+        std::thread::spawn(|| std::thread::park());
+        // SAFETY: none. It is meant to crash.
+        unsafe {
+            let (block, _after) = (libc::malloc(2000), libc::malloc(2000));
+            libc::free(block);
+            libc::free(block);
+        }
+    };
+    let pool = Pool::builder().workers(1).task_timeout(SOON).build().unwrap();
+    assert_eq!(signaled(&pool.apply(damage, ()).unwrap_err()), libc::SIGABRT);
+    assert_eq!(pool.apply(square, 3), Ok(9));
 }
 
 #[test]

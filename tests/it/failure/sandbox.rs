@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
@@ -131,7 +131,83 @@ fn no_connection_is_made_but_to_ports_that_are_named() {
     let _receiver = UnixDatagram::bind(&path).unwrap();
     let through =
         |path: String| errno(UnixDatagram::pair().and_then(|(one, _)| one.send_to(b"x", path)));
-    assert_eq!(attack(Sandbox::strict().write(dir.path()), through, path), Ok(libc::EPERM));
+    assert_eq!(attack(Sandbox::strict().write(dir.path()), through, path.clone()), Ok(libc::EPERM));
+    // A raw socket of this host is one of datagrams.
+    let raw = |path: String| {
+        let mut pair = [0; 2];
+        let made = unsafe { libc::socketpair(libc::AF_UNIX, libc::SOCK_RAW, 0, pair.as_mut_ptr()) };
+        if made != 0 {
+            return call(made.into());
+        }
+        let socket = UnixDatagram::from(unsafe { OwnedFd::from_raw_fd(pair[0]) });
+        errno(socket.send_to(b"x", path))
+    };
+    assert_eq!(attack(Sandbox::strict().write(dir.path()), raw, path), Ok(libc::EPERM));
+}
+
+#[test]
+fn a_socket_is_of_a_kind_that_the_sandbox_knows() {
+    let pair = |kind: i32| {
+        let mut pair = [0; 2];
+        call(unsafe { libc::socketpair(libc::AF_UNIX, kind, 0, pair.as_mut_ptr()) }.into())
+    };
+    let socket = |kind: i32| call(unsafe { libc::socket(libc::AF_INET, kind, 0) }.into());
+    let pool = builder().sandbox(Sandbox::strict().network(Ports::connect([1]))).build().unwrap();
+    for kind in 0..16 {
+        for option in [0, libc::SOCK_CLOEXEC, libc::SOCK_NONBLOCK] {
+            let is_connected = [libc::SOCK_STREAM, libc::SOCK_SEQPACKET].contains(&kind);
+            let expected = if is_connected { 0 } else { libc::EPERM };
+            assert_eq!(pool.apply(pair, kind | option), Ok(expected), "a pair of kind {kind}");
+            let expected = if kind == libc::SOCK_STREAM { 0 } else { libc::EPERM };
+            assert_eq!(pool.apply(socket, kind | option), Ok(expected), "a socket of kind {kind}");
+        }
+    }
+}
+
+#[test]
+fn a_file_sends_no_signals_and_a_terminal_obeys_nobody() {
+    let asynchronous = |()| {
+        let (one, _other) = UnixStream::pair().unwrap();
+        call(unsafe { libc::fcntl(one.as_raw_fd(), libc::F_SETFL, libc::O_ASYNC) }.into())
+    };
+    assert_eq!(attack(Sandbox::strict(), asynchronous, ()), Ok(libc::EPERM));
+    assert_eq!(attack(Sandbox::strict().spawn(true), asynchronous, ()), Ok(libc::EPERM));
+    let waiting = |()| {
+        let (one, _other) = UnixStream::pair().unwrap();
+        call(unsafe { libc::fcntl(one.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) }.into())
+    };
+    assert_eq!(attack(Sandbox::strict(), waiting, ()), Ok(0));
+    // What is refused is refused for every file, and what is allowed reaches it: it is no terminal.
+    let control = |operation: u64| {
+        let file = File::open("/dev/null").or_else(|_| File::open("/proc/self/exe"));
+        let (one, _other) = UnixStream::pair().unwrap();
+        let file = file.as_ref().map_or(one.as_raw_fd(), AsRawFd::as_raw_fd);
+        let mut place = [0u8; 256];
+        call(unsafe { libc::ioctl(file, operation, place.as_mut_ptr()) }.into())
+    };
+    let pool = builder().sandbox(Sandbox::strict()).build().unwrap();
+    let terminals = [
+        libc::TIOCSTI,
+        libc::TIOCNOTTY,
+        libc::TIOCSCTTY,
+        libc::TIOCSPGRP,
+        libc::TIOCSETD,
+        libc::TIOCSWINSZ,
+        libc::TCSETS,
+        libc::TCSETSF,
+        0x402c_542b, /* TCSETS2 */
+        0x541c,      /* TIOCLINUX */
+        libc::FIOASYNC,
+        0x4b3a, /* KDSETMODE */
+        0x5606, /* VT_ACTIVATE */
+    ];
+    for operation in terminals {
+        assert_eq!(pool.apply(control, operation), Ok(libc::EPERM), "{operation:#x}");
+    }
+    for operation in [libc::TCGETS, libc::TIOCGWINSZ, libc::TIOCGPGRP] {
+        assert_ne!(pool.apply(control, operation), Ok(libc::EPERM), "{operation:#x}");
+    }
+    assert_eq!(pool.apply(control, libc::FIONREAD), Ok(0));
 }
 
 #[test]

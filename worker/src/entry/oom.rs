@@ -14,9 +14,28 @@ use crate::shm::lane::{AbortReason, Words};
 /// The lane that [`on_abort`] writes to.
 static LANE: OnceLock<&'static Words> = OnceLock::new();
 
+/// Returns the type of the C++ exception in flight, or null.
+type CurrentException = extern "C" fn() -> *const TypeInfo;
+
+/// A `std::type_info` as the platforms' C++ ABI defines it.
+#[repr(C)]
+struct TypeInfo {
+    vtable: *const c_void,
+    name: *const libc::c_char,
+}
+
+/// The function of the C++ library, if the program has one.
+static CURRENT_EXCEPTION: OnceLock<Option<CurrentException>> = OnceLock::new();
+
 /// Installs the SIGABRT handler that records [`AbortReason::OutOfMemory`] in `lane`.
 pub(super) fn install_handler(lane: &'static Words) {
     let _ = LANE.set(lane);
+    // SAFETY: where there is a C++ library, this is its function, of the ABI's type.
+    let _ = CURRENT_EXCEPTION.set(unsafe {
+        let symbol = libc::dlsym(libc::RTLD_DEFAULT, c"__cxa_current_exception_type".as_ptr());
+        let is_there = !symbol.is_null();
+        is_there.then(|| std::mem::transmute::<*mut c_void, CurrentException>(symbol))
+    });
     let handler = on_abort as extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut c_void);
     // SAFETY: plain system calls on local data. The handler has comments of its own.
     unsafe {
@@ -27,9 +46,9 @@ pub(super) fn install_handler(lane: &'static Words) {
     }
 }
 
-/// Runs on the aborting thread; `abort` continues after it returns. It does more than a signal handler
-/// may do at any time. So it acts only when this thread itself has called `abort`, and not on the
-/// small stack that reports a stack overflow.
+/// Runs on the aborting thread; `abort` continues after it returns. It acts only when this thread itself has
+/// called `abort`, and not on the small stack that reports a stack overflow. It must not allocate: the C library
+/// calls `abort` with the lock of the heap held, when it finds the heap damaged.
 extern "C" fn on_abort(_signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut c_void) {
     // SAFETY: plain system calls that write to a local. The kernel passes a valid `info` to a handler
     // that asks for it, with a PID if a process has sent the signal.
@@ -95,22 +114,9 @@ fn rust_was_refused() -> bool {
 
 /// Returns whether this thread aborts on a C++ exception `std::bad_alloc`.
 fn cpp_was_refused() -> bool {
-    /// A `std::type_info` as the platforms' C++ ABI defines it.
-    #[repr(C)]
-    struct TypeInfo {
-        vtable: *const c_void,
-        name: *const libc::c_char,
-    }
-    // SAFETY: where there is a C++ library, this is its function, of the ABI's type, which returns null
-    // or a type that is never freed.
-    unsafe {
-        let symbol = libc::dlsym(libc::RTLD_DEFAULT, c"__cxa_current_exception_type".as_ptr());
-        if symbol.is_null() {
-            return false;
-        }
-        let current =
-            std::mem::transmute::<*mut c_void, extern "C" fn() -> *const TypeInfo>(symbol);
-        let exception = current();
-        !exception.is_null() && std::ffi::CStr::from_ptr((*exception).name) == c"St9bad_alloc"
-    }
+    let Some(Some(current)) = CURRENT_EXCEPTION.get() else { return false };
+    let exception = current();
+    // SAFETY: a type is never freed, and neither is its name.
+    !exception.is_null()
+        && unsafe { std::ffi::CStr::from_ptr((*exception).name) } == c"St9bad_alloc"
 }

@@ -14,6 +14,8 @@ mod table;
 
 use std::collections::BTreeMap;
 use std::ffi::{OsString, c_int, c_void};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::sync::OnceLock;
 
 use landlock::{
@@ -27,8 +29,8 @@ use seccompiler::{
 };
 
 use self::calls::{
-    ALLOWED, ALLOWED_HERE, FCNTL_REFUSED, IOCTL_REFUSED, PRCTL_ALLOWED, PRCTL_OF_PROCESSES,
-    PROCESSES, PROCESSES_HERE, REFUSED, REFUSED_HERE, SOCKETS,
+    ALLOWED, ALLOWED_HERE, FCNTL_REFUSED, IOCTL_ALLOWED, IOCTL_OF_TERMINALS, IOCTL_REFUSED,
+    PRCTL_ALLOWED, PRCTL_OF_PROCESSES, PROCESSES, PROCESSES_HERE, REFUSED, REFUSED_HERE, SOCKETS,
 };
 use self::table::Answer;
 use super::setup::other_threads;
@@ -82,6 +84,13 @@ pub(super) fn confine(to: &Confinement, lane: &'static Words) -> Result<(), Stri
         inheritable: CapabilitySet::empty(),
     };
     rustix::thread::set_capabilities(None, none).map_err(refused("capset"))?;
+    for stream in [libc::STDOUT_FILENO, libc::STDERR_FILENO] {
+        if let Err(error) = write_only(stream)
+            && !to.best_effort
+        {
+            return Err(format!("its output can't be made one that is only written: {error}"));
+        }
+    }
     rules(to)?.restrict_self().map_err(|error| lacking(&error))?;
     let applied = filter(to).and_then(|filter| {
         seccompiler::apply_filter(&filter).map_err(|error| {
@@ -89,6 +98,23 @@ pub(super) fn confine(to: &Confinement, lane: &'static Words) -> Result<(), Stri
         })
     });
     if to.best_effort { Ok(()) } else { applied }
+}
+
+/// Opens a terminal anew, only to write to it: it is open for both, and what the user types could be read from it.
+fn write_only(stream: c_int) -> std::io::Result<()> {
+    // SAFETY: plain system calls, on a descriptor that stays open.
+    if unsafe { libc::isatty(stream) } == 0 {
+        return Ok(());
+    }
+    let terminal = std::fs::File::options()
+        .write(true)
+        .custom_flags(libc::O_NOCTTY)
+        .open(format!("/proc/self/fd/{stream}"))?;
+    // SAFETY: as above.
+    match unsafe { libc::dup2(terminal.as_raw_fd(), stream) } {
+        -1 => Err(std::io::Error::last_os_error()),
+        _ => Ok(()),
+    }
 }
 
 // ── Landlock ──
@@ -234,12 +260,35 @@ fn conditional(to: &Confinement) -> Result<Rules, seccompiler::BackendError> {
     if !to.spawn {
         clone.push(rule(&[(0, MaskedEq(libc::CLONE_THREAD as u64), 0)])?);
     }
-    let kind = MaskedEq(0xf);
+    // A kind of socket is compared as a whole: the kernel takes SOCK_RAW for SOCK_DGRAM where there is no such thing,
+    // and a kind that is not known here may be worse.
+    let kinds = |kinds: &[libc::c_int]| -> Vec<u64> {
+        let options =
+            [0, libc::SOCK_CLOEXEC, libc::SOCK_NONBLOCK, libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK];
+        kinds.iter().flat_map(|kind| options.map(|option| (kind | option) as u64)).collect()
+    };
+    let mut ioctl = any_of(1, &IOCTL_REFUSED)?;
+    for (mask, value) in IOCTL_OF_TERMINALS {
+        let others = IOCTL_ALLOWED.iter().map(|operation| (1, Ne, *operation));
+        let conditions: Vec<_> = [(1, MaskedEq(mask), value)].into_iter().chain(others).collect();
+        ioctl.push(rule(&conditions)?);
+    }
+    // The owner of a terminal gets a signal when the user types, and is whoever is in the foreground.
+    let asynchronous = rule(&[
+        (1, Eq, libc::F_SETFL as u64),
+        (2, MaskedEq(libc::O_ASYNC as u64), libc::O_ASYNC as u64),
+    ])?;
+    let mut fcntl = vec![asynchronous];
+    if !to.spawn {
+        // Owners of files get signals. Where there are processes, Landlock stops those to others.
+        fcntl.extend(any_of(1, &FCNTL_REFUSED)?);
+    }
     let of_processes: &[u64] = if to.spawn { &PRCTL_OF_PROCESSES } else { &[] };
     let prctl = [&PRCTL_ALLOWED, of_processes].concat();
     let mut rules = vec![
         (libc::SYS_clone, clone),
-        (libc::SYS_ioctl, any_of(1, &IOCTL_REFUSED)?),
+        (libc::SYS_ioctl, ioctl),
+        (libc::SYS_fcntl, fcntl),
         (libc::SYS_prctl, vec![none_of(0, &prctl)?]),
         (libc::SYS_prlimit64, vec![none_of(0, &[0, pid])?]),
         (libc::SYS_sched_setaffinity, vec![none_of(0, &[0])?]),
@@ -249,13 +298,11 @@ fn conditional(to: &Confinement) -> Result<Rules, seccompiler::BackendError> {
             vec![
                 none_of(0, &[libc::AF_UNIX as u64])?,
                 // A datagram can be sent to another socket than the peer.
-                rule(&[(1, kind.clone(), libc::SOCK_DGRAM as u64)])?,
+                none_of(1, &kinds(&[libc::SOCK_STREAM, libc::SOCK_SEQPACKET]))?,
             ],
         ),
     ];
     if !to.spawn {
-        // Owners of files get signals. Where there are processes, Landlock stops those to others.
-        rules.push((libc::SYS_fcntl, any_of(1, &FCNTL_REFUSED)?));
         // Itself and its group.
         rules.push((libc::SYS_kill, vec![none_of(0, &[0, pid, pid.wrapping_neg()])?]));
         rules.push((libc::SYS_tgkill, vec![none_of(0, &[pid])?]));
@@ -265,12 +312,11 @@ fn conditional(to: &Confinement) -> Result<Rules, seccompiler::BackendError> {
         Network::Denied => {}
         // No protocol but TCP, for which Landlock knows ports.
         Network::Tcp { .. } => {
-            let others = [libc::SOCK_DGRAM, libc::SOCK_RAW, libc::SOCK_RDM, libc::SOCK_SEQPACKET];
-            let mut socket = vec![none_of(0, &internet)?];
-            for other in others {
-                socket.push(rule(&[(1, kind.clone(), other as u64)])?);
-            }
-            socket.push(none_of(2, &[0, libc::IPPROTO_TCP as u64])?);
+            let socket = vec![
+                none_of(0, &internet)?,
+                none_of(1, &kinds(&[libc::SOCK_STREAM]))?,
+                none_of(2, &[0, libc::IPPROTO_TCP as u64])?,
+            ];
             rules.push((libc::SYS_socket, socket));
             // Connects without the check of the port.
             let open = libc::MSG_FASTOPEN as u64;

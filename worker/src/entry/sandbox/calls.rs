@@ -8,14 +8,28 @@ pub(super) const FCNTL_REFUSED: [u64; 4] = [
     libc::F_NOTIFY as u64,
 ];
 
-/// The operations of ioctl(2) that do so, or that type or take over a terminal.
-pub(super) const IOCTL_REFUSED: [u64; 6] = [
-    0x8901, /* FIOSETOWN */
-    0x8902, /* SIOCSPGRP */
-    libc::TIOCSTI,
-    libc::TIOCSCTTY,
-    libc::TIOCSPGRP,
-    0x541c, /* TIOCLINUX */
+/// The operations of ioctl(2) that do so on sockets.
+pub(super) const IOCTL_REFUSED: [u64; 2] =
+    [0x8901 /* FIOSETOWN */, 0x8902 /* SIOCSPGRP */];
+
+/// The operations of terminals are refused: they take the terminal over, type into it, read what the user types, and
+/// send signals to whom it belongs. They have a byte of their own in their numbers. Consoles have another, and the
+/// numbers of virtual terminals start so. Each is a mask and the value below it.
+pub(super) const IOCTL_OF_TERMINALS: [(u64, u64); 3] =
+    [(0xff00, 0x5400), (0xff00, 0x4b00), (0xffff_fff0, 0x5600)];
+
+/// What is allowed of them: what tells of a terminal and changes nothing, and what is for every file.
+pub(super) const IOCTL_ALLOWED: [u64; 10] = [
+    libc::TCGETS,
+    0x802c_542a, /* TCGETS2 */
+    libc::TIOCGWINSZ,
+    libc::TIOCGPGRP,
+    libc::TIOCGSID,
+    libc::TIOCOUTQ,
+    libc::FIONREAD,
+    libc::FIONBIO,
+    libc::FIOCLEX,
+    libc::FIONCLEX,
 ];
 
 /// The operations of prctl(2) that concern this process and weaken nothing.
