@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use procpool_worker::attach::{Attached, FileId, NotAttachable};
+use procpool_worker::region;
 use rustix::fs::{FallocateFlags, MemfdFlags, OFlags, SealFlags};
 use rustix::io::retry_on_intr;
 use rustix::mm::{MapFlags, ProtFlags};
@@ -150,6 +151,9 @@ impl SharedMemory {
             return Err(io::Error::other(
                 "the seals of the file are wrong: the shared object has another type",
             ));
+        }
+        if !region::is_ordinary_memory(&file)? {
+            return Err(io::Error::other("the shared object is in huge pages of a fixed number"));
         }
         let len = rustix::fs::fstat(&file)?.st_size.cast_unsigned();
         // Whoever sends memory has allocated all of it: without, an access could be a SIGBUS.

@@ -113,6 +113,11 @@ fn no_connection_is_made_but_to_ports_that_are_named() {
     };
     let other = Sandbox::strict().network(Ports::connect([1]));
     assert_eq!(attack(other, open, port), Ok(libc::EPERM));
+    // Without a port, the kernel chooses one.
+    let unbound = |()| {
+        call(unsafe { libc::listen(libc::socket(libc::AF_INET, libc::SOCK_STREAM, 0), 1) }.into())
+    };
+    assert_eq!(attack(named.clone(), unbound, ()), Ok(libc::EACCES));
     let listen = |()| errno(TcpListener::bind("127.0.0.1:0"));
     assert_eq!(attack(named.clone(), listen, ()), Ok(libc::EACCES));
     assert_eq!(attack(named.clone().network(Ports::connect([]).listen([0])), listen, ()), Ok(0));
@@ -177,6 +182,32 @@ fn a_file_sends_no_signals_and_a_terminal_obeys_nobody() {
         call(unsafe { libc::fcntl(one.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) }.into())
     };
     assert_eq!(attack(Sandbox::strict(), waiting, ()), Ok(0));
+    // The attributes of a file that may be read, but not changed.
+    let attributes = |path: String| {
+        let file = File::open(path).unwrap();
+        let mut flags = 0;
+        let get = unsafe { libc::ioctl(file.as_raw_fd(), 0x8008_6601, &mut flags) };
+        // Of file systems that have none, this one says so.
+        let set = unsafe { libc::ioctl(file.as_raw_fd(), 0x4008_6602, &flags) };
+        if get == 0 { call(set.into()) } else { 0 }
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("file").to_str().unwrap().to_owned();
+    fs::write(&path, "x").unwrap();
+    let outcome = attack(Sandbox::strict().read(dir.path()), attributes, path.clone());
+    assert!([Ok(libc::EPERM), Ok(0)].contains(&outcome), "{outcome:?}");
+    // What keeps others from the file.
+    let lock = |path: String| {
+        call(unsafe { libc::flock(File::open(path).unwrap().as_raw_fd(), libc::LOCK_EX) }.into())
+    };
+    let readable = Sandbox::strict().read(dir.path());
+    assert_eq!(attack(readable.clone(), lock, path.clone()), Ok(libc::EPERM));
+    assert_eq!(attack(Sandbox::strict().write(dir.path()), lock, path.clone()), Ok(0));
+    let lease = |path: String| {
+        let file = File::open(path).unwrap();
+        call(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_RDLCK) }.into())
+    };
+    assert_eq!(attack(readable, lease, path), Ok(libc::EPERM));
     // What is refused is refused for every file, and what is allowed reaches it: it is no terminal.
     let control = |operation: u64| {
         let file = File::open("/dev/null").or_else(|_| File::open("/proc/self/exe"));
@@ -186,7 +217,12 @@ fn a_file_sends_no_signals_and_a_terminal_obeys_nobody() {
         call(unsafe { libc::ioctl(file, operation, place.as_mut_ptr()) }.into())
     };
     let pool = builder().sandbox(Sandbox::strict()).build().unwrap();
-    let terminals = [
+    let refused = [
+        0x4008_6602, /* FS_IOC_SETFLAGS */
+        0x401c_5820, /* FS_IOC_FSSETXATTR */
+        0x4080_6685, /* FS_IOC_ENABLE_VERITY */
+        0x5000_9401, /* BTRFS_IOC_SNAP_CREATE */
+        0x8901,      /* FIOSETOWN */
         libc::TIOCSTI,
         libc::TIOCNOTTY,
         libc::TIOCSCTTY,
@@ -201,7 +237,7 @@ fn a_file_sends_no_signals_and_a_terminal_obeys_nobody() {
         0x4b3a, /* KDSETMODE */
         0x5606, /* VT_ACTIVATE */
     ];
-    for operation in terminals {
+    for operation in refused {
         assert_eq!(pool.apply(control, operation), Ok(libc::EPERM), "{operation:#x}");
     }
     for operation in [libc::TCGETS, libc::TIOCGWINSZ, libc::TIOCGPGRP] {

@@ -29,8 +29,8 @@ use seccompiler::{
 };
 
 use self::calls::{
-    ALLOWED, ALLOWED_HERE, FCNTL_REFUSED, IOCTL_ALLOWED, IOCTL_OF_TERMINALS, IOCTL_REFUSED,
-    PRCTL_ALLOWED, PRCTL_OF_PROCESSES, PROCESSES, PROCESSES_HERE, REFUSED, REFUSED_HERE, SOCKETS,
+    ALLOWED, ALLOWED_HERE, FCNTL_REFUSED, IOCTL_ALLOWED, LISTENING, PRCTL_ALLOWED,
+    PRCTL_OF_PROCESSES, PROCESSES, PROCESSES_HERE, REFUSED, REFUSED_HERE, SOCKETS,
 };
 use self::table::Answer;
 use super::setup::other_threads;
@@ -67,7 +67,9 @@ pub fn check(to: &Confinement) -> Result<(), String> {
 ///
 /// What the kernel lacks or refuses, and a path that can't be opened. The process may be confined in part then.
 pub(super) fn confine(to: &Confinement, lane: &'static Words) -> Result<(), String> {
-    let others = other_threads();
+    let others = other_threads().map_err(|error| {
+        format!("the threads of the worker can't be counted, which a sandbox might not reach: {error}; mount /proc")
+    })?;
     if !others.is_empty() {
         return Err(format!(
             "threads are running in the worker that a sandbox would not reach ({}): confine the worker before its initializer, start no threads before `procpool::init()`, and call that first in main",
@@ -207,6 +209,10 @@ fn answers(to: &Confinement) -> BTreeMap<libc::c_long, Answer> {
         Network::Denied => Answer::Fail(libc::EACCES),
         Network::Tcp { .. } | Network::Full => Answer::Allow,
     };
+    let listening = match &to.network {
+        Network::Tcp { listen, .. } if listen.is_empty() => Answer::Fail(libc::EACCES),
+        _ => sockets,
+    };
     let processes = if to.spawn { Answer::Allow } else { Answer::Fail(libc::EPERM) };
     let lists = [
         (ALLOWED, Answer::Allow),
@@ -214,6 +220,7 @@ fn answers(to: &Confinement) -> BTreeMap<libc::c_long, Answer> {
         (REFUSED, Answer::Fail(libc::EPERM)),
         (REFUSED_HERE, Answer::Fail(libc::EPERM)),
         (SOCKETS, sockets),
+        (LISTENING, listening),
         (PROCESSES, processes),
         (PROCESSES_HERE, processes),
         // Its arguments are in memory, where a filter can't see them. The C library uses `clone` then.
@@ -267,18 +274,13 @@ fn conditional(to: &Confinement) -> Result<Rules, seccompiler::BackendError> {
             [0, libc::SOCK_CLOEXEC, libc::SOCK_NONBLOCK, libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK];
         kinds.iter().flat_map(|kind| options.map(|option| (kind | option) as u64)).collect()
     };
-    let mut ioctl = any_of(1, &IOCTL_REFUSED)?;
-    for (mask, value) in IOCTL_OF_TERMINALS {
-        let others = IOCTL_ALLOWED.iter().map(|operation| (1, Ne, *operation));
-        let conditions: Vec<_> = [(1, MaskedEq(mask), value)].into_iter().chain(others).collect();
-        ioctl.push(rule(&conditions)?);
-    }
     // The owner of a terminal gets a signal when the user types, and is whoever is in the foreground.
     let asynchronous = rule(&[
         (1, Eq, libc::F_SETFL as u64),
         (2, MaskedEq(libc::O_ASYNC as u64), libc::O_ASYNC as u64),
     ])?;
-    let mut fcntl = vec![asynchronous];
+    // A lease stops whoever opens the file to write, although its holder may only read it.
+    let mut fcntl = vec![asynchronous, rule(&[(1, Eq, libc::F_SETLEASE as u64)])?];
     if !to.spawn {
         // Owners of files get signals. Where there are processes, Landlock stops those to others.
         fcntl.extend(any_of(1, &FCNTL_REFUSED)?);
@@ -287,7 +289,7 @@ fn conditional(to: &Confinement) -> Result<Rules, seccompiler::BackendError> {
     let prctl = [&PRCTL_ALLOWED, of_processes].concat();
     let mut rules = vec![
         (libc::SYS_clone, clone),
-        (libc::SYS_ioctl, ioctl),
+        (libc::SYS_ioctl, vec![none_of(1, &IOCTL_ALLOWED)?]),
         (libc::SYS_fcntl, fcntl),
         (libc::SYS_prctl, vec![none_of(0, &prctl)?]),
         (libc::SYS_prlimit64, vec![none_of(0, &[0, pid])?]),
@@ -306,6 +308,11 @@ fn conditional(to: &Confinement) -> Result<Rules, seccompiler::BackendError> {
         // Itself and its group.
         rules.push((libc::SYS_kill, vec![none_of(0, &[0, pid, pid.wrapping_neg()])?]));
         rules.push((libc::SYS_tgkill, vec![none_of(0, &[pid])?]));
+    }
+    if to.write.is_empty() {
+        // It stops other programs, and needs no right to write.
+        let exclusive = libc::LOCK_EX as u64;
+        rules.push((libc::SYS_flock, vec![rule(&[(1, MaskedEq(exclusive), exclusive)])?]));
     }
     let internet = [libc::AF_INET as u64, libc::AF_INET6 as u64];
     match to.network {
@@ -375,8 +382,16 @@ mod tests {
 
     #[test]
     fn no_call_is_listed_twice_and_every_filter_compiles() {
-        let lists =
-            [ALLOWED, ALLOWED_HERE, REFUSED, REFUSED_HERE, SOCKETS, PROCESSES, PROCESSES_HERE];
+        let lists = [
+            ALLOWED,
+            ALLOWED_HERE,
+            REFUSED,
+            REFUSED_HERE,
+            SOCKETS,
+            LISTENING,
+            PROCESSES,
+            PROCESSES_HERE,
+        ];
         let mut all = lists.concat();
         let listed = all.len();
         all.sort_unstable();

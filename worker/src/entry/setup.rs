@@ -196,15 +196,34 @@ fn set_name(name: &str) {
     }
 }
 
-/// Returns the names of this process's threads but this one.
-pub(super) fn other_threads() -> Vec<String> {
-    let Ok(threads) = std::fs::read_dir("/proc/self/task") else { return Vec::new() };
+/// Returns the names of this process's threads but this one, which must be the main one.
+///
+/// # Errors
+///
+/// That `/proc` can't be read, and there may be others.
+pub(super) fn other_threads() -> io::Result<Vec<String>> {
+    let threads = match std::fs::read_dir("/proc/self/task") {
+        Ok(threads) => threads,
+        // The kernel refuses this, which changes nothing in a process of one thread, only to one with more.
+        // SAFETY: memory that is shared with nobody stays as it is.
+        Err(_) if unsafe { libc::unshare(libc::CLONE_VM) } == 0 => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
     let own = std::process::id().to_string();
-    let others = threads
-        .filter_map(Result::ok)
-        .filter(|thread| thread.file_name().to_str().is_some_and(|id| id != own));
-    let name = |thread: std::fs::DirEntry| std::fs::read_to_string(thread.path().join("comm"));
-    others.filter_map(|thread| Some(name(thread).ok()?.trim_end().to_owned())).collect()
+    let mut others = Vec::new();
+    for thread in threads {
+        let thread = thread?;
+        if thread.file_name().to_str().is_none_or(|id| id != own) {
+            match std::fs::read_to_string(thread.path().join("comm")) {
+                Ok(name) => others.push(name.trim_end().to_owned()),
+                // It has ended.
+                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(_) => others.push(thread.file_name().to_string_lossy().into_owned()),
+            }
+        }
+    }
+    Ok(others)
 }
 
 #[cfg(test)]

@@ -184,13 +184,15 @@ impl Template {
     }
 }
 
-/// Refuses a process with more than one thread. Without `/proc`, the threads cannot be counted.
+/// Refuses a process with more than one thread.
 fn count_threads() -> Result<(), String> {
     /// A thread that was joined may be listed for a moment.
     const PATIENCE: Duration = Duration::from_millis(200);
     let begun = Instant::now();
     loop {
-        let others = setup::other_threads();
+        let others = setup::other_threads().map_err(|error| {
+            format!("the threads of its process can't be counted, which a fork would leave out: {error}; mount /proc, or use StartMethod::Spawn")
+        })?;
         if others.is_empty() {
             return Ok(());
         }

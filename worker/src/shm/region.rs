@@ -277,10 +277,26 @@ fn examine(file: OwnedFd, expected: SealFlags) -> io::Result<(OwnedFd, usize, u6
     if !seals.contains(expected) {
         return Err(invalid("the shared memory can still be changed: it lacks seals"));
     }
+    if !is_ordinary_memory(&file)? {
+        return Err(invalid("the shared memory is in huge pages of a fixed number"));
+    }
     let stat = rustix::fs::fstat(&file)?;
     let len =
         usize::try_from(stat.st_size).map_err(|_| invalid("the shared memory has no size"))?;
     Ok((file, len, stat.st_blocks.cast_unsigned().saturating_mul(512)))
+}
+
+/// Returns whether a file with seals is in ordinary memory. A seal against shrinking forbids no holes. In ordinary memory
+/// a hole is filled at the next access; in huge pages that are counted (`MFD_HUGETLB`), that needs one that is free, and
+/// is a SIGBUS without.
+///
+/// # Errors
+///
+/// Those of `fstatfs`.
+pub fn is_ordinary_memory(file: impl AsFd) -> io::Result<bool> {
+    /// Of tmpfs, whose files anonymous ones are.
+    const TMPFS_MAGIC: u64 = 0x0102_1994;
+    Ok(rustix::fs::fstatfs(file)?.f_type as u64 == TMPFS_MAGIC)
 }
 
 fn invalid(why: &str) -> io::Error {
@@ -304,6 +320,14 @@ mod tests {
     fn memory_that_can_be_taken_away_is_refused() {
         assert!(Region::open(sparse(4096, SealFlags::empty()), 0).is_err());
         assert!(Region::open(sparse(4096, SealFlags::GROW), 0).is_err());
+        // Kernels without huge pages have no such files.
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | MemfdFlags::HUGETLB;
+        if let Ok(file) = rustix::fs::memfd_create("test", flags) {
+            rustix::fs::fcntl_add_seals(&file, SIZE).unwrap();
+            assert!(!is_ordinary_memory(&file).unwrap());
+            let refused = Region::open(file, 0).unwrap_err();
+            assert!(refused.to_string().contains("huge pages"), "{refused}");
+        }
         let (reader, _writer) = std::io::pipe().unwrap();
         assert!(Region::open(reader.into(), 0).is_err());
         assert!(Region::open(std::fs::File::open("/dev/zero").unwrap().into(), 0).is_err());

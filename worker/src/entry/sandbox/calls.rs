@@ -8,28 +8,35 @@ pub(super) const FCNTL_REFUSED: [u64; 4] = [
     libc::F_NOTIFY as u64,
 ];
 
-/// The operations of ioctl(2) that do so on sockets.
-pub(super) const IOCTL_REFUSED: [u64; 2] =
-    [0x8901 /* FIOSETOWN */, 0x8902 /* SIOCSPGRP */];
-
-/// The operations of terminals are refused: they take the terminal over, type into it, read what the user types, and
-/// send signals to whom it belongs. They have a byte of their own in their numbers. Consoles have another, and the
-/// numbers of virtual terminals start so. Each is a mask and the value below it.
-pub(super) const IOCTL_OF_TERMINALS: [(u64, u64); 3] =
-    [(0xff00, 0x5400), (0xff00, 0x4b00), (0xffff_fff0, 0x5600)];
-
-/// What is allowed of them: what tells of a terminal and changes nothing, and what is for every file.
-pub(super) const IOCTL_ALLOWED: [u64; 10] = [
+/// The operations of ioctl(2) that tell of a file, a terminal or a socket, or concern the descriptor alone. All others
+/// are refused: those of terminals type into them, read what the user types and send signals to whom they belong, those
+/// of file systems change files that may only be read, and those of devices do anything.
+pub(super) const IOCTL_ALLOWED: [u64; 22] = [
+    libc::FIONREAD,
+    libc::FIONBIO,
+    libc::FIOCLEX,
+    libc::FIONCLEX,
+    0x5460, /* FIOQSIZE */
+    2,      /* FIGETBSZ */
+    // terminals
     libc::TCGETS,
     0x802c_542a, /* TCGETS2 */
     libc::TIOCGWINSZ,
     libc::TIOCGPGRP,
     libc::TIOCGSID,
     libc::TIOCOUTQ,
-    libc::FIONREAD,
-    libc::FIONBIO,
-    libc::FIOCLEX,
-    libc::FIONCLEX,
+    // file systems and disks; a copy needs a descriptor that may write
+    0x8008_6601, /* FS_IOC_GETFLAGS */
+    0xc020_660b, /* FS_IOC_FIEMAP */
+    0x4004_9409, /* FICLONE */
+    0x4020_940d, /* FICLONERANGE */
+    0x8008_1272, /* BLKGETSIZE64 */
+    // sockets
+    0x8905, /* SIOCATMARK */
+    0x8912, /* SIOCGIFCONF */
+    0x8913, /* SIOCGIFFLAGS */
+    0x8915, /* SIOCGIFADDR */
+    0x8933, /* SIOCGIFINDEX */
 ];
 
 /// The operations of prctl(2) that concern this process and weaken nothing.
@@ -57,14 +64,12 @@ pub(super) const PRCTL_OF_PROCESSES: [u64; 2] =
     [libc::PR_SET_PDEATHSIG as u64, libc::PR_SET_CHILD_SUBREAPER as u64];
 
 /// Sockets, which fail where the network is denied.
-pub(super) const SOCKETS: &[libc::c_long] = &[
-    libc::SYS_socket,
-    libc::SYS_connect,
-    libc::SYS_bind,
-    libc::SYS_listen,
-    libc::SYS_accept,
-    libc::SYS_accept4,
-];
+pub(super) const SOCKETS: &[libc::c_long] = &[libc::SYS_socket, libc::SYS_connect];
+
+/// Waiting for connections, which fails where no port is named for it. Landlock limits the ports that a socket is bound
+/// to; one that is not bound listens on a port that the kernel chooses.
+pub(super) const LISTENING: &[libc::c_long] =
+    &[libc::SYS_bind, libc::SYS_listen, libc::SYS_accept, libc::SYS_accept4];
 
 /// Processes, which fail where none may be started.
 pub(super) const PROCESSES: &[libc::c_long] = &[
