@@ -202,7 +202,7 @@ impl DeathCause {
     /// Returns this cause, or the one behind it that the worker has recorded.
     pub(crate) fn explained(self, note: Option<AbortReason>) -> Self {
         match (self, note) {
-            (Self::Signaled(..), Some(AbortReason::OutOfMemory)) => Self::OutOfMemory,
+            (Self::Signaled(libc::SIGABRT, _), Some(AbortReason::OutOfMemory)) => Self::OutOfMemory,
             (Self::Signaled(libc::SIGSYS, _), Some(AbortReason::Refused(syscall))) => {
                 Self::Sandboxed { syscall }
             }

@@ -151,7 +151,9 @@ impl<H: Atomics> Object<H> {
         let tail = usize::try_from(entry.tail.load(Relaxed)).ok()?;
         let end = start.checked_add(Self::HEAD)?.checked_add(tail)?;
         let is_one = entry.kind.load(Relaxed) == number::<H>();
-        let fits = start.is_multiple_of(LINE) && end <= memory.len();
+        // Behind the directory, whose length any process may have changed, too.
+        let is_behind = start >= directory(index as usize + 1);
+        let fits = start.is_multiple_of(LINE) && is_behind && end <= memory.len();
         (is_one && fits).then_some(Self { memory, slot: index, start, tail, head: PhantomData })
     }
 
@@ -262,7 +264,9 @@ mod tests {
         let other = Object::<AtomicU64>::new(SMALL).unwrap();
         assert!(!Arc::ptr_eq(&other.memory, &object.memory));
         let entry = slot(&other.memory, 0).unwrap();
-        for (start, tail) in [(0, u64::MAX), (u64::MAX, 0), (8, 8), (1 << 20, 8), (128, 1 << 20)] {
+        let places =
+            [(0, u64::MAX), (0, 8), (64, 8), (u64::MAX, 0), (8, 8), (1 << 20, 8), (128, 1 << 20)];
+        for (start, tail) in places {
             entry.start.store(start, Relaxed);
             entry.tail.store(tail, Relaxed);
             assert!(Object::<AtomicU64>::find(Arc::clone(&other.memory), 0).is_none());

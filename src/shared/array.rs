@@ -11,6 +11,7 @@ use std::sync::atomic::{
 use std::time::Duration;
 
 use bytemuck::Pod;
+use procpool_worker::memcpy;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
@@ -50,6 +51,10 @@ use crate::ipc::raw_lock::{LockGuard, RawLock};
 /// If a process dies or panics while it holds the lock, another process can acquire it.
 /// [`LockGuard::abandoned_by`] then returns the PID of the previous holder, which may have written any part
 /// of its changes.
+///
+/// A worker that attackers have taken over respects no lock. It can change the elements while a guard of this process
+/// refers to them, which the language doesn't allow. With such workers use [`to_vec`](Self::to_vec), which copies, or
+/// atomics, or a [`channel`](crate::channel).
 ///
 /// # As atomics
 ///
@@ -143,7 +148,35 @@ impl<T: Pod> SharedArray<T> {
 
     /// Returns a copy of all elements, made under the lock.
     pub fn to_vec(&self) -> Vec<T> {
-        self.lock().to_vec()
+        let mut copy = Vec::<T>::with_capacity(self.len());
+        let _held = self.raw().lock();
+        // SAFETY: the memory holds this many elements, for which all bytes are valid. No reference to them exists
+        // here, so that a process which does not respect the lock changes what is copied, and nothing else.
+        unsafe {
+            memcpy::copy(
+                self.object.tail_start(),
+                copy.as_mut_ptr().cast(),
+                self.len() * Self::SIZE,
+            );
+            copy.set_len(self.len());
+        }
+        copy
+    }
+
+    /// Returns a copy of an element, made under the lock.
+    pub(crate) fn load(&self, index: usize) -> T {
+        assert!(index < self.len());
+        let _held = self.raw().lock();
+        // SAFETY: as in `to_vec`.
+        unsafe { self.object.tail_start().cast::<T>().add(index).read_volatile() }
+    }
+
+    /// Replaces an element, under the lock.
+    pub(crate) fn store(&self, index: usize, value: T) {
+        assert!(index < self.len());
+        let _held = self.raw().lock();
+        // SAFETY: as in `to_vec`.
+        unsafe { self.object.tail_start().cast::<T>().add(index).write_volatile(value) };
     }
 
     fn raw(&self) -> &RawLock {

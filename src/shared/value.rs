@@ -68,12 +68,12 @@ impl<T: Pod> SharedValue<T> {
 
     /// Returns a copy of the value, made under the lock.
     pub fn get(&self) -> T {
-        *self.lock()
+        self.0.load(0)
     }
 
     /// Replaces the value, under the lock.
     pub fn set(&self, value: T) {
-        *self.lock() = value;
+        self.0.store(0, value);
     }
 }
 

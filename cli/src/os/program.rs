@@ -14,12 +14,10 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, getpid, kill_process, pidfd_open, waitid,
-};
+use rustix::process::{Pid, PidfdFlags, Signal, getpid, kill_process, pidfd_open};
 
 use super::observe;
 use super::terminal::FROM_KEYS;
@@ -396,9 +394,14 @@ fn signal_one(pid: u32, signal: Signal) -> bool {
     pid.is_some_and(|pid| kill_process(pid, signal).is_ok())
 }
 
-/// Kills all leftover processes of a program, waits for them, and adds their resource use. The
+/// Kills all leftover processes of a program, waits a second for them at most, and adds their resource use. The
 /// program itself has been waited for.
 pub(crate) fn kill_orphans(ended: &mut ProgramExit) {
+    /// How long killed processes are waited for.
+    const PATIENCE: Duration = Duration::from_secs(1);
+    const LONGEST_PAUSE: Duration = Duration::from_millis(10);
+    let begun = Instant::now();
+    let mut pause = Duration::from_micros(100);
     loop {
         match collect(-1, libc::WNOHANG) {
             Ok(Some(left)) => {
@@ -414,8 +417,12 @@ pub(crate) fn kill_orphans(ended: &mut ProgramExit) {
                     // A process that has changed its user, which cannot be killed.
                     return;
                 }
-                let has_ended = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
-                let _ = waitid(WaitId::All, has_ended);
+                // One in an uninterruptible wait, as for a server of files that is gone, ends when that does.
+                if begun.elapsed() > PATIENCE {
+                    return;
+                }
+                std::thread::sleep(pause);
+                pause = (2 * pause).min(LONGEST_PAUSE);
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             // Nothing is left.

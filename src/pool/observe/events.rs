@@ -197,6 +197,25 @@ pub enum EventKind {
 }
 
 impl EventKind {
+    /// Cuts a text that is too long.
+    fn cut(&mut self) {
+        let text = match self {
+            Self::Finished { error: Some(text), .. }
+            | Self::Retried { error: text, .. }
+            | Self::StartFailed { cause: text, .. }
+            | Self::TemplateLost { cause: text, .. }
+            | Self::Lost { cause: text, .. }
+            | Self::HostLost { reason: text }
+            | Self::CallbackPanicked { message: text } => text,
+            _ => return,
+        };
+        if text.len() > MAX_TEXT {
+            text.truncate(text.floor_char_boundary(MAX_TEXT));
+            text.push_str("… (cut)");
+            text.shrink_to_fit();
+        }
+    }
+
     /// Returns the slot of the worker that the event is about.
     pub(crate) fn slot_mut(&mut self) -> Option<&mut usize> {
         match self {
@@ -325,8 +344,12 @@ struct Backlog {
     record_bytes: AtomicUsize,
 }
 
-/// Maximum number of pending events: about 10 MiB.
+/// Maximum number of pending events: about 10 MiB, and 70 MiB if each has the longest text.
 const MAX_WAITING: usize = 1 << 16;
+
+/// Maximum bytes of an event's text. A worker decides how long the message of a panic is. The task's error has the
+/// whole.
+const MAX_TEXT: usize = 1 << 10;
 
 /// Maximum bytes of pending log records: their number alone bounds nothing.
 const MAX_RECORD_BYTES: usize = 64 << 20;
@@ -401,7 +424,8 @@ impl Observers {
         if !self.is_enabled() {
             return;
         }
-        let event = Event { time: self.began.elapsed(), host, kind: kind() };
+        let mut event = Event { time: self.began.elapsed(), host, kind: kind() };
+        event.kind.cut();
         if TO_STDERR.load(Relaxed) {
             // A failed write to stderr doesn't affect the pool.
             let _ = writeln!(io::stderr(), "[procpool]{event}");

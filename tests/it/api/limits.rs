@@ -218,6 +218,50 @@ fn the_last_lines_of_a_worker_that_dies_come_with_the_error() {
 }
 
 #[test]
+fn the_death_of_a_process_that_a_task_has_forked_says_nothing_of_the_worker() {
+    let forks = |also_aborts: bool| {
+        // SAFETY: the copy ends by the abort.
+        unsafe {
+            let pid = libc::fork();
+            if pid == 0 {
+                drop(Vec::<u8>::with_capacity(isize::MAX as usize));
+            }
+            libc::waitpid(pid, std::ptr::null_mut(), 0);
+        }
+        if also_aborts {
+            std::process::abort();
+        }
+    };
+    let pool = Pool::builder().workers(1).output(OutputMode::Null).build().unwrap();
+    let aborted = cause(&pool.apply(forks, true).unwrap_err());
+    assert!(matches!(aborted, DeathCause::Signaled(libc::SIGABRT, _)), "{aborted:?}");
+    assert_eq!(pool.apply(forks, false), Ok(()));
+    let killed = |()| {
+        // SAFETY: a plain system call.
+        unsafe { libc::raise(libc::SIGKILL) };
+    };
+    let killed = cause(&pool.apply(killed, ()).unwrap_err());
+    assert!(matches!(killed, DeathCause::Signaled(libc::SIGKILL, _)), "{killed:?}");
+}
+
+#[test]
+fn an_event_has_the_start_of_a_long_error_and_the_task_the_whole() {
+    let events: Arc<Mutex<Vec<String>>> = Arc::default();
+    let seen = Arc::clone(&events);
+    let note = move |event: &procpool::Event| {
+        if let EventKind::Finished { error: Some(error), .. } = &event.kind {
+            seen.lock().unwrap().push(error.clone());
+        }
+    };
+    let pool = Pool::builder().workers(1).on_event(note).output(OutputMode::Null).build().unwrap();
+    let error = pool.apply(|n: usize| -> () { panic!("{}", "ä".repeat(n)) }, 50_000).unwrap_err();
+    assert!(error.to_string().len() > 100_000);
+    wait_until("it is seen", || !events.lock().unwrap().is_empty());
+    let text = events.lock().unwrap()[0].clone();
+    assert!(text.len() < 2_000 && text.ends_with("ä… (cut)"), "{text}");
+}
+
+#[test]
 fn events_report_what_happens_to_workers_and_tasks() {
     let told = Arc::new(Mutex::new(Vec::new()));
     let teller = Arc::clone(&told);

@@ -30,10 +30,11 @@ use seccompiler::{
 
 use self::calls::{
     ALLOWED, ALLOWED_HERE, FCNTL_REFUSED, IOCTL_ALLOWED, LISTENING, PRCTL_ALLOWED,
-    PRCTL_OF_PROCESSES, PROCESSES, PROCESSES_HERE, REFUSED, REFUSED_HERE, SOCKETS,
+    PRCTL_OF_PROCESSES, PROCESSES, PROCESSES_HERE, REFUSED, REFUSED_HERE, SOCKETS, UNKNOWN,
 };
 use self::table::Answer;
 use super::setup::other_threads;
+use crate::run::fork_guard;
 use crate::shm::lane::{AbortReason, Words};
 use crate::wire::confinement::{Confinement, Network};
 
@@ -221,6 +222,7 @@ fn answers(to: &Confinement) -> BTreeMap<libc::c_long, Answer> {
         (REFUSED_HERE, Answer::Fail(libc::EPERM)),
         (SOCKETS, sockets),
         (LISTENING, listening),
+        (UNKNOWN, Answer::Fail(libc::ENOTSUP)),
         (PROCESSES, processes),
         (PROCESSES_HERE, processes),
         // Its arguments are in memory, where a filter can't see them. The C library uses `clone` then.
@@ -335,7 +337,9 @@ fn conditional(to: &Confinement) -> Result<Rules, seccompiler::BackendError> {
         }
         Network::Full => {
             let families = [internet[0], internet[1], libc::AF_NETLINK as u64];
-            rules.push((libc::SYS_socket, vec![none_of(0, &families)?]));
+            // Addresses and routes, which looking up a name asks for.
+            let others = rule(&[(0, Eq, families[2]), (2, Ne, libc::NETLINK_ROUTE as u64)])?;
+            rules.push((libc::SYS_socket, vec![none_of(0, &families)?, others]));
         }
     }
     Ok(rules)
@@ -365,6 +369,7 @@ extern "C" fn on_refusal(_signal: c_int, info: *mut libc::siginfo_t, _: *mut c_v
     // safe in a signal handler.
     unsafe {
         if (*info).si_code == BY_FILTER
+            && !fork_guard::is_forked()
             && let Some(lane) = LANE.get()
         {
             let call = info.cast::<u8>().add(CALL).cast::<c_int>().read();
@@ -389,6 +394,7 @@ mod tests {
             REFUSED_HERE,
             SOCKETS,
             LISTENING,
+            UNKNOWN,
             PROCESSES,
             PROCESSES_HERE,
         ];

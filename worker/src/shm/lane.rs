@@ -191,6 +191,8 @@ impl Words {
         self.running.block_start.store(now, Ordering::Relaxed);
         self.committed.store(0, Ordering::Relaxed);
         self.running.started.store(0, Ordering::Relaxed);
+        // Of an abort that a task's handler has survived.
+        self.running.abort_reason.store(0, Ordering::Relaxed);
         self.unclaim_request.store(0, Ordering::Relaxed);
         self.task.item.store(0, Ordering::Relaxed);
         self.claim.store(pack(0, items), Ordering::Release);

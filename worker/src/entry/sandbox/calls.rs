@@ -145,6 +145,17 @@ pub(super) const REFUSED: &[libc::c_long] = &[
     libc::SYS_personality,
 ];
 
+/// What fails as where there is no such thing: the extended attributes of any file by its path, which Landlock does not
+/// know. Those of an open file can be read.
+pub(super) const UNKNOWN: &[libc::c_long] = &[
+    libc::SYS_getxattr,
+    libc::SYS_lgetxattr,
+    libc::SYS_listxattr,
+    libc::SYS_llistxattr,
+    464, // getxattrat
+    465, // listxattrat
+];
+
 #[cfg(target_arch = "x86_64")]
 pub(super) const REFUSED_HERE: &[libc::c_long] = &[
     libc::SYS_chmod,
@@ -215,11 +226,7 @@ pub(super) const ALLOWED: &[libc::c_long] = &[
     libc::SYS_chdir,
     libc::SYS_fchdir,
     libc::SYS_umask,
-    libc::SYS_getxattr,
-    libc::SYS_lgetxattr,
     libc::SYS_fgetxattr,
-    libc::SYS_listxattr,
-    libc::SYS_llistxattr,
     libc::SYS_flistxattr,
     // memory
     libc::SYS_mmap,
