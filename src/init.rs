@@ -18,7 +18,9 @@ use crate::entry;
 ///
 /// Code before `init` runs in each worker too: files that it opens stay open, and threads that it starts
 /// keep running beside the tasks. The worker closes only inherited descriptors: those without the
-/// close-on-exec flag, which Rust sets on every file that it opens.
+/// close-on-exec flag, which the standard library sets on every file that it opens. It can't tell them from
+/// descriptors that C code, or crates such as rustix and libc, have opened without the flag before `init`: set it
+/// there.
 ///
 /// [`main!`](crate::main) runs before `main`. Use it in programs whose `main` starts a runtime, threads
 /// or initializers of its own.

@@ -129,7 +129,7 @@ mod tests {
         let named = attachments.collect(|| file.handle(&file).unwrap());
         assert!(matches!(named.open(OFlags::RDWR), Err(OpenError::NotSent)));
         let files = attachments.files().into_iter();
-        let files = files.map(|(id, fd)| (id, fd.try_clone_to_owned().unwrap()));
+        let files = files.map(|(id, fd)| (id, fd.try_clone_to_owned().unwrap().into()));
         attach::Received::new(files.collect()).register();
         for access in [OFlags::RDWR, OFlags::RDONLY] {
             let opened = named.open(access).unwrap();

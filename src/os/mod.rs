@@ -1,5 +1,6 @@
 //! The interface to Linux: processes, shared memory, futexes, pipes and signals.
 
+pub(crate) mod closer;
 pub(crate) mod futex;
 #[cfg(feature = "mpi")]
 pub(crate) mod host;

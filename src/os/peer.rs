@@ -11,6 +11,7 @@ use std::mem::MaybeUninit;
 
 use procpool_worker::attach::{Attachments, FileId, Received};
 use procpool_worker::codec;
+use procpool_worker::passed::PassedFd;
 use procpool_worker::protocol::MAX_FILES;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::{Errno, retry_on_intr};
@@ -19,6 +20,7 @@ use rustix::net::{
     SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
 };
 
+use super::closer;
 use crate::ipc::handle::File;
 
 /// The longest packet in bytes: a number and the ids of [`MAX_FILES`] files.
@@ -78,6 +80,7 @@ pub(crate) fn pass(end: &File, number: u64, attachments: &Attachments) -> io::Re
 ///
 /// When this process has no file descriptors left, or the system refuses.
 pub(crate) fn peek(end: &File, number: u64) -> io::Result<Received> {
+    closer::install();
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FILES))];
     let mut buffer = [0; MAX_PACKET];
     for _ in 0..MAX_DROPPED {
@@ -98,6 +101,7 @@ pub(crate) fn peek(end: &File, number: u64) -> io::Result<Received> {
                 _ => None,
             })
             .flatten()
+            .map(PassedFd::from)
             .collect();
         let packet = codec::decode::<(u64, Vec<FileId>)>(&buffer[..received.bytes]);
         // Numbers rise: a later packet belongs to a later message.

@@ -11,6 +11,7 @@ use procpool_worker::note::LogLevel;
 use procpool_worker::sys;
 
 use crate::error::{Error, StartError};
+use crate::os::closer;
 use crate::os::process::{Launch, OutputMode, check_directory};
 use crate::pool::config::{Config, EnvPerWorker, Initializer, MAX_WORKERS, Preload, StartMethod};
 use crate::pool::drive::driver;
@@ -496,6 +497,7 @@ impl PoolBuilder {
 
     /// Validates the options and fills in defaults. `liveness_pipe` is the workers' end of the liveness pipe.
     fn resolve(self, liveness_pipe: Arc<OwnedFd>) -> Result<(Config, TaskOptions), Error> {
+        closer::install();
         let worker_logs = self.chosen_worker_logs();
         let refuse = |option, value: String, remedy| Err(Error::Option { option, value, remedy });
         let most_on = self.workers_on.iter().map(|(_, workers)| *workers).max().unwrap_or(0);

@@ -140,6 +140,16 @@ impl Sandbox {
         cfg!(sandboxed).then_some(everything)
     }
 
+    /// Returns what is sent to other hosts: what workers may do, and whether from after their initializer on.
+    pub(crate) fn into_parts(self) -> (Confinement, bool) {
+        (self.confinement, self.after_initializer)
+    }
+
+    /// Returns the sandbox that another host asks for.
+    pub(crate) fn of_parts((confinement, after_initializer): (Confinement, bool)) -> Self {
+        Self { confinement, after_initializer }
+    }
+
     /// Checks that this machine can confine workers so.
     pub(crate) fn check(&self) -> Result<(), StartError> {
         procpool_worker::sandbox::check(&self.confinement).map_err(StartError::Sandbox)

@@ -184,7 +184,7 @@ impl PoolBuilder {
         }
     }
 
-    /// Confines the workers; see [`Sandbox`]. Not available with [`hosts`](Self::hosts).
+    /// Confines the workers; see [`Sandbox`]. With [`hosts`](Self::hosts), on each host: what is named must exist there.
     ///
     /// [`build`](Self::build) fails with [`StartError::Sandbox`](crate::StartError::Sandbox) where the kernel can't do it.
     #[cfg(feature = "sandbox")]
@@ -193,19 +193,10 @@ impl PoolBuilder {
         self
     }
 
-    /// Checks that the pool's other options allow a sandbox, and the machine too.
+    /// Checks that this machine can confine workers so.
     #[cfg(feature = "sandbox")]
     pub(super) fn check_sandbox(&self) -> Result<(), Error> {
-        let spans_hosts = self.agent.is_some() || self.hosts == Hosts::Mpi;
-        match &self.sandbox {
-            Some(_) if spans_hosts => Err(Error::Option {
-                option: "sandbox",
-                value: "one with other hosts".to_owned(),
-                remedy: "use a pool of this host",
-            }),
-            Some(sandbox) => Ok(sandbox.check()?),
-            None => Ok(()),
-        }
+        self.sandbox.as_ref().map_or(Ok(()), |sandbox| Ok(sandbox.check()?))
     }
 
     /// Limits the time from a worker's start to the end of its initializer, and from the template's start to the

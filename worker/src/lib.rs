@@ -69,5 +69,6 @@ pub use shm::{doorbell, lane, memcpy, prefault, record, region, sys};
 #[cfg(feature = "sandbox")]
 pub use wire::confinement;
 pub use wire::{
-    attach, bulk, codec, control, depth, error, function, note, protocol, template, transport,
+    attach, bulk, codec, control, depth, error, function, note, passed, protocol, template,
+    transport,
 };

@@ -91,7 +91,7 @@ mod tests {
         let (reader, _writer) = std::io::pipe().unwrap();
         let id = FileId::of(&reader).unwrap();
         let keep = || {
-            let file = (id, reader.try_clone().unwrap().into());
+            let file = (id, std::os::fd::OwnedFd::from(reader.try_clone().unwrap()).into());
             Files::within(Received::new(vec![file]), &HELD, 2)
         };
         let [dropped, decoded] = [keep(), keep()].map(Option::unwrap);

@@ -14,6 +14,8 @@ use crate::pool::builder::PoolBuilder;
 use crate::pool::config::{EnvPerWorker, Initializer, Preload};
 use crate::pool::limits::Limits;
 use crate::pool::observe::callbacks::contain;
+#[cfg(feature = "sandbox")]
+use crate::pool::sandbox::Sandbox;
 use crate::worker_ref::HostName;
 
 impl PoolBuilder {
@@ -81,6 +83,8 @@ impl PoolBuilder {
             pin_cpus: self.pin_cpus,
             is_observed: !self.observers.is_empty(),
             worker_logs: self.chosen_worker_logs(),
+            #[cfg(feature = "sandbox")]
+            sandbox: self.sandbox.clone().map(Sandbox::into_parts),
         };
         Ok(Plan { settings, workers: self.workers, workers_on: self.workers_on.clone() })
     }
@@ -127,6 +131,8 @@ impl PoolBuilder {
             seed: Some(seed::advance(settings.seed, first_slot as u64)),
             hosts: Hosts::Local,
             agent: Some((HostName::new(&settings.host), first_slot)),
+            #[cfg(feature = "sandbox")]
+            sandbox: settings.sandbox.map(Sandbox::of_parts),
             ..Self::new()
         }
     }

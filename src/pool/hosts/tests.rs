@@ -367,6 +367,33 @@ fn output_is_captured_on_every_host() {
     assert_eq!(hosts.len(), 2);
 }
 
+#[cfg(feature = "sandbox")]
+#[test]
+fn a_sandbox_confines_the_workers_of_every_host() {
+    let _cluster = Cluster::new(3);
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    std::fs::create_dir(path("named")).unwrap();
+    std::fs::write(path("secret"), "x").unwrap();
+    let reads = |path: String| nap(0) == 1 && std::fs::read_to_string(path).is_ok();
+    let read_by_all = |pool: &Pool, path: String| -> Vec<bool> {
+        pool.broadcast(reads, path).into_iter().map(Result::unwrap).collect()
+    };
+    let open = builder().build().unwrap();
+    assert_eq!(read_by_all(&open, path("secret")), [true; 6]);
+    open.close();
+    let sandbox = || crate::Sandbox::strict().read(path("named"));
+    std::fs::write(path("named/file"), "x").unwrap();
+    for sandbox in [sandbox(), sandbox().after_initializer()] {
+        let pool = builder().sandbox(sandbox).build().unwrap();
+        assert_eq!(read_by_all(&pool, path("secret")), [false; 6]);
+        assert_eq!(read_by_all(&pool, path("named/file")), [true; 6]);
+    }
+    let missing = builder().sandbox(crate::Sandbox::strict().read(path("nothing"))).build();
+    let missing = format!("{:?}", missing.unwrap_err());
+    assert!(missing.contains("nothing can't be opened"), "{missing}");
+}
+
 #[test]
 fn a_lost_host_costs_time_and_nothing_else() {
     let cluster = Cluster::new(3);

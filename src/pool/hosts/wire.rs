@@ -10,6 +10,8 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::time::Duration;
 
 use procpool_worker::codec;
+#[cfg(feature = "sandbox")]
+use procpool_worker::confinement::Confinement;
 use procpool_worker::error::CodecError;
 use procpool_worker::function::{FnRef, ImageId, PreloadRef};
 use procpool_worker::note::{LogLevel, Progress};
@@ -153,6 +155,9 @@ pub(crate) struct Settings {
     pub(crate) is_observed: bool,
     /// The least urgent level of the log records that it wants.
     pub(crate) worker_logs: Option<LogLevel>,
+    /// What workers may still do, and whether from after their initializer on.
+    #[cfg(feature = "sandbox")]
+    pub(crate) sandbox: Option<(Confinement, bool)>,
 }
 
 /// The call of an initializer.

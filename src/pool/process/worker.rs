@@ -572,7 +572,10 @@ impl Worker {
             }
             let region = match packet.descriptors.into_iter().next() {
                 Some(file) => {
-                    let region = Region::open_backed(file);
+                    if !file.is_prompt() {
+                        return Err(malformed("a region that is a file".to_owned()));
+                    }
+                    let region = Region::open_backed(file.into());
                     let mut region = region.map_err(|error| malformed(error.to_string()))?;
                     region.close_descriptor();
                     Some(region)

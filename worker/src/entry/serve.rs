@@ -70,7 +70,8 @@ fn start(token: SpawnToken) -> Result<Worker, TransportError> {
 pub(super) fn connect(control: Control) -> Result<Worker, TransportError> {
     let start = control.recv(false)?;
     let malformed = || TransportError::Malformed("no start was passed".to_owned());
-    let passed = start.descriptors.into_iter().map(sys::move_high).collect::<Vec<_>>();
+    let passed =
+        start.descriptors.into_iter().map(|fd| sys::move_high(fd.into())).collect::<Vec<_>>();
     let [liveness, lane, frames] = <[OwnedFd; 3]>::try_from(passed).map_err(|_| malformed())?;
     liveness::hold_pipe(liveness);
     let mut lane = Region::open(lane, LANE_BYTES as u64)?;

@@ -33,6 +33,7 @@ use crate::wire::codec;
 use crate::wire::control::{Control, Packet};
 use crate::wire::error::TransportError;
 use crate::wire::function::{ImageId, PreloadRef};
+use crate::wire::passed::PassedFd;
 use crate::wire::protocol::{Handshake, SpawnToken, VERSION};
 use crate::wire::template::{TemplateReply, TemplateRequest};
 
@@ -47,7 +48,7 @@ struct Template {
     /// Closed in each worker, which has a pipe of its own.
     _liveness: OwnedFd,
     /// Files that were passed for the preload function's argument.
-    attached: Vec<(attach::FileId, OwnedFd)>,
+    attached: Vec<(attach::FileId, PassedFd)>,
 }
 
 /// What a forked worker needs.
@@ -87,7 +88,7 @@ fn start(token: SpawnToken) -> Result<Template, TransportError> {
     setup::prepare(token.parent)?;
     let control = Control::new(setup::take_control_socket(token.parent)?, token.nonce);
     let first = control.recv(false)?;
-    let mut passed = first.descriptors.into_iter().map(sys::move_high);
+    let mut passed = first.descriptors.into_iter().map(|fd| sys::move_high(fd.into()));
     let missing = || TransportError::Malformed("no liveness pipe was passed".to_owned());
     let liveness = passed.next().ok_or_else(missing)?;
     setup::raise_oom_score();
@@ -116,11 +117,13 @@ impl Template {
             let request = codec::decode(&bytes).map_err(|error| malformed(error.to_string()))?;
             match request {
                 TemplateRequest::Attached(files) => {
-                    let descriptors = descriptors.into_iter().map(sys::move_high);
+                    let descriptors =
+                        descriptors.into_iter().map(|fd| sys::move_high(fd.into()).into());
                     self.attached.extend(files.into_iter().zip(descriptors));
                 }
                 TemplateRequest::Preload { call, len } => {
-                    let region = descriptors.into_iter().next().map(|file| Region::open(file, len));
+                    let region =
+                        descriptors.into_iter().next().map(|file| Region::open(file.into(), len));
                     let region = region.transpose()?;
                     let begun = Instant::now();
                     let loaded =
@@ -134,7 +137,7 @@ impl Template {
                     reply(&self.control, &TemplateReply::Preloaded(loaded))?;
                 }
                 TemplateRequest::Fork { nonce, title, env } => {
-                    let mut descriptors = descriptors.into_iter();
+                    let mut descriptors = descriptors.into_iter().map(OwnedFd::from);
                     let control = descriptors.next();
                     let control =
                         control.ok_or_else(|| malformed("no socket was passed".to_owned()))?;

@@ -12,6 +12,7 @@ use crate::wire::attach::{Attachments, Received};
 use crate::wire::codec;
 use crate::wire::control::Control;
 use crate::wire::error::TransportError;
+use crate::wire::passed::PassedFd;
 use crate::wire::protocol::{MAX_FILES, Passed, Reply};
 use crate::wire::transport::FrameReceiver;
 
@@ -83,7 +84,7 @@ impl Channels {
         }
         let passed = codec::decode(&packet.bytes)
             .map_err(|error| TransportError::Malformed(error.to_string()))?;
-        Ok((passed, packet.descriptors.into_iter().map(sys::move_high).collect()))
+        Ok((passed, packet.descriptors.into_iter().map(|fd| sys::move_high(fd.into())).collect()))
     }
 
     /// Receives the file of the region that the current frame refers to.
@@ -114,6 +115,7 @@ impl Channels {
         for _ in 0..packets {
             match self.recv_passed()? {
                 (Passed::Attached(files), descriptors) if files.len() == descriptors.len() => {
+                    let descriptors = descriptors.into_iter().map(PassedFd::from);
                     received.extend(files.into_iter().zip(descriptors));
                 }
                 _ => return Err(TransportError::Malformed("nothing was attached".to_owned())),

@@ -14,7 +14,7 @@ use super::panics;
 use crate::shm::region::Frozen;
 use crate::wire::attach::Received;
 use crate::wire::error::CodecError;
-use crate::wire::function::FnRef;
+use crate::wire::function::InitRef;
 use crate::wire::{bulk, codec};
 
 /// A value in the form that it was sent in.
@@ -57,8 +57,8 @@ impl Context {
     #[inline]
     pub(crate) fn call_state<S: 'static>(&self) -> Result<&CallState<S>, CodecError> {
         self.get_or_decode(|source| {
-            let call: FnRef = source.decode()?;
-            let (init, _) = call.resolve().map_err(CodecError::new::<FnRef>)?;
+            let call: InitRef = source.decode()?;
+            let (init, _) = call.0.resolve().map_err(CodecError::new::<InitRef>)?;
             // SAFETY: referenced by `FnRef::task_init`, as a `fn() -> S`, with the trampoline that calls
             // this method for `S`.
             let init = unsafe { std::mem::transmute::<*const (), fn() -> S>(init) };

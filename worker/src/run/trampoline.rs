@@ -13,7 +13,7 @@ use super::chunk_run::ChunkRun;
 use super::state;
 use crate::wire::codec;
 use crate::wire::error::CodecError;
-use crate::wire::function::{FnRef, ForeignFunction, PreloadRef, UnknownFunction};
+use crate::wire::function::{FnRef, ForeignFunction, InitRef, PreloadRef, UnknownFunction};
 
 /// Runs the items of one span: decodes, calls the function, encodes and commits.
 ///
@@ -81,7 +81,7 @@ impl FnRef {
     pub fn task_init<S, A, R>(
         init: fn() -> S,
         function: fn(&mut S, A) -> R,
-    ) -> Result<(Self, Self), ForeignFunction>
+    ) -> Result<(Self, InitRef), ForeignFunction>
     where
         S: 'static,
         A: DeserializeOwned,
@@ -90,7 +90,7 @@ impl FnRef {
         // SAFETY: a `fn(&mut S, A) -> R` and its trampoline. `init` is sent as the context, which only
         // that trampoline reads, as a `fn() -> S`.
         let reference = |function| unsafe { reference(function, task_init::<S, A, R>) };
-        Ok((reference(function as *const ())?, reference(init as *const ())?))
+        Ok((reference(function as *const ())?, InitRef(reference(init as *const ())?)))
     }
 
     /// References an initializer. The worker keeps its result, which tasks reach with

@@ -22,6 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
+use super::passed::PassedFd;
 use crate::shm::sys::HIGH_FD;
 
 /// Identifies a file among all that exist at the same time. Both ends of a pipe are one file.
@@ -162,7 +163,7 @@ pub fn attach_channel_end(object: &Arc<impl Attached>) -> Result<(), NotAttachab
 }
 
 /// Received descriptors. The ends of a pipe are one file, told apart by their access mode.
-type ByFile = BTreeMap<(FileId, u32), OwnedFd>;
+type ByFile = BTreeMap<(FileId, u32), PassedFd>;
 
 /// The descriptors received with the bytes to be decoded.
 static RECEIVED: Mutex<ByFile> = Mutex::new(BTreeMap::new());
@@ -191,11 +192,11 @@ fn access(fd: impl AsFd) -> u32 {
 
 /// The descriptors that came with values.
 #[derive(Debug, Default)]
-pub struct Received(Vec<(FileId, OwnedFd)>);
+pub struct Received(Vec<(FileId, PassedFd)>);
 
 impl Received {
     /// Creates it from descriptors and the ids that the sender has given them.
-    pub fn new(files: Vec<(FileId, OwnedFd)>) -> Self {
+    pub fn new(files: Vec<(FileId, PassedFd)>) -> Self {
         Self(files)
     }
 
@@ -227,8 +228,9 @@ impl Received {
                 drop(OF_VALUE.replace(self.0.take()));
             }
         }
-        let is_it = |id: FileId, fd: &OwnedFd| {
-            id.device == FileId::NO_DEVICE || FileId::of(fd).is_ok_and(|file| file == id)
+        let is_it = |id: FileId, fd: &PassedFd| {
+            let is_file = || fd.is_prompt() && FileId::of(fd).is_ok_and(|file| file == id);
+            id.device == FileId::NO_DEVICE || is_file()
         };
         let files = self.0.into_iter().filter(|(id, fd)| is_it(*id, fd));
         let received = files.map(|(id, fd)| ((id, access(&fd)), fd)).collect();
@@ -259,7 +261,7 @@ pub fn open_received(id: FileId, wanted: OFlags) -> Option<io::Result<OwnedFd>> 
 pub fn open_received_any(id: FileId) -> Option<io::Result<OwnedFd>> {
     with_received(|all| {
         let (_, fd) = all.range((id, 0)..=(id, u32::MAX)).next()?;
-        Some(fd.try_clone())
+        Some(fd.as_fd().try_clone_to_owned())
     })
 }
 
@@ -300,7 +302,7 @@ mod tests {
         let files = attachments.files();
         assert_eq!(files.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [pipe; 2]);
         assert!(open_received(pipe, OFlags::RDONLY).is_none());
-        let files = files.into_iter().map(|(id, fd)| (id, fd.try_clone_to_owned().unwrap()));
+        let files = files.into_iter().map(|(id, fd)| (id, fd.try_clone_to_owned().unwrap().into()));
         Received::new(files.collect()).register();
         for wanted in [OFlags::RDONLY, OFlags::WRONLY] {
             let fd = open_received(pipe, wanted).unwrap().unwrap();
@@ -318,7 +320,7 @@ mod tests {
         assert_ne!(named, FileId::unique());
         let other = FileId { inode: id.inode + 1, ..id };
         let files = || {
-            let fd = || read.try_clone().unwrap();
+            let fd = || read.try_clone().unwrap().into();
             Received::new(vec![(id, fd()), (named, fd()), (other, fd())])
         };
         let found = |id| (was_received(id), open_received(id, OFlags::RDONLY).is_some());

@@ -24,6 +24,7 @@ use rustix::net::{
 
 use crate::shm::sys::with_call_name;
 use crate::wire::error::TransportError;
+use crate::wire::passed::PassedFd;
 
 /// The longest packet in bytes, with its nonce. The handshake is the longest one of a worker.
 pub const MAX_PACKET: usize = 4096;
@@ -50,7 +51,7 @@ pub struct Packet {
     /// The bytes behind the nonce.
     pub bytes: Vec<u8>,
     /// The descriptors that were passed with it.
-    pub descriptors: Vec<OwnedFd>,
+    pub descriptors: Vec<PassedFd>,
     /// Whether descriptors were lost because this process has reached its limit of open files.
     pub is_cut: bool,
 }
@@ -179,14 +180,14 @@ impl Control {
                     }
                     Err(errno) => return Err(TransportError::from_io(errno.into())),
                 };
-            let mut descriptors = Vec::new();
+            let mut descriptors: Vec<PassedFd> = Vec::new();
             for message in ancillary.drain() {
                 if let RecvAncillaryMessage::ScmRights(passed) = message {
-                    descriptors.extend(passed);
+                    descriptors.extend(passed.map(PassedFd::from));
                 }
             }
             for descriptor in &descriptors {
-                // Closing a connection must not wait for its peer.
+                // Closing a connection should not wait for its peer. Its sender may set it again.
                 let _ = rustix::net::sockopt::set_socket_linger(descriptor, None);
             }
             if received.bytes == 0 && descriptors.is_empty() && self.has_ended() {

@@ -34,6 +34,10 @@ pub struct FnRef {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PreloadRef(pub(crate) FnRef);
 
+/// What creates the state of a call, for the trampoline of that call alone. Not a task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InitRef(pub(crate) FnRef);
+
 /// The function is not part of the executable's own image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(

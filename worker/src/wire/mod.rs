@@ -14,6 +14,7 @@ mod format;
 #[allow(unsafe_code)] // Reads the image's headers.
 pub mod function;
 pub mod note;
+pub mod passed;
 pub mod protocol;
 pub mod template;
 #[allow(unsafe_code)] // Takes over the descriptors of ipc-channel's sockets.
