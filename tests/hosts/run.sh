@@ -73,6 +73,14 @@ each_once out 300 plain
 [ "$(cut -d' ' -f1 ran | sort -u | tr '\n' ' ')" = "n1 n2 n3 " ] || fail "not on all hosts: $(cut -d' ' -f1 ran | sort | uniq -c) $(cat err)"
 took
 
+begin "a sandbox holds on every host"
+echo secret > secret
+run -p 1 --sandbox --read "$work/secret" --count 60 -- sh -c 'sleep 0.05; hostname; cat secret' > out 2> err || fail "exit code $?: $(cat err)"
+[ "$(sort -u out | tr "\n" " ")" = "n1 n2 n3 secret " ] || fail "$(sort out | uniq -c; cat err)"
+! run -p 1 --sandbox --count 30 -- cat "$work/secret" > out 2> err || fail "it was read"
+[ ! -s out ] && grep -q "Permission denied" err || fail "$(cat out err)"
+took
+
 begin "hosts are checked"
 on n1 "$program" hosts --hosts n1,n2:4,n3 --rsh "$rig/rsh" > out 2> err || fail "$(cat out err)"
 ! on n1 "$program" hosts --hosts n1,nowhere --rsh "$rig/rsh" > out 2>&1 || fail "nowhere is a host"

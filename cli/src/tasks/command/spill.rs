@@ -120,19 +120,25 @@ impl Spiller {
         Self { socket, open: None, is_far: false }
     }
 
-    /// Whether the output of a job has to be in memory, because the parent is on another host. A
-    /// parent on this host listens for as long as it lives.
+    /// Whether the output of a job has to be in memory, because the parent is on another host.
     fn is_far(&mut self) -> bool {
-        if self.open.is_none() && !self.is_far {
-            let opened = self.open().map(drop);
-            self.is_far = opened.is_err_and(|it| it.kind() == ErrorKind::ConnectionRefused);
-        }
+        // What else fails is an error where the files are used.
+        let _ = self.open_early();
         self.is_far
     }
 
-    /// Opens the files before they are needed.
+    /// Opens the files before they are needed, if the parent is on this host. It listens for as long as it lives.
     pub(super) fn open_early(&mut self) -> io::Result<()> {
-        self.open().map(drop)
+        if self.open.is_some() || self.is_far {
+            return Ok(());
+        }
+        match self.open().map(drop) {
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
+                self.is_far = true;
+                Ok(())
+            }
+            opened => opened,
+        }
     }
 
     /// Returns the files. Opens them and sends them to the parent on first use.
