@@ -63,6 +63,21 @@ pub(crate) fn descendants(pid: u32) -> Vec<u32> {
     found
 }
 
+/// Returns whether a process descends from another.
+pub(crate) fn descends(pid: u32, ancestor: u32) -> bool {
+    let mut current = pid;
+    while current > 1 {
+        let stat = std::fs::read_to_string(format!("/proc/{current}/stat")).unwrap_or_default();
+        // The parent follows the name and the state; see below.
+        let fields = stat.rsplit(") ").next().unwrap_or_default();
+        current = fields.split(' ').nth(1).and_then(|parent| parent.parse().ok()).unwrap_or(0);
+        if current == ancestor {
+            return true;
+        }
+    }
+    false
+}
+
 /// Returns the resource use of a process with its descendants, including those that have ended.
 pub(crate) fn family(pid: u32) -> Usage {
     let ticks = rustix::param::clock_ticks_per_second();
@@ -76,4 +91,21 @@ pub(crate) fn family(pid: u32) -> Usage {
         usage.cpu_millis += times.sum::<u64>() * 1000 / ticks.max(1);
     }
     usage
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_descends_from_those_that_started_it_and_from_no_other() {
+        let own = std::process::id();
+        let mut child = std::process::Command::new("sleep").arg("100").spawn().expect("sleep");
+        assert!(descends(child.id(), own));
+        assert!(!descends(own, child.id()));
+        assert!(!descends(own, own));
+        let _ = child.kill();
+        let _ = child.wait();
+        assert!(!descends(child.id(), own), "it has ended");
+    }
 }

@@ -17,7 +17,10 @@ use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, getpid, kill_process, pidfd_open};
+use rustix::io::Errno;
+use rustix::process::{
+    Pid, PidfdFlags, Signal, getpid, kill_process, pidfd_open, pidfd_send_signal,
+};
 
 use super::observe;
 use super::terminal::FROM_KEYS;
@@ -384,6 +387,23 @@ pub(crate) fn signal_descendants(signal: Signal) {
 pub(crate) fn signal_descendants_of(process: u32, signal: Signal, known: &mut HashSet<u32>) {
     for pid in observe::descendants(process) {
         if known.insert(pid) {
+            signal_descendant(process, pid, signal);
+        }
+    }
+}
+
+/// Sends a signal to a process, if it still descends from the other: one that has ended since may have given its number
+/// to a stranger.
+fn signal_descendant(ancestor: u32, pid: u32, signal: Signal) {
+    let Some(number) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return };
+    match pidfd_open(number, PidfdFlags::empty()) {
+        // What the descriptor refers to keeps its number until it has been waited for.
+        Ok(process) if observe::descends(pid, ancestor) => {
+            let _ = pidfd_send_signal(process, signal);
+        }
+        Ok(_) | Err(Errno::SRCH) => {}
+        // This process may open no more files.
+        Err(_) => {
             signal_one(pid, signal);
         }
     }

@@ -411,3 +411,22 @@ fn a_template_ends_with_its_pool() {
     drop(pool);
     wait_until("its end", || children_titled("ending/template").is_empty());
 }
+
+#[test]
+fn a_large_table_is_the_same_in_each_worker_and_takes_its_memory_once() {
+    const ITEMS: u64 = 16 << 20;
+    let sum =
+        |_: u64| with_state(|table: &mut Table| table.0.iter().fold(0, |a, b| a ^ b)).unwrap();
+    let pool = template().name("large").workers(2).preload(build, ITEMS).build().unwrap();
+    let expected = (0..ITEMS).map(square).fold(0, |a, b| a ^ b);
+    assert_eq!(pool.broadcast(sum, 0), [Ok(expected), Ok(expected)]);
+    let share = |pid: u32| -> u64 {
+        let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
+        let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    };
+    let workers = pool.workers().into_iter().map(|worker| worker.pid);
+    let all: u64 = workers.chain([the_template("large")]).map(share).sum();
+    let table = ITEMS * 8 / 1024;
+    assert!((table..table * 3 / 2).contains(&all), "{all} KiB, of which the table is {table}");
+}
