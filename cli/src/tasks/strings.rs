@@ -6,16 +6,16 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
+use super::bytes::Bytes;
+
 /// Byte strings in order, one behind the other.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Strings {
-    text: Block,
+    /// All of them, which travel as one block.
+    text: Bytes,
     /// Where each ends in the text.
     ends: Vec<usize>,
 }
-
-/// The text of all, which travels as one block.
-type Block = super::Bytes;
 
 impl Strings {
     /// Appends a string.

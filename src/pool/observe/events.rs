@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use procpool_worker::note::{LogRecord, Progress};
+use procpool_worker::note::{self, LogRecord, Progress};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -209,11 +209,7 @@ impl EventKind {
             | Self::CallbackPanicked { message: text } => text,
             _ => return,
         };
-        if text.len() > MAX_TEXT {
-            text.truncate(text.floor_char_boundary(MAX_TEXT));
-            text.push_str("… (cut)");
-            text.shrink_to_fit();
-        }
+        note::cut(text, MAX_TEXT);
     }
 
     /// Returns the slot of the worker that the event is about.

@@ -137,7 +137,7 @@ fn a_signal_costs_one_task_and_is_named() {
 fn a_heap_that_the_c_library_finds_damaged_ends_the_worker_also_beside_other_threads() {
     let damage = |_: ()| {
         // With another thread, the C library takes the lock of the heap, and aborts while it has it.
-        std::thread::spawn(|| std::thread::park());
+        std::thread::spawn(std::thread::park);
         // SAFETY: none. It is meant to crash.
         unsafe {
             let (block, _after) = (libc::malloc(2000), libc::malloc(2000));

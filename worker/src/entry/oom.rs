@@ -80,10 +80,15 @@ fn find_current_exception() -> Option<CurrentException> {
     }
 }
 
+/// Looks up what the handler needs to know, unless the template did so before the fork.
+pub(super) fn prepare() {
+    PROGRAM.get_or_init(Program::find);
+}
+
 /// Installs the SIGABRT handler that records [`AbortReason::OutOfMemory`] in `lane`.
 pub(super) fn install_handler(lane: &'static Words) {
     let _ = LANE.set(lane);
-    let _ = PROGRAM.set(Program::find());
+    prepare();
     let handler = on_abort as extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut c_void);
     // SAFETY: plain system calls on local data. The handler has comments of its own.
     unsafe {

@@ -24,7 +24,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use super::{huge_pages, liveness, serve, setup};
+use super::{huge_pages, liveness, oom, serve, setup};
 use crate::run::{fork_guard, panics, trampoline};
 use crate::shm::region::Region;
 use crate::shm::sys;
@@ -131,6 +131,7 @@ impl Template {
                     if call.is_some() && loaded.is_ok() {
                         huge_pages::collapse(begun.elapsed());
                     }
+                    oom::prepare();
                     // What is buffered would be written once more by each worker.
                     let _ = io::stdout().flush();
                     sys::flush_c_streams();

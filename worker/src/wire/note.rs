@@ -107,6 +107,19 @@ pub struct LogRecord {
     pub dropped: u64,
 }
 
+/// Cuts a text of more than `most` bytes, and says so at its end.
+pub fn cut(text: &mut String, most: usize) {
+    if text.len() > most {
+        let mut end = most;
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        text.truncate(end);
+        text.push_str("… (cut)");
+        text.shrink_to_fit();
+    }
+}
+
 impl LogRecord {
     /// The most bytes of a text in a record.
     pub(crate) const MAX_TEXT: usize = 32 << 10;
@@ -116,16 +129,7 @@ impl LogRecord {
 
     /// Cuts what is too long or too many. A parent cuts again: a worker may send anything.
     pub fn cut(&mut self) {
-        fn shorten(text: &mut String) {
-            if text.len() > LogRecord::MAX_TEXT {
-                let mut end = LogRecord::MAX_TEXT;
-                while !text.is_char_boundary(end) {
-                    end -= 1;
-                }
-                text.truncate(end);
-                text.push_str("… (cut)");
-            }
-        }
+        let shorten = |text: &mut String| cut(text, Self::MAX_TEXT);
         self.fields.truncate(Self::MAX_FIELDS);
         self.spans.truncate(Self::MAX_FIELDS);
         shorten(&mut self.message);
