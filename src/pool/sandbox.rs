@@ -15,6 +15,7 @@ use crate::error::StartError;
 /// - files and directories that are not named, but for their metadata: whether they exist, their size, their times;
 /// - the network, and sockets of any kind;
 /// - starting processes, and signals to others;
+/// - settings of terminals, file systems and devices (`ioctl`), exclusive locks on files that may only be read;
 /// - looking into other processes (`ptrace`), keyrings, `io_uring`, `userfaultfd`, namespaces, modules, and all else
 ///   that has no place in a computation.
 ///

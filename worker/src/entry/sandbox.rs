@@ -91,7 +91,9 @@ pub(super) fn confine(to: &Confinement, lane: &'static Words) -> Result<(), Stri
         if let Err(error) = write_only(stream)
             && !to.best_effort
         {
-            return Err(format!("its output can't be made one that is only written: {error}"));
+            return Err(format!(
+                "the terminal that its output goes to can't be opened anew without its input: {error}; where it belongs to another user, pipe the output (| cat), or capture it"
+            ));
         }
     }
     rules(to)?.restrict_self().map_err(|error| lacking(&error))?;
