@@ -278,16 +278,15 @@ fn conditional(to: &Confinement) -> Result<Rules, seccompiler::BackendError> {
             [0, libc::SOCK_CLOEXEC, libc::SOCK_NONBLOCK, libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK];
         kinds.iter().flat_map(|kind| options.map(|option| (kind | option) as u64)).collect()
     };
-    // The owner of a terminal gets a signal when the user types, and is whoever is in the foreground.
-    let asynchronous = rule(&[
-        (1, Eq, libc::F_SETFL as u64),
-        (2, MaskedEq(libc::O_ASYNC as u64), libc::O_ASYNC as u64),
-    ])?;
     // A lease stops whoever opens the file to write, although its holder may only read it.
-    let mut fcntl = vec![asynchronous, rule(&[(1, Eq, libc::F_SETLEASE as u64)])?];
+    let mut fcntl = vec![rule(&[(1, Eq, libc::F_SETLEASE as u64)])?];
     if !to.spawn {
-        // Owners of files get signals. Where there are processes, Landlock stops those to others.
+        // Owners of files get signals; that of a terminal is who is in the foreground, and need not be named. Where there
+        // are processes, which a pool's workers are, Landlock stops signals to others.
         fcntl.extend(any_of(1, &FCNTL_REFUSED)?);
+        let asynchronous = libc::O_ASYNC as u64;
+        let is_set = (2, MaskedEq(asynchronous), asynchronous);
+        fcntl.push(rule(&[(1, Eq, libc::F_SETFL as u64), is_set])?);
     }
     let of_processes: &[u64] = if to.spawn { &PRCTL_OF_PROCESSES } else { &[] };
     let prctl = [&PRCTL_ALLOWED, of_processes].concat();
