@@ -3,9 +3,9 @@
 
 Each round runs them in turn, in another order each time, so that what else the machine does meets
 all of them. Ratios are of one round; the spread is from the smallest to the largest. CPU time is of
-the program and of all that it waited for. A bare loop of posix_spawn is the limit. Then the same for one job that prints a lot, to a pipe and
-to a file; then inputs that are packed into commands, and standard input that is split into blocks; and
-whether memory is flat over many inputs.
+the program and of all that it waited for. A bare loop of posix_spawn is the limit. Then the same for
+one job that prints a lot, to a pipe and to a file; then inputs that are packed into commands, and
+standard input that is split into blocks; and whether memory is flat over many inputs.
 
     $ apt-get install parallel          # xargs is there
     $ cargo build --release

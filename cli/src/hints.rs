@@ -42,13 +42,19 @@ pub(super) fn of(error: &clap::Error) -> Option<String> {
                     .to_owned(),
             })
         }
-        ErrorKind::MissingRequiredArgument => Some(
+        ErrorKind::MissingRequiredArgument if lacks_command(error) => Some(
             "options of commands need one after --: procpool run -- COMMAND {} ::: INPUT...; \
              --task names a built-in task, and -t prints commands"
                 .to_owned(),
         ),
         _ => None,
     }
+}
+
+/// Whether an option was given that is for commands, and no command.
+fn lacks_command(error: &clap::Error) -> bool {
+    let missing = error.get(ContextKind::InvalidArg);
+    matches!(missing, Some(ContextValue::Strings(names)) if names.iter().any(|it| it.starts_with("<COMMAND>")))
 }
 
 #[cfg(test)]
@@ -93,5 +99,17 @@ mod tests {
             let hinted = of(&error.expect_err(option)).expect(option);
             assert!(hinted.contains(hint), "{option}: {hinted}");
         }
+    }
+
+    #[test]
+    fn only_who_leaves_out_the_command_is_told_of_it() {
+        let hint = |arguments: &[&str]| {
+            let arguments = std::iter::once(&"procpool").chain(arguments);
+            of(&Cli::try_parse_from(arguments).expect_err("something is missing"))
+        };
+        let told = hint(&["run", "-t", "sha256"]).expect("a hint");
+        assert!(told.contains("--task names a built-in task"), "{told}");
+        assert_eq!(hint(&["run", "--read", "/", "--", "true"]), None);
+        assert_eq!(hint(&["timeline"]), None);
     }
 }

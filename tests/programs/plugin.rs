@@ -22,7 +22,7 @@ pub unsafe extern "C" fn plugin_run(
         b"hang" => loop {
             std::thread::park();
         },
-        // A release build removes an allocation that nobody looks at.
+        // Without `black_box`, a release build removes the allocation.
         b"leak" => loop {
             std::mem::forget(std::hint::black_box(vec![1_u8; 8 << 20]));
         },

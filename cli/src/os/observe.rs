@@ -63,14 +63,20 @@ pub(crate) fn descendants(pid: u32) -> Vec<u32> {
     found
 }
 
+/// Returns the numbers that the kernel tells of a process, from its parent on: proc(5). None if it has ended.
+fn numbers_of(pid: u32) -> Vec<i64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The name may contain any character, so the search starts at the end. The state follows it.
+    let fields = stat.trim_end().rsplit(") ").next().unwrap_or_default().split(' ').skip(1);
+    // The last ones may be addresses, which are larger.
+    fields.map_while(|number| number.parse().ok()).collect()
+}
+
 /// Returns whether a process descends from another.
 pub(crate) fn descends(pid: u32, ancestor: u32) -> bool {
     let mut current = pid;
     while current > 1 {
-        let stat = std::fs::read_to_string(format!("/proc/{current}/stat")).unwrap_or_default();
-        // The parent follows the name and the state; see below.
-        let fields = stat.rsplit(") ").next().unwrap_or_default();
-        current = fields.split(' ').nth(1).and_then(|parent| parent.parse().ok()).unwrap_or(0);
+        current = numbers_of(current).first().map_or(0, |parent| *parent as u32);
         if current == ancestor {
             return true;
         }
@@ -84,11 +90,8 @@ pub(crate) fn family(pid: u32) -> Usage {
     let mut usage = Usage::default();
     for pid in std::iter::once(pid).chain(descendants(pid)) {
         usage.memory += resident(pid).unwrap_or(0);
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        // The name may contain any character, so the search starts at the end: proc(5).
-        let fields = stat.rsplit(") ").next().unwrap_or_default().split(' ');
-        let times = fields.skip(11).take(4).filter_map(|time| time.parse::<u64>().ok());
-        usage.cpu_millis += times.sum::<u64>() * 1000 / ticks.max(1);
+        let times: i64 = numbers_of(pid).get(10..14).unwrap_or_default().iter().sum();
+        usage.cpu_millis += times.max(0).cast_unsigned() * 1000 / ticks.max(1);
     }
     usage
 }

@@ -2,8 +2,6 @@
 //! process frees one: beside 400 MB in small pages a fork takes 10 ms and an exit 12, in huge pages 0.2 and 0.2 (2 cores,
 //! Linux 6.18).
 //!
-//! Tasks that look things up all over a large table are faster, too.
-//!
 //! It must be done before the first fork: afterwards the pages are shared, and a copy of them would be one more in memory.
 //! The kernel copies 2 MiB in 0.6 ms, and in 5 ms where it has to make room first. So the time is limited, and the
 //! largest stretches of memory come first.
@@ -20,7 +18,7 @@ const FEWEST: usize = 32;
 /// The shortest and the longest time that this may take, whatever the preload function took.
 const LIMITS: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(2)];
 
-/// After so many huge pages that the kernel did not give in a row, it has none.
+/// When the kernel has refused so many huge pages in a row, it has none left.
 const MOST_REFUSALS: usize = 8;
 
 /// Moves this process's own memory into huge pages, as far as the system allows and all of a huge page is in use. What
@@ -116,6 +114,6 @@ mod tests {
         collapse(Duration::from_secs(10));
         assert!(bytes.iter().enumerate().all(|(at, byte)| *byte == (at % 251) as u8));
         let first = (unused.as_ptr() as usize).next_multiple_of(size);
-        assert!(!is_resident(first, size), "zeroed memory that nobody has written");
+        assert!(!is_resident(first, size), "it was never written, and so it has no pages");
     }
 }

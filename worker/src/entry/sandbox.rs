@@ -278,7 +278,7 @@ fn conditional(to: &Confinement) -> Result<Rules, seccompiler::BackendError> {
             [0, libc::SOCK_CLOEXEC, libc::SOCK_NONBLOCK, libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK];
         kinds.iter().flat_map(|kind| options.map(|option| (kind | option) as u64)).collect()
     };
-    // A lease stops whoever opens the file to write, although its holder may only read it.
+    // A program that may only read a file can take a lease on it. Whoever opens the file to write then waits.
     let mut fcntl = vec![rule(&[(1, Eq, libc::F_SETLEASE as u64)])?];
     if !to.spawn {
         // Owners of files get signals; that of a terminal is who is in the foreground, and need not be named. Where there

@@ -196,6 +196,14 @@ fn set_name(name: &str) {
     }
 }
 
+/// Whether the kernel says that this process has one thread. It does not where a filter of system calls is in force: the
+/// filter might end the process.
+fn is_alone() -> bool {
+    // SAFETY: plain system calls. A process of one thread shares its memory with nobody, so that the second changes
+    // nothing; in one with more threads, it fails.
+    unsafe { libc::prctl(libc::PR_GET_SECCOMP) == 0 && libc::unshare(libc::CLONE_VM) == 0 }
+}
+
 /// Returns the names of this process's threads but this one, which must be the main one.
 ///
 /// # Errors
@@ -204,9 +212,7 @@ fn set_name(name: &str) {
 pub(super) fn other_threads() -> io::Result<Vec<String>> {
     let threads = match std::fs::read_dir("/proc/self/task") {
         Ok(threads) => threads,
-        // The kernel refuses this, which changes nothing in a process of one thread, only to one with more.
-        // SAFETY: memory that is shared with nobody stays as it is.
-        Err(_) if unsafe { libc::unshare(libc::CLONE_VM) } == 0 => return Ok(Vec::new()),
+        Err(_) if is_alone() => return Ok(Vec::new()),
         Err(error) => return Err(error),
     };
     let own = std::process::id().to_string();
